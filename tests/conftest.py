@@ -1,0 +1,99 @@
+"""A family of tiny models that every test can afford: byte tokenizer, two to four layers, made on the spot."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SHARED = Path(__file__).parents[2] / "shared"
+CHAT = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+
+
+def byte_tokenizer(extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """One token per byte, two markers; the pad token is the end token, as in many real families."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|start|>", "<|end|>", *extra])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>", chat_template=CHAT
+    )
+
+
+def save_tiny_model(
+    path: Path, *, seed: int, layers: int = 2, width: int = 32, padding_rows: int = 6, extra: tuple[str, ...] = ()
+) -> Path:
+    tokenizer = byte_tokenizer(extra)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + padding_rows,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "teacher", seed=1, layers=4, width=48, padding_rows=14)
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another width and another padding of the vocabulary than the teacher, as in Qwen2.5 1.5B and 14B."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "student", seed=2)
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with another tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "stranger", seed=3, extra=("<|tool|>",))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path / "prompts.jsonl", 10)
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    rows = [{"prompt": f"What is {i} plus {i * 7 % 5}{'?' * (i % 4 + 1)}"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real benchmark rows and prompts, which are not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data at {SHARED}")
+    return SHARED
+
+
+Files = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture
+def contents() -> Files:
+    """Every file of an artifact with its bytes, the lock aside."""
+    return lambda path: {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != ".lock"
+    }

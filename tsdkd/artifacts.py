@@ -1,0 +1,435 @@
+"""What lies between two stages: a directory with `manifest.json` and the files it lists. Knows no torch.
+
+A `Writer` adds one finished part after the other and can be killed at any moment: a part is written aside, fsynced and
+renamed, and only then listed, by replacing the manifest atomically. A `read` trusts nothing: kind, format, state,
+sizes, hashes and parents are checked before a stage sees a row.
+
+An artifact's *identity* is what it is made from: configuration, seed, parents, models, engine. Running a stage again
+with the same identity resumes or does nothing; with another it refuses. Its *fingerprint* adds the content, and
+children record it. Manifests hold no time: the same work gives the same bytes.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tsdkd import __version__
+from tsdkd.errors import ArtifactError, TsdkdError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+Kind = Literal["rollouts", "scores", "checkpoint", "results"]
+MADE_BY: dict[str, str] = {
+    "rollouts": "tsdkd generate",
+    "scores": "tsdkd score",
+    "checkpoint": "tsdkd train",
+    "results": "tsdkd eval",
+}
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMAS: dict[str, pa.Schema] = {
+    "rollouts": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("prompt_id", pa.string()),
+            ("source", pa.string()),
+            ("messages", MESSAGES),
+            ("prompt_ids", pa.list_(pa.int32())),
+            ("response_ids", pa.list_(pa.int32())),  # as the engine produced them, end token included
+            ("response", pa.string()),  # for people; never tokenised again
+            ("finish_reason", pa.string()),  # "stop" or "length"
+        ]
+    ),
+    # Lists run over the response's tokens; those of k or K entries a token are flattened, token after token.
+    "scores": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("student_entropy", pa.list_(pa.float32())),
+            ("teacher_entropy", pa.list_(pa.float32())),
+            ("student_logprob", pa.list_(pa.float32())),  # of the sampled token
+            ("teacher_logprob", pa.list_(pa.float32())),
+            ("candidates", pa.list_(pa.int32())),  # the student's k, best first
+            ("ranks", pa.list_(pa.int16())),  # the teacher's rank of each, 0 is its favourite
+            ("hidden", pa.large_binary()),  # signal "hidden": tokens x width, the teacher's dtype
+            ("top_ids", pa.list_(pa.int32())),  # signal "topk": the teacher's K, best first
+            ("top_logprobs", pa.list_(pa.float32())),
+        ]
+    ),
+    "results": pa.schema(
+        [
+            ("task", pa.string()),
+            ("document", pa.int32()),
+            ("metric", pa.string()),
+            ("prompt", pa.string()),
+            ("answer", pa.string()),
+            ("extracted", pa.string()),
+            ("target", pa.string()),
+            ("score", pa.float64()),
+        ]
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of an artifact; `rows` is None where the file is no table."""
+
+    file: str
+    rows: int | None
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What an artifact was made from: another artifact, or a file. `path` is relative to the artifact."""
+
+    kind: str
+    fingerprint: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that took part, by content: fingerprints of weights, tokenizer and chat template."""
+
+    role: str
+    name: str
+    weights: str
+    tokenizer: str
+    chat_template: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything an artifact says about itself."""
+
+    kind: str
+    config: dict[str, Any]
+    seed: int
+    parents: tuple[Parent, ...] = ()
+    models: tuple[Model, ...] = ()
+    engine: str = "transformers"
+    libraries: dict[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    state: str = "partial"
+    summary: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+    tsdkd: str = __version__
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the artifact is made from, by content: names and paths do not count."""
+        return {
+            "kind": self.kind,
+            "seed": self.seed,
+            "engine": self.engine,
+            **{f"config.{key}": value for key, value in self.config.items()},
+            **{f"parent {parent.kind}": parent.fingerprint for parent in self.parents},
+            **{f"model {m.role}": [m.weights, m.tokenizer, m.chat_template] for m in self.models},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity and content in one hash; what children record."""
+        content = [[part.file, part.rows, part.sha256] for part in self.parts]
+        return digest({"identity": self.identity, "parts": content, "summary": self.summary})
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows or 0 for part in self.parts)
+
+    def model(self, role: str) -> Model:
+        return next(model for model in self.models if model.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished artifact whose every listed file was found to be what the manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def tables(self) -> list[Part]:
+        return [part for part in self.manifest.parts if part.rows is not None]
+
+    def read_part(self, part: Part) -> pa.Table:
+        return pq.read_table(self.path / part.file)
+
+    def table(self) -> pa.Table:
+        """All rows, in order."""
+        return pa.concat_tables(self.read_part(part) for part in self.tables)
+
+    def as_parent_of(self, child: Path) -> Parent:
+        return Parent(self.manifest.kind, self.fingerprint, os.path.relpath(self.path, child))
+
+    def require_parent(self, other: "Artifact") -> None:
+        """Raise ArtifactError unless this artifact was made from `other`."""
+        kind = other.manifest.kind
+        found = next((parent.fingerprint for parent in self.manifest.parents if parent.kind == kind), "none")
+        if found != other.fingerprint:
+            raise ArtifactError(
+                f"{self.path} was made from other {kind} ({found[:12]}) than {other.path} ({other.fingerprint[:12]}).",
+                f"Name the {kind} it was made from, or run `{MADE_BY[self.manifest.kind]}` again with --overwrite.",
+            )
+
+
+class Writer:
+    """Writes one artifact, part by part; as a context it holds the directory's lock."""
+
+    def __init__(self, path: Path, manifest: Manifest, lock: IO[str]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Self:
+        """Begin an artifact, resume a partial one, or find a complete one (`writer.complete`).
+
+        Raises ArtifactError when something else is there: no artifact, another identity, or another process writing.
+        """
+        if path.exists() and not (path / MANIFEST).exists() and any(file.name != ".lock" for file in path.iterdir()):
+            raise ArtifactError(f"{path} exists and is no artifact.", "Choose another output directory.")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ArtifactError(
+                f"Another process is writing {path}.", "Wait for it, or choose another output directory."
+            ) from None
+        try:
+            writer = cls(path, manifest, lock)
+            writer._take_over(overwrite)
+        except BaseException:
+            lock.close()
+            raise
+        return writer
+
+    def _take_over(self, overwrite: bool) -> None:
+        if not (self.path / MANIFEST).exists():
+            return self._save()
+        if overwrite:
+            for file in self.path.iterdir():
+                if file.name != ".lock":
+                    _remove(file)
+            return self._save()
+        found = load_manifest(self.path)
+        _require_same(self.path, found, self.manifest)
+        for stray in self.path.glob("*.tmp"):
+            _remove(stray)
+        _check_parts(self.path, found)
+        self.manifest = found
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest.state == "complete"
+
+    def has(self, file: str) -> bool:
+        return any(part.file == file for part in self.manifest.parts)
+
+    def write_table(self, file: str, table: pa.Table, row_group_size: int | None = None) -> None:
+        """Add a Parquet part; the table is cast to the kind's schema."""
+        aside = self.path / f"{file}.tmp"
+        schema = SCHEMAS[self.manifest.kind]
+        pq.write_table(table.cast(schema), aside, row_group_size=row_group_size, compression="zstd")
+        self._add(aside, file, table.num_rows)
+
+    def aside(self, file: str) -> Path:
+        """Where to write a file that `add_file` will then make a part."""
+        return self.path / f"{file}.tmp"
+
+    def add_file(self, file: str) -> None:
+        self._add(self.aside(file), file, None)
+
+    def adopt(self, directory: Path) -> None:
+        """Make every file of a directory a part; `directory` is emptied."""
+        for source in sorted(directory.iterdir()):
+            source.replace(self.aside(source.name))
+            self.add_file(source.name)
+
+    def finish(self, summary: dict[str, Any]) -> Artifact:
+        parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
+        self.manifest = replace(self.manifest, state="complete", summary=summary, parts=parts)
+        self._save()
+        return self.artifact
+
+    @property
+    def artifact(self) -> Artifact:
+        return Artifact(self.path, self.manifest)
+
+    def _add(self, aside: Path, file: str, rows: int | None) -> None:
+        _fsync(aside)
+        part = Part(file, rows, aside.stat().st_size, file_digest(aside))
+        aside.replace(self.path / file)
+        others = tuple(other for other in self.manifest.parts if other.file != file)
+        self.manifest = replace(self.manifest, parts=(*others, part))
+        self._save()
+
+    def _save(self) -> None:
+        aside = self.aside(MANIFEST)
+        aside.write_text(json.dumps(asdict(self.manifest), indent=1, sort_keys=True) + "\n")
+        _fsync(aside)
+        aside.replace(self.path / MANIFEST)
+        _fsync(self.path)
+
+
+def read(path: Path, kind: Kind, option: str | None = None) -> Artifact:
+    """Open a finished artifact of one kind; every file is hashed.
+
+    Raises ArtifactError, naming what was found, what was expected and what to run (or which `option` to give).
+    """
+    maker = MADE_BY[kind]
+    if not (path / MANIFEST).is_file():
+        name = option or f"--{kind}"
+        raise ArtifactError(f"There are no {kind} at {path}.", f"Run `{maker}` first, or name them with {name}.")
+    manifest = load_manifest(path)
+    if manifest.kind != kind:
+        raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}.", f"Name an artifact that `{maker}` wrote.")
+    if manifest.state != "complete":
+        raise ArtifactError(
+            f"{path} is not finished: {len(manifest.parts)} parts so far.", f"Run `{maker}` again to finish it."
+        )
+    _check_parts(path, manifest)
+    return Artifact(path, manifest)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest of an artifact in any state; its files are not looked at."""
+    try:
+        raw = json.loads((path / MANIFEST).read_text())
+        newer = raw["format"] > FORMAT
+        if not newer:
+            known = {f.name for f in fields(Manifest)}
+            raw |= {
+                "parents": tuple(Parent(**parent) for parent in raw["parents"]),
+                "models": tuple(Model(**model) for model in raw["models"]),
+                "parts": tuple(Part(**part) for part in raw["parts"]),
+            }
+            manifest = Manifest(**{key: value for key, value in raw.items() if key in known})
+            MADE_BY[manifest.kind]
+            return manifest
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} is no artifact: it has no {MANIFEST}.", "Name the directory of an artifact."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path / MANIFEST} cannot be read ({error}).", "Restore it, or write the artifact again with --overwrite."
+        ) from None
+    raise ArtifactError(f"{path} has format {raw['format']}; this tsdkd reads up to {FORMAT}.", "Update tsdkd.")
+
+
+def verify(path: Path) -> Manifest:
+    """Check an artifact as `read` does, its tables' schemas and rows, and that parents still there are unchanged."""
+    manifest = load_manifest(path)
+    artifact = read(path, manifest.kind)  # type: ignore[arg-type]  # an unknown kind has no maker and fails there
+    for part in artifact.tables:
+        found = pq.ParquetFile(path / part.file)
+        if found.schema_arrow != SCHEMAS[manifest.kind] or found.metadata.num_rows != part.rows:
+            raise ArtifactError(
+                f"{path / part.file} has other columns or rows than its manifest says.",
+                f"Run `{MADE_BY[manifest.kind]}` again.",
+            )
+    for parent, there, same in parents_of(path, manifest):
+        if there and not same:
+            raise ArtifactError(
+                f"The {parent.kind} at {path / parent.path} changed after {path} was made from them.",
+                f"Restore them, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
+            )
+    return manifest
+
+
+def parents_of(path: Path, manifest: Manifest) -> Iterator[tuple[Parent, bool, bool]]:
+    """Each parent with two facts: is something at its path, and has that the recorded fingerprint?"""
+    for parent in manifest.parents:
+        place = path / parent.path
+        if parent.kind in MADE_BY:
+            there = (place / MANIFEST).is_file()
+            same = there and load_manifest(place).fingerprint == parent.fingerprint
+        else:
+            there = place.is_file()
+            same = there and file_digest(place) == parent.fingerprint
+        yield parent, there, same
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_parts(path: Path, manifest: Manifest) -> None:
+    remedy = f"Restore it, or run `{MADE_BY.get(manifest.kind, 'the stage')}` again with --overwrite."
+    for part in manifest.parts:
+        file = path / part.file
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing.", remedy)
+        if file.stat().st_size != part.bytes or file_digest(file) != part.sha256:
+            raise ArtifactError(f"{file} was changed: its hash differs from the manifest's.", remedy)
+
+
+def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
+    was, now = (json.loads(json.dumps(manifest.identity)) for manifest in (found, wanted))
+    differing = [
+        f"{key} was {_brief(was.get(key))}, now {_brief(now.get(key))}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    if found.state == "partial" and found.libraries != wanted.libraries:
+        differing.append(f"libraries were {found.libraries}, now {wanted.libraries}")
+    if differing:
+        raise ArtifactError(
+            f"{path} was made with another configuration: {'; '.join(differing)}.",
+            "Use another --run or output, or give --overwrite to replace it.",
+        )
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _brief(value: Any) -> str:
+    def short(item: Any) -> Any:
+        return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
+
+    return str([short(item) for item in value] if isinstance(value, list) else short(value))
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise TsdkdError(
+            f"{path} could not be written to disk ({error.strerror}).", "Check the disk and run again."
+        ) from error
+    finally:
+        os.close(handle)

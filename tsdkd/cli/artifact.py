@@ -1,0 +1,86 @@
+"""tsdkd artifact: look at what lies between stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.tree import Tree
+
+from tsdkd.cli.console import out, show_pairs
+
+if TYPE_CHECKING:
+    from tsdkd.artifacts import Manifest
+
+app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
+Place = Annotated[Path, typer.Argument(help="An artifact's directory.", show_default=False)]
+
+
+@app.command()
+def show(path: Place) -> None:
+    """What an artifact is and what it was made from."""
+    from tsdkd.artifacts import load_manifest
+
+    manifest = load_manifest(path)
+    show_pairs(
+        f"{manifest.kind}, {manifest.state}",
+        [
+            ("fingerprint", manifest.fingerprint),
+            ("written by", f"tsdkd {manifest.tsdkd}, {manifest.engine}, {_pairs(manifest.libraries)}"),
+            ("seed", str(manifest.seed)),
+            ("config", _pairs(manifest.config)),
+            *[(model.role, f"{model.name} (weights {model.weights[:12]})") for model in manifest.models],
+            *[
+                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {parent.path}")
+                for parent in manifest.parents
+            ],
+            (
+                "files",
+                f"{len(manifest.parts)}, {manifest.rows:,} rows, {sum(p.bytes for p in manifest.parts) / 1e6:,.1f} MB",
+            ),
+            *[(name, str(value)) for name, value in manifest.summary.items()],
+        ],
+    )
+
+
+@app.command("verify")
+def verify_(path: Place) -> None:
+    """Check every file's hash, the columns, and that the parents are unchanged."""
+    from tsdkd.artifacts import verify
+
+    manifest = verify(path)
+    out.print(f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {manifest.fingerprint[:12]}")
+
+
+@app.command()
+def lineage(path: Place) -> None:
+    """The tree of everything an artifact was made from."""
+    from tsdkd.artifacts import load_manifest
+
+    manifest = load_manifest(path)
+    tree = Tree(_name(path, manifest))
+    _grow(tree, path, manifest)
+    out.print(tree)
+
+
+def _grow(tree: Tree, path: Path, manifest: Manifest) -> None:
+    from tsdkd.artifacts import MADE_BY, load_manifest, parents_of
+
+    for parent, there, same in parents_of(path, manifest):
+        place = (path / parent.path).resolve()
+        state = "" if same else " [red](changed since)[/red]" if there else " [red](not there any more)[/red]"
+        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]} {parent.path}{state}")
+        if there and parent.kind in MADE_BY:
+            _grow(branch, place, load_manifest(place))
+    for model in manifest.models:
+        tree.add(f"{model.role} {model.weights[:12]} {model.name}")
+
+
+def _name(path: Path, manifest: Manifest) -> str:
+    return f"{manifest.kind} {manifest.fingerprint[:12]} {path}"
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())

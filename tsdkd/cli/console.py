@@ -1,0 +1,81 @@
+"""What a user sees: progress bars, panels, tables and errors. The only module that knows rich.
+
+On a terminal, stages draw bars; piped, they say only what matters. Errors go to stderr: cause, then remedy.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="cyan")
+
+
+class Reporter:
+    """Shows what stages report (see `tsdkd.stages.report.Reporter`)."""
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+            task = bar.add_task(what, total=total, completed=done, unit=unit)
+            yield lambda count: bar.advance(task, count)
+
+    def say(self, message: str) -> None:
+        err.print(escape(message), style="yellow")
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        show_pairs(title, rows)
+
+
+def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values in a panel."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        grid.add_row(f"[dim]{escape(name)}[/dim]", escape(value))
+    out.print(Panel(grid, title=escape(title), title_align="left", expand=False))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+
+
+def show_next(command: str) -> None:
+    out.print(f"next: [bold]{escape(command)}[/bold]")
+
+
+def show_error(cause: str, remedy: str) -> None:
+    err.print(f"[red]error:[/red] {escape(cause)}", soft_wrap=True)
+    err.print(f"[green]try:[/green]   {escape(remedy)}", soft_wrap=True)

@@ -1,0 +1,60 @@
+"""Options that several commands share, worded once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsdkd.stages.config import DType
+
+MODELS = "Models"
+DATA = "Inputs and outputs"
+METHOD = "Method"
+ENGINE = "Engine"
+
+Run = Annotated[
+    Path,
+    typer.Option(
+        "--run",
+        envvar="TSDKD_RUN",
+        help="Run directory: rollouts/, scores/, checkpoint/, results/.",
+        rich_help_panel=DATA,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace an output that was made with another configuration.", rich_help_panel=DATA
+    ),
+]
+Rollouts = Annotated[
+    Path | None, typer.Option(help="Rollouts artifact.", show_default="RUN/rollouts", rich_help_panel=DATA)
+]
+Scores = Annotated[Path | None, typer.Option(help="Scores artifact.", show_default="RUN/scores", rich_help_panel=DATA)]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Checkpoint artifact.", show_default="RUN/checkpoint", rich_help_panel=DATA)
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="JSONL, JSON, CSV or Parquet file.", show_default="the embedded prompts", rich_help_panel=DATA),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(help="Column with messages or text.", show_default="messages, else prompt", rich_help_panel=DATA),
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        help="Model directory or hub id.", show_default="as recorded, else the embedded student", rich_help_panel=MODELS
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="Model directory or hub id.", show_default="the embedded teacher", rich_help_panel=MODELS),
+]
+Seed = Annotated[int, typer.Option(help="Fixes sampling and order.", rich_help_panel=ENGINE)]
+DTypeName = Annotated[
+    DType, typer.Option("--dtype", help="Precision; auto: as the model was saved.", rich_help_panel=ENGINE)
+]
+
+RUN = Path("runs/default")

@@ -1,0 +1,52 @@
+"""The objective of TSD-KD as a library: tensors in, tensors out; knows no files, no models, no command line.
+
+Shapes: batch, seq, vocab, k. Logits are already aligned to the response positions they predict. Entropies and
+divergences are in nats. Masks are True at response tokens. Equation numbers are those of the paper (ICLR 2026).
+
+Names load on first use, so that `TSDKDConfig` (the command line's defaults) costs no import of torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsdkd.core.adaptive import AdaptiveOpener as AdaptiveOpener
+    from tsdkd.core.config import TSDKDConfig as TSDKDConfig
+    from tsdkd.core.distributions import entropy as entropy
+    from tsdkd.core.distributions import generalized_jsd as generalized_jsd
+    from tsdkd.core.head import Head as Head
+    from tsdkd.core.objective import token_selective_loss as token_selective_loss
+    from tsdkd.core.objective import tsdkd_loss as tsdkd_loss
+    from tsdkd.core.ranking import plackett_luce_nll as plackett_luce_nll
+    from tsdkd.core.ranking import ranking_nll as ranking_nll
+    from tsdkd.core.selection import TokenWeights as TokenWeights
+    from tsdkd.core.selection import opener_mask as opener_mask
+    from tsdkd.core.selection import select as select
+    from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
+    from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
+    from tsdkd.core.teacher import TeacherLogits as TeacherLogits
+    from tsdkd.core.teacher import TeacherRanks as TeacherRanks
+    from tsdkd.core.teacher import TeacherSignal as TeacherSignal
+    from tsdkd.core.teacher import TeacherTopK as TeacherTopK
+
+_NAMES = {
+    "adaptive": ["AdaptiveOpener"],
+    "config": ["TSDKDConfig"],
+    "distributions": ["entropy", "generalized_jsd"],
+    "head": ["Head"],
+    "objective": ["token_selective_loss", "tsdkd_loss"],
+    "ranking": ["plackett_luce_nll", "ranking_nll"],
+    "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],
+    "teacher": ["TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTopK"],
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

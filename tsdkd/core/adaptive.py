@@ -1,0 +1,40 @@
+"""The adaptive opener (A.7, Algorithm 2): the less sure the student is beside its teacher, the longer the opener."""
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsdkd.core.selection import check_rows
+
+FRACTIONS = (0.05, 0.10, 0.15, 0.20)
+"""The fraction c for the smoothed signal C in [0, .25), [.25, .5), [.5, .75), [.75, 1]."""
+
+
+class AdaptiveOpener:
+    """Chooses the fraction c of each response from the entropy gap, smoothed over the last `window` samples.
+
+    Keeps state: feed samples in order, once each; `state_dict` and `load_state_dict` carry it across a resume.
+    """
+
+    def __init__(self, window: int = 5) -> None:
+        self._recent: deque[float] = deque(maxlen=window)
+
+    def fraction(self, student_entropy: Tensor, teacher_entropy: Tensor, response_mask: Tensor) -> Tensor:
+        """Entropies and mask (batch, seq) -> c (batch,). Raises InputError for a row without a response token."""
+        check_rows(response_mask)
+        gap = torch.where(response_mask, student_entropy.detach() - teacher_entropy.detach(), 0.0).sum(-1)
+        signals = torch.sigmoid(gap / response_mask.sum(-1)).tolist()
+        return student_entropy.new_tensor([self._next(signal) for signal in signals])
+
+    def _next(self, signal: float) -> float:
+        self._recent.append(signal)
+        smoothed = sum(self._recent) / len(self._recent)
+        return FRACTIONS[min(int(smoothed * 4), 3)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": self._recent.maxlen, "recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recent = deque(state["recent"], maxlen=state["window"])

@@ -1,0 +1,46 @@
+"""Entropy and divergence of next-token distributions, per position; half precision is computed in float32."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-softmax of `logits / temperature` (..., vocab), in float32 or better."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return (wide / temperature).log_softmax(-1)
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """Entropy, in nats, of log-probabilities (..., vocab) -> (...)."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def divergence_of(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """Generalised JSD, in nats, of teacher and student log-probabilities (..., n) -> (...); see `generalized_jsd`."""
+    if beta == 0:
+        return _kl(log_p, log_q)
+    if beta == 1:
+        return _kl(log_q, log_p)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy over the full vocabulary, eq. (10): logits (..., vocab) -> nats (...)."""
+    return entropy_of(log_probs(logits))
+
+
+def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float) -> Tensor:
+    """Generalised Jensen-Shannon divergence, eq. (1): logits (..., vocab) -> nats (...).
+
+    `JSD(P || Q) = beta KL(P || M) + (1 - beta) KL(Q || M)`, `M = beta P + (1 - beta) Q`, P the teacher, Q the student.
+    At the ends, where the formula vanishes, it is the limit of its direction: beta = 0 is forward KL(P || Q),
+    beta = 1 is reverse KL(Q || P), as in GKD (Agarwal et al. 2024).
+    """
+    return divergence_of(log_probs(teacher_logits), log_probs(student_logits), beta)
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    return (log_a.exp() * (log_a - log_b)).sum(-1)

@@ -1,0 +1,136 @@
+"""The objective, eq. (13): three per-token losses, weighted by the selection, averaged over responses.
+
+This is the readable reference; every faster path is tested against it.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.distributions import entropy_of, log_probs
+from tsdkd.core.ranking import plackett_luce_nll
+from tsdkd.core.selection import check_rows, select
+from tsdkd.core.teacher import TeacherLogits, TeacherSignal
+from tsdkd.errors import InputError
+
+
+def tsdkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """TSD-KD with the teacher's whole distribution at hand, eq. (13).
+
+    Args:
+        student_logits: (batch, seq, vocab), aligned to the positions they predict.
+        teacher_logits: the same shape; no gradient flows to it.
+        response_mask: bool (batch, seq), True at response tokens; anything may stand elsewhere.
+        config: weights and selection.
+        opener_fraction: (batch,), replaces `config.opener`; required when that is "adaptive".
+
+    Returns:
+        The loss and the metrics of `token_selective_loss`.
+
+    Raises:
+        InputError: shapes that do not fit, a row without response tokens, k not below the vocabulary.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise InputError(
+            f"Student logits are {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}.",
+            "Cut both to the shared vocabulary and align them to the same positions.",
+        )
+    if student_logits.shape[:2] != response_mask.shape:
+        raise InputError(
+            f"The mask is {tuple(response_mask.shape)}, but the logits are {tuple(student_logits.shape)}.",
+            "Pass a mask of shape (batch, seq).",
+        )
+    mask = response_mask.bool()
+    return token_selective_loss(
+        student_logits[mask], TeacherLogits(teacher_logits[mask]), mask, config, opener_fraction
+    )
+
+
+def token_selective_loss(
+    student_logits: Tensor,
+    teacher: TeacherSignal,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective for any form of teacher, on response tokens only.
+
+    Args:
+        student_logits: (tokens, vocab), the rows of `response_mask`'s True positions, row after row.
+        teacher: its signal for the same tokens.
+        response_mask: bool (batch, seq); says which tokens make a response.
+        config, opener_fraction: as in `tsdkd_loss`.
+
+    Returns:
+        The loss, a scalar: the mean over responses, so pieces of a batch are weighed by their number of responses.
+        Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy" (the unweighted terms;
+        "direct" is absent when the signal carries no distribution), "student_entropy", "teacher_entropy", "gate",
+        "opener_length", "rank_agreement" (Kendall's tau on the opener), "top1_agreement", "response_length".
+    """
+    check_rows(response_mask)
+    responses = len(response_mask)
+    log_q = log_probs(student_logits, config.temperature)
+    student_entropy = entropy_of(log_q.detach())
+    teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+    weights = select(
+        _grid(student_entropy, response_mask),
+        _grid(teacher_entropy, response_mask),
+        response_mask,
+        config,
+        opener_fraction,
+    )
+    ranking, divergence, certainty = (w[response_mask] for w in (weights.ranking, weights.divergence, weights.entropy))
+    opener, uncertain = ranking > 0, certainty > 0
+
+    with _gradient_if(config.alpha):
+        ranked = teacher.take(opener).ranked(student_logits[opener], config.k)
+        scores = student_logits[opener].gather(-1, ranked) / config.temperature
+        indirect = (ranking[opener] * plackett_luce_nll(scores)).sum() / responses
+    with _gradient_if(config.em_weight):
+        entropy = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum() / responses
+    loss = config.alpha * indirect + config.em_weight * entropy
+    terms = {"indirect": indirect, "entropy": entropy}
+    if config.direct_weight or teacher.has_distribution:
+        with _gradient_if(config.direct_weight):
+            direct = (divergence * teacher.divergence(log_q, config.beta, config.temperature)).sum() / responses
+        loss = loss + config.direct_weight * direct
+        terms["direct"] = direct
+
+    with torch.no_grad():
+        per_token = {
+            "student_entropy": student_entropy,
+            "teacher_entropy": teacher_entropy,
+            "gate": weights.gate[response_mask],
+            "top1_agreement": (log_q.argmax(-1) == teacher.favourite()).to(student_entropy),
+        }
+        metrics = {name: _mean_of_means(values, response_mask) for name, values in per_token.items()}
+        metrics["opener_length"] = opener.sum() / responses
+        metrics["rank_agreement"] = _mean_of_means(_kendall_tau(scores), _grid(opener, response_mask))
+        metrics["response_length"] = response_mask.sum() / responses
+    return loss, {name: value.detach() for name, value in (terms | metrics).items()}
+
+
+def _gradient_if(weight: float) -> AbstractContextManager[None]:
+    return nullcontext() if weight else torch.no_grad()
+
+
+def _grid(tokens: Tensor, mask: Tensor) -> Tensor:
+    return tokens.new_zeros(mask.shape).masked_scatter(mask, tokens)
+
+
+def _mean_of_means(tokens: Tensor, mask: Tensor) -> Tensor:
+    return (_grid(tokens, mask).sum(-1) / mask.sum(-1)).mean()
+
+
+def _kendall_tau(scores_best_first: Tensor) -> Tensor:
+    k = scores_best_first.shape[-1]
+    order = torch.sign(scores_best_first.unsqueeze(-1) - scores_best_first.unsqueeze(-2)).triu(1)
+    return order.sum((-1, -2)) / (k * (k - 1) / 2)

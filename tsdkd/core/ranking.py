@@ -1,0 +1,43 @@
+"""Indirect distillation: the student proposes tokens, the teacher ranks them (eqs. 3-5, Algorithm 1)."""
+
+from torch import Tensor
+
+from tsdkd.errors import InputError
+
+
+def propose(student_logits: Tensor, k: int) -> Tensor:
+    """The student's own k best tokens, best first: logits (..., vocab) -> ids (..., k).
+
+    Raises InputError when k is not smaller than the vocabulary.
+    """
+    vocab = student_logits.shape[-1]
+    if k >= vocab:
+        raise InputError(
+            f"k is {k}, but the vocabulary has only {vocab} tokens.", "Choose a smaller k; the paper's is 10."
+        )
+    return student_logits.detach().topk(k, dim=-1).indices
+
+
+def rank(candidates: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Candidates (..., k) in the teacher's order, best first; equal logits keep the student's order."""
+    liking = teacher_logits.detach().gather(-1, candidates)
+    return candidates.gather(-1, liking.argsort(dim=-1, descending=True, stable=True))
+
+
+def plackett_luce_nll(scores: Tensor) -> Tensor:
+    """Negative log-likelihood of a ranking under Plackett-Luce, eq. (4): scores (..., k), best first -> nats (...).
+
+    `-log prod_j exp(s_j) / sum_{l >= j} exp(s_l)`: each choice competes with the items not yet chosen (a suffix sum).
+    """
+    wide = scores if scores.dtype.itemsize >= 4 else scores.float()
+    remaining = wide.flip(-1).logcumsumexp(-1).flip(-1)
+    return (remaining - wide).sum(-1)
+
+
+def ranking_nll(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:
+    """The per-position indirect loss, eqs. (3)-(5): logits (..., vocab) -> nats (...).
+
+    The gradient reaches only the student's k proposed logits. Raises InputError when k is not below the vocabulary.
+    """
+    ranked = rank(propose(student_logits, k), teacher_logits)
+    return plackett_luce_nll(student_logits.gather(-1, ranked))

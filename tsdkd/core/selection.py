@@ -1,0 +1,100 @@
+"""Which tokens count, and how much: the one place where entropies and masks become per-token weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """One weight per token and loss, (batch, seq) each; 0 where a token does not count. No gradient.
+
+    A response's weighted sum is that response's term: the 1/L, 1/|I| and 1/m are already in them.
+    """
+
+    ranking: Tensor
+    divergence: Tensor
+    entropy: Tensor
+    gate: Tensor
+    """The gate sigma_tau before any normalisation, 1 everywhere when it is off; for the log."""
+
+
+def select(
+    student_entropy: Tensor,
+    teacher_entropy: Tensor,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: Tensor | None = None,
+) -> TokenWeights:
+    """The weights of TSD-KD from both models' entropies and the response mask, all (batch, seq).
+
+    `opener_fraction` (batch,) replaces `config.opener`; it is required when that is "adaptive".
+    Raises InputError for a row without a response token.
+    """
+    check_rows(response_mask)
+    if opener_fraction is None and config.opener == "adaptive":
+        raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener.fraction(...).")
+    fraction = torch.as_tensor(config.opener) if opener_fraction is None else opener_fraction
+    with torch.no_grad():
+        opener = opener_mask(student_entropy, response_mask, fraction)
+        uncertain = top_entropy_mask(student_entropy, response_mask, config.em_ratio)
+        gate = (
+            uncertainty_gate(student_entropy, teacher_entropy, config.tau)
+            if config.gate
+            else torch.ones_like(student_entropy)
+        )
+        return TokenWeights(
+            ranking=opener.to(gate) if config.indirect_reduction == "sum" else _share(opener, gate),
+            divergence=_share(response_mask, gate) * gate,
+            entropy=_share(uncertain, gate),
+            gate=gate,
+        )
+
+
+def opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float | Tensor) -> Tensor:
+    """The opener of each response (Sec. 3.1): (batch, seq) -> bool (batch, seq).
+
+    The opener ends, inclusively, at the first position where the cumulated entropy reaches `fraction` (a float or
+    (batch,)) of the response's total. A fraction of 1 is the whole response, trailing certain tokens included.
+    """
+    wanted = torch.as_tensor(fraction, dtype=torch.float64, device=student_entropy.device).reshape(-1, 1)
+    cumulated = torch.where(response_mask, student_entropy.detach().double(), 0.0).cumsum(-1)
+    reached = (cumulated >= wanted * cumulated[:, -1:]) & response_mask
+    reached_before = (reached.cumsum(-1) - reached.long()) > 0
+    return response_mask & (~reached_before | (wanted >= 1))
+
+
+def top_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: float) -> Tensor:
+    """The most uncertain positions of each response, the set I of eq. (12): (batch, seq) -> bool (batch, seq).
+
+    Exactly `max(1, ceil(ratio * L))` of a response's L positions; of equals, the earlier.
+    """
+    length = response_mask.sum(-1, keepdim=True).double()
+    count = (length * ratio - 1e-9).ceil().clamp(min=1)  # 0.1 * 30 is 3.0000000000000004 in binary
+    ranked = (
+        student_entropy.detach().masked_fill(~response_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    )
+    place = torch.empty_like(ranked).scatter_(
+        -1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
+    )
+    return (place < count) & response_mask
+
+
+def uncertainty_gate(student_entropy: Tensor, teacher_entropy: Tensor, tau: float) -> Tensor:
+    """sigma_tau(H(student) - H(teacher)), eq. (11): near 1 where only the student is unsure. No gradient."""
+    return torch.sigmoid((student_entropy - teacher_entropy).detach() / tau)
+
+
+def check_rows(response_mask: Tensor) -> None:
+    """Raise InputError naming the first row of a (batch, seq) mask that has no response token."""
+    empty = (~response_mask.any(-1)).nonzero()
+    if len(empty):
+        raise InputError(f"Row {int(empty[0])} has no response token.", "Drop empty responses before the loss.")
+
+
+def _share(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.to(like) / mask.sum(-1, keepdim=True).clamp(min=1)

@@ -1,0 +1,139 @@
+"""What the objective asks of a teacher, and the three forms in which a teacher can answer.
+
+Everything is by response token: `tokens` runs over the response positions of a batch, row after row.
+`TeacherLogits` is exact. `TeacherRanks` and `TeacherTopK` were recorded earlier and know only the tokens recorded then.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
+from tsdkd.core.ranking import propose, rank
+from tsdkd.errors import InputError
+
+
+class TeacherSignal(Protocol):
+    """A teacher's view of some response tokens; no answer carries a gradient on the teacher's side."""
+
+    has_distribution: ClassVar[bool]
+    """Whether `divergence` can be asked."""
+
+    def take(self, tokens: Tensor) -> Self:
+        """The same signal for the tokens where a bool mask (tokens,) is True."""
+
+    def entropy(self, temperature: float) -> Tensor:
+        """Nats, (tokens,)."""
+
+    def favourite(self) -> Tensor:
+        """The token id the teacher likes best, among those it knows: (tokens,)."""
+
+    def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        """The student's k candidates in the teacher's order, best first: ids (tokens, k)."""
+
+    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+        """Generalised JSD from student log-probabilities (tokens, vocab): nats (tokens,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherLogits:
+    """The whole distribution: logits (tokens, vocab), live or rebuilt from hidden states."""
+
+    logits: Tensor
+    has_distribution: ClassVar[bool] = True
+
+    def take(self, tokens: Tensor) -> "TeacherLogits":
+        return TeacherLogits(self.logits[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        with torch.no_grad():
+            return entropy_of(log_probs(self.logits, temperature))
+
+    def favourite(self) -> Tensor:
+        return self.logits.argmax(-1)
+
+    def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        return rank(propose(student_logits, k), self.logits)
+
+    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+        return divergence_of(log_probs(self.logits.detach(), temperature), student_log_probs, beta)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRanks:
+    """Recorded entropies, and the teacher's ranks of the candidates that the student proposed *then*."""
+
+    entropies: Tensor
+    """(tokens,), at temperature 1"""
+    candidates: Tensor
+    """(tokens, recorded k), in the student's order"""
+    ranks: Tensor
+    """(tokens, recorded k), 0 is the teacher's favourite"""
+    has_distribution: ClassVar[bool] = False
+
+    def take(self, tokens: Tensor) -> "TeacherRanks":
+        return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        if temperature != 1:
+            raise InputError(
+                f"Recorded entropies hold at temperature 1, not {temperature}.",
+                "Score with --signal hidden, or train at temperature 1.",
+            )
+        return self.entropies
+
+    def favourite(self) -> Tensor:
+        return self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
+
+    def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        recorded = self.candidates.shape[-1]
+        if k > recorded:
+            raise InputError(
+                f"k is {k}, but only {recorded} candidates were recorded.",
+                "Lower --k, or score again with a larger one.",
+            )
+        return self.candidates[..., :k].gather(-1, self.ranks[..., :k].argsort(-1))
+
+    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+        raise InputError(
+            "Ranks alone carry no distribution, so the direct term cannot be formed.",
+            "Train with --direct-weight 0, or score with --signal hidden or topk.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTopK:
+    """Recorded ranks, and the teacher's K most likely tokens with one bucket for all the others.
+
+    Merging tokens can only lose information, so the divergence is a lower bound of the true one (data processing).
+    """
+
+    recorded: TeacherRanks
+    top_ids: Tensor
+    """(tokens, K), most likely first"""
+    top_log_probs: Tensor
+    """(tokens, K), at temperature 1"""
+    has_distribution: ClassVar[bool] = True
+
+    def take(self, tokens: Tensor) -> "TeacherTopK":
+        return TeacherTopK(self.recorded.take(tokens), self.top_ids[tokens], self.top_log_probs[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        return self.recorded.entropy(temperature)
+
+    def favourite(self) -> Tensor:
+        return self.top_ids[..., 0]
+
+    def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        return self.recorded.ranked(student_logits, k)
+
+    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+        student_top = student_log_probs.gather(-1, self.top_ids)
+        return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), beta)
+
+
+def _with_tail(top_log_probs: Tensor) -> Tensor:
+    captured = top_log_probs.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6)  # the tail never has probability 0
+    return torch.cat([top_log_probs, torch.log1p(-captured)], -1)

@@ -1,0 +1,208 @@
+"""Models by name: find, fingerprint, load; and the few facts about them that stages need."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from tsdkd.artifacts import Model, digest, file_digest
+from tsdkd.core import Head
+from tsdkd.errors import InputError
+from tsdkd.stages.config import DType
+
+hf_logging.disable_progress_bar()
+hf_logging.set_verbosity_error()
+
+WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer, in evaluation mode, on its device."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Ids that end a response: the generation config's and the tokenizer's end tokens."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = configured if isinstance(configured, list) else [configured]
+        return sorted({int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+
+    @cached_property
+    def padding_ids(self) -> list[int]:
+        """Rows of the output head past the tokenizer's last real id."""
+        return list(range(vocab_size(self.tokenizer), self.model.get_output_embeddings().weight.shape[0]))
+
+    @cached_property
+    def head(self) -> Head:
+        """The output head, cut to the tokenizer's real ids and checked against the model's own logits."""
+        config = self.model.config.get_text_config()
+        layer: Any = self.model.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        head = Head(
+            weight=layer.weight.detach(),
+            bias=None if layer.bias is None else layer.bias.detach(),
+            logit_scale=scale,
+            softcap=getattr(config, "final_logit_softcapping", None),
+            vocab_size=vocab_size(self.tokenizer),
+        )
+        probe = torch.arange(4, device=self.device).unsqueeze(0)
+        with torch.no_grad():
+            expected = self.model(input_ids=probe).logits[..., : head.vocab_size].float()
+            found = head.logits(self.hidden(probe, torch.ones_like(probe))).float()
+        if not torch.allclose(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())):
+            raise InputError(
+                f"{self.name} does more between its last hidden state and its logits than tsdkd knows.",
+                "Use a model with a linear head (scale and soft-cap are handled).",
+            )
+        return head
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
+        body: Any = self.model.get_decoder()
+        output = body(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position ids that do not depend on padding: (batch, seq) -> (batch, seq)."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """Ids of a conversation, up to where the model's answer begins. Raises InputError without a chat template."""
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "The model has no chat template.", "Use an instruction-tuned model, or add one to its tokenizer."
+        )
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One past the tokenizer's last real id; model rows from there on are padding."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def resolve(name: str) -> Path:
+    """The directory of a model: a local one, or a hub id's snapshot. Raises InputError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"{name} is no model: it has no config.json.", "Name a directory that transformers can load."
+            )
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise InputError(
+            f"There is no model directory {name}.", "Name a model directory, or a hub id such as org/model."
+        )
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"])
+        )
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{name} is no local model directory, and the hub did not give it ({reason}).",
+            "Check the name and the network, or name a local directory.",
+        ) from None
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Raises InputError when there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(name))
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name} has no tokenizer that transformers can load ({_first_line(error)}).", "Save one beside the model."
+        ) from None
+    return tokenizer
+
+
+def load_model(name: str, dtype: DType = "auto", device: str | None = None) -> LanguageModel:
+    """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it."""
+    tokenizer = load_tokenizer(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"{name} is no causal language model that transformers can load ({_first_line(error)}).",
+            "Check the directory: config.json, weights and tokenizer are needed.",
+        ) from None
+    model.eval().to(device or default_device())
+    return LanguageModel(name, model, tokenizer)
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def describe(role: str, name: str) -> Model:
+    """What a manifest records of a model; the weights are hashed, not loaded. Raises InputError."""
+    directory = resolve(name)
+    tokenizer = load_tokenizer(name)
+    files = sorted({file for pattern in WEIGHTS for file in directory.glob(pattern)})
+    if len(files) < 2:
+        raise InputError(f"{name} has no weights.", "Name a directory with model.safetensors (or its shards).")
+    return Model(
+        role=role,
+        name=name,
+        weights=digest([[file.name, file_digest(file)] for file in files]),
+        tokenizer=digest(sorted(tokenizer.get_vocab().items())),
+        chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
+    )
+
+
+def require_same_tokenizer(one: Model, other: Model) -> None:
+    """Raise InputError unless two models map ids to the same tokens."""
+    if one.tokenizer != other.tokenizer:
+        ours, theirs = (load_tokenizer(model.name).get_vocab() for model in (one, other))
+        unlike = sum(theirs.get(token) != i for token, i in ours.items())
+        raise InputError(
+            f"{one.role} {one.name} ({len(ours)} tokens) and {other.role} {other.name} ({len(theirs)}) have different "
+            f"tokenizers: {unlike} tokens differ.",
+            "Choose two models of one family; TSD-KD compares distributions over the same tokens.",
+        )
+
+
+def libraries() -> dict[str, str]:
+    """Versions that decide the bytes a stage writes."""
+    return {name: version(name) for name in ("torch", "transformers")}
+
+
+def cache_dir() -> Path:
+    """Where the embedded models live: TSDKD_CACHE, else the user's cache."""
+    root = os.environ.get("TSDKD_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tsdkd"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,32 @@
+"""How a stage tells what it is doing; the command line shows it, a library user may ignore it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    def progress(
+        self, what: str, total: int, unit: str, done: int = 0
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar with rate and time left; call what it yields with the units just done."""
+
+    def say(self, message: str) -> None:
+        """One line about something the user should know."""
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """Names and values worth reading before the work starts."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+        yield lambda _: None
+
+    def say(self, message: str) -> None:
+        pass
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        pass

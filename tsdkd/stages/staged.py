@@ -1,0 +1,58 @@
+"""Rollouts and their scores as one sequence of samples: what staged training reads, and held-out measurement."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from tsdkd.artifacts import read
+from tsdkd.stages.signals import HEAD_FILE, Decoder, load_head
+
+Sample = dict[str, Any]
+
+
+class StagedSamples(torch.utils.data.Dataset[Sample]):
+    """Sample i joins row i of the rollouts with row i of the scores, which is read when it is asked for.
+
+    `sample[...]`: "sample_id", "prompt_ids", "response_ids" (lists), and the scores' columns.
+    """
+
+    def __init__(self, rollouts: Path, scores: Path) -> None:
+        """Raises ArtifactError when either is missing, broken or unfinished, or the scores are of other rollouts."""
+        self.rollouts = read(rollouts, "rollouts")
+        self.scores = read(scores, "scores")
+        self.scores.require_parent(self.rollouts)
+        self._ids = self.rollouts.table().select(["sample_id", "prompt_ids", "response_ids"])
+        self._files = [pq.ParquetFile(self.scores.path / part.file) for part in self.scores.tables]
+        self._place = [(file, row) for file in self._files for row in range(file.metadata.num_row_groups)]
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        config = self.scores.manifest.config
+        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] == "hidden" else None
+        return Decoder(config["signal"], config["k"], config["top_k"], head)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def length(self, index: int) -> int:
+        """Tokens of prompt and response."""
+        return len(self._ids["prompt_ids"][index]) + len(self._ids["response_ids"][index])
+
+    def __getitem__(self, index: int) -> Sample:
+        file, group = self._place[index]
+        row = file.read_row_group(group, columns=["sample_id", *self.decoder.columns])
+        return {
+            **{name: _cell(row[name]) for name in row.column_names},
+            "prompt_ids": self._ids["prompt_ids"][index].as_py(),
+            "response_ids": self._ids["response_ids"][index].as_py(),
+        }
+
+
+def _cell(column: pa.ChunkedArray) -> Any:
+    """The only value of a column: a list as a numpy array, anything else as Python has it."""
+    value = column[0]
+    return value.values.to_numpy() if isinstance(value, pa.ListScalar) else value.as_py()

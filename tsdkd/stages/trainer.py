@@ -1,0 +1,161 @@
+"""transformers' Trainer with the token-selective objective on staged samples.
+
+Departs from the stock Trainer in four places: the loss; its normalisation by the optimizer batch's responses; the
+objective's metrics in every log; and a mark in each saved checkpoint that says it is whole.
+"""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from tsdkd.core import AdaptiveOpener, TSDKDConfig, entropy, token_selective_loss
+from tsdkd.errors import TsdkdError
+from tsdkd.stages.batches import align
+from tsdkd.stages.models import positions
+from tsdkd.stages.report import Reporter
+from tsdkd.stages.staged import Sample, StagedSamples
+
+SAVED = "tsdkd_state.json"
+"""Written last into each of the Trainer's checkpoints: one without it was cut off."""
+
+
+class StagedTrainer(Trainer):
+    """Distils from recorded scores; `vocab` is the number of ids both models share."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        samples: StagedSamples,
+        arguments: TrainingArguments,
+        objective: TSDKDConfig,
+        vocab: int,
+    ) -> None:
+        self.decoder = samples.decoder
+        self.objective = objective
+        self.vocab = vocab
+        self.adaptive = AdaptiveOpener() if objective.opener == "adaptive" else None
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
+        self._responses = 0
+        super().__init__(model, arguments, data_collator=self.collate, train_dataset=samples)
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # the loss below is already normalised over the optimizer batch
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        ids, attention, mask = align([s["prompt_ids"] for s in samples], [s["response_ids"] for s in samples])
+        model_inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions(attention)}
+        return {
+            "model_inputs": model_inputs,
+            "response_mask": mask,
+            "scores": self.decoder.tensors(samples),
+            "sample_ids": [s["sample_id"] for s in samples],
+        }
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, and how many responses they hold over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        responses = torch.tensor(sum(len(batch["response_mask"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(responses, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        mask = inputs["response_mask"]
+        outputs = model(**inputs["model_inputs"], use_cache=False, logits_to_keep=mask.shape[1] + 1)
+        student_logits = outputs.logits[:, :-1, : self.vocab][mask]
+        teacher = self.decoder.decode(inputs["scores"])
+        fraction = None
+        if self.adaptive is not None:
+            student_entropy, teacher_entropy = (
+                torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())
+                for values in (entropy(student_logits.detach()), teacher.entropy(1.0))
+            )
+            fraction = self.adaptive.fraction(student_entropy, teacher_entropy, mask)
+        loss, metrics = token_selective_loss(student_logits, teacher, mask, self.objective, fraction)
+        if not torch.isfinite(loss):
+            samples = ", ".join(inputs["sample_ids"])
+            raise TsdkdError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}, samples {samples}.",
+                "Lower --learning-rate, or look at these samples; the last saved step is kept.",
+            )
+        responses = len(mask)
+        self._responses += responses
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name].to(value.device) + responses * value
+        return loss * responses / num_items_in_batch * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._responses:
+            logs |= {name: float(total) / self._responses for name, total in self._sums.items()}
+            self._sums.clear()
+            self._responses = 0
+        super().log(logs, start_time)
+
+
+class MarkWhole(TrainerCallback):
+    """Ends every save with `SAVED`, which also carries the adaptive opener's window."""
+
+    def __init__(self, adaptive: AdaptiveOpener | None) -> None:
+        self.adaptive = adaptive
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            content = self.adaptive.state_dict() if self.adaptive else {}
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / SAVED).write_text(json.dumps(content))
+
+
+class ShowProgress(TrainerCallback):
+    """Optimizer steps, on a bar that `stack` closes."""
+
+    def __init__(self, reporter: Reporter, stack: ExitStack) -> None:
+        self.reporter = reporter
+        self.stack = stack
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        bar = self.reporter.progress("student learns", state.max_steps, "steps", state.global_step)
+        self.advance = self.stack.enter_context(bar)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.advance(1)
+
+
+class StopWhenAsked(TrainerCallback):
+    """Saves and stops at the end of the step during which `requested` was set."""
+
+    requested = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest saved step; those that were cut off are removed."""
+    whole = []
+    for checkpoint in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if (checkpoint / SAVED).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None
