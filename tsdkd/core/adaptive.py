@@ -26,7 +26,8 @@ class AdaptiveOpener:
         check_rows(response_mask)
         gap = torch.where(response_mask, student_entropy.detach() - teacher_entropy.detach(), 0.0).sum(-1)
         signals = torch.sigmoid(gap / response_mask.sum(-1)).tolist()
-        return student_entropy.new_tensor([self._next(signal) for signal in signals])
+        fractions = [self._next(signal) for signal in signals]
+        return torch.tensor(fractions, dtype=torch.float64, device=student_entropy.device)
 
     def _next(self, signal: float) -> float:
         self._recent.append(signal)

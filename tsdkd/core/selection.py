@@ -8,6 +8,9 @@ from torch import Tensor
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 
+ROUNDING = 1e-12
+"""0.1 * 30 is 3.0000000000000004 in binary: boundaries are met when they are missed by no more than this share."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenWeights:
@@ -38,7 +41,7 @@ def select(
     check_rows(response_mask)
     if opener_fraction is None and config.opener == "adaptive":
         raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener.fraction(...).")
-    fraction = torch.as_tensor(config.opener) if opener_fraction is None else opener_fraction
+    fraction = float(config.opener) if opener_fraction is None else opener_fraction
     with torch.no_grad():
         opener = opener_mask(student_entropy, response_mask, fraction)
         uncertain = top_entropy_mask(student_entropy, response_mask, config.em_ratio)
@@ -63,7 +66,7 @@ def opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float 
     """
     wanted = torch.as_tensor(fraction, dtype=torch.float64, device=student_entropy.device).reshape(-1, 1)
     cumulated = torch.where(response_mask, student_entropy.detach().double(), 0.0).cumsum(-1)
-    reached = (cumulated >= wanted * cumulated[:, -1:]) & response_mask
+    reached = (cumulated >= wanted * cumulated[:, -1:] * (1 - ROUNDING)) & response_mask
     reached_before = (reached.cumsum(-1) - reached.long()) > 0
     return response_mask & (~reached_before | (wanted >= 1))
 
@@ -74,7 +77,7 @@ def top_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: floa
     Exactly `max(1, ceil(ratio * L))` of a response's L positions; of equals, the earlier.
     """
     length = response_mask.sum(-1, keepdim=True).double()
-    count = (length * ratio - 1e-9).ceil().clamp(min=1)  # 0.1 * 30 is 3.0000000000000004 in binary
+    count = (length * ratio * (1 - ROUNDING)).ceil().clamp(min=1)
     ranked = (
         student_entropy.detach().masked_fill(~response_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     )

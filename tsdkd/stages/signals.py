@@ -3,6 +3,7 @@
 What a token costs on disk, how it is written, and how it becomes a `TeacherSignal` again, side by side.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,18 @@ def save_head(head: Head, path: Path) -> None:
     tensors = {"weight": head.weight[: head.vocab_size].clone()}
     if head.bias is not None:
         tensors["bias"] = head.bias[: head.vocab_size].clone()
-    facts = {"logit_scale": str(head.logit_scale), "softcap": str(head.softcap or "")}
+    facts = {"head": json.dumps({"logit_scale": head.logit_scale, "softcap": head.softcap})}  # one key: order is random
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=facts)
 
 
 def load_head(path: Path) -> Head:
     with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
+        facts = json.loads(file.metadata()["head"])
         return Head(
             weight=file.get_tensor("weight"),
             bias=file.get_tensor("bias") if "bias" in file.keys() else None,  # noqa: SIM118 - not a dict
-            logit_scale=float(facts["logit_scale"]),
-            softcap=float(facts["softcap"]) if facts["softcap"] else None,
+            logit_scale=facts["logit_scale"],
+            softcap=facts["softcap"],
             vocab_size=file.get_tensor("weight").shape[0],
         )
 

@@ -150,12 +150,12 @@ def _save(trainer: StagedTrainer, tokenizer: PreTrainedTokenizerBase, directory:
     """What transformers loads, in float32 as trained: small updates would not survive rounding to bfloat16."""
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
-    (directory / METRICS_FILE).write_text("\n".join(lines) + "\n")
+    lines = [json.dumps(step, sort_keys=True) + "\n" for step in trainer.logged_steps]
+    (directory / METRICS_FILE).write_text("".join(lines))
 
 
 def _summary(trainer: StagedTrainer) -> dict[str, float]:
-    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    steps = trainer.logged_steps
     shown = ("loss", "indirect", "direct", "entropy", "student_entropy")
     ends = {"first": steps[0], "last": steps[-1]}
     return {"steps": len(steps)} | {

@@ -105,6 +105,12 @@ class StagedTrainer(Trainer):
             self._sums[name] = self._sums[name].to(value.device) + responses * value
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
 
+    @property
+    def logged_steps(self) -> list[dict[str, float]]:
+        """One record per optimizer step; "epoch" is left out, since it counts micro-batches."""
+        steps = [entry for entry in self.state.log_history if "loss" in entry]
+        return [{name: value for name, value in step.items() if name != "epoch"} for step in steps]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._responses:
             logs |= {name: float(total) / self._responses for name, total in self._sums.items()}

@@ -1,0 +1,274 @@
+"""The whole objective: against a plain transcription of the equations, and what it must not depend on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tsdkd.core import (
+    TSDKDConfig,
+    entropy,
+    generalized_jsd,
+    opener_mask,
+    token_selective_loss,
+    top_entropy_mask,
+    tsdkd_loss,
+)
+from tsdkd.core.teacher import TeacherLogits, TeacherRanks, TeacherTopK
+from tsdkd.errors import InputError
+
+VOCAB = 17
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make(lengths: list[int], seed: int = 0, vocab: int = VOCAB) -> Batch:
+    """Right-padded logits of both models and the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max(lengths), vocab)
+    student, teacher = (2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.arange(max(lengths)).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
+    return student, teacher, mask
+
+
+def value_and_gradient(batch: Batch, config: TSDKDConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    student, teacher, mask = batch
+    student = student.clone().requires_grad_()
+    loss, _ = tsdkd_loss(student, teacher, mask, config)
+    loss.backward()
+    return loss.detach(), student.grad
+
+
+def transcription(student: torch.Tensor, teacher: torch.Tensor, config: TSDKDConfig) -> float:
+    """One response (L, vocab), the equations written out with Python numbers."""
+    length = len(student)
+    q, p = student.softmax(-1).tolist(), teacher.softmax(-1).tolist()
+    h_s = [-sum(x * math.log(x) for x in row) for row in q]
+    h_t = [-sum(x * math.log(x) for x in row) for row in p]
+    m, cumulated = 0, 0.0
+    while cumulated < config.opener * sum(h_s) - 1e-12:
+        cumulated += h_s[m]
+        m += 1
+    indirect = 0.0
+    for t in range(m):
+        candidates = sorted(range(VOCAB), key=lambda v: -student[t][v])[: config.k]
+        ranking = sorted(candidates, key=lambda v: -teacher[t][v])
+        for j in range(config.k):
+            indirect -= math.log(math.exp(student[t][ranking[j]]) / sum(math.exp(student[t][v]) for v in ranking[j:]))
+    direct = 0.0
+    for t in range(length):
+        mixture = [config.beta * a + (1 - config.beta) * b for a, b in zip(p[t], q[t], strict=True)]
+        jsd = sum(config.beta * a * math.log(a / c) for a, c in zip(p[t], mixture, strict=True))
+        jsd += sum((1 - config.beta) * b * math.log(b / c) for b, c in zip(q[t], mixture, strict=True))
+        direct += jsd / (1 + math.exp(-(h_s[t] - h_t[t]) / config.tau))
+    chosen = sorted(h_s, reverse=True)[: max(1, math.ceil(round(config.em_ratio * length, 9)))]
+    return config.alpha * indirect / m + direct / length + sum(chosen) / len(chosen)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 30])
+def test_the_loss_is_the_equations(length: int) -> None:
+    config = TSDKDConfig(k=4, tau=0.7)
+    student, teacher, mask = make([length])
+    loss, _ = tsdkd_loss(student, teacher, mask, config)
+    assert loss.item() == pytest.approx(transcription(student[0], teacher[0], config))
+
+
+def test_a_batch_is_the_mean_of_its_responses() -> None:
+    config = TSDKDConfig(k=4)
+    student, teacher, mask = make([12, 1, 5])
+    alone = [transcription(student[i, :n], teacher[i, :n], config) for i, n in enumerate([12, 1, 5])]
+    loss, metrics = tsdkd_loss(student, teacher, mask, config)
+    assert loss.item() == pytest.approx(sum(alone) / 3)
+    assert metrics["response_length"].item() == pytest.approx(6)
+
+
+def test_terms_add_up_with_their_weights() -> None:
+    config = TSDKDConfig(k=4, alpha=0.3, direct_weight=2.0, em_weight=0.5)
+    loss, metrics = tsdkd_loss(*make([9, 4]), config)
+    expected = 0.3 * metrics["indirect"] + 2.0 * metrics["direct"] + 0.5 * metrics["entropy"]
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_teacher_equal_to_student_leaves_no_direct_loss() -> None:
+    student, _, mask = make([9, 4])
+    _, metrics = tsdkd_loss(student, student, mask, TSDKDConfig(k=4))
+    assert metrics["direct"].item() == pytest.approx(0, abs=1e-12)
+    assert metrics["rank_agreement"].item() == pytest.approx(1)
+    assert metrics["top1_agreement"].item() == pytest.approx(1)
+
+
+def test_gradcheck_of_each_term() -> None:
+    student, teacher, mask = make([5, 3], vocab=8)
+    student.requires_grad_()
+    for switched_on in ({"alpha": 0.1}, {"direct_weight": 1.0}, {"em_weight": 1.0}):
+        off = {"alpha": 0.0, "direct_weight": 0.0, "em_weight": 0.0}
+        config = TSDKDConfig(k=3, gate=False, **(off | switched_on))
+        assert torch.autograd.gradcheck(lambda s, c=config: tsdkd_loss(s, teacher, mask, c)[0], student)
+
+
+def test_gradients_stay_inside_the_selection() -> None:
+    student, teacher, mask = make([20, 11])
+    hs, ht = entropy(student), entropy(teacher)
+    off = {"alpha": 0.0, "direct_weight": 0.0, "em_weight": 0.0}
+    cases = {
+        "alpha": opener_mask(hs, mask, 0.1),
+        "direct_weight": mask,
+        "em_weight": top_entropy_mask(hs, mask, 0.1),
+    }
+    assert ht.shape == hs.shape
+    for term, selected in cases.items():
+        _, gradient = value_and_gradient((student, teacher, mask), TSDKDConfig(k=4, **(off | {term: 1.0})))
+        assert torch.equal(gradient.abs().sum(-1) > 0, selected), term
+
+
+def test_the_gate_weighs_but_does_not_steer() -> None:
+    """The direct gradient is the gate's value times the divergence's gradient: nothing flows through the gate."""
+    student, teacher, mask = make([6])
+    config = TSDKDConfig(alpha=0, em_weight=0, k=4)
+    _, found = value_and_gradient((student, teacher, mask), config)
+    gate = torch.sigmoid(entropy(student) - entropy(teacher))
+    leaf = student.clone().requires_grad_()
+    (gate * generalized_jsd(leaf, teacher, 0.9)).mean().backward()
+    assert torch.allclose(found, leaf.grad)
+
+
+def shifted(batch: Batch, left: int, right: int, content: float) -> Batch:
+    student, teacher, mask = batch
+    pad = torch.nn.functional.pad
+    return (
+        pad(student, (0, 0, left, right), value=content),
+        pad(teacher, (0, 0, left, right), value=-content),
+        pad(mask, (left, right)),
+    )
+
+
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 3), (2, 5)])
+@pytest.mark.parametrize("content", [0.0, 1e4, float("nan"), float("inf")])
+def test_padding_changes_nothing(left: int, right: int, content: float) -> None:
+    batch = make([9, 4, 1])
+    config = TSDKDConfig(k=4)
+    loss, gradient = value_and_gradient(batch, config)
+    padded_loss, padded_gradient = value_and_gradient(shifted(batch, left, right, content), config)
+    assert torch.equal(padded_loss, loss)
+    assert torch.equal(padded_gradient[:, left : left + 9], gradient)
+    assert not padded_gradient[:, :left].any()
+    assert not padded_gradient[:, left + 9 :].any()
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=6), st.data())
+def test_micro_batches_and_order_change_nothing(lengths: list[int], data: st.DataObject) -> None:
+    """Pieces weighed by their number of responses add up to the whole, in any order."""
+    order = data.draw(st.permutations(range(len(lengths))))
+    cut = data.draw(st.integers(1, len(lengths) - 1))
+    student, teacher, mask = make(lengths)
+    config = TSDKDConfig(k=4, opener=0.25)
+    loss, gradient = value_and_gradient((student, teacher, mask), config)
+    total, pieces = 0.0, torch.zeros_like(gradient)
+    for rows in (order[:cut], order[cut:]):
+        share = len(rows) / len(lengths)
+        piece_loss, piece_gradient = value_and_gradient((student[rows], teacher[rows], mask[rows]), config)
+        total += share * piece_loss.item()
+        pieces[rows] += share * piece_gradient
+    assert total == pytest.approx(loss.item(), rel=1e-12)
+    assert torch.allclose(pieces, gradient, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_huge_logits_stay_finite(scale: float) -> None:
+    student, teacher, mask = make([6, 1])
+    for dtype in (torch.float32, torch.float64):
+        batch = ((student.sign() * scale).to(dtype), (teacher.sign() * scale).to(dtype), mask)
+        loss, gradient = value_and_gradient(batch, TSDKDConfig(k=4))
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient).all()
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    student, teacher, mask = make([5])
+    teacher.requires_grad_()
+    tsdkd_loss(student.requires_grad_(), teacher, mask, TSDKDConfig(k=4))[0].backward()
+    assert teacher.grad is None
+
+
+def test_temperature_divides_both_logits() -> None:
+    student, teacher, mask = make([7, 3])
+    warm, _ = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, temperature=2.0))
+    halved, _ = tsdkd_loss(student / 2, teacher / 2, mask, TSDKDConfig(k=4))
+    assert warm.item() == pytest.approx(halved.item())
+
+
+def test_a_weight_of_zero_switches_a_term_off_but_still_reports_it() -> None:
+    loss, metrics = tsdkd_loss(*make([7, 3]), TSDKDConfig(k=4, alpha=0, em_weight=0))
+    assert loss.item() == pytest.approx(metrics["direct"].item())
+    assert metrics["indirect"] > 0
+    assert metrics["entropy"] > 0
+
+
+def test_own_fractions_replace_the_fixed_one() -> None:
+    student, teacher, mask = make([20, 20])
+    _, metrics = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, opener="adaptive"), torch.tensor([1e-6, 1.0]))
+    assert metrics["opener_length"].item() == pytest.approx((1 + 20) / 2)
+
+
+def test_bad_shapes_and_empty_rows_are_named() -> None:
+    student, teacher, mask = make([4, 2])
+    with pytest.raises(InputError, match="Row 1 has no response token"):
+        tsdkd_loss(student, teacher, mask & torch.tensor([[True], [False]]), TSDKDConfig(k=4))
+    with pytest.raises(InputError, match="shared vocabulary"):
+        tsdkd_loss(student, teacher[..., :-1], mask, TSDKDConfig(k=4))
+    with pytest.raises(InputError, match="mask is"):
+        tsdkd_loss(student, teacher, mask[:, :-1], TSDKDConfig(k=4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"alpha": -1}, {"beta": 1.1}, {"tau": 0}, {"k": 1}, {"opener": 0}, {"em_ratio": 2}, {"temperature": 0},
+     {"indirect_reduction": "max"}, {"alpha": 0, "direct_weight": 0, "em_weight": 0}],
+)  # fmt: skip
+def test_config_refuses(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        TSDKDConfig(**wrong)
+
+
+def recorded(batch: Batch, k: int, top: int) -> tuple[torch.Tensor, TeacherTopK, torch.Tensor]:
+    student, teacher, mask = batch
+    s, t = student[mask], teacher[mask]
+    candidates = s.topk(k).indices
+    ranks = t.gather(-1, candidates).argsort(-1, descending=True).argsort(-1)
+    best = t.log_softmax(-1).topk(top)
+    return s, TeacherTopK(TeacherRanks(entropy(t), candidates, ranks), best.indices, best.values), mask
+
+
+def test_recorded_ranks_give_the_live_ranking_and_entropy_terms() -> None:
+    batch = make([9, 4])
+    s, topk, mask = recorded(batch, k=6, top=3)
+    config = TSDKDConfig(k=4, direct_weight=0)  # fewer candidates than recorded
+    live, _ = tsdkd_loss(*batch, config)
+    staged, metrics = token_selective_loss(s, topk.recorded, mask, config)
+    assert staged.item() == pytest.approx(live.item())
+    assert "direct" not in metrics
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
+def test_topk_divergence_is_a_lower_bound_that_tightens(beta: float) -> None:
+    student, teacher, mask = make([40])
+    exact = TeacherLogits(teacher[mask]).divergence(student[mask].log_softmax(-1), beta, 1.0)
+    bounds = []
+    for top in (1, 4, VOCAB - 1):
+        s, topk, _ = recorded((student, teacher, mask), k=4, top=top)
+        bounds.append(topk.divergence(s.log_softmax(-1), beta, 1.0))
+    assert (bounds[0] <= bounds[1] + 1e-9).all()
+    assert (bounds[1] <= exact + 1e-6).all()
+    assert torch.allclose(bounds[2], exact, atol=1e-5)
+
+
+def test_recorded_signals_refuse_what_they_cannot_know() -> None:
+    s, topk, mask = recorded(make([9]), k=4, top=3)
+    with pytest.raises(InputError, match="only 4 candidates"):
+        token_selective_loss(s, topk, mask, TSDKDConfig(k=5))
+    with pytest.raises(InputError, match="temperature"):
+        token_selective_loss(s, topk, mask, TSDKDConfig(k=4, temperature=2.0))
+    with pytest.raises(InputError, match="no distribution"):
+        token_selective_loss(s, topk.recorded, mask, TSDKDConfig(k=4))

@@ -1,0 +1,45 @@
+"""Batches of similar length, and padding that masks name exactly."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsdkd.stages.batches import align, by_length, join, pad_left
+
+PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 8))
+def test_every_sequence_once_in_batches_of_a_size(lengths: list[int], size: int) -> None:
+    batches = list(by_length(lengths, size=size))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= size
+    longest = [lengths[batch[0]] for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
+def test_padded_tokens_stay_in_the_budget(lengths: list[int], tokens: int) -> None:
+    for batch in by_length(lengths, tokens=tokens):
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= tokens
+
+
+def test_pad_left() -> None:
+    ids, attention = pad_left(PROMPTS)
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert attention.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_join_names_the_positions_that_predict() -> None:
+    ids, attention, predicting = join(PROMPTS, RESPONSES)
+    assert ids.tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
+    assert attention.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert predicting.tolist() == [[False, False, True, False], [True, True, False, False]]
+
+
+def test_align_begins_every_response_in_one_column() -> None:
+    ids, attention, mask = align(PROMPTS, RESPONSES)
+    assert ids.tolist() == [[5, 6, 7, 1, 0], [0, 0, 8, 2, 3]]
+    assert attention.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert mask.tolist() == [[True, False], [True, True]]
+    assert torch.equal(ids[:, 3:][mask], torch.tensor([1, 2, 3]))

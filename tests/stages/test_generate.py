@@ -1,0 +1,125 @@
+"""generate: what the model said, token for token, and the same bytes whatever happens on the way."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsdkd.errors import InputError
+from tsdkd.stages import generate as stage
+from tsdkd.stages.config import GenerateConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.models import chat_ids, load_model
+
+Contents = Callable[[Path], dict[str, bytes]]
+CONFIG = GenerateConfig(max_new_tokens=12, batch_size=3, part_size=4)
+
+
+def test_greedy_is_the_models_argmax_whatever_the_batch(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Against one bare forward per token, unbatched and unpadded."""
+    artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, temperature=0.0))
+    reader = load_model(str(student), "float32")
+    for row in artifact.table().to_pylist()[:4]:
+        ids = chat_ids(reader.tokenizer, row["messages"])
+        assert row["prompt_ids"] == ids
+        expected: list[int] = []
+        while len(expected) < CONFIG.max_new_tokens and not (expected and expected[-1] in reader.end_ids):
+            with torch.no_grad():
+                logits = reader.model(torch.tensor([ids + expected])).logits[0, -1]
+            expected.append(int(logits[: len(reader.tokenizer)].argmax()))
+        assert row["response_ids"] == expected
+
+
+def test_the_end_token_is_kept_and_ends_the_response(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Pad and end token are one id here: nothing after the first may remain, and it must."""
+    artifact = generate(
+        prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=200, samples_per_prompt=4)
+    )
+    end = load_model(str(student)).tokenizer.eos_token_id
+    rows = artifact.table().to_pylist()
+    reasons = {row["finish_reason"] for row in rows}
+    assert reasons == {"stop", "length"}
+    for row in rows:
+        ids = row["response_ids"]
+        assert row["finish_reason"] == ("stop" if ids[-1] == end else "length")
+        assert end not in ids[:-1]
+        assert len(ids) == 200 or ids[-1] == end
+    summary = artifact.manifest.summary
+    assert summary["truncated"] == sum(row["finish_reason"] == "length" for row in rows)
+    assert summary["response_tokens"] == sum(len(row["response_ids"]) for row in rows)
+
+
+def test_padding_rows_of_the_head_are_never_sampled(student: Path, prompts: Path, tmp_path: Path) -> None:
+    reader = load_model(str(student))
+    assert len(reader.padding_ids) == 6
+    artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=60, samples_per_prompt=4))
+    sampled = {token for row in artifact.table()["response_ids"].to_pylist() for token in row}
+    assert max(sampled) < len(reader.tokenizer)
+
+
+def test_samples_differ_and_seeds_matter(student: Path, prompts: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, samples_per_prompt=2)
+    first = generate(prompts, str(student), tmp_path / "a", config, seed=0).table()
+    again = generate(prompts, str(student), tmp_path / "b", config, seed=0).table()
+    other = generate(prompts, str(student), tmp_path / "c", config, seed=1).table()
+    assert first.equals(again)
+    assert first["response_ids"] != other["response_ids"]
+    assert first["sample_id"].to_pylist()[:2] == [f"{first['prompt_id'][0]}-0", f"{first['prompt_id'][0]}-1"]
+    assert first["response_ids"][0] != first["response_ids"][1]
+
+
+def test_a_models_own_sampling_defaults_do_not_leak_in(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Qwen's generation config carries top-k and a repetition penalty; the rollouts must not."""
+    import json
+    import shutil
+
+    opinionated = tmp_path / "opinionated"
+    shutil.copytree(student, opinionated)
+    settings = json.loads((opinionated / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "top_k": 1, "repetition_penalty": 5.0, "temperature": 0.01}
+    (opinionated / "generation_config.json").write_text(json.dumps(settings))
+    plain = generate(prompts, str(student), tmp_path / "a", CONFIG).table()
+    found = generate(prompts, str(opinionated), tmp_path / "b", CONFIG).table()
+    assert found["response_ids"] == plain["response_ids"]
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    student: Path, prompts: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(prompts, str(student), tmp_path / "whole", CONFIG)
+    sampled = 0
+
+    def interrupted(*args: object) -> object:
+        nonlocal sampled
+        sampled += 1
+        if sampled == 3:  # in the second part
+            raise KeyboardInterrupt
+        return original(*args)
+
+    original = stage._sample
+    monkeypatch.setattr(stage, "_sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(prompts, str(student), tmp_path / "cut", CONFIG)
+    assert len(list((tmp_path / "cut").glob("*.parquet"))) == 1
+    monkeypatch.undo()
+    generate(prompts, str(student), tmp_path / "cut", CONFIG)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_long_prompts_are_left_out_and_counted(student: Path, prompts: Path, tmp_path: Path) -> None:
+    everything = generate(prompts, str(student), tmp_path / "all", CONFIG).table()["prompt_ids"].to_pylist()
+    longest = max(map(len, everything))
+    artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_prompt_tokens=longest - 1))
+    kept = artifact.table()["prompt_ids"].to_pylist()
+    assert max(map(len, kept)) < longest
+    assert artifact.manifest.summary["prompts_left_out"] == 10 - len(kept) > 0
+    with pytest.raises(InputError, match="longer than 3 tokens"):
+        generate(prompts, str(student), tmp_path / "none", replace(CONFIG, max_prompt_tokens=3))
+    assert not (tmp_path / "none").exists()
+
+
+def test_responses_must_fit_the_models_context(student: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reads 512"):
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=500))

@@ -1,0 +1,87 @@
+"""Models: what cannot be used is named, and what decides a result is fingerprinted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tsdkd.errors import InputError
+from tsdkd.stages.models import describe, load_model, positions, require_same_tokenizer, resolve, vocab_size
+
+
+def test_the_head_is_cut_to_real_tokens(student: Path, teacher: Path) -> None:
+    """264 and 272 rows, 258 tokens: both heads speak about the same 258."""
+    heads = [load_model(str(path)).head for path in (student, teacher)]
+    assert [head.weight.shape[0] for head in heads] == [264, 272]
+    for head in heads:
+        assert head.logits(torch.zeros(3, head.weight.shape[1])).shape == (3, 258)
+
+
+def test_a_head_that_does_more_than_we_know_is_refused(student: Path) -> None:
+    reader = load_model(str(student))
+    reader.model.lm_head.register_forward_hook(lambda _module, _input, output: output.square())
+    with pytest.raises(InputError, match="does more between"):
+        reader.head  # noqa: B018
+
+
+def test_fingerprints_follow_content(student: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(student, copy)
+    one, other = describe("student", str(student)), describe("student", str(copy))
+    assert (one.weights, one.tokenizer, one.chat_template) == (other.weights, other.tokenizer, other.chat_template)
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    model.lm_head.weight.data[0, 0] += 1e-3
+    model.save_pretrained(copy)
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    changed = describe("student", str(copy))
+    assert changed.weights != one.weights
+    assert changed.chat_template != one.chat_template
+    assert changed.tokenizer == one.tokenizer
+
+
+def test_tokenizers_are_compared_id_by_id(student: Path, teacher: Path, stranger: Path) -> None:
+    require_same_tokenizer(describe("student", str(student)), describe("teacher", str(teacher)))
+    with pytest.raises(InputError, match=r"258 tokens.*259.*different tokenizers"):
+        require_same_tokenizer(describe("student", str(student)), describe("teacher", str(stranger)))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
+def test_a_path_that_is_not_there(name: str) -> None:
+    with pytest.raises(InputError, match="There is no model directory"):
+        resolve(name)
+
+
+def test_a_directory_that_is_no_model(student: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"it has no config\.json"):
+        describe("student", str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="no tokenizer"):
+        describe("student", str(tmp_path))
+    weightless = tmp_path / "weightless"
+    shutil.copytree(student, weightless, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match="has no weights"):
+        describe("student", str(weightless))
+
+
+def test_weights_that_cannot_be_loaded(student: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(student, torn)
+    (torn / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="no causal language model that transformers can load"):
+        load_model(str(torn))
+    config = json.loads((torn / "config.json").read_text())
+    (torn / "config.json").write_text(json.dumps(config | {"model_type": "bert", "architectures": ["Unknown"]}))
+    with pytest.raises(InputError, match="no causal language model"):
+        load_model(str(torn))
+
+
+def test_positions_do_not_depend_on_padding() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 0], [1, 1, 1, 0, 0]])
+    assert positions(mask).tolist() == [[0, 0, 0, 1, 1], [0, 1, 2, 2, 2]]
+
+
+def test_vocab_size_counts_added_tokens(stranger: Path) -> None:
+    assert vocab_size(load_model(str(stranger)).tokenizer) == 259

@@ -1,0 +1,83 @@
+"""Prompts files in every format, and how a bad one is named."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tsdkd.errors import InputError
+from tsdkd.stages.prompts import read_prompts
+
+ROWS = [{"prompt": "one", "source": "a"}, {"prompt": "two", "source": "b"}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"p{suffix}"
+    if suffix == ".jsonl":
+        file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    elif suffix == ".json":
+        file.write_text(json.dumps(ROWS))
+    elif suffix == ".csv":
+        file.write_text("prompt,source\none,a\ntwo,b\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), file)
+    found = read_prompts(file)
+    assert [(p.messages, p.source) for p in found] == [
+        ([{"role": "user", "content": "one"}], "a"),
+        ([{"role": "user", "content": "two"}], "b"),
+    ]
+
+
+def test_messages_come_first_and_ids_ride_along(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"messages": messages, "prompt": "ignored", "prompt_id": 7}))
+    (found,) = read_prompts(file)
+    assert (found.prompt_id, found.messages, found.source) == ("7", messages, "p")
+
+
+def test_ids_follow_the_content_and_repeats_count_once(tmp_path: Path) -> None:
+    for name, texts in (("a", ["x", "y", "x"]), ("b", ["y", "x"])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    a, b = (read_prompts(tmp_path / f"{name}.jsonl") for name in "ab")
+    assert [p.prompt_id for p in a] == [p.prompt_id for p in reversed(b)]
+    assert len(a) == 2
+
+
+def test_limit(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(ROWS))
+    assert len(read_prompts(file, limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column", "cause", "remedy"),
+    [
+        ("p.jsonl", None, None, "no prompts file", "Check the path"),
+        ("p.jsonl", "", None, "holds no prompts", "Add rows"),
+        ("p.json", "[]", None, "holds no prompts", "Add rows"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', None, "line 2: not JSON", "Mend the line"),
+        ("p.jsonl", '{"prompt": "a"}\n[1]', None, "line 2: not a JSON object", "named fields"),
+        ("p.json", '[{"prompt": "a"},\n {"prompt": }]', None, "line 2: not JSON", "Mend"),
+        ("p.jsonl", '{"question": "a", "id": 1}', None, "'messages' or 'prompt'", "question, id"),
+        ("p.csv", "question,answer\na,b\n", "text", "column 'text'", "question, answer"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}', None, "row 2: 'prompt' is neither", "Mend the row"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": " "}', None, "row 2: 'prompt' is neither", "Mend the row"),
+        ("p.jsonl", '{"messages": [{"role": "user"}]}', None, "row 1: 'messages' is neither", "role and content"),
+        ("p.jsonl", '{"prompt": "a", "prompt_id": 1}\n{"prompt": "b", "prompt_id": 1}', None, "two prompts", "unique"),
+        ("p.parquet", "not parquet", None, "no readable Parquet", "Check the file"),
+        ("p.txt", "a", None, "I can read", ".jsonl"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_named(
+    tmp_path: Path, name: str, text: str | None, column: str | None, cause: str, remedy: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_prompts(tmp_path / name, column)
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy or remedy in caught.value.cause

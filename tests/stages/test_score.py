@@ -1,0 +1,206 @@
+"""score: every column against bare forwards of both models, one response at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tsdkd.artifacts import Artifact, Writer, read
+from tsdkd.core import TSDKDConfig, entropy, token_selective_loss, tsdkd_loss
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages import score as stage
+from tsdkd.stages.config import GenerateConfig, ScoreConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.models import LanguageModel, load_model
+from tsdkd.stages.score import score
+from tsdkd.stages.staged import StagedSamples
+
+Contents = Callable[[Path], dict[str, bytes]]
+CONFIG = ScoreConfig(k=4, top_k=8, batch_tokens=256)
+
+
+@pytest.fixture
+def rollouts(student: Path, prompts: Path, tmp_path: Path) -> Path:
+    generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=15, part_size=4))
+    return tmp_path / "rollouts"
+
+
+def bare_logits(reader: LanguageModel, row: dict[str, list[int]]) -> torch.Tensor:
+    """(response tokens, shared vocabulary), from the model's own forward."""
+    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+    with torch.no_grad():
+        logits = reader.model(ids).logits[0]
+    return logits[len(row["prompt_ids"]) - 1 : -1, : len(reader.tokenizer)]
+
+
+@pytest.mark.parametrize("signal", ["hidden", "topk", "ranks"])
+def test_columns_are_what_bare_forwards_say(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, signal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "CHUNK_LOGITS", 3 * 258)  # three positions at a time
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal=signal))
+    readers = load_model(str(student)), load_model(str(teacher))
+    samples = StagedSamples(rollouts, tmp_path / "s")
+    rows = read(rollouts, "rollouts").table().to_pylist()
+    assert len(samples) == len(rows) == artifact.manifest.rows
+    for i, row in enumerate(rows):
+        sample = samples[i]
+        q, p = (bare_logits(reader, row) for reader in readers)
+        token = torch.tensor(row["response_ids"]).unsqueeze(-1)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        assert sample["sample_id"] == row["sample_id"]
+        np.testing.assert_allclose(sample["student_entropy"], entropy(q), **close)
+        np.testing.assert_allclose(sample["teacher_entropy"], entropy(p), **close)
+        np.testing.assert_allclose(sample["student_logprob"], q.log_softmax(-1).gather(-1, token)[:, 0], **close)
+        np.testing.assert_allclose(sample["teacher_logprob"], p.log_softmax(-1).gather(-1, token)[:, 0], **close)
+        candidates = sample["candidates"].reshape(-1, 4)
+        np.testing.assert_array_equal(candidates, q.topk(4).indices)
+        liked = p.gather(-1, torch.tensor(candidates, dtype=torch.long))
+        by_rank = liked.gather(-1, torch.tensor(sample["ranks"].reshape(-1, 4), dtype=torch.long).argsort(-1))
+        assert (by_rank.diff(dim=-1) <= 0).all()
+        if signal == "topk":
+            np.testing.assert_array_equal(sample["top_ids"].reshape(-1, 8), p.topk(8).indices)
+            np.testing.assert_allclose(sample["top_logprobs"].reshape(-1, 8), p.log_softmax(-1).topk(8).values, **close)
+
+
+def staged_and_live(
+    samples: StagedSamples, student: Path, teacher: Path, config: TSDKDConfig
+) -> tuple[float, float, float]:
+    """The loss of all samples from scores, from a live teacher, and the distance of their gradients."""
+    readers = load_model(str(student)), load_model(str(teacher))
+    chosen = [samples[i] for i in range(len(samples))]
+    longest = max(len(s["response_ids"]) for s in chosen)
+    mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
+    q, p = (torch.zeros(len(chosen), longest, len(readers[0].tokenizer)) for _ in range(2))
+    for i, sample in enumerate(chosen):
+        length = len(sample["response_ids"])
+        mask[i, :length] = True
+        q[i, :length], p[i, :length] = (bare_logits(reader, sample) for reader in readers)
+    q.requires_grad_()
+    live, _ = tsdkd_loss(q, p, mask, config)
+    (live_gradient,) = torch.autograd.grad(live, q)
+    signal = samples.decoder.decode(samples.decoder.tensors(chosen))
+    staged, _ = token_selective_loss(q[mask], signal, mask, config)
+    (staged_gradient,) = torch.autograd.grad(staged, q)
+    return staged.item(), live.item(), float((staged_gradient - live_gradient).abs().max() / live_gradient.abs().max())
+
+
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.0}, {"temperature": 2.0}, {"k": 7}, {"opener": 1.0, "gate": False}])
+def test_hidden_states_give_a_live_teachers_loss_to_rounding(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, changes: dict[str, float]
+) -> None:
+    """Any beta, any temperature, more candidates than were recorded: the teacher is gone and nothing is lost."""
+    score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
+    config = TSDKDConfig(**({"k": 4} | changes))
+    staged, live, apart = staged_and_live(StagedSamples(rollouts, tmp_path / "s"), student, teacher, config)
+    assert staged == pytest.approx(live, rel=1e-5)
+    assert apart < 1e-4
+
+
+def test_topk_bounds_the_direct_term_from_below(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk", top_k=40))
+    config = TSDKDConfig(k=4, alpha=0, em_weight=0)
+    staged, live, _ = staged_and_live(StagedSamples(rollouts, tmp_path / "s"), student, teacher, config)
+    assert 0.2 * live < staged < live
+    logged = read(tmp_path / "s", "scores").table()["top_logprobs"].combine_chunks().flatten().to_numpy()
+    mass = np.exp(logged).sum() / artifact.manifest.summary["tokens"]
+    assert artifact.manifest.summary["captured_mass"] == pytest.approx(mass)
+    assert 0.2 < mass < 1
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_batches_do_not_change_what_is_recorded(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, batch_tokens: int
+) -> None:
+    one = score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG).table()
+    other = score(
+        rollouts, str(student), str(teacher), tmp_path / "o", replace(CONFIG, batch_tokens=batch_tokens)
+    ).table()
+    assert one["candidates"] == other["candidates"]
+    for column in ("student_entropy", "teacher_logprob"):
+        a, b = (table[column].combine_chunks().flatten().to_numpy() for table in (one, other))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
+    write_table = Writer.write_table
+
+    def interrupted(self: Writer, file: str, *args: object, **kwargs: object) -> None:
+        if file == "part-00001.parquet":
+            raise KeyboardInterrupt
+        write_table(self, file, *args, **kwargs)
+
+    monkeypatch.setattr(Writer, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    monkeypatch.undo()
+    score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+class Listener:
+    """Keeps what a stage tells."""
+
+    def __init__(self) -> None:
+        self.tables: list[dict[str, str]] = []
+        self.said: list[str] = []
+
+    def progress(self, *_: object) -> object:
+        from contextlib import nullcontext
+
+        return nullcontext(lambda _: None)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        self.tables.append(dict(rows))
+
+
+def sizes(artifact: Artifact) -> int:
+    return sum(part.bytes for part in artifact.manifest.parts)
+
+
+def test_the_cost_is_told_before_and_is_about_right(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    listener = Listener()
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG, reporter=listener)
+    (cost,) = listener.tables
+    tokens = artifact.manifest.summary["tokens"]
+    assert cost["response tokens"] == f"{tokens:,}"
+    assert cost["bytes per token (hidden)"] == str(16 + 4 * 6 + 48 * 4)  # float32 teacher of width 48
+    hidden = sum(len(value) for value in artifact.table()["hidden"].to_pylist())
+    assert hidden == tokens * 48 * 4
+
+
+def test_a_small_disk_is_refused_before_the_work(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Disk:
+        free = 1000
+
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: Disk)
+    with pytest.raises(TsdkdError, match="Scores need") as caught:
+        score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
+    assert "--signal topk" in caught.value.remedy
+
+
+def test_a_reader_that_is_not_the_author_is_said(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    score(rollouts, str(teacher), str(student), tmp_path / "s", CONFIG, reporter=listener)
+    assert any("come from another student" in message for message in listener.said)
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, k=258), replace(CONFIG, signal="topk", top_k=300)])
+def test_more_candidates_than_tokens_are_refused(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, config: ScoreConfig
+) -> None:
+    with pytest.raises(InputError, match="vocabulary has only 258"):
+        score(rollouts, str(student), str(teacher), tmp_path / "s", config)

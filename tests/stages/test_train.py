@@ -1,0 +1,230 @@
+"""train: the update is the objective's, whatever the micro-batches; a cut run ends where an uninterrupted one does."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tsdkd.core import TSDKDConfig, tsdkd_loss
+from tsdkd.errors import ArtifactError, InputError, TsdkdError
+from tsdkd.stages import trainer as trainer_module
+from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.models import load_model
+from tsdkd.stages.score import score
+from tsdkd.stages.staged import StagedSamples
+from tsdkd.stages.train import METRICS_FILE, train
+
+Contents = Callable[[Path], dict[str, bytes]]
+OBJECTIVE = TSDKDConfig(k=4)
+CONFIG = TrainConfig(
+    objective=OBJECTIVE, learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_size=2, precision="fp32", save_steps=2
+)
+
+
+@pytest.fixture(scope="module")
+def run(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rollouts and scores of ten responses."""
+    place = tmp_path_factory.mktemp("run")
+    prompts = place / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Count to {i}{'!' * (i % 3)}"}) + "\n" for i in range(10)))
+    generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=12, part_size=4))
+    score(place / "rollouts", str(student), str(teacher), place / "scores", ScoreConfig(k=4))
+    return place
+
+
+def learn(
+    run: Path, student: Path, output: Path, config: TrainConfig = CONFIG, **more: object
+) -> dict[str, torch.Tensor]:
+    train(run / "rollouts", run / "scores", str(student), output, config, **more)
+    return weights(output)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(path).state_dict()
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (path / METRICS_FILE).read_text().splitlines()]
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_the_first_step_is_the_objective_of_a_live_teacher(
+    run: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """All ten responses in one batch; the loss by two live models and full logits, padded, in one piece."""
+    learn(run, student, tmp_path / "c", replace(CONFIG, batch_size=10, epochs=1))
+    samples = StagedSamples(run / "rollouts", run / "scores")
+    rows = [samples[i] for i in range(10)]
+    longest = max(len(row["response_ids"]) for row in rows)
+    mask = torch.zeros(10, longest, dtype=torch.bool)
+    logits = []
+    for name in (student, teacher):
+        reader = load_model(str(name))
+        grid = torch.zeros(10, longest, len(reader.tokenizer))
+        for i, row in enumerate(rows):
+            with torch.no_grad():
+                found = reader.model(torch.tensor([row["prompt_ids"] + row["response_ids"]])).logits[0]
+            start, length = len(row["prompt_ids"]) - 1, len(row["response_ids"])
+            grid[i, :length] = found[start : start + length, : grid.shape[-1]]
+            mask[i, :length] = True
+        logits.append(grid)
+    loss, terms = tsdkd_loss(*logits, mask, OBJECTIVE)
+    (logged,) = metrics(tmp_path / "c")
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name in terms:
+        assert logged[name] == pytest.approx(terms[name].item(), rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_micro_batches_do_not_change_the_update(run: Path, student: Path, tmp_path: Path, micro: int) -> None:
+    """Ten responses in batches of four: the last optimizer batch holds two, and still averages over its own."""
+    two = learn(run, student, tmp_path / "two")
+    other = learn(run, student, tmp_path / "other", replace(CONFIG, micro_batch_size=micro))
+    start = weights(student)
+    assert apart(two, other) < 1e-3 * apart(two, start)
+    for one, another in zip(metrics(tmp_path / "two"), metrics(tmp_path / "other"), strict=True):
+        assert one == pytest.approx(another, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("opener", [0.1, "adaptive"])
+@pytest.mark.parametrize("cut_at", [0, 1, 3, 4, 5])
+def test_a_cut_run_ends_with_the_same_bytes(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    cut_at: int,
+    opener: float | str,
+) -> None:
+    """Cut inside any of the six steps, or while step 4 is being saved."""
+    config = replace(CONFIG, objective=replace(OBJECTIVE, opener=opener))
+    learn(run, student, tmp_path / "whole", config)
+    compute_loss = trainer_module.StagedTrainer.compute_loss
+
+    def cut(self: object, *args: object, **kwargs: object) -> object:
+        if self.state.global_step == cut_at:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_module.StagedTrainer, "compute_loss", cut)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, student, tmp_path / "cut", config)
+    monkeypatch.undo()
+    if cut_at == 5:  # as if killed before the mark was written
+        (tmp_path / "cut" / "resume" / "checkpoint-4" / trainer_module.SAVED).unlink()
+    learn(run, student, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_the_step_and_the_next_run_continues(
+    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, save_steps=100)
+    learn(run, student, tmp_path / "whole", config)
+    compute_loss = trainer_module.StagedTrainer.compute_loss
+
+    def interrupted(self: object, *args: object, **kwargs: object) -> object:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_module.StagedTrainer, "compute_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, student, tmp_path / "cut", config)
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "resume" / "checkpoint-3" / trainer_module.SAVED).is_file()
+    learn(run, student, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_the_checkpoint_loads_without_us(run: Path, student: Path, tmp_path: Path) -> None:
+    found = learn(run, student, tmp_path / "c")
+    assert apart(found, weights(student)) > 1e-4
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    assert model.dtype == torch.float32
+    assert model.config.vocab_size == AutoModelForCausalLM.from_pretrained(student).config.vocab_size
+    ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (tmp_path / "c", student))
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.chat_template == theirs.chat_template
+    assert GenerationConfig.from_pretrained(tmp_path / "c").eos_token_id == theirs.eos_token_id
+    assert not (tmp_path / "c" / "resume").exists()
+
+
+def test_the_student_comes_closer_to_its_teacher(run: Path, student: Path, tmp_path: Path) -> None:
+    objective = replace(OBJECTIVE, alpha=0, em_weight=0, beta=0, gate=False)
+    learn(run, student, tmp_path / "c", replace(CONFIG, objective=objective, epochs=12, learning_rate=5e-3))
+    log = metrics(tmp_path / "c")
+    assert log[-1]["direct"] < 0.7 * log[0]["direct"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_samples(run: Path, student: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(student, broken)
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    model.lm_head.weight.data[3, 3] = float("nan")
+    model.save_pretrained(broken)
+    with pytest.raises(TsdkdError, match=r"loss is nan at step 1, samples [0-9a-f]+-0, [0-9a-f]+-0") as caught:
+        learn(run, broken, tmp_path / "c")
+    assert "--learning-rate" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("signal_", "objective", "cause"),
+    [
+        ("hidden", replace(OBJECTIVE, k=258), "allow only 257"),
+        ("topk", replace(OBJECTIVE, k=5), "allow only 4"),
+        ("topk", replace(OBJECTIVE, temperature=2.0), "hold at temperature 1"),
+        ("ranks", OBJECTIVE, "no distribution"),
+    ],
+)
+def test_scores_that_cannot_serve_are_refused_before_anything_is_written(
+    run: Path, student: Path, teacher: Path, tmp_path: Path, signal_: str, objective: TSDKDConfig, cause: str
+) -> None:
+    score(run / "rollouts", str(student), str(teacher), tmp_path / "s", ScoreConfig(signal=signal_, k=4, top_k=8))
+    with pytest.raises(InputError, match=cause):
+        train(run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", replace(CONFIG, objective=objective))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("signal_", ["topk", "ranks"])
+def test_light_signals_train(run: Path, student: Path, teacher: Path, tmp_path: Path, signal_: str) -> None:
+    score(run / "rollouts", str(student), str(teacher), tmp_path / "s", ScoreConfig(signal=signal_, k=4, top_k=8))
+    objective = replace(OBJECTIVE, direct_weight=float(signal_ == "topk"))
+    train(
+        run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", replace(CONFIG, objective=objective, epochs=1)
+    )
+    hidden = learn(run, student, tmp_path / "h", replace(CONFIG, objective=objective, epochs=1))
+    assert apart(weights(tmp_path / "c"), weights(student)) > 1e-4
+    if signal_ == "ranks":  # the student has barely moved: the recorded candidates are the live ones
+        assert metrics(tmp_path / "c")[0]["loss"] == pytest.approx(metrics(tmp_path / "h")[0]["loss"], rel=1e-5)
+    assert hidden
+
+
+def test_foreign_scores_are_refused(run: Path, student: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "another"}\n')
+    generate(prompts, str(student), tmp_path / "other", GenerateConfig(max_new_tokens=4))
+    with pytest.raises(ArtifactError, match="other rollouts"):
+        train(tmp_path / "other", run / "scores", str(student), tmp_path / "c", CONFIG)
+
+
+def test_a_student_of_another_family_is_refused(run: Path, stranger: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="different tokenizers: 1 tokens differ"):
+        learn(run, stranger, tmp_path / "c")
+
+
+def test_micro_batches_must_divide(run: Path, student: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch of 4 cannot be made of micro-batches of 3"):
+        learn(run, student, tmp_path / "c", replace(CONFIG, micro_batch_size=3))

@@ -1,0 +1,87 @@
+"""Imports point one way: cli -> stages -> core; and help costs no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tsdkd"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+STAGES = {"generate", "score", "train", "eval", "prune"}
+
+
+def imported(module: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.startswith("tsdkd.")}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+MAY_USE = {
+    "core": {"core", "errors"},
+    "stages": {"stages", "core", "artifacts", "errors"},
+    "cli": {"cli", "stages", "core", "artifacts", "errors", "__version__"},
+    "artifacts": {"errors", "__version__"},
+    "errors": set(),
+    "__main__": {"cli"},
+    "__init__": set(),
+    "embedded": set(),
+}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(module: Path) -> None:
+    place = module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert {room(name) for name in imported(module)} <= MAY_USE[place]
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_stages_never_import_each_other(stage: str) -> None:
+    others = {f"tsdkd.stages.{other}" for other in STAGES - {stage}}
+    assert not imported(PACKAGE / "stages" / f"{stage}.py") & others
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.parent.name in {"stages", "core"}], ids=lambda path: path.stem
+)
+def test_stages_and_core_neither_print_nor_exit(module: Path) -> None:
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not called & {"print", "exit", "quit"}
+    assert "sys.exit" not in module.read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["artifact"]], ids=" ".join
+)
+def test_help_loads_no_torch(command: list[str]) -> None:
+    program = (
+        "import sys\nfrom tsdkd.cli import main\n"
+        f"sys.argv = ['tsdkd', *{command}, '--help']\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'lm_eval'}\n"
+        "try:\n    main()\nfinally:\n    assert not heavy & set(sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Usage: tsdkd" in found.stdout
+
+
+def test_core_loads_lazily_but_completely() -> None:
+    import tsdkd.core
+
+    for name in dir(tsdkd.core):
+        assert getattr(tsdkd.core, name).__name__ == name
+    with pytest.raises(AttributeError):
+        tsdkd.core.nothing  # noqa: B018

@@ -1,0 +1,225 @@
+"""Artifacts: what is written can be killed, resumed and trusted; what is wrong is refused with a remedy."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tsdkd.artifacts import (
+    MANIFEST,
+    SCHEMAS,
+    Manifest,
+    Parent,
+    Writer,
+    file_digest,
+    load_manifest,
+    parents_of,
+    read,
+    verify,
+)
+from tsdkd.errors import ArtifactError
+
+Contents = Callable[[Path], dict[str, bytes]]
+
+
+def manifest(**changes: object) -> Manifest:
+    base = Manifest(kind="rollouts", config={"temperature": 1.0}, seed=0, libraries={"torch": "2"})
+    return dataclasses.replace(base, **changes)
+
+
+def rows(*names: str) -> pa.Table:
+    return pa.Table.from_pylist([{"sample_id": name, "response_ids": [1, 2]} for name in names], SCHEMAS["rollouts"])
+
+
+def write(path: Path, **changes: object) -> None:
+    with Writer.open(path, manifest(**changes)) as writer:
+        writer.write_table("part-00000.parquet", rows("a", "b"))
+        writer.write_table("part-00001.parquet", rows("c"))
+        writer.finish({"responses": 3})
+
+
+def edit(path: Path, **changes: object) -> None:
+    file = path / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_finished_artifact_reads_back_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    artifact = read(tmp_path / "a", "rollouts")
+    assert artifact.table()["sample_id"].to_pylist() == ["a", "b", "c"]
+    assert artifact.manifest.rows == 3
+    assert artifact.manifest.summary == {"responses": 3}
+
+
+def test_the_same_work_gives_the_same_bytes(tmp_path: Path, contents: Contents) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_an_interrupted_writer_resumes_to_the_same_bytes(tmp_path: Path, contents: Contents) -> None:
+    write(tmp_path / "whole")
+    path = tmp_path / "cut"
+    with Writer.open(path, manifest()) as writer:
+        writer.write_table("part-00001.parquet", rows("c"))
+    (path / "part-00000.parquet.tmp").write_bytes(b"torn")  # what a kill in mid-write leaves
+    with Writer.open(path, manifest()) as writer:
+        assert writer.has("part-00001.parquet")
+        assert not writer.has("part-00000.parquet")
+        assert not (path / "part-00000.parquet.tmp").exists()
+        writer.write_table("part-00000.parquet", rows("a", "b"))
+        writer.finish({"responses": 3})
+    assert contents(path) == contents(tmp_path / "whole")
+
+
+def test_a_complete_artifact_is_left_alone(tmp_path: Path, contents: Contents) -> None:
+    write(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    with Writer.open(tmp_path / "a", manifest(libraries={"torch": "3"})) as writer:  # an upgrade does not undo it
+        assert writer.complete
+    assert contents(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"config": {"temperature": 0.5}}, "config.temperature was 1.0, now 0.5"),
+        ({"parents": (Parent("prompts", "f" * 64, "p"),)}, "parent prompts was None, now ffffffffffff…"),
+    ],
+)
+def test_another_configuration_is_refused_and_named(
+    tmp_path: Path, contents: Contents, changes: dict[str, object], named: str
+) -> None:
+    write(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    with pytest.raises(ArtifactError, match=named):
+        Writer.open(tmp_path / "a", manifest(**changes))
+    assert contents(tmp_path / "a") == before
+
+
+def test_overwrite_replaces(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    with Writer.open(tmp_path / "a", manifest(seed=1), overwrite=True) as writer:
+        assert not writer.complete
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [".lock", MANIFEST]
+
+
+def test_a_resume_with_other_libraries_is_refused(tmp_path: Path) -> None:
+    Writer.open(tmp_path / "a", manifest()).__exit__()
+    with pytest.raises(ArtifactError, match="libraries were"):
+        Writer.open(tmp_path / "a", manifest(libraries={"torch": "3"}))
+
+
+def test_a_directory_of_something_else_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ArtifactError, match="is no artifact"):
+            Writer.open(tmp_path, manifest(), overwrite=overwrite)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_two_writers_cannot_meet(tmp_path: Path) -> None:
+    with Writer.open(tmp_path / "a", manifest()), pytest.raises(ArtifactError, match="Another process is writing"):
+        Writer.open(tmp_path / "a", manifest())
+
+
+def test_reading_refuses_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        read(tmp_path / "none", "rollouts")
+    assert "There are no rollouts" in caught.value.cause
+    assert "`tsdkd generate`" in caught.value.remedy
+    assert "--rollouts" in caught.value.remedy
+
+
+def test_reading_refuses_another_kind(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="holds rollouts, not scores"):
+        read(tmp_path / "a", "scores")
+
+
+def test_reading_refuses_a_partial_artifact(tmp_path: Path) -> None:
+    Writer.open(tmp_path / "a", manifest()).__exit__()
+    with pytest.raises(ArtifactError, match="not finished"):
+        read(tmp_path / "a", "rollouts")
+
+
+def test_reading_refuses_a_newer_format(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    edit(tmp_path / "a", format=2, a_field_of_the_future=1)
+    with pytest.raises(ArtifactError, match="has format 2; this tsdkd reads up to 1") as caught:
+        read(tmp_path / "a", "rollouts")
+    assert caught.value.remedy == "Update tsdkd."
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "kind": "poems"}'])
+def test_reading_refuses_a_broken_manifest(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read(tmp_path / "a", "rollouts")
+
+
+def test_reading_refuses_a_changed_part(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    part = tmp_path / "a" / "part-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, the same length
+    part.write_bytes(content)
+    with pytest.raises(ArtifactError, match="was changed"):
+        read(tmp_path / "a", "rollouts")
+    with pytest.raises(ArtifactError, match="was changed"):
+        verify(tmp_path / "a")
+
+
+def test_reading_refuses_a_missing_part(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    (tmp_path / "a" / "part-00001.parquet").unlink()
+    with pytest.raises(ArtifactError, match=r"part-00001\.parquet is missing"):
+        read(tmp_path / "a", "rollouts")
+
+
+def test_foreign_parents_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "mine")
+    write(tmp_path / "other", seed=5)
+    mine, other = (read(tmp_path / name, "rollouts") for name in ("mine", "other"))
+    child = tmp_path / "child"
+    with Writer.open(child, manifest(kind="scores", parents=(mine.as_parent_of(child),))) as writer:
+        scores = writer.finish({})
+    scores.require_parent(mine)
+    with pytest.raises(ArtifactError, match="made from other rollouts"):
+        scores.require_parent(other)
+
+
+def test_verify_sees_a_parent_that_changed(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("one")
+    write(tmp_path / "a", parents=(Parent("prompts", file_digest(prompts), "../prompts.jsonl"),))
+    verify(tmp_path / "a")
+    prompts.write_text("two")
+    with pytest.raises(ArtifactError, match="changed after"):
+        verify(tmp_path / "a")
+    prompts.unlink()
+    verify(tmp_path / "a")  # gone is not wrong: artifacts travel without their parents
+    assert [(there, same) for _, there, same in parents_of(tmp_path / "a", load_manifest(tmp_path / "a"))] == [
+        (False, False)
+    ]
+
+
+def test_verify_sees_columns_that_do_not_fit(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    edit(tmp_path / "a", kind="results")
+    with pytest.raises(ArtifactError, match="other columns or rows"):
+        verify(tmp_path / "a")
+
+
+def test_a_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", seed=1)
+    before = load_manifest(tmp_path / "a").fingerprint
+    assert before != load_manifest(tmp_path / "b").fingerprint
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert read(tmp_path / "moved", "rollouts").fingerprint == before
