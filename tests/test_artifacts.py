@@ -109,9 +109,17 @@ def test_overwrite_replaces(tmp_path: Path) -> None:
 
 
 def test_a_resume_with_other_libraries_is_refused(tmp_path: Path) -> None:
-    Writer.open(tmp_path / "a", manifest()).__exit__()
+    with Writer.open(tmp_path / "a", manifest()) as writer:
+        writer.write_table("part-00000.parquet", rows("a"))
     with pytest.raises(ArtifactError, match="libraries were"):
         Writer.open(tmp_path / "a", manifest(libraries={"torch": "3"}))
+
+
+def test_an_artifact_without_content_takes_any_configuration(tmp_path: Path) -> None:
+    """A stage that was refused after it began (a full disk, say) does not block the next try."""
+    Writer.open(tmp_path / "a", manifest()).__exit__()
+    with Writer.open(tmp_path / "a", manifest(seed=1)) as writer:
+        assert writer.manifest.seed == 1
 
 
 def test_a_directory_of_something_else_is_never_touched(tmp_path: Path) -> None:

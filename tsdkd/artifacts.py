@@ -27,6 +27,7 @@ from tsdkd.errors import ArtifactError, TsdkdError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 Kind = Literal["rollouts", "scores", "checkpoint", "results"]
 MADE_BY: dict[str, str] = {
@@ -203,10 +204,10 @@ class Writer:
 
         Raises ArtifactError when something else is there: no artifact, another identity, or another process writing.
         """
-        if path.exists() and not (path / MANIFEST).exists() and any(file.name != ".lock" for file in path.iterdir()):
+        if path.exists() and not (path / MANIFEST).exists() and any(file.name != LOCK for file in path.iterdir()):
             raise ArtifactError(f"{path} exists and is no artifact.", "Choose another output directory.")
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = (path / LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -227,10 +228,12 @@ class Writer:
             return self._save()
         if overwrite:
             for file in self.path.iterdir():
-                if file.name != ".lock":
+                if file.name != LOCK:
                     _remove(file)
             return self._save()
         found = load_manifest(self.path)
+        if found.state == "partial" and {file.name for file in self.path.iterdir()} <= {MANIFEST, LOCK}:
+            return self._save()  # begun, but nothing is in it yet
         _require_same(self.path, found, self.manifest)
         for stray in self.path.glob("*.tmp"):
             _remove(stray)

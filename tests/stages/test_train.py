@@ -128,6 +128,23 @@ def test_a_cut_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_a_cut_run_is_not_continued_with_other_settings(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_loss = trainer_module.StagedTrainer.compute_loss
+
+    def cut(self: object, *args: object, **kwargs: object) -> object:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_module.StagedTrainer, "compute_loss", cut)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, student, tmp_path / "cut")
+    with pytest.raises(ArtifactError, match=r"learning_rate was 0.001, now 0.5"):
+        learn(run, student, tmp_path / "cut", replace(CONFIG, learning_rate=0.5))
+
+
 def test_ctrl_c_saves_the_step_and_the_next_run_continues(
     run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,10 @@ def verify_(path: Place) -> None:
     from tsdkd.artifacts import verify
 
     manifest = verify(path)
-    out.print(f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {manifest.fingerprint[:12]}")
+    fingerprint = manifest.fingerprint[:12]
+    out.print(
+        f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {fingerprint}", soft_wrap=True
+    )
 
 
 @app.command()

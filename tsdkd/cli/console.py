@@ -51,7 +51,7 @@ class Reporter:
             yield lambda count: bar.advance(task, count)
 
     def say(self, message: str) -> None:
-        err.print(escape(message), style="yellow")
+        err.print(escape(message), style="yellow", soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         show_pairs(title, rows)
@@ -73,7 +73,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def show_next(command: str) -> None:
-    out.print(f"next: [bold]{escape(command)}[/bold]")
+    out.print(f"next: [bold]{escape(command)}[/bold]", soft_wrap=True)
 
 
 def show_error(cause: str, remedy: str) -> None:

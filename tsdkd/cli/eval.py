@@ -88,7 +88,7 @@ def command(
         for name, path in models.items()
     }
     _compare(artifacts, config.tasks, heldout is not None)
-    out.print(f"results: {place}")
+    out.print(f"results: {place}", soft_wrap=True)
 
 
 def _named(models: list[str]) -> dict[str, str]:

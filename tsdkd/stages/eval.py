@@ -69,6 +69,7 @@ def evaluate(
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
+            reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         language_model = load_model(model, config.dtype)
         if samples is not None and not writer.has(HELDOUT_FILE):

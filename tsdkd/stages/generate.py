@@ -60,6 +60,7 @@ def generate(
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
+            reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         if dropped:
             reporter.say(f"{dropped} prompts longer than {config.max_prompt_tokens} tokens are left out.")

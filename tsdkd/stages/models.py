@@ -186,7 +186,7 @@ def require_same_tokenizer(one: Model, other: Model) -> None:
     """Raise InputError unless two models map ids to the same tokens."""
     if one.tokenizer != other.tokenizer:
         ours, theirs = (load_tokenizer(model.name).get_vocab() for model in (one, other))
-        unlike = sum(theirs.get(token) != i for token, i in ours.items())
+        unlike = sum(ours.get(token) != theirs.get(token) for token in ours.keys() | theirs.keys())
         raise InputError(
             f"{one.role} {one.name} ({len(ours)} tokens) and {other.role} {other.name} ({len(theirs)}) have different "
             f"tokenizers: {unlike} tokens differ.",

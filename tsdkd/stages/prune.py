@@ -55,6 +55,7 @@ def prune(
         )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
+            reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         texts = [chat_ids(language_model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in chosen]
         summary = _choose(language_model, depth, texts, config.drop, reporter)

@@ -21,7 +21,15 @@ from tsdkd.core.ranking import propose
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.batches import by_length, join
 from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.models import LanguageModel, describe, libraries, load_model, require_same_tokenizer
+from tsdkd.stages.models import (
+    LanguageModel,
+    describe,
+    libraries,
+    load_model,
+    load_tokenizer,
+    require_same_tokenizer,
+    vocab_size,
+)
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.signals import HEAD_FILE, bytes_per_token, save_head, to_bytes
 
@@ -45,6 +53,7 @@ def score(
     parent = read(rollouts, "rollouts")
     models = describe("student", student), describe("teacher", teacher)
     require_same_tokenizer(*models)
+    _require_candidates(config, vocab_size(load_tokenizer(student)))
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
         reader = next(model for model in models if model.role == author.role)
@@ -60,6 +69,7 @@ def score(
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
+            reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
         todo = [part for part in parent.tables if not writer.has(part.file)]
@@ -79,6 +89,14 @@ def score(
                 # One response per row group: training reads single rows in random order.
                 writer.write_table(part.file, pa.Table.from_pylist(ordered, SCHEMAS["scores"]), row_group_size=1)
         return writer.finish(_summary(writer.artifact))
+
+
+def _require_candidates(config: ScoreConfig, vocab: int) -> None:
+    for option, value in (("--k", config.k), ("--top-k", config.top_k if config.signal == "topk" else 0)):
+        if value >= vocab:
+            raise InputError(
+                f"{option} is {value}, but the vocabulary has only {vocab} tokens.", f"Choose a smaller {option}."
+            )
 
 
 def _lengths(table: pa.Table) -> list[int]:
@@ -145,11 +163,6 @@ def _state_cost(
 ) -> None:
     """Tell bytes per token, total and expected time; raise TsdkdError when the disk is too small."""
     vocab = readers[0].head.vocab_size or 0
-    for option, value in (("--k", config.k), ("--top-k", config.top_k)):
-        if value >= vocab:
-            raise InputError(
-                f"{option} is {value}, but the vocabulary has only {vocab} tokens.", f"Choose a smaller {option}."
-            )
     head = readers[1].head.weight
     per_token = bytes_per_token(config, head.shape[1], head.dtype)
     tokens = sum(len(response) for table in tables for response in table["response_ids"].to_pylist())

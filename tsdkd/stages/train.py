@@ -41,6 +41,7 @@ def train(
 
     Raises KeyboardInterrupt after an interrupted step was finished and saved, TsdkdError when the loss is not finite.
     """
+    reporter = reporter or Silent()
     samples = StagedSamples(rollouts, scores)
     samples.decoder.require(config.objective)
     start = describe("student", student)
@@ -58,12 +59,13 @@ def train(
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
+            reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         language_model = load_model(student, "float32", device="cpu")
         trainer = StagedTrainer(
             language_model.model, samples, arguments, config.objective, vocab_size(language_model.tokenizer)
         )
-        _run(trainer, resume, reporter or Silent())
+        _run(trainer, resume, reporter)
         _save(trainer, language_model.tokenizer, staging)
         writer.adopt(staging)
         artifact = writer.finish(_summary(trainer))

@@ -1,0 +1,288 @@
+"""Every mistake a user can make: one line of cause, one of remedy, exit code, nothing written, nothing lost."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import write_prompts
+from tsdkd.artifacts import MANIFEST, Writer
+from tsdkd.cli import app
+
+Contents = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def chain(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run directory, made through the command line."""
+    place = tmp_path_factory.mktemp("chain")
+    prompts = write_prompts(place / "prompts.jsonl", 6)
+    run = str(place / "run")
+    for command in (
+        ["generate", "--student", str(student), "--prompts", str(prompts), "--max-new-tokens", "6", "--part-size", "3"],
+        ["score", "--teacher", str(teacher), "--k", "4"],
+        ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32"],
+    ):
+        found = CliRunner().invoke(app, [*command, "--run", run])
+        assert found.exit_code == 0, found.output
+    return place
+
+
+@pytest.fixture
+def place(chain: Path, tmp_path: Path) -> Path:
+    """A copy of the chain to break."""
+    shutil.copytree(chain, tmp_path / "chain")
+    return tmp_path / "chain"
+
+
+def refuse(*command: object, code: int = 2) -> tuple[str, str]:
+    """Run a command that must fail; its cause and its remedy."""
+    found = CliRunner().invoke(app, [str(word) for word in command])
+    assert found.exit_code == code, found.output
+    assert isinstance(found.exception, SystemExit)  # a message, not a traceback
+    lines = [line for line in found.stderr.splitlines() if line.startswith(("error:", "try:"))]
+    assert [line.split(":")[0] for line in lines] == ["error", "try"], found.stderr
+    assert "Traceback" not in found.output
+    return lines[0].removeprefix("error:").strip(), lines[1].removeprefix("try:").strip()
+
+
+def generate_with(student: Path, run: Path, *more: object) -> list[object]:
+    return ["generate", "--student", student, "--run", run, "--max-new-tokens", "6", "--part-size", "3", *more]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "more", "cause"),
+    [
+        ("p.jsonl", None, [], "no prompts file"),
+        ("p.jsonl", "", [], "holds no prompts"),
+        ("p.jsonl", '{"question": "a", "level": 2}\n', [], "has no column 'messages' or 'prompt'"),
+        ("p.jsonl", '{"prompt": "a"}\n', ["--column", "text"], "has no column 'text'"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', [], "line 2: not JSON"),
+    ],
+)
+def test_prompts(student: Path, tmp_path: Path, name: str, text: str | None, more: list[str], cause: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    found, remedy = refuse(*generate_with(student, tmp_path / "run", "--prompts", tmp_path / name, *more))
+    assert cause in found
+    if "column" in cause:
+        assert remedy.endswith("one of: question, level." if "question" in str(text) else "one of: prompt.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, cause in ((tmp_path / "none", "There is no model directory"), (tmp_path / "empty", "is no model")):
+        found, _ = refuse(*generate_with(name, tmp_path / "run", "--prompts", chain / "prompts.jsonl"))
+        assert cause in found
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_with_different_tokenizers(place: Path, stranger: Path) -> None:
+    shutil.rmtree(place / "run" / "scores")
+    found, remedy = refuse("score", "--run", place / "run", "--teacher", stranger)
+    assert "different tokenizers: 1 tokens differ" in found
+    assert "one family" in remedy
+    assert not (place / "run" / "scores").exists()
+
+
+def test_the_wrong_kind(place: Path) -> None:
+    found, remedy = refuse("score", "--rollouts", place / "run" / "scores", "--scores", place / "s", "--k", 4)
+    assert "holds scores, not rollouts" in found
+    assert "`tsdkd generate`" in remedy
+
+
+def test_a_newer_format(place: Path) -> None:
+    manifest = place / "run" / "rollouts" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 9}))
+    found, remedy = refuse("score", "--run", place / "run")
+    assert "has format 9" in found
+    assert remedy == "Update tsdkd."
+
+
+@pytest.mark.parametrize("kind", ["rollouts", "scores"])
+def test_a_changed_or_missing_part(place: Path, kind: str) -> None:
+    part = place / "run" / kind / "part-00001.parquet"
+    pq.write_table(pq.read_table(part).slice(1), part)
+    shutil.rmtree(place / "run" / "checkpoint")
+    found, _ = refuse("train", "--run", place / "run", "--k", 4)
+    assert "was changed" in found
+    part.unlink()
+    found, remedy = refuse("train", "--run", place / "run", "--k", 4)
+    assert "part-00001.parquet is missing" in found
+    assert "Restore it" in remedy
+    assert not (place / "run" / "checkpoint").exists()
+
+
+def test_foreign_parents(place: Path, student: Path) -> None:
+    other = write_prompts(place / "other.jsonl", 3)
+    assert (
+        CliRunner().invoke(app, [str(w) for w in generate_with(student, place / "b", "--prompts", other)]).exit_code
+        == 0
+    )
+    found, remedy = refuse(
+        "train",
+        "--rollouts",
+        place / "b" / "rollouts",
+        "--scores",
+        place / "run" / "scores",
+        "--checkpoint",
+        place / "c",
+    )
+    assert "made from other rollouts" in found
+    assert "--overwrite" in remedy
+    assert not (place / "c").exists()
+
+
+def test_a_partial_parent(place: Path) -> None:
+    manifest = place / "run" / "rollouts" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
+    found, remedy = refuse("score", "--run", place / "run")
+    assert "is not finished: 2 parts" in found
+    assert "`tsdkd generate` again" in remedy
+
+
+@pytest.mark.parametrize(("command", "kind"), [("score", "rollouts"), ("train", "scores"), ("eval", "checkpoint")])
+def test_a_stage_before_its_turn(tmp_path: Path, command: str, kind: str) -> None:
+    found, remedy = refuse(command, "--run", tmp_path / "run")
+    assert f"There are no {kind}" in found or f"There is no {kind}" in found
+    assert "first" in remedy
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_with_another_configuration(place: Path, student: Path, contents: Contents) -> None:
+    before = contents(place / "run")
+    again = generate_with(student, place / "run", "--prompts", place / "prompts.jsonl")
+    assert CliRunner().invoke(app, [str(word) for word in again]).exit_code == 0  # the same: nothing to do
+    found, remedy = refuse(*again, "--temperature", "0.5")
+    assert "config.temperature was 1.0, now 0.5" in found
+    assert "--overwrite" in remedy
+    assert contents(place / "run") == before
+
+
+def test_more_candidates_than_tokens(place: Path) -> None:
+    shutil.rmtree(place / "run" / "scores")
+    found, _ = refuse("score", "--run", place / "run", "--k", 258, "--teacher", place / "nobody")
+    assert "no model directory" in found
+    teacher = json.loads((place / "run" / "checkpoint" / MANIFEST).read_text())["models"][1]["name"]
+    found, remedy = refuse("score", "--run", place / "run", "--k", 258, "--teacher", teacher)
+    assert "--k is 258, but the vocabulary has only 258 tokens" in found
+    assert "smaller --k" in remedy
+    assert not (place / "run" / "scores").exists()
+
+
+def test_an_unknown_task(place: Path) -> None:
+    found, remedy = refuse("eval", "--run", place / "run", "--tasks", "gsm8k,poetry")
+    assert "no task 'poetry'" in found
+    assert "embedded, gsm8k, sciq" in remedy
+    assert not (place / "run" / "results").exists()
+
+
+def test_benchmark_data_that_is_not_there(place: Path) -> None:
+    found, remedy = refuse("eval", "--run", place / "run", "--tasks", "sciq", "--data", place)
+    assert f"sciq needs {place / 'sciq' / 'test.parquet'}" in found
+    assert "--data" in remedy
+    assert not (place / "run" / "results").exists()
+
+
+@pytest.mark.parametrize("word", ["distilled", "=x", "a/b=c"])
+def test_a_model_without_a_name(place: Path, word: str) -> None:
+    found, remedy = refuse("eval", "--run", place / "run", "--model", word)
+    assert word in found
+    assert "NAME=MODEL" in remedy
+
+
+@pytest.mark.parametrize("more", [["--opener", "long"], ["--opener", "0"], ["--em-ratio", "2"], ["--tau", "0"]])
+def test_objective_values(place: Path, more: list[str]) -> None:
+    refuse("train", "--run", place / "run", *more)
+
+
+def test_a_full_disk_keeps_what_was_finished(
+    place: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills while the second part is written; with room again, the same command completes it."""
+    write_table, written = pq.write_table, 0
+
+    def on_a_full_disk(table: object, where: Path, **options: object) -> None:
+        nonlocal written
+        written += 1
+        if written == 2:
+            where.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(where))
+        write_table(table, where, **options)
+
+    command = generate_with(student, place / "full", "--prompts", place / "prompts.jsonl")
+    monkeypatch.setattr(pq, "write_table", on_a_full_disk)
+    found, remedy = refuse(*command, code=1)
+    assert "No space left on device" in found
+    assert "Free space, and run again" in remedy
+    monkeypatch.undo()
+    assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
+    assert contents(place / "full" / "rollouts") == contents(place / "run" / "rollouts")
+
+
+def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    found, remedy = refuse(*generate_with(student, place / "ro", "--prompts", place / "prompts.jsonl"), code=1)
+    assert "Read-only file system" in found
+    assert "another directory" in remedy
+
+
+STAGES = {
+    "generate": ["generate", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--part-size", "3"],
+    "score": ["score", "--k", "4"],
+    "train": ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32"],
+}
+KIND = {"generate": "rollouts", "score": "scores", "train": "checkpoint"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_in_the_middle(
+    place: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Interrupted at its second part (or file), each stage exits 130 and ends, run again, with the same bytes."""
+    names = {"generate": ["--student", student], "score": ["--teacher", teacher], "train": []}[stage]
+    command = [str(word) for word in [*STAGES[stage], *names, "--run", place / "run"]]
+    monkeypatch.chdir(place)
+    before = contents(place / "run" / KIND[stage])
+    shutil.rmtree(place / "run" / KIND[stage])
+    add, added = Writer._add, 0
+
+    def interrupted(self: Writer, *args: object) -> None:
+        nonlocal added
+        added += 1
+        if added == 2:
+            raise KeyboardInterrupt
+        add(self, *args)
+
+    monkeypatch.setattr(Writer, "_add", interrupted)
+    found, remedy = refuse(*command, code=130)
+    assert "Interrupted" in found
+    assert "same command" in remedy
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert json.loads((place / "run" / KIND[stage] / MANIFEST).read_text())["state"] == "partial"
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert contents(place / "run" / KIND[stage]) == before
+
+
+def test_a_failure_of_ours_is_one_line_and_debug_shows_where(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("inner workings\nand more")
+
+    monkeypatch.setattr("tsdkd.artifacts.load_manifest", fail)
+    found, remedy = refuse("artifact", "show", place, code=1)
+    assert found == "RuntimeError: inner workings"
+    assert "--debug" in remedy
+    shown = CliRunner().invoke(app, ["--debug", "artifact", "show", str(place)])
+    assert isinstance(shown.exception, RuntimeError)

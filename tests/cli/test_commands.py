@@ -1,0 +1,133 @@
+"""What the commands show, and how defaults flow from one stage to the next."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import write_prompts
+from tsdkd.artifacts import load_manifest
+from tsdkd.cli import app
+from tsdkd.core import TSDKDConfig
+
+
+def run(*command: object) -> str:
+    found = CliRunner().invoke(app, [str(word) for word in command])
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+@pytest.fixture
+def rollouts(student: Path, tmp_path: Path) -> Path:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 4)
+    run("generate", "--run", tmp_path / "run", "--prompts", prompts, "--student", student, "--max-new-tokens", 5)
+    return tmp_path / "run" / "rollouts"
+
+
+def test_models_flow_along_the_chain(rollouts: Path, student: Path, teacher: Path) -> None:
+    """Named once, the student that answered is scored and trained, and the teacher that scored is recorded."""
+    place = rollouts.parent
+    shown = run("score", "--run", place, "--teacher", teacher)
+    assert "next: tsdkd train" in shown
+    shown = run("train", "--run", place, "--batch-size", 2, "--epochs", 1)
+    assert "next: tsdkd eval" in shown
+    manifest = load_manifest(place / "checkpoint")
+    assert {model.role: model.name for model in manifest.models} == {"student": str(student), "teacher": str(teacher)}
+
+
+def test_the_run_directory_comes_from_the_environment(
+    rollouts: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TSDKD_RUN", str(rollouts.parent))
+    run("score", "--teacher", teacher)
+    assert (rollouts.parent / "scores" / "manifest.json").is_file()
+
+
+def test_off_policy_rollouts_are_the_teachers(student: Path, teacher: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 2)
+    run(
+        "generate",
+        "--run",
+        tmp_path,
+        "--policy",
+        "teacher",
+        "--teacher",
+        teacher,
+        "--prompts",
+        prompts,
+        "--max-new-tokens",
+        4,
+    )
+    (model,) = load_manifest(tmp_path / "rollouts").models
+    assert (model.role, model.name) == ("teacher", str(teacher))
+    run("score", "--run", tmp_path, "--student", student)  # the teacher is the one that answered
+    assert load_manifest(tmp_path / "scores").model("teacher").name == str(teacher)
+
+
+def test_artifact_commands(rollouts: Path, teacher: Path, student: Path) -> None:
+    run("score", "--run", rollouts.parent, "--teacher", teacher)
+    scores = rollouts.parent / "scores"
+    assert "scores in order" in run("artifact", "verify", scores)
+    shown = run("artifact", "show", scores)
+    assert "scores, complete" in shown
+    assert load_manifest(scores).fingerprint[:40] in shown
+    tree = run("artifact", "lineage", scores)
+    for part in ("scores", "rollouts", "prompts", "student", "teacher"):
+        assert part in tree
+    (rollouts.parent / ".." / "prompts.jsonl").resolve().unlink()
+    assert "not there any more" in run("artifact", "lineage", scores)
+
+
+def test_objective_options_reach_the_manifest_and_default_to_the_papers(rollouts: Path, teacher: Path) -> None:
+    place = rollouts.parent
+    run("score", "--run", place, "--teacher", teacher)
+    run("train", "--run", place, "--epochs", 1)
+    from dataclasses import asdict
+
+    found = load_manifest(place / "checkpoint").config
+    assert found["objective"] == asdict(TSDKDConfig())
+    assert (found["learning_rate"], found["batch_size"], found["warmup_ratio"], found["schedule"]) == (
+        5e-6,
+        128,
+        0.1,
+        "cosine",
+    )
+    changed = [
+        "--alpha",
+        0,
+        "--beta",
+        0.5,
+        "--no-gate",
+        "--opener",
+        "adaptive",
+        "--em-weight",
+        0.2,
+        "--indirect-reduction",
+        "sum",
+    ]
+    run("train", "--run", place, "--epochs", 1, "--checkpoint", place / "other", *changed)
+    objective = load_manifest(place / "other").config["objective"]
+    assert objective == asdict(
+        TSDKDConfig(alpha=0, beta=0.5, gate=False, opener="adaptive", em_weight=0.2, indirect_reduction="sum")
+    )
+
+
+def test_piped_output_is_quiet(rollouts: Path, teacher: Path) -> None:
+    """No bars and no library's chatter on stderr when nobody looks."""
+    command = [sys.executable, "-m", "tsdkd", "score", "--run", str(rollouts.parent), "--teacher", str(teacher)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
+    assert found.stderr == ""
+    assert "What scoring will cost" in found.stdout
+
+
+def test_a_finished_stage_says_so(rollouts: Path, student: Path, tmp_path: Path) -> None:
+    command = ["generate", "--run", str(rollouts.parent), "--prompts", str(tmp_path / "prompts.jsonl")]
+    found = CliRunner().invoke(app, [*command, "--student", str(student), "--max-new-tokens", "5"])
+    assert "is complete: nothing to do" in found.stderr
+
+
+def test_version() -> None:
+    assert run("--version").startswith("tsdkd 0.")
