@@ -241,8 +241,16 @@ STAGES = {
     "generate": ["generate", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--part-size", "3"],
     "score": ["score", "--k", "4"],
     "train": ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32"],
+    "eval": ["eval", "--limit", "3"],
+    "prune": ["prune", "--prompts", "prompts.jsonl", "--output", "run/pruned", "--limit", "2"],
 }
-KIND = {"generate": "rollouts", "score": "scores", "train": "checkpoint"}
+PLACE = {
+    "generate": "rollouts",
+    "score": "scores",
+    "train": "checkpoint",
+    "eval": "results/teacher",
+    "prune": "pruned",
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -250,11 +258,15 @@ def test_ctrl_c_in_the_middle(
     place: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """Interrupted at its second part (or file), each stage exits 130 and ends, run again, with the same bytes."""
-    names = {"generate": ["--student", student], "score": ["--teacher", teacher], "train": []}[stage]
-    command = [str(word) for word in [*STAGES[stage], *names, "--run", place / "run"]]
+    names = {"generate": ["--student", student], "score": ["--teacher", teacher], "prune": ["--teacher", teacher]}
+    command = [str(word) for word in [*STAGES[stage], *names.get(stage, [])]]
+    command += [] if stage == "prune" else ["--run", "run"]
     monkeypatch.chdir(place)
-    before = contents(place / "run" / KIND[stage])
-    shutil.rmtree(place / "run" / KIND[stage])
+    written = place / "run" / PLACE[stage]
+    shutil.rmtree(written, ignore_errors=True)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    before = contents(written)
+    shutil.rmtree(written)
     add, added = Writer._add, 0
 
     def interrupted(self: Writer, *args: object) -> None:
@@ -270,10 +282,10 @@ def test_ctrl_c_in_the_middle(
     assert "same command" in remedy
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    assert json.loads((place / "run" / KIND[stage] / MANIFEST).read_text())["state"] == "partial"
+    assert json.loads((written / MANIFEST).read_text())["state"] == "partial"
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
-    assert contents(place / "run" / KIND[stage]) == before
+    assert contents(written) == before
 
 
 def test_a_failure_of_ours_is_one_line_and_debug_shows_where(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

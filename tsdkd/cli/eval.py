@@ -25,10 +25,14 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=MODEL, as often as needed.",
+            help="NAME=MODEL: measure these, and only these; as often as needed.",
             show_default="teacher, student and distilled of the run",
             rich_help_panel=options.MODELS,
         ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=MODEL: measure this beside the run's three.", rich_help_panel=options.MODELS),
     ] = None,
     data: Annotated[
         Path | None,
@@ -78,7 +82,8 @@ def command(
         dtype=dtype,
     )
     choose(config.tasks)
-    models = _named(model) if model else _of_run(checkpoint or run / "checkpoint")
+    models = _named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
+    models |= _named("--also", also or [])
 
     from tsdkd.stages.eval import evaluate
 
@@ -91,13 +96,13 @@ def command(
     out.print(f"results: {place}", soft_wrap=True)
 
 
-def _named(models: list[str]) -> dict[str, str]:
+def _named(option: str, models: list[str]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in models]
     for name, equals, path in pairs:
         if not (name and equals and path) or "/" in name:
             raise InputError(
-                f"--model {name}{equals}{path} names no model.",
-                "Write --model NAME=MODEL, such as distilled=runs/a/checkpoint.",
+                f"{option} {name}{equals}{path} names no model.",
+                f"Write {option} NAME=MODEL, such as mine=runs/a/checkpoint.",
             )
     return {name: path for name, _, path in pairs}
 
@@ -122,25 +127,14 @@ def _compare(artifacts: dict[str, Artifact], tasks: tuple[str, ...], closeness: 
             row += [f"{near['kl']:.4f} ± {near['kl_stderr']:.4f}", f"{near['agreement']:.3f}", f"{near['entropy']:.3f}"]
         rows.append(row)
     show_table("accuracy ± standard error; nats per held-out token", columns, rows)
-    _show_one_answer(artifacts)
+    if closeness:
+        said = {name: artifact.manifest.summary["heldout"] for name, artifact in artifacts.items()}
+        asked = next(iter(said.values()))["prompt"]
+        show_pairs(
+            "a held-out prompt, answered by all", [("prompt", asked), *((n, s["answer"]) for n, s in said.items())]
+        )
 
 
 def _percent(result: dict[str, Any]) -> str:
     error = "" if result["stderr"] is None else f" ± {100 * result['stderr']:.1f}"
     return f"{100 * result['value']:.1f}{error} (n={result['documents']})"
-
-
-def _show_one_answer(artifacts: dict[str, Artifact]) -> None:
-    """The first document of the first task, answered by all."""
-    firsts = {
-        name: artifact.read_part(artifact.tables[0]).slice(0, 1).to_pylist()[0] for name, artifact in artifacts.items()
-    }
-    asked = next(iter(firsts.values()))
-    show_pairs(
-        f"{asked['task']}, document {asked['document']}",
-        [
-            ("prompt", asked["prompt"]),
-            ("target", asked["target"]),
-            *((name, row["answer"]) for name, row in firsts.items()),
-        ],
-    )

@@ -68,7 +68,7 @@ BENCHMARKS = {
             task="tsdkd_embedded",
             yaml="benchmark.yaml",
             shots=0,
-            metric="exact_match,answer",
+            metric="acc,none",
             splits=("benchmark",),
         ),
         # The paper does not say which of GSM8K's two filters it reports; flexible-extract does not punish chat answers.

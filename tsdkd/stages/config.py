@@ -91,7 +91,7 @@ class PruneConfig:
     """How many layers go, and how they are chosen."""
 
     drop: int = 1
-    limit: int = 16
+    limit: int = 8
     """Prompts the choice is made on."""
     max_tokens: int = 256
     """Tokens of each."""

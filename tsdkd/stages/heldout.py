@@ -5,8 +5,10 @@ The teacher is not loaded: its distribution comes from scores with the signal "h
 
 from collections.abc import Callable
 from math import sqrt
+from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from tsdkd.core import TeacherLogits
 from tsdkd.core.distributions import entropy_of, log_probs
@@ -20,7 +22,7 @@ CHUNK_TOKENS = 512
 
 def measure(
     language_model: LanguageModel, samples: StagedSamples, batch_tokens: int, advance: Callable[[int], None]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Means per response token, nats: "kl" is KL(teacher || model), with a standard error that knows the responses."""
     totals = {}
     lengths = [samples.length(i) for i in range(len(samples))]
@@ -50,6 +52,27 @@ def measure(
         "agreement": float(means[1]),
         "entropy": float(means[2]),
         "teacher_entropy": float(means[3]),
+    }
+
+
+def answer(language_model: LanguageModel, samples: StagedSamples, max_new_tokens: int = 40) -> dict[str, str]:
+    """The first held-out prompt and the model's greedy answer to it."""
+    prompt = samples.rollouts.table()["messages"][0].as_py()[-1]["content"]
+    ids = torch.tensor([samples.prompt_ids(0)], device=language_model.device)
+    with torch.inference_mode():
+        output = language_model.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=language_model.end_ids,
+                pad_token_id=language_model.end_ids[0],
+            ),
+        )
+    return {
+        "prompt": prompt,
+        "answer": language_model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True),
     }
 
 

@@ -92,7 +92,7 @@ def _choose(
     """Leave out `drop` layers of the model in place; tell which, and the divergence after each."""
     kept = list(range(len(depth.layers)))
     head = language_model.head
-    reference = _read(language_model, texts)
+    reference = [log_probs(head.logits(hidden)) for hidden in _read(language_model, texts)]
     dropped: list[int] = []
     costs: list[float] = []
     trials = sum(len(kept) - round_ for round_ in range(drop))
@@ -102,8 +102,8 @@ def _choose(
             for layer in kept:
                 depth.keep([other for other in kept if other != layer])
                 divergences = [
-                    divergence_of(log_probs(head.logits(p)), log_probs(head.logits(q)), beta=0).sum()
-                    for p, q in zip(reference, _read(language_model, texts), strict=True)
+                    divergence_of(log_p, log_probs(head.logits(hidden)), beta=0).sum()
+                    for log_p, hidden in zip(reference, _read(language_model, texts), strict=True)
                 ]
                 cost[layer] = float(sum(divergences)) / sum(map(len, texts))
                 advance(1)

@@ -38,6 +38,9 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._place)
 
+    def prompt_ids(self, index: int) -> list[int]:
+        return list(self._ids["prompt_ids"][index].as_py())
+
     def length(self, index: int) -> int:
         """Tokens of prompt and response."""
         return len(self._ids["prompt_ids"][index]) + len(self._ids["response_ids"][index])
@@ -47,7 +50,7 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
         row = file.read_row_group(group, columns=["sample_id", *self.decoder.columns])
         return {
             **{name: _cell(row[name]) for name in row.column_names},
-            "prompt_ids": self._ids["prompt_ids"][index].as_py(),
+            "prompt_ids": self.prompt_ids(index),
             "response_ids": self._ids["response_ids"][index].as_py(),
         }
 

@@ -1,0 +1,100 @@
+"""The chain as processes: killed in the middle of a stage and run again, it ends with the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_prompts
+
+Contents = Callable[[Path], dict[str, bytes]]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "tsdkd", *map(str, words)]
+
+
+def complete(words: list[str], place: Path) -> None:
+    subprocess.run(words, cwd=place, env=ENVIRONMENT, check=True, capture_output=True)
+
+
+def stop_when(words: list[str], place: Path, seen: Callable[[], bool], how: signal.Signals) -> int:
+    """Start a command, send it a signal as soon as `seen` says so, and return its exit status."""
+    process = subprocess.Popen(words, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not seen():
+        assert process.poll() is None, "the stage ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(how)
+    return process.wait(timeout=120)
+
+
+@pytest.fixture(scope="module")
+def place(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in `whole/run`, and the same inputs in `cut/`."""
+    place = tmp_path_factory.mktemp("kill")
+    for name in ("whole", "cut"):
+        (place / name).mkdir()
+        write_prompts(place / name / "prompts.jsonl", 40)
+    for words in stages(student, teacher).values():
+        complete(words, place / "whole")
+    return place
+
+
+def stages(student: Path, teacher: Path) -> dict[str, list[str]]:
+    run = ("--run", "run")
+    return {
+        "rollouts": command(
+            "generate",
+            *run,
+            "--student",
+            student,
+            "--prompts",
+            "prompts.jsonl",
+            "--max-new-tokens",
+            40,
+            "--part-size",
+            5,
+        ),
+        "scores": command("score", *run, "--teacher", teacher, "--batch-tokens", 200),
+        "checkpoint": command(
+            "train", *run, "--batch-size", 4, "--epochs", 4, "--save-steps", 1, "--precision", "fp32"
+        ),
+    }
+
+
+def begun(kind: str, run: Path) -> bool:
+    if kind == "checkpoint":
+        return len(list((run / kind / "resume").glob("checkpoint-*/tsdkd_state.json"))) >= 2
+    return len(list((run / kind).glob("*.parquet"))) >= 2
+
+
+def test_kill_9_in_every_stage(place: Path, student: Path, teacher: Path, contents: Contents) -> None:
+    cut = place / "cut"
+    for kind, words in stages(student, teacher).items():
+        status = stop_when(words, cut, lambda kind=kind: begun(kind, cut / "run"), signal.SIGKILL)
+        assert status == -signal.SIGKILL
+        assert '"state": "partial"' in (cut / "run" / kind / "manifest.json").read_text()
+        complete(words, cut)
+        assert contents(cut / "run" / kind) == contents(place / "whole" / "run" / kind), kind
+
+
+@pytest.mark.parametrize("kind", ["rollouts", "checkpoint"])
+def test_ctrl_c_exits_130_and_resumes(
+    place: Path, student: Path, teacher: Path, contents: Contents, tmp_path: Path, kind: str
+) -> None:
+    words = stages(student, teacher)
+    write_prompts(tmp_path / "prompts.jsonl", 40)
+    if kind == "checkpoint":
+        complete(words["rollouts"], tmp_path)
+        complete(words["scores"], tmp_path)
+    assert stop_when(words[kind], tmp_path, lambda: begun(kind, tmp_path / "run"), signal.SIGINT) == 130
+    complete(words[kind], tmp_path)
+    assert contents(tmp_path / "run" / kind) == contents(place / "whole" / "run" / kind)
