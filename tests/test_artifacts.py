@@ -12,6 +12,7 @@ from tsdkd.artifacts import (
     MANIFEST,
     SCHEMAS,
     Manifest,
+    Model,
     Parent,
     Writer,
     file_digest,
@@ -111,7 +112,7 @@ def test_overwrite_replaces(tmp_path: Path) -> None:
 def test_a_resume_with_other_libraries_is_refused(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "a", manifest()) as writer:
         writer.write_table("part-00000.parquet", rows("a"))
-    with pytest.raises(ArtifactError, match="libraries were"):
+    with pytest.raises(ArtifactError, match="versions were"):
         Writer.open(tmp_path / "a", manifest(libraries={"torch": "3"}))
 
 
@@ -128,6 +129,52 @@ def test_a_directory_of_something_else_is_never_touched(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="is no artifact"):
             Writer.open(tmp_path, manifest(), overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_overwrite_never_takes_another_kind_or_an_input(tmp_path: Path, contents: Contents) -> None:
+    write(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="holds rollouts, not scores"):
+        Writer.open(tmp_path / "a", manifest(kind="scores"), overwrite=True)
+    me = Model("student", str(tmp_path / "a"), "w", "t", "c")
+    for inputs in ({"models": (me,)}, {"parents": (Parent("rollouts", "f", "."),)}):
+        with pytest.raises(ArtifactError, match="both input and output"):
+            Writer.open(tmp_path / "a", manifest(**inputs), overwrite=True)
+    assert contents(tmp_path / "a") == before
+
+
+def test_a_kill_at_the_very_start_locks_nobody_out(tmp_path: Path) -> None:
+    for name in (".lock", f"{MANIFEST}.tmp"):
+        (tmp_path / name).write_text("")
+    with Writer.open(tmp_path, manifest()) as writer:
+        assert not writer.complete
+
+
+def test_a_stage_that_fails_before_it_has_anything_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), Writer.open(tmp_path / "a", manifest()):
+        raise RuntimeError
+    assert not (tmp_path / "a").exists()
+
+
+def test_directories_are_adopted_whole(tmp_path: Path) -> None:
+    (tmp_path / "made" / "more").mkdir(parents=True)
+    (tmp_path / "made" / "one").write_text("1")
+    (tmp_path / "made" / "more" / "two").write_text("2")
+    with Writer.open(tmp_path / "a", manifest(kind="checkpoint")) as writer:
+        writer.adopt(tmp_path / "made")
+        writer.finish({})
+    assert [part.file for part in read(tmp_path / "a", "checkpoint").manifest.parts] == ["more/two", "one"]
+
+
+def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "far" / "away")
+    write(tmp_path / "parent")
+    child = tmp_path / "runs" / "child"
+    parent = read(tmp_path / "parent", "rollouts").as_parent_of(child)
+    with Writer.open(child, manifest(kind="checkpoint", parents=(parent,))) as writer:
+        made = writer.finish({})
+    assert [same for _, _, same in parents_of(child, made.manifest)] == [True]
 
 
 def test_two_writers_cannot_meet(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ class Artifact:
         return pa.concat_tables(self.read_part(part) for part in self.tables)
 
     def as_parent_of(self, child: Path) -> Parent:
-        return Parent(self.manifest.kind, self.fingerprint, os.path.relpath(self.path, child))
+        return Parent(self.manifest.kind, self.fingerprint, relative(self.path, child))
 
     def require_parent(self, other: "Artifact") -> None:
         """Raise ArtifactError unless this artifact was made from `other`."""
@@ -204,8 +204,12 @@ class Writer:
 
         Raises ArtifactError when something else is there: no artifact, another identity, or another process writing.
         """
-        if path.exists() and not (path / MANIFEST).exists() and any(file.name != LOCK for file in path.iterdir()):
+        begun = {LOCK, f"{MANIFEST}.tmp"}  # all that a stage killed at its very start leaves
+        if path.exists() and not (path / MANIFEST).exists() and {file.name for file in path.iterdir()} - begun:
             raise ArtifactError(f"{path} exists and is no artifact.", "Choose another output directory.")
+        inputs = [path / parent.path for parent in manifest.parents] + [Path(model.name) for model in manifest.models]
+        if any(place.exists() and place.resolve() == path.resolve() for place in inputs):
+            raise ArtifactError(f"{path} is both input and output.", "Choose another output directory.")
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("w")
         try:
@@ -227,12 +231,10 @@ class Writer:
         if not (self.path / MANIFEST).exists():
             return self._save()
         if overwrite:
-            for file in self.path.iterdir():
-                if file.name != LOCK:
-                    _remove(file)
+            self._clear()
             return self._save()
         found = load_manifest(self.path)
-        if found.state == "partial" and {file.name for file in self.path.iterdir()} <= {MANIFEST, LOCK}:
+        if found.state == "partial" and self._is_bare:
             return self._save()  # begun, but nothing is in it yet
         _require_same(self.path, found, self.manifest)
         for stray in self.path.glob("*.tmp"):
@@ -241,10 +243,29 @@ class Writer:
         self.manifest = found
         return None
 
+    def _clear(self) -> None:
+        """Remove all but the manifest, which goes last: cut off here, the rest is still known for what it was."""
+        kind = _raw_manifest(self.path).get("kind")
+        if kind != self.manifest.kind:
+            raise ArtifactError(
+                f"{self.path} holds {kind}, not {self.manifest.kind}.",
+                "Choose another output directory, or remove it yourself.",
+            )
+        for file in self.path.iterdir():
+            if file.name not in {LOCK, MANIFEST}:
+                _remove(file)
+
+    @property
+    def _is_bare(self) -> bool:
+        return {file.name for file in self.path.iterdir()} <= {MANIFEST, LOCK, f"{MANIFEST}.tmp"}
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
+        """Free the lock; a stage that failed before it had anything to keep leaves nothing behind."""
+        if error and not self.complete and self._is_bare:
+            shutil.rmtree(self.path)
         self._lock.close()
 
     @property
@@ -270,9 +291,11 @@ class Writer:
 
     def adopt(self, directory: Path) -> None:
         """Make every file of a directory a part; `directory` is emptied."""
-        for source in sorted(directory.iterdir()):
-            source.replace(self.aside(source.name))
-            self.add_file(source.name)
+        for source in sorted(file for file in directory.rglob("*") if file.is_file()):
+            name = str(source.relative_to(directory))
+            self.aside(name).parent.mkdir(exist_ok=True, parents=True)
+            source.replace(self.aside(name))
+            self.add_file(name)
 
     def finish(self, summary: dict[str, Any]) -> Artifact:
         parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
@@ -300,8 +323,8 @@ class Writer:
         _fsync(self.path)
 
 
-def read(path: Path, kind: Kind, option: str | None = None) -> Artifact:
-    """Open a finished artifact of one kind; every file is hashed.
+def read(path: Path, kind: Kind, option: str | None = None, *, hashed: bool = True) -> Artifact:
+    """Open a finished artifact of one kind; every file is hashed, unless only its manifest is wanted.
 
     Raises ArtifactError, naming what was found, what was expected and what to run (or which `option` to give).
     """
@@ -316,14 +339,15 @@ def read(path: Path, kind: Kind, option: str | None = None) -> Artifact:
         raise ArtifactError(
             f"{path} is not finished: {len(manifest.parts)} parts so far.", f"Run `{maker}` again to finish it."
         )
-    _check_parts(path, manifest)
+    if hashed:
+        _check_parts(path, manifest)
     return Artifact(path, manifest)
 
 
 def load_manifest(path: Path) -> Manifest:
     """The manifest of an artifact in any state; its files are not looked at."""
+    raw = _raw_manifest(path)
     try:
-        raw = json.loads((path / MANIFEST).read_text())
         newer = raw["format"] > FORMAT
         if not newer:
             known = {f.name for f in fields(Manifest)}
@@ -335,15 +359,27 @@ def load_manifest(path: Path) -> Manifest:
             manifest = Manifest(**{key: value for key, value in raw.items() if key in known})
             MADE_BY[manifest.kind]
             return manifest
+    except (KeyError, TypeError) as error:
+        raise _unreadable(path, error) from None
+    raise ArtifactError(f"{path} has format {raw['format']}; this tsdkd reads up to {FORMAT}.", "Update tsdkd.")
+
+
+def _raw_manifest(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is no artifact: it has no {MANIFEST}.", "Name the directory of an artifact."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path / MANIFEST} cannot be read ({error}).", "Restore it, or write the artifact again with --overwrite."
-        ) from None
-    raise ArtifactError(f"{path} has format {raw['format']}; this tsdkd reads up to {FORMAT}.", "Update tsdkd.")
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(raw, dict):
+        raise _unreadable(path, TypeError("no JSON object"))
+    return raw
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{path / MANIFEST} cannot be read ({error}).", "Restore it, or remove the directory.")
 
 
 def verify(path: Path) -> Manifest:
@@ -379,6 +415,11 @@ def parents_of(path: Path, manifest: Manifest) -> Iterator[tuple[Parent, bool, b
         yield parent, there, same
 
 
+def relative(path: Path, start: Path) -> str:
+    """The way from an artifact to one of its parents, symbolic links resolved."""
+    return os.path.relpath(path.resolve(), start.resolve())
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -406,8 +447,9 @@ def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
-    if found.state == "partial" and found.libraries != wanted.libraries:
-        differing.append(f"libraries were {found.libraries}, now {wanted.libraries}")
+    versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (found, wanted)]
+    if found.state == "partial" and versions[0] != versions[1]:
+        differing.append(f"versions were {versions[0]}, now {versions[1]}")
     if differing:
         raise ArtifactError(
             f"{path} was made with another configuration: {'; '.join(differing)}.",

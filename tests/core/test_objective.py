@@ -109,14 +109,13 @@ def test_gradcheck_of_each_term() -> None:
 
 def test_gradients_stay_inside_the_selection() -> None:
     student, teacher, mask = make([20, 11])
-    hs, ht = entropy(student), entropy(teacher)
+    hs = entropy(student)
     off = {"alpha": 0.0, "direct_weight": 0.0, "em_weight": 0.0}
     cases = {
         "alpha": opener_mask(hs, mask, 0.1),
         "direct_weight": mask,
         "em_weight": top_entropy_mask(hs, mask, 0.1),
     }
-    assert ht.shape == hs.shape
     for term, selected in cases.items():
         _, gradient = value_and_gradient((student, teacher, mask), TSDKDConfig(k=4, **(off | {term: 1.0})))
         assert torch.equal(gradient.abs().sum(-1) > 0, selected), term
@@ -199,11 +198,11 @@ def test_temperature_divides_both_logits() -> None:
     assert warm.item() == pytest.approx(halved.item())
 
 
-def test_a_weight_of_zero_switches_a_term_off_but_still_reports_it() -> None:
-    loss, metrics = tsdkd_loss(*make([7, 3]), TSDKDConfig(k=4, alpha=0, em_weight=0))
+def test_a_weight_of_zero_switches_a_term_off() -> None:
+    """Not even a k that the vocabulary cannot give matters then."""
+    loss, metrics = tsdkd_loss(*make([7, 3]), TSDKDConfig(k=VOCAB, alpha=0, em_weight=0))
     assert loss.item() == pytest.approx(metrics["direct"].item())
-    assert metrics["indirect"] > 0
-    assert metrics["entropy"] > 0
+    assert not {"indirect", "entropy", "rank_agreement"} & metrics.keys()
 
 
 def test_own_fractions_replace_the_fixed_one() -> None:

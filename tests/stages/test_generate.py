@@ -98,8 +98,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return original(*args)
 
-    original = stage._sample
-    monkeypatch.setattr(stage, "_sample", interrupted)
+    original = stage.sample
+    monkeypatch.setattr(stage, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(prompts, str(student), tmp_path / "cut", CONFIG)
     assert len(list((tmp_path / "cut").glob("*.parquet"))) == 1
@@ -123,3 +123,4 @@ def test_long_prompts_are_left_out_and_counted(student: Path, prompts: Path, tmp
 def test_responses_must_fit_the_models_context(student: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="reads 512"):
         generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=500))
+    assert not (tmp_path / "r").exists()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsdkd.errors import InputError
+from tsdkd.artifacts import MANIFEST, Manifest, Writer
+from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.models import describe, load_model, positions, require_same_tokenizer, resolve, vocab_size
 
 
@@ -76,6 +77,16 @@ def test_weights_that_cannot_be_loaded(student: Path, tmp_path: Path) -> None:
     (torn / "config.json").write_text(json.dumps(config | {"model_type": "bert", "architectures": ["Unknown"]}))
     with pytest.raises(InputError, match="no causal language model"):
         load_model(str(torn))
+
+
+def test_an_unfinished_checkpoint_is_no_model(student: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(student, half)
+    manifest = Manifest(kind="checkpoint", config={}, seed=0)
+    with Writer.open(tmp_path / "m", manifest) as writer:
+        shutil.copy(writer.path / MANIFEST, half / MANIFEST)
+    with pytest.raises(ArtifactError, match="not finished"):
+        describe("student", str(half))
 
 
 def test_positions_do_not_depend_on_padding() -> None:

@@ -47,6 +47,16 @@ def test_ids_follow_the_content_and_repeats_count_once(tmp_path: Path) -> None:
     assert len(a) == 2
 
 
+def test_any_unicode_and_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    text = "one\u2028two\x85three"
+    file.write_text("\ufeff" + json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_prompts(file)[0].messages[0]["content"] == text
+    file.write_bytes(b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(file)
+
+
 def test_limit(tmp_path: Path) -> None:
     file = tmp_path / "p.json"
     file.write_text(json.dumps(ROWS))
@@ -69,6 +79,7 @@ def test_limit(tmp_path: Path) -> None:
         ("p.jsonl", '{"messages": [{"role": "user"}]}', None, "row 1: 'messages' is neither", "role and content"),
         ("p.jsonl", '{"prompt": "a", "prompt_id": 1}\n{"prompt": "b", "prompt_id": 1}', None, "two prompts", "unique"),
         ("p.parquet", "not parquet", None, "no readable Parquet", "Check the file"),
+        ("p.csv", "prompt\n" + "x" * 200_000 + "\n", None, "no readable CSV", ".jsonl"),
         ("p.txt", "a", None, "I can read", ".jsonl"),
     ],
 )  # fmt: skip

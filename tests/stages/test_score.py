@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tsdkd.artifacts import Artifact, Writer, read
+from tsdkd.artifacts import Writer, read
 from tsdkd.core import TSDKDConfig, entropy, token_selective_loss, tsdkd_loss
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages import score as stage
@@ -163,10 +163,6 @@ class Listener:
         self.tables.append(dict(rows))
 
 
-def sizes(artifact: Artifact) -> int:
-    return sum(part.bytes for part in artifact.manifest.parts)
-
-
 def test_the_cost_is_told_before_and_is_about_right(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -178,6 +174,25 @@ def test_the_cost_is_told_before_and_is_about_right(
     assert cost["bytes per token (hidden)"] == str(16 + 4 * 6 + 48 * 4)  # float32 teacher of width 48
     hidden = sum(len(value) for value in artifact.table()["hidden"].to_pylist())
     assert hidden == tokens * 48 * 4
+    assert cost["expected time"].endswith(" min")
+
+
+def test_a_run_cut_before_its_seal_is_sealed_without_the_models(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part is there, the manifest still says partial."""
+    score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    monkeypatch.undo()
+    monkeypatch.setattr(stage, "load_model", interrupted)
+    score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_a_small_disk_is_refused_before_the_work(
@@ -189,6 +204,7 @@ def test_a_small_disk_is_refused_before_the_work(
     monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: Disk)
     with pytest.raises(TsdkdError, match="Scores need") as caught:
         score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
+    assert not (tmp_path / "s").exists()
     assert "--signal topk" in caught.value.remedy
 
 

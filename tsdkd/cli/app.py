@@ -31,18 +31,26 @@ class Guarded(TyperGroup):
             show_error(error.cause, error.remedy)
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
-            if ctx.params.get("debug") or error.errno is None:
+            if ctx.params.get("debug"):
                 raise
+            if error.errno is None:
+                show_error(
+                    _first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows where."
+                )
+                raise typer.Exit(1) from None
             place = f" ({error.filename})" if error.filename else ""
             remedy = "Free space" if error.errno in NEEDS_ROOM else "Choose another directory, or mend its permissions"
             show_error(f"{error.strerror}{place}.", f"{remedy}, and run again; what was finished is kept.")
             raise typer.Exit(1) from None
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if ctx.params.get("debug"):
+        except Exception as error:
+            if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            show_error(f"{type(error).__name__}: {reason}", "Run `tsdkd --debug ...` to see where.")
+            show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` to see where.")
             raise typer.Exit(1) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0]
 
 
 app = typer.Typer(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 PROMPTS = EMBEDDED / "prompts.jsonl"
-STUDENT_DROPS = 2
+STUDENT_DROPS = 3
 """Layers the embedded student lacks."""
 
 
@@ -35,11 +35,20 @@ def embedded_teacher() -> str:
 
 
 def embedded_student() -> str:
+    from dataclasses import asdict
+
+    from tsdkd.artifacts import MANIFEST, digest, file_digest, load_manifest
     from tsdkd.stages.config import PruneConfig
-    from tsdkd.stages.embedded import student_dir
+    from tsdkd.stages.models import cache_dir
     from tsdkd.stages.prune import prune
 
-    return str(prune(embedded_teacher(), PROMPTS, student_dir(), PruneConfig(drop=STUDENT_DROPS), Reporter()).path)
+    teacher_, config = embedded_teacher(), PruneConfig(drop=STUDENT_DROPS)
+    made_from = [file_digest(Path(teacher_) / "model.safetensors"), file_digest(PROMPTS), asdict(config)]
+    place = cache_dir() / f"embedded-student-{digest(made_from)[:12]}"
+    if not (place / MANIFEST).is_file() or load_manifest(place).state != "complete":
+        Reporter().say(f"Preparing the embedded student, the teacher without {STUDENT_DROPS} of its layers (once).")
+        prune(teacher_, PROMPTS, place, config, Reporter())
+    return str(place)
 
 
 def _recorded(manifest: Manifest | None, role: str) -> str | None:

@@ -83,7 +83,10 @@ def command(
     )
     choose(config.tasks)
     models = _named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
-    models |= _named("--also", also or [])
+    more = _named("--also", also or [])
+    for name in models.keys() & more.keys():
+        raise InputError(f"--also {name} is already measured as {models[name]}.", "Choose another name.")
+    models |= more
 
     from tsdkd.stages.eval import evaluate
 
@@ -104,13 +107,15 @@ def _named(option: str, models: list[str]) -> dict[str, str]:
                 f"{option} {name}{equals}{path} names no model.",
                 f"Write {option} NAME=MODEL, such as mine=runs/a/checkpoint.",
             )
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise InputError(f"{option} gives a name twice.", "Name every model once.")
     return {name: path for name, _, path in pairs}
 
 
 def _of_run(checkpoint: Path) -> dict[str, str]:
     from tsdkd.artifacts import read
 
-    manifest = read(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL").manifest
+    manifest = read(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
     named = {model.role: model.name for model in manifest.models}
     return {"teacher": named["teacher"], "student": named.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 

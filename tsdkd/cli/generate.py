@@ -83,4 +83,4 @@ def command(
             ),
         ],
     )
-    show_next("tsdkd score")
+    show_next(f"tsdkd score{options.at(run)}")

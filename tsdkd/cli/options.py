@@ -52,9 +52,14 @@ Teacher = Annotated[
     str | None,
     typer.Option(help="Model directory or hub id.", show_default="the embedded teacher", rich_help_panel=MODELS),
 ]
-Seed = Annotated[int, typer.Option(help="Fixes sampling and order.", rich_help_panel=ENGINE)]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes sampling and order.", rich_help_panel=ENGINE)]
 DTypeName = Annotated[
     DType, typer.Option("--dtype", help="Precision; auto: as the model was saved.", rich_help_panel=ENGINE)
 ]
 
 RUN = Path("runs/default")
+
+
+def at(run: Path) -> str:
+    """How the next command names this run."""
+    return "" if run == RUN else f" --run {run}"

@@ -38,7 +38,7 @@ def command(
     from tsdkd.artifacts import read
 
     place = rollouts or run / "rollouts"
-    parent = read(place, "rollouts").manifest
+    parent = read(place, "rollouts", hashed=False).manifest
 
     from tsdkd.stages.score import score
 
@@ -59,4 +59,4 @@ def command(
             ("on disk", f"{sum(part.bytes for part in artifact.manifest.parts) / 1e6:,.0f} MB"),
         ],
     )
-    show_next("tsdkd train")
+    show_next(f"tsdkd train{options.at(run)}")

@@ -100,7 +100,7 @@ def command(
     from tsdkd.artifacts import read
 
     scored = scores or run / "scores"
-    recorded = read(scored, "scores").manifest
+    recorded = read(scored, "scores", hashed=False).manifest
 
     from tsdkd.stages.train import train
 
@@ -130,7 +130,7 @@ def command(
             ],
         ],
     )
-    show_next("tsdkd eval")
+    show_next(f"tsdkd eval{options.at(run)}")
 
 
 def _opener(value: str) -> float | Literal["adaptive"]:

@@ -3,8 +3,6 @@
 This is the readable reference; every faster path is tested against it.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -72,8 +70,9 @@ def token_selective_loss(
     Returns:
         The loss, a scalar: the mean over responses, so pieces of a batch are weighed by their number of responses.
         Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy" (the unweighted terms;
-        "direct" is absent when the signal carries no distribution), "student_entropy", "teacher_entropy", "gate",
-        "opener_length", "rank_agreement" (Kendall's tau on the opener), "top1_agreement", "response_length".
+        one with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy", "gate",
+        "opener_length", "rank_agreement" (Kendall's tau on the opener, beside the ranking term), "top1_agreement",
+        "response_length".
     """
     check_rows(response_mask)
     responses = len(response_mask)
@@ -90,19 +89,18 @@ def token_selective_loss(
     ranking, divergence, certainty = (w[response_mask] for w in (weights.ranking, weights.divergence, weights.entropy))
     opener, uncertain = ranking > 0, certainty > 0
 
-    with _gradient_if(config.alpha):
+    terms = {}
+    if config.alpha:
         ranked = teacher.take(opener).ranked(student_logits[opener], config.k)
         scores = student_logits[opener].gather(-1, ranked) / config.temperature
-        indirect = (ranking[opener] * plackett_luce_nll(scores)).sum() / responses
-    with _gradient_if(config.em_weight):
-        entropy = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum() / responses
-    loss = config.alpha * indirect + config.em_weight * entropy
-    terms = {"indirect": indirect, "entropy": entropy}
-    if config.direct_weight or teacher.has_distribution:
-        with _gradient_if(config.direct_weight):
-            direct = (divergence * teacher.divergence(log_q, config.beta, config.temperature)).sum() / responses
-        loss = loss + config.direct_weight * direct
-        terms["direct"] = direct
+        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores)).sum() / responses
+    if config.direct_weight:
+        divergences = teacher.divergence(log_q, config.beta, config.temperature)
+        terms["direct"] = (divergence * divergences).sum() / responses
+    if config.em_weight:
+        terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum() / responses
+    weight = {"indirect": config.alpha, "direct": config.direct_weight, "entropy": config.em_weight}
+    loss = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
 
     with torch.no_grad():
         per_token = {
@@ -113,13 +111,10 @@ def token_selective_loss(
         }
         metrics = {name: _mean_of_means(values, response_mask) for name, values in per_token.items()}
         metrics["opener_length"] = opener.sum() / responses
-        metrics["rank_agreement"] = _mean_of_means(_kendall_tau(scores), _grid(opener, response_mask))
         metrics["response_length"] = response_mask.sum() / responses
+        if config.alpha:
+            metrics["rank_agreement"] = _mean_of_means(_kendall_tau(scores), _grid(opener, response_mask))
     return loss, {name: value.detach() for name, value in (terms | metrics).items()}
-
-
-def _gradient_if(weight: float) -> AbstractContextManager[None]:
-    return nullcontext() if weight else torch.no_grad()
 
 
 def _grid(tokens: Tensor, mask: Tensor) -> Tensor:

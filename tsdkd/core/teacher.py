@@ -5,7 +5,7 @@ Everything is by response token: `tokens` runs over the response positions of a 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from tsdkd.errors import InputError
 
 class TeacherSignal(Protocol):
     """A teacher's view of some response tokens; no answer carries a gradient on the teacher's side."""
-
-    has_distribution: ClassVar[bool]
-    """Whether `divergence` can be asked."""
 
     def take(self, tokens: Tensor) -> Self:
         """The same signal for the tokens where a bool mask (tokens,) is True."""
@@ -42,7 +39,6 @@ class TeacherLogits:
     """The whole distribution: logits (tokens, vocab), live or rebuilt from hidden states."""
 
     logits: Tensor
-    has_distribution: ClassVar[bool] = True
 
     def take(self, tokens: Tensor) -> "TeacherLogits":
         return TeacherLogits(self.logits[tokens])
@@ -71,7 +67,6 @@ class TeacherRanks:
     """(tokens, recorded k), in the student's order"""
     ranks: Tensor
     """(tokens, recorded k), 0 is the teacher's favourite"""
-    has_distribution: ClassVar[bool] = False
 
     def take(self, tokens: Tensor) -> "TeacherRanks":
         return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
@@ -115,7 +110,6 @@ class TeacherTopK:
     """(tokens, K), most likely first"""
     top_log_probs: Tensor
     """(tokens, K), at temperature 1"""
-    has_distribution: ClassVar[bool] = True
 
     def take(self, tokens: Tensor) -> "TeacherTopK":
         return TeacherTopK(self.recorded.take(tokens), self.top_ids[tokens], self.top_log_probs[tokens])

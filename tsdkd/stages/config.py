@@ -1,13 +1,14 @@
 """What each stage can be told, with the defaults the command line shows; loads without torch.
 
-The dataclasses hold only what changes the result: an artifact records them, and another value is another artifact.
-Where something is read or written is an argument of the stage.
+An artifact records them as its configuration, and another value is another artifact (but for `save_steps`). Where
+something is read or written is an argument of the stage.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import InputError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is what the checkpoint was saved in."""
@@ -70,6 +71,15 @@ class TrainConfig:
     """Of the forward; weights and optimizer are float32. "auto" is bf16 where the hardware has it."""
     gradient_checkpointing: bool = False
     save_steps: int = 100
+
+    def __post_init__(self) -> None:
+        for name, good, range_ in (
+            ("epochs", self.epochs > 0, "above 0"),
+            ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),
+            ("max_grad_norm", self.max_grad_norm > 0, "above 0; a large one switches clipping off"),
+        ):
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,6 @@ def teacher_dir() -> Path:
     return cache_dir() / "embedded-teacher"
 
 
-def student_dir() -> Path:
-    return cache_dir() / "embedded-student"
-
-
 def ensure_teacher() -> Path:
     """The embedded teacher's directory, made if it is not there. Raises InputError without the package."""
     target = teacher_dir()
@@ -37,7 +33,8 @@ def ensure_teacher() -> Path:
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
         try:
             _convert(source, aside)
-            aside.rename(target)
+            if not target.exists():  # another process may have been faster
+                aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return target

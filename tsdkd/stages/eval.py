@@ -5,7 +5,6 @@ Every benchmark becomes one part with its samples; a finished one is not run aga
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from unittest.mock import patch
 import pyarrow as pa
 import yaml
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, file_digest
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, file_digest, relative
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.benchmarks import EMBEDDED_DATA, Benchmark, choose
 from tsdkd.stages.config import EvalConfig
@@ -47,7 +46,7 @@ def evaluate(
     overlays = {benchmark.name: benchmark.overlay(_data_of(benchmark, data)) for benchmark in benchmarks}
     record = describe("evaluated", model)
     parents = [
-        Parent(f"{benchmark.name} {split}", file_digest(file), os.path.relpath(file, output))
+        Parent(f"{benchmark.name} {split}", file_digest(file), relative(file, output))
         for benchmark in benchmarks
         if (place := _data_of(benchmark, data)) is not None
         for split, file in benchmark.files(place).items()

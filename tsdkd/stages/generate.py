@@ -4,7 +4,6 @@ Token ids are stored as the engine produced them, the end token included. Each p
 run ends with the bytes of an uninterrupted one.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +11,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, digest, file_digest
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, digest, file_digest, relative
 from tsdkd.errors import InputError
-from tsdkd.stages.batches import by_length, pad_left
+from tsdkd.stages.batches import by_length
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, load_tokenizer
 from tsdkd.stages.prompts import Prompt, read_prompts
 from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.sampling import sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def generate(
         kind="rollouts",
         config=asdict(config),
         seed=seed,
-        parents=(Parent("prompts", file_digest(prompts), os.path.relpath(prompts, output)),),
+        parents=(Parent("prompts", file_digest(prompts), relative(prompts, output)),),
         models=(record,),
         libraries=libraries(),
     )
@@ -105,34 +105,12 @@ def _sample_part(
 ) -> pa.Table:
     responses: dict[int, list[int]] = {}
     for batch in by_length([len(job.prompt_ids) for job in jobs], size=config.batch_size):
-        sampled = _sample([jobs[i].prompt_ids for i in batch], engine, config)
+        prompts = [jobs[i].prompt_ids for i in batch]
+        sampled = sample(engine, prompts, config.max_new_tokens, config.temperature, config.top_p)
         responses.update(zip(batch, sampled, strict=True))
         advance(len(batch))
     rows = [_row(job, responses[i], engine) for i, job in enumerate(jobs)]
     return pa.Table.from_pylist(rows, SCHEMAS["rollouts"])
-
-
-def _sample(prompt_ids: list[list[int]], engine: LanguageModel, config: GenerateConfig) -> list[list[int]]:
-    settings = GenerationConfig(
-        max_new_tokens=config.max_new_tokens,
-        eos_token_id=engine.end_ids,
-        pad_token_id=engine.end_ids[0],
-        suppress_tokens=engine.padding_ids or None,  # rows of the head that stand for no token
-        do_sample=config.temperature > 0,
-        **({"temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature > 0 else {}),
-    )
-    engine.model.generation_config = settings  # the model's own (top-k, repetition penalty) would fill what is unset
-    ids, attention = pad_left(prompt_ids)
-    with torch.inference_mode():
-        output = engine.model.generate(
-            input_ids=ids.to(engine.device), attention_mask=attention.to(engine.device), generation_config=settings
-        )
-    return [_until_end(row, engine.end_ids) for row in output[:, ids.shape[1] :].tolist()]
-
-
-def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
-    return ids[: end + 1]
 
 
 def _row(job: Job, response_ids: list[int], engine: LanguageModel) -> dict[str, object]:

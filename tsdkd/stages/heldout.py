@@ -8,13 +8,14 @@ from math import sqrt
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from tsdkd.core import TeacherLogits
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, join
 from tsdkd.stages.models import LanguageModel
+from tsdkd.stages.sampling import sample
+from tsdkd.stages.signals import Decoder
 from tsdkd.stages.staged import StagedSamples
 
 CHUNK_TOKENS = 512
@@ -24,6 +25,7 @@ def measure(
     language_model: LanguageModel, samples: StagedSamples, batch_tokens: int, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """Means per response token, nats: "kl" is KL(teacher || model), with a standard error that knows the responses."""
+    decoder = samples.decoder.to(language_model.device)
     totals = {}
     lengths = [samples.length(i) for i in range(len(samples))]
     for batch in by_length(lengths, tokens=batch_tokens):
@@ -34,7 +36,7 @@ def measure(
             hidden = language_model.hidden(ids.to(device), attention.to(device))[predicting.to(device)]
             recorded = samples.decoder.tensors(chosen)["hidden"].to(device)
             pieces = [
-                _compare(language_model, samples, h, t)
+                _compare(language_model, decoder, h, t)
                 for h, t in zip(hidden.split(CHUNK_TOKENS), recorded.split(CHUNK_TOKENS), strict=True)
             ]
         per_token = torch.cat(pieces).split([len(s["response_ids"]) for s in chosen])
@@ -58,22 +60,8 @@ def measure(
 def answer(language_model: LanguageModel, samples: StagedSamples, max_new_tokens: int = 40) -> dict[str, str]:
     """The first held-out prompt and the model's greedy answer to it."""
     prompt = samples.rollouts.table()["messages"][0].as_py()[-1]["content"]
-    ids = torch.tensor([samples.prompt_ids(0)], device=language_model.device)
-    with torch.inference_mode():
-        output = language_model.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=language_model.end_ids,
-                pad_token_id=language_model.end_ids[0],
-            ),
-        )
-    return {
-        "prompt": prompt,
-        "answer": language_model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True),
-    }
+    (ids,) = sample(language_model, [samples.prompt_ids(0)], max_new_tokens, temperature=0)
+    return {"prompt": prompt, "answer": language_model.tokenizer.decode(ids, skip_special_tokens=True)}
 
 
 def require_hidden(samples: StagedSamples) -> None:
@@ -84,10 +72,10 @@ def require_hidden(samples: StagedSamples) -> None:
 
 
 def _compare(
-    language_model: LanguageModel, samples: StagedSamples, hidden: torch.Tensor, recorded: torch.Tensor
+    language_model: LanguageModel, decoder: Decoder, hidden: torch.Tensor, recorded: torch.Tensor
 ) -> torch.Tensor:
     """(tokens, 4): KL, agreement, the model's entropy, the teacher's."""
-    teacher = samples.decoder.decode({"hidden": recorded})
+    teacher = decoder.decode({"hidden": recorded})
     assert isinstance(teacher, TeacherLogits)
     log_q = log_probs(language_model.head.logits(hidden))
     agreement = (log_q.argmax(-1) == teacher.favourite()).float()

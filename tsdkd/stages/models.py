@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from safetensors import SafetensorError
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from tsdkd.artifacts import Model, digest, file_digest
+from tsdkd.artifacts import MANIFEST, Model, digest, file_digest, load_manifest
 from tsdkd.core import Head
-from tsdkd.errors import InputError
+from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.config import DType
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
-WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+CONTENT = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
+"""Files that decide what a model says."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,14 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]])
         raise InputError(
             "The model has no chat template.", "Use an instruction-tuned model, or add one to its tokenizer."
         )
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(
+            f"The chat template refuses a prompt with the roles {roles} ({_first_line(error)}).",
+            "Give the prompt the roles that this model knows.",
+        ) from None
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -118,6 +126,8 @@ def resolve(name: str) -> Path:
             raise InputError(
                 f"{name} is no model: it has no config.json.", "Name a directory that transformers can load."
             )
+        if (path / MANIFEST).is_file() and load_manifest(path).state != "complete":
+            raise ArtifactError(f"{name} is not finished.", "Run the stage that writes it again, then name it.")
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(
@@ -139,9 +149,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Raises InputError when there is none."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a torn tokenizer.json is a bare Exception
         raise InputError(
             f"{name} has no tokenizer that transformers can load ({_first_line(error)}).", "Save one beside the model."
         ) from None
@@ -151,14 +161,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_model(name: str, dtype: DType = "auto", device: str | None = None) -> LanguageModel:
     """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it."""
     tokenizer = load_tokenizer(name)
+    device = device or default_device()
+    attention = "eager" if device == "cpu" else None  # on CPUs torch's fused bf16 attention is the slower one
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, attn_implementation=attention)
+    except Exception as error:  # the libraries below raise whatever they like
         raise InputError(
             f"{name} is no causal language model that transformers can load ({_first_line(error)}).",
             "Check the directory: config.json, weights and tokenizer are needed.",
         ) from None
-    model.eval().to(device or default_device())
+    model.eval().to(device)
     return LanguageModel(name, model, tokenizer)
 
 
@@ -170,8 +182,8 @@ def describe(role: str, name: str) -> Model:
     """What a manifest records of a model; the weights are hashed, not loaded. Raises InputError."""
     directory = resolve(name)
     tokenizer = load_tokenizer(name)
-    files = sorted({file for pattern in WEIGHTS for file in directory.glob(pattern)})
-    if len(files) < 2:
+    files = sorted({file for pattern in CONTENT for file in directory.glob(pattern)})
+    if not any(file.suffix in {".safetensors", ".bin"} for file in files):
         raise InputError(f"{name} has no weights.", "Name a directory with model.safetensors (or its shards).")
     return Model(
         role=role,
@@ -196,7 +208,7 @@ def require_same_tokenizer(one: Model, other: Model) -> None:
 
 def libraries() -> dict[str, str]:
     """Versions that decide the bytes a stage writes."""
-    return {name: version(name) for name in ("torch", "transformers")}
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers", "accelerate", "pyarrow")}
 
 
 def cache_dir() -> Path:

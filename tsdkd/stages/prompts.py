@@ -2,10 +2,11 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,34 +71,47 @@ def _messages(path: Path, number: int, column: str, cell: Any) -> Messages:
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg}).", "Mend the line.") from None
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{path}, line {number}: not a JSON object.", "Write one object with named fields per line."
-            )
-        rows.append(row)
+    with _text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error.msg}).", "Mend the line.") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: not a JSON object.", "Write one object with named fields.")
+            rows.append(row)
     return rows
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}).", "Mend the file.") from None
+    with _text(path) as file:
+        try:
+            rows = json.load(file)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}).", "Mend the file.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} is no list of JSON objects.", "Write [{...}, {...}], or use .jsonl.")
     return rows
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with _text(path, newline="") as file:
+        try:
+            return list(csv.DictReader(file))
+        except csv.Error as error:
+            raise InputError(f"{path} is no readable CSV ({error}).", "Mend the file, or use .jsonl.") from None
+
+
+@contextmanager
+def _text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """UTF-8, with or without a byte-order mark."""
+    try:
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}).", "Save the file as UTF-8.") from None
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ Greedy removal as in SLEB (Song et al. 2024, arXiv 2402.09025): in every round e
 and the one that matters least goes. What matters is measured as KL(teacher || pruned) on a few prompts.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsdkd.artifacts import Artifact, Manifest, Parent, Writer, file_digest
+from tsdkd.artifacts import Artifact, Manifest, Parent, Writer, file_digest, relative
 from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
@@ -42,7 +41,7 @@ def prune(
         kind="checkpoint",
         config=asdict(config),
         seed=0,
-        parents=(Parent("prompts", file_digest(prompts), os.path.relpath(prompts, output)),),
+        parents=(Parent("prompts", file_digest(prompts), relative(prompts, output)),),
         models=(record,),
         libraries=libraries(),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -71,8 +72,10 @@ def score(
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
-        readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
         todo = [part for part in parent.tables if not writer.has(part.file)]
+        if not todo:
+            return writer.finish(_summary(writer.artifact))
+        readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
         _state_cost(readers, [parent.read_part(part) for part in todo], config, output, reporter)
         if config.signal == "hidden" and not writer.has(HEAD_FILE):
             save_head(readers[1].head, writer.aside(HEAD_FILE))
@@ -100,8 +103,8 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
 
 
 def _lengths(table: pa.Table) -> list[int]:
-    prompts, responses = table["prompt_ids"].to_pylist(), table["response_ids"].to_pylist()
-    return [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    counted = pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["response_ids"]))
+    return list(counted.to_pylist())
 
 
 def _read(
@@ -146,7 +149,7 @@ def _columns(
             "ranks": liking.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1),
         }
         if config.signal == "hidden":
-            piece["hidden"] = t
+            piece["hidden"] = t.to(heads[1].weight.dtype)  # as the head reads it
         if config.signal == "topk":
             top = log_p.topk(config.top_k, dim=-1)
             piece |= {"top_ids": top.indices, "top_logprobs": top.values}
@@ -165,7 +168,7 @@ def _state_cost(
     vocab = readers[0].head.vocab_size or 0
     head = readers[1].head.weight
     per_token = bytes_per_token(config, head.shape[1], head.dtype)
-    tokens = sum(len(response) for table in tables for response in table["response_ids"].to_pylist())
+    tokens = sum(pc.sum(pc.list_value_length(table["response_ids"])).as_py() for table in tables)
     fixed = vocab * head.shape[1] * head.dtype.itemsize if config.signal == "hidden" else 0
     total = tokens * per_token + fixed
     free = shutil.disk_usage(output).free

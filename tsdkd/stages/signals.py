@@ -4,7 +4,7 @@ What a token costs on disk, how it is written, and how it becomes a `TeacherSign
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from tsdkd.stages.config import ScoreConfig
 HEAD_FILE = "teacher_head.safetensors"
 LIGHT = ("student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob", "candidates", "ranks")
 HEAVY = {"hidden": ("hidden",), "topk": ("top_ids", "top_logprobs"), "ranks": ()}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def bytes_per_token(config: ScoreConfig, width: int, dtype: torch.dtype) -> int:
@@ -70,10 +69,13 @@ class Decoder:
     def columns(self) -> tuple[str, ...]:
         return (*LIGHT, *HEAVY[self.signal])
 
+    def to(self, device: torch.device) -> "Decoder":
+        return replace(self, head=None if self.head is None else self.head.to(device))
+
     def require(self, objective: TSDKDConfig) -> None:
         """Raise InputError when what was recorded cannot serve an objective."""
         vocab = self.head.weight.shape[0] if self.head is not None else self.k + 1
-        if objective.k >= vocab:
+        if objective.alpha and objective.k >= vocab:
             remedy = "Lower --k." if self.head is not None else "Lower --k, or score again with a larger one."
             raise InputError(f"k is {objective.k}, but these scores allow only {vocab - 1}.", remedy)
         if self.signal == "ranks" and objective.direct_weight:
@@ -102,7 +104,7 @@ class Decoder:
         if self.head is not None:
             hidden = tensors["hidden"]
             with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-                return TeacherLogits(self.head.to(hidden.device).logits(hidden))
+                return TeacherLogits(self.head.logits(hidden))
         ranks = TeacherRanks(tensors["teacher_entropy"], tensors["candidates"], tensors["ranks"])
         if self.signal == "ranks":
             return ranks

@@ -1,6 +1,6 @@
 """Rollouts and their scores as one sequence of samples: what staged training reads, and held-out measurement."""
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
         self.scores = read(scores, "scores")
         self.scores.require_parent(self.rollouts)
         self._ids = self.rollouts.table().select(["sample_id", "prompt_ids", "response_ids"])
-        self._files = [pq.ParquetFile(self.scores.path / part.file) for part in self.scores.tables]
-        self._place = [(file, row) for file in self._files for row in range(file.metadata.num_row_groups)]
+        self._place = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
+        self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -47,7 +47,7 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         file, group = self._place[index]
-        row = file.read_row_group(group, columns=["sample_id", *self.decoder.columns])
+        row = self._open(file).read_row_group(group, columns=["sample_id", *self.decoder.columns])
         return {
             **{name: _cell(row[name]) for name in row.column_names},
             "prompt_ids": self.prompt_ids(index),

@@ -46,12 +46,16 @@ def train(
     samples.decoder.require(config.objective)
     start = describe("student", student)
     require_same_tokenizer(start, samples.scores.manifest.model("student"))
+    scored = samples.scores.manifest.model("student")
+    if start.weights != scored.weights:
+        reporter.say(f"The student is another than the one that was scored ({scored.name}).")
     resume, staging = output / "resume", output / "staging.tmp"
     precision = _precision(config)
     arguments = _arguments(config, precision, seed, resume)
     manifest = Manifest(
         kind="checkpoint",
-        config=asdict(config) | {"precision": precision},
+        config={name: value for name, value in asdict(config).items() if name != "save_steps"}
+        | {"precision": precision},
         seed=seed,
         parents=(samples.rollouts.as_parent_of(output), samples.scores.as_parent_of(output)),
         models=(start, samples.scores.manifest.model("teacher")),
@@ -61,7 +65,7 @@ def train(
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
-        language_model = load_model(student, "float32", device="cpu")
+        language_model = load_model(student, "float32")
         trainer = StagedTrainer(
             language_model.model, samples, arguments, config.objective, vocab_size(language_model.tokenizer)
         )

@@ -5,6 +5,7 @@ objective's metrics in every log; and a mark in each saved checkpoint that says 
 """
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class StagedTrainer(Trainer):
         objective: TSDKDConfig,
         vocab: int,
     ) -> None:
-        self.decoder = samples.decoder
+        self.decoder = samples.decoder.to(arguments.device)
         self.objective = objective
         self.vocab = vocab
         self.adaptive = AdaptiveOpener() if objective.opener == "adaptive" else None
@@ -87,9 +88,10 @@ class StagedTrainer(Trainer):
         teacher = self.decoder.decode(inputs["scores"])
         fraction = None
         if self.adaptive is not None:
+            temperature = self.objective.temperature
             student_entropy, teacher_entropy = (
                 torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())
-                for values in (entropy(student_logits.detach()), teacher.entropy(1.0))
+                for values in (entropy(student_logits.detach() / temperature), teacher.entropy(temperature))
             )
             fraction = self.adaptive.fraction(student_entropy, teacher_entropy, mask)
         loss, metrics = token_selective_loss(student_logits, teacher, mask, self.objective, fraction)
@@ -112,6 +114,11 @@ class StagedTrainer(Trainer):
         return [{name: value for name, value in step.items() if name != "epoch"} for step in steps]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before anything of this step is saved
+            raise TsdkdError(
+                f"The gradient is not finite at step {self.state.global_step}.",
+                "Lower --learning-rate or --max-grad-norm; nothing of this step was saved.",
+            )
         if "loss" in logs and self._responses:
             logs |= {name: float(total) / self._responses for name, total in self._sums.items()}
             self._sums.clear()
