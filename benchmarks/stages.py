@@ -1,12 +1,11 @@
-"""Each stage's rate and peak memory beside a bare transformers loop over the same tokens, in the same run.
+"""Each stage's rate and peak memory beside a bare transformers loop over the same sequences, in the same run.
 
     python benchmarks/stages.py RUN STUDENT TEACHER
 
 RUN is the run directory of a finished quickstart. Every row is a process of its own, so that peaks do not mix; loading
-the models is part of the peak and not of the time.
+the models is part of the peak and not of the time. Sampling is random, so each row counts the tokens it made itself.
 """
 
-import json
 import multiprocessing
 import resource
 import sys
@@ -32,6 +31,9 @@ from tsdkd.stages.models import load_model
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train
 
+Measure = tuple[float, int]
+"""Seconds, and tokens read or sampled in them."""
+
 
 class Clock:
     """A reporter that times the stage's own progress bar: work without loading."""
@@ -49,16 +51,16 @@ class Clock:
     def table(self, title: str, rows: list[tuple[str, str]]) -> None: ...
 
 
-def stage_generate(run: Path, student: str, teacher: str) -> float:
+def stage_generate(run: Path, student: str, teacher: str) -> Measure:
     config = _config(GenerateConfig, run / "rollouts")
     clock = Clock()
     prompts = (run / "rollouts" / load_manifest(run / "rollouts").parents[0].path).resolve()
     with tempfile.TemporaryDirectory() as place:
-        generate(prompts, student, Path(place) / "r", config, reporter=clock)
-    return clock.seconds
+        made = generate(prompts, student, Path(place) / "r", config, load_manifest(run / "rollouts").seed, clock)
+        return clock.seconds, made.manifest.summary["response_tokens"]
 
 
-def bare_generate(run: Path, student: str, teacher: str) -> float:
+def bare_generate(run: Path, student: str, teacher: str) -> Measure:
     """model.generate on the same prompts, length-sorted, without storing anything."""
     config = _config(GenerateConfig, run / "rollouts")
     reader = load_model(student)
@@ -66,22 +68,24 @@ def bare_generate(run: Path, student: str, teacher: str) -> float:
     settings = GenerationConfig(
         do_sample=True, top_k=0, temperature=config.temperature, max_new_tokens=config.max_new_tokens
     )
-    start = time.perf_counter()
+    tokens, start = 0, time.perf_counter()
     for batch in by_length([len(p) for p in prompts], size=config.batch_size):
         ids, mask = pad_left([prompts[i] for i in batch])
         with torch.inference_mode():
-            reader.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    return time.perf_counter() - start
+            made = reader.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        ended = (made[:, ids.shape[1] :] == reader.end_ids[0]).long().cumsum(-1)
+        tokens += int((ended == 0).sum() + (ended.max(-1).values > 0).sum())
+    return time.perf_counter() - start, tokens
 
 
-def stage_score(run: Path, student: str, teacher: str) -> float:
+def stage_score(run: Path, student: str, teacher: str) -> Measure:
     clock = Clock()
     with tempfile.TemporaryDirectory() as place:
         score(run / "rollouts", student, teacher, Path(place) / "s", _config(ScoreConfig, run / "scores"), clock)
-    return clock.seconds
+    return clock.seconds, _tokens(run)
 
 
-def bare_forward(run: Path, student: str, teacher: str) -> float:
+def bare_forward(run: Path, student: str, teacher: str) -> Measure:
     """Both models' own forward over the same batches: logits of every position, and nothing done with them."""
     readers = load_model(student), load_model(teacher)
     rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
@@ -93,20 +97,20 @@ def bare_forward(run: Path, student: str, teacher: str) -> float:
         with torch.inference_mode():
             for reader in readers:
                 reader.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, _tokens(run)
 
 
-def stage_train(run: Path, student: str, teacher: str) -> float:
+def stage_train(run: Path, student: str, teacher: str) -> Measure:
     found = dict(load_manifest(run / "checkpoint").config)
     objective = TSDKDConfig(**found.pop("objective"))
     clock = Clock()
     with tempfile.TemporaryDirectory() as place:
-        config = TrainConfig(objective=objective, **found | {"epochs": 1})
+        config = TrainConfig(objective=objective, **found | {"epochs": 1, "save_steps": 10**6})
         train(run / "rollouts", run / "scores", student, Path(place) / "c", config, reporter=clock)
-    return clock.seconds
+    return clock.seconds, _tokens(run)
 
 
-def bare_train(run: Path, student: str, teacher: str) -> float:
+def bare_train(run: Path, student: str, teacher: str) -> Measure:
     """A plain AdamW loop with the cross-entropy of the same responses: no teacher, no selection."""
     config = load_manifest(run / "checkpoint").config
     model = load_model(student, "float32").model.train()
@@ -122,7 +126,7 @@ def bare_train(run: Path, student: str, teacher: str) -> float:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, _tokens(run)
 
 
 def _config(kind: type, artifact: Path) -> Any:
@@ -130,42 +134,38 @@ def _config(kind: type, artifact: Path) -> Any:
     return kind(**{field.name: found[field.name] for field in fields(kind)})
 
 
-def _measured(queue: Any, work: Callable[..., float], *arguments: Any) -> None:
-    seconds = work(*arguments)
-    queue.put((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
+def _tokens(run: Path) -> int:
+    """Of all prompts and responses."""
+    rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
+    return sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+
+
+def _measured(queue: Any, work: Callable[..., Measure], *arguments: Any) -> None:
+    seconds, tokens = work(*arguments)
+    queue.put((tokens / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9))
 
 
 def main() -> None:
     run, student, teacher = Path(sys.argv[1]), *sys.argv[2:4]
-    rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
-    responses = sum(len(row["response_ids"]) for row in rows)
-    everything = responses + sum(len(row["prompt_ids"]) for row in rows)
-    pairs = [
-        ("generate", stage_generate, bare_generate, responses),
-        ("score", stage_score, bare_forward, everything),
-        ("train, one epoch", stage_train, bare_train, everything),
-    ]
+    pairs = {
+        "generate (sampled)": (stage_generate, bare_generate),
+        "score (read by both)": (stage_score, bare_forward),
+        "train, one epoch": (stage_train, bare_train),
+    }
     table = Table("", "tokens/s", "bare tokens/s", "ratio", "peak GB", "bare peak GB")
     context = multiprocessing.get_context("spawn")
-    for name, stage, bare, tokens in pairs:
+    for name, works in pairs.items():
         found = []
-        for work in (stage, bare):
+        for work in works:
             queue = context.Queue()
             process = context.Process(target=_measured, args=(queue, work, run, student, teacher))
             process.start()
             found.append(queue.get())
             process.join()
-        (seconds, peak), (bare_seconds, bare_peak) = found
-        rates = tokens / seconds, tokens / bare_seconds
-        table.add_row(
-            name,
-            f"{rates[0]:,.0f}",
-            f"{rates[1]:,.0f}",
-            f"{rates[0] / rates[1]:.2f}",
-            f"{peak:.2f}",
-            f"{bare_peak:.2f}",
-        )
-    Console().print(json.dumps({"responses": len(rows), "response tokens": responses, "all tokens": everything}), table)
+        (rate, peak), (bare_rate, bare_peak) = found
+        row = f"{rate:,.0f}", f"{bare_rate:,.0f}", f"{rate / bare_rate:.2f}", f"{peak:.2f}", f"{bare_peak:.2f}"
+        table.add_row(name, *row)
+    Console().print(f"{_tokens(run):,} tokens of prompts and responses", table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ The embedded student is this model with layers removed (`stages/prune.py`).
 import importlib.util
 import shutil
 import tempfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -32,7 +34,8 @@ def ensure_teacher() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
         try:
-            _convert(source, aside)
+            with redirect_stderr(StringIO()):  # the GGUF reader draws a bar of its own
+                _convert(source, aside)
             if not target.exists():  # another process may have been faster
                 aside.rename(target)
         finally:
