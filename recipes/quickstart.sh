@@ -15,7 +15,7 @@ GKD=${GKD:-0}   # 1: also train the direct term alone, ungated, on the same scor
 # The paper takes 128 responses a step, 5e-6 and three epochs of tens of thousands of prompts; here there are 48 steps of 8.
 TRAIN="--seed $SEED --epochs 1 --batch-size 8 --learning-rate 3e-5"
 # JSD(0.9) is about a tenth of a KL, so at the paper's weights (0.1, 1, 1) the entropy term outweighs it: on a student that
-# is often wrong, and in so few steps, that sharpens without teaching. These weights put the divergence first.
+# is often wrong that sharpens without teaching. These weights raise the divergence and lower the entropy term.
 WEIGHTS="--alpha 0.1 --direct-weight 10 --em-weight 0.01"
 
 . recipes/setup.sh

@@ -185,7 +185,7 @@ def test_two_writers_cannot_meet(tmp_path: Path) -> None:
 def test_reading_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         read(tmp_path / "none", "rollouts")
-    assert "There are no rollouts" in caught.value.cause
+    assert "Found no rollouts at" in caught.value.cause
     assert "`tsdkd generate`" in caught.value.remedy
     assert "--rollouts" in caught.value.remedy
 

@@ -135,7 +135,7 @@ class Manifest:
             "kind": self.kind,
             "seed": self.seed,
             "engine": self.engine,
-            **{f"config.{key}": value for key, value in self.config.items()},
+            **_flat("config", self.config),
             **{f"parent {parent.kind}": parent.fingerprint for parent in self.parents},
             **{f"model {m.role}": [m.weights, m.tokenizer, m.chat_template] for m in self.models},
         }
@@ -331,7 +331,7 @@ def read(path: Path, kind: Kind, option: str | None = None, *, hashed: bool = Tr
     maker = MADE_BY[kind]
     if not (path / MANIFEST).is_file():
         name = option or f"--{kind}"
-        raise ArtifactError(f"There are no {kind} at {path}.", f"Run `{maker}` first, or name them with {name}.")
+        raise ArtifactError(f"Found no {kind} at {path}.", f"Run `{maker}` first, or name it with {name}.")
     manifest = load_manifest(path)
     if manifest.kind != kind:
         raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}.", f"Name an artifact that `{maker}` wrote.")
@@ -459,6 +459,14 @@ def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(f"{prefix}.{key}", value) if isinstance(value, dict) else {f"{prefix}.{key}": value}
+    return flat
 
 
 def _brief(value: Any) -> str:

@@ -151,7 +151,7 @@ def test_a_partial_parent(place: Path) -> None:
 @pytest.mark.parametrize(("command", "kind"), [("score", "rollouts"), ("train", "scores"), ("eval", "checkpoint")])
 def test_a_stage_before_its_turn(tmp_path: Path, command: str, kind: str) -> None:
     found, remedy = refuse(command, "--run", tmp_path / "run")
-    assert f"There are no {kind}" in found or f"There is no {kind}" in found
+    assert f"Found no {kind} at" in found
     assert "first" in remedy
     assert not (tmp_path / "run").exists()
 

@@ -179,6 +179,12 @@ def test_the_checkpoint_loads_without_us(run: Path, student: Path, tmp_path: Pat
     assert not (tmp_path / "c" / "resume").exists()
 
 
+def test_the_checkpoint_is_the_model_that_the_forward_saw(run: Path, student: Path, tmp_path: Path) -> None:
+    """A bf16 forward sees rounded weights, and that is what is saved."""
+    learn(run, student, tmp_path / "c", replace(CONFIG, precision="bf16"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "c").dtype == torch.bfloat16
+
+
 def test_the_student_comes_closer_to_its_teacher(run: Path, student: Path, tmp_path: Path) -> None:
     objective = replace(OBJECTIVE, alpha=0, em_weight=0, beta=0, gate=False)
     learn(run, student, tmp_path / "c", replace(CONFIG, objective=objective, epochs=12, learning_rate=5e-3))

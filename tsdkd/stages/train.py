@@ -25,6 +25,7 @@ from tsdkd.stages.staged import StagedSamples
 from tsdkd.stages.trainer import SAVED, MarkWhole, ShowProgress, StagedTrainer, StopWhenAsked, last_whole_checkpoint
 
 METRICS_FILE = "metrics.jsonl"
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def train(
@@ -70,7 +71,7 @@ def train(
             language_model.model, samples, arguments, config.objective, vocab_size(language_model.tokenizer)
         )
         _run(trainer, resume, reporter)
-        _save(trainer, language_model.tokenizer, staging)
+        _save(trainer, language_model.tokenizer, staging, DTYPE[precision])
         writer.adopt(staging)
         artifact = writer.finish(_summary(trainer))
         shutil.rmtree(staging)
@@ -152,9 +153,13 @@ def _precision(config: TrainConfig) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def _save(trainer: StagedTrainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """What transformers loads, in float32 as trained: small updates would not survive rounding to bfloat16."""
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)
+def _save(trainer: StagedTrainer, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype) -> None:
+    """What transformers loads, in the precision of the forward that was trained.
+
+    The float32 weights behind a bf16 forward hold updates too small for it to see; used in float32 they would all take
+    effect at once, as a model that no step has looked at.
+    """
+    trainer.accelerator.unwrap_model(trainer.model).to(dtype).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     lines = [json.dumps(step, sort_keys=True) + "\n" for step in trainer.logged_steps]
     (directory / METRICS_FILE).write_text("".join(lines))
