@@ -115,7 +115,7 @@ class Model:
 class Manifest:
     """Everything an artifact says about itself."""
 
-    kind: str
+    kind: Kind
     config: dict[str, Any]
     seed: int
     parents: tuple[Parent, ...] = ()
@@ -385,7 +385,7 @@ def _unreadable(path: Path, error: Exception) -> ArtifactError:
 def verify(path: Path) -> Manifest:
     """Check an artifact as `read` does, its tables' schemas and rows, and that parents still there are unchanged."""
     manifest = load_manifest(path)
-    artifact = read(path, manifest.kind)  # type: ignore[arg-type]  # an unknown kind has no maker and fails there
+    artifact = read(path, manifest.kind)
     for part in artifact.tables:
         found = pq.ParquetFile(path / part.file)
         if found.schema_arrow != SCHEMAS[manifest.kind] or found.metadata.num_rows != part.rows:
