@@ -166,6 +166,18 @@ def test_directories_are_adopted_whole(tmp_path: Path) -> None:
     assert [part.file for part in read(tmp_path / "a", "checkpoint").manifest.parts] == ["more/two", "one"]
 
 
+def test_files_get_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.safetensors").write_text("w")
+    (source / "model.safetensors").chmod(0o600)  # as safetensors leaves it
+    fresh = tmp_path / "fresh"
+    fresh.touch()
+    with Writer.open(tmp_path / "out", manifest(kind="checkpoint")) as writer:
+        writer.adopt(source)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode == fresh.stat().st_mode
+
+
 def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "runs").symlink_to(tmp_path / "far" / "away")

@@ -135,7 +135,7 @@ class Manifest:
             "kind": self.kind,
             "seed": self.seed,
             "engine": self.engine,
-            **_flat("config", self.config),
+            **flat(self.config, "config."),
             **{f"parent {parent.kind}": parent.fingerprint for parent in self.parents},
             **{f"model {m.role}": [m.weights, m.tokenizer, m.chat_template] for m in self.models},
         }
@@ -308,6 +308,7 @@ class Writer:
         return Artifact(self.path, self.manifest)
 
     def _add(self, aside: Path, file: str, rows: int | None) -> None:
+        aside.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
         _fsync(aside)
         part = Part(file, rows, aside.stat().st_size, file_digest(aside))
         aside.replace(self.path / file)
@@ -425,6 +426,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    names: dict[str, Any] = {}
+    for key, value in values.items():
+        names |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return names
+
+
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -461,19 +470,17 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(f"{prefix}.{key}", value) if isinstance(value, dict) else {f"{prefix}.{key}": value}
-    return flat
-
-
 def _brief(value: Any) -> str:
     def short(item: Any) -> Any:
         return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
 
     return str([short(item) for item in value] if isinstance(value, list) else short(value))
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _fsync(path: Path) -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tests.conftest import write_prompts
 from tsdkd.artifacts import load_manifest
 from tsdkd.cli import app
+from tsdkd.cli.console import Reporter
 from tsdkd.core import TSDKDConfig
 
 
@@ -79,6 +80,38 @@ def test_artifact_commands(rollouts: Path, teacher: Path, student: Path) -> None
         assert part in tree
     (rollouts.parent / ".." / "prompts.jsonl").resolve().unlink()
     assert "not there any more" in run("artifact", "lineage", scores)
+
+
+def test_lineage_goes_on_through_a_model_that_is_an_artifact(teacher: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 2)
+    student = tmp_path / "small"
+    run("prune", "--output", student, "--teacher", teacher, "--prompts", prompts)
+    run(
+        *("generate", "--run", tmp_path / "run", "--prompts", prompts, "--student", student),
+        *("--max-new-tokens", 3),
+    )
+    tree = run("artifact", "lineage", tmp_path / "run" / "rollouts")
+    assert load_manifest(student).model("teacher").weights[:12] in tree
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "prune"])
+def test_help_cuts_no_option_on_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(command, "--help")
+    assert "--run" in shown or "--output" in shown
+    assert "…" not in shown
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 20.0, 60.0, 80.0, 120.0, 200.0])  # start, then one look per advance
+    monkeypatch.setattr("tsdkd.cli.console.time.monotonic", lambda: next(clock))
+    with Reporter().progress("student answers", 40, "responses", done=10) as advance:
+        for _ in range(5):
+            advance(6)
+    assert capsys.readouterr().err.splitlines() == [
+        "student answers: 22 of 40 responses, 0.2/s, 2 min left",
+        "student answers: 34 of 40 responses, 0.2/s, 0 min left",
+    ]
 
 
 def test_objective_options_reach_the_manifest_and_default_to_the_papers(rollouts: Path, teacher: Path) -> None:

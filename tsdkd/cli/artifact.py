@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.tree import Tree
 
 from tsdkd.cli.console import out, show_pairs
@@ -21,7 +22,7 @@ Place = Annotated[Path, typer.Argument(help="An artifact's directory.", show_def
 @app.command()
 def show(path: Place) -> None:
     """What an artifact is and what it was made from."""
-    from tsdkd.artifacts import load_manifest
+    from tsdkd.artifacts import flat, load_manifest
 
     manifest = load_manifest(path)
     show_pairs(
@@ -30,17 +31,14 @@ def show(path: Place) -> None:
             ("fingerprint", manifest.fingerprint),
             ("written by", f"tsdkd {manifest.tsdkd}, {manifest.engine}, {_pairs(manifest.libraries)}"),
             ("seed", str(manifest.seed)),
-            ("config", _pairs(manifest.config)),
+            ("config", _pairs(flat(manifest.config))),
             *[(model.role, f"{model.name} (weights {model.weights[:12]})") for model in manifest.models],
             *[
-                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {parent.path}")
+                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {_from_here(path / parent.path)}")
                 for parent in manifest.parents
             ],
-            (
-                "files",
-                f"{len(manifest.parts)}, {manifest.rows:,} rows, {sum(p.bytes for p in manifest.parts) / 1e6:,.1f} MB",
-            ),
-            *[(name, str(value)) for name, value in manifest.summary.items()],
+            ("files", _files(manifest)),
+            *[(name, _shown(value)) for name, value in flat(manifest.summary).items()],
         ],
     )
 
@@ -69,21 +67,39 @@ def lineage(path: Place) -> None:
 
 
 def _grow(tree: Tree, path: Path, manifest: Manifest) -> None:
-    from tsdkd.artifacts import MADE_BY, load_manifest, parents_of
+    from tsdkd.artifacts import MADE_BY, MANIFEST, load_manifest, parents_of
 
     for parent, there, same in parents_of(path, manifest):
-        place = (path / parent.path).resolve()
+        place = path / parent.path
         state = "" if same else " [red](changed since)[/red]" if there else " [red](not there any more)[/red]"
-        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]} {parent.path}{state}")
+        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_from_here(place))}")
         if there and parent.kind in MADE_BY:
             _grow(branch, place, load_manifest(place))
     for model in manifest.models:
-        tree.add(f"{model.role} {model.weights[:12]} {model.name}")
+        branch = tree.add(f"{model.role} {model.weights[:12]} {escape(model.name)}")
+        if (Path(model.name) / MANIFEST).is_file():
+            _grow(branch, Path(model.name), load_manifest(Path(model.name)))
 
 
 def _name(path: Path, manifest: Manifest) -> str:
-    return f"{manifest.kind} {manifest.fingerprint[:12]} {path}"
+    return f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}"
+
+
+def _from_here(path: Path) -> str:
+    place = path.resolve()
+    return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else str(place)
+
+
+def _files(manifest: Manifest) -> str:
+    rows = f"{manifest.rows:,} rows, " if any(part.rows is not None for part in manifest.parts) else ""
+    return f"{len(manifest.parts)}, {rows}{sum(part.bytes for part in manifest.parts) / 1e6:,.1f} MB"
 
 
 def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

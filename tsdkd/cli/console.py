@@ -1,8 +1,10 @@
 """What a user sees: progress bars, panels, tables and errors. The only module that knows rich.
 
-On a terminal, stages draw bars; piped, they say only what matters. Errors go to stderr: cause, then remedy.
+On a terminal, stages draw bars; piped, they say only what matters, and once a minute how far they are. Errors go to
+stderr: cause, then remedy.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,11 +34,36 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="cyan")
 
 
+class Lines:
+    """Progress for a log: a line a minute."""
+
+    EVERY = 60.0
+
+    def __init__(self, what: str, total: int, unit: str, done: int) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, done
+        self.before = done
+        self.start = self.said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.said < self.EVERY or self.done >= self.total:
+            return
+        self.said = now
+        rate = (self.done - self.before) / (now - self.start)
+        left = (self.total - self.done) / rate / 60
+        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f}/s, {left:,.0f} min left"
+        err.print(escape(line), soft_wrap=True)
+
+
 class Reporter:
     """Shows what stages report (see `tsdkd.stages.report.Reporter`)."""
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+        if not err.is_terminal:
+            yield Lines(what, total, unit, done).advance
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,7 +73,7 @@ class Reporter:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        with Progress(*columns, console=err) as bar:
             task = bar.add_task(what, total=total, completed=done, unit=unit)
             yield lambda count: bar.advance(task, count)
 
@@ -60,6 +87,8 @@ class Reporter:
 def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Names and values in a panel."""
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(overflow="fold")
+    grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(f"[dim]{escape(name)}[/dim]", escape(value))
     out.print(Panel(grid, title=escape(title), title_align="left", expand=False))

@@ -55,9 +55,7 @@ def command(
     ] = None,
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents per task.", rich_help_panel=options.METHOD)
-    ] = EvalConfig.limit,
+    limit: Annotated[int | None, options.count("Documents per task.", options.METHOD)] = EvalConfig.limit,
     chat_template: Annotated[
         bool | None,
         typer.Option(
@@ -66,10 +64,8 @@ def command(
             rich_help_panel=options.METHOD,
         ),
     ] = EvalConfig.chat_template,
-    max_length: Annotated[
-        int, typer.Option(min=1, help="Tokens of prompt and answer.", rich_help_panel=options.ENGINE)
-    ] = EvalConfig.max_length,
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=options.ENGINE)] = EvalConfig.batch_size,
+    max_length: Annotated[int, options.count("Tokens of prompt and answer.", options.ENGINE)] = EvalConfig.max_length,
+    batch_size: Annotated[int, options.count("Requests at a time.", options.ENGINE)] = EvalConfig.batch_size,
     dtype: options.DTypeName = EvalConfig.dtype,
 ) -> None:
     """Any models -> results: benchmarks through lm-eval, and closeness to the teacher, side by side."""

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Literal
 
-import typer
-
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.stages.config import GenerateConfig
@@ -13,39 +11,34 @@ def command(
     run: options.Run = options.RUN,
     prompts: options.Prompts = None,
     column: options.Column = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first prompts.", rich_help_panel=options.DATA)
-    ] = GenerateConfig.limit,
+    limit: Annotated[int | None, options.count("Only the first prompts.", options.DATA)] = GenerateConfig.limit,
     rollouts: options.Rollouts = None,
     overwrite: options.Overwrite = False,
     student: options.Student = None,
     teacher: options.Teacher = None,
     policy: Annotated[
         Literal["student", "teacher"],
-        typer.Option(help="Who answers: student is on-policy, teacher off-policy.", rich_help_panel=options.METHOD),
+        options.choice("Who answers: student is on-policy, teacher off-policy.", options.METHOD),
     ] = GenerateConfig.policy,
     samples_per_prompt: Annotated[
-        int, typer.Option(min=1, help="Responses per prompt.", rich_help_panel=options.METHOD)
+        int, options.count("Responses per prompt.", options.METHOD)
     ] = GenerateConfig.samples_per_prompt,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.", rich_help_panel=options.METHOD)
+        float, options.number("Sampling temperature; 0 is greedy.", options.METHOD, least=0)
     ] = GenerateConfig.temperature,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Nucleus sampling.", rich_help_panel=options.METHOD)
+        float, options.number("Nucleus sampling.", options.METHOD, least=0, most=1)
     ] = GenerateConfig.top_p,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest response.", rich_help_panel=options.METHOD)
-    ] = GenerateConfig.max_new_tokens,
+    max_new_tokens: Annotated[int, options.count("Longest response.", options.METHOD)] = GenerateConfig.max_new_tokens,
     max_prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Longer prompts are left out.", rich_help_panel=options.METHOD)
+        int, options.count("Longer prompts are left out.", options.METHOD)
     ] = GenerateConfig.max_prompt_tokens,
     seed: options.Seed = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Responses sampled at a time.", rich_help_panel=options.ENGINE)
+        int, options.count("Responses sampled at a time.", options.ENGINE)
     ] = GenerateConfig.batch_size,
     part_size: Annotated[
-        int,
-        typer.Option(min=1, help="Responses per file: what an interruption can cost.", rich_help_panel=options.ENGINE),
+        int, options.count("Responses per file: what an interruption can cost.", options.ENGINE)
     ] = GenerateConfig.part_size,
     dtype: options.DTypeName = GenerateConfig.dtype,
 ) -> None:

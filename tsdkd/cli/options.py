@@ -1,7 +1,7 @@
 """Options that several commands share, worded once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,22 @@ MODELS = "Models"
 DATA = "Inputs and outputs"
 METHOD = "Method"
 ENGINE = "Engine"
+
+
+def count(help_: str, panel: str, least: int = 1) -> Any:
+    """An option that takes a whole number; short names leave room for long ones on 80 columns."""
+    return typer.Option(min=least, metavar="N", help=help_, rich_help_panel=panel)
+
+
+def number(help_: str, panel: str, least: float | None = None, most: float | None = None) -> Any:
+    """An option that takes a real number."""
+    return typer.Option(min=least, max=most, metavar="X", help=help_, rich_help_panel=panel)
+
+
+def choice(help_: str, panel: str) -> Any:
+    """An option that takes one of a few words, or a switch."""
+    return typer.Option(help=help_, rich_help_panel=panel)
+
 
 Run = Annotated[
     Path,
@@ -52,7 +68,7 @@ Teacher = Annotated[
     str | None,
     typer.Option(help="Model directory or hub id.", show_default="the embedded teacher", rich_help_panel=MODELS),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Fixes sampling and order.", rich_help_panel=ENGINE)]
+Seed = Annotated[int, count("Fixes sampling and order.", ENGINE, least=0)]
 DTypeName = Annotated[
     DType, typer.Option("--dtype", help="Precision; auto: as the model was saved.", rich_help_panel=ENGINE)
 ]

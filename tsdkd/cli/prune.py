@@ -12,18 +12,12 @@ from tsdkd.stages.config import PruneConfig
 
 def command(
     output: Annotated[Path, typer.Option(help="Where the smaller model goes.", rich_help_panel=options.DATA)],
-    drop: Annotated[
-        int, typer.Option(min=1, help="Layers to remove.", rich_help_panel=options.METHOD)
-    ] = PruneConfig.drop,
+    drop: Annotated[int, options.count("Layers to remove.", options.METHOD)] = PruneConfig.drop,
     teacher: options.Teacher = None,
     prompts: options.Prompts = None,
     column: options.Column = None,
-    limit: Annotated[
-        int, typer.Option(min=1, help="Prompts the choice is made on.", rich_help_panel=options.METHOD)
-    ] = PruneConfig.limit,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of each.", rich_help_panel=options.METHOD)
-    ] = PruneConfig.max_tokens,
+    limit: Annotated[int, options.count("Prompts the choice is made on.", options.METHOD)] = PruneConfig.limit,
+    max_tokens: Annotated[int, options.count("Tokens of each.", options.METHOD)] = PruneConfig.max_tokens,
     dtype: options.DTypeName = PruneConfig.dtype,
     overwrite: options.Overwrite = False,
 ) -> None:

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Literal
 
-import typer
-
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.stages.config import ScoreConfig
@@ -18,20 +16,11 @@ def command(
     teacher: options.Teacher = None,
     signal: Annotated[
         Literal["hidden", "topk", "ranks"],
-        typer.Option(
-            help="hidden: exact, large; topk: small, a lower bound; ranks: no direct term.",
-            rich_help_panel=options.METHOD,
-        ),
+        options.choice("hidden: exact, large; topk: small, a lower bound; ranks: no direct term.", options.METHOD),
     ] = ScoreConfig.signal,
-    k: Annotated[
-        int, typer.Option("--k", min=2, help="Candidates the student proposes.", rich_help_panel=options.METHOD)
-    ] = ScoreConfig.k,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Teacher's tokens kept with topk.", rich_help_panel=options.METHOD)
-    ] = ScoreConfig.top_k,
-    batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens per forward.", rich_help_panel=options.ENGINE)
-    ] = ScoreConfig.batch_tokens,
+    k: Annotated[int, options.count("Candidates the student proposes.", options.METHOD, least=2)] = ScoreConfig.k,
+    top_k: Annotated[int, options.count("Teacher's tokens kept with topk.", options.METHOD)] = ScoreConfig.top_k,
+    batch_tokens: Annotated[int, options.count("Tokens per forward.", options.ENGINE)] = ScoreConfig.batch_tokens,
     dtype: options.DTypeName = ScoreConfig.dtype,
 ) -> None:
     """Rollouts -> scores: the student's candidates, the teacher's ranks, both entropies, the teacher's distribution."""

@@ -1,6 +1,6 @@
 """tsdkd train"""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,10 +13,6 @@ from tsdkd.stages.config import TrainConfig
 OBJECTIVE = "Objective (the paper's symbols)"
 
 
-def _objective(help_: str, **limits: Any) -> Any:
-    return typer.Option(help=help_, rich_help_panel=OBJECTIVE, **limits)
-
-
 def command(
     run: options.Run = options.RUN,
     rollouts: options.Rollouts = None,
@@ -24,50 +20,61 @@ def command(
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,
     student: options.Student = None,
-    alpha: Annotated[float, _objective("Weight of the ranking term.", min=0)] = TSDKDConfig.alpha,
-    beta: Annotated[float, _objective("JSD: 0 forward KL, 1 reverse KL.", min=0, max=1)] = TSDKDConfig.beta,
-    tau: Annotated[float, _objective("Sharpness of the gate.")] = TSDKDConfig.tau,
-    gate: Annotated[bool, _objective("Weigh the divergence by the entropy gap.")] = TSDKDConfig.gate,
-    k: Annotated[int, typer.Option("--k", help="Candidates ranked.", min=2, rich_help_panel=OBJECTIVE)] = TSDKDConfig.k,
-    opener: Annotated[str, _objective("Share of entropy in the opener, or adaptive.")] = str(TSDKDConfig.opener),
-    em_ratio: Annotated[float, _objective("Share of positions whose entropy falls.")] = TSDKDConfig.em_ratio,
-    temperature: Annotated[float, _objective("KD temperature.")] = TSDKDConfig.temperature,
+    alpha: Annotated[float, options.number("Weight of the ranking term.", OBJECTIVE, least=0)] = TSDKDConfig.alpha,
+    beta: Annotated[
+        float, options.number("JSD: 0 forward KL, 1 reverse KL.", OBJECTIVE, least=0, most=1)
+    ] = TSDKDConfig.beta,
+    tau: Annotated[float, options.number("Sharpness of the gate.", OBJECTIVE)] = TSDKDConfig.tau,
+    gate: Annotated[bool, options.choice("Weigh the divergence by the entropy gap.", OBJECTIVE)] = TSDKDConfig.gate,
+    k: Annotated[int, options.count("Candidates ranked.", OBJECTIVE, least=2)] = TSDKDConfig.k,
+    opener: Annotated[
+        str, typer.Option(metavar="X", help="Share of entropy in the opener, or adaptive.", rich_help_panel=OBJECTIVE)
+    ] = str(TSDKDConfig.opener),
+    em_ratio: Annotated[
+        float, options.number("Share of positions whose entropy falls.", OBJECTIVE)
+    ] = TSDKDConfig.em_ratio,
+    temperature: Annotated[float, options.number("KD temperature.", OBJECTIVE)] = TSDKDConfig.temperature,
     indirect_reduction: Annotated[
-        Literal["mean", "sum"], _objective("Over the opener.")
+        Literal["mean", "sum"], options.choice("Of the ranking term, over the opener.", OBJECTIVE)
     ] = TSDKDConfig.indirect_reduction,
-    direct_weight: Annotated[float, _objective("Weight of the divergence.", min=0)] = TSDKDConfig.direct_weight,
-    em_weight: Annotated[float, _objective("Weight of the entropy term.", min=0)] = TSDKDConfig.em_weight,
-    learning_rate: Annotated[float, typer.Option(min=0, rich_help_panel=options.METHOD)] = TrainConfig.learning_rate,
-    epochs: Annotated[float, typer.Option(rich_help_panel=options.METHOD)] = TrainConfig.epochs,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Responses per optimizer step.", rich_help_panel=options.METHOD)
-    ] = TrainConfig.batch_size,
+    direct_weight: Annotated[
+        float, options.number("Weight of the divergence.", OBJECTIVE, least=0)
+    ] = TSDKDConfig.direct_weight,
+    em_weight: Annotated[
+        float, options.number("Weight of the entropy term.", OBJECTIVE, least=0)
+    ] = TSDKDConfig.em_weight,
+    learning_rate: Annotated[
+        float, options.number("AdamW's, at its highest.", options.METHOD, least=0)
+    ] = TrainConfig.learning_rate,
+    epochs: Annotated[float, options.number("Passes over the rollouts.", options.METHOD)] = TrainConfig.epochs,
+    batch_size: Annotated[int, options.count("Responses per optimizer step.", options.METHOD)] = TrainConfig.batch_size,
     warmup_ratio: Annotated[
-        float, typer.Option(min=0, max=1, rich_help_panel=options.METHOD)
+        float, options.number("Share of steps in which the rate rises.", options.METHOD, least=0, most=1)
     ] = TrainConfig.warmup_ratio,
     schedule: Annotated[
-        Literal["cosine", "linear", "constant_with_warmup"], typer.Option(rich_help_panel=options.METHOD)
+        Literal["cosine", "linear", "constant_with_warmup"],
+        typer.Option(metavar="NAME", help="cosine, linear or constant_with_warmup.", rich_help_panel=options.METHOD),
     ] = TrainConfig.schedule,
-    weight_decay: Annotated[float, typer.Option(min=0, rich_help_panel=options.METHOD)] = TrainConfig.weight_decay,
+    weight_decay: Annotated[float, options.number("AdamW's.", options.METHOD, least=0)] = TrainConfig.weight_decay,
     max_grad_norm: Annotated[
-        float, typer.Option(min=0, help="Clipping.", rich_help_panel=options.METHOD)
+        float, options.number("Longer gradients are cut to this norm.", options.METHOD, least=0)
     ] = TrainConfig.max_grad_norm,
     seed: options.Seed = 0,
     micro_batch_size: Annotated[
-        int, typer.Option(min=1, help="Responses per forward.", rich_help_panel=options.ENGINE)
+        int, options.count("Responses per forward; does not change the result.", options.ENGINE)
     ] = TrainConfig.micro_batch_size,
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],
-        typer.Option(
-            help="auto: bf16 where the hardware has it; weights stay float32.", rich_help_panel=options.ENGINE
-        ),
+        options.choice("auto: bf16 where the hardware has it; weights stay float32.", options.ENGINE),
     ] = TrainConfig.precision,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(rich_help_panel=options.ENGINE)
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", help="Less memory for a second forward.", rich_help_panel=options.ENGINE
+        ),
     ] = TrainConfig.gradient_checkpointing,
     save_steps: Annotated[
-        int,
-        typer.Option(min=1, help="Steps between saves: what an interruption can cost.", rich_help_panel=options.ENGINE),
+        int, options.count("Steps between saves: what an interruption can cost.", options.ENGINE)
     ] = TrainConfig.save_steps,
 ) -> None:
     """Rollouts + scores -> checkpoint: the student learns, the teacher is absent."""
@@ -124,8 +131,14 @@ def command(
             ("teacher (absent)", recorded.model("teacher").name),
             ("steps", f"{found['steps']} of {batch_size} responses, {artifact.manifest.config['precision']}"),
             *[
-                (name, f"{found[f'{name}_first']:.3f} -> {found[f'{name}_last']:.3f}")
-                for name in ("loss", "indirect", "direct", "entropy")
+                (label, f"{found[f'{name}_first']:.3f} -> {found[f'{name}_last']:.3f}")
+                for name, label in (
+                    ("loss", "loss"),
+                    ("indirect", f"ranking (weight {alpha:g})"),
+                    ("direct", f"divergence (weight {direct_weight:g})"),
+                    ("entropy", f"top entropies (weight {em_weight:g})"),
+                    ("student_entropy", "student's mean entropy"),
+                )
                 if f"{name}_first" in found
             ],
         ],
