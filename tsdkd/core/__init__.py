@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsdkd.core.adaptive import AdaptiveOpener as AdaptiveOpener
+    from tsdkd.core.chunked import token_selective_loss_from_hidden as token_selective_loss_from_hidden
+    from tsdkd.core.chunked import tsdkd_loss_from_hidden as tsdkd_loss_from_hidden
     from tsdkd.core.config import TSDKDConfig as TSDKDConfig
     from tsdkd.core.distributions import entropy as entropy
     from tsdkd.core.distributions import generalized_jsd as generalized_jsd
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tsdkd.core.selection import select as select
     from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
     from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
+    from tsdkd.core.teacher import TeacherHidden as TeacherHidden
     from tsdkd.core.teacher import TeacherLogits as TeacherLogits
     from tsdkd.core.teacher import TeacherRanks as TeacherRanks
     from tsdkd.core.teacher import TeacherSignal as TeacherSignal
@@ -31,13 +34,14 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adaptive": ["AdaptiveOpener"],
+    "chunked": ["token_selective_loss_from_hidden", "tsdkd_loss_from_hidden"],
     "config": ["TSDKDConfig"],
     "distributions": ["entropy", "generalized_jsd"],
     "head": ["Head"],
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],
-    "teacher": ["TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTopK"],
+    "teacher": ["TeacherHidden", "TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTopK"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -22,12 +22,38 @@ class Head:
     softcap: float | None = None
     vocab_size: int | None = None
 
-    def to(self, device: torch.device) -> "Head":
-        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+    def to(self, target: torch.device | torch.dtype) -> "Head":
+        return replace(self, weight=self.weight.to(target), bias=None if self.bias is None else self.bias.to(target))
+
+    @property
+    def cut(self) -> "Head":
+        """The same head without its padding rows."""
+        bias = None if self.bias is None else self.bias[: self.vocab_size]
+        return replace(self, weight=self.weight[: self.vocab_size], bias=bias, vocab_size=None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., width) -> logits (..., vocab)."""
-        bias = None if self.bias is None else self.bias[: self.vocab_size]
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight[: self.vocab_size], bias)
-        logits = logits * self.logit_scale if self.logit_scale != 1.0 else logits
-        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+        head = self.cut
+        return self.bend(torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias))
+
+    def linear(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """The linear layer alone, without gradient, into a given place: (tokens, width) -> (tokens, vocab)."""
+        head = self.cut
+        if head.bias is None:
+            return torch.mm(hidden.to(head.weight.dtype), head.weight.T, out=out)
+        return torch.addmm(head.bias, hidden.to(head.weight.dtype), head.weight.T, out=out)
+
+    def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Hidden states (tokens, width) and ids (tokens, k) -> their logits (tokens, k), in float32 or better."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        linear = torch.einsum("nd,nkd->nk", hidden.to(wide), self.weight[ids].to(wide))
+        return self.bend(linear if self.bias is None else linear + self.bias[ids])
+
+    def bend(self, linear: Tensor) -> Tensor:
+        """What follows the linear layer, if anything."""
+        scaled = linear * self.logit_scale if self.logit_scale != 1.0 else linear
+        return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
+
+    def steepness(self, logits: Tensor) -> Tensor | float:
+        """Derivative of `bend` where it gave `logits`."""
+        return self.logit_scale * (1 - (logits / self.softcap).square()) if self.softcap else self.logit_scale

@@ -1,6 +1,6 @@
 """The objective, eq. (13): three per-token losses, weighted by the selection, averaged over responses.
 
-This is the readable reference; every faster path is tested against it.
+This is the readable reference; `chunked` is the same without forming all logits, and tested against it.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.core.ranking import plackett_luce_nll
-from tsdkd.core.selection import check_rows, select
+from tsdkd.core.selection import OpenerFraction, TokenWeights, check_rows, select
 from tsdkd.core.teacher import TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
@@ -19,7 +19,7 @@ def tsdkd_loss(
     teacher_logits: Tensor,
     response_mask: Tensor,
     config: TSDKDConfig,
-    opener_fraction: Tensor | None = None,
+    opener_fraction: OpenerFraction | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """TSD-KD with the teacher's whole distribution at hand, eq. (13).
 
@@ -28,7 +28,8 @@ def tsdkd_loss(
         teacher_logits: the same shape; no gradient flows to it.
         response_mask: bool (batch, seq), True at response tokens; anything may stand elsewhere.
         config: weights and selection.
-        opener_fraction: (batch,), replaces `config.opener`; required when that is "adaptive".
+        opener_fraction: replaces `config.opener` by a fraction for each response (batch,), given or chosen by
+            `AdaptiveOpener().fraction`; required when that is "adaptive".
 
     Returns:
         The loss and the metrics of `token_selective_loss`.
@@ -57,7 +58,7 @@ def token_selective_loss(
     teacher: TeacherSignal,
     response_mask: Tensor,
     config: TSDKDConfig,
-    opener_fraction: Tensor | None = None,
+    opener_fraction: OpenerFraction | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective for any form of teacher, on response tokens only.
 
@@ -75,54 +76,80 @@ def token_selective_loss(
         "response_length".
     """
     check_rows(response_mask)
-    responses = len(response_mask)
     log_q = log_probs(student_logits, config.temperature)
     student_entropy = entropy_of(log_q.detach())
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
     weights = select(
-        _grid(student_entropy, response_mask),
-        _grid(teacher_entropy, response_mask),
+        grid(student_entropy, response_mask),
+        grid(teacher_entropy, response_mask),
         response_mask,
         config,
         opener_fraction,
     )
-    ranking, divergence, certainty = (w[response_mask] for w in (weights.ranking, weights.divergence, weights.entropy))
+    ranking, divergence, certainty = (
+        w[response_mask] / len(response_mask) for w in (weights.ranking, weights.divergence, weights.entropy)
+    )
     opener, uncertain = ranking > 0, certainty > 0
 
-    terms = {}
+    terms: dict[str, Tensor] = {}
+    scores = None
     if config.alpha:
         ranked = teacher.take(opener).ranked(student_logits[opener], config.k)
         scores = student_logits[opener].gather(-1, ranked) / config.temperature
-        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores)).sum() / responses
+        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores)).sum()
     if config.direct_weight:
         divergences = teacher.divergence(log_q, config.beta, config.temperature)
-        terms["direct"] = (divergence * divergences).sum() / responses
+        terms["direct"] = (divergence * divergences).sum()
     if config.em_weight:
-        terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum() / responses
+        terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum()
+    agreement = (log_q.argmax(-1) == teacher.favourite()).to(student_entropy)
+    metrics = report(student_entropy, teacher_entropy, agreement, weights, response_mask, terms, scores)
+    return weighted_sum(terms, config), metrics
+
+
+def weighted_sum(terms: dict[str, Tensor], config: TSDKDConfig) -> Tensor:
+    """Eq. (13) from the unweighted terms."""
     weight = {"indirect": config.alpha, "direct": config.direct_weight, "entropy": config.em_weight}
-    loss = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
-
-    with torch.no_grad():
-        per_token = {
-            "student_entropy": student_entropy,
-            "teacher_entropy": teacher_entropy,
-            "gate": weights.gate[response_mask],
-            "top1_agreement": (log_q.argmax(-1) == teacher.favourite()).to(student_entropy),
-        }
-        metrics = {name: _mean_of_means(values, response_mask) for name, values in per_token.items()}
-        metrics["opener_length"] = opener.sum() / responses
-        metrics["response_length"] = response_mask.sum() / responses
-        if config.alpha:
-            metrics["rank_agreement"] = _mean_of_means(_kendall_tau(scores), _grid(opener, response_mask))
-    return loss, {name: value.detach() for name, value in (terms | metrics).items()}
+    return torch.stack([weight[name] * term for name, term in terms.items()]).sum()
 
 
-def _grid(tokens: Tensor, mask: Tensor) -> Tensor:
+@torch.no_grad()
+def report(
+    student_entropy: Tensor,
+    teacher_entropy: Tensor,
+    agreement: Tensor,
+    weights: TokenWeights,
+    response_mask: Tensor,
+    terms: dict[str, Tensor],
+    scores: Tensor | None,
+) -> dict[str, Tensor]:
+    """The metrics of `token_selective_loss`, from values of response tokens (tokens,).
+
+    `scores`: the student's logits at its candidates on the opener (n, k), the teacher's favourite first.
+    """
+    opener = weights.ranking > 0
+    metrics = {name: term.detach() for name, term in terms.items()}
+    for name, values in (
+        ("student_entropy", student_entropy),
+        ("teacher_entropy", teacher_entropy),
+        ("top1_agreement", agreement),
+    ):
+        metrics[name] = _mean_of_means(grid(values, response_mask), response_mask)
+    metrics["gate"] = _mean_of_means(weights.gate, response_mask)
+    metrics["opener_length"] = opener.sum() / len(response_mask)
+    metrics["response_length"] = response_mask.sum() / len(response_mask)
+    if scores is not None:
+        metrics["rank_agreement"] = _mean_of_means(grid(_kendall_tau(scores), opener), opener)
+    return metrics
+
+
+def grid(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Values of the mask's True positions (n,), row after row -> (batch, seq), 0 elsewhere."""
     return tokens.new_zeros(mask.shape).masked_scatter(mask, tokens)
 
 
-def _mean_of_means(tokens: Tensor, mask: Tensor) -> Tensor:
-    return (_grid(tokens, mask).sum(-1) / mask.sum(-1)).mean()
+def _mean_of_means(values: Tensor, mask: Tensor) -> Tensor:
+    return (values.where(mask, 0).sum(-1) / mask.sum(-1)).mean()
 
 
 def _kendall_tau(scores_best_first: Tensor) -> Tensor:

@@ -10,17 +10,25 @@ def propose(student_logits: Tensor, k: int) -> Tensor:
 
     Raises InputError when k is not smaller than the vocabulary.
     """
-    vocab = student_logits.shape[-1]
+    require_candidates(k, student_logits.shape[-1])
+    return student_logits.detach().topk(k, dim=-1).indices
+
+
+def require_candidates(k: int, vocab: int) -> None:
+    """Raise InputError unless k is smaller than the vocabulary."""
     if k >= vocab:
         raise InputError(
             f"k is {k}, but the vocabulary has only {vocab} tokens.", "Choose a smaller k; the paper's is 10."
         )
-    return student_logits.detach().topk(k, dim=-1).indices
 
 
 def rank(candidates: Tensor, teacher_logits: Tensor) -> Tensor:
     """Candidates (..., k) in the teacher's order, best first; equal logits keep the student's order."""
-    liking = teacher_logits.detach().gather(-1, candidates)
+    return best_first(candidates, teacher_logits.detach().gather(-1, candidates))
+
+
+def best_first(candidates: Tensor, liking: Tensor) -> Tensor:
+    """Candidates (..., k) by descending liking (..., k); equals keep their order."""
     return candidates.gather(-1, liking.argsort(dim=-1, descending=True, stable=True))
 
 
@@ -30,8 +38,17 @@ def plackett_luce_nll(scores: Tensor) -> Tensor:
     `-log prod_j exp(s_j) / sum_{l >= j} exp(s_l)`: each choice competes with the items not yet chosen (a suffix sum).
     """
     wide = scores if scores.dtype.itemsize >= 4 else scores.float()
-    remaining = wide.flip(-1).logcumsumexp(-1).flip(-1)
-    return (remaining - wide).sum(-1)
+    return (_remaining(wide) - wide).sum(-1)
+
+
+def plackett_luce_slope(scores: Tensor) -> Tensor:
+    """Gradient of `plackett_luce_nll` at its scores (..., k): how often an item was to be chosen, less once."""
+    return (scores + (-_remaining(scores)).logcumsumexp(-1)).exp() - 1
+
+
+def _remaining(scores: Tensor) -> Tensor:
+    """log sum_{l >= j} exp(s_l)"""
+    return scores.flip(-1).logcumsumexp(-1).flip(-1)
 
 
 def ranking_nll(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:

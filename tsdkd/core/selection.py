@@ -1,5 +1,6 @@
 """Which tokens count, and how much: the one place where entropies and masks become per-token weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from tsdkd.errors import InputError
 
 ROUNDING = 1e-12
 """0.1 * 30 is 3.0000000000000004 in binary: boundaries are met when they are missed by no more than this share."""
+
+OpenerFraction = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A fraction c for each response (batch,), or what chooses it, such as `AdaptiveOpener().fraction`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +35,50 @@ def select(
     teacher_entropy: Tensor,
     response_mask: Tensor,
     config: TSDKDConfig,
-    opener_fraction: Tensor | None = None,
+    opener_fraction: OpenerFraction | None = None,
 ) -> TokenWeights:
     """The weights of TSD-KD from both models' entropies and the response mask, all (batch, seq).
 
-    `opener_fraction` (batch,) replaces `config.opener`; it is required when that is "adaptive".
+    `opener_fraction` replaces `config.opener`; it is required when that is "adaptive".
     Raises InputError for a row without a response token.
     """
     check_rows(response_mask)
     if opener_fraction is None and config.opener == "adaptive":
-        raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener.fraction(...).")
+        raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener().fraction.")
     fraction = float(config.opener) if opener_fraction is None else opener_fraction
     with torch.no_grad():
+        if callable(fraction):
+            fraction = fraction(student_entropy, teacher_entropy, response_mask)
         opener = opener_mask(student_entropy, response_mask, fraction)
         uncertain = top_entropy_mask(student_entropy, response_mask, config.em_ratio)
-        gate = (
-            uncertainty_gate(student_entropy, teacher_entropy, config.tau)
-            if config.gate
-            else torch.ones_like(student_entropy)
-        )
+        each = shares(response_mask).to(student_entropy)
+        divergence, gate = divergence_weights(student_entropy, teacher_entropy, each, config)
         return TokenWeights(
-            ranking=opener.to(gate) if config.indirect_reduction == "sum" else _share(opener, gate),
-            divergence=_share(response_mask, gate) * gate,
-            entropy=_share(uncertain, gate),
+            ranking=(opener if config.indirect_reduction == "sum" else shares(opener)).to(gate),
+            divergence=divergence,
+            entropy=shares(uncertain).to(gate),
             gate=gate,
         )
+
+
+def divergence_weights(
+    student_entropy: Tensor, teacher_entropy: Tensor, share: Tensor, config: TSDKDConfig
+) -> tuple[Tensor, Tensor]:
+    """Weight and gate of the divergence, all of one shape: they depend on a token's own two entropies alone.
+
+    `share` is the 1/L of the token's response, 0 off the response.
+    """
+    gate = (
+        uncertainty_gate(student_entropy, teacher_entropy, config.tau)
+        if config.gate
+        else torch.ones_like(student_entropy)
+    )
+    return share * gate, gate
+
+
+def shares(mask: Tensor) -> Tensor:
+    """1/n at each of the n True positions of a row, 0 elsewhere: bool (batch, seq) -> float64 (batch, seq)."""
+    return mask.double() / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float | Tensor) -> Tensor:
@@ -97,7 +120,3 @@ def check_rows(response_mask: Tensor) -> None:
     empty = (~response_mask.any(-1)).nonzero()
     if len(empty):
         raise InputError(f"Row {int(empty[0])} has no response token.", "Drop empty responses before the loss.")
-
-
-def _share(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.to(like) / mask.sum(-1, keepdim=True).clamp(min=1)

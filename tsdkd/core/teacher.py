@@ -1,7 +1,8 @@
-"""What the objective asks of a teacher, and the three forms in which a teacher can answer.
+"""What the objective asks of a teacher, and the four forms in which a teacher can answer.
 
 Everything is by response token: `tokens` runs over the response positions of a batch, row after row.
-`TeacherLogits` is exact. `TeacherRanks` and `TeacherTopK` were recorded earlier and know only the tokens recorded then.
+`TeacherLogits` and `TeacherHidden` are exact. `TeacherRanks` and `TeacherTopK` were recorded earlier and know only the
+tokens recorded then.
 """
 
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor
 
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
-from tsdkd.core.ranking import propose, rank
+from tsdkd.core.head import Head
+from tsdkd.core.ranking import best_first, propose, rank
 from tsdkd.errors import InputError
 
 
 class TeacherSignal(Protocol):
     """A teacher's view of some response tokens; no answer carries a gradient on the teacher's side."""
 
-    def take(self, tokens: Tensor) -> Self:
-        """The same signal for the tokens where a bool mask (tokens,) is True."""
+    def take(self, tokens: Tensor | slice) -> Self:
+        """The same signal for some of the tokens: a mask, indices or a slice."""
 
     def entropy(self, temperature: float) -> Tensor:
         """Nats, (tokens,)."""
@@ -40,7 +42,7 @@ class TeacherLogits:
 
     logits: Tensor
 
-    def take(self, tokens: Tensor) -> "TeacherLogits":
+    def take(self, tokens: Tensor | slice) -> "TeacherLogits":
         return TeacherLogits(self.logits[tokens])
 
     def entropy(self, temperature: float) -> Tensor:
@@ -58,6 +60,36 @@ class TeacherLogits:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherHidden:
+    """The whole distribution, not yet formed: hidden states after the last norm (tokens, width), and the head."""
+
+    hidden: Tensor
+    head: Head
+
+    def take(self, tokens: Tensor | slice) -> "TeacherHidden":
+        return TeacherHidden(self.hidden[tokens], self.head)
+
+    def formed(self, room: Tensor | None = None) -> TeacherLogits:
+        """The logits, in `room` (at least tokens, vocab) when there is one."""
+        if room is None:
+            return TeacherLogits(self.head.logits(self.hidden))
+        return TeacherLogits(self.head.bend(self.head.linear(self.hidden, room[: len(self.hidden)])))
+
+    def entropy(self, temperature: float) -> Tensor:
+        return self.formed().entropy(temperature)
+
+    def favourite(self) -> Tensor:
+        return self.formed().favourite()
+
+    def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        candidates = propose(student_logits, k)
+        return best_first(candidates, self.head.logits_at(self.hidden, candidates))
+
+    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+        return self.formed().divergence(student_log_probs, beta, temperature)
+
+
+@dataclass(frozen=True, slots=True)
 class TeacherRanks:
     """Recorded entropies, and the teacher's ranks of the candidates that the student proposed *then*."""
 
@@ -68,7 +100,7 @@ class TeacherRanks:
     ranks: Tensor
     """(tokens, recorded k), 0 is the teacher's favourite"""
 
-    def take(self, tokens: Tensor) -> "TeacherRanks":
+    def take(self, tokens: Tensor | slice) -> "TeacherRanks":
         return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
 
     def entropy(self, temperature: float) -> Tensor:
@@ -111,7 +143,7 @@ class TeacherTopK:
     top_log_probs: Tensor
     """(tokens, K), at temperature 1"""
 
-    def take(self, tokens: Tensor) -> "TeacherTopK":
+    def take(self, tokens: Tensor | slice) -> "TeacherTopK":
         return TeacherTopK(self.recorded.take(tokens), self.top_ids[tokens], self.top_log_probs[tokens])
 
     def entropy(self, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tsdkd.core import TeacherLogits
+from tsdkd.core import TeacherHidden
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, join
@@ -76,8 +76,9 @@ def _compare(
 ) -> torch.Tensor:
     """(tokens, 4): KL, agreement, the model's entropy, the teacher's."""
     teacher = decoder.decode({"hidden": recorded})
-    assert isinstance(teacher, TeacherLogits)
+    assert isinstance(teacher, TeacherHidden)
+    known = teacher.formed()
     log_q = log_probs(language_model.head.logits(hidden))
-    agreement = (log_q.argmax(-1) == teacher.favourite()).float()
-    divergence = teacher.divergence(log_q, beta=0, temperature=1)
-    return torch.stack([divergence, agreement, entropy_of(log_q), teacher.entropy(1)], -1)
+    agreement = (log_q.argmax(-1) == known.favourite()).float()
+    divergence = known.divergence(log_q, beta=0, temperature=1)
+    return torch.stack([divergence, agreement, entropy_of(log_q), known.entropy(1)], -1)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -59,22 +59,15 @@ class LanguageModel:
 
     @cached_property
     def head(self) -> Head:
-        """The output head, cut to the tokenizer's real ids and checked against the model's own logits."""
-        config = self.model.config.get_text_config()
-        layer: Any = self.model.get_output_embeddings()
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        head = Head(
-            weight=layer.weight.detach(),
-            bias=None if layer.bias is None else layer.bias.detach(),
-            logit_scale=scale,
-            softcap=getattr(config, "final_logit_softcapping", None),
-            vocab_size=vocab_size(self.tokenizer),
-        )
+        """The output head, without gradients, cut to real ids and checked against the model's own logits."""
+        head = head_of(self.model, vocab_size(self.tokenizer))
+        head = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
         probe = torch.arange(4, device=self.device).unsqueeze(0)
         with torch.no_grad():
             expected = self.model(input_ids=probe).logits[..., : head.vocab_size].float()
             found = head.logits(self.hidden(probe, torch.ones_like(probe))).float()
-        if not torch.allclose(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())):
+        noise = 0.02 * float(expected.abs().nan_to_num().max())
+        if not torch.allclose(found, expected, rtol=0.02, atol=noise, equal_nan=True):
             raise InputError(
                 f"{self.name} does more between its last hidden state and its logits than tsdkd knows.",
                 "Use a model with a linear head (scale and soft-cap are handled).",
@@ -83,12 +76,30 @@ class LanguageModel:
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
-        body: Any = self.model.get_decoder()
-        output = body(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return hidden_of(self.model, input_ids, attention_mask)
+
+
+def hidden_of(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
+    body: Any = model.get_decoder()
+    output = body(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), use_cache=False
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def head_of(model: PreTrainedModel, vocab: int | None) -> Head:
+    """A model's own output head, cut to `vocab` ids."""
+    config = model.config.get_text_config()
+    layer: Any = model.get_output_embeddings()
+    return Head(
+        weight=layer.weight,
+        bias=layer.bias,
+        logit_scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
+        softcap=getattr(config, "final_logit_softcapping", None),
+        vocab_size=vocab,
+    )
 
 
 def positions(attention_mask: Tensor) -> Tensor:

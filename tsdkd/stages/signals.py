@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherLogits, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
+from tsdkd.core import Head, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config import ScoreConfig
 
@@ -102,9 +102,7 @@ class Decoder:
     def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal:
         """What `tensors` made (perhaps moved to another device) -> the teacher's signal."""
         if self.head is not None:
-            hidden = tensors["hidden"]
-            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-                return TeacherLogits(self.head.logits(hidden))
+            return TeacherHidden(tensors["hidden"], self.head)
         ranks = TeacherRanks(tensors["teacher_entropy"], tensors["candidates"], tensors["ranks"])
         if self.signal == "ranks":
             return ranks

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from tsdkd.artifacts import Artifact, Manifest, Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
-from tsdkd.stages.models import default_device, describe, libraries, load_model, require_same_tokenizer, vocab_size
+from tsdkd.stages.models import default_device, describe, libraries, load_model, require_same_tokenizer
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.staged import StagedSamples
 from tsdkd.stages.trainer import SAVED, MarkWhole, ShowProgress, StagedTrainer, StopWhenAsked, last_whole_checkpoint
@@ -67,9 +67,7 @@ def train(
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         language_model = load_model(student, "float32")
-        trainer = StagedTrainer(
-            language_model.model, samples, arguments, config.objective, vocab_size(language_model.tokenizer)
-        )
+        trainer = StagedTrainer(language_model, samples, arguments, config.objective)
         _run(trainer, resume, reporter)
         _save(trainer, language_model.tokenizer, staging, DTYPE[precision])
         writer.adopt(staging)

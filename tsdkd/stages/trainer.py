@@ -10,6 +10,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from tsdkd.core import AdaptiveOpener, TSDKDConfig, entropy, token_selective_loss
+from tsdkd.core import AdaptiveOpener, TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.batches import align
-from tsdkd.stages.models import positions
+from tsdkd.stages.models import LanguageModel, head_of, hidden_of
 from tsdkd.stages.report import Reporter
 from tsdkd.stages.staged import Sample, StagedSamples
 
@@ -37,35 +38,55 @@ SAVED = "tsdkd_state.json"
 
 
 class StagedTrainer(Trainer):
-    """Distils from recorded scores; `vocab` is the number of ids both models share."""
+    """Distils from recorded scores."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        student: LanguageModel,
         samples: StagedSamples,
         arguments: TrainingArguments,
         objective: TSDKDConfig,
-        vocab: int,
     ) -> None:
         self.decoder = samples.decoder.to(arguments.device)
         self.objective = objective
-        self.vocab = vocab
+        self.vocab = student.head.vocab_size
         self.adaptive = AdaptiveOpener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
         self._responses = 0
-        super().__init__(model, arguments, data_collator=self.collate, train_dataset=samples)
+        # The loss is part of the forward, where wrappers such as DDP and FSDP expect every use of a weight.
+        student.model.forward = partial(self.objective_of, student.model)
+        super().__init__(student.model, arguments, data_collator=self.collate, train_dataset=samples)
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss below is already normalised over the optimizer batch
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         ids, attention, mask = align([s["prompt_ids"] for s in samples], [s["response_ids"] for s in samples])
-        model_inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions(attention)}
         return {
-            "model_inputs": model_inputs,
+            "input_ids": ids,
+            "attention_mask": attention,
             "response_mask": mask,
             "scores": self.decoder.tensors(samples),
             "sample_ids": [s["sample_id"] for s in samples],
         }
+
+    def objective_of(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        scores: dict[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the student's forward gives in training: the loss and its metrics."""
+        predicting = hidden_of(model, input_ids, attention_mask)[:, -response_mask.shape[1] - 1 : -1]
+        return token_selective_loss_from_hidden(
+            predicting[response_mask],
+            head_of(model, self.vocab),
+            self.decoder.decode(scores),
+            response_mask,
+            self.objective,
+            self.adaptive.fraction if self.adaptive else None,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -82,26 +103,15 @@ class StagedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        mask = inputs["response_mask"]
-        outputs = model(**inputs["model_inputs"], use_cache=False, logits_to_keep=mask.shape[1] + 1)
-        student_logits = outputs.logits[:, :-1, : self.vocab][mask]
-        teacher = self.decoder.decode(inputs["scores"])
-        fraction = None
-        if self.adaptive is not None:
-            temperature = self.objective.temperature
-            student_entropy, teacher_entropy = (
-                torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())
-                for values in (entropy(student_logits.detach() / temperature), teacher.entropy(temperature))
-            )
-            fraction = self.adaptive.fraction(student_entropy, teacher_entropy, mask)
-        loss, metrics = token_selective_loss(student_logits, teacher, mask, self.objective, fraction)
+        sample_ids = inputs.pop("sample_ids")
+        loss, metrics = model(**inputs)
         if not torch.isfinite(loss):
-            samples = ", ".join(inputs["sample_ids"])
+            samples = ", ".join(sample_ids)
             raise TsdkdError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}, samples {samples}.",
                 "Lower --learning-rate, or look at these samples; the last saved step is kept.",
             )
-        responses = len(mask)
+        responses = len(sample_ids)
         self._responses += responses
         for name, value in metrics.items():
             self._sums[name] = self._sums[name].to(value.device) + responses * value

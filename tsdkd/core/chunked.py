@@ -1,0 +1,343 @@
+"""The objective from hidden states: the value and gradients of `token_selective_loss`, chunk by chunk of tokens.
+
+The logits of all tokens never exist. A first pass forms every token's logits once and takes all that its own two
+distributions decide: entropies, gate, divergence and the divergence's gradient. Only then is it known which tokens are
+in an opener or among the most uncertain, and those alone are read again. docs/objective.md derives the gradients.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.distributions import log_probs
+from tsdkd.core.head import Head
+from tsdkd.core.objective import grid, report, weighted_sum
+from tsdkd.core.ranking import plackett_luce_nll, plackett_luce_slope, require_candidates
+from tsdkd.core.selection import OpenerFraction, check_rows, divergence_weights, select, shares
+from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
+from tsdkd.errors import InputError
+
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits that one matrix product forms at most: enough rows for it to run at full speed."""
+BLOCK_LOGITS = {"cpu": 2**19, "cuda": 2**25}
+"""Logits that are worked on at a time in float32; on a CPU they stay in its cache."""
+
+
+def tsdkd_loss_from_hidden(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: OpenerFraction | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`tsdkd_loss` from hidden states after the last norm: same value and gradients, no (batch, seq, vocab).
+
+    Args:
+        student_hidden: (batch, seq, width), aligned to the positions they predict.
+        student_head: its weight and bias receive gradients where they require them.
+        teacher_hidden: (batch, seq, teacher width); no gradient flows to the teacher.
+        teacher_head: of the same vocabulary.
+        response_mask: bool (batch, seq), True at response tokens; anything may stand elsewhere.
+        config, opener_fraction: as in `tsdkd_loss`.
+
+    Returns:
+        The loss and the metrics of `token_selective_loss`.
+
+    Raises:
+        InputError: shapes that do not fit, a row without response tokens, k not below the vocabulary.
+    """
+    if not student_hidden.shape[:2] == teacher_hidden.shape[:2] == response_mask.shape:
+        raise InputError(
+            f"Student hidden states are {tuple(student_hidden.shape)}, the teacher's {tuple(teacher_hidden.shape)}, "
+            f"the mask {tuple(response_mask.shape)}.",
+            "Align all three to the same (batch, seq).",
+        )
+    sizes = [len(head.cut.weight) for head in (student_head, teacher_head)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"The student's head has {sizes[0]} tokens, the teacher's {sizes[1]}.",
+            "Give both heads the shared vocab_size.",
+        )
+    mask = response_mask.bool()
+    return token_selective_loss_from_hidden(
+        student_hidden[mask],
+        student_head,
+        TeacherHidden(teacher_hidden[mask], teacher_head),
+        mask,
+        config,
+        opener_fraction,
+    )
+
+
+def token_selective_loss_from_hidden(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher: TeacherSignal,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: OpenerFraction | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`token_selective_loss` from the student's hidden states (tokens, width), for any form of teacher.
+
+    Matrix products run in autocast's precision, else the hidden states'; everything else in float32 or better.
+    `chunk` is the number of tokens per matrix product; by default it follows from `CHUNK_LOGITS` and free memory.
+    The loss can be differentiated once.
+    """
+    check_rows(response_mask)
+    if config.alpha:
+        require_candidates(config.k, len(student_head.cut.weight))
+    wanted = [tensor is not None and tensor.requires_grad for tensor in _parts(student_hidden, student_head)]
+    device = student_hidden.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden.dtype
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        student = _Student(student_hidden, student_head, precision, wanted)
+        chunk = chunk or _chunk_tokens(student)
+        share = shares(response_mask)[response_mask].to(student.wide) / len(response_mask)
+        seen = _read(student, teacher, share, config, chunk)
+        weights = select(
+            grid(seen.student_entropy, response_mask),
+            grid(seen.teacher_entropy, response_mask),
+            response_mask,
+            config,
+            opener_fraction,
+        )
+        opener, uncertain = weights.ranking[response_mask] > 0, weights.entropy[response_mask] > 0
+        responses = len(response_mask)
+        terms: dict[str, Tensor] = {}
+        scores = None
+        if config.alpha:
+            ranking = (weights.ranking[response_mask] / responses)[opener]
+            scores = _rank(student, teacher, opener.nonzero().squeeze(-1), ranking, config, chunk)
+            terms["indirect"] = (ranking * plackett_luce_nll(scores)).sum()
+        if config.direct_weight:
+            terms["direct"] = (weights.divergence[response_mask] / responses * seen.divergence).sum()
+        if config.em_weight:
+            certainty = (weights.entropy[response_mask] / responses)[uncertain]
+            _sharpen(
+                student, uncertain.nonzero().squeeze(-1), seen.student_entropy[uncertain], certainty, config, chunk
+            )
+            terms["entropy"] = (certainty * seen.student_entropy[uncertain]).sum()
+        metrics = report(
+            seen.student_entropy, seen.teacher_entropy, seen.agreement, weights, response_mask, terms, scores
+        )
+        loss = weighted_sum(terms, config)
+    attached: Tensor = _WithGradients.apply(loss, student.gradients, *_parts(student_hidden, student_head))  # type: ignore[no-untyped-call]
+    return attached, metrics
+
+
+def _parts(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | None]:
+    return hidden, head.weight, head.bias
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients were computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *_: Tensor | None) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError("The chunked loss gives its gradients away: it can be differentiated once.")
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(None if gradient is None else gradient.mul_(upstream) for gradient in gradients)
+
+
+class _Student:
+    """The student's response tokens and head without autograd; gradients of the linear layer gather here."""
+
+    def __init__(self, hidden: Tensor, head: Head, precision: torch.dtype, wanted: list[bool]) -> None:
+        self.hidden = hidden.to(precision)
+        self.head = head.cut.to(precision)
+        self.wide = torch.promote_types(precision, torch.float32)
+        self._parts = _parts(hidden, head)
+        self._sums = [
+            torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32))
+            if want and part is not None
+            else None
+            for part, want in zip(self._parts, wanted, strict=True)
+        ]
+        self._room: Tensor | None = None
+
+    @property
+    def vocab(self) -> int:
+        return len(self.head.weight)
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """Of hidden states, weight and bias, in their dtypes."""
+        pairs = zip(self._sums, self._parts, strict=True)
+        return [None if total is None or part is None else total.to(part.dtype) for total, part in pairs]
+
+    def linear(self, rows: Tensor | slice) -> Tensor:
+        """What the linear layer says of some tokens: (n, vocab), valid until the next call."""
+        hidden = self.hidden[rows]
+        if self._room is None or len(self._room) < len(hidden):
+            self._room = hidden.new_empty(len(hidden), self.vocab)
+        return self.head.linear(hidden, out=self._room[: len(hidden)])
+
+    def pull(self, rows: Tensor | slice, slopes: Tensor) -> None:
+        """Add what `slopes` (n, vocab), the loss's gradient at the linear layer, means further down."""
+        hidden, weight, bias = self._sums
+        if hidden is not None:
+            hidden[rows] += slopes @ self.head.weight
+        if weight is not None:
+            into = weight[: self.vocab]
+            if slopes.dtype == into.dtype:
+                into.addmm_(slopes.T, self.hidden[rows])
+            else:
+                into += slopes.T @ self.hidden[rows]
+        if bias is not None:
+            bias[: self.vocab] += slopes.sum(0, dtype=bias.dtype)
+
+    def pull_at(self, rows: Tensor, ids: Tensor, slopes: Tensor) -> None:
+        """As `pull`, for slopes (n, k) at few `ids` (n, k)."""
+        hidden, weight, bias = self._sums
+        if hidden is not None:
+            hidden[rows] += torch.einsum("nk,nkd->nd", slopes, self.head.weight[ids].to(slopes))
+        if weight is not None:
+            outer = slopes.unsqueeze(-1) * self.hidden[rows].to(slopes).unsqueeze(1)
+            weight.index_add_(0, ids.flatten(), outer.flatten(0, 1).to(weight))
+        if bias is not None:
+            bias.index_add_(0, ids.flatten(), slopes.flatten().to(bias))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the first pass knows of each response token, (tokens,) each."""
+
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    agreement: Tensor
+    divergence: Tensor
+
+
+def _read(student: _Student, teacher: TeacherSignal, share: Tensor, config: TSDKDConfig, chunk: int) -> _Seen:
+    """First pass; pulls the direct term's gradient. `share` (tokens,) is the 1/L of each token's response."""
+    seen: list[tuple[Tensor, ...]] = []
+    room = None
+    for rows in _slices(len(student.hidden), chunk):
+        linear = student.linear(rows)
+        view = teacher.take(rows)
+        if isinstance(view, TeacherHidden):
+            if room is None:
+                room = view.head.weight.new_empty(len(linear), student.vocab)
+            view = view.formed(room)
+        seen += [
+            _read_block(linear[block], view.take(block), share[rows][block], student.head, config)
+            for block in _slices(len(linear), _block_tokens(student))
+        ]
+        if config.direct_weight:
+            student.pull(rows, linear)
+    return _Seen(*(torch.cat(column) for column in zip(*seen, strict=True)))
+
+
+def _read_block(
+    linear: Tensor, teacher: TeacherSignal, share: Tensor, head: Head, config: TSDKDConfig
+) -> tuple[Tensor, ...]:
+    """The fields of `_Seen` for some tokens (n,); `linear` (n, vocab) becomes the direct term's gradient there."""
+    logits = head.bend(linear)
+    log_q = log_probs(logits, config.temperature)
+    q = log_q.exp()
+    student_entropy = -_dot(q, log_q)
+    agreement = (logits.argmax(-1) == teacher.favourite()).to(student_entropy)
+    if not config.direct_weight:
+        teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+        return student_entropy, teacher_entropy, agreement, torch.zeros_like(student_entropy)
+    if isinstance(teacher, TeacherLogits):
+        log_p = log_probs(teacher.logits, config.temperature)
+        p = log_p.exp()
+        teacher_entropy = -_dot(p, log_p)
+        divergence, slope = _divergence_and_slope(log_q, q, log_p, p, config.beta)
+    else:
+        teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+        with torch.enable_grad():
+            leaf = log_q.requires_grad_()
+            divergence = teacher.divergence(leaf, config.beta, config.temperature)
+            (pull,) = torch.autograd.grad(divergence.sum(), leaf)
+        divergence, slope = divergence.detach(), pull.sub_(q * pull.sum(-1, keepdim=True))
+    weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
+    scale = (config.direct_weight / config.temperature * weights).unsqueeze(-1)
+    torch.mul(slope, scale * head.steepness(logits), out=linear)
+    return student_entropy, teacher_entropy, agreement, divergence
+
+
+def _divergence_and_slope(log_q: Tensor, q: Tensor, log_p: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Generalised JSD (n,) and its gradient at the student's tempered logits (n, vocab); consumes the logarithms."""
+    if beta == 0:
+        return _dot(p, log_p.sub_(log_q)), q - p
+    if beta == 1:
+        log_ratio = log_q.sub_(log_p)
+        divergence = _dot(q, log_ratio)
+        return divergence, log_ratio.sub_(divergence.unsqueeze(-1)).mul_(q)
+    log_m = torch.lerp(q, p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+    log_ratio = log_q.sub_(log_m)
+    student_side = _dot(q, log_ratio)
+    divergence = beta * _dot(p, log_p.sub_(log_m)) + (1 - beta) * student_side
+    return divergence, log_ratio.sub_(student_side.unsqueeze(-1)).mul_(q).mul_(1 - beta)
+
+
+def _rank(
+    student: _Student, teacher: TeacherSignal, rows: Tensor, weights: Tensor, config: TSDKDConfig, chunk: int
+) -> Tensor:
+    """Pull the ranking term's gradient at the opener's tokens; return their tempered logits (n, k), best first."""
+    found = []
+    for part in _slices(len(rows), chunk):
+        logits = student.head.bend(student.linear(rows[part]))
+        ids = teacher.take(rows[part]).ranked(logits, config.k)
+        chosen = logits.gather(-1, ids).to(student.wide)
+        scores = chosen / config.temperature
+        slopes = (config.alpha / config.temperature * weights[part]).unsqueeze(-1) * plackett_luce_slope(scores)
+        student.pull_at(rows[part], ids, slopes * student.head.steepness(chosen))
+        found.append(scores)
+    return torch.cat(found)
+
+
+def _sharpen(
+    student: _Student, rows: Tensor, entropies: Tensor, weights: Tensor, config: TSDKDConfig, chunk: int
+) -> None:
+    """Pull the entropy term's gradient, dH/dz = -q (log q + H), at the most uncertain tokens."""
+    scale = (-config.em_weight / config.temperature * weights).unsqueeze(-1)
+    for part in _slices(len(rows), chunk):
+        linear = student.linear(rows[part])
+        for block in _slices(len(linear), _block_tokens(student)):
+            logits = student.head.bend(linear[block])
+            log_q = log_probs(logits, config.temperature)
+            q = log_q.exp()
+            slope = log_q.add_(entropies[part][block].unsqueeze(-1)).mul_(q)
+            torch.mul(slope, scale[part][block] * student.head.steepness(logits), out=linear[block])
+        student.pull(rows[part], linear)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _block_tokens(student: _Student) -> int:
+    return max(1, BLOCK_LOGITS[student.hidden.device.type] // student.vocab)
+
+
+def _chunk_tokens(student: _Student) -> int:
+    """On CPUs always the same, so that a run gives the same bytes twice."""
+    device = student.hidden.device
+    most = CHUNK_LOGITS[device.type] // student.vocab
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        most = min(most, free // (8 * student.vocab * student.hidden.itemsize))
+    return max(1, most)
