@@ -1,11 +1,13 @@
-"""The chunked objective is the reference: same value, metrics and gradients, whatever the chunks, heads and settings."""
+"""The chunked objective is the reference: value, metrics and gradients, whatever the chunks, heads and settings."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsdkd.core import (
     AdaptiveOpener,
@@ -131,3 +133,193 @@ def test_chunks_give_the_reference(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.BLOCK_LOGITS, "cpu", block)
         assert_equal(make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive")
+
+
+def test_gradcheck_through_hidden_states_head_and_bias() -> None:
+    case = make([5, 3], bias=True, softcap=3.0)
+    config = TSDKDConfig(k=3, gate=False, opener=1.0)  # the gate and the choice of tokens carry no gradient
+
+    class Anew(torch.autograd.Function):
+        """gradcheck differentiates one result many times, which ours does not allow."""
+
+        @staticmethod
+        def forward(ctx: object, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(student, weight, bias)
+            return Anew.loss(student, weight, bias)
+
+        @staticmethod
+        def backward(ctx: object, upstream: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            with torch.enable_grad():
+                return torch.autograd.grad(Anew.loss(*leaves), leaves, upstream)
+
+        @staticmethod
+        def loss(student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            head = dataclasses.replace(case.head, weight=weight, bias=bias)
+            return by_chunks(dataclasses.replace(case, student=student, head=head), config, chunk=3)[0]
+
+    assert torch.autograd.gradcheck(Anew.apply, tuple(case.leaves()))
+
+
+@pytest.mark.parametrize("kind", ["topk", "ranks"])
+@pytest.mark.parametrize("chunk", [1, 5, None])
+def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None) -> None:
+    case = make([9, 4])
+    t = case.teacher_head.logits(case.teacher)[case.mask]
+    candidates = case.head.logits(case.student)[case.mask].detach().topk(6).indices
+    recorded = TeacherRanks(entropy(t), candidates, t.gather(-1, candidates).argsort(-1, descending=True).argsort(-1))
+    best = t.log_softmax(-1).topk(5)
+    teacher = recorded if kind == "ranks" else TeacherTopK(recorded, best.indices, best.values)
+    config = TSDKDConfig(k=4, direct_weight=0.0 if kind == "ranks" else 2.0)
+    ours, theirs = case.fresh(), case.fresh()
+    loss, metrics = token_selective_loss_from_hidden(
+        ours.student[ours.mask], ours.head, teacher, ours.mask, config, chunk=chunk
+    )
+    expected, expected_metrics = token_selective_loss(
+        theirs.head.logits(theirs.student)[theirs.mask], teacher, theirs.mask, config
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    for name, value in expected_metrics.items():
+        assert metrics[name].item() == pytest.approx(value.item(), rel=1e-6, abs=1e-9), name
+    loss.backward()
+    expected.backward()
+    for mine, other in zip(ours.leaves(), theirs.leaves(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_as_near_to_the_truth_as_the_reference(autocast: bool) -> None:
+    """Both round; neither more than twice as much as the other, on gradients of every kind."""
+    config = TSDKDConfig(k=4, direct_weight=3.0)
+    exact = make([40, 25], seed=3, dtype=torch.float64)
+    tsdkd_reference, _ = reference(exact, config)
+    tsdkd_reference.backward()
+    errors = []
+    for function in (by_chunks, reference):
+        rounded = make([40, 25], seed=3, dtype=torch.float32 if autocast else torch.bfloat16)
+        rounded.teacher_head = dataclasses.replace(
+            rounded.teacher_head, weight=exact.teacher_head.weight.detach().bfloat16()
+        )
+        rounded.teacher = exact.teacher.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, _ = function(rounded, config)
+        loss.backward()
+        assert loss.item() == pytest.approx(tsdkd_reference.item(), rel=0.02)
+        errors.append(
+            [
+                float((mine.grad.double() - true.grad).norm() / true.grad.norm())
+                for mine, true in zip(rounded.leaves(), exact.leaves(), strict=True)
+            ]
+        )
+        assert all(mine.grad.dtype == mine.dtype for mine in rounded.leaves())
+    for ours, theirs in zip(*errors, strict=True):
+        assert ours < 2 * theirs
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
+    case = make([9, 4])
+    case.head.weight.requires_grad_(False)
+    loss, _ = by_chunks(case, TSDKDConfig(k=4))
+    loss.backward()
+    assert case.head.weight.grad is None
+    free = make([9, 4])
+    by_chunks(free, TSDKDConfig(k=4))[0].backward()
+    assert torch.equal(case.student.grad, free.student.grad)
+
+
+def test_a_head_that_is_made_of_parts_passes_its_gradient_on() -> None:
+    """LoRA on the head, and an embedding tied to it."""
+    case = make([9, 4])
+    down, up = torch.randn(2, WIDTH, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64)
+    ids = torch.randint(VOCAB, case.student.shape[:2])
+    found = []
+    for function in (by_chunks, reference):
+        base, a, b = (t.detach().clone().requires_grad_() for t in (case.head.weight, down, up))
+        head = dataclasses.replace(case.head, weight=base + 0.5 * b @ a)
+        tied = dataclasses.replace(case, student=torch.tanh(base[ids]), head=head)
+        function(tied, TSDKDConfig(k=4))[0].backward()
+        found.append([base.grad, a.grad, b.grad])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_upstream_gradient_scales_ours() -> None:
+    one, five = make([6]), make([6])
+    by_chunks(one, TSDKDConfig(k=4))[0].backward()
+    (5 * by_chunks(five, TSDKDConfig(k=4))[0]).backward()
+    torch.testing.assert_close(five.head.weight.grad, 5 * one.head.weight.grad)
+
+
+def test_a_second_backward_is_refused() -> None:
+    loss, _ = by_chunks(make([6]), TSDKDConfig(k=4))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
+def test_huge_logits_stay_finite(scale: float, beta: float) -> None:
+    case = make([6, 1], dtype=torch.float32)
+    case.student = (case.student.detach().sign() * scale).requires_grad_()
+    loss, _ = by_chunks(case, TSDKDConfig(k=4, beta=beta))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(leaf.grad).all() for leaf in case.leaves())
+
+
+def test_the_public_form_masks_and_checks() -> None:
+    config = TSDKDConfig(k=4)
+    case = make([9, 4])
+    content = torch.where(case.mask.unsqueeze(-1), case.student.detach(), torch.nan)  # whatever stands in the padding
+    parts = (case.head, case.teacher, case.teacher_head)
+    loss, _ = tsdkd_loss_from_hidden(content, *parts, case.mask, config)
+    assert loss.item() == pytest.approx(reference(case, config)[0].item(), rel=1e-9)
+    with pytest.raises(InputError, match="Align all three"):
+        tsdkd_loss_from_hidden(content[:, 1:], *parts, case.mask, config)
+    cut = dataclasses.replace(case.teacher_head, vocab_size=VOCAB - 1)
+    with pytest.raises(InputError, match="head has 19 tokens, the teacher's 18"):
+        tsdkd_loss_from_hidden(content, case.head, case.teacher, cut, case.mask, config)
+    with pytest.raises(InputError, match="only 19 tokens"):
+        tsdkd_loss_from_hidden(content, *parts, case.mask, TSDKDConfig(k=19))
+    with pytest.raises(InputError, match="Row 1 has no response token"):
+        tsdkd_loss_from_hidden(content, *parts, case.mask & torch.tensor([[True], [False]]), config)
+
+
+def test_no_tensor_grows_to_tokens_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every result of every operation, forward and backward, is looked at."""
+    monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 16 * VOCAB * 8)  # float64
+    case = make([100, 60])
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: object, types: object, args: object = (), kwargs: object = None
+        ) -> object:
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, list | tuple) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    with Watch():
+        by_chunks(case, TSDKDConfig(k=4))[0].backward()
+    assert 16 * VOCAB <= largest < 160 * VOCAB / 2
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_path_is_the_plain_one() -> None:
+    config = TSDKDConfig(k=4)
+    found = []
+    for compiled in (False, True):
+        case = make([9, 4], dtype=torch.float32)
+        teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
+        loss, _ = token_selective_loss_from_hidden(
+            case.student[case.mask], case.head, teacher, case.mask, config, compiled=compiled
+        )
+        loss.backward()
+        found.append([loss.detach(), case.student.grad, case.head.weight.grad])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tsdkd.core import TSDKDConfig, tsdkd_loss
+from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, tsdkd_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages import trainer as trainer_module
 from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
@@ -84,6 +84,34 @@ def test_the_first_step_is_the_objective_of_a_live_teacher(
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name in terms:
         assert logged[name] == pytest.approx(terms[name].item(), rel=1e-4, abs=1e-6), name
+
+
+def test_fifty_steps_follow_the_reference(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run with all logits formed and autograd for the gradients."""
+    config = replace(CONFIG, epochs=10, batch_size=2)
+    learn(run, student, tmp_path / "chunked", config)
+
+    def by_logits(
+        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return token_selective_loss(head.logits(hidden), teacher.formed(), *more)
+
+    monkeypatch.setattr(trainer_module, "token_selective_loss_from_hidden", by_logits)
+    learn(run, student, tmp_path / "reference", config)
+    ours, theirs = metrics(tmp_path / "chunked"), metrics(tmp_path / "reference")
+    assert len(ours) == len(theirs) == 50
+    first, last = (sum(step["loss"] for step in epoch) for epoch in (ours[:5], ours[-5:]))
+    assert last < 0.95 * first
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_gradient_checkpointing_does_not_change_the_update(run: Path, student: Path, tmp_path: Path) -> None:
+    plain = learn(run, student, tmp_path / "plain")
+    again = learn(run, student, tmp_path / "again", replace(CONFIG, gradient_checkpointing=True))
+    assert apart(plain, again) < 1e-3 * apart(plain, weights(student))
 
 
 @pytest.mark.parametrize("micro", [1, 4])

@@ -73,6 +73,12 @@ def command(
             "--gradient-checkpointing", help="Less memory for a second forward.", rich_help_panel=options.ENGINE
         ),
     ] = TrainConfig.gradient_checkpointing,
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Faster objective for some seconds at the start.", rich_help_panel=options.ENGINE
+        ),
+    ] = TrainConfig.compile,
     save_steps: Annotated[
         int, options.count("Steps between saves: what an interruption can cost.", options.ENGINE)
     ] = TrainConfig.save_steps,
@@ -102,6 +108,7 @@ def command(
         max_grad_norm=max_grad_norm,
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
+        compile=compile_,
         save_steps=save_steps,
     )
     from tsdkd.artifacts import read

@@ -5,8 +5,9 @@ distributions decide: entropies, gate, divergence and the divergence's gradient.
 in an opener or among the most uncertain, and those alone are read again. docs/objective.md derives the gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.core.distributions import log_probs
 from tsdkd.core.head import Head
 from tsdkd.core.objective import grid, report, weighted_sum
 from tsdkd.core.ranking import plackett_luce_nll, plackett_luce_slope, require_candidates
@@ -22,10 +22,14 @@ from tsdkd.core.selection import OpenerFraction, check_rows, divergence_weights,
 from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
-"""Logits that one matrix product forms at most: enough rows for it to run at full speed."""
-BLOCK_LOGITS = {"cpu": 2**19, "cuda": 2**25}
-"""Logits that are worked on at a time in float32; on a CPU they stay in its cache."""
+CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**28}
+"""Logits of one model that are formed at a time: enough rows for matrix products to run at full speed."""
+BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**25}
+"""Logits of these that are worked on at a time in float32; on a CPU they stay in its cache."""
+
+Scratch = tuple[Tensor | None, ...]
+NO_SCRATCH: Scratch = (None,) * 5
+"""Every result in memory of its own, which is what compiled code never asks for."""
 
 
 def tsdkd_loss_from_hidden(
@@ -84,12 +88,14 @@ def token_selective_loss_from_hidden(
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`token_selective_loss` from the student's hidden states (tokens, width), for any form of teacher.
 
     Matrix products run in autocast's precision, else the hidden states'; everything else in float32 or better.
-    `chunk` is the number of tokens per matrix product; by default it follows from `CHUNK_LOGITS` and free memory.
-    The loss can be differentiated once.
+    `chunk` is the number of tokens per matrix product; by default it follows from `CHUNK_BYTES` and free memory.
+    `compiled` fuses the work between the products; it pays off after some seconds of compilation. The loss can be
+    differentiated once.
     """
     check_rows(response_mask)
     if config.alpha:
@@ -101,7 +107,7 @@ def token_selective_loss_from_hidden(
         student = _Student(student_hidden, student_head, precision, wanted)
         chunk = chunk or _chunk_tokens(student)
         share = shares(response_mask)[response_mask].to(student.wide) / len(response_mask)
-        seen = _read(student, teacher, share, config, chunk)
+        seen = _read(student, teacher, share, config, chunk, compiled)
         weights = select(
             grid(seen.student_entropy, response_mask),
             grid(seen.teacher_entropy, response_mask),
@@ -109,22 +115,17 @@ def token_selective_loss_from_hidden(
             config,
             opener_fraction,
         )
-        opener, uncertain = weights.ranking[response_mask] > 0, weights.entropy[response_mask] > 0
-        responses = len(response_mask)
+        ranking, divergence, certainty = (
+            w[response_mask] / len(response_mask) for w in (weights.ranking, weights.divergence, weights.entropy)
+        )
+        scores = _read_again(student, teacher, ranking, certainty, seen.student_entropy, config, chunk)
         terms: dict[str, Tensor] = {}
-        scores = None
-        if config.alpha:
-            ranking = (weights.ranking[response_mask] / responses)[opener]
-            scores = _rank(student, teacher, opener.nonzero().squeeze(-1), ranking, config, chunk)
-            terms["indirect"] = (ranking * plackett_luce_nll(scores)).sum()
+        if scores is not None:
+            terms["indirect"] = (ranking[ranking > 0] * plackett_luce_nll(scores)).sum()
         if config.direct_weight:
-            terms["direct"] = (weights.divergence[response_mask] / responses * seen.divergence).sum()
+            terms["direct"] = (divergence * seen.divergence).sum()
         if config.em_weight:
-            certainty = (weights.entropy[response_mask] / responses)[uncertain]
-            _sharpen(
-                student, uncertain.nonzero().squeeze(-1), seen.student_entropy[uncertain], certainty, config, chunk
-            )
-            terms["entropy"] = (certainty * seen.student_entropy[uncertain]).sum()
+            terms["entropy"] = (certainty * seen.student_entropy).sum()
         metrics = report(
             seen.student_entropy, seen.teacher_entropy, seen.agreement, weights, response_mask, terms, scores
         )
@@ -169,6 +170,13 @@ class _Student:
             for part, want in zip(self._parts, wanted, strict=True)
         ]
         self._room: Tensor | None = None
+        self._scratch: Tensor | None = None
+
+    def scratch(self, tokens: int) -> Scratch:
+        """Five places (tokens, vocab), valid until the next call: fresh memory for each block would cost more."""
+        if self._scratch is None:
+            self._scratch = self.hidden.new_empty(5, _block_tokens(self), self.vocab, dtype=self.wide)
+        return tuple(self._scratch[:, :tokens])
 
     @property
     def vocab(self) -> int:
@@ -223,7 +231,9 @@ class _Seen:
     divergence: Tensor
 
 
-def _read(student: _Student, teacher: TeacherSignal, share: Tensor, config: TSDKDConfig, chunk: int) -> _Seen:
+def _read(
+    student: _Student, teacher: TeacherSignal, share: Tensor, config: TSDKDConfig, chunk: int, compiled: bool
+) -> _Seen:
     """First pass; pulls the direct term's gradient. `share` (tokens,) is the 1/L of each token's response."""
     seen: list[tuple[Tensor, ...]] = []
     room = None
@@ -234,95 +244,155 @@ def _read(student: _Student, teacher: TeacherSignal, share: Tensor, config: TSDK
             if room is None:
                 room = view.head.weight.new_empty(len(linear), student.vocab)
             view = view.formed(room)
-        seen += [
-            _read_block(linear[block], view.take(block), share[rows][block], student.head, config)
-            for block in _slices(len(linear), _block_tokens(student))
-        ]
+        for block in _slices(len(linear), _block_tokens(student)):
+            scratch = NO_SCRATCH if compiled else student.scratch(len(linear[block]))
+            seen.append(_read_block(linear[block], view.take(block), share[rows][block], student.head, config, scratch))
         if config.direct_weight:
             student.pull(rows, linear)
     return _Seen(*(torch.cat(column) for column in zip(*seen, strict=True)))
 
 
 def _read_block(
-    linear: Tensor, teacher: TeacherSignal, share: Tensor, head: Head, config: TSDKDConfig
+    linear: Tensor, teacher: TeacherSignal, share: Tensor, head: Head, config: TSDKDConfig, scratch: Scratch
 ) -> tuple[Tensor, ...]:
     """The fields of `_Seen` for some tokens (n,); `linear` (n, vocab) becomes the direct term's gradient there."""
     logits = head.bend(linear)
-    log_q = log_probs(logits, config.temperature)
-    q = log_q.exp()
-    student_entropy = -_dot(q, log_q)
-    agreement = (logits.argmax(-1) == teacher.favourite()).to(student_entropy)
-    if not config.direct_weight:
-        teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
-        return student_entropy, teacher_entropy, agreement, torch.zeros_like(student_entropy)
+    steepness = config.direct_weight / config.temperature * head.steepness(logits)
     if isinstance(teacher, TeacherLogits):
-        log_p = log_probs(teacher.logits, config.temperature)
-        p = log_p.exp()
-        teacher_entropy = -_dot(p, log_p)
-        divergence, slope = _divergence_and_slope(log_q, q, log_p, p, config.beta)
-    else:
-        teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+        compare = _compiled(_compare) if scratch is NO_SCRATCH else _compare
+        return compare(logits, teacher, share, steepness, config, linear, scratch)
+    q, log_q = _softmax(logits, config.temperature, scratch[:2])
+    student_entropy = -_dot(q, log_q, scratch[2])
+    teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+    divergence = torch.zeros_like(student_entropy)
+    if config.direct_weight:
         with torch.enable_grad():
-            leaf = log_q.requires_grad_()
+            leaf = log_q.detach().requires_grad_()
             divergence = teacher.divergence(leaf, config.beta, config.temperature)
             (pull,) = torch.autograd.grad(divergence.sum(), leaf)
-        divergence, slope = divergence.detach(), pull.sub_(q * pull.sum(-1, keepdim=True))
+        slope = pull.sub_(q.mul_(pull.sum(-1, keepdim=True)))
+        weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
+        torch.mul(slope, weights.unsqueeze(-1) * steepness, out=linear)
+    return student_entropy, teacher_entropy, teacher.agrees(logits), divergence.detach()
+
+
+def _compare(
+    logits: Tensor,
+    teacher: TeacherLogits,
+    share: Tensor,
+    steepness: Tensor | float,
+    config: TSDKDConfig,
+    out: Tensor,
+    scratch: Scratch,
+) -> tuple[Tensor, ...]:
+    """`_read_block` with both distributions at hand, in as few sweeps over the vocabulary as the closed forms need."""
+    agreement = teacher.agrees(logits)
+    q, log_q = _softmax(logits, config.temperature, scratch[:2])
+    p, log_p = _softmax(teacher.logits, config.temperature, scratch[2:4])
+    student_entropy, teacher_entropy = -_dot(q, log_q, scratch[4]), -_dot(p, log_p, scratch[4])
+    if not config.direct_weight:
+        return student_entropy, teacher_entropy, agreement, torch.zeros_like(student_entropy)
+    divergence, slope = _divergence_and_slope(q, log_q, p, log_p, config.beta, scratch[4])
     weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
-    scale = (config.direct_weight / config.temperature * weights).unsqueeze(-1)
-    torch.mul(slope, scale * head.steepness(logits), out=linear)
+    torch.mul(slope, weights.unsqueeze(-1) * steepness, out=out)
     return student_entropy, teacher_entropy, agreement, divergence
 
 
-def _divergence_and_slope(log_q: Tensor, q: Tensor, log_p: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Generalised JSD (n,) and its gradient at the student's tempered logits (n, vocab); consumes the logarithms."""
+def _softmax(logits: Tensor, temperature: float, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """Softmax of `logits / temperature` (n, vocab) and its logarithm, in float32 or better, with one exponential each.
+
+    `log sum exp` is taken from the likeliest token: its logit less its log-probability.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_p = logits.to(wide, copy=True) if scratch[1] is None else scratch[1].copy_(logits)
+    if temperature != 1:
+        log_p /= temperature
+    p = torch.softmax(log_p, -1, out=scratch[0])
+    log_p -= log_p.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
+    return p, log_p
+
+
+def _divergence_and_slope(
+    q: Tensor, log_q: Tensor, p: Tensor, log_p: Tensor, beta: float, scratch: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Generalised JSD (n,) and its gradient at the student's tempered logits (n, vocab); consumes its arguments."""
     if beta == 0:
-        return _dot(p, log_p.sub_(log_q)), q - p
+        return _dot(p, log_p.sub_(log_q), scratch), q.sub_(p)
     if beta == 1:
         log_ratio = log_q.sub_(log_p)
-        divergence = _dot(q, log_ratio)
+        divergence = _dot(q, log_ratio, scratch)
         return divergence, log_ratio.sub_(divergence.unsqueeze(-1)).mul_(q)
-    log_m = torch.lerp(q, p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+    log_m = torch.lerp(q, p, beta, out=scratch).clamp_(min=torch.finfo(q.dtype).tiny).log_()
     log_ratio = log_q.sub_(log_m)
-    student_side = _dot(q, log_ratio)
-    divergence = beta * _dot(p, log_p.sub_(log_m)) + (1 - beta) * student_side
+    teacher_side = _dot(p, log_p.sub_(log_m), log_p)
+    student_side = _dot(q, log_ratio, scratch)
+    divergence = beta * teacher_side + (1 - beta) * student_side
     return divergence, log_ratio.sub_(student_side.unsqueeze(-1)).mul_(q).mul_(1 - beta)
 
 
-def _rank(
-    student: _Student, teacher: TeacherSignal, rows: Tensor, weights: Tensor, config: TSDKDConfig, chunk: int
-) -> Tensor:
-    """Pull the ranking term's gradient at the opener's tokens; return their tempered logits (n, k), best first."""
-    found = []
+def _dot(a: Tensor, b: Tensor, scratch: Tensor | None) -> Tensor:
+    return torch.mul(a, b, out=scratch).sum(-1)
+
+
+@cache
+def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The same function as fused loops: C++ on a CPU (a compiler is needed), Triton on a GPU."""
+    return torch.compile(function)
+
+
+def _read_again(
+    student: _Student,
+    teacher: TeacherSignal,
+    ranking: Tensor,
+    certainty: Tensor,
+    entropies: Tensor,
+    config: TSDKDConfig,
+    chunk: int,
+) -> Tensor | None:
+    """Second pass, over the tokens with a weight in `ranking` or `certainty` (tokens,); pulls both terms' gradients.
+
+    Returns the student's tempered logits at its candidates on the opener (n, k), the teacher's favourite first.
+    """
+    opener = (ranking > 0) & (config.alpha > 0)
+    uncertain = (certainty > 0) & (config.em_weight > 0)
+    rows = (opener | uncertain).nonzero().squeeze(-1)
+    scores = []
     for part in _slices(len(rows), chunk):
-        logits = student.head.bend(student.linear(rows[part]))
-        ids = teacher.take(rows[part]).ranked(logits, config.k)
-        chosen = logits.gather(-1, ids).to(student.wide)
-        scores = chosen / config.temperature
-        slopes = (config.alpha / config.temperature * weights[part]).unsqueeze(-1) * plackett_luce_slope(scores)
-        student.pull_at(rows[part], ids, slopes * student.head.steepness(chosen))
-        found.append(scores)
-    return torch.cat(found)
+        linear = student.linear(rows[part])
+        ranked, sharpened = opener[rows[part]], uncertain[rows[part]]
+        if config.alpha:
+            some = rows[part][ranked]
+            scores.append(_rank(student, teacher.take(some), some, linear[ranked], ranking[some], config))
+        if config.em_weight:
+            some = rows[part][sharpened]
+            _sharpen(student, some, linear[sharpened], entropies[some], certainty[some], config)
+    return torch.cat(scores) if scores else None
+
+
+def _rank(
+    student: _Student, teacher: TeacherSignal, rows: Tensor, linear: Tensor, weights: Tensor, config: TSDKDConfig
+) -> Tensor:
+    """Pull the ranking term's gradient; return the tempered logits (n, k), best first."""
+    logits = student.head.bend(linear)
+    ids = teacher.ranked(logits, config.k)
+    chosen = logits.gather(-1, ids).to(student.wide)
+    scores = chosen / config.temperature
+    slopes = (config.alpha / config.temperature * weights).unsqueeze(-1) * plackett_luce_slope(scores)
+    student.pull_at(rows, ids, slopes * student.head.steepness(chosen))
+    return scores
 
 
 def _sharpen(
-    student: _Student, rows: Tensor, entropies: Tensor, weights: Tensor, config: TSDKDConfig, chunk: int
+    student: _Student, rows: Tensor, linear: Tensor, entropies: Tensor, weights: Tensor, config: TSDKDConfig
 ) -> None:
-    """Pull the entropy term's gradient, dH/dz = -q (log q + H), at the most uncertain tokens."""
+    """Pull the entropy term's gradient, dH/dz = -q (log q + H)."""
     scale = (-config.em_weight / config.temperature * weights).unsqueeze(-1)
-    for part in _slices(len(rows), chunk):
-        linear = student.linear(rows[part])
-        for block in _slices(len(linear), _block_tokens(student)):
-            logits = student.head.bend(linear[block])
-            log_q = log_probs(logits, config.temperature)
-            q = log_q.exp()
-            slope = log_q.add_(entropies[part][block].unsqueeze(-1)).mul_(q)
-            torch.mul(slope, scale[part][block] * student.head.steepness(logits), out=linear[block])
-        student.pull(rows[part], linear)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = torch.linalg.vecdot(a, b)
-    return product
+    for block in _slices(len(rows), _block_tokens(student)):
+        logits = student.head.bend(linear[block])
+        q, log_q = _softmax(logits, config.temperature, student.scratch(len(logits))[:2])
+        slope = log_q.add_(entropies[block].unsqueeze(-1)).mul_(q)
+        torch.mul(slope, scale[block] * student.head.steepness(logits), out=linear[block])
+    student.pull(rows, linear)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
@@ -330,14 +400,15 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _block_tokens(student: _Student) -> int:
-    return max(1, BLOCK_LOGITS[student.hidden.device.type] // student.vocab)
+    return max(1, min(BLOCK_LOGITS[student.hidden.device.type] // student.vocab, len(student.hidden)))
 
 
 def _chunk_tokens(student: _Student) -> int:
-    """On CPUs always the same, so that a run gives the same bytes twice."""
-    device = student.hidden.device
-    most = CHUNK_LOGITS[device.type] // student.vocab
+    """Chunks of even size; on CPUs always the same, so that a run gives the same bytes twice."""
+    tokens, device = len(student.hidden), student.hidden.device
+    room = CHUNK_BYTES[device.type]
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        most = min(most, free // (8 * student.vocab * student.hidden.itemsize))
-    return max(1, most)
+        room = min(room, free // 8)
+    most = max(1, room // (student.vocab * student.hidden.itemsize))
+    return -(-tokens // -(-tokens // most))

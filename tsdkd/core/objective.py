@@ -102,8 +102,9 @@ def token_selective_loss(
         terms["direct"] = (divergence * divergences).sum()
     if config.em_weight:
         terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum()
-    agreement = (log_q.argmax(-1) == teacher.favourite()).to(student_entropy)
-    metrics = report(student_entropy, teacher_entropy, agreement, weights, response_mask, terms, scores)
+    metrics = report(
+        student_entropy, teacher_entropy, teacher.agrees(student_logits), weights, response_mask, terms, scores
+    )
     return weighted_sum(terms, config), metrics
 
 

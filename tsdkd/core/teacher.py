@@ -26,8 +26,8 @@ class TeacherSignal(Protocol):
     def entropy(self, temperature: float) -> Tensor:
         """Nats, (tokens,)."""
 
-    def favourite(self) -> Tensor:
-        """The token id the teacher likes best, among those it knows: (tokens,)."""
+    def agrees(self, student_logits: Tensor) -> Tensor:
+        """Is the student's best token, from its logits (tokens, vocab), the teacher's? 1 or 0, (tokens,), float32."""
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         """The student's k candidates in the teacher's order, best first: ids (tokens, k)."""
@@ -49,8 +49,8 @@ class TeacherLogits:
         with torch.no_grad():
             return entropy_of(log_probs(self.logits, temperature))
 
-    def favourite(self) -> Tensor:
-        return self.logits.argmax(-1)
+    def agrees(self, student_logits: Tensor) -> Tensor:
+        return (_is_best(student_logits) & _is_best(self.logits)).any(-1).float()
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         return rank(propose(student_logits, k), self.logits)
@@ -78,8 +78,8 @@ class TeacherHidden:
     def entropy(self, temperature: float) -> Tensor:
         return self.formed().entropy(temperature)
 
-    def favourite(self) -> Tensor:
-        return self.formed().favourite()
+    def agrees(self, student_logits: Tensor) -> Tensor:
+        return self.formed().agrees(student_logits)
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         candidates = propose(student_logits, k)
@@ -111,8 +111,9 @@ class TeacherRanks:
             )
         return self.entropies
 
-    def favourite(self) -> Tensor:
-        return self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
+    def agrees(self, student_logits: Tensor) -> Tensor:
+        best = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True))
+        return _is_best(student_logits).gather(-1, best).squeeze(-1).float()
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         recorded = self.candidates.shape[-1]
@@ -149,8 +150,8 @@ class TeacherTopK:
     def entropy(self, temperature: float) -> Tensor:
         return self.recorded.entropy(temperature)
 
-    def favourite(self) -> Tensor:
-        return self.top_ids[..., 0]
+    def agrees(self, student_logits: Tensor) -> Tensor:
+        return _is_best(student_logits).gather(-1, self.top_ids[..., :1]).squeeze(-1).float()
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         return self.recorded.ranked(student_logits, k)
@@ -158,6 +159,10 @@ class TeacherTopK:
     def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
         student_top = student_log_probs.gather(-1, self.top_ids)
         return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), beta)
+
+
+def _is_best(logits: Tensor) -> Tensor:
+    return logits.detach() == logits.detach().amax(-1, keepdim=True)
 
 
 def _with_tail(top_log_probs: Tensor) -> Tensor:

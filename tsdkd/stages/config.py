@@ -70,6 +70,8 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the forward; weights and optimizer are float32. "auto" is bf16 where the hardware has it."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Fuse the objective's work between its matrix products; costs seconds at the start and needs a compiler."""
     save_steps: int = 100
 
     def __post_init__(self) -> None:

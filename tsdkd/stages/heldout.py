@@ -79,6 +79,6 @@ def _compare(
     assert isinstance(teacher, TeacherHidden)
     known = teacher.formed()
     log_q = log_probs(language_model.head.logits(hidden))
-    agreement = (log_q.argmax(-1) == known.favourite()).float()
+    agreement = known.agrees(log_q)
     divergence = known.divergence(log_q, beta=0, temperature=1)
     return torch.stack([divergence, agreement, entropy_of(log_q), known.entropy(1)], -1)

@@ -67,7 +67,7 @@ def train(
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         language_model = load_model(student, "float32")
-        trainer = StagedTrainer(language_model, samples, arguments, config.objective)
+        trainer = StagedTrainer(language_model, samples, arguments, config.objective, config.compile)
         _run(trainer, resume, reporter)
         _save(trainer, language_model.tokenizer, staging, DTYPE[precision])
         writer.adopt(staging)

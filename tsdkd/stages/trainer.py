@@ -46,9 +46,11 @@ class StagedTrainer(Trainer):
         samples: StagedSamples,
         arguments: TrainingArguments,
         objective: TSDKDConfig,
+        compiled: bool = False,
     ) -> None:
         self.decoder = samples.decoder.to(arguments.device)
         self.objective = objective
+        self.compiled = compiled
         self.vocab = student.head.vocab_size
         self.adaptive = AdaptiveOpener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
@@ -86,6 +88,7 @@ class StagedTrainer(Trainer):
             response_mask,
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
+            compiled=self.compiled,
         )
 
     def get_batch_samples(
