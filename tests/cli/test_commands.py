@@ -94,6 +94,18 @@ def test_lineage_goes_on_through_a_model_that_is_an_artifact(teacher: Path, tmp_
     assert load_manifest(student).model("teacher").weights[:12] in tree
 
 
+def test_lineage_of_a_second_round_ends(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    """The checkpoint answers the prompts again, over the rollouts it was made from."""
+    place = rollouts.parent
+    run("score", "--run", place, "--teacher", teacher)
+    run("train", "--run", place, "--epochs", 1)
+    again = ("generate", "--run", place, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5)
+    run(*again, "--student", place / "checkpoint", "--overwrite")
+    tree = run("artifact", "lineage", rollouts)
+    assert "changed since" in tree
+    assert tree.count("scores") == 2  # the kind and the directory's name
+
+
 @pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "prune"])
 def test_help_cuts_no_option_on_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -109,8 +121,8 @@ def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         for _ in range(5):
             advance(6)
     assert capsys.readouterr().err.splitlines() == [
-        "student answers: 22 of 40 responses, 0.2/s, 2 min left",
-        "student answers: 34 of 40 responses, 0.2/s, 0 min left",
+        "student answers: 22 of 40 responses, 12.0 a minute, 2 min left",
+        "student answers: 34 of 40 responses, 12.0 a minute, 0 min left",
     ]
 
 

@@ -165,8 +165,9 @@ def test_gradcheck_through_hidden_states_head_and_bias() -> None:
 @pytest.mark.parametrize("chunk", [1, 5, None])
 def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None) -> None:
     case = make([9, 4])
-    t = case.teacher_head.logits(case.teacher)[case.mask]
-    candidates = case.head.logits(case.student)[case.mask].detach().topk(6).indices
+    s = case.head.logits(case.student)[case.mask].detach()
+    t = s + torch.randn(s.shape, generator=torch.Generator().manual_seed(1), dtype=s.dtype)
+    candidates = s.topk(6).indices
     recorded = TeacherRanks(entropy(t), candidates, t.gather(-1, candidates).argsort(-1, descending=True).argsort(-1))
     best = t.log_softmax(-1).topk(5)
     teacher = recorded if kind == "ranks" else TeacherTopK(recorded, best.indices, best.values)
@@ -179,6 +180,7 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None) -> N
         theirs.head.logits(theirs.student)[theirs.mask], teacher, theirs.mask, config
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert 0 < expected_metrics["top1_agreement"] < 1
     for name, value in expected_metrics.items():
         assert metrics[name].item() == pytest.approx(value.item(), rel=1e-6, abs=1e-9), name
     loss.backward()
@@ -216,12 +218,20 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_reference(autocast: bool) -> No
         assert ours < 2 * theirs
 
 
-def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
+def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[module._Student] = []
+    init = module._Student.__init__
+    monkeypatch.setattr(module._Student, "__init__", lambda self, *args: made.append(self) or init(self, *args))
     case = make([9, 4])
     case.head.weight.requires_grad_(False)
     loss, _ = by_chunks(case, TSDKDConfig(k=4))
     loss.backward()
     assert case.head.weight.grad is None
+    assert [total is None for total in made[0]._sums] == [False, True, True]
+    with torch.no_grad():
+        measured, _ = by_chunks(make([9, 4]), TSDKDConfig(k=4))
+    assert measured.item() == pytest.approx(loss.item())
+    assert not made[1].learns
     free = make([9, 4])
     by_chunks(free, TSDKDConfig(k=4))[0].backward()
     assert torch.equal(case.student.grad, free.student.grad)
@@ -259,13 +269,34 @@ def test_a_second_backward_is_refused() -> None:
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
-def test_huge_logits_stay_finite(scale: float, beta: float) -> None:
-    case = make([6, 1], dtype=torch.float32)
-    case.student = (case.student.detach().sign() * scale).requires_grad_()
-    loss, _ = by_chunks(case, TSDKDConfig(k=4, beta=beta))
+def test_huge_logits_stay_right(scale: float, beta: float) -> None:
+    config = TSDKDConfig(k=4, beta=beta)
+    narrow, exact = make([6, 1], dtype=torch.float32), make([6, 1])
+    for case in (narrow, exact):
+        case.head.weight.data = exact.head.weight.data.to(case.head.weight.dtype)
+        case.student = (exact.student.detach().sign() * scale).to(case.student.dtype).requires_grad_()
+    loss, _ = by_chunks(narrow, config)
+    expected, _ = reference(exact, config)
     loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(leaf.grad).all() for leaf in case.leaves())
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for mine, other in zip(narrow.leaves(), exact.leaves(), strict=True):
+        assert (mine.grad.double() - other.grad).norm() < 1e-2 * other.grad.norm()  # float32 knows 1e4 to 1e-3
+
+
+@pytest.mark.parametrize("term", ["alpha", "direct_weight", "em_weight"])
+def test_a_softcap_is_formed_in_float32_behind_bfloat16_products(term: str) -> None:
+    """The reference on the same bf16 products, in float64 from there on."""
+    config = TSDKDConfig(
+        **{"k": 4, "opener": 1.0, "em_ratio": 1.0} | ({"alpha": 0, "direct_weight": 0, "em_weight": 0} | {term: 1.0})
+    )
+    case = make([30], dtype=torch.bfloat16, softcap=3.0)
+    loss, _ = by_chunks(case, config)
+    with torch.no_grad():
+        linear = (case.student @ case.head.weight[:VOCAB].T).double()
+        teacher = case.teacher_head.logits(case.teacher).double()
+    expected, _ = tsdkd_loss(3 * torch.tanh(linear / 3), teacher, case.mask, config)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5 if term != "alpha" else 0.02)
 
 
 def test_the_public_form_masks_and_checks() -> None:
@@ -284,13 +315,22 @@ def test_the_public_form_masks_and_checks() -> None:
         tsdkd_loss_from_hidden(content, *parts, case.mask, TSDKDConfig(k=19))
     with pytest.raises(InputError, match="Row 1 has no response token"):
         tsdkd_loss_from_hidden(content, *parts, case.mask & torch.tensor([[True], [False]]), config)
+    with pytest.raises(InputError, match="float16"):
+        tsdkd_loss_from_hidden(content.half(), *parts, case.mask, config)
+    rows, teacher = case.student[case.mask], TeacherHidden(case.teacher[case.mask], case.teacher_head)
+    with pytest.raises(InputError, match="mask has 13 response tokens, the student 13, the teacher 12"):
+        token_selective_loss_from_hidden(rows, case.head, teacher.take(slice(12)), case.mask, config)
+    with pytest.raises(InputError, match="needs the teacher's hidden states"):
+        token_selective_loss_from_hidden(rows, case.head, teacher.formed(), case.mask, config, compiled=True)
 
 
-def test_no_tensor_grows_to_tokens_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("config", [TSDKDConfig(k=4), TSDKDConfig(k=18, opener=1.0, em_ratio=1.0)])
+def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result of every operation, forward and backward, is looked at."""
     monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
     monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 16 * VOCAB * 8)  # float64
-    case = make([100, 60])
+    monkeypatch.setattr(module, "LEAST_TOKENS", 1)
+    case = make([200, 120])
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -305,21 +345,24 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(monkeypatch: pytest.MonkeyPa
             return result
 
     with Watch():
-        by_chunks(case, TSDKDConfig(k=4))[0].backward()
-    assert 16 * VOCAB <= largest < 160 * VOCAB / 2
+        by_chunks(case, config)[0].backward()
+    assert largest >= 16 * VOCAB
+    assert largest <= max(case.teacher.numel(), 320 * config.k)  # hidden states, and k scores a token
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_path_is_the_plain_one() -> None:
+def test_the_compiled_path_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over blocks of six, six and one tokens."""
+    monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 6 * VOCAB)
     config = TSDKDConfig(k=4)
     found = []
     for compiled in (False, True):
-        case = make([9, 4], dtype=torch.float32)
+        case = make([9, 4], dtype=torch.float32, softcap=3.0)
         teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
-        loss, _ = token_selective_loss_from_hidden(
+        loss, metrics = token_selective_loss_from_hidden(
             case.student[case.mask], case.head, teacher, case.mask, config, compiled=compiled
         )
         loss.backward()
-        found.append([loss.detach(), case.student.grad, case.head.weight.grad])
+        found.append([*metrics.values(), loss.detach(), case.student.grad, case.head.weight.grad])
     for mine, other in zip(*found, strict=True):
         torch.testing.assert_close(mine, other)

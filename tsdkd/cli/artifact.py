@@ -62,23 +62,25 @@ def lineage(path: Place) -> None:
 
     manifest = load_manifest(path)
     tree = Tree(_name(path, manifest))
-    _grow(tree, path, manifest)
+    _grow(tree, path, manifest, {path.resolve()})
     out.print(tree)
 
 
-def _grow(tree: Tree, path: Path, manifest: Manifest) -> None:
+def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
+    """Draw parents and models; what stands `above` is not drawn again: a later round may have replaced it."""
     from tsdkd.artifacts import MADE_BY, MANIFEST, load_manifest, parents_of
 
     for parent, there, same in parents_of(path, manifest):
         place = path / parent.path
         state = "" if same else " [red](changed since)[/red]" if there else " [red](not there any more)[/red]"
         branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_from_here(place))}")
-        if there and parent.kind in MADE_BY:
-            _grow(branch, place, load_manifest(place))
+        if same and parent.kind in MADE_BY and place.resolve() not in above:
+            _grow(branch, place, load_manifest(place), above | {place.resolve()})
     for model in manifest.models:
         branch = tree.add(f"{model.role} {model.weights[:12]} {escape(model.name)}")
-        if (Path(model.name) / MANIFEST).is_file():
-            _grow(branch, Path(model.name), load_manifest(Path(model.name)))
+        place = Path(model.name)
+        if (place / MANIFEST).is_file() and place.resolve() not in above:
+            _grow(branch, place, load_manifest(place), above | {place.resolve()})
 
 
 def _name(path: Path, manifest: Manifest) -> str:
@@ -102,4 +104,6 @@ def _pairs(values: Mapping[str, object]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -4,6 +4,7 @@ On a terminal, stages draw bars; piped, they say only what matters, and once a m
 stderr: cause, then remedy.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
+FIRST = os.environ.get("RANK", "0") == "0"
+"""Of several processes (torchrun, accelerate launch) only the first speaks; all may fail."""
+out = Console(highlight=False, quiet=not FIRST)
 err = Console(stderr=True, highlight=False)
 
 
@@ -47,12 +50,12 @@ class Lines:
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.said < self.EVERY or self.done >= self.total:
+        if now - self.said < self.EVERY or not self.before < self.done < self.total:
             return
         self.said = now
-        rate = (self.done - self.before) / (now - self.start)
-        left = (self.total - self.done) / rate / 60
-        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f}/s, {left:,.0f} min left"
+        rate = 60 * (self.done - self.before) / (now - self.start)
+        left = (self.total - self.done) / rate
+        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a minute, {left:,.0f} min left"
         err.print(escape(line), soft_wrap=True)
 
 
@@ -61,6 +64,9 @@ class Reporter:
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+        if not FIRST:
+            yield lambda _: None
+            return
         if not err.is_terminal:
             yield Lines(what, total, unit, done).advance
             return
@@ -78,7 +84,8 @@ class Reporter:
             yield lambda count: bar.advance(task, count)
 
     def say(self, message: str) -> None:
-        err.print(escape(message), style="yellow", soft_wrap=True)
+        if FIRST:
+            err.print(escape(message), style="yellow", soft_wrap=True)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         show_pairs(title, rows)

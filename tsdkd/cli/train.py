@@ -76,7 +76,7 @@ def command(
     compile_: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Faster objective for some seconds at the start.", rich_help_panel=options.ENGINE
+            "--compile", help="Faster steps; compiling takes seconds at the start.", rich_help_panel=options.ENGINE
         ),
     ] = TrainConfig.compile,
     save_steps: Annotated[

@@ -25,9 +25,12 @@ class AdaptiveOpener:
         """Entropies and mask (batch, seq) -> c (batch,). Raises InputError for a row without a response token."""
         check_rows(response_mask)
         gap = torch.where(response_mask, student_entropy.detach() - teacher_entropy.detach(), 0.0).sum(-1)
-        signals = torch.sigmoid(gap / response_mask.sum(-1)).tolist()
-        fractions = [self._next(signal) for signal in signals]
+        fractions = self.choose(torch.sigmoid(gap / response_mask.sum(-1)).tolist())
         return torch.tensor(fractions, dtype=torch.float64, device=student_entropy.device)
+
+    def choose(self, signals: list[float]) -> list[float]:
+        """The signals C of some samples, in order -> the fraction of each."""
+        return [self._next(signal) for signal in signals]
 
     def _next(self, signal: float) -> float:
         self._recent.append(signal)

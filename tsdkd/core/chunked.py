@@ -26,6 +26,8 @@ CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**28}
 """Logits of one model that are formed at a time: enough rows for matrix products to run at full speed."""
 BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**25}
 """Logits of these that are worked on at a time in float32; on a CPU they stay in its cache."""
+LEAST_TOKENS = 64
+"""A chunk's tokens, however little memory is free: with fewer, products only wait for the head's weights."""
 
 Scratch = tuple[Tensor | None, ...]
 NO_SCRATCH: Scratch = (None,) * 5
@@ -63,12 +65,6 @@ def tsdkd_loss_from_hidden(
             f"the mask {tuple(response_mask.shape)}.",
             "Align all three to the same (batch, seq).",
         )
-    sizes = [len(head.cut.weight) for head in (student_head, teacher_head)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"The student's head has {sizes[0]} tokens, the teacher's {sizes[1]}.",
-            "Give both heads the shared vocab_size.",
-        )
     mask = response_mask.bool()
     return token_selective_loss_from_hidden(
         student_hidden[mask],
@@ -83,7 +79,7 @@ def tsdkd_loss_from_hidden(
 def token_selective_loss_from_hidden(
     student_hidden: Tensor,
     student_head: Head,
-    teacher: TeacherSignal,
+    teacher: TeacherSignal | TeacherHidden,
     response_mask: Tensor,
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
@@ -92,17 +88,25 @@ def token_selective_loss_from_hidden(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`token_selective_loss` from the student's hidden states (tokens, width), for any form of teacher.
 
-    Matrix products run in autocast's precision, else the hidden states'; everything else in float32 or better.
-    `chunk` is the number of tokens per matrix product; by default it follows from `CHUNK_BYTES` and free memory.
-    `compiled` fuses the work between the products; it pays off after some seconds of compilation. The loss can be
-    differentiated once.
+    The student's matrix products run in autocast's precision, else its hidden states', the teacher's in its head's;
+    everything else in float32 or better. `chunk` is the number of tokens per matrix product; by default it follows
+    from `CHUNK_BYTES` and free memory. `compiled` fuses the work between the products, which pays off after some
+    seconds of compilation; it needs a teacher in hidden states. The loss can be differentiated once.
+
+    Raises:
+        InputError: a row without response tokens, k not below the vocabulary, tokens or vocabularies that do not fit,
+            float16 (the gradients of single tokens vanish in it), `compiled` for a recorded teacher.
     """
     check_rows(response_mask)
+    _check(student_hidden, student_head, teacher, int(response_mask.sum()), compiled)
     if config.alpha:
         require_candidates(config.k, len(student_head.cut.weight))
-    wanted = [tensor is not None and tensor.requires_grad for tensor in _parts(student_hidden, student_head)]
+    parts = _parts(student_hidden, student_head)
+    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in parts]
     device = student_hidden.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden.dtype
+    if precision == torch.float16:
+        raise InputError("The objective cannot be computed in float16.", "Use bfloat16 or float32.")
     with torch.no_grad(), torch.autocast(device, enabled=False):
         student = _Student(student_hidden, student_head, precision, wanted)
         chunk = chunk or _chunk_tokens(student)
@@ -132,6 +136,26 @@ def token_selective_loss_from_hidden(
         loss = weighted_sum(terms, config)
     attached: Tensor = _WithGradients.apply(loss, student.gradients, *_parts(student_hidden, student_head))  # type: ignore[no-untyped-call]
     return attached, metrics
+
+
+def _check(hidden: Tensor, head: Head, teacher: TeacherSignal | TeacherHidden, tokens: int, compiled: bool) -> None:
+    if not len(hidden) == len(teacher) == tokens:
+        raise InputError(
+            f"The mask has {tokens} response tokens, the student {len(hidden)}, the teacher {len(teacher)}.",
+            "Pass the rows of the mask's True positions, of both models.",
+        )
+    if isinstance(teacher, TeacherHidden):
+        sizes = [len(each.cut.weight) for each in (head, teacher.head)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"The student's head has {sizes[0]} tokens, the teacher's {sizes[1]}.",
+                "Give both heads the shared vocab_size.",
+            )
+    elif compiled:
+        raise InputError(
+            "The compiled objective needs the teacher's hidden states.",
+            "Leave out --compile, or score with --signal hidden.",
+        )
 
 
 def _parts(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -195,6 +219,10 @@ class _Student:
             self._room = hidden.new_empty(len(hidden), self.vocab)
         return self.head.linear(hidden, out=self._room[: len(hidden)])
 
+    @property
+    def learns(self) -> bool:
+        return any(total is not None for total in self._sums)
+
     def pull(self, rows: Tensor | slice, slopes: Tensor) -> None:
         """Add what `slopes` (n, vocab), the loss's gradient at the linear layer, means further down."""
         hidden, weight, bias = self._sums
@@ -232,24 +260,36 @@ class _Seen:
 
 
 def _read(
-    student: _Student, teacher: TeacherSignal, share: Tensor, config: TSDKDConfig, chunk: int, compiled: bool
+    student: _Student,
+    teacher: TeacherSignal | TeacherHidden,
+    share: Tensor,
+    config: TSDKDConfig,
+    chunk: int,
+    compiled: bool,
 ) -> _Seen:
     """First pass; pulls the direct term's gradient. `share` (tokens,) is the 1/L of each token's response."""
     seen: list[tuple[Tensor, ...]] = []
-    room = None
+    room: list[Tensor] = []
     for rows in _slices(len(student.hidden), chunk):
         linear = student.linear(rows)
-        view = teacher.take(rows)
-        if isinstance(view, TeacherHidden):
-            if room is None:
-                room = view.head.weight.new_empty(len(linear), student.vocab)
-            view = view.formed(room)
+        view = _view(teacher.take(rows), room)
         for block in _slices(len(linear), _block_tokens(student)):
             scratch = NO_SCRATCH if compiled else student.scratch(len(linear[block]))
-            seen.append(_read_block(linear[block], view.take(block), share[rows][block], student.head, config, scratch))
-        if config.direct_weight:
+            seen.append(_read_block(linear[block], view(block), share[rows][block], student.head, config, scratch))
+        if config.direct_weight and student.learns:
             student.pull(rows, linear)
     return _Seen(*(torch.cat(column) for column in zip(*seen, strict=True)))
+
+
+def _view(teacher: TeacherSignal | TeacherHidden, room: list[Tensor]) -> Callable[[slice], TeacherSignal]:
+    """What a chunk's teacher says of some of its tokens; its logits take the one place that `room` keeps."""
+    if not isinstance(teacher, TeacherHidden):
+        return teacher.take
+    head = teacher.head.cut
+    if not room:
+        room.append(head.weight.new_empty(len(teacher), len(head.weight)))
+    linear = head.linear(teacher.hidden, out=room[0][: len(teacher)])
+    return lambda block: TeacherLogits(head.bend(linear[block]))
 
 
 def _read_block(
@@ -261,6 +301,7 @@ def _read_block(
     if isinstance(teacher, TeacherLogits):
         compare = _compiled(_compare) if scratch is NO_SCRATCH else _compare
         return compare(logits, teacher, share, steepness, config, linear, scratch)
+    agreement = teacher.agrees(logits)
     q, log_q = _softmax(logits, config.temperature, scratch[:2])
     student_entropy = -_dot(q, log_q, scratch[2])
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
@@ -273,7 +314,7 @@ def _read_block(
         slope = pull.sub_(q.mul_(pull.sum(-1, keepdim=True)))
         weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
         torch.mul(slope, weights.unsqueeze(-1) * steepness, out=linear)
-    return student_entropy, teacher_entropy, teacher.agrees(logits), divergence.detach()
+    return student_entropy, teacher_entropy, agreement, divergence.detach()
 
 
 def _compare(
@@ -342,7 +383,7 @@ def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tupl
 
 def _read_again(
     student: _Student,
-    teacher: TeacherSignal,
+    teacher: TeacherSignal | TeacherHidden,
     ranking: Tensor,
     certainty: Tensor,
     entropies: Tensor,
@@ -361,16 +402,24 @@ def _read_again(
         linear = student.linear(rows[part])
         ranked, sharpened = opener[rows[part]], uncertain[rows[part]]
         if config.alpha:
-            some = rows[part][ranked]
-            scores.append(_rank(student, teacher.take(some), some, linear[ranked], ranking[some], config))
-        if config.em_weight:
+            some, chosen = rows[part][ranked], linear[ranked]
+            scores += [
+                _rank(student, teacher.take(some[few]), some[few], chosen[few], ranking[some[few]], config)
+                for few in _slices(len(some), _ranked_tokens(student, teacher, config.k))
+            ]
+        if config.em_weight and student.learns:
             some = rows[part][sharpened]
             _sharpen(student, some, linear[sharpened], entropies[some], certainty[some], config)
     return torch.cat(scores) if scores else None
 
 
 def _rank(
-    student: _Student, teacher: TeacherSignal, rows: Tensor, linear: Tensor, weights: Tensor, config: TSDKDConfig
+    student: _Student,
+    teacher: TeacherSignal | TeacherHidden,
+    rows: Tensor,
+    linear: Tensor,
+    weights: Tensor,
+    config: TSDKDConfig,
 ) -> Tensor:
     """Pull the ranking term's gradient; return the tempered logits (n, k), best first."""
     logits = student.head.bend(linear)
@@ -400,15 +449,25 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 
 
 def _block_tokens(student: _Student) -> int:
-    return max(1, min(BLOCK_LOGITS[student.hidden.device.type] // student.vocab, len(student.hidden)))
+    return max(1, min(_by_device(BLOCK_LOGITS, student) // student.vocab, len(student.hidden)))
+
+
+def _ranked_tokens(student: _Student, teacher: TeacherSignal | TeacherHidden, k: int) -> int:
+    """Ranking gathers k rows of a head for each token."""
+    widths = [tensor.shape[-1] for tensor in (student.hidden, getattr(teacher, "hidden", None)) if tensor is not None]
+    return max(1, _by_device(BLOCK_LOGITS, student) // (k * max(widths)))
+
+
+def _by_device(sizes: dict[str, int], student: _Student) -> int:
+    return sizes["cpu" if student.hidden.device.type == "cpu" else "cuda"]
 
 
 def _chunk_tokens(student: _Student) -> int:
     """Chunks of even size; on CPUs always the same, so that a run gives the same bytes twice."""
     tokens, device = len(student.hidden), student.hidden.device
-    room = CHUNK_BYTES[device.type]
+    room = _by_device(CHUNK_BYTES, student)
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        room = min(room, free // 8)
-    most = max(1, room // (student.vocab * student.hidden.itemsize))
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        room = min(room, (torch.cuda.mem_get_info(device)[0] + cached) // 8)
+    most = max(LEAST_TOKENS, room // (student.vocab * student.hidden.itemsize))
     return -(-tokens // -(-tokens // most))

@@ -50,8 +50,10 @@ class Head:
         return self.bend(linear if self.bias is None else linear + self.bias[ids])
 
     def bend(self, linear: Tensor) -> Tensor:
-        """What follows the linear layer, if anything."""
-        scaled = linear * self.logit_scale if self.logit_scale != 1.0 else linear
+        """What follows the linear layer, in float32 or better; `linear` itself where nothing follows."""
+        if self.logit_scale == 1.0 and not self.softcap:
+            return linear
+        scaled = linear.to(torch.promote_types(linear.dtype, torch.float32)) * self.logit_scale
         return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
 
     def steepness(self, logits: Tensor) -> Tensor | float:

@@ -10,7 +10,7 @@ from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.core.ranking import plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, TokenWeights, check_rows, select
-from tsdkd.core.teacher import TeacherLogits, TeacherSignal
+from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
 
@@ -55,7 +55,7 @@ def tsdkd_loss(
 
 def token_selective_loss(
     student_logits: Tensor,
-    teacher: TeacherSignal,
+    teacher: TeacherSignal | TeacherHidden,
     response_mask: Tensor,
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
@@ -76,6 +76,8 @@ def token_selective_loss(
         "response_length".
     """
     check_rows(response_mask)
+    if isinstance(teacher, TeacherHidden):
+        teacher = teacher.formed()
     log_q = log_probs(student_logits, config.temperature)
     student_entropy = entropy_of(log_q.detach())
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
@@ -155,5 +157,5 @@ def _mean_of_means(values: Tensor, mask: Tensor) -> Tensor:
 
 def _kendall_tau(scores_best_first: Tensor) -> Tensor:
     k = scores_best_first.shape[-1]
-    order = torch.sign(scores_best_first.unsqueeze(-1) - scores_best_first.unsqueeze(-2)).triu(1)
-    return order.sum((-1, -2)) / (k * (k - 1) / 2)
+    better = (torch.sign(scores_best_first[:, i : i + 1] - scores_best_first[:, i + 1 :]).sum(-1) for i in range(k - 1))
+    return torch.stack(list(better)).sum(0) / (k * (k - 1) / 2)

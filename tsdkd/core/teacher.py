@@ -1,8 +1,8 @@
-"""What the objective asks of a teacher, and the four forms in which a teacher can answer.
+"""What the objective asks of a teacher, and the forms in which a teacher can answer.
 
 Everything is by response token: `tokens` runs over the response positions of a batch, row after row.
-`TeacherLogits` and `TeacherHidden` are exact. `TeacherRanks` and `TeacherTopK` were recorded earlier and know only the
-tokens recorded then.
+`TeacherLogits` is exact, and so is `TeacherHidden`, which becomes it. `TeacherRanks` and `TeacherTopK` were recorded
+earlier and know only the tokens recorded then.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,9 @@ from tsdkd.errors import InputError
 class TeacherSignal(Protocol):
     """A teacher's view of some response tokens; no answer carries a gradient on the teacher's side."""
 
+    def __len__(self) -> int:
+        """Tokens."""
+
     def take(self, tokens: Tensor | slice) -> Self:
         """The same signal for some of the tokens: a mask, indices or a slice."""
 
@@ -27,7 +30,7 @@ class TeacherSignal(Protocol):
         """Nats, (tokens,)."""
 
     def agrees(self, student_logits: Tensor) -> Tensor:
-        """Is the student's best token, from its logits (tokens, vocab), the teacher's? 1 or 0, (tokens,), float32."""
+        """Does the teacher like the student's best token best, too? Logits (tokens, vocab) -> 1 or 0, (tokens,)."""
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         """The student's k candidates in the teacher's order, best first: ids (tokens, k)."""
@@ -42,6 +45,9 @@ class TeacherLogits:
 
     logits: Tensor
 
+    def __len__(self) -> int:
+        return len(self.logits)
+
     def take(self, tokens: Tensor | slice) -> "TeacherLogits":
         return TeacherLogits(self.logits[tokens])
 
@@ -50,7 +56,8 @@ class TeacherLogits:
             return entropy_of(log_probs(self.logits, temperature))
 
     def agrees(self, student_logits: Tensor) -> Tensor:
-        return (_is_best(student_logits) & _is_best(self.logits)).any(-1).float()
+        chosen = self.logits.gather(-1, student_logits.argmax(-1, keepdim=True)).squeeze(-1)
+        return (chosen == self.logits.amax(-1)).float()
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         return rank(propose(student_logits, k), self.logits)
@@ -66,27 +73,21 @@ class TeacherHidden:
     hidden: Tensor
     head: Head
 
+    def __len__(self) -> int:
+        return len(self.hidden)
+
     def take(self, tokens: Tensor | slice) -> "TeacherHidden":
         return TeacherHidden(self.hidden[tokens], self.head)
 
-    def formed(self, room: Tensor | None = None) -> TeacherLogits:
-        """The logits, in `room` (at least tokens, vocab) when there is one."""
-        if room is None:
+    def formed(self) -> TeacherLogits:
+        with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             return TeacherLogits(self.head.logits(self.hidden))
-        return TeacherLogits(self.head.bend(self.head.linear(self.hidden, room[: len(self.hidden)])))
-
-    def entropy(self, temperature: float) -> Tensor:
-        return self.formed().entropy(temperature)
-
-    def agrees(self, student_logits: Tensor) -> Tensor:
-        return self.formed().agrees(student_logits)
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        """As `TeacherSignal.ranked`, from the candidates' rows of the head alone."""
         candidates = propose(student_logits, k)
-        return best_first(candidates, self.head.logits_at(self.hidden, candidates))
-
-    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
-        return self.formed().divergence(student_log_probs, beta, temperature)
+        with torch.no_grad():
+            return best_first(candidates, self.head.logits_at(self.hidden, candidates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,9 @@ class TeacherRanks:
     ranks: Tensor
     """(tokens, recorded k), 0 is the teacher's favourite"""
 
+    def __len__(self) -> int:
+        return len(self.entropies)
+
     def take(self, tokens: Tensor | slice) -> "TeacherRanks":
         return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
 
@@ -112,8 +116,8 @@ class TeacherRanks:
         return self.entropies
 
     def agrees(self, student_logits: Tensor) -> Tensor:
-        best = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True))
-        return _is_best(student_logits).gather(-1, best).squeeze(-1).float()
+        best = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
+        return (student_logits.argmax(-1) == best).float()
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         recorded = self.candidates.shape[-1]
@@ -144,6 +148,9 @@ class TeacherTopK:
     top_log_probs: Tensor
     """(tokens, K), at temperature 1"""
 
+    def __len__(self) -> int:
+        return len(self.recorded)
+
     def take(self, tokens: Tensor | slice) -> "TeacherTopK":
         return TeacherTopK(self.recorded.take(tokens), self.top_ids[tokens], self.top_log_probs[tokens])
 
@@ -151,7 +158,7 @@ class TeacherTopK:
         return self.recorded.entropy(temperature)
 
     def agrees(self, student_logits: Tensor) -> Tensor:
-        return _is_best(student_logits).gather(-1, self.top_ids[..., :1]).squeeze(-1).float()
+        return (student_logits.argmax(-1) == self.top_ids[..., 0]).float()
 
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         return self.recorded.ranked(student_logits, k)
@@ -159,10 +166,6 @@ class TeacherTopK:
     def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
         student_top = student_log_probs.gather(-1, self.top_ids)
         return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), beta)
-
-
-def _is_best(logits: Tensor) -> Tensor:
-    return logits.detach() == logits.detach().amax(-1, keepdim=True)
 
 
 def _with_tail(top_log_probs: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Decoder:
             tensors["hidden"] = raw.reshape(-1, self.head.weight.shape[1])
         return tensors
 
-    def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal:
+    def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal | TeacherHidden:
         """What `tensors` made (perhaps moved to another device) -> the teacher's signal."""
         if self.head is not None:
             return TeacherHidden(tensors["hidden"], self.head)

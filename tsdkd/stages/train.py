@@ -5,18 +5,20 @@ the update. Killed at any moment, a run continues from its last saved step and e
 """
 
 import json
+import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
 
-from tsdkd.artifacts import Artifact, Manifest, Writer
+from tsdkd.artifacts import Artifact, Manifest, Writer, load_manifest
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.models import default_device, describe, libraries, load_model, require_same_tokenizer
@@ -62,19 +64,25 @@ def train(
         models=(start, samples.scores.manifest.model("teacher")),
         libraries=libraries(),
     )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer:
-        if writer.complete:
+    first = arguments.process_index == 0  # with several processes, only this one writes and speaks
+    state = PartialState()
+    with Writer.open(output, manifest, overwrite=overwrite) if first else nullcontext() as writer:
+        state.wait_for_everyone()  # until then the artifact is not what this run makes
+        if load_manifest(output).state == "complete":
             reporter.say(f"{output} is complete: nothing to do.")
-            return writer.artifact
+            return Artifact(output, load_manifest(output))
         language_model = load_model(student, "float32")
         trainer = StagedTrainer(language_model, samples, arguments, config.objective, config.compile)
         _run(trainer, resume, reporter)
-        _save(trainer, language_model.tokenizer, staging, DTYPE[precision])
-        writer.adopt(staging)
-        artifact = writer.finish(_summary(trainer))
-        shutil.rmtree(staging)
-        shutil.rmtree(resume)
-        return artifact
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        if writer is not None:
+            _save(trainer, weights, language_model.tokenizer, staging, DTYPE[precision])
+            writer.adopt(staging)
+            writer.finish(_summary(trainer))
+            shutil.rmtree(staging)
+            shutil.rmtree(resume)
+        state.wait_for_everyone()
+        return Artifact(output, load_manifest(output))
 
 
 def _run(trainer: StagedTrainer, resume: Path, reporter: Reporter) -> None:
@@ -110,11 +118,12 @@ def _interrupts_set(stop: StopWhenAsked) -> Iterator[None]:
 
 
 def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) -> TrainingArguments:
-    micro = min(config.micro_batch_size, config.batch_size)
-    if config.batch_size % micro:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch say it
+    micro = min(config.micro_batch_size, config.batch_size // processes)
+    if not micro or config.batch_size % (micro * processes):
         raise InputError(
-            f"A batch of {config.batch_size} cannot be made of micro-batches of {micro}.",
-            "Choose a --micro-batch-size that divides --batch-size.",
+            f"A batch of {config.batch_size} cannot be made of micro-batches of {micro} in {processes} processes.",
+            "Choose a --micro-batch-size that, times the number of processes, divides --batch-size.",
         )
     arguments = TrainingArguments(
         output_dir=str(directory),
@@ -122,7 +131,7 @@ def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) 
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        gradient_accumulation_steps=config.batch_size // (micro * processes),
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
         lr_scheduler_type=config.schedule,
         weight_decay=config.weight_decay,
@@ -151,13 +160,24 @@ def _precision(config: TrainConfig) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def _save(trainer: StagedTrainer, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype) -> None:
+def _save(
+    trainer: StagedTrainer,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    dtype: torch.dtype,
+) -> None:
     """What transformers loads, in the precision of the forward that was trained.
 
     The float32 weights behind a bf16 forward hold updates too small for it to see; used in float32 they would all take
     effect at once, as a model that no step has looked at.
     """
-    trainer.accelerator.unwrap_model(trainer.model).to(dtype).save_pretrained(directory)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
+    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    model.generation_config = trained.generation_config
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     lines = [json.dumps(step, sort_keys=True) + "\n" for step in trainer.logged_steps]
     (directory / METRICS_FILE).write_text("".join(lines))

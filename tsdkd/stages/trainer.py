@@ -1,7 +1,8 @@
 """transformers' Trainer with the token-selective objective on staged samples.
 
-Departs from the stock Trainer in four places: the loss; its normalisation by the optimizer batch's responses; the
-objective's metrics in every log; and a mark in each saved checkpoint that says it is whole.
+Departs from the stock Trainer in five places: the loss; its normalisation by the optimizer batch's responses; how
+samples are dealt to processes; the objective's metrics in every log; and a mark in each saved checkpoint that says it
+is whole.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -26,11 +28,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from tsdkd.core import AdaptiveOpener, TSDKDConfig, token_selective_loss_from_hidden
+from tsdkd.core import AdaptiveOpener, TeacherHidden, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.batches import align
 from tsdkd.stages.models import LanguageModel, head_of, hidden_of
 from tsdkd.stages.report import Reporter
+from tsdkd.stages.sharing import Loader, MicroBatches, SharedOpener
 from tsdkd.stages.staged import Sample, StagedSamples
 
 SAVED = "tsdkd_state.json"
@@ -52,7 +55,8 @@ class StagedTrainer(Trainer):
         self.objective = objective
         self.compiled = compiled
         self.vocab = student.head.vocab_size
-        self.adaptive = AdaptiveOpener() if objective.opener == "adaptive" else None
+        opener = SharedOpener if arguments.world_size > 1 else AdaptiveOpener
+        self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
         self._responses = 0
         # The loss is part of the forward, where wrappers such as DDP and FSDP expect every use of a weight.
@@ -62,6 +66,10 @@ class StagedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss below is already normalised over the optimizer batch
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        if not samples:  # another process has the last ones; this one reads along
+            one = torch.ones(1, 1, dtype=torch.long)
+            nothing = {"response_mask": one[:0].bool(), "scores": {}, "sample_ids": []}
+            return {"input_ids": 0 * one, "attention_mask": one, **nothing}
         ids, attention, mask = align([s["prompt_ids"] for s in samples], [s["response_ids"] for s in samples])
         return {
             "input_ids": ids,
@@ -77,19 +85,31 @@ class StagedTrainer(Trainer):
         input_ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
-        scores: dict[str, Tensor],
+        teacher: TeacherSignal | TeacherHidden | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student's forward gives in training: the loss and its metrics."""
-        predicting = hidden_of(model, input_ids, attention_mask)[:, -response_mask.shape[1] - 1 : -1]
+        hidden = hidden_of(model, input_ids, attention_mask)
+        if teacher is None:  # every weight takes part, with gradient 0
+            if self.adaptive:
+                self.adaptive.choose([])
+            return 0 * model.get_output_embeddings()(hidden).sum(), {}
+        predicting = hidden[:, -response_mask.shape[1] - 1 : -1]
         return token_selective_loss_from_hidden(
             predicting[response_mask],
             head_of(model, self.vocab),
-            self.decoder.decode(scores),
+            teacher,
             response_mask,
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
         )
+
+    def get_train_dataloader(self) -> Loader:
+        args = self.args
+        mine = MicroBatches(
+            len(self.train_dataset), args.train_batch_size, args.seed, args.process_index, args.world_size
+        )
+        return Loader(self.train_dataset, batch_sampler=mine, collate_fn=self.data_collator)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -107,7 +127,10 @@ class StagedTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         sample_ids = inputs.pop("sample_ids")
-        loss, metrics = model(**inputs)
+        # As an object of ours: wrappers round the tensors among a forward's arguments to their own precision.
+        scores = inputs.pop("scores")
+        teacher = self.decoder.decode(scores) if sample_ids else None
+        loss, metrics = model(**inputs, teacher=teacher)
         if not torch.isfinite(loss):
             samples = ", ".join(sample_ids)
             raise TsdkdError(
@@ -132,8 +155,12 @@ class StagedTrainer(Trainer):
                 f"The gradient is not finite at step {self.state.global_step}.",
                 "Lower --learning-rate or --max-grad-norm; nothing of this step was saved.",
             )
-        if "loss" in logs and self._responses:
-            logs |= {name: float(total) / self._responses for name, total in self._sums.items()}
+        if "loss" in logs:
+            own = self._responses, {name: float(total) for name, total in self._sums.items()}
+            parts = gather_object([own]) if self.args.world_size > 1 else [own]
+            responses = sum(count for count, _ in parts)
+            for name in {name: None for _, sums in parts for name in sums}:
+                logs[name] = sum(sums.get(name, 0.0) for _, sums in parts) / responses
             self._sums.clear()
             self._responses = 0
         super().log(logs, start_time)
@@ -167,11 +194,13 @@ class ShowProgress(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """Saves and stops at the end of the step during which `requested` was set."""
+    """Saves and stops at the end of the step during which `requested` was set, in any process."""
 
     requested = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:
+            self.requested = any(gather_object([self.requested]))
         if self.requested:
             control.should_save = control.should_training_stop = True
 
@@ -183,5 +212,5 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
         if (checkpoint / SAVED).is_file():
             whole.append(checkpoint)
         else:
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be faster
     return whole[-1] if whole else None

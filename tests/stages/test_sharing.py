@@ -1,0 +1,93 @@
+"""Samples dealt to processes, and the objective in a model whose weights two processes share (FSDP2)."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForCausalLM
+
+from tsdkd.core import Head, TeacherHidden, TSDKDConfig
+from tsdkd.stages.sharing import MicroBatches
+from tsdkd.stages.trainer import StagedTrainer
+
+
+@pytest.mark.parametrize("samples", [1, 7, 8, 11])
+@pytest.mark.parametrize(("processes", "size"), [(1, 4), (2, 2), (4, 1), (2, 1)])
+def test_processes_share_out_the_batches_of_one(samples: int, processes: int, size: int) -> None:
+    alone = MicroBatches(samples, 4, seed=3, rank=0, processes=1)
+    shares = [MicroBatches(samples, size, seed=3, rank=rank, processes=processes) for rank in range(processes)]
+    for epoch in (0, 1):
+        for sampler in (alone, *shares):
+            sampler.set_epoch(epoch)
+        dealt = list(zip(*shares, strict=True))  # as many micro-batches for each
+        assert len(dealt) == len(shares[0])
+        together = [index for step in dealt for share in step for index in share]
+        assert together == [index for batch in alone for index in batch]
+        assert sorted(together) == list(range(samples))
+    first, second = (list(_at(alone, epoch)) for epoch in (0, 1))
+    assert samples == 1 or first != second
+
+
+def _at(sampler: MicroBatches, epoch: int) -> MicroBatches:
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def inputs(vocab: int) -> dict[str, object]:
+    """Four responses of five tokens after three of prompt."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab, (4, 8), generator=generator)
+    hidden, weight = torch.randn(20, 6, generator=generator), torch.randn(vocab, 6, generator=generator)
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    return {"ids": ids, "mask": mask, "hidden": hidden, "weight": weight}
+
+
+def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, torch.Tensor]:
+    """Of all four responses; or, in one of two processes, of two each, over shared weights."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    vocab = model.config.vocab_size
+    x = inputs(vocab)
+    rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
+    trainer = SimpleNamespace(vocab=vocab, objective=TSDKDConfig(k=4), adaptive=None, compiled=False)
+    model.forward = partial(StagedTrainer.objective_of, trainer, model)
+    if rank is not None:
+        mesh = init_device_mesh("cpu", (2,))
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if mixed else MixedPrecisionPolicy()
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+    hidden = x["hidden"].view(4, 5, -1)[rows].flatten(0, 1)
+    loss, _ = model(
+        input_ids=x["ids"][rows],
+        attention_mask=torch.ones_like(x["ids"][rows]),
+        response_mask=x["mask"][rows],
+        teacher=TeacherHidden(hidden, Head(x["weight"])),
+    )
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: grad if rank is None else grad.full_tensor() for name, grad in found.items()}
+
+
+def shared(rank: int, path: Path, place: str, mixed: bool) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    found = gradients(path, rank, mixed)
+    if rank == 0:
+        torch.save(found, f"{place}/found")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_shared_weights_get_the_gradients_of_whole_ones(student: Path, mixed: bool) -> None:
+    expected = gradients(student, None)
+    with tempfile.TemporaryDirectory() as place:
+        torch.multiprocessing.spawn(shared, args=(student, place, mixed), nprocs=2)
+        found = torch.load(f"{place}/found")
+    for name, other in expected.items():
+        apart = float((found[name] - other).norm() / other.norm())
+        assert apart < (0.1 if mixed else 1e-5), name
