@@ -328,7 +328,7 @@ def test_the_public_form_masks_and_checks() -> None:
 def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result of every operation, forward and backward, is looked at."""
     monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
-    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 16 * VOCAB * 8)  # float64
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
     monkeypatch.setattr(module, "LEAST_TOKENS", 1)
     case = make([200, 120])
     largest = 0
@@ -346,7 +346,7 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
 
     with Watch():
         by_chunks(case, config)[0].backward()
-    assert largest >= 16 * VOCAB
+    assert 80 * VOCAB <= largest < 320 * VOCAB
     assert largest <= max(case.teacher.numel(), 320 * config.k)  # hidden states, and k scores a token
 
 

@@ -11,8 +11,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig
-from tsdkd.stages.sharing import MicroBatches
+from tsdkd.core import AdaptiveOpener, Head, TeacherHidden, TSDKDConfig
+from tsdkd.stages import sharing
+from tsdkd.stages.sharing import MicroBatches, SharedOpener
 from tsdkd.stages.trainer import StagedTrainer
 
 
@@ -36,6 +37,20 @@ def test_processes_share_out_the_batches_of_one(samples: int, processes: int, si
 def _at(sampler: MicroBatches, epoch: int) -> MicroBatches:
     sampler.set_epoch(epoch)
     return sampler
+
+
+def test_openers_follow_the_samples_of_all_processes_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of two samples each, the second of them with one at the end, choose what one process would."""
+    signals = [[0.1, 0.9], [0.4, 0.6]], [[0.95, 0.2], [0.3]]
+    alone = AdaptiveOpener()
+    expected = [alone.choose([*first, *second]) for first, second in signals]
+    for rank in (0, 1):
+        opener = SharedOpener()
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        for both, whole in zip(signals, expected, strict=True):
+            monkeypatch.setattr(sharing, "gather_object", lambda own, both=both: both)
+            assert opener.choose(both[rank]) == (whole[:2] if rank == 0 else whole[2:])
+        assert opener.state_dict() == alone.state_dict()
 
 
 def inputs(vocab: int) -> dict[str, object]:
