@@ -138,7 +138,7 @@ def _columns(
     for s, t, token in zip(student.split(chunk), teacher.split(chunk), sampled.split(chunk), strict=True):
         log_q, log_p = log_probs(heads[0].logits(s)), log_probs(heads[1].logits(t).to(s.device))
         candidates = propose(log_q, config.k)
-        liking = log_p.gather(-1, candidates)
+        liking = heads[1].logits_at(t, candidates.to(t.device))  # not from log_p: bf16 logits tie
         chosen = token.to(s.device).unsqueeze(-1)
         piece = {
             "student_entropy": entropy_of(log_q),
