@@ -26,6 +26,7 @@ def complete(words: list[str], place: Path) -> None:
 
 def stop_when(words: list[str], place: Path, seen: Callable[[], bool], how: signal.Signals) -> int:
     """Start a command, send it a signal as soon as `seen` says so, and return its exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     process = subprocess.Popen(words, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not seen():
