@@ -223,8 +223,8 @@ def test_bad_shapes_and_empty_rows_are_named() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"alpha": -1}, {"beta": 1.1}, {"tau": 0}, {"k": 1}, {"opener": 0}, {"em_ratio": 2}, {"temperature": 0},
-     {"indirect_reduction": "max"}, {"alpha": 0, "direct_weight": 0, "em_weight": 0}],
+    [{"alpha": -1}, {"beta": 1.1}, {"tau": 0}, {"k": 1}, {"opener": 0}, {"opener": "adaptiv"}, {"em_ratio": 2},
+     {"temperature": 0}, {"indirect_reduction": "max"}, {"alpha": 0, "direct_weight": 0, "em_weight": 0}],
 )  # fmt: skip
 def test_config_refuses(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):

@@ -281,3 +281,12 @@ def test_a_student_of_another_family_is_refused(run: Path, stranger: Path, tmp_p
 def test_micro_batches_must_divide(run: Path, student: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="batch of 4 cannot be made of micro-batches of 3"):
         learn(run, student, tmp_path / "c", replace(CONFIG, micro_batch_size=3))
+
+
+def test_compiling_without_hidden_states_is_refused_before_anything_is_written(
+    run: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    score(run / "rollouts", str(student), str(teacher), tmp_path / "s", ScoreConfig(signal="topk", k=4, top_k=8))
+    with pytest.raises(InputError, match="needs the teacher's hidden states"):
+        train(run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", replace(CONFIG, compile=True))
+    assert not (tmp_path / "c").exists()

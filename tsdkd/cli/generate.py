@@ -76,4 +76,4 @@ def command(
             ),
         ],
     )
-    show_next(f"tsdkd score{options.at(run)}")
+    show_next(f"tsdkd score{options.at(run)}{options.named('--rollouts', rollouts)}")

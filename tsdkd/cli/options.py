@@ -79,3 +79,8 @@ RUN = Path("runs/default")
 def at(run: Path) -> str:
     """How the next command names this run."""
     return "" if run == RUN else f" --run {run}"
+
+
+def named(option: str, path: Path | None) -> str:
+    """How the next command names an artifact that is not where the run has it."""
+    return "" if path is None else f" {option} {path}"

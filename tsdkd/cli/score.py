@@ -48,4 +48,5 @@ def command(
             ("on disk", f"{sum(part.bytes for part in artifact.manifest.parts) / 1e6:,.0f} MB"),
         ],
     )
-    show_next(f"tsdkd train{options.at(run)}")
+    named = options.named("--rollouts", rollouts) + options.named("--scores", scores)
+    show_next(f"tsdkd train{options.at(run)}{named}")

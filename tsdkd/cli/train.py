@@ -76,7 +76,9 @@ def command(
     compile_: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Faster steps; compiling takes seconds at the start.", rich_help_panel=options.ENGINE
+            "--compile",
+            help="Faster steps with --signal hidden; compiling takes seconds.",
+            rich_help_panel=options.ENGINE,
         ),
     ] = TrainConfig.compile,
     save_steps: Annotated[
@@ -150,7 +152,7 @@ def command(
             ],
         ],
     )
-    show_next(f"tsdkd eval{options.at(run)}")
+    show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
 
 
 def _opener(value: str) -> float | Literal["adaptive"]:

@@ -42,7 +42,7 @@ class TSDKDConfig:
             ("beta", 0 <= self.beta <= 1, "between 0 and 1"),
             ("tau", self.tau > 0, "above 0"),
             ("k", self.k >= 2, "2 or more"),
-            ("opener", self.opener == "adaptive" or 0 < float(self.opener) <= 1, "in (0, 1] or 'adaptive'"),
+            ("opener", _is_share(self.opener) or self.opener == "adaptive", "in (0, 1] or 'adaptive'"),
             ("em_ratio", 0 < self.em_ratio <= 1, "in (0, 1]"),
             ("temperature", self.temperature > 0, "above 0"),
             ("indirect_reduction", self.indirect_reduction in ("mean", "sum"), "'mean' or 'sum'"),
@@ -55,3 +55,7 @@ class TSDKDConfig:
             raise InputError(
                 "All three terms have weight 0.", "Give alpha, direct_weight or em_weight a value above 0."
             )
+
+
+def _is_share(value: float | str) -> bool:
+    return isinstance(value, int | float) and 0 < value <= 1

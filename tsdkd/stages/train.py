@@ -47,6 +47,11 @@ def train(
     reporter = reporter or Silent()
     samples = StagedSamples(rollouts, scores)
     samples.decoder.require(config.objective)
+    if config.compile and samples.decoder.signal != "hidden":
+        raise InputError(
+            f"--compile needs the teacher's hidden states, but these scores hold {samples.decoder.signal!r}.",
+            "Leave out --compile, or score with --signal hidden.",
+        )
     start = describe("student", student)
     require_same_tokenizer(start, samples.scores.manifest.model("student"))
     scored = samples.scores.manifest.model("student")
@@ -123,7 +128,7 @@ def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) 
     if not micro or config.batch_size % (micro * processes):
         raise InputError(
             f"A batch of {config.batch_size} cannot be made of micro-batches of {micro} in {processes} processes.",
-            "Choose a --micro-batch-size that, times the number of processes, divides --batch-size.",
+            "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
         )
     arguments = TrainingArguments(
         output_dir=str(directory),
@@ -138,6 +143,7 @@ def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) 
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
         bf16=precision == "bf16",
+        ddp_find_unused_parameters=False,
         use_cpu=default_device() == "cpu",
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=1,
