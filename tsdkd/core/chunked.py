@@ -31,7 +31,7 @@ LEAST_TOKENS = 64
 
 Scratch = tuple[Tensor | None, ...]
 NO_SCRATCH: Scratch = (None,) * 5
-"""Every result in memory of its own, which is what compiled code never asks for."""
+"""For compiled code, which keeps few of these results and finds its own memory for them."""
 
 
 def tsdkd_loss_from_hidden(
@@ -134,7 +134,7 @@ def token_selective_loss_from_hidden(
             seen.student_entropy, seen.teacher_entropy, seen.agreement, weights, response_mask, terms, scores
         )
         loss = weighted_sum(terms, config)
-    attached: Tensor = _WithGradients.apply(loss, student.gradients, *_parts(student_hidden, student_head))  # type: ignore[no-untyped-call]
+    attached: Tensor = _WithGradients.apply(loss, student.gradients, *parts)  # type: ignore[no-untyped-call]
     return attached, metrics
 
 

@@ -4,7 +4,7 @@ With one process nothing here changes anything: same order, same batches, same o
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -41,7 +41,7 @@ class Loader(torch.utils.data.DataLoader[Any]):
     """A loader that tells its `MicroBatches` the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
 
 
 class SharedOpener(AdaptiveOpener):
