@@ -41,7 +41,7 @@ class Loader(torch.utils.data.DataLoader[Any]):
     """A loader that tells its `MicroBatches` the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
+        cast("MicroBatches", self.batch_sampler).set_epoch(epoch)
 
 
 class SharedOpener(AdaptiveOpener):
