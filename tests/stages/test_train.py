@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, tsdkd_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
@@ -205,6 +206,18 @@ def test_the_checkpoint_loads_without_us(run: Path, student: Path, tmp_path: Pat
     assert ours.chat_template == theirs.chat_template
     assert GenerationConfig.from_pretrained(tmp_path / "c").eos_token_id == theirs.eos_token_id
     assert not (tmp_path / "c" / "resume").exists()
+
+
+def test_tied_embeddings_stay_tied_and_are_saved_once(run: Path, student: Path, tmp_path: Path) -> None:
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student, tie_word_embeddings=True))
+    tied.save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "tied")
+    learn(run, tmp_path / "tied", tmp_path / "c", replace(CONFIG, epochs=1, precision="bf16"))
+    names = [set(load_file(tmp_path / place / "model.safetensors")) for place in ("tied", "c")]
+    assert names[0] == names[1]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert apart(model.state_dict(), tied.state_dict()) > 1e-4
 
 
 def test_the_checkpoint_is_the_model_that_the_forward_saw(run: Path, student: Path, tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def _save(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    model.tie_weights()
     model.generation_config = trained.generation_config
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
