@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tsdkd.core import AdaptiveOpener, Head, TeacherHidden, TSDKDConfig
 from tsdkd.stages import sharing
 from tsdkd.stages.sharing import MicroBatches, SharedOpener
-from tsdkd.stages.trainer import StagedTrainer
+from tsdkd.stages.trainer import DistillationTrainer
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 11])
@@ -69,7 +69,7 @@ def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, to
     x = inputs(vocab)
     rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
     trainer = SimpleNamespace(vocab=vocab, objective=TSDKDConfig(k=4), adaptive=None, compiled=False)
-    model.forward = partial(StagedTrainer.objective_of, trainer, model)
+    model.forward = partial(DistillationTrainer.objective_of, trainer, model)
     if rank is not None:
         mesh = init_device_mesh("cpu", (2,))
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if mixed else MixedPrecisionPolicy()

@@ -1,6 +1,5 @@
 """train: the update is the objective's, whatever the micro-batches; a cut run ends where an uninterrupted one does."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,51 +12,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, metrics, weights
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, tsdkd_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages import trainer as trainer_module
-from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.callbacks import SAVED
+from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
 from tsdkd.stages.score import score
 from tsdkd.stages.staged import StagedSamples
-from tsdkd.stages.train import METRICS_FILE, train
+from tsdkd.stages.train import train
 
 Contents = Callable[[Path], dict[str, bytes]]
-OBJECTIVE = TSDKDConfig(k=4)
-CONFIG = TrainConfig(
-    objective=OBJECTIVE, learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_size=2, precision="fp32", save_steps=2
-)
-
-
-@pytest.fixture(scope="module")
-def run(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rollouts and scores of ten responses."""
-    place = tmp_path_factory.mktemp("run")
-    prompts = place / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"Count to {i}{'!' * (i % 3)}"}) + "\n" for i in range(10)))
-    generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=12, part_size=4))
-    score(place / "rollouts", str(student), str(teacher), place / "scores", ScoreConfig(k=4))
-    return place
-
-
-def learn(
-    run: Path, student: Path, output: Path, config: TrainConfig = CONFIG, **more: object
-) -> dict[str, torch.Tensor]:
-    train(run / "rollouts", run / "scores", str(student), output, config, **more)
-    return weights(output)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(path).state_dict()
-
-
-def metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (path / METRICS_FILE).read_text().splitlines()]
-
-
-def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def test_the_first_step_is_the_objective_of_a_live_teacher(
@@ -140,19 +107,19 @@ def test_a_cut_run_ends_with_the_same_bytes(
     """Cut inside any of the six steps, or while step 4 is being saved."""
     config = replace(CONFIG, objective=replace(OBJECTIVE, opener=opener))
     learn(run, student, tmp_path / "whole", config)
-    compute_loss = trainer_module.StagedTrainer.compute_loss
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
 
     def cut(self: object, *args: object, **kwargs: object) -> object:
         if self.state.global_step == cut_at:
             raise KeyboardInterrupt
         return compute_loss(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module.StagedTrainer, "compute_loss", cut)
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
     with pytest.raises(KeyboardInterrupt):
         learn(run, student, tmp_path / "cut", config)
     monkeypatch.undo()
     if cut_at == 5:  # as if killed before the mark was written
-        (tmp_path / "cut" / "resume" / "checkpoint-4" / trainer_module.SAVED).unlink()
+        (tmp_path / "cut" / "resume" / "checkpoint-4" / SAVED).unlink()
     learn(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -160,14 +127,14 @@ def test_a_cut_run_ends_with_the_same_bytes(
 def test_a_cut_run_is_not_continued_with_other_settings(
     run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute_loss = trainer_module.StagedTrainer.compute_loss
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
 
     def cut(self: object, *args: object, **kwargs: object) -> object:
         if self.state.global_step == 3:
             raise KeyboardInterrupt
         return compute_loss(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module.StagedTrainer, "compute_loss", cut)
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
     with pytest.raises(KeyboardInterrupt):
         learn(run, student, tmp_path / "cut")
     with pytest.raises(ArtifactError, match=r"learning_rate was 0.001, now 0.5"):
@@ -179,18 +146,18 @@ def test_ctrl_c_saves_the_step_and_the_next_run_continues(
 ) -> None:
     config = replace(CONFIG, save_steps=100)
     learn(run, student, tmp_path / "whole", config)
-    compute_loss = trainer_module.StagedTrainer.compute_loss
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
 
     def interrupted(self: object, *args: object, **kwargs: object) -> object:
         if self.state.global_step == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return compute_loss(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module.StagedTrainer, "compute_loss", interrupted)
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         learn(run, student, tmp_path / "cut", config)
     monkeypatch.undo()
-    assert (tmp_path / "cut" / "resume" / "checkpoint-3" / trainer_module.SAVED).is_file()
+    assert (tmp_path / "cut" / "resume" / "checkpoint-3" / SAVED).is_file()
     learn(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -239,7 +206,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(run: Path, studen
     model = AutoModelForCausalLM.from_pretrained(broken)
     model.lm_head.weight.data[3, 3] = float("nan")
     model.save_pretrained(broken)
-    with pytest.raises(TsdkdError, match=r"loss is nan at step 1, samples [0-9a-f]+-0, [0-9a-f]+-0") as caught:
+    with pytest.raises(
+        TsdkdError, match=r"loss is nan at step 1 \(indirect, direct, entropy\), samples [0-9a-f]+-0, [0-9a-f]+-0"
+    ) as caught:
         learn(run, broken, tmp_path / "c")
     assert "--learning-rate" in caught.value.remedy
 

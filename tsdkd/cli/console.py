@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import (
@@ -45,6 +46,7 @@ class Lines:
     def __init__(self, what: str, total: int, unit: str, done: int) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.before = done
+        self.measures: dict[str, float] = {}
         self.start = self.said = time.monotonic()
 
     def advance(self, count: int) -> None:
@@ -56,11 +58,15 @@ class Lines:
         rate = 60 * (self.done - self.before) / (now - self.start)
         left = (self.total - self.done) / rate
         line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a minute, {left:,.0f} min left"
-        err.print(escape(line), soft_wrap=True)
+        measures = "".join(f", {name} {value:.4g}" for name, value in self.measures.items())
+        err.print(escape(line + measures), soft_wrap=True)
 
 
 class Reporter:
     """Shows what stages report (see `tsdkd.stages.report.Reporter`)."""
+
+    def __init__(self) -> None:
+        self._show_measures: Callable[[dict[str, float]], None] = lambda _: None
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
@@ -68,7 +74,9 @@ class Reporter:
             yield lambda _: None
             return
         if not err.is_terminal:
-            yield Lines(what, total, unit, done).advance
+            lines = Lines(what, total, unit, done)
+            self._show_measures = lines.measures.update
+            yield lines.advance
             return
         columns = (
             TextColumn("{task.description}"),
@@ -79,9 +87,14 @@ class Reporter:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=err) as bar:
-            task = bar.add_task(what, total=total, completed=done, unit=unit)
+        bar = Progress(*columns)
+        task = bar.add_task(what, total=total, completed=done, unit=unit)
+        with Live(bar, console=err) as live:
+            self._show_measures = lambda values: live.update(Group(_grid(values), bar))
             yield lambda count: bar.advance(task, count)
+
+    def measures(self, values: dict[str, float]) -> None:
+        self._show_measures(values)
 
     def say(self, message: str) -> None:
         if FIRST:
@@ -89,6 +102,14 @@ class Reporter:
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         show_pairs(title, rows)
+
+
+def _grid(values: dict[str, float]) -> Table:
+    """Names over values, in as many columns as there are."""
+    grid = Table.grid(*values, padding=(0, 2))
+    grid.add_row(*(f"[dim]{name.replace('_', ' ')}[/dim]" for name in values))
+    grid.add_row(*(f"{value:.4g}" for value in values.values()))
+    return grid
 
 
 def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -1,6 +1,9 @@
 """tsdkd train"""
 
-from typing import Annotated, Literal
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -8,9 +11,15 @@ from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config import TrainConfig
+from tsdkd.stages.config import DType, LiveConfig, LoRAConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from tsdkd.artifacts import Manifest
 
 OBJECTIVE = "Objective (the paper's symbols)"
+LIVE = "Live training (with --prompts, --teacher or --lambda: no scores are needed)"
+LORA = "Adapters (with --lora)"
+HEALTH = "Watching"
 
 
 def command(
@@ -20,6 +29,49 @@ def command(
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,
     student: options.Student = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts that the student answers.", show_default="the embedded ones", rich_help_panel=LIVE),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Reads the answers.", show_default="the embedded teacher", rich_help_panel=LIVE),
+    ] = None,
+    lambda_: Annotated[
+        float | None,
+        typer.Option(
+            "--lambda",
+            metavar="X",
+            help="Share answered afresh; others keep --rollouts.",
+            show_default="1",
+            rich_help_panel=LIVE,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Of the prompts.", show_default="messages, else prompt", rich_help_panel=LIVE)
+    ] = LiveConfig.column,
+    limit: Annotated[int | None, options.count("Only the first prompts.", LIVE)] = LiveConfig.limit,
+    sample_temperature: Annotated[
+        float, options.number("Of the answers; 0 is greedy.", LIVE, least=0)
+    ] = LiveConfig.temperature,
+    top_p: Annotated[float, options.number("Nucleus sampling.", LIVE, least=0, most=1)] = LiveConfig.top_p,
+    max_new_tokens: Annotated[int, options.count("Longest answer.", LIVE)] = LiveConfig.max_new_tokens,
+    max_prompt_tokens: Annotated[int, options.count("Longer prompts go.", LIVE)] = LiveConfig.max_prompt_tokens,
+    sample_batch: Annotated[int, options.count("Answers sampled at a time.", LIVE)] = LiveConfig.batch_size,
+    teacher_dtype: Annotated[
+        DType, typer.Option(help="Precision; auto: as saved.", rich_help_panel=LIVE)
+    ] = LiveConfig.teacher_dtype,
+    teacher_device: Annotated[
+        str | None, typer.Option(help="Such as cpu.", show_default="the student's", rich_help_panel=LIVE)
+    ] = LiveConfig.teacher_device,
+    lora: Annotated[bool, typer.Option("--lora", help="Train adapters alone.", rich_help_panel=LORA)] = False,
+    lora_rank: Annotated[int, options.count("Width of an adapter.", LORA)] = LoRAConfig.rank,
+    lora_alpha: Annotated[int, options.count("Scale: alpha / rank.", LORA)] = LoRAConfig.alpha,
+    lora_dropout: Annotated[float, options.number("Before adapters.", LORA, least=0)] = LoRAConfig.dropout,
+    lora_targets: Annotated[
+        str, typer.Option(metavar="NAMES", help="Modules, joined by commas.", rich_help_panel=LORA)
+    ] = LoRAConfig.targets,
+    merge: Annotated[bool, typer.Option("--merge", help="Save full weights.", rich_help_panel=LORA)] = LoRAConfig.merge,
     alpha: Annotated[float, options.number("Weight of the ranking term.", OBJECTIVE, least=0)] = TSDKDConfig.alpha,
     beta: Annotated[
         float, options.number("JSD: 0 forward KL, 1 reverse KL.", OBJECTIVE, least=0, most=1)
@@ -81,11 +133,52 @@ def command(
             rich_help_panel=options.ENGINE,
         ),
     ] = TrainConfig.compile,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="transformers' implementation, such as sdpa.",
+            show_default="eager on CPUs, else sdpa",
+            rich_help_panel=options.ENGINE,
+        ),
+    ] = TrainConfig.attention,
+    held_out: Annotated[
+        float, options.number("Share of prompts only measured on.", HEALTH, least=0, most=1)
+    ] = TrainConfig.held_out,
+    eval_steps: Annotated[
+        int, options.count("Steps between measurements; the best is kept.", HEALTH, least=0)
+    ] = TrainConfig.eval_steps,
+    stop_on_collapse: Annotated[
+        bool,
+        typer.Option("--stop-on-collapse", help="End a run that degenerates.", rich_help_panel=HEALTH),
+    ] = TrainConfig.stop_on_collapse,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorboard, trackio or wandb; repeatable.", rich_help_panel=HEALTH),
+    ] = None,
     save_steps: Annotated[
         int, options.count("Steps between saves: what an interruption can cost.", options.ENGINE)
     ] = TrainConfig.save_steps,
 ) -> None:
-    """Rollouts + scores -> checkpoint: the student learns, the teacher is absent."""
+    """Rollouts + scores -> checkpoint: the student learns, the teacher is absent; or prompts + a live teacher."""
+    live = prompts is not None or teacher is not None or lambda_ is not None
+    sampled = LiveConfig(
+        on_policy=1.0 if lambda_ is None else lambda_,
+        temperature=sample_temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        limit=limit,
+        column=column,
+        batch_size=sample_batch,
+        teacher_dtype=teacher_dtype,
+        teacher_device=teacher_device,
+    )
+    adapter = LoRAConfig(lora_rank, lora_alpha, lora_dropout, lora_targets, merge)
+    if not live and sampled != LiveConfig():
+        raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
+    if not lora and adapter != LoRAConfig():
+        raise InputError("Options of adapters are given without --lora.", "Give --lora, or leave them out.")
     config = TrainConfig(
         objective=TSDKDConfig(
             alpha=alpha,
@@ -100,6 +193,8 @@ def command(
             direct_weight=direct_weight,
             em_weight=em_weight,
         ),
+        live=sampled if live else None,
+        lora=adapter if lora else None,
         learning_rate=learning_rate,
         epochs=epochs,
         batch_size=batch_size,
@@ -111,48 +206,62 @@ def command(
         precision=precision,
         gradient_checkpointing=gradient_checkpointing,
         compile=compile_,
+        attention=attention,
+        held_out=held_out,
+        eval_steps=eval_steps,
+        stop_on_collapse=stop_on_collapse,
         save_steps=save_steps,
+        trackers=tuple(tracker or ()),
     )
-    from tsdkd.artifacts import read
+    output = checkpoint or run / "checkpoint"
+    if live:
+        if prompts and rollouts:
+            raise InputError("--prompts and --rollouts are both given.", "Choose where the prompts come from.")
+        from tsdkd.stages.train import train_live
 
-    scored = scores or run / "scores"
-    recorded = read(scored, "scores", hashed=False).manifest
+        models = defaults.student(student), defaults.teacher(teacher)
+        data = rollouts or prompts or defaults.PROMPTS
+        artifact = train_live(data, *models, output, config, seed, Reporter(), overwrite)
+    else:
+        from tsdkd.artifacts import read
 
-    from tsdkd.stages.train import train
+        scored = scores or run / "scores"
+        recorded = read(scored, "scores", hashed=False).manifest
 
-    learner = defaults.student(student, recorded)
-    artifact = train(
-        rollouts or run / "rollouts",
-        scored,
-        learner,
-        checkpoint or run / "checkpoint",
-        config,
-        seed,
-        Reporter(),
-        overwrite,
-    )
-    found = artifact.manifest.summary
-    show_pairs(
-        "checkpoint",
-        [
-            ("at", str(artifact.path)),
-            ("student", learner),
-            ("teacher (absent)", recorded.model("teacher").name),
-            ("steps", f"{found['steps']} of {batch_size} responses, {artifact.manifest.config['precision']}"),
-            *[
-                (label, f"{found[f'{name}_first']:.3f} -> {found[f'{name}_last']:.3f}")
-                for name, label in (
-                    ("loss", "loss"),
-                    ("indirect", f"ranking (weight {alpha:g})"),
-                    ("direct", f"divergence (weight {direct_weight:g})"),
-                    ("entropy", f"top entropies (weight {em_weight:g})"),
-                    ("student_entropy", "student's mean entropy"),
-                )
-                if f"{name}_first" in found
-            ],
-        ],
-    )
+        from tsdkd.stages.train import train
+
+        models = defaults.student(student, recorded), recorded.model("teacher").name
+        artifact = train(rollouts or run / "rollouts", scored, models[0], output, config, seed, Reporter(), overwrite)
+    show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, *models, artifact.manifest)])
     show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
+
+
+def _rows(config: TrainConfig, student: str, teacher: str, manifest: Manifest) -> list[tuple[str, str]]:
+    found, objective = manifest.summary, config.objective
+    curves = (
+        ("loss", "loss"),
+        ("indirect", f"ranking (weight {objective.alpha:g})"),
+        ("direct", f"divergence (weight {objective.direct_weight:g})"),
+        ("entropy", f"top entropies (weight {objective.em_weight:g})"),
+        ("student_entropy", "student's mean entropy"),
+        ("candidate_overlap", "candidates as scored"),
+        ("drift", "drift since scoring (nats)"),
+    )
+    rows = [
+        ("student", student),
+        (f"teacher ({'live' if config.live else 'absent'})", teacher),
+        ("steps", f"{found['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
+    ]
+    rows += [
+        (label, f"{found[f'{name}_first']:.3f} -> {found[f'{name}_last']:.3f}")
+        for name, label in curves
+        if f"{name}_first" in found
+    ]
+    if "kept_step" in found:
+        rows.append(("kept", f"step {found['kept_step']}, KL {found['kept_kl']:.4f} on held-out prompts"))
+    if "collapsed_at" in found:
+        rows.append(("degenerated", f"at step {found['collapsed_at']}; step {found['steps']} is kept"))
+    return rows
 
 
 def _opener(value: str) -> float | Literal["adaptive"]:

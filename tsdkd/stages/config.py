@@ -1,7 +1,7 @@
 """What each stage can be told, with the defaults the command line shows; loads without torch.
 
-An artifact records them as its configuration, and another value is another artifact (but for `save_steps`). Where
-something is read or written is an argument of the stage.
+An artifact records them as its configuration, and another value is another artifact (but for `save_steps` and
+`trackers`). Where something is read or written is an argument of the stage.
 """
 
 from dataclasses import dataclass, field
@@ -53,10 +53,57 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters in place of full fine-tuning (peft's names)."""
+
+    rank: int = 16
+    alpha: int = 32
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    targets: str = "all-linear"
+    """Names of modules, joined by commas; "all-linear" is every linear layer but the output head."""
+    merge: bool = False
+    """Save full weights instead of an adapter."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"LoRA's dropout is {self.dropout}.", "Choose a value in [0, 1).")
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    """How responses come to be during training, and who reads them; the paper's setting is lambda = 1."""
+
+    on_policy: float = 1.0
+    """The paper's lambda: the share of prompts that the student answers afresh; the others keep recorded responses."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    max_prompt_tokens: int = 512
+    limit: int | None = None
+    """Only the first so many prompts."""
+    column: str | None = None
+    batch_size: int = 32
+    """Responses sampled at a time."""
+    teacher_dtype: DType = "auto"
+    teacher_device: str | None = None
+    """None: where the student is."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.on_policy <= 1:
+            raise InputError(f"lambda is {self.on_policy}.", "Choose a share in [0, 1]; 1 is the paper's on-policy.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How the student learns; defaults are Table 10's."""
 
     objective: TSDKDConfig = field(default_factory=TSDKDConfig)
+    live: LiveConfig | None = None
+    """None: from recorded scores, the teacher absent."""
+    lora: LoRAConfig | None = None
+    """None: every weight learns."""
     learning_rate: float = 5e-6
     epochs: float = 3.0
     batch_size: int = 128
@@ -72,16 +119,30 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     """Fuse the objective's work between its matrix products; costs seconds at the start and needs a compiler."""
+    attention: str | None = None
+    """Implementation by transformers' name; None: eager on CPUs, else what transformers prefers."""
+    held_out: float = 0.0
+    """Share of the prompts that is only measured on."""
+    eval_steps: int = 0
+    """Steps between measurements on them, 0 for none; the best measured step is what is kept in the end."""
+    stop_on_collapse: bool = False
+    """End a run that degenerates, with the last good saved step."""
     save_steps: int = 100
+    """With `eval_steps`, every measurement is also a save, and this does not count."""
+    trackers: tuple[str, ...] = ()
+    """transformers' integrations that get every log: tensorboard, trackio, wandb."""
 
     def __post_init__(self) -> None:
         for name, good, range_ in (
+            ("held_out", 0 <= self.held_out < 1, "in [0, 1)"),
             ("epochs", self.epochs > 0, "above 0"),
             ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0; a large one switches clipping off"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
+        if bool(self.held_out) != bool(self.eval_steps):
+            raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
 
 
 @dataclass(frozen=True)

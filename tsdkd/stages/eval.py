@@ -20,7 +20,7 @@ from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, file_di
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.benchmarks import EMBEDDED_DATA, Benchmark, choose
 from tsdkd.stages.config import EvalConfig
-from tsdkd.stages.heldout import answer, measure, require_hidden
+from tsdkd.stages.heldout import HeldOut, answer, measure, require_hidden
 from tsdkd.stages.models import LanguageModel, describe, libraries, load_model, require_same_tokenizer
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.staged import StagedSamples
@@ -73,7 +73,13 @@ def evaluate(
         language_model = load_model(model, config.dtype)
         if samples is not None and not writer.has(HELDOUT_FILE):
             with reporter.progress("held-out responses read", len(samples), "responses") as advance:
-                closeness = measure(language_model, samples, config.batch_size * 512, advance)
+                closeness = measure(
+                    language_model,
+                    language_model.head,
+                    HeldOut(samples, range(len(samples))),
+                    config.batch_size * 512,
+                    advance,
+                )
             closeness |= answer(language_model, samples)
             writer.aside(HELDOUT_FILE).write_text(json.dumps(closeness))
             writer.add_file(HELDOUT_FILE)

@@ -1,49 +1,61 @@
-"""How close a model is to the teacher on held-out responses: divergence, agreement and entropy per token.
+"""How close a model is to the teacher on held-out responses: divergence, agreement and entropy per token."""
 
-The teacher is not loaded: its distribution comes from scores with the signal "hidden".
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from torch import Tensor
 
-from tsdkd.core import TeacherHidden
+from tsdkd.core import Head, TeacherHidden, TeacherSignal
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
-from tsdkd.stages.batches import by_length, join
+from tsdkd.stages.batches import by_length
 from tsdkd.stages.models import LanguageModel
 from tsdkd.stages.sampling import sample
-from tsdkd.stages.signals import Decoder
+from tsdkd.stages.sources import Source, collate, predicting
 from tsdkd.stages.staged import StagedSamples
 
 CHUNK_TOKENS = 512
+BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Samples, with responses, that nothing learns from."""
+
+    source: Source
+    indices: Sequence[int]
 
 
 def measure(
-    language_model: LanguageModel, samples: StagedSamples, batch_tokens: int, advance: Callable[[int], None]
+    language_model: LanguageModel,
+    head: Head,
+    held_out: HeldOut,
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda _: None,
+    process: int = 0,
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Means per response token, nats: "kl" is KL(teacher || model), with a standard error that knows the responses."""
-    decoder = samples.decoder.to(language_model.device)
-    totals = {}
-    lengths = [samples.length(i) for i in range(len(samples))]
-    for batch in by_length(lengths, tokens=batch_tokens):
-        chosen = [samples[i] for i in batch]
-        ids, attention, predicting = join([s["prompt_ids"] for s in chosen], [s["response_ids"] for s in chosen])
-        device = language_model.device
-        with torch.inference_mode():
-            hidden = language_model.hidden(ids.to(device), attention.to(device))[predicting.to(device)]
-            recorded = samples.decoder.tensors(chosen)["hidden"].to(device)
-            pieces = [
-                _compare(language_model, decoder, h, t)
-                for h, t in zip(hidden.split(CHUNK_TOKENS), recorded.split(CHUNK_TOKENS), strict=True)
-            ]
-        per_token = torch.cat(pieces).split([len(s["response_ids"]) for s in chosen])
-        totals.update({i: (len(values), values.sum(0)) for i, values in zip(batch, per_token, strict=True)})
+    """Means per response token, nats: "kl" is KL(teacher || model), with a standard error that knows the responses.
+
+    Each of several processes reads its share of the batches; all get the same result.
+    """
+    source, indices = held_out.source, held_out.indices
+    batches = list(by_length([source.length(i) for i in indices], tokens=batch_tokens))
+    totals: dict[int, tuple[int, Tensor]] = {}
+    for batch in batches[process::processes]:
+        samples = [source[indices[i]] for i in batch]
+        per_token = _read(language_model, head, source, samples)
+        split = per_token.split([len(s["response_ids"]) for s in samples])
+        totals.update({i: (len(values), values.sum(0)) for i, values in zip(batch, split, strict=True)})
         advance(len(batch))
-    counts = torch.tensor([float(totals[i][0]) for i in range(len(samples))], dtype=torch.float64)
-    sums = torch.stack([totals[i][1] for i in range(len(samples))]).double()
+    if processes > 1:
+        totals = {i: found for part in gather_object([totals]) for i, found in part.items()}
+    counts = torch.tensor([float(totals[i][0]) for i in range(len(indices))], dtype=torch.float64)
+    sums = torch.stack([totals[i][1] for i in range(len(indices))]).double()
     means = sums.sum(0) / counts.sum()
     spread = (sums[:, 0] - means[0] * counts).square().sum() * len(counts) / max(len(counts) - 1, 1)
     return {
@@ -71,14 +83,24 @@ def require_hidden(samples: StagedSamples) -> None:
         )
 
 
-def _compare(
-    language_model: LanguageModel, decoder: Decoder, hidden: torch.Tensor, recorded: torch.Tensor
-) -> torch.Tensor:
-    """(tokens, 4): KL, agreement, the model's entropy, the teacher's."""
-    teacher = decoder.decode({"hidden": recorded})
-    assert isinstance(teacher, TeacherHidden)
-    known = teacher.formed()
-    log_q = log_probs(language_model.head.logits(hidden))
-    agreement = known.agrees(log_q)
+def _read(language_model: LanguageModel, head: Head, source: Source, samples: list[dict[str, Any]]) -> Tensor:
+    """(tokens, 4), on the CPU: KL, agreement, the model's entropy, the teacher's."""
+    device = language_model.device
+    batch = collate(samples, source)
+    batch |= {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "response_mask")}
+    batch["recorded"] = {name: value.to(device) for name, value in batch["recorded"].items()}
+    with torch.no_grad():
+        hidden = predicting(language_model.hidden(batch["input_ids"], batch["attention_mask"]), batch["response_mask"])
+        teacher = source.signal(batch)
+        pieces = [
+            _compare(head, hidden[start : start + CHUNK_TOKENS], teacher.take(slice(start, start + CHUNK_TOKENS)))
+            for start in range(0, len(hidden), CHUNK_TOKENS)
+        ]
+    return torch.cat(pieces).cpu()
+
+
+def _compare(head: Head, hidden: Tensor, teacher: TeacherSignal | TeacherHidden) -> Tensor:
+    known = teacher.formed() if isinstance(teacher, TeacherHidden) else teacher
+    log_q = log_probs(head.logits(hidden))
     divergence = known.divergence(log_q, beta=0, temperature=1)
-    return torch.stack([divergence, agreement, entropy_of(log_q), known.entropy(1)], -1)
+    return torch.stack([divergence, known.agrees(log_q), entropy_of(log_q), known.entropy(1)], -1)

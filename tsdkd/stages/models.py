@@ -93,8 +93,11 @@ def head_of(model: PreTrainedModel, vocab: int | None) -> Head:
     """A model's own output head, cut to `vocab` ids."""
     config = model.config.get_text_config()
     layer: Any = model.get_output_embeddings()
+    weight = layer.weight
+    for adapter in getattr(layer, "active_adapters", ()):  # LoRA on the head
+        weight = weight + layer.get_delta_weight(adapter)
     return Head(
-        weight=layer.weight,
+        weight=weight,
         bias=layer.bias,
         logit_scale=getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1),
         softcap=getattr(config, "final_logit_softcapping", None),
@@ -169,11 +172,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, dtype: DType = "auto", device: str | None = None) -> LanguageModel:
+def load_model(
+    name: str, dtype: DType = "auto", device: str | None = None, attention: str | None = None
+) -> LanguageModel:
     """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it."""
     tokenizer = load_tokenizer(name)
     device = device or default_device()
-    attention = "eager" if device == "cpu" else None  # on CPUs torch's fused bf16 attention is the slower one
+    if attention is None and device == "cpu":
+        attention = "eager"  # torch's fused bf16 attention is the slower one there
     try:
         model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, attn_implementation=attention)
     except Exception as error:  # the libraries below raise whatever they like

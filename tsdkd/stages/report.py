@@ -11,6 +11,9 @@ class Reporter(Protocol):
     ) -> AbstractContextManager[Callable[[int], None]]:
         """A bar with rate and time left; call what it yields with the units just done."""
 
+    def measures(self, values: dict[str, float]) -> None:
+        """Where the work on the bar stands, by name."""
+
     def say(self, message: str) -> None:
         """One line about something the user should know."""
 
@@ -24,6 +27,9 @@ class Silent:
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
+
+    def measures(self, values: dict[str, float]) -> None:
+        pass
 
     def say(self, message: str) -> None:
         pass

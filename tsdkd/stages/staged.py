@@ -1,5 +1,6 @@
 """Rollouts and their scores as one sequence of samples: what staged training reads, and held-out measurement."""
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from tsdkd.artifacts import read
+from tsdkd.core import TeacherHidden, TeacherSignal
+from tsdkd.stages.models import LanguageModel
 from tsdkd.stages.signals import HEAD_FILE, Decoder, load_head
+from tsdkd.stages.sources import Batch, Memory, Sample
 
-Sample = dict[str, Any]
+COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
 
 
 class StagedSamples(torch.utils.data.Dataset[Sample]):
     """Sample i joins row i of the rollouts with row i of the scores, which is read when it is asked for.
 
-    `sample[...]`: "sample_id", "prompt_ids", "response_ids" (lists), and the scores' columns.
+    A sample also holds the scores' columns.
     """
 
     def __init__(self, rollouts: Path, scores: Path) -> None:
@@ -25,7 +30,7 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
         self.rollouts = read(rollouts, "rollouts")
         self.scores = read(scores, "scores")
         self.scores.require_parent(self.rollouts)
-        self._ids = self.rollouts.table().select(["sample_id", "prompt_ids", "response_ids"])
+        self._ids = self.rollouts.table().select(COLUMNS)
         self._place = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
         self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
 
@@ -45,14 +50,34 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
         """Tokens of prompt and response."""
         return len(self._ids["prompt_ids"][index]) + len(self._ids["response_ids"][index])
 
+    def prompt_of(self, index: int) -> str:
+        return str(self._ids["prompt_id"][index].as_py())
+
     def __getitem__(self, index: int) -> Sample:
         file, group = self._place[index]
-        row = self._open(file).read_row_group(group, columns=["sample_id", *self.decoder.columns])
+        row = self._open(file).read_row_group(group, columns=list(self.decoder.columns))
         return {
             **{name: _cell(row[name]) for name in row.column_names},
-            "prompt_ids": self.prompt_ids(index),
-            "response_ids": self._ids["response_ids"][index].as_py(),
+            **{name: self._ids[name][index].as_py() for name in COLUMNS},
         }
+
+    def answered(self, samples: list[Sample], student: LanguageModel, key: Sequence[int]) -> list[Sample]:
+        return samples
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        return self.decoder.tensors(samples)
+
+    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+        return self._decoder_on(batch["input_ids"].device).decode(batch["recorded"])
+
+    def memory(self, batch: Batch) -> Memory:
+        recorded, mask = batch["recorded"], batch["response_mask"]
+        sampled = batch["input_ids"][:, -mask.shape[1] :][mask]
+        return Memory(sampled, recorded["student_logprob"], recorded["candidates"])
+
+    @lru_cache(maxsize=1)  # noqa: B019  one object a run
+    def _decoder_on(self, device: torch.device) -> Decoder:
+        return self.decoder.to(device)
 
 
 def _cell(column: pa.ChunkedArray) -> Any:

@@ -1,4 +1,4 @@
-"""train: rollouts + scores -> checkpoint. The student learns from what was recorded; the teacher is absent.
+"""train: rollouts + scores -> checkpoint, the teacher absent; or prompts + a live teacher -> checkpoint.
 
 Everything is per response, then averaged over the optimizer batch's responses: micro-batches and padding do not change
 the update. Killed at any moment, a run continues from its last saved step and ends with the same weights.
@@ -9,25 +9,65 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
-from tsdkd.artifacts import Artifact, Manifest, Writer, load_manifest
-from tsdkd.errors import InputError
-from tsdkd.stages.config import TrainConfig
-from tsdkd.stages.models import default_device, describe, libraries, load_model, require_same_tokenizer
+from tsdkd.artifacts import (
+    Artifact,
+    Manifest,
+    Model,
+    Parent,
+    Writer,
+    digest,
+    file_digest,
+    load_manifest,
+    read,
+    relative,
+)
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages import memory
+from tsdkd.stages.callbacks import (
+    SAVED,
+    JudgeHealth,
+    MarkWhole,
+    ShowProgress,
+    StopWhenAsked,
+    WriteLog,
+    last_whole_checkpoint,
+)
+from tsdkd.stages.checkpoint import METRICS_FILE, save
+from tsdkd.stages.config import DType, TrainConfig
+from tsdkd.stages.heldout import HeldOut
+from tsdkd.stages.live import LiveSamples, from_prompts, from_rollouts
+from tsdkd.stages.lora import with_adapter
+from tsdkd.stages.models import LanguageModel, default_device, describe, libraries, load_model, require_same_tokenizer
 from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.sources import Source
 from tsdkd.stages.staged import StagedSamples
-from tsdkd.stages.trainer import SAVED, MarkWhole, ShowProgress, StagedTrainer, StopWhenAsked, last_whole_checkpoint
+from tsdkd.stages.trainer import DistillationTrainer
 
-METRICS_FILE = "metrics.jsonl"
 DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+UNIDENTIFIED = {"save_steps", "trackers"}
+"""Settings that do not change the result."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What staged and live training differ in."""
+
+    student: Model
+    teacher: Model
+    parents: tuple[Parent, ...]
+    longest: int
+    """Tokens of the longest sequence."""
+    open: Callable[[LanguageModel], tuple[Source, list[int], HeldOut | None]]
+    """Student -> all samples, those it learns from, and those it is measured on."""
 
 
 def train(
@@ -52,21 +92,84 @@ def train(
             f"--compile needs the teacher's hidden states, but these scores hold {samples.decoder.signal!r}.",
             "Leave out --compile, or score with --signal hidden.",
         )
-    start = describe("student", student)
-    require_same_tokenizer(start, samples.scores.manifest.model("student"))
-    scored = samples.scores.manifest.model("student")
+    start, scored = describe("student", student), samples.scores.manifest.model("student")
+    require_same_tokenizer(start, scored)
     if start.weights != scored.weights:
         reporter.say(f"The student is another than the one that was scored ({scored.name}).")
+    held = _held_out(samples, config, seed)
+    learned = [i for i in range(len(samples)) if i not in set(held)]
+    job = Job(
+        student=start,
+        teacher=samples.scores.manifest.model("teacher"),
+        parents=(samples.rollouts.as_parent_of(output), samples.scores.as_parent_of(output)),
+        longest=max(samples.length(i) for i in learned),
+        open=lambda _: (samples, learned, HeldOut(samples, held) if held else None),
+    )
+    return _train(job, output, config, seed, reporter, overwrite)
+
+
+def train_live(
+    data: Path,
+    student: str,
+    teacher: str,
+    output: Path,
+    config: TrainConfig,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """Distil a teacher that reads along: the student answers a share `config.live.on_policy` of prompts as it learns.
+
+    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. Raises as `train`.
+    """
+    reporter = reporter or Silent()
+    live = config.live
+    assert live is not None
+    models = describe("student", student), describe("teacher", teacher)
+    require_same_tokenizer(*models)
+    recorded = read(data, "rollouts") if data.is_dir() else None
+    if recorded is None and live.on_policy < 1:
+        raise InputError(
+            f"lambda is {live.on_policy}, but there are no responses to keep for the other prompts.",
+            "Give --rollouts in place of --prompts, or --lambda 1.",
+        )
+
+    def open_(language_model: LanguageModel) -> tuple[Source, list[int], HeldOut | None]:
+        if recorded is None:
+            samples, dropped = from_prompts(data, language_model, live)
+            if dropped:
+                reporter.say(f"{dropped} prompts longer than {live.max_prompt_tokens} tokens are left out.")
+        else:
+            samples = from_rollouts(recorded, live)
+        reader = load_model(teacher, live.teacher_dtype, live.teacher_device)
+        source = LiveSamples(samples, reader, language_model, live)
+        held = _held_out(source, config, seed)
+        answered = source.answered([samples[i] for i in held], language_model, (seed,))
+        measured = HeldOut(LiveSamples(answered, reader, language_model, live), range(len(held))) if held else None
+        return source, [i for i in range(len(source)) if i not in set(held)], measured
+
+    if recorded is None:
+        parent = Parent("prompts", file_digest(data), relative(data, output))
+    else:
+        parent = recorded.as_parent_of(output)
+    job = Job(*models, (parent,), live.max_prompt_tokens + live.max_new_tokens, open_)
+    return _train(job, output, config, seed, reporter, overwrite)
+
+
+def _train(job: Job, output: Path, config: TrainConfig, seed: int, reporter: Reporter, overwrite: bool) -> Artifact:
     resume, staging = output / "resume", output / "staging.tmp"
     precision = _precision(config)
     arguments = _arguments(config, precision, seed, resume)
+    _require_no_adapter(job.student, config)
+    needed = memory.estimate(job.student.name, job.teacher.name, job.longest, config, precision)
+    advice = memory.require(needed, config)
     manifest = Manifest(
         kind="checkpoint",
-        config={name: value for name, value in asdict(config).items() if name != "save_steps"}
+        config={name: value for name, value in asdict(config).items() if name not in UNIDENTIFIED}
         | {"precision": precision},
         seed=seed,
-        parents=(samples.rollouts.as_parent_of(output), samples.scores.as_parent_of(output)),
-        models=(start, samples.scores.manifest.model("teacher")),
+        parents=job.parents,
+        models=(job.student, job.teacher),
         libraries=libraries(),
     )
     first = arguments.process_index == 0  # with several processes, only this one writes and speaks
@@ -76,32 +179,59 @@ def train(
         if load_manifest(output).state == "complete":
             reporter.say(f"{output} is complete: nothing to do.")
             return Artifact(output, load_manifest(output))
-        language_model = load_model(student, "float32")
-        trainer = StagedTrainer(language_model, samples, arguments, config.objective, config.compile)
-        _run(trainer, resume, reporter)
-        weights = trainer.accelerator.get_state_dict(trainer.model)
+        reporter.table("What training will need", needed.rows())
+        if advice:
+            reporter.say(advice)
+        learner = load_model(job.student.name, _loaded_as(config, precision), attention=config.attention)
+        _ = learner.head  # refused here when it does more than the objective knows
+        source, learned, held_out = job.open(learner)
+        if config.lora:
+            learner = with_adapter(learner, config.lora, seed)
+        trainer = DistillationTrainer(learner, source, learned, held_out, arguments, config.objective, config.compile)
+        collapsed = _run(trainer, resume, output / METRICS_FILE, reporter, stop_on_collapse=config.stop_on_collapse)
+        save(trainer, config.lora, manifest, staging, DTYPE[precision])
         if writer is not None:
-            _save(trainer, weights, language_model.tokenizer, staging, DTYPE[precision])
             writer.adopt(staging)
-            writer.finish(_summary(trainer))
+            writer.finish(_summary(trainer, collapsed))
             shutil.rmtree(staging)
             shutil.rmtree(resume)
         state.wait_for_everyone()
         return Artifact(output, load_manifest(output))
 
 
-def _run(trainer: StagedTrainer, resume: Path, reporter: Reporter) -> None:
+def _run(
+    trainer: DistillationTrainer, resume: Path, log: Path, reporter: Reporter, *, stop_on_collapse: bool
+) -> int | None:
+    """Train to the end. Returns the step at which a degenerate run was stopped; its last good step is loaded then."""
     last = last_whole_checkpoint(resume)
+    if last:
+        reporter.say(f"Continuing after step {last.name.split('-')[1]}.")
     if last and trainer.adaptive:
         trainer.adaptive.load_state_dict(json.loads((last / SAVED).read_text()))
-    stop = StopWhenAsked()
+    stop, health = StopWhenAsked(), JudgeHealth(reporter, stop=stop_on_collapse)
     with ExitStack() as stack:
-        for callback in (MarkWhole(trainer.adaptive), ShowProgress(reporter, stack), stop):
+        for callback in (
+            MarkWhole(trainer.adaptive),
+            ShowProgress(reporter, stack),
+            WriteLog(log),
+            health,
+            stop,
+        ):
             trainer.add_callback(callback)
         with _interrupts_set(stop):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if stop.requested:
         raise KeyboardInterrupt
+    if health.stopped_at is not None:
+        good = last_whole_checkpoint(resume)
+        if good is None:
+            raise TsdkdError(
+                f"The run degenerated at step {health.stopped_at}, before a step was saved.",
+                "Lower --learning-rate or --em-weight, and save more often (--save-steps).",
+            )
+        trainer.go_back_to(good)
+        reporter.say(f"Stopped; step {trainer.state.global_step} is kept.")
+    return health.stopped_at
 
 
 @contextmanager
@@ -122,6 +252,29 @@ def _interrupts_set(stop: StopWhenAsked) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _held_out(source: Source, config: TrainConfig, seed: int) -> list[int]:
+    """Samples of a share of the prompts, the same whatever else the source holds."""
+    chosen = [
+        i
+        for i in range(len(source) if config.held_out else 0)
+        if int(digest([seed, "held out", source.prompt_of(i)])[:15], 16) < config.held_out * 2**60
+    ]
+    if config.held_out and not 0 < len(chosen) < len(source):
+        raise InputError(
+            f"Held out of {len(source)} responses, {len(chosen)} would be measured on.",
+            "Choose another --held-out, or more prompts.",
+        )
+    return chosen
+
+
+def _require_no_adapter(student: Model, config: TrainConfig) -> None:
+    if (Path(student.name) / "adapter_config.json").is_file():
+        raise InputError(
+            f"{student.name} is an adapter; training starts from full weights.",
+            "Train it with --lora --merge, or merge it into its model, and name the result.",
+        )
+
+
 def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) -> TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch say it
     micro = min(config.micro_batch_size, config.batch_size // processes)
@@ -130,32 +283,48 @@ def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) 
             f"A batch of {config.batch_size} cannot be made of micro-batches of {micro} in {processes} processes.",
             "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
         )
-    arguments = TrainingArguments(
-        output_dir=str(directory),
-        seed=seed,
-        learning_rate=config.learning_rate,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * processes),
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
-        lr_scheduler_type=config.schedule,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
-        bf16=precision == "bf16",
-        ddp_find_unused_parameters=False,
-        use_cpu=default_device() == "cpu",
-        gradient_checkpointing=config.gradient_checkpointing,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=[],
-    )
+    measured = {
+        "eval_strategy": "steps",
+        "eval_steps": config.eval_steps,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_kl",
+        "greater_is_better": False,
+    }
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(directory),
+            seed=seed,
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=config.batch_size // (micro * processes),
+            warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+            lr_scheduler_type=config.schedule,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            optim="adamw_torch",
+            bf16=precision == "bf16",
+            ddp_find_unused_parameters=False,
+            use_cpu=default_device() == "cpu",
+            gradient_checkpointing=config.gradient_checkpointing,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_steps=config.eval_steps or config.save_steps,
+            save_total_limit=2,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            report_to=list(config.trackers),
+            **(measured if config.eval_steps else {}),
+        )
+    except ImportError as error:
+        raise InputError(f"A tracker is not installed ({error}).", "Install it, or leave out --tracker.") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes, not for DataParallel
     return arguments
+
+
+def _loaded_as(config: TrainConfig, precision: str) -> DType:
+    """Weights that learn are float32; those that adapters leave alone are what the forward needs."""
+    return "bfloat16" if config.lora and precision == "bf16" else "float32"
 
 
 def _precision(config: TrainConfig) -> str:
@@ -166,34 +335,13 @@ def _precision(config: TrainConfig) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def _save(
-    trainer: StagedTrainer,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    dtype: torch.dtype,
-) -> None:
-    """What transformers loads, in the precision of the forward that was trained.
-
-    The float32 weights behind a bf16 forward hold updates too small for it to see; used in float32 they would all take
-    effect at once, as a model that no step has looked at.
-    """
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
-    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-    model.tie_weights()
-    model.generation_config = trained.generation_config
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    lines = [json.dumps(step, sort_keys=True) + "\n" for step in trainer.logged_steps]
-    (directory / METRICS_FILE).write_text("".join(lines))
-
-
-def _summary(trainer: StagedTrainer) -> dict[str, float]:
+def _summary(trainer: DistillationTrainer, collapsed: int | None) -> dict[str, float]:
     steps = trainer.logged_steps
-    shown = ("loss", "indirect", "direct", "entropy", "student_entropy")
+    shown = ("loss", "indirect", "direct", "entropy", "student_entropy", "candidate_overlap", "drift")
     ends = {"first": steps[0], "last": steps[-1]}
-    return {"steps": len(steps)} | {
+    summary = {"steps": len(steps)} | {
         f"{name}_{end}": entry[name] for end, entry in ends.items() for name in shown if name in entry
     }
+    if trainer.state.best_metric is not None:
+        summary |= {"kept_step": trainer.state.best_global_step, "kept_kl": trainer.state.best_metric}
+    return summary | ({} if collapsed is None else {"collapsed_at": collapsed})

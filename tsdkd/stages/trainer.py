@@ -1,16 +1,15 @@
-"""transformers' Trainer with the token-selective objective on staged samples.
+"""transformers' Trainer with the token-selective objective.
 
-Departs from the stock Trainer in five places: the loss; its normalisation by the optimizer batch's responses; how
-samples are dealt to processes; the objective's metrics in every log; and a mark in each saved checkpoint that says it
-is whole.
+Departs from the stock Trainer in six places: the loss; its normalisation by the optimizer batch's responses; how
+samples are dealt to processes and answered; evaluation on held-out samples; the objective's metrics in every log; and
+a mark in each saved checkpoint that says it is whole (`callbacks`).
 """
 
-import json
 import math
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,66 +17,50 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tsdkd.core import AdaptiveOpener, TeacherHidden, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.batches import align
-from tsdkd.stages.models import LanguageModel, head_of, hidden_of
-from tsdkd.stages.report import Reporter
+from tsdkd.stages.health import of_responses
+from tsdkd.stages.heldout import HeldOut, measure
+from tsdkd.stages.lora import speaking
+from tsdkd.stages.models import LanguageModel, head_of, hidden_of, vocab_size
 from tsdkd.stages.sharing import Loader, MicroBatches, SharedOpener
-from tsdkd.stages.staged import Sample, StagedSamples
-
-SAVED = "tsdkd_state.json"
-"""Written last into each of the Trainer's checkpoints: one without it was cut off."""
+from tsdkd.stages.sources import Batch, Memory, Sample, Source, blank, collate, predicting
 
 
-class StagedTrainer(Trainer):
-    """Distils from recorded scores."""
+class DistillationTrainer(Trainer):
+    """Distils what a source's teacher says of its samples."""
 
     def __init__(
         self,
         student: LanguageModel,
-        samples: StagedSamples,
+        source: Source,
+        learned: Sequence[int],
+        held_out: HeldOut | None,
         arguments: TrainingArguments,
         objective: TSDKDConfig,
         compiled: bool = False,
     ) -> None:
-        self.decoder = samples.decoder.to(arguments.device)
+        """`learned`: the source's samples that are trained on."""
+        self.student = student
+        self.source = source
+        self.held_out = held_out
         self.objective = objective
         self.compiled = compiled
-        self.vocab = student.head.vocab_size
+        self.vocab = vocab_size(student.tokenizer)
         opener = SharedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
         self._responses = 0
+        self._speak = student.model.forward
         # The loss is part of the forward, where wrappers such as DDP and FSDP expect every use of a weight.
         student.model.forward = partial(self.objective_of, student.model)
-        super().__init__(student.model, arguments, data_collator=self.collate, train_dataset=samples)
+        samples: Any = torch.utils.data.Subset(source, learned)  # type: ignore[arg-type]  # a Source is a Dataset
+        super().__init__(student.model, arguments, data_collator=list, train_dataset=samples, eval_dataset=held_out)
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss below is already normalised over the optimizer batch
-
-    def collate(self, samples: list[Sample]) -> dict[str, Any]:
-        if not samples:  # another process has the last ones; this one reads along
-            one = torch.ones(1, 1, dtype=torch.long)
-            nothing = {"response_mask": one[:0].bool(), "scores": {}, "sample_ids": []}
-            return {"input_ids": 0 * one, "attention_mask": one, **nothing}
-        ids, attention, mask = align([s["prompt_ids"] for s in samples], [s["response_ids"] for s in samples])
-        return {
-            "input_ids": ids,
-            "attention_mask": attention,
-            "response_mask": mask,
-            "scores": self.decoder.tensors(samples),
-            "sample_ids": [s["sample_id"] for s in samples],
-        }
 
     def objective_of(
         self,
@@ -86,6 +69,7 @@ class StagedTrainer(Trainer):
         attention_mask: Tensor,
         response_mask: Tensor,
         teacher: TeacherSignal | TeacherHidden | None,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student's forward gives in training: the loss and its metrics."""
         hidden = hidden_of(model, input_ids, attention_mask)
@@ -93,16 +77,31 @@ class StagedTrainer(Trainer):
             if self.adaptive:
                 self.adaptive.choose([])
             return 0 * model.get_output_embeddings()(hidden).sum(), {}
-        predicting = hidden[:, -response_mask.shape[1] - 1 : -1]
-        return token_selective_loss_from_hidden(
-            predicting[response_mask],
-            head_of(model, self.vocab),
+        hidden, head = predicting(hidden, response_mask), head_of(model, self.vocab)
+        loss, metrics = token_selective_loss_from_hidden(
+            hidden,
+            head,
             teacher,
             response_mask,
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
         )
+        return loss, metrics | (memory.compare(hidden, head) if memory else {})
+
+    @contextmanager
+    def speaker(self) -> Iterator[LanguageModel]:
+        """The student as it is now, as a model that answers, in the precision it is trained in."""
+        model = speaking(self.student.model)
+        training, objective = self.student.model.training, self.student.model.forward
+        self.student.model.forward = self._speak
+        self.student.model.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                yield replace(self.student, model=model)
+        finally:
+            self.student.model.forward = objective
+            self.student.model.train(training)
 
     def get_train_dataloader(self) -> Loader:
         args = self.args
@@ -114,10 +113,20 @@ class StagedTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and how many responses they hold over all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        responses = torch.tensor(sum(len(batch["response_mask"]) for batch in batches), device=device)
+        """The micro-batches of one optimizer step, answered, and how many responses all processes have."""
+        micro, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.speaker() as student:
+            key = self.args.seed, self.state.global_step, self.args.process_index
+            answered = iter(self.source.answered([sample for batch in micro for sample in batch], student, key))
+        batches = [self._batch([next(answered) for _ in batch]) for batch in micro]
+        responses = torch.tensor(sum(map(len, micro)), device=device)
         return batches, self.accelerator.reduce(responses, reduction="sum")
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        if not samples:  # another process has the last ones; this one reads along
+            return blank() | {"samples": []}
+        known = [{name: s[name] for name in ("sample_id", "response_ids", "finish_reason")} for s in samples]
+        return collate(samples, self.source) | {"samples": known}
 
     def compute_loss(
         self,
@@ -126,28 +135,59 @@ class StagedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        sample_ids = inputs.pop("sample_ids")
-        # As an object of ours: wrappers round the tensors among a forward's arguments to their own precision.
-        scores = inputs.pop("scores")
-        teacher = self.decoder.decode(scores) if sample_ids else None
-        loss, metrics = model(**inputs, teacher=teacher)
+        samples = inputs.pop("samples")
+        # As objects of ours: wrappers round the tensors among a forward's arguments to their own precision.
+        teacher, memory = (self.source.signal(inputs), self.source.memory(inputs)) if samples else (None, None)
+        del inputs["recorded"]
+        loss, metrics = model(**inputs, teacher=teacher, memory=memory)
         if not torch.isfinite(loss):
-            samples = ", ".join(sample_ids)
-            raise TsdkdError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}, samples {samples}.",
-                "Lower --learning-rate, or look at these samples; the last saved step is kept.",
-            )
-        responses = len(sample_ids)
+            self._refuse(loss, metrics, samples)
+        responses = len(samples)
         self._responses += responses
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name].to(value.device) + responses * value
+        for name, value in (metrics | of_responses(samples) if samples else {}).items():
+            self._sums[name] = responses * value + self._sums[name].to(getattr(value, "device", "cpu"))
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
+
+    def _refuse(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
+        broken = [
+            name for name in ("indirect", "direct", "entropy") if not metrics.get(name, loss.new_zeros(())).isfinite()
+        ]
+        raise TsdkdError(
+            f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(broken) or 'sum'}), "
+            f"samples {', '.join(sample['sample_id'] for sample in samples)}.",
+            "Lower --learning-rate, or look at these samples; the last saved step is kept.",
+        )
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Closeness to the teacher on the held-out samples."""
+        assert self.held_out is not None
+        with self.speaker() as student:
+            head = head_of(student.model, self.vocab)
+            processes = {"process": self.args.process_index, "processes": self.args.world_size}
+            found = measure(student, head, self.held_out, **processes)
+        metrics = {f"eval_{name}": found[name] for name in ("kl", "agreement", "entropy")}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def go_back_to(self, checkpoint: Path) -> None:
+        """Take weights and log of a saved step."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    @property
+    def log_entries(self) -> list[dict[str, float]]:
+        """Records of optimizer steps and evaluations; "epoch" is left out, since it counts micro-batches."""
+        entries = [entry for entry in self.state.log_history if "loss" in entry or "eval_kl" in entry]
+        return [{name: value for name, value in entry.items() if name != "epoch"} for entry in entries]
 
     @property
     def logged_steps(self) -> list[dict[str, float]]:
-        """One record per optimizer step; "epoch" is left out, since it counts micro-batches."""
-        steps = [entry for entry in self.state.log_history if "loss" in entry]
-        return [{name: value for name, value in step.items() if name != "epoch"} for step in steps]
+        return [entry for entry in self.log_entries if "loss" in entry]
+
+    @property
+    def logged_evaluations(self) -> list[dict[str, float]]:
+        return [entry for entry in self.log_entries if "eval_kl" in entry]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before anything of this step is saved
@@ -164,53 +204,3 @@ class StagedTrainer(Trainer):
             self._sums.clear()
             self._responses = 0
         super().log(logs, start_time)
-
-
-class MarkWhole(TrainerCallback):
-    """Ends every save with `SAVED`, which also carries the adaptive opener's window."""
-
-    def __init__(self, adaptive: AdaptiveOpener | None) -> None:
-        self.adaptive = adaptive
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            content = self.adaptive.state_dict() if self.adaptive else {}
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / SAVED).write_text(json.dumps(content))
-
-
-class ShowProgress(TrainerCallback):
-    """Optimizer steps, on a bar that `stack` closes."""
-
-    def __init__(self, reporter: Reporter, stack: ExitStack) -> None:
-        self.reporter = reporter
-        self.stack = stack
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        bar = self.reporter.progress("student learns", state.max_steps, "steps", state.global_step)
-        self.advance = self.stack.enter_context(bar)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.advance(1)
-
-
-class StopWhenAsked(TrainerCallback):
-    """Saves and stops at the end of the step during which `requested` was set, in any process."""
-
-    requested = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:
-            self.requested = any(gather_object([self.requested]))
-        if self.requested:
-            control.should_save = control.should_training_stop = True
-
-
-def last_whole_checkpoint(directory: Path) -> Path | None:
-    """The newest saved step; those that were cut off are removed."""
-    whole = []
-    for checkpoint in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        if (checkpoint / SAVED).is_file():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be faster
-    return whole[-1] if whole else None

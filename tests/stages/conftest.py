@@ -1,0 +1,21 @@
+"""Rollouts and scores that tests of training share."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tsdkd.stages.config import GenerateConfig, ScoreConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.score import score
+
+
+@pytest.fixture(scope="session")
+def run(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rollouts and scores of ten responses."""
+    place = tmp_path_factory.mktemp("run")
+    prompts = place / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Count to {i}{'!' * (i % 3)}"}) + "\n" for i in range(10)))
+    generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=12, part_size=4))
+    score(place / "rollouts", str(student), str(teacher), place / "scores", ScoreConfig(k=4))
+    return place

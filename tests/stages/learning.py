@@ -1,0 +1,36 @@
+"""What tests of training share: a small configuration, a run of it, and what came out."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from tsdkd.core import TSDKDConfig
+from tsdkd.stages.checkpoint import METRICS_FILE
+from tsdkd.stages.config import TrainConfig
+from tsdkd.stages.train import train
+
+OBJECTIVE = TSDKDConfig(k=4)
+CONFIG = TrainConfig(
+    objective=OBJECTIVE, learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_size=2, precision="fp32", save_steps=2
+)
+
+
+def learn(
+    run: Path, student: Path, output: Path, config: TrainConfig = CONFIG, **more: object
+) -> dict[str, torch.Tensor]:
+    train(run / "rollouts", run / "scores", str(student), output, config, **more)
+    return weights(output)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(path).state_dict()
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (path / METRICS_FILE).read_text().splitlines()]
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)

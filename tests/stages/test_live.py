@@ -1,0 +1,196 @@
+"""Live training: the student answers as it is now, a live teacher reads, and the update is the objective's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.stages.learning import CONFIG, apart, metrics, weights
+from tsdkd.core import TSDKDConfig, tsdkd_loss
+from tsdkd.errors import InputError
+from tsdkd.stages import trainer as trainer_module
+from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.live import LiveSamples, from_prompts
+from tsdkd.stages.models import load_model
+from tsdkd.stages.score import score
+from tsdkd.stages.sources import Sample
+from tsdkd.stages.train import train, train_live
+
+Contents = Callable[[Path], dict[str, bytes]]
+LIVE = replace(CONFIG, live=LiveConfig(max_new_tokens=12))
+
+
+def learn(
+    data: Path, student: Path, teacher: Path, output: Path, config: TrainConfig = LIVE
+) -> dict[str, torch.Tensor]:
+    train_live(data, str(student), str(teacher), output, config)
+    return weights(output)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
+    """What the student answers, step by step, as the run goes on."""
+    seen: list[list[Sample]] = []
+    answered = LiveSamples.answered
+
+    def spy(self: LiveSamples, *given: object) -> list[Sample]:
+        seen.append(answered(self, *given))
+        return seen[-1]
+
+    monkeypatch.setattr(LiveSamples, "answered", spy)
+    return seen
+
+
+def test_the_first_step_is_the_objective_on_what_the_student_answers(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path, answers: list[list[Sample]]
+) -> None:
+    learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, batch_size=10, epochs=1))
+    (_, rows) = answers
+    longest = max(len(row["response_ids"]) for row in rows)
+    mask = torch.zeros(10, longest, dtype=torch.bool)
+    logits = []
+    for name in (student, teacher):
+        reader = load_model(str(name))
+        grid = torch.zeros(10, longest, len(reader.tokenizer))
+        for i, row in enumerate(rows):
+            with torch.no_grad():
+                found = reader.model(torch.tensor([row["prompt_ids"] + row["response_ids"]])).logits[0]
+            start, length = len(row["prompt_ids"]) - 1, len(row["response_ids"])
+            grid[i, :length] = found[start : start + length, : grid.shape[-1]]
+            mask[i, :length] = True
+        logits.append(grid)
+    loss, _ = tsdkd_loss(*logits, mask, CONFIG.objective)
+    (logged,) = metrics(tmp_path / "c")
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged["truncated"] == pytest.approx(sum(row["response_ids"][-1] not in reader.end_ids for row in rows) / 10)
+
+
+def test_answers_come_from_the_student_as_it_is_now(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy answers at every step are those of the weights that the step begins with, and these weights change."""
+    at_hand, found = [], []
+    answered = LiveSamples.answered
+
+    def spy(self: LiveSamples, samples: list[Sample], speaker: object, key: object) -> list[Sample]:
+        at_hand.append({name: value.clone() for name, value in speaker.model.state_dict().items()})
+        found.append(answered(self, samples, speaker, key))
+        return found[-1]
+
+    monkeypatch.setattr(LiveSamples, "answered", spy)
+    config = replace(LIVE, live=LiveConfig(max_new_tokens=12, temperature=0), learning_rate=1e-2, micro_batch_size=4)
+    learn(prompts, student, teacher, tmp_path / "c", config)
+    steps = list(zip(at_hand, found, strict=True))[1:]  # the first asks for held-out answers: none
+    changed = 0
+    for state, samples in (steps[0], steps[-1]):
+        model = AutoModelForCausalLM.from_pretrained(student)
+        for number, sample in enumerate(samples):
+            answer = {}
+            for name, weights_ in (("then", state), ("start", steps[0][0])):
+                model.load_state_dict(weights_)
+                ids = torch.tensor([sample["prompt_ids"]])
+                reply = model.generate(ids, max_new_tokens=12, do_sample=False, suppress_tokens=list(range(258, 264)))
+                answer[name] = reply[0, ids.shape[1] :].tolist()
+            assert sample["response_ids"] == answer["then"], number
+            changed += answer["then"] != answer["start"]
+    assert changed
+
+
+def test_recorded_responses_read_live_give_the_staged_update(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """lambda = 0 on rollouts: the same tokens as staged training, the teacher's hidden states made on the way."""
+    generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=12))
+    score(tmp_path / "rollouts", str(student), str(teacher), tmp_path / "scores", ScoreConfig(k=4))
+    train(tmp_path / "rollouts", tmp_path / "scores", str(student), tmp_path / "staged", CONFIG)
+    live = learn(
+        tmp_path / "rollouts", student, teacher, tmp_path / "live", replace(LIVE, live=LiveConfig(on_policy=0))
+    )
+    assert apart(live, weights(tmp_path / "staged")) < 1e-3 * apart(live, weights(student))
+
+
+def test_lambda_is_the_share_answered_afresh(student: Path, teacher: Path, tmp_path: Path) -> None:
+    reader = load_model(str(student))
+    kept = [
+        {"sample_id": str(i), "prompt_id": str(i), "prompt_ids": [65, 66], "response_ids": [7], "finish_reason": "stop"}
+        for i in range(200)
+    ]
+    for share, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
+        source = LiveSamples(kept, load_model(str(teacher)), reader, LiveConfig(on_policy=share, max_new_tokens=2))
+        steps = [source.answered(kept, reader, (0, step)) for step in (0, 1)]
+        fresh = [{s["sample_id"] for s in found if s["response_ids"] != [7]} for found in steps]
+        assert all(least <= len(which) <= most for which in fresh)
+        assert (fresh[0] != fresh[1]) == (share == 0.3)
+
+
+@pytest.mark.parametrize("cut_at", [1, 3])
+def test_a_cut_live_run_ends_with_the_same_bytes(
+    prompts: Path,
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    cut_at: int,
+) -> None:
+    config = replace(LIVE, held_out=0.3, eval_steps=1, objective=TSDKDConfig(k=4, opener="adaptive"))
+    learn(prompts, student, teacher, tmp_path / "whole", config)
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
+
+    def cut(self: object, *given: object, **more: object) -> object:
+        if self.state.global_step == cut_at:
+            raise RuntimeError("cut")
+        return compute_loss(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            learn(prompts, student, teacher, tmp_path / "cut", config)
+    learn(prompts, student, teacher, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_the_student_may_be_far_from_its_teacher(prompts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    """A teacher on a device of its own gives the same update."""
+    here = learn(prompts, student, teacher, tmp_path / "here")
+    there = learn(
+        prompts,
+        student,
+        teacher,
+        tmp_path / "there",
+        replace(LIVE, live=LiveConfig(max_new_tokens=12, teacher_device="cpu")),
+    )
+    assert apart(here, there) == 0
+
+
+def test_what_live_training_refuses(
+    prompts: Path, student: Path, teacher: Path, stranger: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"lambda is 1\.5"):
+        LiveConfig(on_policy=1.5)
+    with pytest.raises(InputError, match="no responses to keep"):
+        learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, live=LiveConfig(on_policy=0.5)))
+    with pytest.raises(InputError, match="different tokenizers"):
+        learn(prompts, student, stranger, tmp_path / "c")
+    with pytest.raises(InputError, match="could reach 6"):
+        learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, live=LiveConfig(max_new_tokens=600)))
+    with pytest.raises(InputError, match="longer than 1 tokens"):
+        from_prompts(prompts, load_model(str(student)), LiveConfig(max_prompt_tokens=1))
+    assert not (tmp_path / "c").exists()
+
+
+def test_staged_training_says_how_stale_it_is(prompts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Before the first update nothing has drifted; after large ones, much has."""
+    generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=12))
+    score(tmp_path / "rollouts", str(student), str(teacher), tmp_path / "scores", ScoreConfig(k=4))
+    config = replace(CONFIG, learning_rate=0.03, epochs=3)
+    train(tmp_path / "rollouts", tmp_path / "scores", str(student), tmp_path / "c", config)
+    first, *_, last = metrics(tmp_path / "c")
+    assert first["candidate_overlap"] == 1
+    assert first["drift"] == pytest.approx(0, abs=1e-5)
+    assert last["candidate_overlap"] < 0.9
+    assert last["drift"] > 0.05

@@ -1,0 +1,132 @@
+"""What happens beside the steps of training: saves are marked whole, logs are shown, written and judged."""
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tsdkd.core import AdaptiveOpener
+from tsdkd.stages.health import Watch
+from tsdkd.stages.report import Reporter
+
+SAVED = "tsdkd_state.json"
+"""Written last into each of the Trainer's checkpoints: one without it was cut off."""
+SHOWN = ("loss", "indirect", "direct", "entropy", "student_entropy", "rank_agreement", "response_length", "grad_norm")
+"""Of each step's log, in this order."""
+
+
+class MarkWhole(TrainerCallback):
+    """Ends every save with `SAVED`, which also carries the adaptive opener's window."""
+
+    def __init__(self, adaptive: AdaptiveOpener | None) -> None:
+        self.adaptive = adaptive
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            content = self.adaptive.state_dict() if self.adaptive else {}
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / SAVED).write_text(json.dumps(content))
+
+
+class ShowProgress(TrainerCallback):
+    """Optimizer steps and what they log, on a bar that `stack` closes."""
+
+    def __init__(self, reporter: Reporter, stack: ExitStack) -> None:
+        self.reporter = reporter
+        self.stack = stack
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        bar = self.reporter.progress("student learns", state.max_steps, "steps", state.global_step)
+        self.advance = self.stack.enter_context(bar)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.advance(1)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if "loss" in logs:
+            self.reporter.measures({name: logs[name] for name in SHOWN if name in logs})
+        if "eval_kl" in logs:
+            self.reporter.say(
+                f"step {state.global_step}: KL to the teacher {logs['eval_kl']:.4f}, "
+                f"top-1 agreement {logs['eval_agreement']:.3f} on held-out prompts"
+            )
+
+
+class WriteLog(TrainerCallback):
+    """Every log as a line of JSON, while training goes on; steps after the one that is continued are cut."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.file.write_text("".join(map(as_line, state.log_history)))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            with self.file.open("a") as file:
+                file.write(as_line({**logs, "step": state.global_step}))
+
+
+class JudgeHealth(TrainerCallback):
+    """Says once for each sign that the run degenerates; may stop it before that step is saved."""
+
+    def __init__(self, reporter: Reporter, *, stop: bool) -> None:
+        self.reporter = reporter
+        self.stop = stop
+        self.watch = Watch()
+        self.said: set[str] = set()
+        self.stopped_at: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for entry in state.log_history:
+            if "loss" in entry:
+                self.watch.see(entry)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if "loss" not in logs:
+            return
+        signs = self.watch.see(logs)
+        for name in signs.keys() - self.said:
+            self.reporter.say(f"The run degenerates at step {state.global_step}: {signs[name]}.")
+        self.said |= signs.keys()
+        if signs and self.stop:
+            self.stopped_at = state.global_step
+            control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
+
+
+class StopWhenAsked(TrainerCallback):
+    """Saves and stops at the end of the step during which `requested` was set, in any process."""
+
+    requested = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:
+            self.requested = any(gather_object([self.requested]))
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+
+def as_line(entry: dict[str, float]) -> str:
+    """One record of the log; "epoch" is left out, since it counts micro-batches."""
+    return json.dumps({name: value for name, value in entry.items() if name != "epoch"}, sort_keys=True) + "\n"
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest saved step; those that were cut off are removed."""
+    whole = []
+    for checkpoint in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if (checkpoint / SAVED).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be faster
+    return whole[-1] if whole else None

@@ -1,0 +1,116 @@
+"""Samples made while training goes on: the student answers with its current weights, a live teacher reads along."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tsdkd.artifacts import Artifact, digest
+from tsdkd.core import Head, TeacherHidden
+from tsdkd.errors import InputError
+from tsdkd.stages.batches import by_length
+from tsdkd.stages.config import LiveConfig
+from tsdkd.stages.models import LanguageModel, chat_ids
+from tsdkd.stages.prompts import read_prompts
+from tsdkd.stages.sampling import sample
+from tsdkd.stages.sources import Batch, Sample, predicting
+from tsdkd.stages.staged import COLUMNS
+
+
+class LiveSamples(torch.utils.data.Dataset[Sample]):
+    """Prompts, perhaps with recorded responses; a share `on_policy` of them is answered by the student each time."""
+
+    def __init__(
+        self, samples: list[Sample], teacher: LanguageModel, student: LanguageModel, config: LiveConfig
+    ) -> None:
+        """Raises InputError when a prompt and its response could be longer than a model's context."""
+        self.samples = samples
+        self.teacher = teacher
+        self.config = config
+        fresh = config.max_new_tokens if config.on_policy else 0
+        longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
+        for model in (student, teacher):
+            if longest > model.context:
+                raise InputError(
+                    f"A prompt and its response could reach {longest} tokens; {model.name} reads {model.context}.",
+                    "Lower --max-new-tokens or --max-prompt-tokens.",
+                )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def length(self, index: int) -> int:
+        return len(self.samples[index]["prompt_ids"]) + len(self.samples[index]["response_ids"])
+
+    def prompt_of(self, index: int) -> str:
+        return str(self.samples[index]["prompt_id"])
+
+    def answered(self, samples: list[Sample], student: LanguageModel, key: Sequence[int]) -> list[Sample]:
+        asked = [i for i, s in enumerate(samples) if not s["response_ids"] or self._is_fresh(s, key)]
+        found = list(samples)
+        prompts = [samples[i]["prompt_ids"] for i in asked]
+        devices = [student.device] if student.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_number(*key))
+            for batch in by_length([len(prompt) for prompt in prompts], size=self.config.batch_size):
+                responses = sample(
+                    student,
+                    [prompts[i] for i in batch],
+                    self.config.max_new_tokens,
+                    self.config.temperature,
+                    self.config.top_p,
+                )
+                for i, ids in zip(batch, responses, strict=True):
+                    reason = "stop" if ids[-1] in student.end_ids else "length"
+                    found[asked[i]] = samples[asked[i]] | {"response_ids": ids, "finish_reason": reason}
+        return found
+
+    def _is_fresh(self, sample_: Sample, key: Sequence[int]) -> bool:
+        return _number(*key, sample_["sample_id"]) < self.config.on_policy * 2**60
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        return {}
+
+    def signal(self, batch: Batch) -> TeacherHidden:
+        device, mask = self.teacher.device, batch["response_mask"]
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            hidden = self.teacher.hidden(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+            return TeacherHidden(predicting(hidden, mask.to(device)).to(mask.device), self._head(mask.device))
+
+    def memory(self, batch: Batch) -> None:
+        return None
+
+    @lru_cache(maxsize=1)  # noqa: B019  one object a run
+    def _head(self, device: torch.device) -> Head:
+        return self.teacher.head.to(device)
+
+
+def from_prompts(path: Path, student: LanguageModel, config: LiveConfig) -> tuple[list[Sample], int]:
+    """A prompts file as samples without responses, and how many prompts were too long. Raises InputError."""
+    samples = [
+        {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
+        | {"prompt_ids": chat_ids(student.tokenizer, prompt.messages)}
+        for prompt in read_prompts(path, config.column, config.limit)
+    ]
+    kept = [s for s in samples if len(s["prompt_ids"]) <= config.max_prompt_tokens]
+    if not kept:
+        raise InputError(
+            f"All {len(samples)} prompts of {path} are longer than {config.max_prompt_tokens} tokens.",
+            "Raise --max-prompt-tokens.",
+        )
+    return kept, len(samples) - len(kept)
+
+
+def from_rollouts(rollouts: Artifact, config: LiveConfig) -> list[Sample]:
+    """Rollouts as samples that have a response already."""
+    return list(rollouts.table().select(COLUMNS).slice(0, config.limit).to_pylist())
+
+
+def _number(*key: int | str) -> int:
+    """Below 2**60, spread evenly."""
+    return int(digest(list(key))[:15], 16)

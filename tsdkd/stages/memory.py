@@ -1,0 +1,107 @@
+"""How much memory training needs, from the models' configs, before a weight is loaded."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from tsdkd.core.chunked import CHUNK_BYTES
+from tsdkd.errors import InputError
+from tsdkd.stages.config import TrainConfig
+from tsdkd.stages.models import default_device, resolve
+
+WIDE = 4
+"""Bytes of float32."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes."""
+
+    state: int
+    """Weights, gradients and AdamW's two moments: needed whatever the batch."""
+    activations: int
+    """Of one micro-batch, at its longest."""
+    objective: int
+    """Chunks of logits, of student and teacher."""
+    teacher: int
+    """Its head, or all of it when it reads along."""
+    available: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations + self.objective + self.teacher
+
+    def rows(self) -> list[tuple[str, str]]:
+        named = {
+            "weights, gradients, optimizer": self.state,
+            "activations": self.activations,
+            "objective": self.objective,
+            "teacher": self.teacher,
+            "in all": self.total,
+            "available": self.available,
+        }
+        return [(name, f"{size / 1e9:,.1f} GB") for name, size in named.items()]
+
+
+def estimate(student: str, teacher: str, longest: int, config: TrainConfig, precision: str) -> Estimate:
+    """`longest`: tokens of the longest sequence, prompt included."""
+    narrow = 2 if precision == "bf16" else WIDE
+    parameters, inner = _parameters(student)
+    if config.lora:
+        learned = config.lora.rank * inner  # two thin matrices per linear layer
+        state = parameters * narrow + learned * 4 * WIDE
+    else:
+        state = parameters * (4 * WIDE + (narrow if narrow < WIDE else 0))  # autocast keeps a rounded copy
+    shape = AutoConfig.from_pretrained(resolve(teacher)).get_text_config()
+    own = shape.vocab_size * shape.hidden_size * 2
+    device = default_device()
+    return Estimate(
+        state=state,
+        activations=_activations(student, longest, config, narrow),
+        objective=2 * CHUNK_BYTES[device],
+        teacher=_parameters(teacher)[0] * 2 if config.live and config.live.teacher_device is None else own,
+        available=torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
+    )
+
+
+def require(found: Estimate, config: TrainConfig) -> str | None:
+    """Advice when it may not fit. Raises InputError when weights and optimizer alone do not."""
+    advice = ["a smaller --micro-batch-size", "--gradient-checkpointing"]
+    if config.lora is None:
+        advice.insert(0, "--lora")
+    if found.state + found.teacher > found.available:
+        raise InputError(
+            f"Training needs {(found.state + found.teacher) / 1e9:.1f} GB for weights and optimizer alone; "
+            f"{found.available / 1e9:.1f} GB are available.",
+            "Give --lora, free memory, or train a smaller student." if config.lora is None else "Free memory.",
+        )
+    if found.total > found.available:
+        return f"This may not fit ({found.total / 1e9:.1f} GB); what helps: {', '.join(advice)}."
+    return None
+
+
+def _parameters(name: str) -> tuple[int, int]:
+    """A model's parameters, and the inputs plus outputs of its linear layers but the head, summed."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(name)))
+    head = model.get_output_embeddings()
+    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sum(p.numel() for p in model.parameters()), sum(m.in_features + m.out_features for m in linear)
+
+
+def _activations(student: str, longest: int, config: TrainConfig, narrow: int) -> int:
+    shape: PreTrainedConfig = AutoConfig.from_pretrained(resolve(student)).get_text_config()
+    tokens = config.micro_batch_size * longest
+    layers, heads, width, inner = (
+        int(getattr(shape, name))
+        for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+    )
+    eager = config.attention == "eager" or (config.attention is None and default_device() == "cpu")
+    # Around the matrix products in the forward's precision, norms and residuals in float32.
+    layer = tokens * (narrow * (8 * width + 4 * inner) + WIDE * 4 * width)
+    layer += eager * tokens * longest * heads * (2 * WIDE + narrow)
+    if config.gradient_checkpointing:
+        return layer + layers * tokens * width * WIDE
+    return layer * layers
