@@ -1,6 +1,7 @@
 """Prompts files in every format, and how a bad one is named."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,3 +97,94 @@ def test_bad_files_are_named(
         read(tmp_path / name, column=column)
     assert cause in caught.value.cause
     assert remedy in caught.value.remedy or remedy in caught.value.cause
+
+
+def test_what_asks_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Blank text, no messages, an answer alone; repeated content, whatever its id."""
+    rows = [
+        {"prompt": "a", "prompt_id": 1},
+        {"prompt": " "},
+        {"prompt": None},
+        {"prompt": []},
+        {"prompt": [{"role": "assistant", "content": "hi"}]},
+        {"prompt": "a", "prompt_id": 2},
+        {"prompt": [{"role": "user", "content": "a"}]},
+        {"prompt": "b"},
+    ]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = Counter[str]()
+    found = list(Prompts(file).read(left_out))
+    assert [prompt.messages[0]["content"] for prompt in found] == ["a", "b"]
+    assert left_out == {"empty": 4, "repeated": 2}
+
+
+def test_answers_at_the_end_of_a_conversation_are_left_out(tmp_path: Path) -> None:
+    """Data sets for fine-tuning bring them; the last question is what is asked."""
+    turns = [{"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("user", "r"))]
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps([{"messages": [*turns, {"role": "assistant", "content": "b"}]}]))
+    assert read(file)[0].messages == turns
+
+
+def test_a_system_message_joins_prompts_without_one_and_leaves_ids_alone(tmp_path: Path) -> None:
+    own = [{"role": "system", "content": "own"}, {"role": "user", "content": "u"}]
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps([{"messages": [{"role": "user", "content": "u"}]}, {"messages": own}]))
+    plain, asked = read(file), read(file, system="think")
+    assert [prompt.prompt_id for prompt in plain] == [prompt.prompt_id for prompt in asked]
+    assert asked[0].messages == [{"role": "system", "content": "think"}, {"role": "user", "content": "u"}]
+    assert asked[1].messages == own
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Laid out as UltraInteract is on the hub: a text column among others, one split, rows in parts."""
+    place = tmp_path / "ultra"
+    (place / "data").mkdir(parents=True)
+    for i in range(2):
+        rows = [{"task": "Math", "instruction": f"question {n}", "response": "x"} for n in (2 * i, 2 * i + 1, 0)]
+        pq.write_table(pa.Table.from_pylist(rows), place / "data" / f"train-{i:05d}-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist([{"instruction": "t"}]), place / "data" / "test-00000-of-00001.parquet")
+    return place
+
+
+def test_a_dataset_reads_like_a_file(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    left_out = Counter[str]()
+    found = list(Prompts(dataset, column="instruction").read(left_out))
+    assert [prompt.messages[0]["content"] for prompt in found] == [f"question {n}" for n in range(4)]
+    assert {prompt.source for prompt in found} == {"ultra"}
+    assert left_out == {"repeated": 2}
+    assert len(read(dataset, column="instruction", split="test")) == 1
+    parents = [Prompts(dataset, column="instruction", limit=n).parent(tmp_path / "out") for n in (3, 3, 4)]
+    assert [parent.kind for parent in parents] == ["dataset"] * 3
+    assert parents[0] == parents[1] != parents[2]
+
+
+@pytest.mark.parametrize(
+    ("more", "cause", "remedy"),
+    [
+        ({"split": "validation"}, "validation", "--split"),
+        ({"config_name": "other"}, "other", "--config-name"),
+        ({}, "has no column 'messages' or 'prompt'", "task, instruction, response"),
+    ],
+)
+def test_a_dataset_that_is_not_there(dataset: Path, more: dict[str, str], cause: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(dataset, **more)
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy
+
+
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(InputError, match="is a file"):
+        read(tmp_path / "p.jsonl", split="train")
+
+
+def test_rows_are_read_one_after_the_other(tmp_path: Path) -> None:
+    """What lies behind the last prompt asked for is not looked at."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\nno JSON\n')
+    assert len(read(tmp_path / "p.jsonl", limit=1)) == 1
+    assert next(iter(Prompts(tmp_path / "p.jsonl"))).messages[0]["content"] == "a"
