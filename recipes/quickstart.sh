@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 
 SEED=${SEED:-0}
 RUN=${RUN:-runs/quickstart-$SEED}
+GENERATE="--engine transformers --temperature 0.5 --max-new-tokens 32 --batch-size 64"
 GKD=${GKD:-0}   # 1: also train the direct term alone, ungated, on the same scores
 
 # The paper takes 128 responses a step, 5e-6 and three epochs of tens of thousands of prompts; here there are 48 steps of 8.
@@ -21,13 +22,12 @@ WEIGHTS="--alpha 0.1 --direct-weight 10 --em-weight 0.01"
 . recipes/setup.sh
 started=$SECONDS
 
-tsdkd generate --run "$RUN" --seed "$SEED" --temperature 0.5 --max-new-tokens 32 --batch-size 64
+tsdkd generate --run "$RUN" --seed "$SEED" $GENERATE
 tsdkd score --run "$RUN"
 tsdkd train --run "$RUN" $TRAIN $WEIGHTS
 
 # Held-out: the teacher's own answers to prompts that nobody was trained on.
-tsdkd generate --run "$RUN/heldout" --policy teacher --prompts tsdkd/embedded/heldout.jsonl \
-  --temperature 0.5 --max-new-tokens 32 --batch-size 64
+tsdkd generate --run "$RUN/heldout" --policy teacher --prompts tsdkd/embedded/heldout.jsonl $GENERATE
 tsdkd score --run "$RUN/heldout"
 
 models=()

@@ -1,8 +1,9 @@
 """A family of tiny models that every test can afford: byte tokenizer, two to four layers, made on the spot."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -35,8 +36,16 @@ def byte_tokenizer(extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
 
 
 def save_tiny_model(
-    path: Path, *, seed: int, layers: int = 2, width: int = 32, padding_rows: int = 6, extra: tuple[str, ...] = ()
+    path: Path,
+    *,
+    seed: int,
+    layers: int = 2,
+    width: int = 32,
+    padding_rows: int = 6,
+    extra: tuple[str, ...] = (),
+    **more: object,
 ) -> Path:
+    """`more` goes to the configuration."""
     tokenizer = byte_tokenizer(extra)
     config = LlamaConfig(
         vocab_size=len(tokenizer) + padding_rows,
@@ -49,11 +58,19 @@ def save_tiny_model(
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def auto_is_transformers() -> Iterator[None]:
+    """Tests sample with transformers, whatever is installed: vLLM takes half a minute to load."""
+    with patch("tsdkd.stages.engines.has_vllm", lambda: False):
+        yield
 
 
 @pytest.fixture(scope="session")

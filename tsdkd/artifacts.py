@@ -28,6 +28,8 @@ from tsdkd.errors import ArtifactError, TsdkdError
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+DATASET = "dataset"
+"""Kind of a parent that lies on the hub; its path is its name."""
 
 Kind = Literal["rollouts", "scores", "checkpoint", "results"]
 MADE_BY: dict[str, str] = {
@@ -49,6 +51,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("response_ids", pa.list_(pa.int32())),  # as the engine produced them, end token included
             ("response", pa.string()),  # for people; never tokenised again
             ("finish_reason", pa.string()),  # "stop" or "length"
+            ("author", pa.string()),  # "student", "teacher", or "both" (speculative)
+            ("teacher_tokens", pa.int32()),  # how many of the response's tokens the teacher chose
         ]
     ),
     # Lists run over the response's tokens; those of k or K entries a token are flattened, token after token.
@@ -93,7 +97,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """What an artifact was made from: another artifact, or a file. `path` is relative to the artifact."""
+    """What an artifact was made from: another artifact, a file, or a dataset. `path` is relative to the artifact."""
 
     kind: str
     fingerprint: str
@@ -407,7 +411,9 @@ def parents_of(path: Path, manifest: Manifest) -> Iterator[tuple[Parent, bool, b
     """Each parent with two facts: is something at its path, and has that the recorded fingerprint?"""
     for parent in manifest.parents:
         place = path / parent.path
-        if parent.kind in MADE_BY:
+        if parent.kind == DATASET:
+            there = same = True  # not ours to look after
+        elif parent.kind in MADE_BY:
             there = (place / MANIFEST).is_file()
             same = there and load_manifest(place).fingerprint == parent.fingerprint
         else:

@@ -59,6 +59,8 @@ def stages(student: Path, teacher: Path) -> dict[str, list[str]]:
             student,
             "--prompts",
             "prompts.jsonl",
+            "--engine",
+            "transformers",
             "--max-new-tokens",
             40,
             "--part-size",

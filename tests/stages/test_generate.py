@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tsdkd.errors import InputError
-from tsdkd.stages import generate as stage
+from tsdkd.stages import sampling
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import chat_ids, load_model
@@ -98,8 +98,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return original(*args)
 
-    original = stage.sample
-    monkeypatch.setattr(stage, "sample", interrupted)
+    original = sampling.sample
+    monkeypatch.setattr(sampling, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(prompts, str(student), tmp_path / "cut", CONFIG)
     assert len(list((tmp_path / "cut").glob("*.parquet"))) == 1
@@ -114,7 +114,8 @@ def test_long_prompts_are_left_out_and_counted(student: Path, prompts: Path, tmp
     artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_prompt_tokens=longest - 1))
     kept = artifact.table()["prompt_ids"].to_pylist()
     assert max(map(len, kept)) < longest
-    assert artifact.manifest.summary["prompts_left_out"] == 10 - len(kept) > 0
+    assert artifact.manifest.summary["prompts_left_out"] == {"too_long": 10 - len(kept)}
+    assert len(kept) < 10
     with pytest.raises(InputError, match="longer than 3 tokens"):
         generate(prompts, str(student), tmp_path / "none", replace(CONFIG, max_prompt_tokens=3))
     assert not (tmp_path / "none").exists()

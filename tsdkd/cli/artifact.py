@@ -13,7 +13,7 @@ from rich.tree import Tree
 from tsdkd.cli.console import out, show_pairs
 
 if TYPE_CHECKING:
-    from tsdkd.artifacts import Manifest
+    from tsdkd.artifacts import Manifest, Parent
 
 app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
 Place = Annotated[Path, typer.Argument(help="An artifact's directory.", show_default=False)]
@@ -34,7 +34,7 @@ def show(path: Place) -> None:
             ("config", _pairs(flat(manifest.config))),
             *[(model.role, f"{model.name} (weights {model.weights[:12]})") for model in manifest.models],
             *[
-                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {_from_here(path / parent.path)}")
+                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {_place(path, parent)}")
                 for parent in manifest.parents
             ],
             ("files", _files(manifest)),
@@ -73,7 +73,7 @@ def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
     for parent, there, same in parents_of(path, manifest):
         place = path / parent.path
         state = "" if same else " [red](changed since)[/red]" if there else " [red](not there any more)[/red]"
-        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_from_here(place))}")
+        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_place(path, parent))}")
         if same and parent.kind in MADE_BY and place.resolve() not in above:
             _grow(branch, place, load_manifest(place), above | {place.resolve()})
     for model in manifest.models:
@@ -85,6 +85,12 @@ def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
 
 def _name(path: Path, manifest: Manifest) -> str:
     return f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}"
+
+
+def _place(path: Path, parent: Parent) -> str:
+    from tsdkd.artifacts import DATASET
+
+    return parent.path if parent.kind == DATASET else _from_here(path / parent.path)
 
 
 def _from_here(path: Path) -> str:

@@ -1,25 +1,44 @@
 """tsdkd generate"""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
-from tsdkd.stages.config import GenerateConfig
+from tsdkd.stages.config import EngineName, GenerateConfig, Policy
 
 
 def command(
     run: options.Run = options.RUN,
     prompts: options.Prompts = None,
     column: options.Column = None,
+    config_name: Annotated[
+        str | None, options.text("A dataset's configuration.", options.DATA, "its only one")
+    ] = GenerateConfig.config_name,
+    split: Annotated[str | None, options.text("A dataset's split.", options.DATA, "train")] = GenerateConfig.split,
     limit: Annotated[int | None, options.count("Only the first prompts.", options.DATA)] = GenerateConfig.limit,
     rollouts: options.Rollouts = None,
     overwrite: options.Overwrite = False,
     student: options.Student = None,
     teacher: options.Teacher = None,
     policy: Annotated[
-        Literal["student", "teacher"],
-        options.choice("Who answers: student is on-policy, teacher off-policy.", options.METHOD),
+        Policy,
+        options.choice(
+            "Who answers: the student (on-policy), the teacher (off-policy), each its share, or both token by token.",
+            options.METHOD,
+        ),
     ] = GenerateConfig.policy,
+    student_share: Annotated[
+        float, options.number("Mixed: share the student answers.", options.METHOD, 0, 1, "--lambda")
+    ] = GenerateConfig.student_share,
+    accept_k: Annotated[
+        int, options.count("Speculative: the teacher's best K stay.", options.METHOD)
+    ] = GenerateConfig.accept_k,
+    draft: Annotated[
+        int, options.count("Speculative: tokens verified at once.", options.METHOD)
+    ] = GenerateConfig.draft,
+    system: Annotated[
+        str | None, options.text("System message of prompts without one.", options.METHOD, "none")
+    ] = GenerateConfig.system,
     samples_per_prompt: Annotated[
         int, options.count("Responses per prompt.", options.METHOD)
     ] = GenerateConfig.samples_per_prompt,
@@ -34,19 +53,36 @@ def command(
         int, options.count("Longer prompts are left out.", options.METHOD)
     ] = GenerateConfig.max_prompt_tokens,
     seed: options.Seed = 0,
+    engine: Annotated[
+        EngineName, options.choice("What samples; auto: vLLM where it is installed.", options.ENGINE)
+    ] = GenerateConfig.engine,
     batch_size: Annotated[
-        int, options.count("Responses sampled at a time.", options.ENGINE)
+        int, options.count("Transformers: responses sampled at a time.", options.ENGINE)
     ] = GenerateConfig.batch_size,
     part_size: Annotated[
-        int, options.count("Responses per file: what an interruption can cost.", options.ENGINE)
+        int | None, options.count("Responses per file: what an interruption costs.", options.ENGINE)
     ] = GenerateConfig.part_size,
     dtype: options.DTypeName = GenerateConfig.dtype,
+    tensor_parallel: Annotated[int, options.count("GPUs per copy.", options.VLLM)] = GenerateConfig.tensor_parallel,
+    data_parallel: Annotated[int, options.count("Copies of the model.", options.VLLM)] = GenerateConfig.data_parallel,
+    memory_fraction: Annotated[
+        float, options.number("Share of each GPU's memory to use.", options.VLLM, 0, 1)
+    ] = GenerateConfig.memory_fraction,
+    max_model_len: Annotated[
+        int | None, options.count("Longest sequence in tokens.", options.VLLM)
+    ] = GenerateConfig.max_model_len,
+    quantization: Annotated[
+        str | None, options.text("How weights are quantised, such as fp8.", options.VLLM, "as saved")
+    ] = GenerateConfig.quantization,
 ) -> None:
-    """Prompts -> rollouts: responses of the student (on-policy) or the teacher (off-policy)."""
-    from tsdkd.stages.generate import generate
+    """Prompts -> rollouts: responses of the student (on-policy), of the teacher (off-policy), or of both."""
+    from tsdkd.stages.generate import generate, left_out
 
     config = GenerateConfig(
         policy=policy,
+        student_share=student_share,
+        accept_k=accept_k,
+        draft=draft,
         samples_per_prompt=samples_per_prompt,
         temperature=temperature,
         top_p=top_p,
@@ -54,26 +90,43 @@ def command(
         max_prompt_tokens=max_prompt_tokens,
         limit=limit,
         column=column,
+        config_name=config_name,
+        split=split,
+        system=system,
+        engine=engine,
         batch_size=batch_size,
         part_size=part_size,
         dtype=dtype,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
+        memory_fraction=memory_fraction,
+        max_model_len=max_model_len,
+        quantization=quantization,
     )
-    author = defaults.student(student) if policy == "student" else defaults.teacher(teacher)
+    names = {} if policy == "teacher" else {"student": defaults.student(student)}
+    names |= {} if policy == "student" else {"teacher": defaults.teacher(teacher)}
     artifact = generate(
-        prompts or defaults.PROMPTS, author, rollouts or run / "rollouts", config, seed, Reporter(), overwrite
+        prompts or defaults.PROMPTS,
+        next(iter(names.values())),
+        rollouts or run / "rollouts",
+        config,
+        seed,
+        Reporter(),
+        overwrite,
+        teacher=names.get("teacher"),
     )
-    found = artifact.manifest.summary
+    manifest, found = artifact.manifest, artifact.manifest.summary
+    per_response = found["response_tokens"] / found["responses"]
+    share = f", {found['teacher_tokens'] / found['response_tokens']:.0%} the teacher's" if len(names) > 1 else ""
     show_pairs(
         "rollouts",
         [
             ("at", str(artifact.path)),
-            (policy, author),
-            ("prompts", f"{found['prompts']:,} ({found['prompts_left_out']} too long)"),
-            ("responses", f"{found['responses']:,}, {found['truncated']} truncated"),
-            (
-                "tokens",
-                f"{found['response_tokens']:,} ({found['response_tokens'] / found['responses']:.0f} a response)",
-            ),
+            *names.items(),
+            ("engine", f"{manifest.engine} {manifest.libraries[manifest.engine]}"),
+            ("prompts", f"{found['prompts']:,} (left out: {left_out(found['prompts_left_out'], max_prompt_tokens)})"),
+            ("responses", f"{found['responses']:,}, {found['truncated']:,} truncated"),
+            ("tokens", f"{found['response_tokens']:,} ({per_response:.0f} a response{share})"),
         ],
     )
     show_next(f"tsdkd score{options.at(run)}{options.named('--rollouts', rollouts)}")

@@ -11,6 +11,7 @@ MODELS = "Models"
 DATA = "Inputs and outputs"
 METHOD = "Method"
 ENGINE = "Engine"
+VLLM = "vLLM"
 
 
 def count(help_: str, panel: str, least: int = 1) -> Any:
@@ -18,9 +19,15 @@ def count(help_: str, panel: str, least: int = 1) -> Any:
     return typer.Option(min=least, metavar="N", help=help_, rich_help_panel=panel)
 
 
-def number(help_: str, panel: str, least: float | None = None, most: float | None = None) -> Any:
-    """An option that takes a real number."""
-    return typer.Option(min=least, max=most, metavar="X", help=help_, rich_help_panel=panel)
+def number(help_: str, panel: str, least: float | None = None, most: float | None = None, name: str = "") -> Any:
+    """An option that takes a real number; `name` where Python cannot have it as a parameter."""
+    names = [name] if name else []
+    return typer.Option(*names, min=least, max=most, metavar="X", help=help_, rich_help_panel=panel)
+
+
+def text(help_: str, panel: str, default: str) -> Any:
+    """An option that takes words; `default` is what stands where none are given."""
+    return typer.Option(metavar="TEXT", help=help_, show_default=default, rich_help_panel=panel)
 
 
 def choice(help_: str, panel: str) -> Any:
@@ -52,7 +59,11 @@ Checkpoint = Annotated[
 ]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help="JSONL, JSON, CSV or Parquet file.", show_default="the embedded prompts", rich_help_panel=DATA),
+    typer.Option(
+        help="JSONL, JSON, CSV or Parquet file; or a dataset, by hub id or directory.",
+        show_default="the embedded prompts",
+        rich_help_panel=DATA,
+    ),
 ]
 Column = Annotated[
     str | None,

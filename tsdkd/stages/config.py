@@ -1,7 +1,7 @@
 """What each stage can be told, with the defaults the command line shows; loads without torch.
 
-An artifact records them as its configuration, and another value is another artifact (but for `save_steps` and
-`trackers`). Where something is read or written is an argument of the stage.
+An artifact records them as its configuration, and another value is another artifact (but for `save_steps`, `trackers`,
+`data_parallel` and `memory_fraction`). Where something is read or written is an argument of the stage.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,23 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is what the checkpoint was saved in."""
 
 
+Policy = Literal["student", "teacher", "mixed", "speculative"]
+EngineName = Literal["auto", "vllm", "transformers"]
+
+
 @dataclass(frozen=True)
 class GenerateConfig:
     """How responses are sampled."""
 
-    policy: Literal["student", "teacher"] = "student"
-    """Who answers: the student (on-policy, the paper's lambda = 1) or the teacher (off-policy)."""
+    policy: Policy = "student"
+    """Who answers: the student (on-policy), the teacher (off-policy), each its share of the prompts (mixed), or both
+    token by token (speculative)."""
+    student_share: float = 0.5
+    """Mixed: the paper's lambda, the share of prompts that the student answers."""
+    accept_k: int = 25
+    """Speculative: the student's tokens stay where they are among the teacher's best so many."""
+    draft: int = 8
+    """Speculative: tokens the student proposes before the teacher reads them; changes the speed alone."""
     samples_per_prompt: int = 1
     temperature: float = 1.0
     """Sampling temperature; 0 is greedy."""
@@ -30,11 +41,30 @@ class GenerateConfig:
     limit: int | None = None
     """Only the first so many prompts."""
     column: str | None = None
-    """Column of the prompts file: messages or text. Default: messages, else prompt."""
+    """Column of the prompts: messages or text. Default: messages, else prompt."""
+    config_name: str | None = None
+    """A dataset's configuration."""
+    split: str | None = None
+    """A dataset's split; None: train."""
+    system: str | None = None
+    """System message of prompts that bring none."""
+    engine: EngineName = "auto"
+    """"auto" is vLLM where it is installed, else transformers; speculative rollouts are transformers' alone."""
     batch_size: int = 32
-    part_size: int = 256
-    """Responses per part file: what an interruption can cost. The seed is fixed per part."""
+    """Transformers: responses sampled at a time."""
+    part_size: int | None = None
+    """Responses per part file: what an interruption can cost. None: 256, with vLLM 2,048."""
     dtype: DType = "auto"
+    tensor_parallel: int = 1
+    """vLLM: GPUs that share one copy of the model."""
+    data_parallel: int = 1
+    """vLLM: copies of the model, each of which answers parts of its own."""
+    memory_fraction: float = 0.9
+    """vLLM: share of each GPU's memory (without a GPU: of the machine's) for weights and cache."""
+    max_model_len: int | None = None
+    """vLLM: longest sequence; None: what the longest prompt and its response need."""
+    quantization: str | None = None
+    """vLLM: how weights are quantised, such as fp8; None: as they were saved."""
 
 
 @dataclass(frozen=True)

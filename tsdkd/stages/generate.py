@@ -1,35 +1,32 @@
-"""generate: prompts -> rollouts. Samples responses from the student (on-policy) or the teacher (off-policy).
+"""generate: prompts -> rollouts. The student answers (on-policy), the teacher (off-policy), each a share, or both.
 
-Token ids are stored as the engine produced them, the end token included. Each part has its own seed, so an interrupted
-run ends with the bytes of an uninterrupted one.
+Token ids are stored as the engine produced them, the end token included. A part's content depends on nothing that
+came before it, so an interrupted run ends with the bytes of an uninterrupted one. One part is in memory at a time.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from transformers import PreTrainedTokenizerBase
+import pyarrow.parquet as pq
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, digest, file_digest, relative
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
 from tsdkd.errors import InputError
-from tsdkd.stages.batches import by_length
+from tsdkd.stages.canary import sing
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, load_tokenizer
-from tsdkd.stages.prompts import Prompt, read_prompts
+from tsdkd.stages.engines import PART_SIZE, Response, choose, library, open_engine
+from tsdkd.stages.jobs import AUTHORS, Census, Job, Jobs, Part
+from tsdkd.stages.models import describe, libraries, require_same_tokenizer
+from tsdkd.stages.outline import Outline, outline
+from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
-from tsdkd.stages.sampling import sample
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One response to be sampled."""
-
-    sample_id: str
-    prompt: Prompt
-    prompt_ids: list[int]
+SPEED_ALONE = {"data_parallel", "memory_fraction"}
+"""What of the configuration an artifact does not record."""
 
 
 def generate(
@@ -40,98 +37,120 @@ def generate(
     seed: int = 0,
     reporter: Reporter | None = None,
     overwrite: bool = False,
+    *,
+    teacher: str | None = None,
 ) -> Artifact:
-    """Answer a prompts file with one model. Raises InputError before anything is written."""
+    """Answer prompts with a model; with the policies mixed and speculative it is the student, beside a `teacher`.
+
+    Raises InputError before anything is written, TsdkdError when the engine fails or says other than transformers.
+    """
     reporter = reporter or Silent()
-    record = describe(config.policy, model)
-    jobs, dropped = _jobs(read_prompts(prompts, config.column, config.limit), load_tokenizer(model), config)
-    if not jobs:
-        raise InputError(
-            f"All {dropped} prompts of {prompts} are longer than {config.max_prompt_tokens} tokens.",
-            "Raise --max-prompt-tokens.",
-        )
+    engine = choose(config)
+    part_size = config.part_size or PART_SIZE[engine]
+    config = replace(config, engine=engine, part_size=part_size)
+    records = _describe(config.policy, model, teacher)
+    models = {record.role: outline(record.name) for record in records}
+    reader = models[records[0].role]  # its chat template asks
+    source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
+    jobs = Jobs(source, reader.tokenizer, config, part_size, seed)
+    census = jobs.count()
+    _require_jobs(census, models, config, prompts)
     manifest = Manifest(
         kind="rollouts",
-        config=asdict(config),
+        config={name: value for name, value in asdict(config).items() if name not in SPEED_ALONE},
         seed=seed,
-        parents=(Parent("prompts", file_digest(prompts), relative(prompts, output)),),
-        models=(record,),
-        libraries=libraries(),
+        parents=(source.parent(output),),
+        models=records,
+        engine=engine,
+        libraries=libraries() | library(engine),
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
-        if dropped:
-            reporter.say(f"{dropped} prompts longer than {config.max_prompt_tokens} tokens are left out.")
-        engine = load_model(model, config.dtype)
-        _require_room(engine, jobs, config)
-        parts = [jobs[start : start + config.part_size] for start in range(0, len(jobs), config.part_size)]
-        done = sum(len(part) for i, part in enumerate(parts) if writer.has(_file(i)))
-        with reporter.progress(f"{config.policy} answers", len(jobs), "responses", done) as advance:
-            for i, part in enumerate(parts):
-                if not writer.has(_file(i)):
-                    torch.manual_seed(int(digest([seed, i])[:15], 16))
-                    writer.write_table(_file(i), _sample_part(engine, part, config, advance))
-        return writer.finish(_summary(writer.artifact, dropped))
+        if census.left_out:
+            reporter.say(f"Prompts left out: {left_out(census.left_out, config.max_prompt_tokens)}.")
+        total = census.prompts.total() * config.samples_per_prompt
+        label = f"{' and '.join(models)} answer{'s' if len(models) == 1 else ''} ({engine})"
+        with reporter.progress(label, total, "responses", writer.manifest.rows) as advance:
+            for author in AUTHORS[config.policy]:
+                todo = (part for part in jobs.parts(author, census) if not writer.has(part.file))
+                _answer(todo, author, models, config, census.longest, writer, advance)
+        return writer.finish(_summary(writer.artifact, census))
 
 
-def _file(part: int) -> str:
-    return f"part-{part:05d}.parquet"
+def left_out(counted: Mapping[str, int], longest: int) -> str:
+    """Counts by reason, in words."""
+    reasons = {"empty": "empty", "repeated": "repeated", "too_long": f"longer than {longest} tokens"}
+    return ", ".join(f"{counted[name]:,} {words}" for name, words in reasons.items() if counted.get(name)) or "none"
 
 
-def _jobs(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, config: GenerateConfig) -> tuple[list[Job], int]:
-    jobs, dropped = [], 0
-    for prompt in prompts:
-        ids = chat_ids(tokenizer, prompt.messages)
-        if len(ids) > config.max_prompt_tokens:
-            dropped += 1
-            continue
-        jobs += [Job(f"{prompt.prompt_id}-{n}", prompt, ids) for n in range(config.samples_per_prompt)]
-    return jobs, dropped
+def _describe(policy: str, model: str, teacher: str | None) -> tuple[Model, ...]:
+    if policy in {"student", "teacher"}:
+        return (describe(policy, model),)
+    if teacher is None:
+        raise InputError(f"The policy {policy!r} needs a student and a teacher.", "Name both.")
+    records = describe("student", model), describe("teacher", teacher)
+    require_same_tokenizer(*records)
+    return records
 
 
-def _require_room(engine: LanguageModel, jobs: list[Job], config: GenerateConfig) -> None:
-    longest = max(len(job.prompt_ids) for job in jobs) + config.max_new_tokens
-    if longest > engine.context:
-        raise InputError(
-            f"A prompt and its response could reach {longest} tokens; {engine.name} reads {engine.context}.",
-            "Lower --max-new-tokens or --max-prompt-tokens.",
-        )
+def _require_jobs(census: Census, models: Mapping[str, Outline], config: GenerateConfig, prompts: Path) -> None:
+    if not census.prompts:
+        reasons = left_out(census.left_out, config.max_prompt_tokens)
+        raise InputError(f"No prompt of {prompts} is left: {reasons}.", "Raise --max-prompt-tokens, or mend the file.")
+    longest = census.longest + config.max_new_tokens
+    for model in models.values():
+        context = min(model.context, config.max_model_len or model.context)
+        if longest > context:
+            raise InputError(
+                f"A prompt and its response could reach {longest} tokens; {model.name} reads {context}.",
+                "Lower --max-new-tokens or --max-prompt-tokens.",
+            )
 
 
-def _sample_part(
-    engine: LanguageModel, jobs: list[Job], config: GenerateConfig, advance: Callable[[int], None]
-) -> pa.Table:
-    responses: dict[int, list[int]] = {}
-    for batch in by_length([len(job.prompt_ids) for job in jobs], size=config.batch_size):
-        prompts = [jobs[i].prompt_ids for i in batch]
-        sampled = sample(engine, prompts, config.max_new_tokens, config.temperature, config.top_p)
-        responses.update(zip(batch, sampled, strict=True))
-        advance(len(batch))
-    rows = [_row(job, responses[i], engine) for i, job in enumerate(jobs)]
-    return pa.Table.from_pylist(rows, SCHEMAS["rollouts"])
+def _answer(
+    todo: Iterator[Part],
+    author: str,
+    models: Mapping[str, Outline],
+    config: GenerateConfig,
+    longest_prompt: int,
+    writer: Writer,
+    advance: Callable[[int], None],
+) -> None:
+    """Write one author's missing parts; without any, no model is loaded."""
+    first = next(todo, None)
+    if first is None:
+        return
+    reader = next(iter(models.values()))
+    with open_engine(author, models, config, longest_prompt + config.max_new_tokens) as engine:
+        sing(engine, first.jobs, models, author, config)
+        for part, responses in engine.answer(chain([first], todo), advance):
+            rows = [_row(job, response, author, reader) for job, response in zip(part.jobs, responses, strict=True)]
+            writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
 
 
-def _row(job: Job, response_ids: list[int], engine: LanguageModel) -> dict[str, object]:
+def _row(job: Job, response: Response, author: str, reader: Outline) -> dict[str, Any]:
     return {
         "sample_id": job.sample_id,
         "prompt_id": job.prompt.prompt_id,
         "source": job.prompt.source,
         "messages": job.prompt.messages,
         "prompt_ids": job.prompt_ids,
-        "response_ids": response_ids,
-        "response": engine.tokenizer.decode(response_ids, skip_special_tokens=True),
-        "finish_reason": "stop" if response_ids[-1] in engine.end_ids else "length",
+        "response_ids": response.ids,
+        "response": reader.tokenizer.decode(response.ids, skip_special_tokens=True),
+        "finish_reason": "stop" if response.ids[-1] in reader.end_ids else "length",
+        "author": author,
+        "teacher_tokens": len(response.ids) if author == "teacher" else response.replaced,
     }
 
 
-def _summary(artifact: Artifact, dropped: int) -> dict[str, int]:
-    table = artifact.table().select(["prompt_id", "response_ids", "finish_reason"])
-    return {
-        "prompts": pc.count_distinct(table["prompt_id"]).as_py(),
-        "prompts_left_out": dropped,
-        "responses": table.num_rows,
-        "response_tokens": pc.sum(pc.list_value_length(table["response_ids"])).as_py(),
-        "truncated": pc.sum(pc.equal(table["finish_reason"], "length")).as_py(),
-    }
+def _summary(artifact: Artifact, census: Census) -> dict[str, Any]:
+    totals = dict.fromkeys(("responses", "response_tokens", "teacher_tokens", "truncated"), 0)
+    for part in artifact.tables:
+        table = pq.read_table(artifact.path / part.file, columns=["response_ids", "finish_reason", "teacher_tokens"])
+        totals["responses"] += table.num_rows
+        totals["response_tokens"] += pc.sum(pc.list_value_length(table["response_ids"])).as_py()
+        totals["teacher_tokens"] += pc.sum(table["teacher_tokens"]).as_py()
+        totals["truncated"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py()
+    return {"prompts": census.prompts.total(), "prompts_left_out": dict(census.left_out), **totals}

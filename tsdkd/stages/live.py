@@ -13,7 +13,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length
 from tsdkd.stages.config import LiveConfig
 from tsdkd.stages.models import LanguageModel, chat_ids
-from tsdkd.stages.prompts import read_prompts
+from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.sampling import sample
 from tsdkd.stages.sources import Batch, Sample, predicting
 from tsdkd.stages.staged import COLUMNS
@@ -95,7 +95,7 @@ def from_prompts(path: Path, student: LanguageModel, config: LiveConfig) -> tupl
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
         | {"prompt_ids": chat_ids(student.tokenizer, prompt.messages)}
-        for prompt in read_prompts(path, config.column, config.limit)
+        for prompt in Prompts(path, config.column, config.limit)
     ]
     kept = [s for s in samples if len(s["prompt_ids"]) <= config.max_prompt_tokens]
     if not kept:

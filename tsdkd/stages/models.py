@@ -13,12 +13,20 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from tsdkd.artifacts import MANIFEST, Model, digest, file_digest, load_manifest
 from tsdkd.core import Head
 from tsdkd.errors import ArtifactError, InputError
+from tsdkd.stages.adapters import base_of, is_adapter, settings_of
 from tsdkd.stages.config import DType
 
 hf_logging.disable_progress_bar()
@@ -43,14 +51,12 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The longest sequence the model was made for, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2**31))
+        return context_of(self.model.config)
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """Ids that end a response: the generation config's and the tokenizer's end tokens."""
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ids = configured if isinstance(configured, list) else [configured]
-        return sorted({int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+        """Ids that end a response."""
+        return end_ids_of(self.model.generation_config, self.tokenizer)
 
     @cached_property
     def padding_ids(self) -> list[int]:
@@ -127,6 +133,17 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]])
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def context_of(config: PreTrainedConfig) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2**31))
+
+
+def end_ids_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The generation config's and the tokenizer's end tokens."""
+    configured = generation.eos_token_id if generation else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
+
+
 def vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One past the tokenizer's last real id; model rows from there on are padding."""
     return int(max(tokenizer.get_vocab().values())) + 1
@@ -136,7 +153,7 @@ def resolve(name: str) -> Path:
     """The directory of a model: a local one, or a hub id's snapshot. Raises InputError."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not is_adapter(path):
             raise InputError(
                 f"{name} is no model: it has no config.json.", "Name a directory that transformers can load."
             )
@@ -160,9 +177,13 @@ def resolve(name: str) -> Path:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Raises InputError when there is none."""
+    """Raises InputError when there is none; an adapter without one has its base's."""
+    directory = resolve(name)
+    base = base_of(directory)
+    if base and not (directory / "tokenizer_config.json").is_file():
+        return load_tokenizer(base)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(name))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
     except InputError:
         raise
     except Exception as error:  # a torn tokenizer.json is a bare Exception
@@ -176,12 +197,17 @@ def load_model(
     name: str, dtype: DType = "auto", device: str | None = None, attention: str | None = None
 ) -> LanguageModel:
     """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it."""
-    tokenizer = load_tokenizer(name)
+    tokenizer, directory = load_tokenizer(name), resolve(name)
+    base = base_of(directory)
     device = device or default_device()
     if attention is None and device == "cpu":
         attention = "eager"  # torch's fused bf16 attention is the slower one there
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(base) if base else directory, dtype=dtype, attn_implementation=attention
+        )
+        if base:
+            model.load_adapter(str(directory))
     except Exception as error:  # the libraries below raise whatever they like
         raise InputError(
             f"{name} is no causal language model that transformers can load ({_first_line(error)}).",
@@ -197,18 +223,27 @@ def default_device() -> str:
 
 def describe(role: str, name: str) -> Model:
     """What a manifest records of a model; the weights are hashed, not loaded. Raises InputError."""
-    directory = resolve(name)
     tokenizer = load_tokenizer(name)
-    files = sorted({file for pattern in CONTENT for file in directory.glob(pattern)})
-    if not any(file.suffix in {".safetensors", ".bin"} for file in files):
-        raise InputError(f"{name} has no weights.", "Name a directory with model.safetensors (or its shards).")
     return Model(
         role=role,
         name=name,
-        weights=digest([[file.name, file_digest(file)] for file in files]),
+        weights=_weights(name),
         tokenizer=digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
+
+
+def _weights(name: str) -> str:
+    """The content of a model, or of an adapter and its base, in one hash."""
+    directory = resolve(name)
+    files = sorted({file for pattern in CONTENT for file in directory.glob(pattern)})
+    if not any(file.suffix in {".safetensors", ".bin"} for file in files):
+        raise InputError(f"{name} has no weights.", "Name a directory with model.safetensors (or its shards).")
+    content = [[file.name, file_digest(file)] for file in files]
+    base = base_of(directory)
+    if base is None:
+        return digest(content)
+    return digest([content, settings_of(directory) | {"base_model_name_or_path": _weights(base)}])
 
 
 def require_same_tokenizer(one: Model, other: Model) -> None:

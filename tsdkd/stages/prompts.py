@@ -1,7 +1,11 @@
-"""Prompts from a JSONL, JSON, CSV or Parquet file: a column of chat messages or of text."""
+"""Prompts, one after the other: from a JSONL, JSON, CSV or Parquet file, or from a dataset of the hub.
+
+Only a JSON file is read whole; of everything else a few rows are in memory, and 16 bytes of each prompt seen.
+"""
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +15,12 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts import digest
+from tsdkd.artifacts import DATASET, Parent, digest, file_digest, relative
 from tsdkd.errors import InputError
+from tsdkd.stages.hub import read_dataset
 
 Messages = list[dict[str, str]]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,53 +30,118 @@ class Prompt:
     messages: Messages
 
 
-def read_prompts(path: Path, column: str | None = None, limit: int | None = None) -> list[Prompt]:
-    """The file's distinct prompts in order; `prompt_id` and `source` columns ride along where they exist.
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Distinct prompts in their order; iterating reads the file or dataset again."""
 
-    Raises InputError for a missing, empty or malformed file, an unknown column, or a cell that is no prompt.
-    """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path} is no prompts file I can read.", f"Use one of {', '.join(READERS)}.")
-    if not path.is_file():
-        raise InputError(f"There is no prompts file {path}.", "Check the path.")
-    rows = reader(path)
-    if not rows:
-        raise InputError(f"{path} holds no prompts.", "Add rows, or name another file.")
-    chosen = _column(path, list(rows[0]), column)
-    prompts: dict[str, Prompt] = {}
-    for number, row in enumerate(rows, 1):
-        messages = _messages(path, number, chosen, row.get(chosen))
-        prompt_id = str(row.get("prompt_id") or digest(messages)[:16])
-        if prompt_id in prompts and prompts[prompt_id].messages != messages:
+    place: Path
+    """A file by its ending; else a directory that holds a dataset, or a dataset's id on the hub."""
+    column: str | None = None
+    """Column with messages or text; None: messages, else prompt."""
+    limit: int | None = None
+    system: str | None = None
+    """Set before prompts that bring no system message; ids do not depend on it."""
+    config_name: str | None = None
+    """A dataset's configuration."""
+    split: str | None = None
+    """A dataset's split; None: train."""
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return self.read(Counter())
+
+    def read(self, left_out: Counter[str]) -> Iterator[Prompt]:
+        """The prompts; counts in `left_out` what was "empty" or "repeated" up to the last one given.
+
+        `prompt_id` and `source` columns ride along where they exist. Raises InputError for a missing, empty or
+        malformed source, an unknown column, or a cell that is no prompt.
+        """
+        seen: set[bytes] = set()
+        taken: set[bytes] = set()
+        chosen, number, given = "", 0, 0
+        for number, row in enumerate(self._rows(), 1):
+            if given == self.limit:
+                return
+            chosen = chosen or _column(self.place, list(row), self.column)
+            messages = _messages(self.place, number, chosen, row.get(chosen))
+            content = digest(messages)
+            if not messages or _key(content) in seen:
+                left_out["repeated" if messages else "empty"] += 1
+                continue
+            seen.add(_key(content))
+            prompt_id = row.get("prompt_id")
+            if prompt_id is not None:
+                _require_free(self.place, number, str(prompt_id), taken)
+            given += 1
+            source = str(row.get("source") or self.place.stem)
+            yield Prompt(str(prompt_id or content[:16]), source, self._with_system(messages))
+        if not number:
+            raise InputError(f"{self.place} holds no prompts.", "Add rows, or name another file.")
+
+    def parent(self, output: Path) -> Parent:
+        """How an artifact at `output` records these prompts: a file by its bytes, a dataset by its prompts."""
+        if self._is_file:
+            return Parent("prompts", file_digest(self.place), relative(self.place, output))
+        content = digest([[prompt.prompt_id, digest(prompt.messages)] for prompt in self])
+        return Parent(DATASET, content, str(self.place))
+
+    @property
+    def _is_file(self) -> bool:
+        return self.place.suffix.lower() in READERS
+
+    def _rows(self) -> Iterator[Row]:
+        if not self._is_file:
+            return read_dataset(self.place, self.config_name, self.split)
+        if not self.place.is_file():
+            raise InputError(f"There is no prompts file {self.place}.", "Check the path.")
+        if self.config_name or self.split:
             raise InputError(
-                f"{path}, row {number}: prompt_id {prompt_id!r} stands for two prompts.", "Make ids unique."
+                f"{self.place} is a file: it has no configurations and splits.", "Leave out --config-name and --split."
             )
-        prompts[prompt_id] = Prompt(prompt_id, str(row.get("source") or path.stem), messages)
-    return list(prompts.values())[:limit]
+        return READERS[self.place.suffix.lower()](self.place)
+
+    def _with_system(self, messages: Messages) -> Messages:
+        if self.system is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
 
 
-def _column(path: Path, columns: list[str], wanted: str | None) -> str:
+def _key(content: str) -> bytes:
+    return bytes.fromhex(content[:32])
+
+
+def _require_free(place: Path, number: int, prompt_id: str, taken: set[bytes]) -> None:
+    key = _key(digest(prompt_id))
+    if key in taken:
+        raise InputError(f"{place}, row {number}: prompt_id {prompt_id!r} stands for two prompts.", "Make ids unique.")
+    taken.add(key)
+
+
+def _column(place: Path, columns: list[str], wanted: str | None) -> str:
     for name in (wanted,) if wanted else ("messages", "prompt"):
         if name in columns:
             return name
     missing = f"column {wanted!r}" if wanted else "column 'messages' or 'prompt'"
-    raise InputError(f"{path} has no {missing}.", f"Choose with --column one of: {', '.join(columns)}.")
+    raise InputError(f"{place} has no {missing}.", f"Choose with --column one of: {', '.join(columns)}.")
 
 
-def _messages(path: Path, number: int, column: str, cell: Any) -> Messages:
-    if isinstance(cell, str) and cell.strip():
+def _messages(place: Path, number: int, column: str, cell: Any) -> Messages:
+    """A cell as a conversation, less answers at its end; empty where nothing is asked."""
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return []
+    if isinstance(cell, str):
         return [{"role": "user", "content": cell}]
-    if isinstance(cell, list) and cell and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in cell):
-        return [{"role": str(m["role"]), "content": str(m["content"])} for m in cell]
+    if isinstance(cell, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in cell):
+        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in cell]
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        return messages if any(message["content"].strip() for message in messages) else []
     raise InputError(
-        f"{path}, row {number}: {column!r} is neither text nor a list of messages with role and content.",
+        f"{place}, row {number}: {column!r} is neither text nor a list of messages with role and content.",
         "Mend the row, or choose another --column.",
     )
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
+def _read_jsonl(path: Path) -> Iterator[Row]:
     with _text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -81,11 +152,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
                 raise InputError(f"{path}, line {number}: not JSON ({error.msg}).", "Mend the line.") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number}: not a JSON object.", "Write one object with named fields.")
-            rows.append(row)
-    return rows
+            yield row
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
+def _read_json(path: Path) -> Iterator[Row]:
     with _text(path) as file:
         try:
             rows = json.load(file)
@@ -93,13 +163,13 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}).", "Mend the file.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} is no list of JSON objects.", "Write [{...}, {...}], or use .jsonl.")
-    return rows
+    yield from rows
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path) -> Iterator[Row]:
     with _text(path, newline="") as file:
         try:
-            return list(csv.DictReader(file))
+            yield from csv.DictReader(file)
         except csv.Error as error:
             raise InputError(f"{path} is no readable CSV ({error}).", "Mend the file, or use .jsonl.") from None
 
@@ -114,14 +184,15 @@ def _text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}).", "Save the file as UTF-8.") from None
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     try:
-        return list(pq.read_table(path).to_pylist())
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+            yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise InputError(f"{path} is no readable Parquet file ({error}).", "Check the file.") from None
 
 
-READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsdkd.artifacts import Artifact, Manifest, Parent, Writer, file_digest, relative
+from tsdkd.artifacts import Artifact, Manifest, Writer
 from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
 from tsdkd.stages.config import PruneConfig
 from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model
-from tsdkd.stages.prompts import read_prompts
+from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
 
 FORWARD_TOKENS = 1024
@@ -36,12 +36,13 @@ def prune(
     """Write the teacher without `config.drop` of its layers. Raises InputError when its layers cannot be found."""
     reporter = reporter or Silent()
     record = describe("teacher", teacher)
-    chosen = read_prompts(prompts, config.column, config.limit)
+    source = Prompts(prompts, config.column, config.limit)
+    chosen = list(source)
     manifest = Manifest(
         kind="checkpoint",
         config=asdict(config),
         seed=0,
-        parents=(Parent("prompts", file_digest(prompts), relative(prompts, output)),),
+        parents=(source.parent(output),),
         models=(record,),
         libraries=libraries(),
     )

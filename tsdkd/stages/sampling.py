@@ -1,13 +1,39 @@
 """Sampling with transformers: a batch of prompts in, the ids the model produced out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
 from transformers import GenerationConfig
 
-from tsdkd.stages.batches import Ids, pad_left
+from tsdkd.stages.batches import Ids, by_length, pad_left
+from tsdkd.stages.config import GenerateConfig
+from tsdkd.stages.engines import Response
+from tsdkd.stages.jobs import Job, Part
 from tsdkd.stages.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class TransformersEngine:
+    """One model in this process. The seed is fixed per part: its first job's."""
+
+    language_model: LanguageModel
+    config: GenerateConfig
+
+    def answer(self, parts: Iterator[Part], advance: Callable[[int], None]) -> Iterator[tuple[Part, list[Response]]]:
+        for part in parts:
+            yield part, self._responses(part.jobs, advance)
+
+    def _responses(self, jobs: list[Job], advance: Callable[[int], None]) -> list[Response]:
+        torch.manual_seed(jobs[0].seed)
+        config, responses = self.config, dict[int, Response]()
+        for batch in by_length([len(job.prompt_ids) for job in jobs], size=config.batch_size):
+            prompts = [jobs[i].prompt_ids for i in batch]
+            sampled = sample(self.language_model, prompts, config.max_new_tokens, config.temperature, config.top_p)
+            responses.update({i: Response(ids) for i, ids in zip(batch, sampled, strict=True)})
+            advance(len(batch))
+        return [responses[i] for i in range(len(jobs))]
 
 
 def sample(
@@ -28,9 +54,10 @@ def sample(
         output = engine.model.generate(
             input_ids=ids.to(engine.device), attention_mask=attention.to(engine.device), generation_config=settings
         )
-    return [_until_end(row, engine.end_ids) for row in output[:, ids.shape[1] :].tolist()]
+    return [until_end(row, engine.end_ids) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
+def until_end(ids: list[int], end_ids: list[int]) -> list[int]:
+    """Ids up to the first end token, which is kept."""
     end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
     return ids[: end + 1]

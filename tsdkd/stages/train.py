@@ -25,13 +25,12 @@ from tsdkd.artifacts import (
     Parent,
     Writer,
     digest,
-    file_digest,
     load_manifest,
     read,
-    relative,
 )
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages import memory
+from tsdkd.stages.adapters import is_adapter
 from tsdkd.stages.callbacks import (
     SAVED,
     JudgeHealth,
@@ -46,7 +45,16 @@ from tsdkd.stages.config import DType, TrainConfig
 from tsdkd.stages.heldout import HeldOut
 from tsdkd.stages.live import LiveSamples, from_prompts, from_rollouts
 from tsdkd.stages.lora import with_adapter
-from tsdkd.stages.models import LanguageModel, default_device, describe, libraries, load_model, require_same_tokenizer
+from tsdkd.stages.models import (
+    LanguageModel,
+    default_device,
+    describe,
+    libraries,
+    load_model,
+    require_same_tokenizer,
+    resolve,
+)
+from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.sources import Source
 from tsdkd.stages.staged import StagedSamples
@@ -149,7 +157,7 @@ def train_live(
         return source, [i for i in range(len(source)) if i not in set(held)], measured
 
     if recorded is None:
-        parent = Parent("prompts", file_digest(data), relative(data, output))
+        parent = Prompts(data, live.column, live.limit).parent(output)
     else:
         parent = recorded.as_parent_of(output)
     job = Job(*models, (parent,), live.max_prompt_tokens + live.max_new_tokens, open_)
@@ -268,7 +276,7 @@ def _held_out(source: Source, config: TrainConfig, seed: int) -> list[int]:
 
 
 def _require_no_adapter(student: Model, config: TrainConfig) -> None:
-    if (Path(student.name) / "adapter_config.json").is_file():
+    if is_adapter(resolve(student.name)):
         raise InputError(
             f"{student.name} is an adapter; training starts from full weights.",
             "Train it with --lora --merge, or merge it into its model, and name the result.",

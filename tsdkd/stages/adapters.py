@@ -1,0 +1,36 @@
+"""LoRA adapters in place of a model: a directory with an adapter_config.json that names the model it belongs to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tsdkd.errors import InputError
+
+ADAPTER = "adapter_config.json"
+
+
+def is_adapter(directory: Path) -> bool:
+    return (directory / ADAPTER).is_file() and not (directory / "config.json").is_file()
+
+
+def settings_of(directory: Path) -> dict[str, Any]:
+    """An adapter's own settings. Raises InputError unless it is LoRA and names its base."""
+    try:
+        settings: dict[str, Any] = json.loads((directory / ADAPTER).read_text())
+        kind, _ = settings["peft_type"], settings["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory / ADAPTER} cannot be read ({error}).", "Save the adapter again.") from None
+    if kind != "LORA":
+        raise InputError(f"{directory} is an adapter of type {kind}, not LORA.", "Merge it into its model.")
+    return settings
+
+
+def base_of(directory: Path) -> str | None:
+    """The model an adapter belongs to, by name; None where `directory` is a model of its own."""
+    return str(settings_of(directory)["base_model_name_or_path"]) if is_adapter(directory) else None
+
+
+def rank_of(directory: Path) -> int:
+    """The largest rank in an adapter: a pattern may give single layers another than the rest."""
+    settings = settings_of(directory)
+    return int(max([settings["r"], *(settings.get("rank_pattern") or {}).values()]))

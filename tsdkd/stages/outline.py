@@ -1,0 +1,48 @@
+"""What is known of a model before its weights are loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from tsdkd.errors import InputError
+from tsdkd.stages.adapters import base_of
+from tsdkd.stages.models import context_of, end_ids_of, load_tokenizer, resolve
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model, or a LoRA adapter with its base."""
+
+    name: str
+    directory: Path
+    """Where the model lies: an adapter's base."""
+    adapter: Path | None
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+    """The longest sequence it was made for, in tokens."""
+    end_ids: list[int]
+    """Ids that end a response."""
+    dtype: str
+    """Precision the weights were saved in, such as bfloat16."""
+
+
+def outline(name: str) -> Outline:
+    """Raises InputError when there is no such model."""
+    own, tokenizer = resolve(name), load_tokenizer(name)
+    base = base_of(own)
+    directory = resolve(base) if base else own
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        recorded = (directory / "generation_config.json").is_file()
+        generation = (
+            GenerationConfig.from_pretrained(directory) if recorded else GenerationConfig.from_model_config(config)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{name} has a config that transformers cannot read ({str(error).splitlines()[0]}).",
+            "Check its config.json and generation_config.json.",
+        ) from None
+    end_ids = end_ids_of(generation, tokenizer)
+    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    return Outline(name, directory, own if base else None, tokenizer, context_of(config), end_ids, dtype)

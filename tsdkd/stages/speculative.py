@@ -1,0 +1,149 @@
+"""Speculative rollouts: student and teacher write together ("Speculative Knowledge Distillation", Xu et al. 2025).
+
+The student samples each token; where it is not among the teacher's best K, the teacher samples one of those K in its
+place. Token by token that costs a teacher's forward each; here the student drafts a block, the teacher reads it at
+once, and the block counts up to its first replaced token.
+
+Every position of every response has random numbers of its own, so that the result is that of the definition, whatever
+the length of a draft and whoever shares the batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, TopPLogitsWarper
+
+from tsdkd.artifacts import digest
+from tsdkd.stages.batches import by_length, pad_left
+from tsdkd.stages.config import GenerateConfig
+from tsdkd.stages.engines import Response
+from tsdkd.stages.jobs import Job, Part
+from tsdkd.stages.models import LanguageModel, positions, vocab_size
+
+
+@dataclass(frozen=True)
+class SpeculativeEngine:
+    student: LanguageModel
+    teacher: LanguageModel
+    config: GenerateConfig
+
+    def answer(self, parts: Iterator[Part], advance: Callable[[int], None]) -> Iterator[tuple[Part, list[Response]]]:
+        for part in parts:
+            responses: dict[int, Response] = {}
+            for batch in by_length([len(job.prompt_ids) for job in part.jobs], size=self.config.batch_size):
+                written = self._write([part.jobs[i] for i in batch])
+                responses.update(zip(batch, written, strict=True))
+                advance(len(batch))
+            yield part, [responses[i] for i in range(len(part.jobs))]
+
+    def _write(self, jobs: list[Job]) -> list[Response]:
+        ids, attention = pad_left([job.prompt_ids for job in jobs])
+        vocab = vocab_size(self.student.tokenizer)
+        student, teacher = (
+            Reader(model, ids[:, :-1], attention[:, :-1], vocab) for model in (self.student, self.teacher)
+        )
+        rows = [Row(job.seed, job.prompt_ids[-1], len(job.prompt_ids) - 1) for job in jobs]
+        with torch.inference_mode():
+            while any(not self._done(row) for row in rows):
+                drafts, judged = self._draft(rows, student, teacher)
+                kept = [self._take(row, drafts[i], judged[i]) for i, row in enumerate(rows)]
+                for reader in (student, teacher):
+                    reader.keep(kept)
+        return [Response(row.ids, row.replaced) for row in rows]
+
+    def _draft(self, rows: list["Row"], student: "Reader", teacher: "Reader") -> tuple[list[list[int]], Tensor]:
+        """A block of the student's tokens per row, and the teacher's logits (row, draft, vocab) for each of them."""
+        last = torch.tensor([[row.last] for row in rows])
+        at = torch.tensor([[row.position] for row in rows])
+        blocks = [last]
+        for i in range(self.config.draft):
+            logits = student.read(blocks[-1], at + i)[:, -1]
+            chosen = [self._sample(logits[j], row, len(row.ids) + i, "student") for j, row in enumerate(rows)]
+            blocks.append(torch.tensor(chosen).unsqueeze(-1))
+        read, drafts = torch.cat(blocks[:-1], 1), torch.cat(blocks[1:], 1)
+        return drafts.tolist(), teacher.read(read, at + torch.arange(self.config.draft))
+
+    def _take(self, row: "Row", draft: list[int], judged: Tensor) -> int:
+        """Add a draft up to its first replaced token; how many of the tokens just read are part of the response."""
+        best = judged.topk(min(self.config.accept_k, judged.shape[-1]), dim=-1).indices
+        for i, token in enumerate(draft):
+            if self._done(row):
+                return i
+            if bool((best[i] == token).any()):
+                row.add(token)
+                continue
+            among = torch.full_like(judged[i], -torch.inf).index_copy_(0, best[i], judged[i][best[i]])
+            row.add(self._sample(among, row, len(row.ids), "teacher"))
+            row.replaced += 1
+            return i + 1
+        return len(draft)
+
+    def _done(self, row: "Row") -> bool:
+        ended = bool(row.ids) and row.ids[-1] in self.student.end_ids
+        return ended or len(row.ids) >= self.config.max_new_tokens
+
+    def _sample(self, logits: Tensor, row: "Row", position: int, who: str) -> int:
+        """Gumbel-max with the noise of this response, position and author: logits (vocab,) -> an id."""
+        if self.config.temperature == 0:
+            return int(logits.argmax())
+        scaled = TopPLogitsWarper(self.config.top_p)(None, (logits.float() / self.config.temperature).unsqueeze(0))[0]
+        generator = torch.Generator(logits.device).manual_seed(int(digest([row.seed, position, who])[:15], 16))
+        return int((scaled - torch.empty_like(scaled).exponential_(generator=generator).log()).argmax())
+
+
+@dataclass(slots=True)
+class Row:
+    """One response in the making."""
+
+    seed: int
+    last: int
+    """The newest token, which no model has read yet."""
+    position: int
+    """Of that token."""
+    ids: list[int] = field(default_factory=list)
+    replaced: int = 0
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        self.last = token
+        self.position += 1
+
+
+class Reader:
+    """A model with what it has read. Columns that turned out wrong stay in its cache, masked."""
+
+    def __init__(self, language_model: LanguageModel, ids: Tensor, attention: Tensor, vocab: int) -> None:
+        self.language_model, self.vocab = language_model, vocab
+        self.cache = DynamicCache()
+        self.attention = attention[:, :0]
+        self.pending = 0
+        with torch.inference_mode():
+            if ids.shape[1]:
+                self._forward(ids, attention, positions(attention))
+        self.attention = attention
+
+    def read(self, ids: Tensor, at: Tensor) -> Tensor:
+        """New ids and their positions (row, new) -> logits (row, new, vocab)."""
+        self.pending += ids.shape[1]
+        attention = torch.cat([self.attention, torch.ones(len(ids), self.pending, dtype=torch.long)], 1)
+        return self._forward(ids, attention, at)
+
+    def keep(self, counts: list[int]) -> None:
+        """Of what was read since the last call, only the first `counts` tokens of each row happened."""
+        kept = torch.arange(self.pending).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
+        self.attention = torch.cat([self.attention, kept.long()], 1)
+        self.pending = 0
+
+    def _forward(self, ids: Tensor, attention: Tensor, at: Tensor) -> Tensor:
+        device = self.language_model.device
+        output = self.language_model.model(
+            input_ids=ids.to(device),
+            attention_mask=attention.to(device),
+            position_ids=at.to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        logits: Tensor = output.logits[..., : self.vocab]
+        return logits
