@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tsdkd.artifacts import read
-from tsdkd.stages.signals import HEAD_FILE, Decoder, load_head
+from tsdkd.stages.signals import HEAD_FILE, NEEDS_HEAD, Decoder, load_head
 
 Sample = dict[str, Any]
 
@@ -32,7 +32,7 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
     @cached_property
     def decoder(self) -> Decoder:
         config = self.scores.manifest.config
-        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] == "hidden" else None
+        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in NEEDS_HEAD else None
         return Decoder(config["signal"], config["k"], config["top_k"], head)
 
     def __len__(self) -> int:
