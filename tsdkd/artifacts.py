@@ -7,6 +7,8 @@ sizes, hashes and parents are checked before a stage sees a row.
 An artifact's *identity* is what it is made from: configuration, seed, parents, models, engine. Running a stage again
 with the same identity resumes or does nothing; with another it refuses. Its *fingerprint* adds the content, and
 children record it. Manifests hold no time: the same work gives the same bytes.
+
+Several processes can write one artifact: the first opens it, the others join, each claims parts that nobody has.
 """
 
 import fcntl
@@ -15,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -65,9 +68,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("teacher_logprob", pa.list_(pa.float32())),
             ("candidates", pa.list_(pa.int32())),  # the student's k, best first
             ("ranks", pa.list_(pa.int16())),  # the teacher's rank of each, 0 is its favourite
-            ("hidden", pa.large_binary()),  # signal "hidden": tokens x width, the teacher's dtype
+            ("hidden", pa.large_binary()),  # tokens x width; "hidden": the teacher's dtype, "hidden8": int8
+            ("hidden_scale", pa.list_(pa.float32())),  # signal "hidden8": what its int8 are multiplied with
             ("top_ids", pa.list_(pa.int32())),  # signal "topk": the teacher's K, best first
             ("top_logprobs", pa.list_(pa.float32())),
+            ("divergence", pa.list_(pa.float32())),  # of the student, as of scoring; only beside lossy signals
+            ("recorded_divergence", pa.list_(pa.float32())),  # the same from what the signal keeps
         ]
     ),
     "results": pa.schema(
@@ -173,8 +179,8 @@ class Artifact:
     def tables(self) -> list[Part]:
         return [part for part in self.manifest.parts if part.rows is not None]
 
-    def read_part(self, part: Part) -> pa.Table:
-        return pq.read_table(self.path / part.file)
+    def read_part(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        return pq.read_table(self.path / part.file, columns=columns)
 
     def table(self) -> pa.Table:
         """All rows, in order."""
@@ -195,12 +201,17 @@ class Artifact:
 
 
 class Writer:
-    """Writes one artifact, part by part; as a context it holds the directory's lock."""
+    """Writes one artifact, part by part; as a context it holds the directory's lock.
+
+    One process holds it exclusively, or the processes of one run share it. The directory itself is locked for the
+    moment in which one of them lists a part.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, lock: IO[str]) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._claims: dict[str, IO[bytes]] = {}
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Self:
@@ -215,21 +226,32 @@ class Writer:
         if any(place.exists() and place.resolve() == path.resolve() for place in inputs):
             raise ArtifactError(f"{path} is both input and output.", "Choose another output directory.")
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("w")
+        writer = cls(path, manifest, (path / LOCK).open("w"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise ArtifactError(
-                f"Another process is writing {path}.", "Wait for it, or choose another output directory."
-            ) from None
-        try:
-            writer = cls(path, manifest, lock)
+            writer._hold(fcntl.LOCK_EX)
             writer._take_over(overwrite)
         except BaseException:
-            lock.close()
+            writer._lock.close()
             raise
         return writer
+
+    @classmethod
+    def join(cls, path: Path) -> Self:
+        """Help another process of the same run, which opened the artifact and shares it."""
+        writer = cls(path, load_manifest(path), (path / LOCK).open("w"))
+        writer._hold(fcntl.LOCK_SH)
+        return writer
+
+    def share(self) -> None:
+        """Let other processes join."""
+        self._hold(fcntl.LOCK_SH)
+
+    def _hold(self, lock: int) -> None:
+        if not _locked(self._lock, lock):
+            self._lock.close()
+            raise ArtifactError(
+                f"Another process is writing {self.path}.", "Wait for it, or choose another output directory."
+            )
 
     def _take_over(self, overwrite: bool) -> None:
         if not (self.path / MANIFEST).exists():
@@ -238,11 +260,13 @@ class Writer:
             self._clear()
             return self._save()
         found = load_manifest(self.path)
-        if found.state == "partial" and self._is_bare:
-            return self._save()  # begun, but nothing is in it yet
-        _require_same(self.path, found, self.manifest)
+        bare = found.state == "partial" and self._is_bare  # begun, but nothing is in it yet
+        if not bare:
+            _require_same(self.path, found, self.manifest)
         for stray in self.path.glob("*.tmp"):
             _remove(stray)
+        if bare:
+            return self._save()
         _check_parts(self.path, found)
         self.manifest = found
         return None
@@ -261,14 +285,16 @@ class Writer:
 
     @property
     def _is_bare(self) -> bool:
-        return {file.name for file in self.path.iterdir()} <= {MANIFEST, LOCK, f"{MANIFEST}.tmp"}
+        return all(file.name in {MANIFEST, LOCK} or file.suffix == ".tmp" for file in self.path.iterdir())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
         """Free the lock; a stage that failed before it had anything to keep leaves nothing behind."""
-        if error and not self.complete and self._is_bare:
+        for claim in self._claims.values():
+            claim.close()
+        if error and not self.complete and self._is_bare and _locked(self._lock, fcntl.LOCK_EX):  # nobody else is here
             shutil.rmtree(self.path)
         self._lock.close()
 
@@ -279,19 +305,41 @@ class Writer:
     def has(self, file: str) -> bool:
         return any(part.file == file for part in self.manifest.parts)
 
-    def write_table(self, file: str, table: pa.Table, row_group_size: int | None = None) -> None:
+    def claim(self, file: str) -> bool:
+        """Take a part that is not there yet and that no other process of this run has taken."""
+        with self._listing():
+            if self.has(file):
+                return False
+            claim = self.aside(file).open("ab")
+            if not _locked(claim, fcntl.LOCK_EX):
+                claim.close()
+                return False
+            self._claims[file] = claim
+            return True
+
+    def write_table(self, file: str, table: pa.Table) -> None:
         """Add a Parquet part; the table is cast to the kind's schema."""
-        aside = self.path / f"{file}.tmp"
-        schema = SCHEMAS[self.manifest.kind]
-        pq.write_table(table.cast(schema), aside, row_group_size=row_group_size, compression="zstd")
-        self._add(aside, file, table.num_rows)
+        part = TablePart(self, file)
+        part.write(table)
+        part.close()
 
     def aside(self, file: str) -> Path:
         """Where to write a file that `add_file` will then make a part."""
         return self.path / f"{file}.tmp"
 
-    def add_file(self, file: str) -> None:
-        self._add(self.aside(file), file, None)
+    def add_file(self, file: str, rows: int | None = None) -> None:
+        """Make what was written aside a part; `rows` where it is a table."""
+        aside = self.aside(file)
+        aside.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
+        _fsync(aside)
+        part = Part(file, rows, aside.stat().st_size, file_digest(aside))
+        with self._listing():
+            aside.replace(self.path / file)
+            others = tuple(other for other in self.manifest.parts if other.file != file)
+            self.manifest = replace(self.manifest, parts=(*others, part))
+            self._save()
+        if claim := self._claims.pop(file, None):
+            claim.close()
 
     def adopt(self, directory: Path) -> None:
         """Make every file of a directory a part; `directory` is emptied."""
@@ -302,6 +350,8 @@ class Writer:
             self.add_file(name)
 
     def finish(self, summary: dict[str, Any]) -> Artifact:
+        """Seal the artifact, with all that any process has listed."""
+        self.manifest = load_manifest(self.path)
         parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
         self.manifest = replace(self.manifest, state="complete", summary=summary, parts=parts)
         self._save()
@@ -311,14 +361,16 @@ class Writer:
     def artifact(self) -> Artifact:
         return Artifact(self.path, self.manifest)
 
-    def _add(self, aside: Path, file: str, rows: int | None) -> None:
-        aside.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
-        _fsync(aside)
-        part = Part(file, rows, aside.stat().st_size, file_digest(aside))
-        aside.replace(self.path / file)
-        others = tuple(other for other in self.manifest.parts if other.file != file)
-        self.manifest = replace(self.manifest, parts=(*others, part))
-        self._save()
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        """Alone with the manifest as it is now."""
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            self.manifest = load_manifest(self.path)
+            yield
+        finally:
+            os.close(directory)
 
     def _save(self) -> None:
         aside = self.aside(MANIFEST)
@@ -326,6 +378,24 @@ class Writer:
         _fsync(aside)
         aside.replace(self.path / MANIFEST)
         _fsync(self.path)
+
+
+class TablePart:
+    """A Parquet part on its way: pieces are written aside as they come, one row group each, and `close` lists it."""
+
+    def __init__(self, writer: Writer, file: str) -> None:
+        self._writer, self._file, self._rows = writer, file, 0
+        self._schema = SCHEMAS[writer.manifest.kind]
+        self._parquet = pq.ParquetWriter(writer.aside(file), self._schema, compression="zstd", use_dictionary=False)
+
+    def write(self, table: pa.Table) -> None:
+        """The table is cast to the kind's schema."""
+        self._parquet.write_table(table.cast(self._schema))
+        self._rows += table.num_rows
+
+    def close(self) -> None:
+        self._parquet.close()
+        self._writer.add_file(self._file, self._rows)
 
 
 def read(path: Path, kind: Kind, option: str | None = None, *, hashed: bool = True) -> Artifact:
@@ -481,6 +551,15 @@ def _brief(value: Any) -> str:
         return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
 
     return str([short(item) for item in value] if isinstance(value, list) else short(value))
+
+
+def _locked(file: IO[Any], lock: int) -> bool:
+    """Take a lock, or say that another process has it."""
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _umask() -> int:

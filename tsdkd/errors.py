@@ -20,3 +20,10 @@ class InputError(TsdkdError, ValueError):
 
 class ArtifactError(InputError):
     """An artifact that is missing, broken, unfinished, of another kind, or made from something else. Exit code 2."""
+
+
+class ToldElsewhereError(TsdkdError):
+    """Another process of this run failed and says why; this one only ends."""
+
+    def __init__(self) -> None:
+        super().__init__("Another process of this run failed.", "See what it says.")

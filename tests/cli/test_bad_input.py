@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import write_prompts
-from tsdkd.artifacts import MANIFEST, Writer
+from tsdkd.artifacts import MANIFEST, TablePart, Writer
 from tsdkd.cli import app
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -87,7 +88,7 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
 def test_models_with_different_tokenizers(place: Path, stranger: Path) -> None:
     shutil.rmtree(place / "run" / "scores")
     found, remedy = refuse("score", "--run", place / "run", "--teacher", stranger)
-    assert "different tokenizers: 1 tokens differ" in found
+    assert "different tokenizers: 1 ids differ, first 258 (None against '<|tool|>')" in found
     assert "one family" in remedy
     assert not (place / "run" / "scores").exists()
 
@@ -207,18 +208,17 @@ def test_a_full_disk_keeps_what_was_finished(
     place: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the second part is written; with room again, the same command completes it."""
-    write_table, written = pq.write_table, 0
+    write, written = TablePart.write, 0
 
-    def on_a_full_disk(table: object, where: Path, **options: object) -> None:
+    def on_a_full_disk(part: TablePart, table: pa.Table) -> None:
         nonlocal written
         written += 1
         if written == 2:
-            where.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(where))
-        write_table(table, where, **options)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part-00001.parquet.tmp")
+        write(part, table)
 
     command = generate_with(student, place / "full", "--prompts", place / "prompts.jsonl")
-    monkeypatch.setattr(pq, "write_table", on_a_full_disk)
+    monkeypatch.setattr(TablePart, "write", on_a_full_disk)
     found, remedy = refuse(*command, code=1)
     assert "No space left on device" in found
     assert "Free space, and run again" in remedy
@@ -267,7 +267,7 @@ def test_ctrl_c_in_the_middle(
     assert CliRunner().invoke(app, command).exit_code == 0
     before = contents(written)
     shutil.rmtree(written)
-    add, added = Writer._add, 0
+    add, added = Writer.add_file, 0
 
     def interrupted(self: Writer, *args: object) -> None:
         nonlocal added
@@ -276,7 +276,7 @@ def test_ctrl_c_in_the_middle(
             raise KeyboardInterrupt
         add(self, *args)
 
-    monkeypatch.setattr(Writer, "_add", interrupted)
+    monkeypatch.setattr(Writer, "add_file", interrupted)
     found, remedy = refuse(*command, code=130)
     assert "Interrupted" in found
     assert "same command" in remedy

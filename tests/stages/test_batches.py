@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdkd.stages.batches import align, by_length, join, pad_left
+from tsdkd.stages.batches import align, by_length, in_blocks, join, pad_left
 
 PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
 
@@ -22,6 +22,24 @@ def test_every_sequence_once_in_batches_of_a_size(lengths: list[int], size: int)
 def test_padded_tokens_stay_in_the_budget(lengths: list[int], tokens: int) -> None:
     for batch in by_length(lengths, tokens=tokens):
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= tokens
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=50), st.sampled_from([0.0, 0.1, 0.5]))
+def test_no_batch_holds_more_padding_than_it_may(lengths: list[int], padding: float) -> None:
+    batches = list(by_length(lengths, tokens=10_000, padding=padding))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert padded - sum(lengths[i] for i in batch) <= padding * padded
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))
+def test_blocks_are_consecutive_and_bounded(sizes: list[int], most: int) -> None:
+    blocks = list(in_blocks(sizes, most))
+    assert [i for block in blocks for i in block] == list(range(len(sizes)))
+    assert all(len(block) == 1 or sum(sizes[i] for i in block) <= most for block in blocks)
+    following = [sizes[block.stop] for block in blocks[:-1]]
+    assert all(sum(sizes[i] for i in b) + n > most for b, n in zip(blocks, following, strict=False))  # no smaller ones
 
 
 def test_pad_left() -> None:

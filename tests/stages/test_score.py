@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tsdkd.artifacts import Writer, read
-from tsdkd.core import TSDKDConfig, entropy, token_selective_loss, tsdkd_loss
+from tsdkd.artifacts import TablePart, Writer, read
+from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
 from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages import cost, views
 from tsdkd.stages import score as stage
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
@@ -36,11 +37,11 @@ def bare_logits(reader: LanguageModel, row: dict[str, list[int]]) -> torch.Tenso
     return logits[len(row["prompt_ids"]) - 1 : -1, : len(reader.tokenizer)]
 
 
-@pytest.mark.parametrize("signal", ["hidden", "topk", "ranks"])
+@pytest.mark.parametrize("signal", ["hidden", "hidden8", "topk", "ranks"])
 def test_columns_are_what_bare_forwards_say(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, signal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "CHUNK_LOGITS", 3 * 258)  # three positions at a time
+    monkeypatch.setitem(views.CHUNK_BYTES, "cpu", 3 * 4 * 258)  # three positions at a time
     artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal=signal))
     readers = load_model(str(student)), load_model(str(teacher))
     samples = StagedSamples(rollouts, tmp_path / "s")
@@ -129,15 +130,15 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
-    write_table = Writer.write_table
+    close = TablePart.close
 
-    def interrupted(self: Writer, file: str, *args: object, **kwargs: object) -> None:
-        if file == "part-00001.parquet":
-            raise KeyboardInterrupt
-        write_table(self, file, *args, **kwargs)
+    def interrupted(part: TablePart) -> None:
+        if part._file == "part-00001.parquet":
+            raise OSError("the disk is gone")
+        close(part)
 
-    monkeypatch.setattr(Writer, "write_table", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(TablePart, "close", interrupted)  # in the thread that writes
+    with pytest.raises(OSError, match="the disk is gone"):
         score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
     monkeypatch.undo()
     score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
@@ -174,7 +175,9 @@ def test_the_cost_is_told_before_and_is_about_right(
     assert cost["bytes per token (hidden)"] == str(16 + 4 * 6 + 48 * 4)  # float32 teacher of width 48
     hidden = sum(len(value) for value in artifact.table()["hidden"].to_pylist())
     assert hidden == tokens * 48 * 4
+    assert cost["teacher's head, once"] == f"{258 * 48 * 4 / 1e6:.2f} MB"
     assert cost["expected time"].endswith(" min")
+    assert artifact.manifest.summary["expected_bytes"] == tokens * (16 + 4 * 6 + 48 * 4) + 258 * 48 * 4
 
 
 def test_a_run_cut_before_its_seal_is_sealed_without_the_models(
@@ -205,7 +208,7 @@ def test_a_small_disk_is_refused_before_the_work(
     with pytest.raises(TsdkdError, match="Scores need") as caught:
         score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
     assert not (tmp_path / "s").exists()
-    assert "--signal topk" in caught.value.remedy
+    assert "--signal hidden8 or topk" in caught.value.remedy
 
 
 def test_a_reader_that_is_not_the_author_is_said(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
@@ -220,3 +223,70 @@ def test_more_candidates_than_tokens_are_refused(
 ) -> None:
     with pytest.raises(InputError, match="vocabulary has only 258"):
         score(rollouts, str(student), str(teacher), tmp_path / "s", config)
+
+
+def test_small_blocks_and_small_parts_do_not_change_a_value(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of one response is written at a time; rows keep the order of the rollouts."""
+    whole = score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG).table()
+    monkeypatch.setattr(cost, "BLOCK_BYTES", 1)
+    one = score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
+    assert one.manifest.summary["padding"] == 0
+    assert whole["sample_id"] == one.table()["sample_id"] == read(rollouts, "rollouts").table()["sample_id"]
+    assert whole["candidates"] == one.table()["candidates"]
+
+
+def test_padding_is_what_the_batches_hold(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of 4, 4 and 2 responses, each one batch: every row is as long as its part's longest."""
+    monkeypatch.setattr(cost, "MOST_PADDING", 1.0)
+    config = replace(CONFIG, batch_tokens=10_000)
+    found = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
+    rows = read(rollouts, "rollouts").table().to_pylist()
+    sizes = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows]
+    read_tokens = sum(len(part) * max(part) for part in (sizes[:4], sizes[4:8], sizes[8:]))
+    assert found["padding"] == pytest.approx(1 - sum(sizes) / read_tokens)
+
+
+def test_int8_halves_the_states_and_its_error_is_measured(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """The measured error is the distance of the losses; the exact divergence is that of a live teacher."""
+    config = replace(CONFIG, signal="hidden8")
+    found = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
+    samples = StagedSamples(rollouts, tmp_path / "s")
+    assert all(len(samples[i]["hidden"]) == 48 * len(samples[i]["response_ids"]) for i in range(len(samples)))
+    readers = load_model(str(student)), load_model(str(teacher))
+    exact, recorded = [], []
+    for i in range(len(samples)):
+        q, p = (bare_logits(reader, samples[i]) for reader in readers)
+        exact.append(generalized_jsd(q, p, TSDKDConfig.beta))
+        signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).formed()
+        recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig.beta, 1.0))
+    error = (torch.cat(exact) - torch.cat(recorded)).abs().mean()
+    assert found["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
+    assert found["recorded_divergence"] == pytest.approx(float(torch.cat(recorded).mean()), rel=1e-4)
+    assert found["divergence_error"] == pytest.approx(float(error), rel=1e-2)
+    assert 0 < found["divergence_error"] < 0.01 * found["divergence"]
+
+
+def test_topk_tells_how_much_mass_it_captures(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk", top_k=40))
+    found = artifact.manifest.summary
+    logged = artifact.table()["top_logprobs"].combine_chunks().flatten().to_numpy().reshape(-1, 40)
+    masses = np.exp(logged).sum(-1)
+    assert found["captured_mass"] == pytest.approx(masses.mean())
+    assert found["captured_mass_worst"] == pytest.approx(np.quantile(masses, 0.01, method="inverted_cdf"), abs=2e-4)
+    assert found["recorded_divergence"] < found["divergence"]
+    assert found["divergence_error"] == pytest.approx(found["divergence"] - found["recorded_divergence"], rel=1e-4)
+
+
+def test_a_device_map_changes_nothing(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents
+) -> None:
+    """Where a model lies is not part of what scores are."""
+    score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
+    score(rollouts, str(student), str(teacher), tmp_path / "auto", replace(CONFIG, device_map="auto"))
+    assert contents(tmp_path / "one") == contents(tmp_path / "auto")

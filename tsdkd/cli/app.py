@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from tsdkd import __version__
 from tsdkd.cli.console import out, show_error
-from tsdkd.errors import TsdkdError
+from tsdkd.errors import ToldElsewhereError, TsdkdError
 
 INTERRUPTED = 130
 NEEDS_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -28,7 +28,7 @@ class Guarded(TyperGroup):
         except TsdkdError as error:
             if ctx.params.get("debug"):
                 raise
-            show_error(error.cause, error.remedy)
+            _tell(error)
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
             if ctx.params.get("debug"):
@@ -47,6 +47,11 @@ class Guarded(TyperGroup):
                 raise
             show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` to see where.")
             raise typer.Exit(1) from None
+
+
+def _tell(error: TsdkdError) -> None:
+    if not isinstance(error, ToldElsewhereError):
+        show_error(error.cause, error.remedy)
 
 
 def _first_line(error: Exception) -> str:

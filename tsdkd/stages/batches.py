@@ -8,19 +8,38 @@ from torch import Tensor
 Ids = Sequence[int]
 
 
-def by_length(lengths: Sequence[int], *, size: int | None = None, tokens: int | None = None) -> Iterator[list[int]]:
+def by_length(
+    lengths: Sequence[int], *, size: int | None = None, tokens: int | None = None, padding: float = 1.0
+) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first (so that memory is at its peak at once).
 
-    At most `size` sequences, or at most `tokens` padded tokens (and one sequence at least), in a batch.
+    At most `size` sequences, or at most `tokens` padded tokens (and one sequence at least), in a batch, of whose padded
+    tokens at most the share `padding` is padding.
     """
     batch: list[int] = []
+    real = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) == size or (tokens and lengths[batch[0]] * (len(batch) + 1) > tokens)):
+        padded = lengths[batch[0]] * (len(batch) + 1) if batch else 0
+        full = len(batch) == size or (tokens and padded > tokens) or padded - real - lengths[index] > padding * padded
+        if batch and full:
             yield batch
-            batch = []
+            batch, real = [], 0
         batch.append(index)
+        real += lengths[index]
     if batch:
         yield batch
+
+
+def in_blocks(sizes: Sequence[int], most: int) -> Iterator[range]:
+    """Runs of consecutive indices whose sizes add up to at most `most` (and one index at least)."""
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > most:
+            yield range(start, index)
+            start, total = index, 0
+        total += size
+    if len(sizes) > start:
+        yield range(start, len(sizes))
 
 
 def pad_left(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,9 @@ class GenerateConfig:
 class ScoreConfig:
     """What of both models' views is recorded."""
 
-    signal: Literal["hidden", "topk", "ranks"] = "hidden"
-    """hidden: exact for any setting; topk: small, a lower bound of the divergence; ranks: no direct term."""
+    signal: Literal["hidden", "hidden8", "topk", "ranks"] = "hidden"
+    """hidden: exact for any setting; hidden8: the same in int8; topk: a lower bound of the divergence; ranks: no direct
+    term."""
     k: int = TSDKDConfig.k
     """Candidates the student proposes at each position."""
     top_k: int = 64
@@ -80,6 +81,8 @@ class ScoreConfig:
     batch_tokens: int = 8192
     """Tokens per forward, padding included."""
     dtype: DType = "auto"
+    device_map: Literal["one", "auto"] = "one"
+    """auto: each model is spread over all of the machine's GPUs, and what they cannot hold over its memory."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from jinja2 import TemplateError
@@ -32,6 +33,8 @@ from tsdkd.stages.config import DType
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
+PROBED_LOGIT = 100.0
+"""Beyond every soft-cap in use."""
 CONTENT = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
 """Files that decide what a model says."""
 
@@ -46,7 +49,9 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.model.device)
+        """Where inputs go."""
+        hook = getattr(self.model, "_hf_hook", None)  # of a model that is spread over devices
+        return torch.device(hook.execution_device if hook else self.model.device)
 
     @property
     def context(self) -> int:
@@ -65,15 +70,26 @@ class LanguageModel:
 
     @cached_property
     def head(self) -> Head:
-        """The output head, without gradients, cut to real ids and checked against the model's own logits."""
-        head = head_of(self.model, vocab_size(self.tokenizer))
-        head = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+        """The output head, without gradients, cut to real ids and checked against the model's own logits.
+
+        The check stretches hidden states until logits are as large as `PROBED_LOGIT`, so that a bend shows.
+        Raises InputError when the model's logits are others.
+        """
+        layer: Any = self.model.get_output_embeddings()
+        with align_module_device(layer):  # weights that wait on another device
+            head = head_of(self.model, vocab_size(self.tokenizer))
+            head = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+            if has_offloaded_params(layer):
+                head = replace(head, weight=head.weight.clone())
         probe = torch.arange(4, device=self.device).unsqueeze(0)
         with torch.no_grad():
-            expected = self.model(input_ids=probe).logits[..., : head.vocab_size].float()
-            found = head.logits(self.hidden(probe, torch.ones_like(probe))).float()
-        noise = 0.02 * float(expected.abs().nan_to_num().max())
-        if not torch.allclose(found, expected, rtol=0.02, atol=noise, equal_nan=True):
+            hidden = self.hidden(probe, torch.ones_like(probe)).to(head.weight.device)
+            stretch = PROBED_LOGIT / float(head.logits(hidden).abs().max().clamp(min=1e-6))
+            with layer.register_forward_pre_hook(lambda _, given: (given[0] * stretch, *given[1:])):
+                expected = self.model(input_ids=probe).logits[..., : head.vocab_size].float()
+            found = head.logits(hidden * stretch).float().to(expected.device)
+        noise = PROBED_LOGIT * max(2 * torch.finfo(head.weight.dtype).eps, 1e-5)
+        if not torch.allclose(found, expected, rtol=0, atol=noise, equal_nan=True):
             raise InputError(
                 f"{self.name} does more between its last hidden state and its logits than tsdkd knows.",
                 "Use a model with a linear head (scale and soft-cap are handled).",
@@ -194,9 +210,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    name: str, dtype: DType = "auto", device: str | None = None, attention: str | None = None
+    name: str,
+    dtype: DType = "auto",
+    device: str | None = None,
+    device_map: str | dict[str, str] | None = None,
+    attention: str | None = None,
 ) -> LanguageModel:
-    """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it."""
+    """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it.
+
+    `device_map`: as transformers has it, for a model that one device cannot hold; else all of it is on `device`.
+    """
     tokenizer, directory = load_tokenizer(name), resolve(name)
     base = base_of(directory)
     device = device or default_device()
@@ -204,7 +227,10 @@ def load_model(
         attention = "eager"  # torch's fused bf16 attention is the slower one there
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            resolve(base) if base else directory, dtype=dtype, attn_implementation=attention
+            resolve(base) if base else directory,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=device_map,
         )
         if base:
             model.load_adapter(str(directory))
@@ -213,7 +239,9 @@ def load_model(
             f"{name} is no causal language model that transformers can load ({_first_line(error)}).",
             "Check the directory: config.json, weights and tokenizer are needed.",
         ) from None
-    model.eval().to(device)
+    model.eval()
+    if device_map is None:
+        model.to(device)
     return LanguageModel(name, model, tokenizer)
 
 
@@ -249,13 +277,18 @@ def _weights(name: str) -> str:
 def require_same_tokenizer(one: Model, other: Model) -> None:
     """Raise InputError unless two models map ids to the same tokens."""
     if one.tokenizer != other.tokenizer:
-        ours, theirs = (load_tokenizer(model.name).get_vocab() for model in (one, other))
-        unlike = sum(ours.get(token) != theirs.get(token) for token in ours.keys() | theirs.keys())
+        ours, theirs = (_tokens_by_id(load_tokenizer(model.name)) for model in (one, other))
+        unlike = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+        shown = [f"{i} ({ours.get(i)!r} against {theirs.get(i)!r})" for i in unlike[:3]]
         raise InputError(
             f"{one.role} {one.name} ({len(ours)} tokens) and {other.role} {other.name} ({len(theirs)}) have different "
-            f"tokenizers: {unlike} tokens differ.",
+            f"tokenizers: {len(unlike)} ids differ, first {', '.join(shown)}.",
             "Choose two models of one family; TSD-KD compares distributions over the same tokens.",
         )
+
+
+def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
 
 
 def libraries() -> dict[str, str]:

@@ -1,43 +1,34 @@
 """score: rollouts -> scores. Both models read every response once; what TSD-KD asks of them is written down.
 
-The vocabulary-sized work is done on chunks of response positions; (batch, seq, vocab) never exists.
+Parts of the scores are those of the rollouts, and each depends on its own responses alone: several processes share the
+parts out as they come, and write what one process would. While one block of responses is read, the one before is
+written.
 """
 
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Writer, read
-from tsdkd.core.distributions import entropy_of, log_probs
-from tsdkd.core.ranking import propose
+from tsdkd.artifacts import Artifact, Manifest, Part, TablePart, Writer, load_manifest, read
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages.batches import by_length, join
 from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.models import (
-    LanguageModel,
-    describe,
-    libraries,
-    load_model,
-    load_tokenizer,
-    require_same_tokenizer,
-    vocab_size,
-)
+from tsdkd.stages.cost import Load, batches, blocks, cost, in_words, lengths, workload
+from tsdkd.stages.models import describe, libraries, load_model, load_tokenizer, require_same_tokenizer, vocab_size
+from tsdkd.stages.processes import Processes
 from tsdkd.stages.report import Reporter, Silent
-from tsdkd.stages.signals import HEAD_FILE, bytes_per_token, save_head, to_bytes
+from tsdkd.stages.signals import HEAD_FILE, NEEDS_HEAD, as_table, save_head
+from tsdkd.stages.summary import summarise
+from tsdkd.stages.views import Readers, Row, read_responses
 
-CHUNK_LOGITS = 2**25
-"""Logits formed at a time: 128 MiB in float32."""
-
-Row = dict[str, Any]
+PROBE_TOKENS = 2048
+"""What the rate is measured on."""
+IDS = ["sample_id", "prompt_ids", "response_ids"]
 
 
 def score(
@@ -51,6 +42,39 @@ def score(
 ) -> Artifact:
     """Let both models read a rollouts artifact. Raises InputError before anything is written."""
     reporter = reporter or Silent()
+    team = Processes()
+    with team.open(
+        output, lambda: _manifest(rollouts, student, teacher, output, config, reporter), overwrite
+    ) as writer:
+        if writer.complete:
+            reporter.say(f"{output} is complete: nothing to do.")
+            return writer.artifact
+        parent = read(rollouts, "rollouts", hashed=False)
+        todo = [part for part in parent.tables if not writer.has(part.file)]
+        if todo:
+            device_map = None if config.device_map == "one" else config.device_map
+            loaded = [load_model(name, config.dtype, device_map=device_map) for name in (student, teacher)]
+            readers = loaded[0], loaded[1]
+            if team.first:
+                _state_cost(readers, parent, todo, config, team.count, output, reporter)
+            team.wait()
+            _read_parts(readers, parent, writer, config, reporter)
+        team.wait()
+        if team.first:
+            writer.finish(summarise(Artifact(output, load_manifest(output)), parent, config))
+        team.wait()
+        return read(output, "scores", hashed=False)
+
+
+def _manifest(
+    rollouts: Path, student: str, teacher: str, output: Path, config: ScoreConfig, reporter: Reporter
+) -> Manifest:
+    """Raises InputError where models, rollouts and configuration do not go together."""
+    if config.device_map != "one" and Processes().count > 1:
+        raise InputError(
+            "--device-map spreads a model of one process, but there are several.",
+            "Start a single process, or leave out --device-map.",
+        )
     parent = read(rollouts, "rollouts")
     models = describe("student", student), describe("teacher", teacher)
     require_same_tokenizer(*models)
@@ -60,38 +84,14 @@ def score(
         reader = next(model for model in models if model.role == author.role)
         if author.weights != reader.weights:
             reporter.say(f"The rollouts come from another {author.role} ({author.name}) than the one that reads them.")
-    manifest = Manifest(
+    return Manifest(
         kind="scores",
-        config=asdict(config),
+        config={name: value for name, value in asdict(config).items() if name != "device_map"},
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,
         libraries=libraries(),
     )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer:
-        if writer.complete:
-            reporter.say(f"{output} is complete: nothing to do.")
-            return writer.artifact
-        todo = [part for part in parent.tables if not writer.has(part.file)]
-        if not todo:
-            return writer.finish(_summary(writer.artifact))
-        readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
-        _state_cost(readers, [parent.read_part(part) for part in todo], config, output, reporter)
-        if config.signal == "hidden" and not writer.has(HEAD_FILE):
-            save_head(readers[1].head, writer.aside(HEAD_FILE))
-            writer.add_file(HEAD_FILE)
-        done = parent.manifest.rows - sum(part.rows or 0 for part in todo)
-        with reporter.progress("both models read", parent.manifest.rows, "responses", done) as advance:
-            for part in todo:
-                table = parent.read_part(part)
-                rows: dict[int, Row] = {}
-                for batch in by_length(_lengths(table), tokens=config.batch_tokens):
-                    rows.update(zip(batch, _read(table, batch, readers, config), strict=True))
-                    advance(len(batch))
-                ordered = [rows[i] for i in range(len(table))]
-                # One response per row group: training reads single rows in random order.
-                writer.write_table(part.file, pa.Table.from_pylist(ordered, SCHEMAS["scores"]), row_group_size=1)
-        return writer.finish(_summary(writer.artifact))
 
 
 def _require_candidates(config: ScoreConfig, vocab: int) -> None:
@@ -102,111 +102,106 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
             )
 
 
-def _lengths(table: pa.Table) -> list[int]:
-    counted = pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["response_ids"]))
-    return list(counted.to_pylist())
+def _read_parts(readers: Readers, parent: Artifact, writer: Writer, config: ScoreConfig, reporter: Reporter) -> None:
+    """Read whatever no other process has taken."""
+    if config.signal in NEEDS_HEAD and writer.claim(HEAD_FILE):
+        save_head(readers[1].head, writer.aside(HEAD_FILE))
+        writer.add_file(HEAD_FILE)
+    shown = writer.manifest.rows
+    with reporter.progress("both models read", parent.manifest.rows, "responses", shown) as advance, Behind() as behind:
+        for part in parent.tables:
+            if not writer.claim(part.file):
+                continue
+            others = max(0, writer.manifest.rows - shown)
+            advance(others)
+            shown += others + (part.rows or 0)
+            target = TablePart(writer, part.file)
+            for rows in _read_part(readers, parent.read_part(part, IDS), config, advance):
+                behind(_write, target, rows)
+            behind(target.close)
 
 
-def _read(
-    table: pa.Table, batch: list[int], readers: tuple[LanguageModel, LanguageModel], config: ScoreConfig
-) -> list[Row]:
-    rows = table.take(batch).to_pylist()
-    responses = [row["response_ids"] for row in rows]
-    ids, attention, predicting = join([row["prompt_ids"] for row in rows], responses)
-    with torch.inference_mode():
-        student, teacher = (
-            reader.hidden(ids.to(reader.device), attention.to(reader.device))[predicting.to(reader.device)]
-            for reader in readers
-        )
-        columns = _columns(student, teacher, torch.tensor([t for r in responses for t in r]), readers, config)
-    lengths = [len(response) for response in responses]
-    split = {name: values.split(lengths) for name, values in columns.items()}
-    return [
-        {"sample_id": row["sample_id"]}
-        | {name: to_bytes(v[i]) if name == "hidden" else v[i].flatten().numpy() for name, v in split.items()}
-        for i, row in enumerate(rows)
-    ]
+def _read_part(
+    readers: Readers, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
+) -> Iterator[list[Row]]:
+    """Rows of scores in order, block by block; within a block, sequences of similar length are read together."""
+    found = lengths(table)
+    for block in blocks(table, config, readers[1].head):
+        rows: dict[int, Row] = {}
+        for batch in batches(found, block, config):
+            rows.update(zip(batch, read_responses(table.take(batch).to_pylist(), readers, config), strict=True))
+            advance(len(batch))
+        yield [rows[i] for i in block]
 
 
-def _columns(
-    student: Tensor, teacher: Tensor, sampled: Tensor, readers: tuple[LanguageModel, LanguageModel], config: ScoreConfig
-) -> dict[str, Tensor]:
-    """Hidden states (tokens, width) of both, sampled ids (tokens,) -> the scores' columns (tokens, ...), on the CPU."""
-    heads = readers[0].head, readers[1].head
-    chunk = max(1, CHUNK_LOGITS // (heads[0].vocab_size or 1))
-    pieces: list[dict[str, Tensor]] = []
-    for s, t, token in zip(student.split(chunk), teacher.split(chunk), sampled.split(chunk), strict=True):
-        log_q, log_p = log_probs(heads[0].logits(s)), log_probs(heads[1].logits(t).to(s.device))
-        candidates = propose(log_q, config.k)
-        liking = heads[1].logits_at(t, candidates.to(t.device))  # not from log_p: bf16 logits tie
-        chosen = token.to(s.device).unsqueeze(-1)
-        piece = {
-            "student_entropy": entropy_of(log_q),
-            "teacher_entropy": entropy_of(log_p),
-            "student_logprob": log_q.gather(-1, chosen).squeeze(-1),
-            "teacher_logprob": log_p.gather(-1, chosen).squeeze(-1),
-            "candidates": candidates,
-            "ranks": liking.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1),
-        }
-        if config.signal == "hidden":
-            piece["hidden"] = t.to(heads[1].weight.dtype)  # as the head reads it
-        if config.signal == "topk":
-            top = log_p.topk(config.top_k, dim=-1)
-            piece |= {"top_ids": top.indices, "top_logprobs": top.values}
-        pieces.append({name: value.cpu() for name, value in piece.items()})
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+def _write(target: TablePart, rows: list[Row]) -> None:
+    for row in rows:  # one response per row group: training reads single rows in random order
+        target.write(as_table(row))
+
+
+class Behind:
+    """Does one thing after the other in a thread of its own; a call waits for the one before, and raises its error."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __call__(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._wait()
+        self._last = self._thread.submit(work, *arguments)
+
+    def _wait(self) -> None:
+        if self._last:
+            self._last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if not error:
+            self._wait()
 
 
 def _state_cost(
-    readers: tuple[LanguageModel, LanguageModel],
-    tables: list[pa.Table],
+    readers: Readers,
+    parent: Artifact,
+    todo: list[Part],
     config: ScoreConfig,
+    processes: int,
     output: Path,
     reporter: Reporter,
 ) -> None:
-    """Tell bytes per token, total and expected time; raise TsdkdError when the disk is too small."""
-    vocab = readers[0].head.vocab_size or 0
-    head = readers[1].head.weight
-    per_token = bytes_per_token(config, head.shape[1], head.dtype)
-    tokens = sum(pc.sum(pc.list_value_length(table["response_ids"])).as_py() for table in tables)
-    fixed = vocab * head.shape[1] * head.dtype.itemsize if config.signal == "hidden" else 0
-    total = tokens * per_token + fixed
+    """Tell bytes, padding and expected time; raise TsdkdError when the disk is too small."""
+    load = Load()
+    for part in todo:
+        load += workload(parent.read_part(part, IDS), config, readers[1].head)
+    total = cost(config, readers[1].head, load.response_tokens)
     free = shutil.disk_usage(output).free
+    minutes = load.tokens / _rate(readers, parent.read_part(todo[0], IDS), config) / processes / 60
     reporter.table(
         "What scoring will cost",
         [
-            ("response tokens", f"{tokens:,}"),
-            (f"bytes per token ({config.signal})", f"{per_token:,}"),
-            ("total on disk", f"{total / 1e9:.2f} GB of {free / 1e9:.0f} GB free"),
-            ("expected time", f"{_expected_seconds(readers, tables, config) / 60:.1f} min"),
+            *total.rows(),
+            ("free on disk", in_words(free)),
+            ("tokens to read", f"{load.tokens:,} and {load.padding:.1%} padding"),
+            ("expected time", f"{minutes:,.1f} min" + (f" in {processes} processes" if processes > 1 else "")),
         ],
     )
-    if total > free:
+    if total.bytes > free:
         raise TsdkdError(
-            f"Scores need {total / 1e9:.1f} GB, but {output} has {free / 1e9:.1f} GB free.",
-            "Free space, choose another --scores directory, or use --signal topk.",
+            f"Scores need {in_words(total.bytes)}, but {output} has {in_words(free)} free.",
+            "Free space, choose another --scores directory, or use --signal hidden8 or topk.",
         )
 
 
-def _expected_seconds(
-    readers: tuple[LanguageModel, LanguageModel], tables: list[pa.Table], config: ScoreConfig
-) -> float:
-    """From timing one small batch of the first part."""
-    lengths = _lengths(tables[0])
-    probe = next(by_length(lengths, tokens=min(config.batch_tokens, 2048)))
-    start = time.perf_counter()
-    _read(tables[0], probe, readers, config)
-    rate = sum(lengths[i] for i in probe) / (time.perf_counter() - start)
-    return sum(sum(_lengths(table)) for table in tables) / rate
-
-
-def _summary(artifact: Artifact) -> dict[str, float]:
-    """Means over response tokens, of what was written."""
-    columns = ["student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob", "top_logprobs"]
-    table = pa.concat_tables(pq.read_table(artifact.path / part.file, columns=columns) for part in artifact.tables)
-    flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in columns}
-    tokens = len(flat["student_entropy"])
-    summary = {name: float(flat[name].mean()) for name in columns[:4]}
-    if len(flat["top_logprobs"]):
-        summary["captured_mass"] = float(np.exp(flat["top_logprobs"]).sum() / tokens)
-    return {"tokens": tokens, **summary}
+def _rate(readers: Readers, table: pa.Table, config: ScoreConfig) -> float:
+    """Tokens per second of a small batch, after a smaller one that warms up."""
+    found, small = lengths(table), replace(config, batch_tokens=min(config.batch_tokens, PROBE_TOKENS))
+    *_, shortest = longest, *_ = list(batches(found, range(len(found)), small))
+    seconds = 0.0
+    for batch in (shortest[:1], longest):
+        start = time.perf_counter()
+        read_responses(table.take(batch).to_pylist(), readers, config)
+        seconds = time.perf_counter() - start
+    return sum(found[i] for i in longest) / seconds

@@ -9,29 +9,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tsdkd.artifacts import SCHEMAS
 from tsdkd.core import Head, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config import ScoreConfig
 
 HEAD_FILE = "teacher_head.safetensors"
 LIGHT = ("student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob", "candidates", "ranks")
-HEAVY = {"hidden": ("hidden",), "topk": ("top_ids", "top_logprobs"), "ranks": ()}
+HEAVY = {
+    "hidden": ("hidden",),
+    "hidden8": ("hidden", "hidden_scale"),
+    "topk": ("top_ids", "top_logprobs"),
+    "ranks": (),
+}
+NEEDS_HEAD = {"hidden", "hidden8"}
+LOSSY = {"hidden8", "topk"}
+"""Signals beside which score measures what they lose."""
 
 
 def bytes_per_token(config: ScoreConfig, width: int, dtype: torch.dtype) -> int:
-    """Before compression; `width` is the teacher's hidden size."""
+    """Before compression; `width` is the teacher's hidden size, `dtype` that of its head."""
     light = 4 * 4 + config.k * (4 + 2)
-    return light + {"hidden": width * dtype.itemsize, "topk": config.top_k * 8, "ranks": 0}[config.signal]
+    measured = 2 * 4 if config.signal in LOSSY else 0
+    heavy = {"hidden": width * dtype.itemsize, "hidden8": width + 4, "topk": config.top_k * 8, "ranks": 0}
+    return light + measured + heavy[config.signal]
 
 
-def to_bytes(hidden: Tensor) -> bytes:
-    """Hidden states (tokens, width) in their own dtype."""
-    return hidden.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+def encode(hidden: Tensor, log_p: Tensor, config: ScoreConfig) -> dict[str, Tensor]:
+    """A teacher's hidden states (tokens, width) and log-probabilities (tokens, vocab) -> the signal's columns."""
+    if config.signal == "hidden8":
+        return dict(zip(("hidden", "hidden_scale"), to_int8(hidden), strict=True))
+    if config.signal == "topk":
+        top = log_p.topk(config.top_k, dim=-1)
+        return {"top_ids": top.indices, "top_logprobs": top.values}
+    return {"hidden": hidden} if config.signal == "hidden" else {}
+
+
+def to_int8(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (tokens, width) -> int8 of the same shape, and what each row was divided by (tokens,)."""
+    scale = hidden.float().abs().amax(-1) / 127
+    return (hidden.float() / scale.clamp(min=1e-30).unsqueeze(-1)).round().to(torch.int8), scale
+
+
+def as_table(row: dict[str, Any]) -> pa.Table:
+    """One response's row of scores, its columns as tensors (tokens, ...) -> a table of one row."""
+    values = {
+        name: _as_bytes(value) if name == "hidden" else value.flatten().numpy() if isinstance(value, Tensor) else value
+        for name, value in row.items()
+    }
+    return pa.Table.from_pylist([values], SCHEMAS["scores"])
+
+
+def _as_bytes(hidden: Tensor) -> bytes:
+    return hidden.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def save_head(head: Head, path: Path) -> None:
@@ -41,6 +77,15 @@ def save_head(head: Head, path: Path) -> None:
         tensors["bias"] = head.bias[: head.vocab_size].clone()
     facts = {"head": json.dumps({"logit_scale": head.logit_scale, "softcap": head.softcap})}  # one key: order is random
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=facts)
+
+
+def head_outline(path: Path) -> Head:
+    """Shape and dtype of a saved head, without its content; of no rows where none was saved."""
+    if not path.exists():
+        return Head(torch.empty(0, 0, device="meta"))
+    with safe_open(path, framework="pt") as file:
+        weight = file.get_slice("weight")
+        return Head(torch.empty(weight.get_shape(), dtype=weight[:1].dtype, device="meta"))
 
 
 def load_head(path: Path) -> Head:
@@ -63,7 +108,7 @@ class Decoder:
     k: int
     top_k: int
     head: Head | None
-    """The teacher's, with the signal "hidden"."""
+    """The teacher's, with the signals "hidden" and "hidden8"."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -83,7 +128,7 @@ class Decoder:
                 "Scores with the signal 'ranks' carry no distribution, so the direct term cannot be formed.",
                 "Give --direct-weight 0, or score with --signal hidden or topk.",
             )
-        if self.signal != "hidden" and objective.temperature != 1:
+        if self.head is None and objective.temperature != 1:
             raise InputError(
                 f"Scores with the signal {self.signal!r} hold at temperature 1, not {objective.temperature}.",
                 "Score with --signal hidden, or train at temperature 1.",
@@ -95,14 +140,18 @@ class Decoder:
         shapes = {"candidates": self.k, "ranks": self.k, "top_ids": self.top_k, "top_logprobs": self.top_k}
         tensors = {name: value.reshape(-1, shapes[name]) if name in shapes else value for name, value in flat.items()}
         if self.head is not None:
-            raw = torch.frombuffer(bytearray(b"".join(row["hidden"] for row in rows)), dtype=self.head.weight.dtype)
+            dtype = torch.int8 if self.signal == "hidden8" else self.head.weight.dtype
+            raw = torch.frombuffer(bytearray(b"".join(row["hidden"] for row in rows)), dtype=dtype)
             tensors["hidden"] = raw.reshape(-1, self.head.weight.shape[1])
         return tensors
 
     def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal | TeacherHidden:
         """What `tensors` made (perhaps moved to another device) -> the teacher's signal."""
         if self.head is not None:
-            return TeacherHidden(tensors["hidden"], self.head)
+            hidden = tensors["hidden"]
+            if self.signal == "hidden8":
+                hidden = (hidden * tensors["hidden_scale"].unsqueeze(-1)).to(self.head.weight.dtype)
+            return TeacherHidden(hidden, self.head)
         ranks = TeacherRanks(tensors["teacher_entropy"], tensors["candidates"], tensors["ranks"])
         if self.signal == "ranks":
             return ranks

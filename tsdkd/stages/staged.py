@@ -13,7 +13,7 @@ from torch import Tensor
 from tsdkd.artifacts import read
 from tsdkd.core import TeacherHidden, TeacherSignal
 from tsdkd.stages.models import LanguageModel
-from tsdkd.stages.signals import HEAD_FILE, Decoder, load_head
+from tsdkd.stages.signals import HEAD_FILE, NEEDS_HEAD, Decoder, load_head
 from tsdkd.stages.sources import Batch, Memory, Sample
 
 COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
@@ -37,7 +37,7 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
     @cached_property
     def decoder(self) -> Decoder:
         config = self.scores.manifest.config
-        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] == "hidden" else None
+        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in NEEDS_HEAD else None
         return Decoder(config["signal"], config["k"], config["top_k"], head)
 
     def __len__(self) -> int:

@@ -95,7 +95,7 @@ def train(
     reporter = reporter or Silent()
     samples = StagedSamples(rollouts, scores)
     samples.decoder.require(config.objective)
-    if config.compile and samples.decoder.signal != "hidden":
+    if config.compile and samples.decoder.head is None:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {samples.decoder.signal!r}.",
             "Leave out --compile, or score with --signal hidden.",
