@@ -14,14 +14,16 @@ from tsdkd.errors import InputError
 from tsdkd.stages import trainer as trainer_module
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
-from tsdkd.stages.live import LiveSamples, from_prompts
+from tsdkd.stages.live import Here, LiveSamples, from_prompts
 from tsdkd.stages.models import load_model
+from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.score import score
 from tsdkd.stages.sources import Sample
 from tsdkd.stages.train import train, train_live
 
 Contents = Callable[[Path], dict[str, bytes]]
-LIVE = replace(CONFIG, live=LiveConfig(max_new_tokens=12))
+SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12)
+LIVE = replace(CONFIG, live=LiveConfig(sampling=SAMPLING))
 
 
 def learn(
@@ -82,7 +84,9 @@ def test_answers_come_from_the_student_as_it_is_now(
         return found[-1]
 
     monkeypatch.setattr(LiveSamples, "answered", spy)
-    config = replace(LIVE, live=LiveConfig(max_new_tokens=12, temperature=0), learning_rate=1e-2, micro_batch_size=4)
+    config = replace(
+        LIVE, live=LiveConfig(sampling=replace(SAMPLING, temperature=0)), learning_rate=1e-2, micro_batch_size=4
+    )
     learn(prompts, student, teacher, tmp_path / "c", config)
     steps = list(zip(at_hand, found, strict=True))[1:]  # the first asks for held-out answers: none
     changed = 0
@@ -108,7 +112,11 @@ def test_recorded_responses_read_live_give_the_staged_update(
     score(tmp_path / "rollouts", str(student), str(teacher), tmp_path / "scores", ScoreConfig(k=4))
     train(tmp_path / "rollouts", tmp_path / "scores", str(student), tmp_path / "staged", CONFIG)
     live = learn(
-        tmp_path / "rollouts", student, teacher, tmp_path / "live", replace(LIVE, live=LiveConfig(on_policy=0))
+        tmp_path / "rollouts",
+        student,
+        teacher,
+        tmp_path / "live",
+        replace(LIVE, live=LiveConfig(on_policy=0, sampling=SAMPLING)),
     )
     assert apart(live, weights(tmp_path / "staged")) < 1e-3 * apart(live, weights(student))
 
@@ -120,7 +128,13 @@ def test_lambda_is_the_share_answered_afresh(student: Path, teacher: Path, tmp_p
         for i in range(200)
     ]
     for share, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
-        source = LiveSamples(kept, load_model(str(teacher)), reader, LiveConfig(on_policy=share, max_new_tokens=2))
+        source = LiveSamples(
+            kept,
+            load_model(str(teacher)),
+            reader,
+            Here(replace(SAMPLING, max_new_tokens=2)),
+            LiveConfig(on_policy=share, sampling=SAMPLING),
+        )
         steps = [source.answered(kept, reader, (0, step)) for step in (0, 1)]
         fresh = [{s["sample_id"] for s in found if s["response_ids"] != [7]} for found in steps]
         assert all(least <= len(which) <= most for which in fresh)
@@ -162,7 +176,7 @@ def test_the_student_may_be_far_from_its_teacher(prompts: Path, student: Path, t
         student,
         teacher,
         tmp_path / "there",
-        replace(LIVE, live=LiveConfig(max_new_tokens=12, teacher_device="cpu")),
+        replace(LIVE, live=LiveConfig(sampling=SAMPLING, teacher_device="cpu")),
     )
     assert apart(here, there) == 0
 
@@ -173,13 +187,21 @@ def test_what_live_training_refuses(
     with pytest.raises(InputError, match=r"lambda is 1\.5"):
         LiveConfig(on_policy=1.5)
     with pytest.raises(InputError, match="no responses to keep"):
-        learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, live=LiveConfig(on_policy=0.5)))
+        learn(
+            prompts, student, teacher, tmp_path / "c", replace(LIVE, live=LiveConfig(on_policy=0.5, sampling=SAMPLING))
+        )
     with pytest.raises(InputError, match="different tokenizers"):
         learn(prompts, student, stranger, tmp_path / "c")
     with pytest.raises(InputError, match="could reach 6"):
-        learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, live=LiveConfig(max_new_tokens=600)))
+        learn(
+            prompts,
+            student,
+            teacher,
+            tmp_path / "c",
+            replace(LIVE, live=LiveConfig(sampling=replace(SAMPLING, max_new_tokens=600))),
+        )
     with pytest.raises(InputError, match="longer than 1 tokens"):
-        from_prompts(prompts, load_model(str(student)), LiveConfig(max_prompt_tokens=1))
+        from_prompts(Prompts(prompts), load_model(str(student)), 1)
     assert not (tmp_path / "c").exists()
 
 

@@ -11,7 +11,7 @@ from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config import DType, LiveConfig, LoRAConfig, TrainConfig
+from tsdkd.stages.config import DType, EngineName, GenerateConfig, LiveConfig, LoRAConfig, TrainConfig
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Manifest
@@ -49,20 +49,28 @@ def command(
     ] = None,
     column: Annotated[
         str | None, typer.Option(help="Of the prompts.", show_default="messages, else prompt", rich_help_panel=LIVE)
-    ] = LiveConfig.column,
-    limit: Annotated[int | None, options.count("Only the first prompts.", LIVE)] = LiveConfig.limit,
+    ] = GenerateConfig.column,
+    limit: Annotated[int | None, options.count("Only the first prompts.", LIVE)] = GenerateConfig.limit,
     sample_temperature: Annotated[
         float, options.number("Of the answers; 0 is greedy.", LIVE, least=0)
-    ] = LiveConfig.temperature,
-    top_p: Annotated[float, options.number("Nucleus sampling.", LIVE, least=0, most=1)] = LiveConfig.top_p,
-    max_new_tokens: Annotated[int, options.count("Longest answer.", LIVE)] = LiveConfig.max_new_tokens,
-    max_prompt_tokens: Annotated[int, options.count("Longer prompts go.", LIVE)] = LiveConfig.max_prompt_tokens,
-    sample_batch: Annotated[int, options.count("Answers sampled at a time.", LIVE)] = LiveConfig.batch_size,
+    ] = GenerateConfig.temperature,
+    top_p: Annotated[float, options.number("Nucleus sampling.", LIVE, least=0, most=1)] = GenerateConfig.top_p,
+    max_new_tokens: Annotated[int, options.count("Longest answer.", LIVE)] = GenerateConfig.max_new_tokens,
+    max_prompt_tokens: Annotated[int, options.count("Longer prompts go.", LIVE)] = GenerateConfig.max_prompt_tokens,
+    sample_batch: Annotated[int, options.count("Answers sampled at a time.", LIVE)] = GenerateConfig.batch_size,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of prompts that bring none.", rich_help_panel=LIVE)
+    ] = GenerateConfig.system,
+    engine: Annotated[
+        EngineName, typer.Option(help="Samples; auto: vLLM if installed.", rich_help_panel=LIVE)
+    ] = GenerateConfig.engine,
+    memory_fraction: Annotated[float, options.number("Of the GPU, for vLLM.", LIVE, least=0, most=1)] = 0.3,
     teacher_dtype: Annotated[
         DType, typer.Option(help="Precision; auto: as saved.", rich_help_panel=LIVE)
     ] = LiveConfig.teacher_dtype,
     teacher_device: Annotated[
-        str | None, typer.Option(help="Such as cpu.", show_default="the student's", rich_help_panel=LIVE)
+        str | None,
+        typer.Option(help="Such as cpu, or auto: spread.", show_default="the student's", rich_help_panel=LIVE),
     ] = LiveConfig.teacher_device,
     lora: Annotated[bool, typer.Option("--lora", help="Train adapters alone.", rich_help_panel=LORA)] = False,
     lora_rank: Annotated[int, options.count("Width of an adapter.", LORA)] = LoRAConfig.rank,
@@ -164,18 +172,23 @@ def command(
     live = prompts is not None or teacher is not None or lambda_ is not None
     sampled = LiveConfig(
         on_policy=1.0 if lambda_ is None else lambda_,
-        temperature=sample_temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        limit=limit,
-        column=column,
-        batch_size=sample_batch,
+        sampling=GenerateConfig(
+            temperature=sample_temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            limit=limit,
+            column=column,
+            system=system,
+            engine=engine,
+            batch_size=sample_batch,
+            memory_fraction=memory_fraction,
+        ),
         teacher_dtype=teacher_dtype,
         teacher_device=teacher_device,
     )
     adapter = LoRAConfig(lora_rank, lora_alpha, lora_dropout, lora_targets, merge)
-    if not live and sampled != LiveConfig():
+    if not live and sampled != LiveConfig(sampling=GenerateConfig(memory_fraction=0.3)):
         raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
     if not lora and adapter != LoRAConfig():
         raise InputError("Options of adapters are given without --lora.", "Give --lora, or leave them out.")

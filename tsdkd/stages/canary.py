@@ -15,7 +15,7 @@ from tsdkd.errors import TsdkdError
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.engines import Engine
 from tsdkd.stages.jobs import Job
-from tsdkd.stages.models import load_model, vocab_size
+from tsdkd.stages.models import LanguageModel, load_model, vocab_size
 from tsdkd.stages.outline import Outline
 from tsdkd.stages.vllm_engine import Sung, VllmEngine
 
@@ -33,13 +33,19 @@ def sing(engine: Engine, jobs: list[Job], models: Mapping[str, Outline], author:
     if not isinstance(engine, VllmEngine):
         return
     model = models[author]
+    dtype = config.dtype if config.dtype != "auto" else model.dtype
+    agree(engine, jobs, load_model(model.name, config.dtype, device="cpu"), config, dtype)
+
+
+def agree(engine: VllmEngine, jobs: list[Job], model: LanguageModel, config: GenerateConfig, dtype: str) -> None:
+    """Raises TsdkdError where vLLM, in the precision `dtype`, and a model at hand disagree."""
     chosen = jobs[:RESPONSES]
     sung = engine.sing(chosen, min(TOKENS, config.max_new_tokens))
     asked = [job.prompt_ids for job in chosen] * config.data_parallel
     if [one.prompt_ids for one in sung] != asked:
         raise _stop(model.name, "it read other prompt tokens than it was sent", TEMPLATE)
-    noise = QUANTISED if config.quantization else NOISE[config.dtype if config.dtype != "auto" else model.dtype]
-    cause = diagnose(_logits(model, sung, config), sung, config.temperature, config.top_p, noise)
+    noise = QUANTISED if config.quantization else NOISE[dtype]
+    cause = diagnose(_logits(model, sung), sung, config.temperature, config.top_p, noise)
     if cause:
         raise _stop(model.name, *cause)
 
@@ -88,14 +94,13 @@ def _of(logprobs: Tensor, ids: Tensor) -> Tensor:
     return logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def _logits(model: Outline, sung: list[Sung], config: GenerateConfig) -> list[Tensor]:
-    reader = load_model(model.name, config.dtype, device="cpu")
+def _logits(reader: LanguageModel, sung: list[Sung]) -> list[Tensor]:
     vocab, found = vocab_size(reader.tokenizer), []
     with torch.inference_mode():
         for one in sung:
-            ids = torch.tensor([[*one.prompt_ids, *one.ids]])
+            ids = torch.tensor([[*one.prompt_ids, *one.ids]], device=reader.device)
             logits = reader.model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1, :vocab]
-            found.append(logits.float())
+            found.append(logits.float().cpu())
     return found
 
 

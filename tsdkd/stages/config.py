@@ -109,19 +109,11 @@ class LiveConfig:
 
     on_policy: float = 1.0
     """The paper's lambda: the share of prompts that the student answers afresh; the others keep recorded responses."""
-    temperature: float = 1.0
-    """Sampling temperature; 0 is greedy."""
-    top_p: float = 1.0
-    max_new_tokens: int = 512
-    max_prompt_tokens: int = 512
-    limit: int | None = None
-    """Only the first so many prompts."""
-    column: str | None = None
-    batch_size: int = 32
-    """Responses sampled at a time."""
+    sampling: GenerateConfig = field(default_factory=GenerateConfig)
+    """How the student answers; who answers, and precision, are not its to say here."""
     teacher_dtype: DType = "auto"
     teacher_device: str | None = None
-    """None: where the student is."""
+    """None: where the student is; "auto": spread over what there is."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.on_policy <= 1:

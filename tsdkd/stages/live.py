@@ -1,8 +1,9 @@
 """Samples made while training goes on: the student answers with its current weights, a live teacher reads along."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,26 +11,51 @@ from torch import Tensor
 from tsdkd.artifacts import Artifact, digest
 from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
-from tsdkd.stages.batches import by_length
-from tsdkd.stages.config import LiveConfig
+from tsdkd.stages.config import GenerateConfig, LiveConfig
+from tsdkd.stages.engines import Engine
+from tsdkd.stages.jobs import Job, Part
 from tsdkd.stages.models import LanguageModel, chat_ids
-from tsdkd.stages.prompts import Prompts
-from tsdkd.stages.sampling import sample
+from tsdkd.stages.prompts import Prompt, Prompts
+from tsdkd.stages.sampling import TransformersEngine
 from tsdkd.stages.sources import Batch, Sample, predicting
 from tsdkd.stages.staged import COLUMNS
+
+
+class Speaker(Protocol):
+    """Answers with the student's weights as they are now."""
+
+    def answer(self, student: LanguageModel, jobs: list[Job]) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """The student answers itself."""
+
+    sampling: GenerateConfig
+
+    def answer(self, student: LanguageModel, jobs: list[Job]) -> list[list[int]]:
+        devices = [student.device] if student.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            return ask(TransformersEngine(student, self.sampling), jobs)
 
 
 class LiveSamples(torch.utils.data.Dataset[Sample]):
     """Prompts, perhaps with recorded responses; a share `on_policy` of them is answered by the student each time."""
 
     def __init__(
-        self, samples: list[Sample], teacher: LanguageModel, student: LanguageModel, config: LiveConfig
+        self,
+        samples: list[Sample],
+        teacher: LanguageModel,
+        student: LanguageModel,
+        speaker: Speaker,
+        config: LiveConfig,
     ) -> None:
         """Raises InputError when a prompt and its response could be longer than a model's context."""
         self.samples = samples
         self.teacher = teacher
+        self.speaker = speaker
         self.config = config
-        fresh = config.max_new_tokens if config.on_policy else 0
+        fresh = config.sampling.max_new_tokens if config.on_policy else 0
         longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
         for model in (student, teacher):
             if longest > model.context:
@@ -52,26 +78,20 @@ class LiveSamples(torch.utils.data.Dataset[Sample]):
 
     def answered(self, samples: list[Sample], student: LanguageModel, key: Sequence[int]) -> list[Sample]:
         asked = [i for i, s in enumerate(samples) if not s["response_ids"] or self._is_fresh(s, key)]
+        jobs = [self._job(samples[i], key) for i in asked]
         found = list(samples)
-        prompts = [samples[i]["prompt_ids"] for i in asked]
-        devices = [student.device] if student.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(_number(*key))
-            for batch in by_length([len(prompt) for prompt in prompts], size=self.config.batch_size):
-                responses = sample(
-                    student,
-                    [prompts[i] for i in batch],
-                    self.config.max_new_tokens,
-                    self.config.temperature,
-                    self.config.top_p,
-                )
-                for i, ids in zip(batch, responses, strict=True):
-                    reason = "stop" if ids[-1] in student.end_ids else "length"
-                    found[asked[i]] = samples[asked[i]] | {"response_ids": ids, "finish_reason": reason}
+        for i, ids in zip(asked, self.speaker.answer(student, jobs) if jobs else [], strict=True):
+            reason = "stop" if ids[-1] in student.end_ids else "length"
+            found[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}
         return found
 
-    def _is_fresh(self, sample_: Sample, key: Sequence[int]) -> bool:
-        return _number(*key, sample_["sample_id"]) < self.config.on_policy * 2**60
+    @staticmethod
+    def _job(sample: Sample, key: Sequence[int]) -> Job:
+        sample_id = sample["sample_id"]
+        return Job(sample_id, Prompt(sample["prompt_id"], "", []), sample["prompt_ids"], number(*key, sample_id))
+
+    def _is_fresh(self, sample: Sample, key: Sequence[int]) -> bool:
+        return number(*key, "fresh", sample["sample_id"]) < self.config.on_policy * 2**60
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
@@ -90,27 +110,33 @@ class LiveSamples(torch.utils.data.Dataset[Sample]):
         return self.teacher.head.to(device)
 
 
-def from_prompts(path: Path, student: LanguageModel, config: LiveConfig) -> tuple[list[Sample], int]:
-    """A prompts file as samples without responses, and how many prompts were too long. Raises InputError."""
+def from_prompts(prompts: Prompts, student: LanguageModel, longest: int) -> tuple[list[Sample], int]:
+    """Prompts as samples without responses, and how many were too long. Raises InputError."""
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
         | {"prompt_ids": chat_ids(student.tokenizer, prompt.messages)}
-        for prompt in Prompts(path, config.column, config.limit)
+        for prompt in prompts
     ]
-    kept = [s for s in samples if len(s["prompt_ids"]) <= config.max_prompt_tokens]
+    kept = [s for s in samples if len(s["prompt_ids"]) <= longest]
     if not kept:
         raise InputError(
-            f"All {len(samples)} prompts of {path} are longer than {config.max_prompt_tokens} tokens.",
+            f"All {len(samples)} prompts of {prompts.place} are longer than {longest} tokens.",
             "Raise --max-prompt-tokens.",
         )
     return kept, len(samples) - len(kept)
 
 
-def from_rollouts(rollouts: Artifact, config: LiveConfig) -> list[Sample]:
+def from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
     """Rollouts as samples that have a response already."""
-    return list(rollouts.table().select(COLUMNS).slice(0, config.limit).to_pylist())
+    return list(rollouts.table().select(COLUMNS).slice(0, limit).to_pylist())
 
 
-def _number(*key: int | str) -> int:
+def ask(engine: Engine, jobs: list[Job]) -> list[list[int]]:
+    """An engine's responses to one list of jobs."""
+    ((_, responses),) = engine.answer(iter([Part("", "student", jobs)]), lambda _: None)
+    return [response.ids for response in responses]
+
+
+def number(*key: int | str) -> int:
     """Below 2**60, spread evenly."""
     return int(digest(list(key))[:15], 16)

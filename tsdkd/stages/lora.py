@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config import LoRAConfig
@@ -30,6 +30,17 @@ def with_adapter(student: LanguageModel, config: LoRAConfig, seed: int) -> Langu
 def speaking(model: Any) -> Any:
     """The model that transformers knows: with its adapters at work, where it has any."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def plain_weights(model: Any) -> dict[str, Tensor]:
+    """The weights of a model, under their names in its files, with what its adapters add to them."""
+    weights = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
+    for name, module in model.named_modules():
+        for adapter in getattr(module, "active_adapters", ()):
+            if hasattr(module, "get_delta_weight"):
+                weights[f"{name}.base_layer.weight"] = module.weight + module.get_delta_weight(adapter)
+    tied = set(model.all_tied_weights_keys or ())
+    return {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
 
 
 def _targets(student: LanguageModel, config: LoRAConfig) -> str | list[str]:

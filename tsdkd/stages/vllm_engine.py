@@ -93,6 +93,13 @@ class VllmEngine:
                 free.append(copy)
                 yield part, [Response(one.ids) for one in said]
 
+    def reload(self, weights: Path) -> None:
+        """Take other weights, of the same model, from a directory."""
+        for copy in self.copies:
+            copy.pipe.send(weights)
+        for copy in self.copies:
+            copy.result()
+
     def sing(self, jobs: list[Job], tokens: int) -> list[Sung]:
         """The first tokens of a few responses, from every copy of the model, with log-probabilities."""
         for copy in self.copies:
@@ -219,8 +226,13 @@ def _serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, de
         lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         pipe.send([])
         while True:
-            requests, sampling = pipe.recv()
+            asked = pipe.recv()
             llm.reset_prefix_cache()
+            if isinstance(asked, Path):
+                llm.collective_rpc("reload_weights", kwargs={"weights_path": str(asked)})
+                pipe.send([])
+                continue
+            requests, sampling = asked
             outputs = llm.generate(
                 [{"prompt_token_ids": ids} for ids, _ in requests],
                 [SamplingParams(seed=seed, **sampling) for _, seed in requests],

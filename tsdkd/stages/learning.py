@@ -1,0 +1,233 @@
+"""One run of training, staged or live: from a job to a finished checkpoint, resumable at every saved step."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from tsdkd.artifacts import Artifact, Manifest, Model, Parent, Writer, load_manifest
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages import memory
+from tsdkd.stages.adapters import is_adapter
+from tsdkd.stages.callbacks import (
+    SAVED,
+    JudgeHealth,
+    MarkWhole,
+    ShowProgress,
+    StopWhenAsked,
+    WriteLog,
+    last_whole_checkpoint,
+)
+from tsdkd.stages.checkpoint import METRICS_FILE, save
+from tsdkd.stages.config import DType, TrainConfig
+from tsdkd.stages.heldout import HeldOut
+from tsdkd.stages.lora import with_adapter
+from tsdkd.stages.models import LanguageModel, default_device, libraries, load_model, resolve
+from tsdkd.stages.report import Reporter
+from tsdkd.stages.sources import Source
+from tsdkd.stages.trainer import DistillationTrainer
+
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+UNIDENTIFIED = {"save_steps", "trackers"}
+"""Settings that do not change the result."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What staged and live training differ in."""
+
+    student: Model
+    teacher: Model
+    parents: tuple[Parent, ...]
+    longest: int
+    """Tokens of the longest sequence."""
+    open: Callable[[LanguageModel], AbstractContextManager[tuple[Source, list[int], HeldOut | None]]]
+    """Student -> all samples, those it learns from, and those it is measured on."""
+
+
+def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: Reporter, overwrite: bool) -> Artifact:
+    """Raises as `train.train`."""
+    resume, staging = output / "resume", output / "staging.tmp"
+    precision = precision_of(config)
+    arguments = _arguments(config, precision, seed, resume)
+    _require_no_adapter(job.student, config)
+    needed = memory.estimate(job.student.name, job.teacher.name, job.longest, config, precision)
+    advice = memory.require(needed, config)
+    manifest = Manifest(
+        kind="checkpoint",
+        config={name: value for name, value in asdict(config).items() if name not in UNIDENTIFIED}
+        | {"precision": precision},
+        seed=seed,
+        parents=job.parents,
+        models=(job.student, job.teacher),
+        libraries=libraries(),
+    )
+    first = arguments.process_index == 0  # with several processes, only this one writes and speaks
+    state = PartialState()
+    with Writer.open(output, manifest, overwrite=overwrite) if first else nullcontext() as writer:
+        state.wait_for_everyone()  # until then the artifact is not what this run makes
+        if load_manifest(output).state == "complete":
+            reporter.say(f"{output} is complete: nothing to do.")
+            return Artifact(output, load_manifest(output))
+        reporter.table("What training will need", needed.rows())
+        if advice:
+            reporter.say(advice)
+        learner = load_model(job.student.name, _loaded_as(config, precision), attention=config.attention)
+        _ = learner.head  # refused here when it does more than the objective knows
+        with job.open(learner) as (source, learned, held_out):
+            if config.lora:
+                learner = with_adapter(learner, config.lora, seed)
+            trainer = DistillationTrainer(
+                learner, source, learned, held_out, arguments, config.objective, config.compile
+            )
+            collapsed = _run(trainer, resume, output / METRICS_FILE, reporter, stop_on_collapse=config.stop_on_collapse)
+        save(trainer, config.lora, manifest, staging, DTYPE[precision])
+        if writer is not None:
+            writer.adopt(staging)
+            writer.finish(_summary(trainer, collapsed))
+            shutil.rmtree(staging)
+            shutil.rmtree(resume)
+        state.wait_for_everyone()
+        return Artifact(output, load_manifest(output))
+
+
+def _run(
+    trainer: DistillationTrainer, resume: Path, log: Path, reporter: Reporter, *, stop_on_collapse: bool
+) -> int | None:
+    """Train to the end. Returns the step at which a degenerate run was stopped; its last good step is loaded then."""
+    last = last_whole_checkpoint(resume)
+    if last:
+        reporter.say(f"Continuing after step {last.name.split('-')[1]}.")
+    if last and trainer.adaptive:
+        trainer.adaptive.load_state_dict(json.loads((last / SAVED).read_text()))
+    stop, health = StopWhenAsked(), JudgeHealth(reporter, stop=stop_on_collapse)
+    with ExitStack() as stack:
+        for callback in (
+            MarkWhole(trainer.adaptive),
+            ShowProgress(reporter, stack),
+            WriteLog(log),
+            health,
+            stop,
+        ):
+            trainer.add_callback(callback)
+        with _interrupts_set(stop):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if stop.requested:
+        raise KeyboardInterrupt
+    if health.stopped_at is not None:
+        good = last_whole_checkpoint(resume)
+        if good is None:
+            raise TsdkdError(
+                f"The run degenerated at step {health.stopped_at}, before a step was saved.",
+                "Lower --learning-rate or --em-weight, and save more often (--save-steps).",
+            )
+        trainer.go_back_to(good)
+        reporter.say(f"Stopped; step {trainer.state.global_step} is kept.")
+    return health.stopped_at
+
+
+@contextmanager
+def _interrupts_set(stop: StopWhenAsked) -> Iterator[None]:
+    """The first Ctrl-C lets the step end and saves it; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request(*_: object) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _require_no_adapter(student: Model, config: TrainConfig) -> None:
+    if is_adapter(resolve(student.name)):
+        raise InputError(
+            f"{student.name} is an adapter; training starts from full weights.",
+            "Train it with --lora --merge, or merge it into its model, and name the result.",
+        )
+
+
+def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) -> TrainingArguments:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch say it
+    micro = min(config.micro_batch_size, config.batch_size // processes)
+    if not micro or config.batch_size % (micro * processes):
+        raise InputError(
+            f"A batch of {config.batch_size} cannot be made of micro-batches of {micro} in {processes} processes.",
+            "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
+        )
+    measured = {
+        "eval_strategy": "steps",
+        "eval_steps": config.eval_steps,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_kl",
+        "greater_is_better": False,
+    }
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(directory),
+            seed=seed,
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=config.batch_size // (micro * processes),
+            warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+            lr_scheduler_type=config.schedule,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            optim="adamw_torch",
+            bf16=precision == "bf16",
+            ddp_find_unused_parameters=False,
+            use_cpu=default_device() == "cpu",
+            gradient_checkpointing=config.gradient_checkpointing,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_steps=config.eval_steps or config.save_steps,
+            save_total_limit=2,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            report_to=list(config.trackers),
+            **(measured if config.eval_steps else {}),
+        )
+    except ImportError as error:
+        raise InputError(f"A tracker is not installed ({error}).", "Install it, or leave out --tracker.") from None
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes, not for DataParallel
+    return arguments
+
+
+def _loaded_as(config: TrainConfig, precision: str) -> DType:
+    """Weights that learn are float32; those that adapters leave alone are what the forward needs."""
+    return "bfloat16" if config.lora and precision == "bf16" else "float32"
+
+
+def precision_of(config: TrainConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    on_gpu = default_device() == "cuda"
+    has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if has_bf16 else "fp32"
+
+
+def _summary(trainer: DistillationTrainer, collapsed: int | None) -> dict[str, float]:
+    steps = trainer.logged_steps
+    shown = ("loss", "indirect", "direct", "entropy", "student_entropy", "candidate_overlap", "drift")
+    ends = {"first": steps[0], "last": steps[-1]}
+    summary = {"steps": len(steps)} | {
+        f"{name}_{end}": entry[name] for end, entry in ends.items() for name in shown if name in entry
+    }
+    if trainer.state.best_metric is not None:
+        summary |= {"kept_step": trainer.state.best_global_step, "kept_kl": trainer.state.best_metric}
+    return summary | ({} if collapsed is None else {"collapsed_at": collapsed})
