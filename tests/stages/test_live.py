@@ -128,13 +128,7 @@ def test_lambda_is_the_share_answered_afresh(student: Path, teacher: Path, tmp_p
         for i in range(200)
     ]
     for share, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
-        source = LiveSamples(
-            kept,
-            load_model(str(teacher)),
-            reader,
-            Here(replace(SAMPLING, max_new_tokens=2)),
-            LiveConfig(on_policy=share, sampling=SAMPLING),
-        )
+        source = LiveSamples(kept, load_model(str(teacher)), Here(replace(SAMPLING, max_new_tokens=2)), share)
         steps = [source.answered(kept, reader, (0, step)) for step in (0, 1)]
         fresh = [{s["sample_id"] for s in found if s["response_ids"] != [7]} for found in steps]
         assert all(least <= len(which) <= most for which in fresh)

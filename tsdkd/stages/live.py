@@ -42,27 +42,11 @@ class Here:
 class LiveSamples(torch.utils.data.Dataset[Sample]):
     """Prompts, perhaps with recorded responses; a share `on_policy` of them is answered by the student each time."""
 
-    def __init__(
-        self,
-        samples: list[Sample],
-        teacher: LanguageModel,
-        student: LanguageModel,
-        speaker: Speaker,
-        config: LiveConfig,
-    ) -> None:
-        """Raises InputError when a prompt and its response could be longer than a model's context."""
+    def __init__(self, samples: list[Sample], teacher: LanguageModel, speaker: Speaker, on_policy: float) -> None:
         self.samples = samples
         self.teacher = teacher
         self.speaker = speaker
-        self.config = config
-        fresh = config.sampling.max_new_tokens if config.on_policy else 0
-        longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
-        for model in (student, teacher):
-            if longest > model.context:
-                raise InputError(
-                    f"A prompt and its response could reach {longest} tokens; {model.name} reads {model.context}.",
-                    "Lower --max-new-tokens or --max-prompt-tokens.",
-                )
+        self.on_policy = on_policy
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -91,7 +75,7 @@ class LiveSamples(torch.utils.data.Dataset[Sample]):
         return Job(sample_id, Prompt(sample["prompt_id"], "", []), sample["prompt_ids"], number(*key, sample_id))
 
     def _is_fresh(self, sample: Sample, key: Sequence[int]) -> bool:
-        return number(*key, "fresh", sample["sample_id"]) < self.config.on_policy * 2**60
+        return number(*key, "fresh", sample["sample_id"]) < self.on_policy * 2**60
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
@@ -129,6 +113,19 @@ def from_prompts(prompts: Prompts, student: LanguageModel, longest: int) -> tupl
 def from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
     """Rollouts as samples that have a response already."""
     return list(rollouts.table().select(COLUMNS).slice(0, limit).to_pylist())
+
+
+def require_room(samples: list[Sample], models: Sequence[LanguageModel], config: LiveConfig) -> int:
+    """Tokens that a prompt and its response can reach. Raises InputError when a model's context is shorter."""
+    fresh = config.sampling.max_new_tokens if config.on_policy else 0
+    longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
+    for model in models:
+        if longest > model.context:
+            raise InputError(
+                f"A prompt and its response could reach {longest} tokens; {model.name} reads {model.context}.",
+                "Lower --max-new-tokens or --max-prompt-tokens.",
+            )
+    return longest
 
 
 def ask(engine: Engine, jobs: list[Job]) -> list[list[int]]:

@@ -36,9 +36,9 @@ def plain_weights(model: Any) -> dict[str, Tensor]:
     """The weights of a model, under their names in its files, with what its adapters add to them."""
     weights = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
     for name, module in model.named_modules():
-        for adapter in getattr(module, "active_adapters", ()):
-            if hasattr(module, "get_delta_weight"):
-                weights[f"{name}.base_layer.weight"] = module.weight + module.get_delta_weight(adapter)
+        if hasattr(module, "get_delta_weight"):
+            (adapter,) = module.active_adapters
+            weights[f"{name}.base_layer.weight"] = module.weight + module.get_delta_weight(adapter)
     tied = set(model.all_tied_weights_keys or ())
     return {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
 

@@ -16,7 +16,7 @@ from tsdkd.stages.config import DType, GenerateConfig, LiveConfig, TrainConfig
 from tsdkd.stages.engines import choose
 from tsdkd.stages.heldout import HeldOut
 from tsdkd.stages.learning import Job, carry_out, precision_of
-from tsdkd.stages.live import Here, LiveSamples, Speaker, from_prompts, from_rollouts, number
+from tsdkd.stages.live import Here, LiveSamples, Speaker, from_prompts, from_rollouts, number, require_room
 from tsdkd.stages.models import LanguageModel, describe, load_model, require_same_tokenizer
 from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
@@ -89,7 +89,7 @@ def train_live(
             f"lambda is {live.on_policy}, but there are no responses to keep for the other prompts.",
             "Give --rollouts in place of --prompts, or --lambda 1.",
         )
-    longest = live.sampling.max_prompt_tokens + live.sampling.max_new_tokens
+    most = live.sampling.max_prompt_tokens + live.sampling.max_new_tokens
 
     @contextmanager
     def open_(language_model: LanguageModel) -> Iterator[tuple[Source, list[int], HeldOut | None]]:
@@ -102,16 +102,17 @@ def train_live(
         spread = live.teacher_device == "auto"
         device, device_map = (None, "auto") if spread else (live.teacher_device, None)
         reader = load_model(teacher, live.teacher_dtype, device, device_map)
+        longest = require_room(samples, (language_model, reader), live)
         with _speaker(student, live.sampling, longest) as speaker:
-            source = LiveSamples(samples, reader, language_model, speaker, live)
+            source = LiveSamples(samples, reader, speaker, live.on_policy)
             held = _held_out(source, config, seed)
             answered = source.answered([samples[i] for i in held], language_model, (seed,))
-            measured = LiveSamples(answered, reader, language_model, speaker, live) if held else None
+            measured = LiveSamples(answered, reader, speaker, live.on_policy) if held else None
             learned = [i for i in range(len(source)) if i not in set(held)]
             yield source, learned, HeldOut(measured, range(len(held))) if measured else None
 
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
-    return carry_out(Job(*models, (parent,), longest, open_), output, config, seed, reporter, overwrite)
+    return carry_out(Job(*models, (parent,), most, open_), output, config, seed, reporter, overwrite)
 
 
 def _resolved(live: LiveConfig, precision: str, reporter: Reporter) -> LiveConfig:
