@@ -28,6 +28,7 @@ from tsdkd.stages.batches import by_length, join, pad_left
 from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
+from tsdkd.stages.report import Silent
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train
 
@@ -35,8 +36,8 @@ Measure = tuple[float, int]
 """Seconds, and tokens read or sampled in them."""
 
 
-class Clock:
-    """A reporter that times the stage's own progress bar: work without loading."""
+class Clock(Silent):
+    """Times the stage's own progress bar: work without loading."""
 
     seconds = 0.0
 
@@ -45,10 +46,6 @@ class Clock:
         start = time.perf_counter()
         yield lambda _: None
         self.seconds = time.perf_counter() - start
-
-    def say(self, message: str) -> None: ...
-
-    def table(self, title: str, rows: list[tuple[str, str]]) -> None: ...
 
 
 def stage_generate(run: Path, student: str, teacher: str) -> Measure:

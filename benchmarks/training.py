@@ -1,0 +1,138 @@
+"""Training steps, staged and live, beside TRL's DistillationTrainer on the same prompts, in the same run.
+
+    python benchmarks/training.py STUDENT TEACHER
+
+TRL 1.16 must be importable for its row. Every row is a process of its own and makes `STEPS` optimizer steps of `BATCH`
+responses of up to `TOKENS` tokens; loading the models is part of the peak and not of the time. "live, recorded" and
+"staged" learn from the same responses, once with a teacher that reads them now and once from its scores.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tsdkd.cli.defaults import PROMPTS
+from tsdkd.stages.checkpoint import METRICS_FILE
+from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.models import load_model
+from tsdkd.stages.prompts import Prompts
+from tsdkd.stages.report import Silent
+from tsdkd.stages.score import score
+from tsdkd.stages.train import train, train_live
+
+STEPS, BATCH, TOKENS = 8, 8, 32
+SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=TOKENS, limit=STEPS * BATCH)
+CONFIG = TrainConfig(epochs=1, batch_size=BATCH, micro_batch_size=BATCH, precision="bf16", save_steps=10_000)
+Measure = tuple[float, float]
+"""Seconds, and response tokens learned from."""
+
+
+class Clock(Silent):
+    """Times the bar of the training steps."""
+
+    seconds = 0.0
+
+    @contextmanager
+    def progress(self, *_: Any) -> Iterator[Callable[[int], None]]:
+        start = time.perf_counter()
+        yield lambda _: None
+        self.seconds = time.perf_counter() - start
+
+
+def _learned(checkpoint: Path, clock: Clock) -> Measure:
+    steps = [json.loads(line) for line in (checkpoint / METRICS_FILE).read_text().splitlines()]
+    return clock.seconds, sum(BATCH * step["response_length"] for step in steps)
+
+
+def staged(run: Path, student: str, teacher: str) -> Measure:
+    score(run / "rollouts", student, teacher, run / "scores", ScoreConfig())
+    train(run / "rollouts", run / "scores", student, run / "staged", CONFIG, 0, clock := Clock())
+    return _learned(run / "staged", clock)
+
+
+def live_recorded(run: Path, student: str, teacher: str) -> Measure:
+    config = replace(CONFIG, live=LiveConfig(on_policy=0.0, sampling=SAMPLING))
+    train_live(run / "rollouts", student, teacher, run / "recorded", config, 0, clock := Clock())
+    return _learned(run / "recorded", clock)
+
+
+def live(run: Path, student: str, teacher: str) -> Measure:
+    config = replace(CONFIG, live=LiveConfig(sampling=SAMPLING))
+    train_live(PROMPTS, student, teacher, run / "live", config, 0, clock := Clock())
+    return _learned(run / "live", clock)
+
+
+def trl_live(run: Path, student: str, teacher: str) -> Measure:
+    """Generalised JSD alone, on-policy: its objective has no other term."""
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    models = [load_model(name, "float32" if name == student else "auto") for name in (student, teacher)]
+    prompts = [{"prompt": prompt.messages} for prompt in Prompts(PROMPTS, limit=STEPS * BATCH)]
+    settings = DistillationConfig(
+        output_dir=str(run / "trl"),
+        learning_rate=CONFIG.learning_rate,
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=False,
+        max_completion_length=TOKENS,
+        beta=0.9,
+        bf16=True,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = DistillationTrainer(
+        models[0].model, models[1].model, settings, Dataset.from_list(prompts), processing_class=models[0].tokenizer
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "loss" in entry]
+    return seconds, sum(BATCH * length for length in lengths)
+
+
+def _measured(queue: Any, work: Callable[..., Measure], *arguments: Any) -> None:
+    seconds, tokens = work(*arguments)
+    queue.put((seconds, tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9))
+
+
+def main() -> None:
+    student, teacher = sys.argv[1:3]
+    works = {"staged": staged, "live, recorded": live_recorded, "live": live}
+    if find_spec("trl"):
+        works["TRL, live"] = trl_live
+    table = Table("", "s a step", "response tokens", "tokens/s", "peak GB")
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place)
+        generate(PROMPTS, student, run / "rollouts", SAMPLING)
+        for name, work in works.items():
+            queue = context.Queue()
+            process = context.Process(target=_measured, args=(queue, work, run, student, teacher))
+            process.start()
+            seconds, tokens, peak = queue.get()
+            process.join()
+            table.add_row(name, f"{seconds / STEPS:.2f}", f"{tokens:,.0f}", f"{tokens / seconds:.1f}", f"{peak:.2f}")
+    Console().print(f"{STEPS} steps of {BATCH} responses, {torch.get_num_threads()} threads", table)
+
+
+if __name__ == "__main__":
+    main()
