@@ -131,7 +131,7 @@ def bare_train(run: Path, student: str, teacher: str) -> Measure:
 
 def _config(kind: type, artifact: Path) -> Any:
     found = load_manifest(artifact).config
-    return kind(**{field.name: found[field.name] for field in fields(kind)})
+    return kind(**{field.name: found[field.name] for field in fields(kind) if field.name in found})
 
 
 def _tokens(run: Path) -> int:
