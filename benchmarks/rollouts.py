@@ -2,8 +2,8 @@
 
     python benchmarks/rollouts.py PROMPTS STUDENT [COUNT [MAX_NEW_TOKENS [MEMORY_FRACTION]]]
 
-Bare is one `LLM.generate` over all prompts at once, without seeds of their own, and nothing stored. Both run one after
-the other, each loading the model for itself; rates are of the sampling alone, seconds are of everything.
+Bare is one `LLM.generate` over as many prompts as one of our parts has, without seeds of their own, and nothing
+stored. Both run one after the other, each loading the model for itself; rates are of the sampling alone.
 """
 
 import multiprocessing
@@ -28,6 +28,7 @@ from tsdkd.stages.outline import outline
 from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.vllm_engine import ENVIRONMENT, VllmEngine
 
+PART = 500
 EVERY = 5.0
 """Seconds between two looks at memory."""
 
@@ -91,7 +92,7 @@ def bare(prompts: Path, student: str, config: GenerateConfig, queue: Any) -> Non
     from vllm import LLM, SamplingParams
 
     model = outline(student)
-    jobs = Jobs(Prompts(prompts, limit=config.limit), model.tokenizer, config, 10**9, 0)
+    jobs = Jobs(Prompts(prompts, limit=PART), model.tokenizer, config, PART, 0)
     (part,) = jobs.parts("student", jobs.count())
     longest = max(len(job.prompt_ids) for job in part.jobs) + config.max_new_tokens
     engine = VllmEngine(model, config, longest)
@@ -108,7 +109,7 @@ def main() -> None:
     prompts, student, *numbers = sys.argv[1:]
     count, tokens, fraction = [*numbers, *("2000", "64", "0.2")[len(numbers) :]]
     config = GenerateConfig(
-        engine="vllm", limit=int(count), max_new_tokens=int(tokens), memory_fraction=float(fraction), part_size=500
+        engine="vllm", limit=int(count), max_new_tokens=int(tokens), memory_fraction=float(fraction), part_size=PART
     )
     table = Table("", "tokens", "tokens/s", "seconds in all")
     seconds, total, made, watch = ours(Path(prompts), student, config)
