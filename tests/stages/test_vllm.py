@@ -103,12 +103,12 @@ def test_a_resumed_run_on_two_copies_ends_with_the_same_bytes(run: Path, served:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_process(run: Path, served: Path, how: signal.Signals) -> None:
+def test_a_stopped_run_leaves_no_process(prompts: Path, served: Path, tmp_path: Path, how: signal.Signals) -> None:
     """Ctrl-C while vLLM loads exits 130; after kill -9 the process with the model notices that nobody is left."""
     command = [sys.executable, "-m", "tsdkd", "generate", "--student", str(served), "--engine", "vllm"]
-    command += ["--prompts", str(run / "prompts.jsonl"), "--run", str(run / "interrupted")]
+    command += ["--prompts", str(prompts), "--run", str(tmp_path / "run"), "--max-new-tokens", "8"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with (run / "said").open("w") as said:
+    with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
     while not (children := children_of(process.pid)):
         assert process.poll() is None
@@ -120,7 +120,7 @@ def test_a_stopped_run_leaves_no_process(run: Path, served: Path, how: signal.Si
         assert time.monotonic() < deadline
         time.sleep(0.1)
     if how == signal.SIGINT:
-        told = (run / "said").read_text()
+        told = (tmp_path / "said").read_text()
         assert "Interrupted" in told
         assert "Traceback" not in told
 
