@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import TopPLogitsWarper
 
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config import GenerateConfig
@@ -17,6 +16,7 @@ from tsdkd.stages.engines import Engine
 from tsdkd.stages.jobs import Job
 from tsdkd.stages.models import load_model, vocab_size
 from tsdkd.stages.outline import Outline
+from tsdkd.stages.sampling import nucleus
 from tsdkd.stages.vllm_engine import Sung, VllmEngine
 
 RESPONSES, TOKENS = 4, 24
@@ -78,10 +78,8 @@ def diagnose(
 def _transformed(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Log-probabilities that are sampled from; outside the nucleus as without one, since rounding moves its edge."""
     plain = (logits / temperature).log_softmax(-1)
-    if top_p >= 1:
-        return plain
-    nucleus = TopPLogitsWarper(top_p)(None, plain).log_softmax(-1)
-    return torch.where(nucleus.isinf(), plain, nucleus)
+    inside = nucleus(plain, top_p).log_softmax(-1)
+    return torch.where(inside.isinf(), plain, inside)
 
 
 def _of(logprobs: Tensor, ids: Tensor) -> Tensor:
