@@ -68,6 +68,37 @@ def test_off_policy_rollouts_are_the_teachers(student: Path, teacher: Path, tmp_
     assert load_manifest(tmp_path / "scores").model("teacher").name == str(teacher)
 
 
+def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Mixed and speculative: both models are recorded, and scoring needs no name."""
+    prompts = write_prompts(tmp_path / "p.jsonl", 6)
+    for policy in ("mixed", "speculative"):
+        place = tmp_path / policy
+        shown = run(
+            *("generate", "--run", place, "--policy", policy, "--student", student, "--teacher", teacher),
+            *("--prompts", prompts, "--max-new-tokens", 4, "--accept-k", 3, "--lambda", 0.5),
+        )
+        assert "the teacher's" in shown
+        run("score", "--run", place)
+        manifest = load_manifest(place / "scores")
+        assert {m.role: m.name for m in manifest.models} == {"student": str(student), "teacher": str(teacher)}
+    assert load_manifest(tmp_path / "mixed" / "rollouts").config["student_share"] == 0.5
+
+
+def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    write_prompts(place / "train.jsonl", 3)
+    shown = run(
+        *("generate", "--run", tmp_path / "run", "--prompts", place, "--student", student),
+        *("--max-new-tokens", 3, "--limit", 2),
+    )
+    assert "2 (left out: none)" in shown
+    tree = run("artifact", "lineage", tmp_path / "run" / "rollouts")
+    assert "dataset" in tree
+    assert "not there" not in tree
+    assert "in order" in run("artifact", "verify", tmp_path / "run" / "rollouts")
+
+
 def test_artifact_commands(rollouts: Path, teacher: Path, student: Path) -> None:
     run("score", "--run", rollouts.parent, "--teacher", teacher)
     scores = rollouts.parent / "scores"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tsdkd.errors import InputError
-from tsdkd.stages import sampling
+from tsdkd.stages import engines, sampling
+from tsdkd.stages import generate as stage
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import chat_ids, load_model
@@ -125,3 +126,64 @@ def test_responses_must_fit_the_models_context(student: Path, prompts: Path, tmp
     with pytest.raises(InputError, match="reads 512"):
         generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=500))
     assert not (tmp_path / "r").exists()
+
+
+def test_mixed_rollouts_have_two_authors(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prompt gets the answer its author alone would give; the models are loaded in turn; a cut run resumes."""
+    config = replace(CONFIG, policy="mixed", temperature=0.0)
+    artifact = generate(prompts, str(student), tmp_path / "mixed", config, teacher=str(teacher))
+    alone = {
+        policy: generate(prompts, str(model), tmp_path / policy, replace(config, policy=policy)).table().to_pylist()
+        for policy, model in (("student", student), ("teacher", teacher))
+    }
+    expected = {(author, row["sample_id"]): row["response_ids"] for author, rows in alone.items() for row in rows}
+    rows = artifact.table().to_pylist()
+    assert sorted(row["sample_id"] for row in rows) == sorted(row["sample_id"] for row in alone["student"])
+    assert {row["author"] for row in rows} == {"student", "teacher"}
+    for row in rows:
+        assert row["response_ids"] == expected[row["author"], row["sample_id"]]
+        assert row["teacher_tokens"] == (len(row["response_ids"]) if row["author"] == "teacher" else 0)
+    assert [model.role for model in artifact.manifest.models] == ["student", "teacher"]
+
+    write = stage.Writer.write_table
+
+    def interrupted(self: stage.Writer, file: str, *args: object) -> None:
+        if file == artifact.tables[-1].file:  # the teacher's
+            raise KeyboardInterrupt
+        write(self, file, *args)
+
+    monkeypatch.setattr(stage.Writer, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+    monkeypatch.undo()
+    generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "mixed")
+
+
+def test_mixed_needs_one_vocabulary(student: Path, stranger: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="different tokenizers"):
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, policy="mixed"), teacher=str(stranger))
+
+
+def test_the_engine_is_chosen_and_recorded(
+    student: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto and its outcome are one configuration; what is not installed is refused."""
+    artifact = generate(prompts, str(student), tmp_path / "r", CONFIG)
+    assert artifact.manifest.engine == artifact.manifest.config["engine"] == "transformers"
+    generate(prompts, str(student), tmp_path / "r", replace(CONFIG, engine="transformers"))
+    with pytest.raises(InputError, match="vLLM is not installed"):
+        generate(prompts, str(student), tmp_path / "v", replace(CONFIG, engine="vllm"))
+    monkeypatch.setattr(engines, "has_vllm", lambda: True)
+    assert engines.choose(CONFIG) == "vllm"
+    assert engines.choose(replace(CONFIG, policy="speculative")) == "transformers"
+
+
+@pytest.mark.parametrize("changes", [{"tensor_parallel": 2}, {"data_parallel": 2}, {"quantization": "fp8"}])
+def test_options_of_vllm_are_not_ignored(
+    student: Path, prompts: Path, tmp_path: Path, changes: dict[str, int | str]
+) -> None:
+    with pytest.raises(InputError, match="only vLLM"):
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, **changes))

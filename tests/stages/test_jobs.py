@@ -73,7 +73,7 @@ def test_who_answers_depends_on_prompt_and_seed_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, suffix: str) -> None:
-    """Each prompt of 2,000 characters leaves a digest behind: about 200 bytes in a set that just grew."""
+    """Each prompt of 2,000 characters leaves a digest behind: about 200 bytes with its place in a set."""
 
     def peak(count: int) -> int:
         file = tmp_path / f"p{count}{suffix}"

@@ -51,7 +51,7 @@ def by_definition(
     [
         ({"draft": 1}, 1),
         ({"draft": 5}, 1),
-        ({"draft": 40, "batch_size": 1}, 1),
+        ({"draft": 16, "batch_size": 1}, 1),
         ({"accept_k": 60, "temperature": 0.7, "top_p": 0.9}, 1),
         ({"accept_k": 2, "temperature": 0.0}, 1),
         ({"accept_k": VOCAB}, 0),

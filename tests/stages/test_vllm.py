@@ -102,21 +102,27 @@ def test_a_resumed_run_on_two_copies_ends_with_the_same_bytes(run: Path, served:
     assert contents(cut) == contents(whole)
 
 
-def test_ctrl_c_leaves_no_process(run: Path, served: Path) -> None:
-    """Interrupted while vLLM loads: exit 130, nothing runs on, nothing is left behind."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_process(prompts: Path, served: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Ctrl-C while vLLM loads exits 130; after kill -9 the process with the model notices that nobody is left."""
     command = [sys.executable, "-m", "tsdkd", "generate", "--student", str(served), "--engine", "vllm"]
-    command += ["--prompts", str(run / "prompts.jsonl"), "--run", str(run / "interrupted")]
+    command += ["--prompts", str(prompts), "--run", str(tmp_path / "run"), "--max-new-tokens", "8"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
     while not (children := children_of(process.pid)):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "Interrupted" in said
-    assert "Traceback" not in said
-    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    process.send_signal(how)
+    assert process.wait(timeout=120) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while [child for child in children if Path(f"/proc/{child}").exists()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if how == signal.SIGINT:
+        told = (tmp_path / "said").read_text()
+        assert "Interrupted" in told
+        assert "Traceback" not in told
 
 
 def children_of(pid: int) -> list[int]:

@@ -50,6 +50,14 @@ def choose(config: GenerateConfig) -> EngineName:
     return config.engine
 
 
+def require_served(engine: EngineName, config: GenerateConfig) -> None:
+    """Raise InputError where transformers would ignore what was asked."""
+    plain = GenerateConfig()
+    for name in ("tensor_parallel", "data_parallel", "max_model_len", "quantization"):
+        if engine == "transformers" and getattr(config, name) != getattr(plain, name):
+            raise InputError(f"Of the engines, only vLLM knows --{name.replace('_', '-')}.", "Give --engine vllm.")
+
+
 def library(engine: EngineName) -> dict[str, str]:
     """The version of an engine that `models.libraries` does not know."""
     if engine != "vllm":

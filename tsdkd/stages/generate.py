@@ -18,7 +18,7 @@ from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.canary import sing
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.engines import PART_SIZE, Response, choose, library, open_engine
+from tsdkd.stages.engines import PART_SIZE, Response, choose, library, open_engine, require_served
 from tsdkd.stages.jobs import AUTHORS, Census, Job, Jobs, Part
 from tsdkd.stages.models import describe, libraries, require_same_tokenizer
 from tsdkd.stages.outline import Outline, outline
@@ -46,6 +46,7 @@ def generate(
     """
     reporter = reporter or Silent()
     engine = choose(config)
+    require_served(engine, config)
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
     records = _describe(config.policy, model, teacher)

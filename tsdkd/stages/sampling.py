@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, TopPLogitsWarper
 
 from tsdkd.stages.batches import Ids, by_length, pad_left
 from tsdkd.stages.config import GenerateConfig
@@ -54,10 +55,16 @@ def sample(
         output = engine.model.generate(
             input_ids=ids.to(engine.device), attention_mask=attention.to(engine.device), generation_config=settings
         )
-    return [until_end(row, engine.end_ids) for row in output[:, ids.shape[1] :].tolist()]
+    return [_until_end(row, engine.end_ids) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def until_end(ids: list[int], end_ids: list[int]) -> list[int]:
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Logits (..., vocab) with -inf outside the likeliest tokens that hold `top_p`."""
+    kept: Tensor = logits if top_p >= 1 else TopPLogitsWarper(top_p)(None, logits)
+    return kept
+
+
+def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
     """Ids up to the first end token, which is kept."""
     end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
     return ids[: end + 1]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, TopPLogitsWarper
+from transformers import DynamicCache
 
 from tsdkd.artifacts import digest
 from tsdkd.stages.batches import by_length, pad_left
@@ -21,6 +21,7 @@ from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.engines import Response
 from tsdkd.stages.jobs import Job, Part
 from tsdkd.stages.models import LanguageModel, positions, vocab_size
+from tsdkd.stages.sampling import nucleus
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class SpeculativeEngine:
         """Gumbel-max with the noise of this response, position and author: logits (vocab,) -> an id."""
         if self.config.temperature == 0:
             return int(logits.argmax())
-        scaled = TopPLogitsWarper(self.config.top_p)(None, (logits.float() / self.config.temperature).unsqueeze(0))[0]
+        scaled = nucleus(logits.float().unsqueeze(0) / self.config.temperature, self.config.top_p)[0]
         generator = torch.Generator(logits.device).manual_seed(int(digest([row.seed, position, who])[:15], 16))
         return int((scaled - torch.empty_like(scaled).exponential_(generator=generator).log()).argmax())
 

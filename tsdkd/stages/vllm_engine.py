@@ -71,7 +71,9 @@ class VllmEngine:
 
     def __exit__(self, *_: object) -> None:
         for copy in self.copies:
-            copy.stop()
+            copy.process.terminate()
+        for copy in self.copies:
+            copy.close()
 
     def answer(self, parts: Iterator[Part], advance: Callable[[int], None]) -> Iterator[tuple[Part, list[Response]]]:
         working: dict[Connection, tuple[Copy, Part]] = {}
@@ -113,7 +115,7 @@ class Copy:
     def __init__(self, arguments: dict[str, Any], adapter: Path | None, devices: str | None) -> None:
         handle, log = tempfile.mkstemp(prefix="tsdkd-vllm-", suffix=".log")
         os.close(handle)
-        self.log = Path(log)
+        self.log, self.failed = Path(log), False
         self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
         self.process = multiprocessing.get_context("spawn").Process(
             target=_serve, args=(theirs, arguments, adapter, devices, self.log)
@@ -130,9 +132,9 @@ class Copy:
             said = self.pipe.recv()
         except EOFError:
             self.process.join()
-            raise _failure(f"its process ended with status {self.process.exitcode}", self.log) from None
+            raise self._fail(f"its process ended with status {self.process.exitcode}") from None
         if isinstance(said, str):
-            raise _failure(said, self.log)
+            raise self._fail(said)
         return cast("int | list[Sung]", said)
 
     def result(self) -> list[Sung]:
@@ -140,16 +142,18 @@ class Copy:
             pass
         return said
 
-    def stop(self) -> None:
-        """End the process and what it started; the log stays where it tells of a failure."""
-        failed = not self.process.is_alive()
-        self.process.terminate()
+    def close(self) -> None:
+        """After `terminate`: wait for the process's end; the log stays where it tells of a failure."""
         self.process.join(10)
         self.process.kill()
         self.process.join()
         self.pipe.close()
-        if not failed:
-            self.log.unlink(missing_ok=True)
+        if not self.failed:
+            self.log.unlink()
+
+    def _fail(self, cause: str) -> TsdkdError:
+        self.failed = True
+        return _failure(cause, self.log)
 
 
 def _requests(jobs: list[Job]) -> list[Request]:
