@@ -2,8 +2,9 @@
 
     python benchmarks/stages.py RUN STUDENT TEACHER [ROW]
 
-RUN is the run directory of a finished quickstart; ROW the beginning of the rows' names that are wanted. Every row is a process of its own, so that peaks do not mix; loading
-the models is part of the peak and not of the time. Sampling is random, so each row counts the tokens it made itself.
+RUN is the run directory of a finished quickstart; ROW is how the names of the wanted rows begin. Every row is a process
+of its own, so that peaks do not mix; loading the models is part of the peak and not of the time. Sampling is random, so
+each row counts the tokens it made itself.
 """
 
 import multiprocessing
