@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [TOKENS_PER_SECOND]
 
-Nothing is loaded. The rate, of prompt and response tokens read by both models, is the one that score printed or reached.
+Nothing is loaded. The rate, of prompt and response tokens read by both models, is what score reached.
 """
 
 import sys

@@ -121,9 +121,13 @@ def test_batches_do_not_change_what_is_recorded(
         rollouts, str(student), str(teacher), tmp_path / "o", replace(CONFIG, batch_tokens=batch_tokens)
     ).table()
     assert one["candidates"] == other["candidates"]
-    for column in ("student_entropy", "teacher_logprob"):
+    assert one["ranks"] == other["ranks"]
+    for column in ("student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob"):
         a, b = (table[column].combine_chunks().flatten().to_numpy() for table in (one, other))
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    states = (b"".join(table["hidden"].to_pylist()) for table in (one, other))
+    a, b = (np.frombuffer(column, dtype=np.float32) for column in states)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(
