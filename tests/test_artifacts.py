@@ -198,9 +198,9 @@ def test_processes_of_one_run_share_the_parts_out(tmp_path: Path, contents: Call
             assert first.claim("part-00000.parquet")
             assert not second.claim("part-00000.parquet")  # being written
             assert second.claim("part-00001.parquet")
-            second.write_table("part-00001.parquet", rows("c"))
-            assert not first.claim("part-00001.parquet")  # written
             first.write_table("part-00000.parquet", rows("a", "b"))
+            assert not second.claim("part-00000.parquet")  # written
+            second.write_table("part-00001.parquet", rows("c"))
         first.finish({"responses": 3})
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsdkd.artifacts import TablePart, Writer, read
 from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
@@ -17,6 +19,7 @@ from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import LanguageModel, load_model
 from tsdkd.stages.score import score
+from tsdkd.stages.signals import to_int8
 from tsdkd.stages.staged import StagedSamples
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -252,6 +255,15 @@ def test_padding_is_what_the_batches_hold(
     sizes = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows]
     read_tokens = sum(len(part) * max(part) for part in (sizes[:4], sizes[4:8], sizes[8:]))
     assert found["padding"] == pytest.approx(1 - sum(sizes) / read_tokens)
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20))
+def test_int8_is_at_most_half_a_step_off(row: list[float]) -> None:
+    """A row's step is its largest magnitude over 127; a row of zeros stays one."""
+    hidden = torch.tensor([row])
+    coded, scale = to_int8(hidden)
+    step = max(map(abs, row)) / 127
+    assert float((coded * scale.unsqueeze(-1) - hidden).abs().max()) <= step / 2 * 1.001 + 1e-30
 
 
 def test_int8_halves_the_states_and_its_error_is_measured(
