@@ -1,9 +1,10 @@
 """Each stage's rate and peak memory beside a bare transformers loop over the same sequences, in the same run.
 
-    python benchmarks/stages.py RUN STUDENT TEACHER
+    python benchmarks/stages.py RUN STUDENT TEACHER [ROW]
 
-RUN is the run directory of a finished quickstart. Every row is a process of its own, so that peaks do not mix; loading
-the models is part of the peak and not of the time. Sampling is random, so each row counts the tokens it made itself.
+RUN is the run directory of a finished quickstart; ROW is how the names of the wanted rows begin. Every row is a process
+of its own, so that peaks do not mix; loading the models is part of the peak and not of the time. Sampling is random, so
+each row counts the tokens it made itself.
 """
 
 import multiprocessing
@@ -26,6 +27,7 @@ from tsdkd.artifacts import load_manifest, read
 from tsdkd.core import TSDKDConfig
 from tsdkd.stages.batches import by_length, join, pad_left
 from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.cost import MOST_PADDING
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
 from tsdkd.stages.report import Silent
@@ -83,13 +85,13 @@ def stage_score(run: Path, student: str, teacher: str) -> Measure:
 
 
 def bare_forward(run: Path, student: str, teacher: str) -> Measure:
-    """Both models' own forward over the same batches: logits of every position, and nothing done with them."""
-    readers = load_model(student), load_model(teacher)
+    """Both models' own forward, length-sorted, as little padding: logits of all positions, nothing done with them."""
+    config = _config(ScoreConfig, run / "scores")
+    readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
     rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     start = time.perf_counter()
-    for batch in by_length(
-        [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows], tokens=ScoreConfig.batch_tokens
-    ):
+    lengths = [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows]
+    for batch in by_length(lengths, tokens=config.batch_tokens, padding=MOST_PADDING):
         ids, mask, _ = join([rows[i]["prompt_ids"] for i in batch], [rows[i]["response_ids"] for i in batch])
         with torch.inference_mode():
             for reader in readers:
@@ -126,6 +128,16 @@ def bare_train(run: Path, student: str, teacher: str) -> Measure:
     return time.perf_counter() - start, _tokens(run)
 
 
+class AsBoth:
+    """One of the two models in both roles: what a stage costs for it alone."""
+
+    def __init__(self, work: Callable[..., Measure], which: int) -> None:
+        self.work, self.which = work, which
+
+    def __call__(self, run: Path, *models: str) -> Measure:
+        return self.work(run, *[models[self.which]] * 2)
+
+
 def _config(kind: type, artifact: Path) -> Any:
     found = load_manifest(artifact).config
     return kind(**{field.name: found[field.name] for field in fields(kind) if field.name in found})
@@ -147,11 +159,16 @@ def main() -> None:
     pairs = {
         "generate (sampled)": (stage_generate, bare_generate),
         "score (read by both)": (stage_score, bare_forward),
+        "score, the student as both": (AsBoth(stage_score, 0), AsBoth(bare_forward, 0)),
+        "score, the teacher as both": (AsBoth(stage_score, 1), AsBoth(bare_forward, 1)),
         "train, one epoch": (stage_train, bare_train),
     }
     table = Table("", "tokens/s", "bare tokens/s", "ratio", "peak GB", "bare peak GB")
     context = multiprocessing.get_context("spawn")
+    wanted = sys.argv[4] if len(sys.argv) > 4 else ""
     for name, works in pairs.items():
+        if not name.startswith(wanted):
+            continue
         found = []
         for work in works:
             queue = context.Queue()

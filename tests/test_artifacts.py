@@ -189,6 +189,41 @@ def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
     assert [same for _, _, same in parents_of(child, made.manifest)] == [True]
 
 
+def test_processes_of_one_run_share_the_parts_out(tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
+    """Whatever the order in which two write, each part is written once, and the artifact is that of one."""
+    write(tmp_path / "one")
+    with Writer.open(tmp_path / "two", manifest()) as first:
+        first.share()
+        with Writer.join(tmp_path / "two") as second:
+            assert first.claim("part-00000.parquet")
+            assert not second.claim("part-00000.parquet")  # being written
+            assert second.claim("part-00001.parquet")
+            first.write_table("part-00000.parquet", rows("a", "b"))
+            assert not second.claim("part-00000.parquet")  # written
+            second.write_table("part-00001.parquet", rows("c"))
+        first.finish({"responses": 3})
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_the_part_of_a_process_that_is_gone_can_be_claimed(tmp_path: Path) -> None:
+    with Writer.open(tmp_path / "a", manifest()) as first:
+        first.share()
+        with Writer.join(tmp_path / "a") as second:
+            assert second.claim("part-00000.parquet")
+        assert first.claim("part-00000.parquet")
+
+
+def test_nobody_else_writes_while_any_process_of_a_run_does(tmp_path: Path) -> None:
+    """The first is gone; the one that joined still writes."""
+    first = Writer.open(tmp_path / "a", manifest())
+    first.share()
+    with Writer.join(tmp_path / "a"):
+        first.__exit__()
+        with pytest.raises(ArtifactError, match="Another process is writing"):
+            Writer.open(tmp_path / "a", manifest())
+    Writer.open(tmp_path / "a", manifest()).__exit__()
+
+
 def test_two_writers_cannot_meet(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "a", manifest()), pytest.raises(ArtifactError, match="Another process is writing"):
         Writer.open(tmp_path / "a", manifest())

@@ -1,10 +1,13 @@
-"""Several processes train what one trains: weights, log and adaptive openers, to float32 rounding."""
+"""Several processes score what one scores, byte for byte, and train what one trains, to float32 rounding."""
 
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,84 @@ def run(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=12))
     score(place / "rollouts", str(student), str(teacher), place / "scores", ScoreConfig(k=4))
     return place
+
+
+@pytest.fixture(scope="module")
+def many(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seventy responses in fourteen parts."""
+    place = tmp_path_factory.mktemp("many")
+    prompts = write_prompts(place / "prompts.jsonl", 70)
+    generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=30, part_size=5))
+    return place
+
+
+def scoring(many: Path, teacher: Path, output: Path, launcher: list[str]) -> subprocess.Popen[str]:
+    command = [*launcher, "score", "--teacher", teacher, "--scores", output, "--k", 4, "--batch-tokens", 60]
+    environment = os.environ | {"TSDKD_RUN": str(many), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def scored_by_one(many: Path, teacher: Path) -> Path:
+    assert scoring(many, teacher, many / "one", ONE).wait() == 0
+    return many / "one"
+
+
+def test_two_processes_score_the_bytes_of_one(
+    many: Path, teacher: Path, tmp_path: Path, scored_by_one: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    done = scoring(many, teacher, tmp_path / "two", TWO)
+    shown, said = done.communicate()
+    assert done.returncode == 0, said
+    assert shown.count("next: tsdkd train") == 1
+    assert shown.count("expected time") == 1
+    expected, found = contents(scored_by_one), contents(tmp_path / "two")
+    manifests = [json.loads(files.pop("manifest.json")) for files in (expected, found)]
+    for manifest in manifests:
+        manifest["parents"][0].pop("path")  # how one gets from the output to the rollouts
+    assert found == expected
+    assert manifests[0] == manifests[1]
+
+
+def test_one_process_ends_what_two_began(
+    many: Path, teacher: Path, tmp_path: Path, scored_by_one: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """The first of two is killed with -9, the launcher ends the other one; one alone goes on to the bytes of one."""
+    process = scoring(many, teacher, tmp_path / "two", TWO)
+    while len(listed(tmp_path / "two")) < 4:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    os.kill(first_worker(process.pid), signal.SIGKILL)
+    assert process.wait() != 0
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["state"] == "partial"
+    assert scoring(many, teacher, tmp_path / "two", ONE).wait() == 0
+    expected, found = contents(scored_by_one), contents(tmp_path / "two")
+    del expected["manifest.json"], found["manifest.json"]
+    assert found == expected
+
+
+def listed(output: Path) -> list[str]:
+    manifest = output / "manifest.json"
+    return [part["file"] for part in json.loads(manifest.read_text())["parts"]] if manifest.exists() else []
+
+
+def first_worker(launcher: int) -> int:
+    """The process that torchrun started as rank 0."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return next(int(child) for child in children if "RANK=0" in Path(f"/proc/{child}/environ").read_text().split("\0"))
+
+
+def test_what_is_wrong_is_said_once(many: Path, stranger: Path, teacher: Path, tmp_path: Path) -> None:
+    """The first process finds it; the other one ends without a word."""
+    done = scoring(many, stranger, tmp_path / "s", TWO)
+    shown, said = done.communicate()
+    assert done.returncode != 0
+    assert shown == ""
+    assert said.count("error:") == 1
+    assert "different tokenizers" in said
+    assert not (tmp_path / "s").exists()
 
 
 def learn(

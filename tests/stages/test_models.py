@@ -89,6 +89,19 @@ def test_an_unfinished_checkpoint_is_no_model(student: Path, tmp_path: Path) -> 
         describe("student", str(half))
 
 
+def test_a_model_spread_over_devices_says_the_same(teacher: Path) -> None:
+    """Layers and the head wait outside the device that computes, as with device_map="auto" where GPUs are too small."""
+    whole = load_model(str(teacher))
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
+    places |= {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(4)}
+    spread = load_model(str(teacher), device_map=places)
+    assert spread.model.lm_head.weight.device.type == "meta"
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        expected, found = (reader.head.logits(reader.hidden(ids, mask)) for reader in (whole, spread))
+    assert torch.equal(found[mask.bool()], expected[mask.bool()])
+
+
 def test_positions_do_not_depend_on_padding() -> None:
     mask = torch.tensor([[0, 0, 1, 1, 0], [1, 1, 1, 0, 0]])
     assert positions(mask).tolist() == [[0, 0, 0, 1, 1], [0, 1, 2, 2, 2]]

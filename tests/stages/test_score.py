@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsdkd.artifacts import TablePart, Writer, read
 from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
@@ -17,6 +19,7 @@ from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import LanguageModel, load_model
 from tsdkd.stages.score import score
+from tsdkd.stages.signals import to_int8
 from tsdkd.stages.staged import StagedSamples
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -121,9 +124,13 @@ def test_batches_do_not_change_what_is_recorded(
         rollouts, str(student), str(teacher), tmp_path / "o", replace(CONFIG, batch_tokens=batch_tokens)
     ).table()
     assert one["candidates"] == other["candidates"]
-    for column in ("student_entropy", "teacher_logprob"):
+    assert one["ranks"] == other["ranks"]
+    for column in ("student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob"):
         a, b = (table[column].combine_chunks().flatten().to_numpy() for table in (one, other))
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    states = (b"".join(table["hidden"].to_pylist()) for table in (one, other))
+    a, b = (np.frombuffer(column, dtype=np.float32) for column in states)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(
@@ -248,6 +255,15 @@ def test_padding_is_what_the_batches_hold(
     sizes = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows]
     read_tokens = sum(len(part) * max(part) for part in (sizes[:4], sizes[4:8], sizes[8:]))
     assert found["padding"] == pytest.approx(1 - sum(sizes) / read_tokens)
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20))
+def test_int8_is_at_most_half_a_step_off(row: list[float]) -> None:
+    """A row's step is its largest magnitude over 127; a row of zeros stays one."""
+    hidden = torch.tensor([row])
+    coded, scale = to_int8(hidden)
+    step = max(map(abs, row)) / 127
+    assert float((coded * scale.unsqueeze(-1) - hidden).abs().max()) <= step / 2 * 1.001 + 1e-30
 
 
 def test_int8_halves_the_states_and_its_error_is_measured(

@@ -231,18 +231,20 @@ def test_scores_that_cannot_serve_are_refused_before_anything_is_written(
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("signal_", ["topk", "ranks"])
+@pytest.mark.parametrize("signal_", ["hidden8", "topk", "ranks"])
 def test_light_signals_train(run: Path, student: Path, teacher: Path, tmp_path: Path, signal_: str) -> None:
     score(run / "rollouts", str(student), str(teacher), tmp_path / "s", ScoreConfig(signal=signal_, k=4, top_k=8))
-    objective = replace(OBJECTIVE, direct_weight=float(signal_ == "topk"))
+    objective = replace(OBJECTIVE, direct_weight=float(signal_ != "ranks"))
     train(
         run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", replace(CONFIG, objective=objective, epochs=1)
     )
     learn(run, student, tmp_path / "h", replace(CONFIG, objective=objective, epochs=1))
     assert apart(weights(tmp_path / "c"), weights(student)) > 1e-4
     light, exact = metrics(tmp_path / "c")[0], metrics(tmp_path / "h")[0]  # before the student has moved
-    assert light["indirect"] == pytest.approx(exact["indirect"], rel=1e-5)
+    assert light["indirect"] == pytest.approx(exact["indirect"], rel=1e-2 if signal_ == "hidden8" else 1e-5)
     assert light["entropy"] == pytest.approx(exact["entropy"], rel=1e-5)
+    if signal_ == "hidden8":
+        assert light["direct"] == pytest.approx(exact["direct"], rel=1e-2)
     if signal_ == "topk":
         assert 0 < light["direct"] < exact["direct"]
 
@@ -256,7 +258,7 @@ def test_foreign_scores_are_refused(run: Path, student: Path, tmp_path: Path) ->
 
 
 def test_a_student_of_another_family_is_refused(run: Path, stranger: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="different tokenizers: 1 tokens differ"):
+    with pytest.raises(InputError, match="different tokenizers: 1 ids differ"):
         learn(run, stranger, tmp_path / "c")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device, has_offloaded_params
+from accelerate.utils import align_module_device
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from jinja2 import TemplateError
@@ -79,8 +79,6 @@ class LanguageModel:
         with align_module_device(layer):  # weights that wait on another device
             head = head_of(self.model, vocab_size(self.tokenizer))
             head = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
-            if has_offloaded_params(layer):
-                head = replace(head, weight=head.weight.clone())
         probe = torch.arange(4, device=self.device).unsqueeze(0)
         with torch.no_grad():
             hidden = self.hidden(probe, torch.ones_like(probe)).to(head.weight.device)

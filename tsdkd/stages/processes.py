@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from tsdkd.artifacts import Manifest, Writer
 from tsdkd.errors import ToldElsewhereError
+from tsdkd.stages.models import default_device
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others' last part."""
@@ -20,7 +21,7 @@ class Processes:
     """All processes of this run."""
 
     def __init__(self) -> None:
-        self._state = PartialState(timeout=PATIENCE)
+        self._state = PartialState(cpu=default_device() == "cpu", timeout=PATIENCE)
         self.count: int = self._state.num_processes
         self.first: bool = self._state.is_main_process
 
