@@ -11,7 +11,7 @@ from tsdkd.cli import options
 from tsdkd.cli.console import Reporter, out, show_pairs, show_table
 from tsdkd.errors import InputError
 from tsdkd.stages.benchmarks import choose
-from tsdkd.stages.config import EvalConfig
+from tsdkd.stages.config import Engine, EvalConfig
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Artifact
@@ -64,20 +64,37 @@ def command(
             rich_help_panel=options.METHOD,
         ),
     ] = EvalConfig.chat_template,
-    max_length: Annotated[int, options.count("Tokens of prompt and answer.", options.ENGINE)] = EvalConfig.max_length,
-    batch_size: Annotated[int, options.count("Requests at a time.", options.ENGINE)] = EvalConfig.batch_size,
+    max_new_tokens: Annotated[
+        int | None, options.count("Cuts answers earlier.", options.METHOD, default="as the benchmarks do")
+    ] = EvalConfig.max_new_tokens,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Run the programs of mbpp's answers, confined.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = False,
+    engine: Annotated[Engine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
+    max_length: Annotated[
+        int | None, options.count("Tokens of prompt and answer.", options.ENGINE, default="the model's context")
+    ] = EvalConfig.max_length,
+    batch_size: Annotated[
+        int | None, options.count("Requests at a time.", options.ENGINE, default="as many as fit")
+    ] = EvalConfig.batch_size,
     dtype: options.DTypeName = EvalConfig.dtype,
 ) -> None:
     """Any models -> results: benchmarks through lm-eval, and closeness to the teacher, side by side."""
     config = EvalConfig(
-        tasks=tuple(name.strip() for name in tasks.split(",")),
+        tasks=tuple(benchmark.name for benchmark in choose(tasks.split(","))),
         limit=limit,
         chat_template=chat_template,
+        max_new_tokens=max_new_tokens,
         max_length=max_length,
+        engine=engine,
         batch_size=batch_size,
         dtype=dtype,
     )
-    choose(config.tasks)
     models = _named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
     more = _named("--also", also or [])
     for name in models.keys() & more.keys():
@@ -88,7 +105,7 @@ def command(
 
     place = results or run / "results"
     artifacts = {
-        name: evaluate(path, place / name, config, data, heldout, Reporter(), overwrite)
+        name: evaluate(path, place / name, config, data, heldout, Reporter(), overwrite, allow_code_execution)
         for name, path in models.items()
     }
     _compare(artifacts, config.tasks, heldout is not None)
