@@ -11,6 +11,7 @@ MODELS = "Models"
 DATA = "Inputs and outputs"
 METHOD = "Method"
 ENGINE = "Engine"
+COMPARISON = "Comparison"
 
 
 def count(help_: str, panel: str, least: int = 1, default: str | bool = True) -> Any:

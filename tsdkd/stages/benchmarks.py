@@ -292,7 +292,7 @@ PAPER = tuple(name for name in BENCHMARKS if ":" not in name and name != "embedd
 
 
 def choose(names: Iterable[str]) -> list[Benchmark]:
-    """Benchmarks by name, each once; "all" stands for those of the paper's ten of which nothing else is named.
+    """Benchmarks by name, in the table's order; "all" adds those of the paper's ten of which no variant is named.
 
     Raises InputError listing those known.
     """
@@ -300,8 +300,6 @@ def choose(names: Iterable[str]) -> list[Benchmark]:
     for name in known:
         if name not in BENCHMARKS and name != "all":
             raise InputError(f"There is no benchmark {name!r}.", f"Choose from: all, {', '.join(BENCHMARKS)}.")
-    named = {BENCHMARKS[name].base for name in known if name != "all"}
-    expanded = [
-        one for name in known for one in (tuple(ten for ten in PAPER if ten not in named) if name == "all" else (name,))
-    ]
-    return [BENCHMARKS[name] for name in dict.fromkeys(expanded)]
+    bases = {BENCHMARKS[name].base for name in known if name != "all"}
+    ten = [name for name in PAPER if name not in bases] if "all" in known else []
+    return [benchmark for name, benchmark in BENCHMARKS.items() if name in {*known, *ten}]

@@ -13,6 +13,8 @@ from tsdkd.errors import InputError
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is what the checkpoint was saved in."""
 Engine = Literal["transformers", "vllm"]
+Pair = Literal["qwen2.5", "gemma2", "qwen3"]
+"""A teacher and a student of the paper, whose published numbers come along."""
 
 
 @dataclass(frozen=True)
