@@ -4,6 +4,7 @@ lm-eval says neither which answers were cut off at their limit nor which prompts
 Imports lm-eval, so it is imported late.
 """
 
+import os
 import random
 from collections import deque
 from typing import Any, cast
@@ -17,7 +18,8 @@ from tsdkd.stages.models import LanguageModel
 
 SHARE = {"cuda": 0.7, "cpu": 0.25}
 """Of the device's memory, what a batch may take beside the weights."""
-LARGEST_BATCH = 64
+LARGEST_BATCH = {"cuda": 64, "cpu": 16}
+"""More are not faster: generating copies the cache of the whole batch for every token."""
 
 
 class Notes:
@@ -117,12 +119,10 @@ def _fitting(language_model: LanguageModel, longest: int, logits: int) -> int:
     weights = sum(parameter.nbytes for parameter in language_model.model.parameters())
     room = SHARE[language_model.device.type] * (_memory(language_model.device) - weights)
     fitting = max(1, int(room / (cached + projected + passing + attention)))
-    return min(LARGEST_BATCH, 1 << (fitting.bit_length() - 1))
+    return min(LARGEST_BATCH[language_model.device.type], 1 << (fitting.bit_length() - 1))
 
 
 def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -58,15 +58,19 @@ class Benchmark:
     settings: dict[str, Any] = field(default_factory=dict)
     """What the overlay changes."""
 
-    def overlays(self, data: Path | None) -> dict[str, str]:
-        """The YAML files that lm-eval loads, by task. `data`: where local copies lie; None is the hub."""
+    def overlays(self, rows: Path | None = None, cache: Path | None = None) -> dict[str, str]:
+        """The YAML files that lm-eval loads, by task. `rows`: a local copy and its `cache`; None is the hub."""
         content = {"num_fewshot": self.shots, **self.settings}
-        if data is not None and self.folder:
-            content["dataset_path"] = str((data / self.folder).resolve())
+        if rows is not None:
+            content |= {"dataset_path": str(rows.resolve()), "dataset_kwargs": {"cache_dir": str(cache)}}
         if not self.stock:
             return {self.key: _dumped({"task": self.key, **content})}
         files = sorted(file for pattern in self.stock for file in _lm_eval_tasks().glob(pattern))
         return {file.stem: _dumped({"include": str(file), "task": file.stem, **content}) for file in files}
+
+    def rows(self, data: Path | None) -> Path | None:
+        """The local copy below --data; None where the rows come from the hub, or come along."""
+        return data / self.folder if data is not None and self.folder else None
 
     @property
     def key(self) -> str:

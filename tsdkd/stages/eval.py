@@ -52,11 +52,8 @@ def evaluate(
     benchmarks = choose(config.tasks)
     harness.require(benchmarks, data, allow_code_execution)
     record = describe("evaluated", model)
-    parents = [
-        Parent(f"{folder} rows", content_digest(data / folder), relative(data / folder, output))
-        for folder in dict.fromkeys(benchmark.folder for benchmark in benchmarks)
-        if data is not None and folder
-    ]
+    copies = dict.fromkeys(copy for benchmark in benchmarks if (copy := benchmark.rows(data)))
+    parents = [Parent(f"{copy.name} rows", content_digest(copy), relative(copy, output)) for copy in copies]
     samples = None
     if heldout is not None:
         samples = StagedSamples(heldout / "rollouts", heldout / "scores")

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+from tsdkd.artifacts import content_digest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages import sandbox
 from tsdkd.stages.benchmarks import Benchmark
@@ -23,9 +24,10 @@ Tasks = dict[str, Any]
 def require(benchmarks: list[Benchmark], data: Path | None, allow_code: bool) -> None:
     """Raise InputError unless all that a run needs is there; lm-eval would find out after the answers were made."""
     for benchmark in benchmarks:
-        if data is not None and benchmark.folder and not (data / benchmark.folder).is_dir():
+        rows = benchmark.rows(data)
+        if rows is not None and not rows.is_dir():
             raise InputError(
-                f"{benchmark.name} needs {data / benchmark.folder}.",
+                f"{benchmark.name} needs {rows}.",
                 "Put a copy of the dataset's repository there, or leave out --data to use the hub.",
             )
         if benchmark.runs_code:
@@ -68,7 +70,10 @@ def load(benchmark: Benchmark, data: Path | None, most_new_tokens: int | None) -
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    overlays = benchmark.overlays(data)
+    rows = benchmark.rows(data)
+    # By itself the library would know a folder by its name, and take rows it once read from another one.
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / f"tsdkd-{content_digest(rows)[:16]}" if rows else None
+    overlays = benchmark.overlays(rows, cache)
     with TemporaryDirectory() as directory:
         for name, content in overlays.items():
             (Path(directory) / f"{name}.yaml").write_text(content)
@@ -77,7 +82,7 @@ def load(benchmark: Benchmark, data: Path | None, most_new_tokens: int | None) -
             tasks: Tasks = manager.load(sorted(overlays))["tasks"]
         except Exception as error:  # the hub, the builder, a missing column: each raises its own
             raise InputError(
-                f"{benchmark.name} cannot be loaded from {data / benchmark.folder if data else 'the hub'} "
+                f"{benchmark.name} cannot be loaded from {rows or 'the hub'} "
                 f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}).",
                 f"It needs the split {benchmark.split}{_variants(benchmark)}; without a network, copies in --data.",
             ) from None
