@@ -83,8 +83,8 @@ def command(
         bool,
         typer.Option(
             "--allow-code-execution",
-            help="Run the programs of mbpp's answers, confined.",
-            rich_help_panel=options.METHOD,
+            help="Let programs that a model writes run, confined: mbpp needs it.",
+            rich_help_panel=options.MODELS,
         ),
     ] = False,
     engine: Annotated[Engine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
