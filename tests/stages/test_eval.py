@@ -2,10 +2,13 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import nltk
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -219,3 +222,34 @@ def test_the_ten_on_real_rows(student: Path, shared: Path, punkt: None, tmp_path
     artifact = evaluate(str(student), tmp_path / "r", config, data=shared / "benchmarks", allow_code_execution=True)
     assert list(artifact.manifest.summary) == list(ten)
     assert {found["documents"] for found in artifact.manifest.summary.values()} == {2}
+
+
+def test_local_rows_and_models_need_no_network(student: Path, rows: Path, punkt: None, tmp_path: Path) -> None:
+    """Nothing is looked up and nothing connected to, from the first import on."""
+    program = (
+        "import sys\n"
+        "def refuse(event, args):\n"
+        "    if event in ('socket.getaddrinfo', 'socket.connect', 'socket.gethostbyname', 'socket.sendto'):\n"
+        "        print('network:', event, args)\n"
+        "sys.addaudithook(refuse)\n"
+        "import nltk\n"
+        f"nltk.data.path = {nltk.data.path!r}\n"
+        "from tsdkd.cli import main\n"
+        "main()\n"
+    )
+    words = [
+        "eval",
+        "--model",
+        f"m={student}",
+        "--tasks",
+        "gsm8k,sciq,mbpp,ifeval",
+        "--data",
+        str(rows),
+        "--limit",
+        "2",
+    ]
+    words += ["--max-new-tokens", "4", "--allow-code-execution", "--results", str(tmp_path)]
+    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "network:" not in found.stdout
+    assert "ifeval" in found.stdout

@@ -136,6 +136,20 @@ def test_instructions_are_counted_by_prompt_and_one_by_one(shared: Path, punkt: 
             assert row["score"] == 0
 
 
+def test_the_same_answer_has_the_same_verdict(shared: Path, punkt: None) -> None:
+    """Left alone, langdetect takes "my name is" for English three times in four."""
+    name = "ifeval"
+    rows = harness.ask(Fake(lambda _: "my name is"), BENCHMARKS[name], tasks_of(name), None, False, Silent())
+    documents = tasks_of(name)["ifeval"].eval_docs
+    alone = [
+        row["score"]
+        for row in rows
+        if documents[row["document"]]["instruction_id_list"] == ["change_case:english_lowercase"]
+    ]
+    assert len(alone) > 40
+    assert len(set(alone)) == 1
+
+
 def test_means_are_lm_evals(shared: Path) -> None:
     """Over a benchmark's subjects too: weighted by their size."""
     from lm_eval.api.metrics import mean_stderr

@@ -88,6 +88,9 @@ def command(
         ),
     ] = False,
     engine: Annotated[Engine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
+    tensor_parallel: Annotated[
+        int, options.count("GPUs per model, with vLLM.", options.ENGINE)
+    ] = EvalConfig.tensor_parallel,
     max_length: Annotated[
         int | None, options.count("Tokens of prompt and answer.", options.ENGINE, default="the model's context")
     ] = EvalConfig.max_length,
@@ -135,6 +138,7 @@ def command(
         max_new_tokens=max_new_tokens,
         max_length=max_length,
         engine=engine,
+        tensor_parallel=tensor_parallel,
         batch_size=batch_size,
         dtype=dtype,
     )

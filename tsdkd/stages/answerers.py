@@ -42,11 +42,10 @@ class Attentive:
     notes: Notes
     max_length: int
 
-    def listen(self, batch_size: int | None) -> None:
-        """To be called once; `batch_size` None: by memory."""
+    def listen(self) -> None:
+        """To be called once."""
         self.notes = Notes()
         cast("Any", self).set_cache_hook(self.notes)
-        self.wanted_batch = batch_size
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         limit = requests[0].args[1]["max_gen_toks"]
@@ -80,8 +79,8 @@ class OnTransformers(Attentive, HFLM):
             max_length=max_length,
             softmax_dtype="float32",
         )
-        self.listen(batch_size)
-        self._asked = language_model
+        self.listen()
+        self._asked, self._wanted_batch = language_model, batch_size
         self._greedy = GenerationConfig(
             eos_token_id=language_model.end_ids,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -90,7 +89,7 @@ class OnTransformers(Attentive, HFLM):
         )
 
     def choose_batch(self, longest: int, logits: int) -> None:
-        self.batch_size_per_gpu = self.wanted_batch or _fitting(self._asked, longest, logits)
+        self.batch_size_per_gpu = self._wanted_batch or _fitting(self._asked, longest, logits)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
         # The model's own config (repetition penalty) would fill whatever is unset: it steps aside meanwhile.

@@ -1,27 +1,34 @@
 """Models as lm-eval asks them, on vLLM. Imports vLLM, so it is imported late."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 
 from lm_eval.models.vllm_causallms import VLLM
 
 from tsdkd.stages.answerers import Attentive
+from tsdkd.stages.config import EvalConfig
 
 ADAPTER = "adapter_config.json"
+AT_A_TIME = 1024
+"""Requests that vLLM is given at a time; it makes its own batches of them."""
 
 
 class OnVLLM(Attentive, VLLM):
     """lm-eval's class for vLLM; a LoRA adapter is laid over its base."""
 
-    def __init__(self, directory: Path, dtype: str, max_length: int | None, batch_size: int | None) -> None:
+    def __init__(self, directory: Path, config: EvalConfig) -> None:
         super().__init__(
-            dtype=dtype,
-            max_length=max_length,
-            batch_size=batch_size or "auto",
+            dtype=config.dtype,
+            max_length=config.max_length,
+            batch_size=config.batch_size or AT_A_TIME,
+            tensor_parallel_size=config.tensor_parallel,
             **_adapter(directory) if (directory / ADAPTER).is_file() else {"pretrained": str(directory)},
         )
-        self.listen(batch_size)
+        self.listen()
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
         outputs = super()._model_generate(requests, generate, sampling_params)

@@ -102,6 +102,8 @@ class EvalConfig:
     max_length: int | None = None
     """Tokens of prompt and answer; None: the model's context."""
     engine: Engine = "transformers"
+    tensor_parallel: int = 1
+    """GPUs that hold one model, with vLLM."""
     batch_size: int | None = None
     """Requests at a time; None: as many as fit. Without effect on the result, but for the rounding of 16 bits."""
     dtype: DType = "auto"

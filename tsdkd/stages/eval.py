@@ -123,7 +123,7 @@ def _on_vllm(directory: Path, config: EvalConfig) -> Any:
         raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
     from tsdkd.stages.answerers_vllm import OnVLLM
 
-    return OnVLLM(directory, config.dtype, config.max_length, config.batch_size)
+    return OnVLLM(directory, config)
 
 
 def _require_room(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:

@@ -1,6 +1,7 @@
 """lm-eval, seen from here: tasks are loaded, a model answers, and out come rows and means. Nothing else calls it."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from math import sqrt
@@ -199,8 +200,8 @@ def _quiet(what: str, reporter: Reporter) -> Iterator[None]:
     """lm-eval with its progress shown by the reporter, and nothing else on the screen."""
     import lm_eval.api.model
     import lm_eval.api.task
-    import lm_eval.models.huggingface
 
+    backends = [sys.modules.get(f"lm_eval.models.{name}") for name in ("huggingface", "vllm_causallms")]
     with ExitStack() as patches, ExitStack() as bars:
 
         class Bar:
@@ -210,12 +211,10 @@ def _quiet(what: str, reporter: Reporter) -> Iterator[None]:
             def close(self) -> None:
                 bars.close()
 
-        for module, replacement in (
-            (lm_eval.models.huggingface, Bar),
-            (lm_eval.api.task, _silent_bar),
-            (lm_eval.api.model, _silent_bar),
-        ):
-            patches.enter_context(patch.object(module, "tqdm", replacement))
+        for module in filter(None, backends):
+            patches.enter_context(patch.object(module, "tqdm", Bar))
+        for module in (lm_eval.api.task, lm_eval.api.model):
+            patches.enter_context(patch.object(module, "tqdm", _silent_bar))
         yield
 
 
