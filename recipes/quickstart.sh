@@ -35,5 +35,5 @@ if [ "$GKD" = 1 ]; then
   tsdkd train --run "$RUN" $TRAIN --alpha 0 --em-weight 0 --no-gate --checkpoint "$RUN/gkd"
   models=(--also "gkd=$RUN/gkd")
 fi
-tsdkd eval --run "$RUN" --heldout "$RUN/heldout" ${models[@]+"${models[@]}"}
+tsdkd eval --run "$RUN" --tasks embedded --heldout "$RUN/heldout" ${models[@]+"${models[@]}"}
 echo "quickstart: $((SECONDS - started)) seconds after the install"

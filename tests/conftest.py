@@ -11,6 +11,8 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.rows import write_rows
+
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
 settings.register_profile("ours", deadline=None)  # a busy machine is no failure
@@ -107,6 +109,27 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def punkt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """nltk's sentence splitter without what it learned: enough to load, and to split at full stops."""
+    import nltk
+
+    place = tmp_path_factory.mktemp("nltk")
+    english = place / "tokenizers" / "punkt_tab" / "english"
+    english.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (english / name).touch()
+    nltk.data.path.append(str(place))
+    yield
+    nltk.data.path.remove(str(place))
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up benchmark rows, as --data."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "data")
 
 
 Files = Callable[[Path], dict[str, bytes]]

@@ -79,13 +79,18 @@ SCHEMAS: dict[str, pa.Schema] = {
     "results": pa.schema(
         [
             ("task", pa.string()),
+            ("subtask", pa.string()),  # lm-eval's task; a document is numbered in it
             ("document", pa.int32()),
-            ("metric", pa.string()),
+            ("hash", pa.string()),  # of the document
+            ("metric", pa.string()),  # a document has a row for each that is reported
             ("prompt", pa.string()),
             ("answer", pa.string()),
             ("extracted", pa.string()),
             ("target", pa.string()),
             ("score", pa.float64()),
+            ("weight", pa.float64()),  # of the document in the mean: IFEval counts instructions
+            ("truncated", pa.bool_()),  # the answer was cut off at its limit
+            ("prompt_cut", pa.bool_()),  # the prompt was too long and lost its beginning
         ]
     ),
 }
@@ -103,7 +108,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """What an artifact was made from: another artifact, a file, or a dataset. `path` is relative to the artifact."""
+    """What an artifact was made from: another one, a file, folder or dataset. `path` is relative to the artifact."""
 
     kind: str
     fingerprint: str
@@ -487,8 +492,8 @@ def parents_of(path: Path, manifest: Manifest) -> Iterator[tuple[Parent, bool, b
             there = (place / MANIFEST).is_file()
             same = there and load_manifest(place).fingerprint == parent.fingerprint
         else:
-            there = place.is_file()
-            same = there and file_digest(place) == parent.fingerprint
+            there = place.exists()
+            same = there and content_digest(place) == parent.fingerprint
         yield parent, there, same
 
 
@@ -513,6 +518,16 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Of a file; or of a directory, by the names and contents of its files, hidden ones aside."""
+    if path.is_file():
+        return file_digest(path)
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    return digest(
+        [[name, file_digest(path / name)] for name in names if not any(p.startswith(".") for p in name.split("/"))]
+    )
 
 
 def _check_parts(path: Path, manifest: Manifest) -> None:

@@ -180,16 +180,31 @@ def test_more_candidates_than_tokens(place: Path) -> None:
 
 def test_an_unknown_task(place: Path) -> None:
     found, remedy = refuse("eval", "--run", place / "run", "--tasks", "gsm8k,poetry")
-    assert "no task 'poetry'" in found
-    assert "embedded, gsm8k, sciq" in remedy
+    assert "no benchmark 'poetry'" in found
+    assert "gsm8k, gsm8k:strict, gsm-plus" in remedy
     assert not (place / "run" / "results").exists()
 
 
 def test_benchmark_data_that_is_not_there(place: Path) -> None:
     found, remedy = refuse("eval", "--run", place / "run", "--tasks", "sciq", "--data", place)
-    assert f"sciq needs {place / 'sciq' / 'test.parquet'}" in found
+    assert f"sciq needs {place / 'sciq'}" in found
     assert "--data" in remedy
     assert not (place / "run" / "results").exists()
+
+
+def test_programs_run_only_when_that_is_allowed(place: Path) -> None:
+    found, remedy = refuse("eval", "--run", place / "run", "--tasks", "mbpp")
+    assert "runs programs that the model wrote" in found
+    assert "--allow-code-execution" in remedy
+    assert not (place / "run" / "results").exists()
+
+
+def test_nothing_to_compare(place: Path) -> None:
+    found, remedy = refuse("eval", "--compare", place / "run")
+    assert f"Found no results at {place / 'run'}" in found
+    assert "tsdkd eval" in remedy
+    found, remedy = refuse("eval", place / "run")
+    assert "--compare" in remedy
 
 
 @pytest.mark.parametrize("word", ["distilled", "=x", "a/b=c"])
@@ -241,7 +256,7 @@ STAGES = {
     "generate": ["generate", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--part-size", "3"],
     "score": ["score", "--k", "4"],
     "train": ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32"],
-    "eval": ["eval", "--limit", "3"],
+    "eval": ["eval", "--limit", "3", "--tasks", "embedded"],
     "prune": ["prune", "--prompts", "prompts.jsonl", "--output", "run/pruned", "--limit", "2"],
 }
 PLACE = {

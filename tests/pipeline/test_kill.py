@@ -101,3 +101,25 @@ def test_ctrl_c_exits_130_and_resumes(
     assert stop_when(words[kind], tmp_path, lambda: begun(kind, tmp_path / "run"), signal.SIGINT) == 130
     complete(words[kind], tmp_path)
     assert contents(tmp_path / "run" / kind) == contents(place / "whole" / "run" / kind)
+
+
+def test_kill_9_between_two_benchmarks(student: Path, rows: Path, tmp_path: Path, contents: Contents) -> None:
+    """The finished benchmark is not run again, and the results are those of an uninterrupted run."""
+
+    def words(name: str) -> list[str]:
+        wanted = ("--tasks", "gsm8k,sciq", "--data", rows, "--max-new-tokens", 60, "--batch-size", 1)
+        return command("eval", "--model", f"m={student}", *wanted, "--results", name)
+
+    complete(words("whole"), tmp_path)
+    cut = tmp_path / "cut" / "m"
+
+    def listed() -> bool:
+        manifest = cut / "manifest.json"
+        return manifest.is_file() and "gsm8k.json" in manifest.read_text()
+
+    assert stop_when(words("cut"), tmp_path, listed, signal.SIGKILL) == -signal.SIGKILL
+    assert '"state": "partial"' in (cut / "manifest.json").read_text()
+    before = (cut / "gsm8k.json").stat().st_mtime_ns
+    complete(words("cut"), tmp_path)
+    assert (cut / "gsm8k.json").stat().st_mtime_ns == before
+    assert contents(cut) == contents(tmp_path / "whole" / "m")

@@ -2,22 +2,29 @@
 
 import math
 import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import nltk
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.conftest import write_prompts
 from tests.stages.test_score import bare_logits
-from tsdkd.artifacts import read
+from tsdkd.artifacts import Artifact, read, verify
 from tsdkd.core import entropy
-from tsdkd.errors import InputError
+from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages import eval as stage
-from tsdkd.stages.benchmarks import BENCHMARKS, EMBEDDED_DATA
+from tsdkd.stages.benchmarks import EMBEDDED_DATA, choose
 from tsdkd.stages.config import EvalConfig, GenerateConfig, ScoreConfig
 from tsdkd.stages.eval import evaluate
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import chat_ids, load_model
+from tsdkd.stages.sampling import sample
 from tsdkd.stages.score import score
 
 
@@ -32,9 +39,7 @@ def heldout(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_the_embedded_benchmark_is_which_value_is_likelier(student: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    artifact = evaluate(str(student), tmp_path / "r", EvalConfig(limit=12))
+    artifact = evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",), limit=12))
     reader = load_model(str(student))
     right = []
     for document in pq.read_table(EMBEDDED_DATA / "benchmark.parquet").to_pylist()[:12]:
@@ -59,7 +64,7 @@ def test_the_embedded_benchmark_is_which_value_is_likelier(student: Path, tmp_pa
 
 
 def test_closeness_is_what_bare_forwards_say(heldout: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
-    artifact = evaluate(str(student), tmp_path / "r", EvalConfig(limit=2), heldout=heldout)
+    artifact = evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",), limit=2), heldout=heldout)
     readers = load_model(str(student)), load_model(str(teacher))
     divergence, agreement, entropies = [], [], []
     for row in read(heldout / "rollouts", "rollouts").table().to_pylist():
@@ -80,7 +85,7 @@ def test_closeness_is_what_bare_forwards_say(heldout: Path, student: Path, teach
 
 
 def test_the_teacher_has_no_divergence_from_itself(heldout: Path, teacher: Path, tmp_path: Path) -> None:
-    artifact = evaluate(str(teacher), tmp_path / "r", EvalConfig(limit=2), heldout=heldout)
+    artifact = evaluate(str(teacher), tmp_path / "r", EvalConfig(("embedded",), limit=2), heldout=heldout)
     found = artifact.manifest.summary["heldout"]
     assert found["kl"] == pytest.approx(0, abs=1e-6)
     assert found["agreement"] == 1
@@ -93,12 +98,12 @@ def test_a_finished_benchmark_is_not_run_again(
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "_run", broken)
+    monkeypatch.setattr(stage.harness, "ask", broken)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(str(student), tmp_path / "r", EvalConfig(limit=2), heldout=heldout)
+        evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",), limit=2), heldout=heldout)
     monkeypatch.undo()
     monkeypatch.setattr(stage, "measure", broken)  # measured before the interruption
-    artifact = evaluate(str(student), tmp_path / "r", EvalConfig(limit=2), heldout=heldout)
+    artifact = evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",), limit=2), heldout=heldout)
     assert set(artifact.manifest.summary) == {"heldout", "embedded"}
 
 
@@ -107,28 +112,144 @@ def test_light_heldout_scores_are_refused(heldout: Path, student: Path, teacher:
     config = ScoreConfig(k=4, signal="ranks")
     score(tmp_path / "h" / "rollouts", str(student), str(teacher), tmp_path / "h" / "scores", config)
     with pytest.raises(InputError, match="'ranks'"):
-        evaluate(str(student), tmp_path / "r", EvalConfig(limit=2), heldout=tmp_path / "h")
+        evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",), limit=2), heldout=tmp_path / "h")
     assert not (tmp_path / "r").exists()
 
 
-def test_real_rows_of_gsm8k_and_sciq(student: Path, shared: Path, tmp_path: Path) -> None:
-    config = EvalConfig(tasks=("gsm8k", "sciq"), limit=2, max_length=512)
-    artifact = evaluate(str(student), tmp_path / "r", config, data=shared / "benchmarks")
-    summary = artifact.manifest.summary
-    assert summary["gsm8k"]["metric"] == "exact_match,flexible-extract"
-    assert set(summary["gsm8k"]["others"]) == {"exact_match,strict-match"}
-    assert summary["sciq"]["metric"] == "acc,none"
-    rows = artifact.table().to_pylist()
-    gsm8k = [row for row in rows if row["task"] == "gsm8k"]
-    assert len(gsm8k) == 4  # two documents, two filters
-    assert gsm8k[0]["prompt"].count("Question:") == 6  # five shots
-    assert "Question:" in next(row["prompt"] for row in rows if row["task"] == "sciq")
-    again = evaluate(str(student), tmp_path / "again", config, data=shared / "benchmarks")
-    assert again.manifest.summary == summary
+@pytest.fixture(scope="module")
+def made_up(student: Path, rows: Path, punkt: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Every output type on made-up rows."""
+    return evaluate(str(student), tmp_path_factory.mktemp("eval") / "r", FOUR, data=rows, allow_code_execution=True)
 
 
-def test_a_stock_task_keeps_its_own_data_without_a_folder() -> None:
-    overlay = BENCHMARKS["gsm8k"].overlay(None)
-    assert overlay["num_fewshot"] == 5
-    assert "dataset_path" not in overlay
-    assert Path(overlay["include"]).is_file()
+FOUR = EvalConfig(("gsm8k", "sciq", "mbpp", "ifeval"), max_new_tokens=12, dtype="float32")
+
+
+def test_samples_say_what_was_asked_answered_extracted_and_right(made_up: Artifact) -> None:
+    samples = made_up.table().to_pylist()
+    assert Counter((row["task"], row["metric"]) for row in samples) == {
+        ("gsm8k", "exact_match,flexible-extract"): 6,
+        ("gsm8k", "exact_match,strict-match"): 6,
+        ("sciq", "acc,none"): 6,
+        ("sciq", "acc_norm,none"): 6,
+        ("mbpp", "pass_at_1,extract_code"): 4,
+        **{
+            ("ifeval", f"{level}_level_{how}_acc,none"): 2
+            for level in ("inst", "prompt")
+            for how in ("strict", "loose")
+        },
+    }
+    asked = {row["task"]: row for row in samples if row["document"] == 1}
+    assert asked["gsm8k"]["prompt"].count("Question:") == 6  # five shots
+    assert asked["gsm8k"]["target"] == "Double. #### 2"
+    assert asked["sciq"]["target"] == "animal 1"
+    likelihoods = {line.split(" ", 1)[1]: float(line.split(" ", 1)[0]) for line in asked["sciq"]["answer"].splitlines()}
+    assert set(likelihoods) == {"stone", "cloud", "river", "animal 1"}
+    by_length = max(likelihoods, key=lambda choice: likelihoods[choice] / len(choice))
+    assert (asked["sciq"]["metric"], asked["sciq"]["extracted"]) == ("acc_norm,none", by_length)
+    assert asked["mbpp"]["prompt"].endswith("```python\n")  # the answer begins inside the block
+
+
+def test_answers_are_greedy_and_cut_ones_are_counted(made_up: Artifact, student: Path) -> None:
+    reader = load_model(str(student), "float32")
+    rows = [row for row in made_up.table().to_pylist() if row["metric"] == "inst_level_strict_acc,none"]
+    cut = 0
+    for row in rows:
+        ids = reader.tokenizer(row["prompt"], add_special_tokens=False).input_ids
+        (answer,) = sample(reader, [ids], 12, temperature=0)
+        assert reader.tokenizer.decode(answer, skip_special_tokens=True) == row["answer"]
+        assert row["truncated"] == (answer[-1] not in reader.end_ids)
+        cut += row["truncated"]
+    assert made_up.manifest.summary["ifeval"]["truncated"] == cut
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_result_does_not_depend_on_the_batch_and_is_the_same_twice(
+    made_up: Artifact, student: Path, rows: Path, punkt: None, tmp_path: Path, batch_size: int
+) -> None:
+    config = replace(FOUR, batch_size=batch_size)
+    again = evaluate(str(student), tmp_path / "r", config, data=rows, allow_code_execution=True)
+    assert again.manifest.summary == made_up.manifest.summary
+    assert again.table().drop_columns("answer").equals(made_up.table().drop_columns("answer"))
+
+
+def test_prompts_that_lose_their_beginning_are_counted(student: Path, rows: Path, tmp_path: Path) -> None:
+    config = EvalConfig(("gsm8k", "sciq"), max_new_tokens=4, max_length=70)
+    summary = evaluate(str(student), tmp_path / "r", config, data=rows).manifest.summary
+    assert summary["gsm8k"]["prompts_cut"] == 6  # a byte is a token
+    assert summary["sciq"]["prompts_cut"] == 6
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(student: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="up to 512 tokens; prompt and answer together have 512") as caught:
+        evaluate(str(student), tmp_path / "r", EvalConfig(("gsm8k",)), data=rows)
+    assert "--max-new-tokens" in caught.value.remedy
+    assert not (tmp_path / "r").exists()
+
+
+def test_base_models_are_asked_without_a_template(made_up: Artifact, student: Path, rows: Path, tmp_path: Path) -> None:
+    config = EvalConfig(("sciq",), chat_template=False)
+    artifact = evaluate(str(student), tmp_path / "r", config, data=rows)
+    assert made_up.manifest.summary["sciq"]["chat_template"]
+    assert not artifact.manifest.summary["sciq"]["chat_template"]
+    assert artifact.table()["prompt"][0].as_py().startswith("Legs are counted.")
+
+
+def test_results_know_the_rows_they_were_measured_on(made_up: Artifact, rows: Path) -> None:
+    kinds = {parent.kind for parent in made_up.manifest.parents}
+    assert kinds == {"gsm8k rows", "sciq rows", "mbpp rows", "ifeval rows"}
+    verify(made_up.path)
+    card = rows / "sciq" / "README.md"
+    before = card.read_text()
+    card.write_text(before + "changed")
+    with pytest.raises(ArtifactError, match="sciq rows"):
+        verify(made_up.path)
+    card.write_text(before)
+
+
+def test_rows_of_another_folder_with_the_same_name_are_not_taken(student: Path, rows: Path, tmp_path: Path) -> None:
+    shutil.copytree(rows, tmp_path / "data")
+    table = pq.read_table(rows / "sciq" / "test.parquet").slice(0, 2)
+    pq.write_table(table, tmp_path / "data" / "sciq" / "test.parquet")
+    for place, documents in ((rows, 6), (tmp_path / "data", 2)):
+        artifact = evaluate(str(student), tmp_path / f"r{documents}", EvalConfig(("sciq",)), data=place)
+        assert artifact.manifest.summary["sciq"]["documents"] == documents
+
+
+def test_the_ten_on_real_rows(student: Path, shared: Path, punkt: None, tmp_path: Path) -> None:
+    ten = tuple(benchmark.name for benchmark in choose(["all", "gsm-plus:mini"]))
+    config = EvalConfig(ten, limit=2, max_new_tokens=4)
+    artifact = evaluate(str(student), tmp_path / "r", config, data=shared / "benchmarks", allow_code_execution=True)
+    assert list(artifact.manifest.summary) == list(ten)
+    assert {found["documents"] for found in artifact.manifest.summary.values()} == {2}
+
+
+def test_local_rows_and_models_need_no_network(student: Path, rows: Path, punkt: None, tmp_path: Path) -> None:
+    """Nothing is looked up and nothing connected to, from the first import on."""
+    program = (
+        "import sys\n"
+        "def refuse(event, args):\n"
+        "    if event in ('socket.getaddrinfo', 'socket.connect', 'socket.gethostbyname', 'socket.sendto'):\n"
+        "        print('network:', event, args)\n"
+        "sys.addaudithook(refuse)\n"
+        "import nltk\n"
+        f"nltk.data.path = {nltk.data.path!r}\n"
+        "from tsdkd.cli import main\n"
+        "main()\n"
+    )
+    words = [
+        "eval",
+        "--model",
+        f"m={student}",
+        "--tasks",
+        "gsm8k,sciq,mbpp,ifeval",
+        "--data",
+        str(rows),
+        "--limit",
+        "2",
+    ]
+    words += ["--max-new-tokens", "4", "--allow-code-execution", "--results", str(tmp_path)]
+    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "network:" not in found.stdout
+    assert "ifeval" in found.stdout

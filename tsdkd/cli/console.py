@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -123,10 +124,16 @@ def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
+    out.print(escape(title))
     out.print(table)
+
+
+def show_text(text: str) -> None:
+    """As it is, to paste or to pipe."""
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def show_next(command: str) -> None:

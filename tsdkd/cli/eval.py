@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsdkd.cli import options
-from tsdkd.cli.console import Reporter, out, show_pairs, show_table
+from tsdkd.cli.comparison import Format, show
+from tsdkd.cli.console import Reporter, out
 from tsdkd.errors import InputError
 from tsdkd.stages.benchmarks import choose
-from tsdkd.stages.config import EvalConfig
+from tsdkd.stages.config import Engine, EvalConfig, Pair
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Artifact
 
+ORDER = {"teacher": 0, "student": 1, "distilled": 2}
+"""In which results of one run are shown."""
+
 
 def command(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="With --compare: results, or runs that have some.", show_default=False)
+    ] = None,
     run: options.Run = options.RUN,
     tasks: Annotated[
-        str, typer.Option(help="Benchmarks, with commas between.", rich_help_panel=options.METHOD)
+        str,
+        typer.Option(
+            help="Benchmarks, with commas between; a variant is NAME:VARIANT.",
+            show_default="all: the paper's ten",
+            rich_help_panel=options.METHOD,
+        ),
     ] = ",".join(EvalConfig.tasks),
     model: Annotated[
         list[str] | None,
@@ -37,7 +49,7 @@ def command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Local copies: DATA/<task>/<split>.parquet.", show_default="the hub", rich_help_panel=options.DATA
+            help="Local copies of the datasets: DATA/gsm8k, ...", show_default="the hub", rich_help_panel=options.DATA
         ),
     ] = None,
     heldout: Annotated[
@@ -55,7 +67,7 @@ def command(
     ] = None,
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,
-    limit: Annotated[int | None, options.count("Documents per task.", options.METHOD)] = EvalConfig.limit,
+    limit: Annotated[int | None, options.count("Documents per benchmark.", options.METHOD)] = EvalConfig.limit,
     chat_template: Annotated[
         bool | None,
         typer.Option(
@@ -64,20 +76,72 @@ def command(
             rich_help_panel=options.METHOD,
         ),
     ] = EvalConfig.chat_template,
-    max_length: Annotated[int, options.count("Tokens of prompt and answer.", options.ENGINE)] = EvalConfig.max_length,
-    batch_size: Annotated[int, options.count("Requests at a time.", options.ENGINE)] = EvalConfig.batch_size,
+    max_new_tokens: Annotated[
+        int | None, options.count("Cuts answers earlier.", options.METHOD, default="as the benchmarks do")
+    ] = EvalConfig.max_new_tokens,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Let programs that a model writes run, confined: mbpp needs it.",
+            rich_help_panel=options.MODELS,
+        ),
+    ] = False,
+    engine: Annotated[Engine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
+    tensor_parallel: Annotated[
+        int, options.count("GPUs per model, with vLLM.", options.ENGINE)
+    ] = EvalConfig.tensor_parallel,
+    max_length: Annotated[
+        int | None, options.count("Tokens of prompt and answer.", options.ENGINE, default="the model's context")
+    ] = EvalConfig.max_length,
+    batch_size: Annotated[
+        int | None, options.count("Requests at a time.", options.ENGINE, default="as many as fit")
+    ] = EvalConfig.batch_size,
     dtype: options.DTypeName = EvalConfig.dtype,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Measure nothing: put results side by side.", rich_help_panel=options.COMPARISON
+        ),
+    ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom the others are compared with.", show_default="student", rich_help_panel=options.COMPARISON
+        ),
+    ] = None,
+    paper: Annotated[
+        Pair | None,
+        typer.Option(
+            help="The published rows beside it.",
+            show_default="by the models' names",
+            rich_help_panel=options.COMPARISON,
+        ),
+    ] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="Of the tables.", rich_help_panel=options.COMPARISON)
+    ] = "terminal",
 ) -> None:
-    """Any models -> results: benchmarks through lm-eval, and closeness to the teacher, side by side."""
+    """Any models -> results: the paper's ten benchmarks through lm-eval, side by side.
+
+    A finished benchmark is not run again. `tsdkd eval --compare A B` puts finished results or runs side by side.
+    """
+    if compare:
+        _compare(_found(places or [run]), baseline, paper, format_)
+        return
+    if places:
+        raise InputError(f"{places[0]} is no option.", "Add --compare, or name models with --model NAME=MODEL.")
     config = EvalConfig(
-        tasks=tuple(name.strip() for name in tasks.split(",")),
+        tasks=tuple(benchmark.name for benchmark in choose(tasks.split(","))),
         limit=limit,
         chat_template=chat_template,
+        max_new_tokens=max_new_tokens,
         max_length=max_length,
+        engine=engine,
+        tensor_parallel=tensor_parallel,
         batch_size=batch_size,
         dtype=dtype,
     )
-    choose(config.tasks)
     models = _named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
     more = _named("--also", also or [])
     for name in models.keys() & more.keys():
@@ -88,11 +152,12 @@ def command(
 
     place = results or run / "results"
     artifacts = {
-        name: evaluate(path, place / name, config, data, heldout, Reporter(), overwrite)
+        name: evaluate(path, place / name, config, data, heldout, Reporter(), overwrite, allow_code_execution)
         for name, path in models.items()
     }
-    _compare(artifacts, config.tasks, heldout is not None)
-    out.print(f"results: {place}", soft_wrap=True)
+    _compare(artifacts, baseline, paper, format_)
+    if format_ == "terminal":
+        out.print(f"results: {place}", soft_wrap=True)
 
 
 def _named(option: str, models: list[str]) -> dict[str, str]:
@@ -116,26 +181,24 @@ def _of_run(checkpoint: Path) -> dict[str, str]:
     return {"teacher": named["teacher"], "student": named.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
-def _compare(artifacts: dict[str, Artifact], tasks: tuple[str, ...], closeness: bool) -> None:
-    columns = ["model", *(f"{task} (%)" for task in tasks)]
-    columns += ["KL to teacher", "top-1 agreement", "entropy"] if closeness else []
-    rows = []
-    for name, artifact in artifacts.items():
-        found = artifact.manifest.summary
-        row = [name, *(_percent(found[task]) for task in tasks)]
-        if closeness:
-            near = found["heldout"]
-            row += [f"{near['kl']:.4f} ± {near['kl_stderr']:.4f}", f"{near['agreement']:.3f}", f"{near['entropy']:.3f}"]
-        rows.append(row)
-    show_table("accuracy ± standard error; nats per held-out token", columns, rows)
-    if closeness:
-        said = {name: artifact.manifest.summary["heldout"] for name, artifact in artifacts.items()}
-        asked = next(iter(said.values()))["prompt"]
-        show_pairs(
-            "a held-out prompt, answered by all", [("prompt", asked), *((n, s["answer"]) for n, s in said.items())]
-        )
+def _compare(artifacts: dict[str, Artifact], baseline: str | None, pair: Pair | None, format_: Format) -> None:
+    from tsdkd.stages.compare import compare
+
+    show(compare(artifacts, baseline, pair), format_)
 
 
-def _percent(result: dict[str, Any]) -> str:
-    error = "" if result["stderr"] is None else f" ± {100 * result['stderr']:.1f}"
-    return f"{100 * result['value']:.1f}{error} (n={result['documents']})"
+def _found(places: list[Path]) -> dict[str, Artifact]:
+    """Results by the shortest names that tell them apart: of artifacts, or of all that a run has."""
+    from tsdkd.artifacts import MANIFEST, load_manifest, read
+
+    found = []
+    for place in places:
+        below = [place, *sorted(place.glob("*/")), *sorted(place.glob("results/*/"))]
+        there = [path for path in below if (path / MANIFEST).is_file() and load_manifest(path).kind == "results"]
+        if not there:
+            raise InputError(f"Found no results at {place}.", "Name results that `tsdkd eval` wrote, or their run.")
+        found += sorted(there, key=lambda path: (ORDER.get(path.name, len(ORDER)), path.name))
+    found = list({path.resolve(): path for path in found}.values())
+    parts = [[part for part in path.resolve().parts if part != "results"] for path in found]
+    length = next(n for n in range(1, 99) if len({tuple(p[-n:]) for p in parts}) == len(parts))
+    return {"/".join(p[-length:]): read(path, "results") for p, path in zip(parts, found, strict=True)}

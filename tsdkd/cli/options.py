@@ -12,11 +12,12 @@ DATA = "Inputs and outputs"
 METHOD = "Method"
 ENGINE = "Engine"
 VLLM = "vLLM"
+COMPARISON = "Comparison"
 
 
-def count(help_: str, panel: str, least: int = 1) -> Any:
+def count(help_: str, panel: str, least: int = 1, default: str | bool = True) -> Any:
     """An option that takes a whole number; short names leave room for long ones on 80 columns."""
-    return typer.Option(min=least, metavar="N", help=help_, rich_help_panel=panel)
+    return typer.Option(min=least, metavar="N", help=help_, rich_help_panel=panel, show_default=default)
 
 
 def number(help_: str, panel: str, least: float | None = None, most: float | None = None, name: str = "") -> Any:

@@ -12,6 +12,9 @@ from tsdkd.errors import InputError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is what the checkpoint was saved in."""
+Engine = Literal["transformers", "vllm"]
+Pair = Literal["qwen2.5", "gemma2", "qwen3"]
+"""A teacher and a student of the paper, whose published numbers come along."""
 
 
 Policy = Literal["student", "teacher", "mixed", "speculative"]
@@ -174,13 +177,21 @@ class TrainConfig:
 class EvalConfig:
     """What is measured."""
 
-    tasks: tuple[str, ...] = ("embedded",)
+    tasks: tuple[str, ...] = ("all",)
+    """Benchmarks by name; "all" is the paper's ten."""
     limit: int | None = None
-    """Documents per task."""
+    """Documents per benchmark, spread over its subjects."""
     chat_template: bool | None = None
     """None: on when the tokenizer has one."""
-    max_length: int = 4096
-    batch_size: int = 16
+    max_new_tokens: int | None = None
+    """Cuts answers earlier than the benchmarks do."""
+    max_length: int | None = None
+    """Tokens of prompt and answer; None: the model's context."""
+    engine: Engine = "transformers"
+    tensor_parallel: int = 1
+    """GPUs that hold one model, with vLLM."""
+    batch_size: int | None = None
+    """Requests at a time; None: as many as fit. Without effect on the result, but for the rounding of 16 bits."""
     dtype: DType = "auto"
 
 

@@ -4,24 +4,30 @@ Every benchmark becomes one part with its samples; a finished one is not run aga
 """
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
 from dataclasses import asdict
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import pyarrow as pa
-import yaml
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, file_digest, relative
-from tsdkd.errors import TsdkdError
-from tsdkd.stages.benchmarks import EMBEDDED_DATA, Benchmark, choose
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, content_digest, relative
+from tsdkd.errors import InputError
+from tsdkd.stages import harness
+from tsdkd.stages.benchmarks import Benchmark, choose
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.heldout import HeldOut, answer, measure, require_hidden
-from tsdkd.stages.models import LanguageModel, describe, libraries, load_model, require_same_tokenizer
+from tsdkd.stages.models import (
+    LanguageModel,
+    describe,
+    libraries,
+    load_model,
+    load_tokenizer,
+    require_same_tokenizer,
+    resolve,
+)
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.staged import StagedSamples
 
@@ -36,21 +42,18 @@ def evaluate(
     heldout: Path | None = None,
     reporter: Reporter | None = None,
     overwrite: bool = False,
+    allow_code_execution: bool = False,
 ) -> Artifact:
     """Measure one model. `data`: local benchmark folders; `heldout`: a run directory with rollouts and scores.
 
-    Raises InputError before anything is written.
+    Raises InputError before anything is written and before the first answer.
     """
     reporter = reporter or Silent()
     benchmarks = choose(config.tasks)
-    overlays = {benchmark.name: benchmark.overlay(_data_of(benchmark, data)) for benchmark in benchmarks}
+    harness.require(benchmarks, data, allow_code_execution)
     record = describe("evaluated", model)
-    parents = [
-        Parent(f"{benchmark.name} {split}", file_digest(file), relative(file, output))
-        for benchmark in benchmarks
-        if (place := _data_of(benchmark, data)) is not None
-        for split, file in benchmark.files(place).items()
-    ]
+    copies = dict.fromkeys(copy for benchmark in benchmarks if (copy := benchmark.rows(data)))
+    parents = [Parent(f"{copy.name} rows", content_digest(copy), relative(copy, output)) for copy in copies]
     samples = None
     if heldout is not None:
         samples = StagedSamples(heldout / "rollouts", heldout / "scores")
@@ -63,131 +66,114 @@ def evaluate(
         seed=0,
         parents=tuple(parents),
         models=(record,),
-        engine="lm-eval 0.4.13 on transformers",
+        engine=f"lm-eval 0.4.13 on {config.engine}",
         libraries=libraries(),
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
-        language_model = load_model(model, config.dtype)
+        left = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.key}.json")]
+        tasks = {one.name: harness.load(one, data, config.max_new_tokens) for one in left}
+        chat = _uses_chat_template(model, config)
+        loaded = _Loaded(model, config)
         if samples is not None and not writer.has(HELDOUT_FILE):
             with reporter.progress("held-out responses read", len(samples), "responses") as advance:
                 closeness = measure(
-                    language_model,
-                    language_model.head,
+                    loaded.whole,
+                    loaded.whole.head,
                     HeldOut(samples, range(len(samples))),
-                    config.batch_size * 512,
+                    (config.batch_size or 16) * 512,
                     advance,
                 )
-            closeness |= answer(language_model, samples)
-            writer.aside(HELDOUT_FILE).write_text(json.dumps(closeness))
-            writer.add_file(HELDOUT_FILE)
-        for benchmark in benchmarks:
-            if not writer.has(f"{benchmark.name}.json"):
-                result, rows = _run(language_model, benchmark, overlays[benchmark.name], config, reporter)
-                writer.write_table(f"{benchmark.name}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
-                writer.aside(f"{benchmark.name}.json").write_text(json.dumps(result))
-                writer.add_file(f"{benchmark.name}.json")
-        names = [HELDOUT_FILE] * (samples is not None) + [f"{benchmark.name}.json" for benchmark in benchmarks]
-        return writer.finish({Path(name).stem: json.loads((output / name).read_text()) for name in names})
+            _write(writer, HELDOUT_FILE, closeness | answer(loaded.whole, samples))
+        if left:
+            _require_room(left, config, loaded.answering.max_length)
+            reporter.say(f"{model} is asked {'through its chat template' if chat else 'without a chat template'}.")
+        for benchmark in left:
+            started = time.monotonic()
+            rows = harness.ask(loaded.answering, benchmark, tasks[benchmark.name], config.limit, chat, reporter)
+            result = _result(benchmark, rows) | {"chat_template": chat}
+            writer.write_table(f"{benchmark.key}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
+            _write(writer, f"{benchmark.key}.json", result)
+            reporter.say(f"{_said(benchmark, result)}, {time.monotonic() - started:,.0f} s")
+        files = {benchmark.name: f"{benchmark.key}.json" for benchmark in benchmarks}
+        files |= {"heldout": HELDOUT_FILE} if samples is not None else {}
+        return writer.finish({name: json.loads((output / file).read_text()) for name, file in files.items()})
 
 
-def _data_of(benchmark: Benchmark, data: Path | None) -> Path | None:
-    return EMBEDDED_DATA.parent if benchmark.name == "embedded" else data
+class _Loaded:
+    """The model, loaded when first needed: whole, to read held-out responses, and as lm-eval asks it."""
+
+    def __init__(self, name: str, config: EvalConfig) -> None:
+        self.name, self.config = name, config
+
+    @cached_property
+    def whole(self) -> LanguageModel:
+        return load_model(self.name, self.config.dtype)
+
+    @cached_property
+    def answering(self) -> Any:
+        config = self.config
+        if config.engine == "vllm":
+            vars(self).pop("whole", None)  # its memory is needed
+            return _on_vllm(resolve(self.name), config)
+        from tsdkd.stages.answerers import OnTransformers
+
+        context = min(config.max_length or self.whole.context, self.whole.context)
+        return OnTransformers(self.whole, context, config.batch_size)
 
 
-def _run(
-    language_model: LanguageModel, benchmark: Benchmark, overlay: dict[str, Any], config: EvalConfig, reporter: Reporter
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    with TemporaryDirectory() as directory, _quiet_lm_eval(f"{benchmark.name} answered", reporter) as lm_eval:
-        (Path(directory) / "task.yaml").write_text(yaml.safe_dump(overlay))
-        results = lm_eval.simple_evaluate(
-            model=lm_eval.models.huggingface.HFLM(
-                pretrained=language_model.model,
-                tokenizer=language_model.tokenizer,
-                batch_size=config.batch_size,
-                max_length=min(config.max_length, language_model.context),
-            ),
-            tasks=[benchmark.task],
-            task_manager=lm_eval.tasks.TaskManager(include_path=directory, include_defaults=False),
-            limit=config.limit,
-            apply_chat_template=_uses_chat_template(language_model, config),
-            bootstrap_iters=1,  # every metric here is a mean: the closed form of its standard error is used
-            log_samples=True,
-        )
-    if results is None:
-        raise TsdkdError(f"lm-eval gave no results for {benchmark.name}.", "Run eval in a single process.")
-    measured = results["results"][benchmark.task]
-    samples = results["samples"][benchmark.task]
-    return _headline(benchmark, measured, len({s["doc_id"] for s in samples})), [_row(benchmark, s) for s in samples]
+def _on_vllm(directory: Path, config: EvalConfig) -> Any:
+    if find_spec("vllm") is None:
+        raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
+    from tsdkd.stages.answerers_vllm import OnVLLM
+
+    return OnVLLM(directory, config)
 
 
-def _uses_chat_template(language_model: LanguageModel, config: EvalConfig) -> bool:
-    return language_model.tokenizer.chat_template is not None if config.chat_template is None else config.chat_template
+def _require_room(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
+    for benchmark in benchmarks:
+        limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or context)
+        if limit >= context:
+            raise InputError(
+                f"{benchmark.name} answers with up to {limit:,} tokens; prompt and answer together have {context:,}.",
+                "Give a smaller --max-new-tokens, or leave the benchmark out.",
+            )
 
 
-def _headline(benchmark: Benchmark, measured: dict[str, Any], documents: int) -> dict[str, Any]:
-    def stderr(key: str) -> float | None:
-        value = measured.get(key.replace(",", "_stderr,"))
-        return None if isinstance(value, str) or value is None else float(value)
+def _uses_chat_template(model: str, config: EvalConfig) -> bool:
+    return load_tokenizer(model).chat_template is not None if config.chat_template is None else config.chat_template
 
+
+def _result(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def of(key: str) -> list[dict[str, Any]]:
+        return [row for row in rows if row["metric"] == key]
+
+    headline = of(benchmark.metric)
+    value, stderr = harness.mean(headline)
     return {
         "metric": benchmark.metric,
-        "value": float(measured[benchmark.metric]),
-        "stderr": stderr(benchmark.metric),
-        "documents": documents,
-        "others": {key: [float(measured[key]), stderr(key)] for key in benchmark.others},
+        "value": value,
+        "stderr": stderr,
+        "documents": len(headline),
+        "others": {key: list(harness.mean(of(key))) for key in benchmark.others},
+        "shots": benchmark.shots,
+        "truncated": sum(row["truncated"] for row in headline),
+        "prompts_cut": sum(row["prompt_cut"] for row in headline),
     }
 
 
-def _row(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, Any]:
-    metric = sample["metrics"][0]
-    chosen = sample["filtered_resps"]
-    return {
-        "task": benchmark.name,
-        "document": sample["doc_id"],
-        "metric": f"{metric},{sample['filter']}",
-        "prompt": str(sample["arguments"][0][0]),
-        "answer": str(sample["resps"][0][0]) if len(sample["resps"]) == 1 else str(sample["resps"]),
-        "extracted": str(chosen[0] if len(chosen) == 1 else chosen),
-        "target": str(sample["target"]),
-        "score": float(sample[metric]),
-    }
+def _said(benchmark: Benchmark, result: dict[str, Any]) -> str:
+    error = "" if result["stderr"] is None else f" ± {100 * result['stderr']:.1f}"
+    said = f"{benchmark.name}: {100 * result['value']:.1f}{error} % of {result['documents']:,} documents"
+    if result["truncated"]:
+        said += f", {result['truncated']:,} answers cut off at their limit"
+    if result["prompts_cut"]:
+        said += f", {result['prompts_cut']:,} prompts cut on the left to fit the context"
+    return said
 
 
-@contextmanager
-def _quiet_lm_eval(what: str, reporter: Reporter) -> Iterator[Any]:
-    """lm-eval with its progress shown by the reporter, and nothing else on the screen."""
-    import datasets
-    import lm_eval
-    import lm_eval.api.model
-    import lm_eval.api.task
-    import lm_eval.evaluator
-    import lm_eval.models.huggingface
-    import lm_eval.tasks
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    with ExitStack() as patches, ExitStack() as bars:
-
-        class Bar:
-            def __init__(self, *_: Any, total: int = 0, **__: Any) -> None:
-                self.update = bars.enter_context(reporter.progress(what, total, "requests"))
-
-            def close(self) -> None:
-                bars.close()
-
-        for module, name, replacement in (
-            (lm_eval.models.huggingface, "tqdm", Bar),
-            (lm_eval.api.task, "tqdm", _silent_bar),
-            (lm_eval.api.model, "tqdm", _silent_bar),
-            (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
-            (lm_eval.evaluator, "add_env_info", lambda _: None),  # seconds of subprocesses, and not recorded here
-        ):
-            patches.enter_context(patch.object(module, name, replacement))
-        yield lm_eval
-
-
-def _silent_bar(rows: Any, **_: Any) -> Any:
-    return rows
+def _write(writer: Writer, file: str, content: dict[str, Any]) -> None:
+    writer.aside(file).write_text(json.dumps(content))
+    writer.add_file(file)

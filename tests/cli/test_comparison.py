@@ -1,0 +1,70 @@
+"""What a comparison looks like, in each format."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.stages.test_compare import results, verdicts
+from tsdkd.cli import app
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose teacher is right three times in four, its student once."""
+    for name, answers in (("teacher", "1110"), ("student", "1000")):
+        results(tmp_path / "run" / "results" / name, {"gsm8k": verdicts(answers)}, f"Qwen2.5-1.5B {name}")
+    return tmp_path / "run"
+
+
+def show(*words: object, columns: str = "80") -> str:
+    found = CliRunner().invoke(app, ["eval", "--compare", *map(str, words)], env={"COLUMNS": columns})
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+def test_on_the_terminal(run: Path) -> None:
+    shown = show(run)
+    assert "75.0 ± 25.0" in shown
+    assert "25.0 ± 25.0" in shown
+    assert "difference to student on the same documents, points" in shown
+    line = next(line for line in shown.splitlines() if "+50.0" in line)
+    assert line.split() == ["teacher", "gsm8k", "+50.0", "±", "28.9", "2", "0", "4", "0.500"]
+    assert "57.1" in shown  # the paper's student
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_as_markdown(run: Path) -> None:
+    lines = show(run, "--format", "markdown").splitlines()
+    header = next(line for line in lines if line.startswith("| benchmark"))
+    row = next(line for line in lines if line.startswith("| gsm8k"))
+    assert header.startswith("| benchmark | teacher | student | paper: teacher |")
+    assert header.count("|") == row.count("|")
+    assert "| 75.0 ± 25.0 | 25.0 ± 25.0 | 80.3 |" in row
+
+
+def test_as_latex(run: Path) -> None:
+    shown = show(run, "--format", "latex")
+    assert r"gsm8k & 75.0 $\pm$ 25.0 & 25.0 $\pm$ 25.0 & 80.3" in shown
+    assert r"paper: supervised\_kd" in shown
+    assert shown.count(r"\begin{tabular}") == shown.count(r"\end{tabular}") == 2
+
+
+def test_as_csv(run: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(show(run, "--format", "csv"))))
+    assert all(None not in row and None not in row.values() for row in rows)
+    teacher = next(row for row in rows if row["model"] == "teacher")
+    assert (teacher["accuracy"], teacher["documents"], teacher["difference"]) == ("0.75", "4", "0.5")
+    assert (teacher["won"], teacher["lost"], teacher["p"]) == ("2", "0", "0.5")
+    assert next(row["accuracy"] for row in rows if row["model"] == "paper: gkd") == "0.579"
+
+
+def test_results_are_named_as_short_as_tells_them_apart(run: Path, tmp_path: Path) -> None:
+    other = results(tmp_path / "other" / "results" / "student", {"gsm8k": verdicts("1100")})
+    shown = show(run / "results" / "student", other.path, "--format", "csv", "--baseline", "run/student")
+    assert {row["model"] for row in csv.DictReader(io.StringIO(shown)) if "paper" not in row["model"]} == {
+        "run/student",
+        "other/student",
+    }

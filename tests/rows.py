@@ -1,0 +1,80 @@
+"""Made-up rows in the layout of the hub's datasets, for tests without real data: a few of each output type."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS: dict[str, tuple[str, dict[str, list[dict[str, Any]]]]] = {
+    "gsm8k": (
+        "main",
+        {
+            "train": [{"question": f"What is {i} plus 1?", "answer": f"Add. #### {i + 1}"} for i in range(8)],
+            "test": [{"question": f"What is {i} times 2?", "answer": f"Double. #### {2 * i}"} for i in range(6)],
+        },
+    ),
+    "sciq": (
+        "default",
+        {
+            "test": [
+                {
+                    "question": f"What has {i} legs?",
+                    "support": "Legs are counted.",
+                    "correct_answer": f"animal {i}",
+                    "distractor1": "stone",
+                    "distractor2": "cloud",
+                    "distractor3": "river",
+                }
+                for i in range(6)
+            ]
+        },
+    ),
+    "mbpp": (
+        "full",
+        {
+            "test": [
+                {
+                    "task_id": i,
+                    "text": f"Write a function to add {i}.",
+                    "code": f"def add(n):\n    return n + {i}",
+                    "test_list": [f"assert add({k}) == {i + k}" for k in range(3)],
+                    "test_setup_code": "",
+                }
+                for i in range(4)
+            ]
+        },
+    ),
+    "ifeval": (
+        "default",
+        {
+            "train": [
+                {
+                    "key": 1,
+                    "prompt": "Say yes, without commas, in at least two sentences.",
+                    "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_sentences"],
+                    "kwargs": [{"relation": None, "num_sentences": None}, {"relation": "at least", "num_sentences": 2}],
+                },
+                {
+                    "key": 2,
+                    "prompt": "Answer in lower case.",
+                    "instruction_id_list": ["change_case:english_lowercase"],
+                    "kwargs": [{"relation": None, "num_sentences": None}],
+                },
+            ]
+        },
+    ),
+}
+
+
+def write_rows(place: Path) -> Path:
+    """`place` as --data."""
+    for folder, (config, splits) in ROWS.items():
+        (place / folder).mkdir(parents=True)
+        for split, rows in splits.items():
+            pq.write_table(pa.Table.from_pylist(rows), place / folder / f"{split}.parquet")
+        files = [{"split": split, "path": f"{split}.parquet"} for split in splits]
+        card = {"configs": [{"config_name": config, "data_files": files}]}
+        (place / folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    return place

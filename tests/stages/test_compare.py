@@ -1,0 +1,162 @@
+"""Results side by side: tests and errors by hand, pairs by document, the paper's numbers as printed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
+from tsdkd.errors import InputError
+from tsdkd.stages.benchmarks import PAPER
+from tsdkd.stages.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired
+from tsdkd.stages.harness import mean
+
+Scores = dict[str, list[tuple[float, float]]]
+"""By benchmark: score and weight of each document."""
+METRICS = {"gsm8k": "exact_match,flexible-extract", "sciq": "acc,none", "ifeval": "inst_level_strict_acc,none"}
+
+
+def results(place: Path, scores: Scores, model: str = "m", first: int = 0) -> Artifact:
+    """A results artifact with these verdicts; documents are numbered from `first`."""
+    found = {}
+    manifest = Manifest(kind="results", config={}, seed=0, models=(Model("evaluated", model, "w", "t", "c"),))
+    with Writer.open(place, manifest) as writer:
+        for name, documents in scores.items():
+            rows: list[dict[str, Any]] = [
+                {
+                    "task": name,
+                    "subtask": name,
+                    "document": i,
+                    "hash": str(i),
+                    "metric": METRICS[name],
+                    "score": s,
+                    "weight": w,
+                }
+                for i, (s, w) in enumerate(documents, first)
+            ]
+            table = [{**dict.fromkeys(SCHEMAS["results"].names), **row} for row in rows]
+            writer.write_table(f"{name}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
+            value, stderr = mean(rows)
+            cut = {"truncated": 0, "prompts_cut": 0}
+            found[name] = {"metric": METRICS[name], "value": value, "stderr": stderr, "documents": len(rows), **cut}
+        return writer.finish(found)
+
+
+def verdicts(text: str) -> list[tuple[float, float]]:
+    return [(float(digit), 1.0) for digit in text]
+
+
+def test_wins_losses_and_mcnemar() -> None:
+    """Six won and one lost of ten: (1 + 7) / 2^7, twice."""
+    ours, theirs = np.array([1, 1, 1, 1, 1, 1, 0, 1, 1, 0.0]), np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0.0])
+    found = paired(ours, theirs, np.ones(10))
+    assert (found.wins, found.losses, found.documents) == (6, 1, 10)
+    assert found.value == pytest.approx(0.5)
+    assert found.p == pytest.approx(2 * (1 + 7) / 2**7)
+    assert found.stderr == pytest.approx(np.std(ours - theirs, ddof=1) / 10**0.5)
+    assert paired(ours, ours, np.ones(10)).p == 1
+
+
+def test_mcnemar_is_exact_for_many_documents() -> None:
+    from math import comb
+
+    ours, theirs = np.zeros(2000), np.zeros(2000)
+    ours[:520], theirs[520:1000] = 1, 1
+    assert paired(ours, theirs, np.ones(2000)).p == pytest.approx(2 * sum(comb(1000, i) for i in range(481)) / 2**1000)
+
+
+def test_graded_scores_are_drawn_again() -> None:
+    """The bootstrap's tail is that of the mean's error: a gain of two standard errors has p near 0.046."""
+    generator = np.random.default_rng(1)
+    gains = generator.normal(size=400)
+    gains += 2 * gains.std(ddof=1) / 20 - gains.mean()
+    found = paired(0.5 + gains, np.full(400, 0.5), np.ones(400))
+    assert found.value == pytest.approx(2 * found.stderr)
+    assert found.p == pytest.approx(0.046, abs=0.01)
+
+
+def test_weights_count_in_difference_and_error() -> None:
+    ours, theirs, weights = np.array([1.0, 0.5]), np.array([0.0, 0.5]), np.array([3.0, 1.0])
+    found = paired(ours, theirs, weights)
+    assert found.value == pytest.approx(3 / 4)
+    assert found.stderr == pytest.approx((2 * ((3 * 0.25) ** 2 + (1 * 0.75) ** 2)) ** 0.5 / 4)
+
+
+def test_the_baseline_is_the_student_and_documents_are_those_both_answered(tmp_path: Path) -> None:
+    artifacts = {
+        "teacher": results(tmp_path / "t", {"gsm8k": verdicts("1111")}),
+        "student": results(tmp_path / "s", {"gsm8k": verdicts("0011")}, first=1),
+    }
+    found = compare(artifacts)
+    assert found.baseline == "student"
+    difference = found.differences["teacher"]["gsm8k"]
+    assert (difference.documents, difference.wins, difference.losses) == (3, 2, 0)  # documents 1, 2, 3
+    assert found.scores["teacher"]["gsm8k"].documents == 4
+    assert compare(artifacts, baseline="teacher").differences["student"]["gsm8k"].value == pytest.approx(-2 / 3)
+
+
+def test_averages_count_benchmarks_alike(tmp_path: Path) -> None:
+    ours = {"gsm8k": verdicts("1100"), "sciq": verdicts("11")}
+    theirs = {"gsm8k": verdicts("0100"), "sciq": verdicts("10")}
+    found = compare({"a": results(tmp_path / "a", ours), "b": results(tmp_path / "b", theirs)})
+    assert found.benchmarks == ("gsm8k", "sciq", AVERAGE)
+    assert found.baseline == "a"
+    assert found.scores["a"][AVERAGE].value == pytest.approx(0.75)
+    assert found.scores["a"][AVERAGE].stderr == pytest.approx((1 / 12) ** 0.5 / 2)  # sciq's is 0
+    difference = found.differences["b"][AVERAGE]
+    assert difference.value == pytest.approx(-(1 / 4 + 1 / 2) / 2)
+    assert difference.stderr == pytest.approx((0.25**2 + 0.5**2) ** 0.5 / 2)
+    assert 0.1 < difference.p < 0.2  # 1.34 standard errors
+
+
+def test_a_model_without_one_of_the_benchmarks_has_no_average(tmp_path: Path) -> None:
+    a = results(tmp_path / "a", {"gsm8k": verdicts("10"), "sciq": verdicts("10")})
+    found = compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": verdicts("11")})})
+    assert AVERAGE not in found.scores["b"]
+    assert set(found.differences["b"]) == {"gsm8k"}
+
+
+def test_other_documents_and_unknown_baselines_are_refused(tmp_path: Path) -> None:
+    a = results(tmp_path / "a", {"gsm8k": verdicts("10")})
+    with pytest.raises(InputError, match="different documents of gsm8k"):
+        compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": verdicts("10")}, first=5)})
+    with pytest.raises(InputError, match="no results named c") as caught:
+        compare({"a": a}, baseline="c")
+    assert "Choose from: a" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "teachers_gsm8k"),
+    [
+        ("Qwen/Qwen2.5-1.5B-Instruct", 0.803),
+        ("google/gemma-2-2b-it", 0.577),
+        ("/models/Qwen3-8B", 0.829),
+        ("Qwen/Qwen2.5-7B-Instruct", None),
+    ],
+)
+def test_the_papers_rows_are_those_of_the_models_pair(name: str, teachers_gsm8k: float | None, tmp_path: Path) -> None:
+    published = compare({"m": results(tmp_path / "m", {"gsm8k": verdicts("10")}, name)}).published
+    if teachers_gsm8k is None:
+        assert not published
+    else:
+        assert published["teacher"]["gsm8k"].value == pytest.approx(teachers_gsm8k)
+        assert {"student", "seqkd", "gkd", "tsdkd"} < published.keys()
+
+
+def test_a_pair_can_be_named_and_its_average_is_the_papers(tmp_path: Path) -> None:
+    found = compare({"m": results(tmp_path / "m", {"gsm8k": verdicts("1"), "ifeval": [(0.5, 2)]})}, pair="gemma2")
+    assert found.published["tsdkd"][AVERAGE].value == pytest.approx((0.553 + 0.665) / 2)
+
+
+def test_the_numbers_are_the_papers(shared: Path) -> None:
+    assert json.loads(PUBLISHED.read_text()) == json.loads((shared / "paper" / "tables.json").read_text())
+
+
+def test_every_pair_has_a_table_of_known_benchmarks() -> None:
+    tables = json.loads(PUBLISHED.read_text())
+    for table, *_ in PAIRS.values():
+        for row in tables[table].values():
+            assert {name.replace("_", "-") for name in row} <= set(PAPER)

@@ -1,0 +1,46 @@
+"""Models as lm-eval asks them, on vLLM. Imports vLLM, so it is imported late."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
+
+from lm_eval.models.vllm_causallms import VLLM
+
+from tsdkd.stages.answerers import Attentive
+from tsdkd.stages.config import EvalConfig
+
+ADAPTER = "adapter_config.json"
+AT_A_TIME = 1024
+"""Requests that vLLM is given at a time; it makes its own batches of them."""
+
+
+class OnVLLM(Attentive, VLLM):
+    """lm-eval's class for vLLM; a LoRA adapter is laid over its base."""
+
+    def __init__(self, directory: Path, config: EvalConfig) -> None:
+        super().__init__(
+            dtype=config.dtype,
+            max_length=config.max_length,
+            batch_size=config.batch_size or AT_A_TIME,
+            tensor_parallel_size=config.tensor_parallel,
+            **_adapter(directory) if (directory / ADAPTER).is_file() else {"pretrained": str(directory)},
+        )
+        self.listen()
+
+    def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
+        outputs = super()._model_generate(requests, generate, sampling_params)
+        if generate:
+            self.notes.cut.extend(output.outputs[0].finish_reason == "length" for output in outputs)
+        return outputs
+
+
+def _adapter(directory: Path) -> dict[str, Any]:
+    settings = json.loads((directory / ADAPTER).read_text())
+    return {
+        "pretrained": settings["base_model_name_or_path"],
+        "lora_local_path": str(directory),
+        "max_lora_rank": settings["r"],
+    }

@@ -1,0 +1,196 @@
+"""Results side by side: means with standard errors, and paired differences on the documents two models both answered.
+
+Reads results artifacts and the paper's numbers (paper.json); loads neither torch nor lm-eval.
+"""
+
+import json
+from dataclasses import dataclass
+from math import comb, erfc, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tsdkd.artifacts import Artifact
+from tsdkd.errors import InputError
+from tsdkd.stages.benchmarks import BENCHMARKS
+from tsdkd.stages.config import Pair
+
+PUBLISHED = Path(__file__).parents[1] / "paper.json"
+PAIRS: dict[Pair, tuple[str, str, str]] = {
+    "qwen2.5": ("tables_1_2_7_8_qwen2.5_14b_to_1.5b", "qwen2.5-14b", "qwen2.5-1.5b"),
+    "gemma2": ("table_4_gemma2_9b_to_2b", "gemma-2-9b", "gemma-2-2b"),
+    "qwen3": ("table_5_qwen3_8b_to_1.7b", "qwen3-8b", "qwen3-1.7b"),
+}
+"""Of each pair in the paper: its table, and what names its teacher and its student."""
+AVERAGE = "average"
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean in [0, 1]; what the paper publishes has no more than a value."""
+
+    value: float
+    stderr: float | None = None
+    documents: int | None = None
+    truncated: int = 0
+    prompts_cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """To the baseline, on the documents that both answered."""
+
+    value: float
+    stderr: float
+    p: float
+    """Two-sided: McNemar's exact test where verdicts are 0 and 1, else a paired bootstrap."""
+    wins: int
+    losses: int
+    documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    benchmarks: tuple[str, ...]
+    """In the table's order; more than one are followed by their average."""
+    baseline: str
+    scores: dict[str, dict[str, Score]]
+    """By model, then by benchmark."""
+    differences: dict[str, dict[str, Difference]]
+    published: dict[str, dict[str, Score]]
+    """The paper's rows of the matching pair, by method."""
+    heldout: dict[str, dict[str, Any]]
+    """Closeness to the teacher, where it was measured."""
+
+
+def compare(artifacts: dict[str, Artifact], baseline: str | None = None, pair: Pair | None = None) -> Comparison:
+    """Results by the name to show. `baseline`: "student" where there is one, else the first; `pair`: by model names.
+
+    Raises InputError for an unknown baseline, or when two models share a benchmark but no document of it.
+    """
+    baseline = baseline or ("student" if "student" in artifacts else next(iter(artifacts)))
+    if baseline not in artifacts:
+        raise InputError(f"There are no results named {baseline}.", f"Choose from: {', '.join(artifacts)}.")
+    found = {name: artifact.manifest.summary for name, artifact in artifacts.items()}
+    benchmarks = tuple(one for one in BENCHMARKS if any(one in summary for summary in found.values()))
+    scores = {name: _scores(summary) for name, summary in found.items()}
+    differences = {
+        name: {
+            one: _difference(artifacts, name, baseline, one)
+            for one in benchmarks
+            if one in scores[name] and one in scores[baseline]
+        }
+        for name in artifacts
+        if name != baseline
+    }
+    published = _published(pair or _pair_of(artifacts), benchmarks)
+    if len(benchmarks) > 1:
+        for rows in (scores, published):
+            rows.update({name: row | _average(row, benchmarks) for name, row in rows.items()})
+        differences = {name: row | _average_difference(row, benchmarks) for name, row in differences.items()}
+        benchmarks = (*benchmarks, AVERAGE)
+    heldout = {name: summary["heldout"] for name, summary in found.items() if "heldout" in summary}
+    return Comparison(benchmarks, baseline, scores, differences, published, heldout)
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray, weights: np.ndarray) -> Difference:
+    """Two models' scores of the same documents, (documents,) each; weights are the documents' shares in the mean."""
+    gains: np.ndarray = ours - theirs
+    value = float((weights * gains).sum() / weights.sum())
+    spread = float(np.square(weights * (gains - value)).sum()) * len(gains) / max(len(gains) - 1, 1)
+    wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
+    verdicts = set(np.unique(np.concatenate([ours, theirs])).tolist()) <= {0.0, 1.0}
+    p = _mcnemar(wins, losses) if verdicts else _bootstrap(gains, weights)
+    return Difference(value, sqrt(spread) / float(weights.sum()), p, wins, losses, len(gains))
+
+
+def _mcnemar(wins: int, losses: int) -> float:
+    """How often a fair coin, thrown for each document that one model alone got right, is as one-sided or more."""
+    tosses = wins + losses
+    rarer: int = sum(comb(tosses, i) for i in range(min(wins, losses) + 1))
+    return min(1.0, 2 * rarer / (1 << tosses))
+
+
+def _bootstrap(gains: np.ndarray, weights: np.ndarray) -> float:
+    """How often the mean gain has the other sign when the documents are drawn again, with replacement."""
+    drawn = np.random.default_rng(0).multinomial(len(gains), np.full(len(gains), 1 / len(gains)), size=RESAMPLES)
+    means = drawn @ (weights * gains)
+    other = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return min(1.0, 2 * (other + 1) / (RESAMPLES + 1))
+
+
+def _difference(artifacts: dict[str, Artifact], name: str, baseline: str, benchmark: str) -> Difference:
+    ours, theirs = (_verdicts(artifacts[model], benchmark) for model in (name, baseline))
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        raise InputError(
+            f"{name} and {baseline} answered different documents of {benchmark}.",
+            "Measure both with the same --data and --limit.",
+        )
+    weights = np.array([ours[document][1] for document in common])
+    one, other = (np.array([verdicts[document][0] for document in common]) for verdicts in (ours, theirs))
+    return paired(one, other, weights)
+
+
+def _verdicts(artifact: Artifact, benchmark: str) -> dict[tuple[str, int, str], tuple[float, float]]:
+    """Score and weight of each document, by the headline metric."""
+    wanted = artifact.manifest.summary[benchmark]["metric"]
+    columns = ["subtask", "document", "hash", "score", "weight", "metric"]
+    rows = pq.read_table(artifact.path / f"{BENCHMARKS[benchmark].key}.parquet", columns=columns).to_pylist()
+    return {
+        (row["subtask"], row["document"], row["hash"]): (row["score"], row["weight"])
+        for row in rows
+        if row["metric"] == wanted
+    }
+
+
+def _scores(summary: dict[str, Any]) -> dict[str, Score]:
+    return {
+        name: Score(found["value"], found["stderr"], found["documents"], found["truncated"], found["prompts_cut"])
+        for name in BENCHMARKS
+        if (found := summary.get(name))
+    }
+
+
+def _average(row: dict[str, Score], benchmarks: tuple[str, ...]) -> dict[str, Score]:
+    """Of all benchmarks, each counting the same; none where one is missing."""
+    if not row.keys() >= set(benchmarks):
+        return {}
+    found = [row[one] for one in benchmarks]
+    errors = [score.stderr for score in found if score.stderr is not None]
+    error = sqrt(sum(e * e for e in errors)) / len(found) if len(errors) == len(found) else None
+    return {AVERAGE: Score(sum(score.value for score in found) / len(found), error)}
+
+
+def _average_difference(row: dict[str, Difference], benchmarks: tuple[str, ...]) -> dict[str, Difference]:
+    if not row.keys() >= set(benchmarks):
+        return {}
+    found = [row[one] for one in benchmarks]
+    value, error = sum(d.value for d in found) / len(found), sqrt(sum(d.stderr**2 for d in found)) / len(found)
+    p = erfc(abs(value) / error / sqrt(2)) if error else 1.0
+    wins, losses, documents = (
+        sum(values) for values in zip(*((d.wins, d.losses, d.documents) for d in found), strict=True)
+    )
+    return {AVERAGE: Difference(value, error, p, wins, losses, documents)}
+
+
+def _pair_of(artifacts: dict[str, Artifact]) -> Pair | None:
+    """The paper's pair to which one of the models belongs, by name."""
+    names = [model.name.lower() for artifact in artifacts.values() for model in artifact.manifest.models]
+    matching = [pair for pair, (_, *known) in PAIRS.items() if any(word in name for word in known for name in names)]
+    return matching[0] if matching else None
+
+
+def _published(pair: Pair | None, benchmarks: tuple[str, ...]) -> dict[str, dict[str, Score]]:
+    if pair is None:
+        return {}
+    table = json.loads(PUBLISHED.read_text())[PAIRS[pair][0]]
+    return {
+        method: {
+            one: Score(row[base] / 100) for one in benchmarks if (base := BENCHMARKS[one].base.replace("-", "_")) in row
+        }
+        for method, row in table.items()
+    }
