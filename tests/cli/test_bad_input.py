@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import write_prompts
-from tsdkd.artifacts import MANIFEST, TablePart, Writer
+from tsdkd.artifacts import MANIFEST, TablePart, Writer, load_manifest
 from tsdkd.cli import app
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -217,6 +217,47 @@ def test_a_model_without_a_name(place: Path, word: str) -> None:
 @pytest.mark.parametrize("more", [["--opener", "long"], ["--opener", "0"], ["--em-ratio", "2"], ["--tau", "0"]])
 def test_objective_values(place: Path, more: list[str]) -> None:
     refuse("train", "--run", place / "run", *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "cause"),
+    [
+        (["--lora-rank", "8"], "adapters are given without --lora"),
+        (["--merge"], "adapters are given without --lora"),
+        (["--lora", "--lora-targets", "query"], "no linear modules query"),
+        (["--max-new-tokens", "9"], "live training are given without it"),
+        (["--lambda", "1.5"], "lambda is 1.5"),
+        (["--lambda", "0.5"], "no responses to keep"),
+        (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
+        (["--tracker", "nothing"], "tracker"),
+        (["--stop-on-collapse", "--attention", "nothing"], "nothing"),
+    ],
+)
+def test_training_options(place: Path, more: list[str], cause: str) -> None:
+    names = ["--prompts", place / "prompts.jsonl", "--teacher", _name(place, "teacher")] if "--lambda" in more else []
+    student = ["--student", _name(place, "student")]
+    found, _ = refuse("train", "--run", place / "run", "--checkpoint", place / "new", *student, *names, *more)
+    assert cause in found
+    assert not (place / "new").exists()
+
+
+def _name(place: Path, role: str) -> str:
+    return load_manifest(place / "run" / "scores").model(role).name
+
+
+def test_prompts_from_two_places(place: Path) -> None:
+    both = ["--prompts", place / "prompts.jsonl", "--rollouts", place / "run" / "rollouts"]
+    found, _ = refuse("train", "--run", place / "run", "--checkpoint", place / "new", *both)
+    assert "both given" in found
+
+
+def test_an_adapter_does_not_learn_further(place: Path) -> None:
+    shape = ["--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32", "--run", str(place / "run")]
+    done = CliRunner().invoke(app, ["train", "--lora", "--checkpoint", str(place / "adapter"), *shape])
+    assert done.exit_code == 0, done.output
+    found, remedy = refuse("train", "--student", place / "adapter", "--checkpoint", place / "new", *shape)
+    assert "is an adapter" in found
+    assert "--merge" in remedy
 
 
 def test_a_full_disk_keeps_what_was_finished(

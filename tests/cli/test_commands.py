@@ -39,6 +39,24 @@ def test_models_flow_along_the_chain(rollouts: Path, student: Path, teacher: Pat
     assert {model.role: model.name for model in manifest.models} == {"student": str(student), "teacher": str(teacher)}
 
 
+def test_live_training_with_an_adapter_and_a_second_round(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """No rollouts and no scores; the adapter is a student like any other to generate, score and eval's parents."""
+    prompts = write_prompts(tmp_path / "p.jsonl", 6)
+    live = ["--prompts", prompts, "--teacher", teacher, "--max-new-tokens", 5, "--max-prompt-tokens", 64]
+    shape = ["--k", 4, "--batch-size", 2, "--epochs", 1, "--precision", "fp32", "--engine", "transformers"]
+    shown = run("train", "--run", tmp_path, "--student", student, "--lora", *live, *shape)
+    assert "teacher (live)" in shown
+    assert "What training will need" in shown
+    manifest = load_manifest(tmp_path / "checkpoint")
+    assert manifest.config["live"]["sampling"]["max_new_tokens"] == 5
+    assert manifest.config["lora"]["targets"] == "all-linear"
+    assert [parent.kind for parent in manifest.parents] == ["prompts"]
+    second = tmp_path / "second"
+    run("generate", "--run", second, "--student", tmp_path / "checkpoint", "--prompts", prompts, "--max-new-tokens", 4)
+    run("score", "--run", second, "--teacher", teacher, "--k", 4)
+    assert load_manifest(second / "scores").model("student").name == str(tmp_path / "checkpoint")
+
+
 def test_the_run_directory_comes_from_the_environment(
     rollouts: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

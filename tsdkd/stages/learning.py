@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.artifacts import Artifact, Manifest, Model, Parent, Writer, load_manifest
 from tsdkd.errors import InputError, TsdkdError
@@ -176,36 +177,42 @@ def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) 
         "metric_for_best_model": "eval_kl",
         "greater_is_better": False,
     }
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(directory),
-            seed=seed,
-            learning_rate=config.learning_rate,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=config.batch_size // (micro * processes),
-            warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
-            lr_scheduler_type=config.schedule,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            optim="adamw_torch",
-            bf16=precision == "bf16",
-            ddp_find_unused_parameters=False,
-            use_cpu=default_device() == "cpu",
-            gradient_checkpointing=config.gradient_checkpointing,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_steps=config.eval_steps or config.save_steps,
-            save_total_limit=2,
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            report_to=list(config.trackers),
-            **(measured if config.eval_steps else {}),
-        )
-    except ImportError as error:
-        raise InputError(f"A tracker is not installed ({error}).", "Install it, or leave out --tracker.") from None
+    _require_trackers(config.trackers)
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        seed=seed,
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * processes),
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+        lr_scheduler_type=config.schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=precision == "bf16",
+        ddp_find_unused_parameters=False,
+        use_cpu=default_device() == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=config.eval_steps or config.save_steps,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=list(config.trackers),
+        **(measured if config.eval_steps else {}),
+    )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes, not for DataParallel
     return arguments
+
+
+def _require_trackers(names: Sequence[str]) -> None:
+    try:
+        for tracker in get_reporting_integration_callbacks(list(names)):
+            tracker()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"There is no such tracker ({error}).", "Install it, or leave out --tracker.") from None
 
 
 def _loaded_as(config: TrainConfig, precision: str) -> DType:

@@ -1,0 +1,71 @@
+"""Eight short runs on one token budget: staged and live, full and LoRA, fixed and adaptive opener.
+
+    python benchmarks/ways.py RUN STUDENT TEACHER
+
+RUN is the run directory of a finished quickstart: its held-out responses are what every student is measured on.
+"""
+
+import itertools
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tsdkd.artifacts import Artifact
+from tsdkd.cli.defaults import PROMPTS
+from tsdkd.core import TSDKDConfig
+from tsdkd.stages.config import GenerateConfig, LiveConfig, LoRAConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.heldout import HeldOut, measure
+from tsdkd.stages.models import load_model
+from tsdkd.stages.score import score
+from tsdkd.stages.staged import StagedSamples
+from tsdkd.stages.train import train, train_live
+
+SAMPLING = GenerateConfig(engine="transformers", temperature=0.5, max_new_tokens=32, batch_size=64, limit=128)
+OBJECTIVE = TSDKDConfig(direct_weight=10, em_weight=0.01)
+RATES = {False: 3e-5, True: 3e-4}
+"""Adapters want about ten times the rate."""
+
+
+def main() -> None:
+    run, student, teacher = Path(sys.argv[1]), *sys.argv[2:4]
+    samples = StagedSamples(run / "heldout" / "rollouts", run / "heldout" / "scores")
+    held_out = HeldOut(samples, range(len(samples)))
+
+    def row(name: str, model: str, found: Artifact | None = None) -> list[str]:
+        reader = load_model(model, "bfloat16")
+        measured = measure(reader, reader.head, held_out)
+        numbers = [f"{measured['kl']:.4f} ± {measured['kl_stderr']:.4f}", f"{measured['agreement']:.3f}"]
+        return [name, *numbers, str(found.manifest.summary["steps"] if found else 0)]
+
+    table = Table("", "KL to the teacher", "top-1 agreement", "steps")
+    table.add_row(*row("before", student))
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        generate(PROMPTS, student, place / "rollouts", SAMPLING)
+        score(place / "rollouts", student, teacher, place / "scores", ScoreConfig())
+        for live, lora, opener in itertools.product((False, True), (False, True), (0.1, "adaptive")):
+            name = ", ".join(["live" if live else "staged", "LoRA" if lora else "full", f"c {opener}"])
+            config = TrainConfig(
+                objective=replace(OBJECTIVE, opener=opener),
+                live=LiveConfig(sampling=SAMPLING) if live else None,
+                lora=LoRAConfig(merge=True) if lora else None,
+                learning_rate=RATES[lora],
+                epochs=1,
+                batch_size=8,
+                precision="bf16",
+            )
+            if live:
+                found = train_live(PROMPTS, student, teacher, place / name, config)
+            else:
+                found = train(place / "rollouts", place / "scores", student, place / name, config)
+            table.add_row(*row(name, str(found.path), found))
+    Console().print(f"{len(samples)} held-out responses; {SAMPLING.limit} responses learned from, once", table)
+
+
+if __name__ == "__main__":
+    main()
