@@ -133,18 +133,26 @@ def test_batches_do_not_change_what_is_recorded(
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("part", ["part-00001.parquet", "part-00002.parquet"])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+    rollouts: Path,
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
 ) -> None:
+    """What fails in the thread that writes fails the stage, also at the very last part."""
     score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
     close = TablePart.close
 
-    def interrupted(part: TablePart) -> None:
-        if part._file == "part-00001.parquet":
+    def interrupted(target: TablePart) -> None:
+        if target._file == part:
             raise OSError("the disk is gone")
-        close(part)
+        close(target)
 
-    monkeypatch.setattr(TablePart, "close", interrupted)  # in the thread that writes
+    monkeypatch.setattr(TablePart, "close", interrupted)
     with pytest.raises(OSError, match="the disk is gone"):
         score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
     monkeypatch.undo()
