@@ -7,7 +7,6 @@ same batches, and gets the same responses. The parent knows no vLLM; its copies 
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -202,7 +201,7 @@ def _failure(cause: str, log: Path) -> TsdkdError:
 def _serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path) -> None:
     """A copy's life: load, say so, then answer requests until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow_parent, daemon=True).start()
     with log.open("w") as file:
         for stream in (1, 2):
@@ -245,6 +244,10 @@ def _sung(output: Any) -> Sung:
     ids = list(one.token_ids)
     logprobs = [at[token].logprob for at, token in zip(one.logprobs or [], ids, strict=False)]
     return Sung(list(output.prompt_token_ids), ids, logprobs)
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit
 
 
 def _follow_parent() -> None:
