@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tsdkd.stages.answerers import Attentive
+from tsdkd.stages.config import EvalConfig
+
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 
 import vllm
@@ -18,9 +21,6 @@ def _version(package: str, known: Any = importlib.metadata.version) -> str:
 
 with patch("importlib.metadata.version", _version):  # lm-eval asks for "vllm", whose CPU build has another name
     from lm_eval.models.vllm_causallms import VLLM
-
-from tsdkd.stages.answerers import Attentive
-from tsdkd.stages.config import EvalConfig
 
 ADAPTER = "adapter_config.json"
 AT_A_TIME = 1024
