@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsdkd.artifacts import MANIFEST, Manifest, Writer
 from tsdkd.errors import ArtifactError, InputError
+from tsdkd.stages import models
 from tsdkd.stages.models import describe, load_model, positions, require_same_tokenizer, resolve, vocab_size
 
 
@@ -109,3 +110,13 @@ def test_positions_do_not_depend_on_padding() -> None:
 
 def test_vocab_size_counts_added_tokens(stranger: Path) -> None:
     assert vocab_size(load_model(str(stranger)).tokenizer) == 259
+
+
+def test_a_device_without_bf16_gets_float32(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path)
+    for hardware, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(models, "has_bf16", lambda _, hardware=hardware: hardware)
+        assert load_model(str(tmp_path)).model.dtype == dtype
+        assert load_model(str(tmp_path), "bfloat16").model.dtype == torch.bfloat16
+        assert load_model(str(student)).model.dtype == torch.float32

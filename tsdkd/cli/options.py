@@ -82,7 +82,7 @@ Teacher = Annotated[
 ]
 Seed = Annotated[int, count("Fixes sampling and order.", ENGINE, least=0)]
 DTypeName = Annotated[
-    DType, typer.Option("--dtype", help="Precision; auto: as the model was saved.", rich_help_panel=ENGINE)
+    DType, typer.Option("--dtype", help="auto: as saved; float32 on a CPU without bf16.", rich_help_panel=ENGINE)
 ]
 
 RUN = Path("runs/default")

@@ -1,16 +1,26 @@
 """Models as lm-eval asks them, on vLLM. Imports vLLM, so it is imported late."""
 
+import importlib.metadata
 import json
 import os
 from pathlib import Path
 from typing import Any
-
-os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
-
-from lm_eval.models.vllm_causallms import VLLM
+from unittest.mock import patch
 
 from tsdkd.stages.answerers import Attentive
 from tsdkd.stages.config import EvalConfig
+
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
+
+import vllm
+
+
+def _version(package: str, known: Any = importlib.metadata.version) -> str:
+    return str(vllm.__version__ if package == "vllm" else known(package))
+
+
+with patch("importlib.metadata.version", _version):  # lm-eval asks for "vllm", whose CPU build has another name
+    from lm_eval.models.vllm_causallms import VLLM
 
 ADAPTER = "adapter_config.json"
 AT_A_TIME = 1024

@@ -11,7 +11,7 @@ from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-"""Precision of weights and activations; "auto" is what the checkpoint was saved in."""
+"""Precision of weights and activations; "auto" is as it was saved; float32 on CPUs without bf16."""
 Engine = Literal["transformers", "vllm"]
 Pair = Literal["qwen2.5", "gemma2", "qwen3"]
 """A teacher and a student of the paper, whose published numbers come along."""

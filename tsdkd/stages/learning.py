@@ -32,7 +32,7 @@ from tsdkd.stages.checkpoint import METRICS_FILE, save
 from tsdkd.stages.config import DType, TrainConfig
 from tsdkd.stages.heldout import HeldOut
 from tsdkd.stages.lora import with_adapter
-from tsdkd.stages.models import LanguageModel, default_device, libraries, load_model, resolve
+from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model, resolve
 from tsdkd.stages.report import Reporter
 from tsdkd.stages.sources import Source
 from tsdkd.stages.trainer import DistillationTrainer
@@ -223,9 +223,7 @@ def _loaded_as(config: TrainConfig, precision: str) -> DType:
 def precision_of(config: TrainConfig) -> str:
     if config.precision != "auto":
         return config.precision
-    on_gpu = default_device() == "cuda"
-    has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if has_bf16 else "fp32"
+    return "bf16" if has_bf16(default_device()) else "fp32"
 
 
 def _summary(trainer: DistillationTrainer, collapsed: int | None) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -216,6 +217,7 @@ def load_model(
 ) -> LanguageModel:
     """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it.
 
+    "auto" is the precision it was saved in, or float32 on a device that has no bf16 (see `auto_dtype`).
     `device_map`: as transformers has it, for a model that one device cannot hold; else all of it is on `device`.
     """
     tokenizer, directory = load_tokenizer(name), resolve(name)
@@ -223,9 +225,12 @@ def load_model(
     device = device or default_device()
     if attention is None and device == "cpu":
         attention = "eager"  # torch's fused bf16 attention is the slower one there
+    source = resolve(base) if base else directory
     try:
+        if dtype == "auto" and device_map is None:
+            dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
         model = AutoModelForCausalLM.from_pretrained(
-            resolve(base) if base else directory,
+            source,
             dtype=dtype,
             attn_implementation=attention,
             device_map=device_map,
@@ -245,6 +250,17 @@ def load_model(
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_bf16(device: str) -> bool:
+    """Does the hardware compute in it, or only pretend to?"""
+    return torch.cuda.is_bf16_supported() if device == "cuda" else bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def auto_dtype(config: PreTrainedConfig, device: str) -> DType:
+    """A model's saved precision; float32 on CPUs without bf16, which are ten times slower in it."""
+    saved = str(config.dtype or torch.float32).removeprefix("torch.")
+    return "float32" if device == "cpu" and not has_bf16(device) else cast("DType", saved)
 
 
 def describe(role: str, name: str) -> Model:

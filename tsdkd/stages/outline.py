@@ -7,7 +7,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError
 from tsdkd.stages.adapters import base_of
-from tsdkd.stages.models import context_of, end_ids_of, load_tokenizer, resolve
+from tsdkd.stages.models import auto_dtype, context_of, default_device, end_ids_of, load_tokenizer, resolve
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Outline:
     end_ids: list[int]
     """Ids that end a response."""
     dtype: str
-    """Precision the weights were saved in, such as bfloat16."""
+    """Of its weights where nothing else is asked for, such as bfloat16."""
 
 
 def outline(name: str) -> Outline:
@@ -44,5 +44,5 @@ def outline(name: str) -> Outline:
             "Check its config.json and generation_config.json.",
         ) from None
     end_ids = end_ids_of(generation, tokenizer)
-    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    dtype = auto_dtype(config, default_device())
     return Outline(name, directory, own if base else None, tokenizer, context_of(config), end_ids, dtype)

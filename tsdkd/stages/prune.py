@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from tsdkd.artifacts import Artifact, Manifest, Writer
 from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
 from tsdkd.stages.config import PruneConfig
-from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model
+from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, resolve
 from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
 
@@ -47,6 +48,7 @@ def prune(
         libraries=libraries(),
     )
     language_model = load_model(teacher, config.dtype)
+    saved = AutoConfig.from_pretrained(resolve(teacher)).dtype if config.dtype == "auto" else None
     depth = _Depth(language_model.model.get_decoder())
     if not 0 < config.drop < len(depth.layers):
         raise InputError(
@@ -60,7 +62,7 @@ def prune(
         texts = [chat_ids(language_model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in chosen]
         summary = _choose(language_model, depth, texts, config.drop, reporter)
         staging = output / "staging.tmp"
-        language_model.model.save_pretrained(staging)
+        language_model.model.to(saved).save_pretrained(staging)
         language_model.tokenizer.save_pretrained(staging)
         writer.adopt(staging)
         staging.rmdir()
