@@ -1,7 +1,6 @@
 """Several processes score what one scores, byte for byte, and train what one trains, to float32 rounding."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import write_prompts
+from tests.stages.learning import same_update
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.score import score
@@ -134,10 +134,6 @@ def test_two_processes_are_one(run: Path, student: Path, tmp_path: Path, micro: 
     expected, expected_log = learn(run, ONE, tmp_path / "one", "--micro-batch-size", 4, "--opener", opener)
     found, log = learn(run, TWO, tmp_path / "two", "--micro-batch-size", micro, "--opener", opener)
     start = AutoModelForCausalLM.from_pretrained(student).state_dict()
-
-    def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-        return math.sqrt(sum(float((one[key] - other[key]).square().sum()) for key in one))
-
-    assert apart(found, expected) < 1e-3 * apart(start, expected)
+    assert same_update(found, expected, start)
     for mine, other in zip(log, expected_log, strict=True):
         assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)
