@@ -24,7 +24,10 @@ NOISE = {"float32": 0.005, "bfloat16": 0.15, "float16": 0.05}
 """Nats a token that two right engines may differ by, in the mean and at temperature 1. Measured in bf16: 0.07."""
 QUANTISED = 0.3
 """The same where the engine quantises and transformers does not."""
+WEIGHTS = "Wrong weights or adapter: check the model directory, the adapter and its base, and --quantization."
+TEMPLATE = "Another template or sampling transform: check vLLM's version and plugins, or use --engine transformers."
 FEW = 0.05
+"""Share of tokens that rounding alone may make less likely where others were taken away."""
 TEMPERATURES = [0.05 * 1.05**i for i in range(90)]  # 0.05 to 3.8
 
 
@@ -48,10 +51,6 @@ def agree(engine: VllmEngine, jobs: list[Job], model: LanguageModel, config: Gen
     cause = diagnose(_logits(model, sung), sung, config.temperature, config.top_p, noise)
     if cause:
         raise _stop(model.name, *cause)
-
-
-WEIGHTS = "Wrong weights or adapter: check the model directory, the adapter and its base, and --quantization."
-TEMPLATE = "Another template or sampling transform: check vLLM's version and plugins, or use --engine transformers."
 
 
 def diagnose(
