@@ -199,6 +199,13 @@ def test_programs_run_only_when_that_is_allowed(place: Path) -> None:
     assert not (place / "run" / "results").exists()
 
 
+def test_a_second_model_that_is_not_there_is_found_before_the_first_is_measured(place: Path, student: Path) -> None:
+    models = ["--model", f"a={student}", "--model", f"b={place / 'nobody'}", "--tasks", "embedded"]
+    found, _ = refuse("eval", "--run", place / "run", *models)
+    assert "nobody" in found
+    assert not (place / "run" / "results").exists()
+
+
 def test_nothing_to_compare(place: Path) -> None:
     found, remedy = refuse("eval", "--compare", place / "run")
     assert f"Found no results at {place / 'run'}" in found

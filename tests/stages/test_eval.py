@@ -12,6 +12,7 @@ import nltk
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tests.conftest import write_prompts
 from tests.stages.test_score import bare_logits
@@ -163,6 +164,19 @@ def test_answers_are_greedy_and_cut_ones_are_counted(made_up: Artifact, student:
     assert made_up.manifest.summary["ifeval"]["truncated"] == cut
 
 
+def test_a_models_own_sampling_settings_step_aside(
+    made_up: Artifact, student: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Qwen2.5-Instruct comes with a repetition penalty, which would count the shots as repeated."""
+    penalised = shutil.copytree(student, tmp_path / "penalised")
+    settings = GenerationConfig.from_pretrained(student)
+    settings.repetition_penalty = 9.0
+    settings.save_pretrained(penalised)
+    artifact = evaluate(str(penalised), tmp_path / "r", replace(FOUR, tasks=("gsm8k",)), rows)
+    plain = [row for row in made_up.table().to_pylist() if row["task"] == "gsm8k"]
+    assert artifact.table().to_pylist() == plain
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_result_does_not_depend_on_the_batch_and_is_the_same_twice(
     made_up: Artifact, student: Path, rows: Path, punkt: None, tmp_path: Path, batch_size: int
@@ -193,6 +207,22 @@ def test_base_models_are_asked_without_a_template(made_up: Artifact, student: Pa
     assert made_up.manifest.summary["sciq"]["chat_template"]
     assert not artifact.manifest.summary["sciq"]["chat_template"]
     assert artifact.table()["prompt"][0].as_py().startswith("Legs are counted.")
+
+
+def test_a_template_that_is_not_there_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(student, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    assert not evaluate(str(base), tmp_path / "r", EvalConfig(("sciq",)), rows).manifest.summary["sciq"][
+        "chat_template"
+    ]
+    with pytest.raises(InputError, match="has no chat template"):
+        evaluate(str(base), tmp_path / "s", EvalConfig(("sciq",), chat_template=True), rows)
+
+
+def test_several_processes_are_refused(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",)))
 
 
 def test_results_know_the_rows_they_were_measured_on(made_up: Artifact, rows: Path) -> None:

@@ -149,7 +149,10 @@ def command(
     models |= more
 
     from tsdkd.stages.eval import evaluate
+    from tsdkd.stages.models import resolve
 
+    for path in models.values():
+        resolve(path)
     place = results or run / "results"
     artifacts = {
         name: evaluate(path, place / name, config, data, heldout, Reporter(), overwrite, allow_code_execution)

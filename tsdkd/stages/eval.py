@@ -4,6 +4,7 @@ Every benchmark becomes one part with its samples; a finished one is not run aga
 """
 
 import json
+import os
 import time
 from dataclasses import asdict
 from functools import cached_property
@@ -50,32 +51,17 @@ def evaluate(
     """
     reporter = reporter or Silent()
     benchmarks = choose(config.tasks)
+    _require_engine(config)
     harness.require(benchmarks, data, allow_code_execution)
-    record = describe("evaluated", model)
-    copies = dict.fromkeys(copy for benchmark in benchmarks if (copy := benchmark.rows(data)))
-    parents = [Parent(f"{copy.name} rows", content_digest(copy), relative(copy, output)) for copy in copies]
-    samples = None
-    if heldout is not None:
-        samples = StagedSamples(heldout / "rollouts", heldout / "scores")
-        require_hidden(samples)
-        require_same_tokenizer(record, samples.scores.manifest.model("teacher"))
-        parents += [samples.scores.as_parent_of(output)]
-    manifest = Manifest(
-        kind="results",
-        config=asdict(config),
-        seed=0,
-        parents=tuple(parents),
-        models=(record,),
-        engine=f"lm-eval 0.4.13 on {config.engine}",
-        libraries=libraries(),
-    )
+    chat = _uses_chat_template(model, config)
+    samples = None if heldout is None else StagedSamples(heldout / "rollouts", heldout / "scores")
+    manifest = _manifest(model, output, config, benchmarks, data, samples)
     with Writer.open(output, manifest, overwrite=overwrite) as writer:
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         left = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.key}.json")]
         tasks = {one.name: harness.load(one, data, config.max_new_tokens) for one in left}
-        chat = _uses_chat_template(model, config)
         loaded = _Loaded(model, config)
         if samples is not None and not writer.has(HELDOUT_FILE):
             with reporter.progress("held-out responses read", len(samples), "responses") as advance:
@@ -102,6 +88,32 @@ def evaluate(
         return writer.finish({name: json.loads((output / file).read_text()) for name, file in files.items()})
 
 
+def _manifest(
+    model: str,
+    output: Path,
+    config: EvalConfig,
+    benchmarks: list[Benchmark],
+    data: Path | None,
+    samples: StagedSamples | None,
+) -> Manifest:
+    record = describe("evaluated", model)
+    copies = dict.fromkeys(copy for benchmark in benchmarks if (copy := benchmark.rows(data)))
+    parents = [Parent(f"{copy.name} rows", content_digest(copy), relative(copy, output)) for copy in copies]
+    if samples is not None:
+        require_hidden(samples)
+        require_same_tokenizer(record, samples.scores.manifest.model("teacher"))
+        parents += [samples.scores.as_parent_of(output)]
+    return Manifest(
+        kind="results",
+        config=asdict(config),
+        seed=0,
+        parents=tuple(parents),
+        models=(record,),
+        engine=f"lm-eval 0.4.13 on {config.engine}",
+        libraries=libraries(),
+    )
+
+
 class _Loaded:
     """The model, loaded when first needed: whole, to read held-out responses, and as lm-eval asks it."""
 
@@ -117,19 +129,22 @@ class _Loaded:
         config = self.config
         if config.engine == "vllm":
             vars(self).pop("whole", None)  # its memory is needed
-            return _on_vllm(resolve(self.name), config)
+            from tsdkd.stages.answerers_vllm import OnVLLM
+
+            return OnVLLM(resolve(self.name), config)
         from tsdkd.stages.answerers import OnTransformers
 
         context = min(config.max_length or self.whole.context, self.whole.context)
         return OnTransformers(self.whole, context, config.batch_size)
 
 
-def _on_vllm(directory: Path, config: EvalConfig) -> Any:
-    if find_spec("vllm") is None:
+def _require_engine(config: EvalConfig) -> None:
+    if config.engine == "vllm" and find_spec("vllm") is None:
         raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
-    from tsdkd.stages.answerers_vllm import OnVLLM
-
-    return OnVLLM(directory, config)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(
+            "eval runs in one process.", "Start it without torchrun; for more GPUs, --engine vllm --tensor-parallel N."
+        )
 
 
 def _require_room(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
@@ -143,7 +158,10 @@ def _require_room(benchmarks: list[Benchmark], config: EvalConfig, context: int)
 
 
 def _uses_chat_template(model: str, config: EvalConfig) -> bool:
-    return load_tokenizer(model).chat_template is not None if config.chat_template is None else config.chat_template
+    there = load_tokenizer(model).chat_template is not None
+    if config.chat_template and not there:
+        raise InputError(f"{model} has no chat template.", "Leave out --chat-template.")
+    return there if config.chat_template is None else config.chat_template
 
 
 def _result(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from tsdkd.artifacts import content_digest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages import sandbox
-from tsdkd.stages.benchmarks import Benchmark
+from tsdkd.stages.benchmarks import BENCHMARKS, Benchmark
 from tsdkd.stages.report import Reporter
 
 SHOTS_SEED = 1234
@@ -85,7 +85,7 @@ def load(benchmark: Benchmark, data: Path | None, most_new_tokens: int | None) -
             raise InputError(
                 f"{benchmark.name} cannot be loaded from {rows or 'the hub'} "
                 f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}).",
-                f"It needs the split {benchmark.split}{_variants(benchmark)}; without a network, copies in --data.",
+                f"Needed: the split {benchmark.split}{_variants(benchmark)}. Without a network, name copies with --data.",
             ) from None
     for task in tasks.values():
         task.set_fewshot_seed(SHOTS_SEED)
@@ -100,8 +100,6 @@ def load(benchmark: Benchmark, data: Path | None, most_new_tokens: int | None) -
 
 
 def _variants(benchmark: Benchmark) -> str:
-    from tsdkd.stages.benchmarks import BENCHMARKS
-
     names = [
         name for name, other in BENCHMARKS.items() if other.base == benchmark.base and other.split != benchmark.split
     ]
