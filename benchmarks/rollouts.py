@@ -23,10 +23,10 @@ from rich.table import Table
 
 from tsdkd.stages import generate as stage
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.jobs import Jobs
 from tsdkd.stages.outline import outline
-from tsdkd.stages.prompts import Prompts
-from tsdkd.stages.vllm_engine import ENVIRONMENT, VllmEngine
+from tsdkd.stages.rollouts.jobs import Jobs
+from tsdkd.stages.rollouts.prompts import Prompts
+from tsdkd.stages.rollouts.vllm_engine import ENVIRONMENT, VllmEngine
 
 PART = 500
 EVERY = 5.0

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tsdkd.core import Head
 from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.cost import cost, in_words
+from tsdkd.stages.scoring.cost import cost, in_words
 
 VOCAB, WIDTH = 151_665, 5_120
 """Qwen2.5's real ids, and the hidden size of its 14B."""

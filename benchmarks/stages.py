@@ -27,11 +27,11 @@ from tsdkd.artifacts import load_manifest, read
 from tsdkd.core import TSDKDConfig
 from tsdkd.stages.batches import by_length, join, pad_left
 from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
-from tsdkd.stages.cost import MOST_PADDING
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
 from tsdkd.stages.report import Silent
 from tsdkd.stages.score import score
+from tsdkd.stages.scoring.cost import MOST_PADDING
 from tsdkd.stages.train import train
 
 Measure = tuple[float, int]

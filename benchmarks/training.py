@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tsdkd.cli.defaults import PROMPTS
-from tsdkd.stages.checkpoint import METRICS_FILE
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
-from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Silent
+from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train, train_live
+from tsdkd.stages.training.checkpoint import METRICS_FILE
 
 STEPS, BATCH, TOKENS = 8, 8, 32
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=TOKENS, limit=STEPS * BATCH)

@@ -19,10 +19,10 @@ from tsdkd.cli.defaults import PROMPTS
 from tsdkd.core import TSDKDConfig
 from tsdkd.stages.config import GenerateConfig, LiveConfig, LoRAConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
-from tsdkd.stages.heldout import HeldOut, measure
 from tsdkd.stages.models import load_model
+from tsdkd.stages.samples.heldout import HeldOut, measure
+from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
-from tsdkd.stages.staged import StagedSamples
 from tsdkd.stages.train import train, train_live
 
 SAMPLING = GenerateConfig(engine="transformers", temperature=0.5, max_new_tokens=32, batch_size=64, limit=128)

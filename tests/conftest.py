@@ -71,7 +71,7 @@ def save_tiny_model(
 @pytest.fixture(autouse=True, scope="session")
 def auto_is_transformers() -> Iterator[None]:
     """Tests sample with transformers, whatever is installed: vLLM takes half a minute to load."""
-    with patch("tsdkd.stages.engines.has_vllm", lambda: False):
+    with patch("tsdkd.stages.rollouts.engines.has_vllm", lambda: False):
         yield
 
 

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tsdkd.core import TSDKDConfig
-from tsdkd.stages.checkpoint import METRICS_FILE
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.train import train
+from tsdkd.stages.training.checkpoint import METRICS_FILE
 
 Weights = dict[str, torch.Tensor]
 OBJECTIVE = TSDKDConfig(k=4)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tsdkd.errors import InputError
-from tsdkd.stages.benchmarks import BENCHMARKS, PAPER, choose
+from tsdkd.stages.evaluation.benchmarks import BENCHMARKS, PAPER, choose
 
 SHOTS = dict(zip(PAPER, (5, 5, 4, 5, 5, 0, 0, 3, 0, 0), strict=True))
 

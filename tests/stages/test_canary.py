@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tsdkd.stages.canary import TEMPLATE, WEIGHTS, diagnose
-from tsdkd.stages.vllm_engine import Sung
+from tsdkd.stages.rollouts.canary import TEMPLATE, WEIGHTS, diagnose
+from tsdkd.stages.rollouts.vllm_engine import Sung
 
 NOISE = 0.05
 RESPONSES, TOKENS, VOCAB = 4, 24, 50

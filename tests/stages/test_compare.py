@@ -10,9 +10,9 @@ import pytest
 
 from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
 from tsdkd.errors import InputError
-from tsdkd.stages.benchmarks import PAPER
-from tsdkd.stages.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired
-from tsdkd.stages.harness import mean
+from tsdkd.stages.evaluation.benchmarks import PAPER
+from tsdkd.stages.evaluation.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired
+from tsdkd.stages.evaluation.harness import mean
 
 Scores = dict[str, list[tuple[float, float]]]
 """By benchmark: score and weight of each document."""

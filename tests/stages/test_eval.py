@@ -20,12 +20,12 @@ from tsdkd.artifacts import Artifact, read, verify
 from tsdkd.core import entropy
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages import eval as stage
-from tsdkd.stages.benchmarks import EMBEDDED_DATA, choose
 from tsdkd.stages.config import EvalConfig, GenerateConfig, ScoreConfig
 from tsdkd.stages.eval import evaluate
+from tsdkd.stages.evaluation.benchmarks import EMBEDDED_DATA, choose
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import chat_ids, load_model
-from tsdkd.stages.sampling import sample
+from tsdkd.stages.rollouts.sampling import sample
 from tsdkd.stages.score import score
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tsdkd.errors import InputError
-from tsdkd.stages import engines, sampling
 from tsdkd.stages import generate as stage
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import chat_ids, load_model
+from tsdkd.stages.rollouts import engines, sampling
 
 Contents = Callable[[Path], dict[str, bytes]]
 CONFIG = GenerateConfig(max_new_tokens=12, batch_size=3, part_size=4)

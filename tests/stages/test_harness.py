@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import SHARED
 from tsdkd.errors import InputError
-from tsdkd.stages import harness, sandbox
-from tsdkd.stages.benchmarks import BENCHMARKS
-from tsdkd.stages.harness import mean, spread
+from tsdkd.stages.evaluation import harness, sandbox
+from tsdkd.stages.evaluation.benchmarks import BENCHMARKS
+from tsdkd.stages.evaluation.harness import mean, spread
 from tsdkd.stages.report import Silent
 
 Answer = Callable[[Any], Any]
@@ -24,7 +24,7 @@ class Fake:
     rank, world_size = 0, 1
 
     def __init__(self, answer: Answer) -> None:
-        from tsdkd.stages.answerers import Notes
+        from tsdkd.stages.evaluation.answerers import Notes
 
         self.answer, self.notes = answer, Notes()
 

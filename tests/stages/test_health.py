@@ -11,11 +11,11 @@ import torch
 from tests.stages.learning import CONFIG, learn, metrics, weights
 from tsdkd.artifacts import load_manifest
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages import callbacks, health
 from tsdkd.stages.config import TrainConfig
-from tsdkd.stages.health import Watch, of_responses, repeats
 from tsdkd.stages.report import Silent
-from tsdkd.stages.trainer import DistillationTrainer
+from tsdkd.stages.training import callbacks, health
+from tsdkd.stages.training.health import Watch, of_responses, repeats
+from tsdkd.stages.training.trainer import DistillationTrainer
 
 HEALTHY = {"student_entropy": 2.0, "response_length": 100.0, "repeating": 0.1}
 
@@ -221,7 +221,7 @@ def test_the_card_tells_what_was_done(run: Path, student: Path, tmp_path: Path) 
 
 @contextmanager
 def memory(monkeypatch: pytest.MonkeyPatch, available: int) -> object:
-    from tsdkd.stages import memory as module
+    from tsdkd.stages.training import memory as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))

@@ -10,8 +10,8 @@ import pytest
 
 from tests.conftest import write_prompts
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.jobs import Jobs
-from tsdkd.stages.prompts import Prompts
+from tsdkd.stages.rollouts.jobs import Jobs
+from tsdkd.stages.rollouts.prompts import Prompts
 
 CONFIG = GenerateConfig(policy="mixed", samples_per_prompt=2)
 

@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM
 from tests.stages.learning import CONFIG, apart, metrics, same_update, weights
 from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.errors import InputError
-from tsdkd.stages import trainer as trainer_module
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
-from tsdkd.stages.live import Here, LiveSamples, from_prompts
 from tsdkd.stages.models import load_model
-from tsdkd.stages.prompts import Prompts
+from tsdkd.stages.rollouts.prompts import Prompts
+from tsdkd.stages.samples.sources import Sample
 from tsdkd.stages.score import score
-from tsdkd.stages.sources import Sample
 from tsdkd.stages.train import train, train_live
+from tsdkd.stages.training import trainer as trainer_module
+from tsdkd.stages.training.live import Here, LiveSamples, from_prompts
 
 Contents = Callable[[Path], dict[str, bytes]]
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12)

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.stages.learning import CONFIG, metrics, same_update, weights
 from tsdkd.errors import InputError
-from tsdkd.stages import trainer as trainer_module
 from tsdkd.stages.config import LoRAConfig, TrainConfig
-from tsdkd.stages.lora import with_adapter
 from tsdkd.stages.models import head_of, load_model
 from tsdkd.stages.train import train
+from tsdkd.stages.training import trainer as trainer_module
+from tsdkd.stages.training.lora import with_adapter
 
 Contents = Callable[[Path], dict[str, bytes]]
 LORA = replace(CONFIG, lora=LoRAConfig(rank=4, alpha=8), learning_rate=1e-2)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tsdkd.errors import InputError
-from tsdkd.stages.prompts import Prompt, Prompts
+from tsdkd.stages.rollouts.prompts import Prompt, Prompts
 
 
 def read(file: Path, **options: object) -> list[Prompt]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsdkd.stages import sandbox
+from tsdkd.stages.evaluation import sandbox
 
 pytestmark = pytest.mark.skipif(find_library("seccomp") is None, reason="needs libseccomp")
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from tsdkd.artifacts import TablePart, Writer, read
 from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages import cost, views
 from tsdkd.stages import score as stage
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import LanguageModel, load_model
+from tsdkd.stages.samples.signals import to_int8
+from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
-from tsdkd.stages.signals import to_int8
-from tsdkd.stages.staged import StagedSamples
+from tsdkd.stages.scoring import cost, views
 
 Contents = Callable[[Path], dict[str, bytes]]
 CONFIG = ScoreConfig(k=4, top_k=8, batch_tokens=256)

@@ -10,11 +10,11 @@ import pytest
 from tests.conftest import save_tiny_model, write_prompts
 from tests.stages.learning import CONFIG, metrics
 from tsdkd.errors import TsdkdError
-from tsdkd.stages import engines
-from tsdkd.stages.canary import diagnose
 from tsdkd.stages.config import GenerateConfig, LiveConfig, LoRAConfig
+from tsdkd.stages.rollouts import engines
+from tsdkd.stages.rollouts.canary import diagnose
+from tsdkd.stages.rollouts.vllm_engine import VllmEngine
 from tsdkd.stages.train import train_live
-from tsdkd.stages.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -52,7 +52,7 @@ def test_after_each_update_vllm_has_the_new_weights(
         differences.append(sum(abs(a - b) for a, b in zip(told, expected, strict=True)) / len(told))
         return diagnose(logits, sung, temperature, top_p, noise)
 
-    monkeypatch.setattr("tsdkd.stages.canary.diagnose", watch)
+    monkeypatch.setattr("tsdkd.stages.rollouts.canary.diagnose", watch)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
     train_live(prompts, str(served), str(teacher), tmp_path / "c", replace(LIVE, lora=lora))
     assert len(metrics(tmp_path / "c")) == len(differences) == 3

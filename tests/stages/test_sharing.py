@@ -12,9 +12,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
 from tsdkd.core import AdaptiveOpener, Head, TeacherHidden, TSDKDConfig
-from tsdkd.stages import sharing
-from tsdkd.stages.sharing import MicroBatches, SharedOpener
-from tsdkd.stages.trainer import DistillationTrainer
+from tsdkd.stages.training import sharing
+from tsdkd.stages.training.sharing import MicroBatches, SharedOpener
+from tsdkd.stages.training.trainer import DistillationTrainer
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 11])

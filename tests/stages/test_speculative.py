@@ -12,7 +12,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import LanguageModel, load_model
-from tsdkd.stages.speculative import Row, SpeculativeEngine
+from tsdkd.stages.rollouts.speculative import Row, SpeculativeEngine
 
 CONFIG = GenerateConfig(policy="speculative", max_new_tokens=12, batch_size=3, part_size=4, limit=6, accept_k=8)
 VOCAB = 258
@@ -69,7 +69,7 @@ def test_blocks_are_the_definition(
     """Whatever the draft's length and the batch; with K = vocabulary nothing of the student's is replaced."""
     config = replace(CONFIG, **changes)
     artifact = generate(prompts, str(student), tmp_path / "r", config, teacher=str(teacher))
-    from tsdkd.stages.jobs import digest
+    from tsdkd.stages.rollouts.jobs import digest
 
     rows = artifact.table().to_pylist()
     for row in rows:

@@ -15,14 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, metrics, same_update, weights
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, tsdkd_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
-from tsdkd.stages import trainer as trainer_module
-from tsdkd.stages.callbacks import SAVED
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
+from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
-from tsdkd.stages.staged import StagedSamples
 from tsdkd.stages.train import train
+from tsdkd.stages.training import trainer as trainer_module
+from tsdkd.stages.training.callbacks import SAVED
 
 Contents = Callable[[Path], dict[str, bytes]]
 

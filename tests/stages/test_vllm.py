@@ -19,15 +19,15 @@ from tests.conftest import save_tiny_model, write_prompts
 from tests.stages.test_adapters import save_adapter
 from tsdkd.artifacts import MANIFEST, load_manifest, read
 from tsdkd.errors import TsdkdError
-from tsdkd.stages import canary, engines
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
-from tsdkd.stages.jobs import Jobs, Part
 from tsdkd.stages.models import load_model
 from tsdkd.stages.outline import outline
-from tsdkd.stages.prompts import Prompts
-from tsdkd.stages.sampling import sample
-from tsdkd.stages.vllm_engine import VllmEngine
+from tsdkd.stages.rollouts import canary, engines
+from tsdkd.stages.rollouts.jobs import Jobs, Part
+from tsdkd.stages.rollouts.prompts import Prompts
+from tsdkd.stages.rollouts.sampling import sample
+from tsdkd.stages.rollouts.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 

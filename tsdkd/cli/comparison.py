@@ -11,7 +11,7 @@ from tsdkd.cli.console import show_pairs, show_table, show_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tsdkd.stages.compare import Comparison, Difference, Score
+    from tsdkd.stages.evaluation.compare import Comparison, Difference, Score
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 Table = tuple[str, list[str], list[list[str]]]

@@ -11,8 +11,8 @@ from tsdkd.cli import options
 from tsdkd.cli.comparison import Format, show
 from tsdkd.cli.console import Reporter, out
 from tsdkd.errors import InputError
-from tsdkd.stages.benchmarks import choose
 from tsdkd.stages.config import Engine, EvalConfig, Pair
+from tsdkd.stages.evaluation.benchmarks import choose
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Artifact
@@ -185,7 +185,7 @@ def _of_run(checkpoint: Path) -> dict[str, str]:
 
 
 def _compare(artifacts: dict[str, Artifact], baseline: str | None, pair: Pair | None, format_: Format) -> None:
-    from tsdkd.stages.compare import compare
+    from tsdkd.stages.evaluation.compare import compare
 
     show(compare(artifacts, baseline, pair), format_)
 

@@ -16,10 +16,9 @@ import pyarrow as pa
 
 from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, content_digest, relative
 from tsdkd.errors import InputError
-from tsdkd.stages import harness
-from tsdkd.stages.benchmarks import Benchmark, choose
 from tsdkd.stages.config import EvalConfig
-from tsdkd.stages.heldout import HeldOut, answer, measure, require_hidden
+from tsdkd.stages.evaluation import harness
+from tsdkd.stages.evaluation.benchmarks import Benchmark, choose
 from tsdkd.stages.models import (
     LanguageModel,
     describe,
@@ -30,7 +29,8 @@ from tsdkd.stages.models import (
     resolve,
 )
 from tsdkd.stages.report import Reporter, Silent
-from tsdkd.stages.staged import StagedSamples
+from tsdkd.stages.samples.heldout import HeldOut, answer, measure, require_hidden
+from tsdkd.stages.samples.staged import StagedSamples
 
 HELDOUT_FILE = "heldout.json"
 
@@ -129,10 +129,10 @@ class _Loaded:
         config = self.config
         if config.engine == "vllm":
             vars(self).pop("whole", None)  # its memory is needed
-            from tsdkd.stages.answerers_vllm import OnVLLM
+            from tsdkd.stages.evaluation.answerers_vllm import OnVLLM
 
             return OnVLLM(resolve(self.name), config)
-        from tsdkd.stages.answerers import OnTransformers
+        from tsdkd.stages.evaluation.answerers import OnTransformers
 
         context = min(config.max_length or self.whole.context, self.whole.context)
         return OnTransformers(self.whole, context, config.batch_size)

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
 from tsdkd.errors import InputError
-from tsdkd.stages.canary import sing
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.engines import PART_SIZE, Response, choose, library, open_engine, require_served
-from tsdkd.stages.jobs import AUTHORS, Census, Job, Jobs, Part
 from tsdkd.stages.models import describe, libraries, require_same_tokenizer
 from tsdkd.stages.outline import Outline, outline
-from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.rollouts.canary import sing
+from tsdkd.stages.rollouts.engines import PART_SIZE, Response, choose, library, open_engine, require_served
+from tsdkd.stages.rollouts.jobs import AUTHORS, Census, Job, Jobs, Part
+from tsdkd.stages.rollouts.prompts import Prompts
 
 SPEED_ALONE = {"data_parallel", "memory_fraction"}
 """What of the configuration an artifact does not record."""

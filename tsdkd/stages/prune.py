@@ -19,8 +19,8 @@ from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
 from tsdkd.stages.config import PruneConfig
 from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, resolve
-from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.rollouts.prompts import Prompts
 
 FORWARD_TOKENS = 1024
 """Tokens read and projected at a time."""

@@ -18,13 +18,13 @@ import pyarrow as pa
 from tsdkd.artifacts import Artifact, Manifest, Part, TablePart, Writer, load_manifest, read
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.cost import Load, batches, blocks, cost, in_words, lengths, workload
 from tsdkd.stages.models import describe, libraries, load_model, load_tokenizer, require_same_tokenizer, vocab_size
-from tsdkd.stages.processes import Processes
 from tsdkd.stages.report import Reporter, Silent
-from tsdkd.stages.signals import HEAD_FILE, NEEDS_HEAD, as_table, save_head
-from tsdkd.stages.summary import summarise
-from tsdkd.stages.views import Readers, Row, read_responses
+from tsdkd.stages.samples.signals import HEAD_FILE, NEEDS_HEAD, as_table, save_head
+from tsdkd.stages.scoring.cost import Load, batches, blocks, cost, in_words, lengths, workload
+from tsdkd.stages.scoring.processes import Processes
+from tsdkd.stages.scoring.summary import summarise
+from tsdkd.stages.scoring.views import Readers, Row, read_responses
 
 PROBE_TOKENS = 2048
 """What the rate is measured on."""

@@ -13,15 +13,15 @@ from pathlib import Path
 from tsdkd.artifacts import Artifact, read
 from tsdkd.errors import InputError
 from tsdkd.stages.config import DType, GenerateConfig, LiveConfig, TrainConfig
-from tsdkd.stages.engines import choose
-from tsdkd.stages.heldout import HeldOut
-from tsdkd.stages.learning import Job, carry_out, precision_of
-from tsdkd.stages.live import Here, LiveSamples, Speaker, from_prompts, from_rollouts, number, require_room
 from tsdkd.stages.models import LanguageModel, describe, load_model, require_same_tokenizer
-from tsdkd.stages.prompts import Prompts
 from tsdkd.stages.report import Reporter, Silent
-from tsdkd.stages.sources import Source
-from tsdkd.stages.staged import StagedSamples
+from tsdkd.stages.rollouts.engines import choose
+from tsdkd.stages.rollouts.prompts import Prompts
+from tsdkd.stages.samples.heldout import HeldOut
+from tsdkd.stages.samples.sources import Source
+from tsdkd.stages.samples.staged import StagedSamples
+from tsdkd.stages.training.learning import Job, carry_out, precision_of
+from tsdkd.stages.training.live import Here, LiveSamples, Speaker, from_prompts, from_rollouts, number, require_room
 
 
 def train(
@@ -130,7 +130,7 @@ def _resolved(live: LiveConfig, precision: str, reporter: Reporter) -> LiveConfi
 def _speaker(student: str, sampling: GenerateConfig, longest: int) -> AbstractContextManager[Speaker]:
     if sampling.engine == "transformers":
         return nullcontext(Here(sampling))
-    from tsdkd.stages.served import served
+    from tsdkd.stages.training.served import served
 
     return served(student, sampling, longest)
 

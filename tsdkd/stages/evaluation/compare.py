@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts import Artifact
 from tsdkd.errors import InputError
-from tsdkd.stages.benchmarks import BENCHMARKS
 from tsdkd.stages.config import Pair
+from tsdkd.stages.evaluation.benchmarks import BENCHMARKS
 
-PUBLISHED = Path(__file__).parents[1] / "paper.json"
+PUBLISHED = Path(__file__).parents[2] / "paper.json"
 PAIRS: dict[Pair, tuple[str, str, str]] = {
     "qwen2.5": ("tables_1_2_7_8_qwen2.5_14b_to_1.5b", "qwen2.5-14b", "qwen2.5-1.5b"),
     "gemma2": ("table_4_gemma2_9b_to_2b", "gemma-2-9b", "gemma-2-2b"),

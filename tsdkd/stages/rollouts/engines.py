@@ -9,9 +9,9 @@ from typing import Protocol
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config import EngineName, GenerateConfig
-from tsdkd.stages.jobs import Part
 from tsdkd.stages.models import load_model
 from tsdkd.stages.outline import Outline
+from tsdkd.stages.rollouts.jobs import Part
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
 """vLLM works on a whole part at a time: in a short one it has little to do at the end."""
@@ -70,16 +70,16 @@ def library(engine: EngineName) -> dict[str, str]:
 def open_engine(author: str, models: Mapping[str, Outline], config: GenerateConfig, longest: int) -> Iterator[Engine]:
     """The engine of one author, for sequences of up to `longest` tokens; its memory is free again afterwards."""
     if author == "both":
-        from tsdkd.stages.speculative import SpeculativeEngine
+        from tsdkd.stages.rollouts.speculative import SpeculativeEngine
 
         student, teacher = (load_model(models[role].name, config.dtype) for role in ("student", "teacher"))
         yield SpeculativeEngine(student, teacher, config)
     elif config.engine == "vllm":
-        from tsdkd.stages.vllm_engine import VllmEngine
+        from tsdkd.stages.rollouts.vllm_engine import VllmEngine
 
         with VllmEngine(models[author], config, longest) as engine:
             yield engine
     else:
-        from tsdkd.stages.sampling import TransformersEngine
+        from tsdkd.stages.rollouts.sampling import TransformersEngine
 
         yield TransformersEngine(load_model(models[author].name, config.dtype), config)

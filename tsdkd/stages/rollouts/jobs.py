@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tsdkd.artifacts import digest
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import chat_ids
-from tsdkd.stages.prompts import Prompt, Prompts
+from tsdkd.stages.rollouts.prompts import Prompt, Prompts
 
 AUTHORS = {"student": ("student",), "teacher": ("teacher",), "mixed": ("student", "teacher"), "speculative": ("both",)}
 """Who writes a response, by policy."""

@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsdkd.core import AdaptiveOpener
-from tsdkd.stages.health import Watch
 from tsdkd.stages.report import Reporter
+from tsdkd.stages.training.health import Watch
 
 SAVED = "tsdkd_state.json"
 """Written last into each of the Trainer's checkpoints: one without it was cut off."""

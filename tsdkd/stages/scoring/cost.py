@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from tsdkd.core import Head
 from tsdkd.stages.batches import by_length, in_blocks
 from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.signals import NEEDS_HEAD, bytes_per_token
+from tsdkd.stages.samples.signals import NEEDS_HEAD, bytes_per_token
 
 BLOCK_BYTES = 2**30
 """Of scores that are read before they are written; two blocks are in memory at a time."""

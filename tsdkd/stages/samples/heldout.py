@@ -14,9 +14,9 @@ from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length
 from tsdkd.stages.models import LanguageModel
-from tsdkd.stages.sampling import sample
-from tsdkd.stages.sources import Source, collate, predicting
-from tsdkd.stages.staged import StagedSamples
+from tsdkd.stages.rollouts.sampling import sample
+from tsdkd.stages.samples.sources import Source, collate, predicting
+from tsdkd.stages.samples.staged import StagedSamples
 
 CHUNK_TOKENS = 512
 BATCH_TOKENS = 8192

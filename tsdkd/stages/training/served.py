@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tsdkd.stages.canary import agree
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.jobs import Job
-from tsdkd.stages.live import ask
-from tsdkd.stages.lora import plain_weights
 from tsdkd.stages.models import LanguageModel
 from tsdkd.stages.outline import outline
-from tsdkd.stages.vllm_engine import VllmEngine
+from tsdkd.stages.rollouts.canary import agree
+from tsdkd.stages.rollouts.jobs import Job
+from tsdkd.stages.rollouts.vllm_engine import VllmEngine
+from tsdkd.stages.training.live import ask
+from tsdkd.stages.training.lora import plain_weights
 
 SHARED_MEMORY = Path("/dev/shm")
 

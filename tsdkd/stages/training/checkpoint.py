@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tsdkd.artifacts import Manifest
-from tsdkd.stages.card import model_card
 from tsdkd.stages.config import LoRAConfig
-from tsdkd.stages.trainer import DistillationTrainer
+from tsdkd.stages.training.card import model_card
+from tsdkd.stages.training.trainer import DistillationTrainer
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 
-from tsdkd.stages.sources import Sample
+from tsdkd.stages.samples.sources import Sample
 
 WINDOW = 5
 """Steps that are averaged before a run is judged, at its beginning and now."""

@@ -14,7 +14,7 @@ import yaml
 
 from tsdkd.errors import InputError
 
-EMBEDDED_DATA = Path(__file__).parents[1] / "embedded"
+EMBEDDED_DATA = Path(__file__).parents[2] / "embedded"
 STEM = """abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science
     college_mathematics college_physics computer_security conceptual_physics electrical_engineering
     elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science
@@ -116,7 +116,7 @@ MATH = Benchmark(
     max_new_tokens=1024,
     settings={
         "doc_to_target": "answer",  # the stock template reads "[-9,9]" as a list and crashes
-        "process_results": Function("tsdkd.stages.scorers.hendrycks_math"),
+        "process_results": Function("tsdkd.stages.evaluation.scorers.hendrycks_math"),
         "metric_list": [
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}
             for metric in ("exact_match", "math_verify")
@@ -143,13 +143,13 @@ MBPP = Benchmark(
         "gen_prefix": "\n```python\n",
         "target_delimiter": "",
         "generation_kwargs": {"until": ["\n```\n"], "do_sample": False},
-        "process_results": Function("tsdkd.stages.scorers.mbpp"),
+        "process_results": Function("tsdkd.stages.evaluation.scorers.mbpp"),
         "metric_list": [{"metric": "pass_at_1", "aggregation": "mean", "higher_is_better": True}],
         "filter_list": [
             {
                 "name": "extract_code",
                 "filter": [
-                    {"function": "custom", "filter_fn": Function("tsdkd.stages.scorers.code_blocks")},
+                    {"function": "custom", "filter_fn": Function("tsdkd.stages.evaluation.scorers.code_blocks")},
                     {"function": "take_first"},
                 ],
             }

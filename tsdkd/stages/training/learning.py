@@ -17,9 +17,14 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.artifacts import Artifact, Manifest, Model, Parent, Writer, load_manifest
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages import memory
 from tsdkd.stages.adapters import is_adapter
-from tsdkd.stages.callbacks import (
+from tsdkd.stages.config import DType, TrainConfig
+from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model, resolve
+from tsdkd.stages.report import Reporter
+from tsdkd.stages.samples.heldout import HeldOut
+from tsdkd.stages.samples.sources import Source
+from tsdkd.stages.training import memory
+from tsdkd.stages.training.callbacks import (
     SAVED,
     JudgeHealth,
     MarkWhole,
@@ -28,14 +33,9 @@ from tsdkd.stages.callbacks import (
     WriteLog,
     last_whole_checkpoint,
 )
-from tsdkd.stages.checkpoint import METRICS_FILE, save
-from tsdkd.stages.config import DType, TrainConfig
-from tsdkd.stages.heldout import HeldOut
-from tsdkd.stages.lora import with_adapter
-from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model, resolve
-from tsdkd.stages.report import Reporter
-from tsdkd.stages.sources import Source
-from tsdkd.stages.trainer import DistillationTrainer
+from tsdkd.stages.training.checkpoint import METRICS_FILE, save
+from tsdkd.stages.training.lora import with_adapter
+from tsdkd.stages.training.trainer import DistillationTrainer
 
 DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNIDENTIFIED = {"save_steps", "trackers"}

@@ -18,10 +18,10 @@ from typing import Any, Self, cast
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.adapters import rank_of
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.engines import Response
-from tsdkd.stages.jobs import Job, Part
 from tsdkd.stages.models import vocab_size
 from tsdkd.stages.outline import Outline
+from tsdkd.stages.rollouts.engines import Response
+from tsdkd.stages.rollouts.jobs import Job, Part
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes that vLLM has room for."""
@@ -167,7 +167,7 @@ def _arguments(model: Outline, config: GenerateConfig, longest: int) -> dict[str
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # else the model's own top-k or penalty would leak in
         "logprobs_mode": "processed_logprobs",  # those it samples with
-        "logits_processors": ["tsdkd.stages.vllm_vocabulary:RealTokens"],
+        "logits_processors": ["tsdkd.stages.rollouts.vllm_vocabulary:RealTokens"],
         "additional_config": {"tsdkd_vocabulary": vocab_size(model.tokenizer)},
         "dtype": model.dtype if config.dtype == "auto" else config.dtype,  # vLLM's own auto halves float32
         "tensor_parallel_size": config.tensor_parallel,

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from tsdkd.stages import sandbox
+from tsdkd.stages.evaluation import sandbox
 
 
 def hendrycks_math(doc: dict[str, Any], answers: list[str]) -> dict[str, float]:

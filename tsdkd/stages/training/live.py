@@ -12,13 +12,13 @@ from tsdkd.artifacts import Artifact, digest
 from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig, LiveConfig
-from tsdkd.stages.engines import Engine
-from tsdkd.stages.jobs import Job, Part
 from tsdkd.stages.models import LanguageModel, chat_ids
-from tsdkd.stages.prompts import Prompt, Prompts
-from tsdkd.stages.sampling import TransformersEngine
-from tsdkd.stages.sources import Batch, Sample, predicting
-from tsdkd.stages.staged import COLUMNS
+from tsdkd.stages.rollouts.engines import Engine
+from tsdkd.stages.rollouts.jobs import Job, Part
+from tsdkd.stages.rollouts.prompts import Prompt, Prompts
+from tsdkd.stages.rollouts.sampling import TransformersEngine
+from tsdkd.stages.samples.sources import Batch, Sample, predicting
+from tsdkd.stages.samples.staged import COLUMNS
 
 
 class Speaker(Protocol):

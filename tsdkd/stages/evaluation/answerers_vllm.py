@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from tsdkd.stages.answerers import Attentive
 from tsdkd.stages.config import EvalConfig
+from tsdkd.stages.evaluation.answerers import Attentive
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.engines import Engine
-from tsdkd.stages.jobs import Job
 from tsdkd.stages.models import LanguageModel, load_model, vocab_size
 from tsdkd.stages.outline import Outline
-from tsdkd.stages.sampling import nucleus
-from tsdkd.stages.vllm_engine import Sung, VllmEngine
+from tsdkd.stages.rollouts.engines import Engine
+from tsdkd.stages.rollouts.jobs import Job
+from tsdkd.stages.rollouts.sampling import nucleus
+from tsdkd.stages.rollouts.vllm_engine import Sung, VllmEngine
 
 RESPONSES, TOKENS = 4, 24
 NOISE = {"float32": 0.005, "bfloat16": 0.15, "float16": 0.05}

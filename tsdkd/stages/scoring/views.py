@@ -14,7 +14,7 @@ from tsdkd.core.ranking import propose
 from tsdkd.stages.batches import join
 from tsdkd.stages.config import ScoreConfig
 from tsdkd.stages.models import LanguageModel
-from tsdkd.stages.signals import LOSSY, NEEDS_HEAD, Decoder, encode
+from tsdkd.stages.samples.signals import LOSSY, NEEDS_HEAD, Decoder, encode
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Logits of one model formed at a time, in float32."""

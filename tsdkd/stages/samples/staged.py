@@ -13,8 +13,8 @@ from torch import Tensor
 from tsdkd.artifacts import read
 from tsdkd.core import TeacherHidden, TeacherSignal
 from tsdkd.stages.models import LanguageModel
-from tsdkd.stages.signals import HEAD_FILE, NEEDS_HEAD, Decoder, load_head
-from tsdkd.stages.sources import Batch, Memory, Sample
+from tsdkd.stages.samples.signals import HEAD_FILE, NEEDS_HEAD, Decoder, load_head
+from tsdkd.stages.samples.sources import Batch, Memory, Sample
 
 COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from tsdkd.artifacts import Artifact, Part
 from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.cost import Load, cost, workload
-from tsdkd.stages.signals import HEAD_FILE, LOSSY, head_outline
+from tsdkd.stages.samples.signals import HEAD_FILE, LOSSY, head_outline
+from tsdkd.stages.scoring.cost import Load, cost, workload
 
 LIGHT = ["student_entropy", "teacher_entropy", "student_logprob", "teacher_logprob"]
 WORST = 0.01

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts import DATASET, Parent, digest, file_digest, relative
 from tsdkd.errors import InputError
-from tsdkd.stages.hub import read_dataset
+from tsdkd.stages.rollouts.hub import read_dataset
 
 Messages = list[dict[str, str]]
 Row = dict[str, Any]

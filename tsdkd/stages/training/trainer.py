@@ -22,12 +22,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tsdkd.core import AdaptiveOpener, TeacherHidden, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.health import of_responses
-from tsdkd.stages.heldout import HeldOut, measure
-from tsdkd.stages.lora import speaking
 from tsdkd.stages.models import LanguageModel, head_of, hidden_of, vocab_size
-from tsdkd.stages.sharing import Loader, MicroBatches, SharedOpener
-from tsdkd.stages.sources import Batch, Memory, Sample, Source, blank, collate, predicting
+from tsdkd.stages.samples.heldout import HeldOut, measure
+from tsdkd.stages.samples.sources import Batch, Memory, Sample, Source, blank, collate, predicting
+from tsdkd.stages.training.health import of_responses
+from tsdkd.stages.training.lora import speaking
+from tsdkd.stages.training.sharing import Loader, MicroBatches, SharedOpener
 
 
 class DistillationTrainer(Trainer):

@@ -1,0 +1,1 @@
+"""Benchmarks through lm-eval: the table, who answers, confined programs, comparison."""

@@ -1,0 +1,1 @@
+"""Responses with the teacher's view of them: recorded, joined, measured on."""

@@ -1,0 +1,1 @@
+"""How scores are made: what both models see, what it costs, what it says."""

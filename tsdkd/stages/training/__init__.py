@@ -1,0 +1,1 @@
+"""One run of training: trainer, live rollouts, adapters, health, the finished checkpoint."""
