@@ -21,8 +21,8 @@ from tsdkd.stages.models import describe, libraries, require_same_tokenizer
 from tsdkd.stages.outline import Outline, outline
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.rollouts.canary import sing
-from tsdkd.stages.rollouts.engines import PART_SIZE, Response, choose, library, open_engine, require_served
-from tsdkd.stages.rollouts.jobs import AUTHORS, Census, Job, Jobs, Part
+from tsdkd.stages.rollouts.engines import PART_SIZE, choose, library, open_engine, require_served
+from tsdkd.stages.rollouts.jobs import AUTHORS, Census, Job, Jobs, Part, Response
 from tsdkd.stages.rollouts.prompts import Prompts
 
 SPEED_ALONE = {"data_parallel", "memory_fraction"}

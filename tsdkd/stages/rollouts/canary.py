@@ -14,8 +14,7 @@ from tsdkd.errors import TsdkdError
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import LanguageModel, load_model, vocab_size
 from tsdkd.stages.outline import Outline
-from tsdkd.stages.rollouts.engines import Engine
-from tsdkd.stages.rollouts.jobs import Job
+from tsdkd.stages.rollouts.jobs import Engine, Job
 from tsdkd.stages.rollouts.sampling import nucleus
 from tsdkd.stages.rollouts.vllm_engine import Sung, VllmEngine
 

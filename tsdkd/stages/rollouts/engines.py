@@ -1,36 +1,18 @@
 """What samples responses: transformers here and always, vLLM where it is installed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
-from typing import Protocol
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config import EngineName, GenerateConfig
 from tsdkd.stages.models import load_model
 from tsdkd.stages.outline import Outline
-from tsdkd.stages.rollouts.jobs import Part
+from tsdkd.stages.rollouts.jobs import Engine
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
 """vLLM works on a whole part at a time: in a short one it has little to do at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    ids: list[int]
-    """As the engine produced them, end token included."""
-    replaced: int = 0
-    """How many of the student's tokens the teacher replaced."""
-
-
-class Engine(Protocol):
-    def answer(self, parts: Iterator[Part], advance: Callable[[int], None]) -> Iterator[tuple[Part, list[Response]]]:
-        """Every part with its responses in the jobs' order, as they finish; `advance` is called with responses done.
-
-        The same part gets the same responses, whatever came before it.
-        """
 
 
 def has_vllm() -> bool:

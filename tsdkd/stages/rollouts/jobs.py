@@ -5,9 +5,10 @@ prompts, configuration and seed alone.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +36,22 @@ class Part:
     file: str
     author: str
     jobs: list[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    ids: list[int]
+    """As the engine produced them, end token included."""
+    replaced: int = 0
+    """How many of the student's tokens the teacher replaced."""
+
+
+class Engine(Protocol):
+    def answer(self, parts: Iterator[Part], advance: Callable[[int], None]) -> Iterator[tuple[Part, list[Response]]]:
+        """Every part with its responses in the jobs' order, as they finish; `advance` is called with responses done.
+
+        The same part gets the same responses, whatever came before it.
+        """
 
 
 @dataclass(frozen=True, slots=True)

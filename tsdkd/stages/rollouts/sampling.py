@@ -11,8 +11,7 @@ from transformers import GenerationConfig, TopPLogitsWarper
 from tsdkd.stages.batches import Ids, by_length, pad_left
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import LanguageModel
-from tsdkd.stages.rollouts.engines import Response
-from tsdkd.stages.rollouts.jobs import Job, Part
+from tsdkd.stages.rollouts.jobs import Job, Part, Response
 
 
 @dataclass(frozen=True)

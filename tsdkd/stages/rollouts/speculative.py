@@ -19,8 +19,7 @@ from tsdkd.artifacts import digest
 from tsdkd.stages.batches import by_length, pad_left
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import LanguageModel, positions, vocab_size
-from tsdkd.stages.rollouts.engines import Response
-from tsdkd.stages.rollouts.jobs import Job, Part
+from tsdkd.stages.rollouts.jobs import Job, Part, Response
 from tsdkd.stages.rollouts.sampling import nucleus
 
 

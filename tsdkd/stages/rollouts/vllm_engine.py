@@ -20,8 +20,7 @@ from tsdkd.stages.adapters import rank_of
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import vocab_size
 from tsdkd.stages.outline import Outline
-from tsdkd.stages.rollouts.engines import Response
-from tsdkd.stages.rollouts.jobs import Job, Part
+from tsdkd.stages.rollouts.jobs import Job, Part, Response
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes that vLLM has room for."""

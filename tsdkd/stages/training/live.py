@@ -13,8 +13,7 @@ from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig, LiveConfig
 from tsdkd.stages.models import LanguageModel, chat_ids
-from tsdkd.stages.rollouts.engines import Engine
-from tsdkd.stages.rollouts.jobs import Job, Part
+from tsdkd.stages.rollouts.jobs import Engine, Job, Part
 from tsdkd.stages.rollouts.prompts import Prompt, Prompts
 from tsdkd.stages.rollouts.sampling import TransformersEngine
 from tsdkd.stages.samples.sources import Batch, Sample, predicting
