@@ -28,9 +28,10 @@ def room(name: str) -> str:
 
 MAY_USE = {
     "core": {"core", "errors"},
-    "stages": {"stages", "core", "artifacts", "errors"},
+    "stages": {"stages", "core", "artifacts", "writer", "errors"},
     "cli": {"cli", "stages", "core", "artifacts", "errors", "__version__"},
     "artifacts": {"errors", "__version__"},
+    "writer": {"artifacts", "errors"},
     "errors": set(),
     "__main__": {"cli"},
     "__init__": set(),

@@ -14,7 +14,6 @@ from tsdkd.artifacts import (
     Manifest,
     Model,
     Parent,
-    Writer,
     file_digest,
     load_manifest,
     parents_of,
@@ -22,6 +21,7 @@ from tsdkd.artifacts import (
     verify,
 )
 from tsdkd.errors import ArtifactError
+from tsdkd.writer import Writer
 
 Contents = Callable[[Path], dict[str, bytes]]
 

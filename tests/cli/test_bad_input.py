@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import write_prompts
-from tsdkd.artifacts import MANIFEST, TablePart, Writer, load_manifest
+from tsdkd.artifacts import MANIFEST, load_manifest
 from tsdkd.cli import app
+from tsdkd.writer import TablePart, Writer
 
 Contents = Callable[[Path], dict[str, bytes]]
 

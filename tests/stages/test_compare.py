@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model
 from tsdkd.errors import InputError
 from tsdkd.stages.evaluation.benchmarks import PAPER
 from tsdkd.stages.evaluation.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired
 from tsdkd.stages.evaluation.harness import mean
+from tsdkd.writer import Writer
 
 Scores = dict[str, list[tuple[float, float]]]
 """By benchmark: score and weight of each document."""

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tsdkd.artifacts import MANIFEST, Manifest, Writer
+from tsdkd.artifacts import MANIFEST, Manifest
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages import models
 from tsdkd.stages.models import describe, load_model, positions, require_same_tokenizer, resolve, vocab_size
+from tsdkd.writer import Writer
 
 
 def test_the_head_is_cut_to_real_tokens(student: Path, teacher: Path) -> None:

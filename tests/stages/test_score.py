@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdkd.artifacts import TablePart, Writer, read
+from tsdkd.artifacts import read
 from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages import score as stage
@@ -21,6 +21,7 @@ from tsdkd.stages.samples.signals import to_int8
 from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
 from tsdkd.stages.scoring import cost, views
+from tsdkd.writer import TablePart, Writer
 
 Contents = Callable[[Path], dict[str, bytes]]
 CONFIG = ScoreConfig(k=4, top_k=8, batch_tokens=256)

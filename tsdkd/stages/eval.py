@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, Writer, content_digest, relative
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, content_digest, relative
 from tsdkd.errors import InputError
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.evaluation import harness
@@ -31,6 +31,7 @@ from tsdkd.stages.models import (
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.samples.heldout import HeldOut, answer, measure, require_hidden
 from tsdkd.stages.samples.staged import StagedSamples
+from tsdkd.writer import Writer
 
 HELDOUT_FILE = "heldout.json"
 

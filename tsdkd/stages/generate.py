@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model, Writer
+from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import describe, libraries, require_same_tokenizer
@@ -24,6 +24,7 @@ from tsdkd.stages.rollouts.canary import sing
 from tsdkd.stages.rollouts.engines import PART_SIZE, choose, library, open_engine, require_served
 from tsdkd.stages.rollouts.jobs import AUTHORS, Census, Job, Jobs, Part, Response
 from tsdkd.stages.rollouts.prompts import Prompts
+from tsdkd.writer import Writer
 
 SPEED_ALONE = {"data_parallel", "memory_fraction"}
 """What of the configuration an artifact does not record."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from tsdkd.artifacts import Artifact, Manifest, Writer
+from tsdkd.artifacts import Artifact, Manifest
 from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
@@ -21,6 +21,7 @@ from tsdkd.stages.config import PruneConfig
 from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, resolve
 from tsdkd.stages.report import Reporter, Silent
 from tsdkd.stages.rollouts.prompts import Prompts
+from tsdkd.writer import Writer
 
 FORWARD_TOKENS = 1024
 """Tokens read and projected at a time."""

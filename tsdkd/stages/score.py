@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from tsdkd.artifacts import Artifact, Manifest, Part, TablePart, Writer, load_manifest, read
+from tsdkd.artifacts import Artifact, Manifest, Part, load_manifest, read
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config import ScoreConfig
 from tsdkd.stages.models import describe, libraries, load_model, load_tokenizer, require_same_tokenizer, vocab_size
@@ -25,6 +25,7 @@ from tsdkd.stages.scoring.cost import Load, batches, blocks, cost, in_words, len
 from tsdkd.stages.scoring.processes import Processes
 from tsdkd.stages.scoring.summary import summarise
 from tsdkd.stages.scoring.views import Readers, Row, read_responses
+from tsdkd.writer import TablePart, Writer
 
 PROBE_TOKENS = 2048
 """What the rate is measured on."""

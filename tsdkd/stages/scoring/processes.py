@@ -9,9 +9,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from tsdkd.artifacts import Manifest, Writer
+from tsdkd.artifacts import Manifest
 from tsdkd.errors import ToldElsewhereError
 from tsdkd.stages.models import default_device
+from tsdkd.writer import Writer
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others' last part."""

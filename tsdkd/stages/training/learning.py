@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from tsdkd.artifacts import Artifact, Manifest, Model, Parent, Writer, load_manifest
+from tsdkd.artifacts import Artifact, Manifest, Model, Parent, load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.adapters import is_adapter
 from tsdkd.stages.config import DType, TrainConfig
@@ -36,6 +36,7 @@ from tsdkd.stages.training.callbacks import (
 from tsdkd.stages.training.checkpoint import METRICS_FILE, save
 from tsdkd.stages.training.lora import with_adapter
 from tsdkd.stages.training.trainer import DistillationTrainer
+from tsdkd.writer import Writer
 
 DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNIDENTIFIED = {"save_steps", "trackers"}
