@@ -185,6 +185,14 @@ def test_the_same_part_twice_and_progress(engine: VllmEngine, part: Part) -> Non
     assert sum(done) == 2 * len(part.jobs)
 
 
+def test_more_prompts_than_one_step_reads(engine: VllmEngine, part: Part) -> None:
+    """10,000 tokens: no prompt is read in pieces, and each response is what it is among few."""
+    jobs = [replace(part.jobs[0], prompt_ids=[i, *range(148)], seed=i) for i in range(70)]
+    few, many = (Part("p", "student", some) for some in (jobs[:8], jobs))
+    (_, alone), (_, among) = engine.answer(iter([few, many]), lambda _: None)
+    assert [response.ids[:5] for response in among[:8]] == [response.ids[:5] for response in alone]
+
+
 def test_what_vllm_refuses_is_one_line(student: Path, prompts: Path, tmp_path: Path) -> None:
     """Attention heads of 8 have no kernel."""
     with pytest.raises(TsdkdError, match="vLLM failed: ") as caught:

@@ -169,6 +169,7 @@ def _arguments(model: Outline, config: GenerateConfig, longest: int) -> dict[str
         "logits_processors": ["tsdkd.stages.rollouts.vllm_vocabulary:RealTokens"],
         "additional_config": {"tsdkd_vocabulary": vocab_size(model.tokenizer)},
         "dtype": model.dtype if config.dtype == "auto" else config.dtype,  # vLLM's own auto halves float32
+        "enable_chunked_prefill": False,  # a prompt read in pieces would use up random numbers; CPUs refuse
         "tensor_parallel_size": config.tensor_parallel,
         "gpu_memory_utilization": config.memory_fraction,
         "max_model_len": config.max_model_len or longest,
