@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import write_prompts
 from tsdkd.errors import InputError
-from tsdkd.stages.adapters import rank_of
+from tsdkd.stages.adapters import lora_room
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import describe, load_model
@@ -51,7 +51,7 @@ def test_its_outline_is_the_bases(student: Path, adapter: Path) -> None:
     assert (found.directory, found.adapter) == (student, adapter)
     reader = load_model(str(student))
     assert (found.end_ids, found.context, found.dtype) == (reader.end_ids, reader.context, "float32")
-    assert rank_of(adapter) == 4
+    assert lora_room(adapter) == 8
 
 
 def test_the_fingerprint_covers_both(student: Path, adapter: Path, tmp_path: Path) -> None:

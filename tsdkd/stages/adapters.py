@@ -7,6 +7,8 @@ from typing import Any
 from tsdkd.errors import InputError
 
 ADAPTER = "adapter_config.json"
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Sizes that vLLM has room for."""
 
 
 def is_adapter(directory: Path) -> bool:
@@ -30,7 +32,17 @@ def base_of(directory: Path) -> str | None:
     return str(settings_of(directory)["base_model_name_or_path"]) if is_adapter(directory) else None
 
 
-def rank_of(directory: Path) -> int:
-    """The largest rank in an adapter: a pattern may give single layers another than the rest."""
+def lora_room(directory: Path) -> int:
+    """The least of vLLM's sizes that an adapter fits in: a pattern may give single layers another rank than the rest.
+
+    Raises InputError when none is large enough.
+    """
     settings = settings_of(directory)
-    return int(max([settings["r"], *(settings.get("rank_pattern") or {}).values()]))
+    rank = int(max([settings["r"], *(settings.get("rank_pattern") or {}).values()]))
+    room = next((size for size in VLLM_RANKS if size >= rank), None)
+    if room is None:
+        raise InputError(
+            f"{directory} has rank {rank}; vLLM serves adapters up to {VLLM_RANKS[-1]}.",
+            "Merge the adapter into its model.",
+        )
+    return room

@@ -1,14 +1,15 @@
 """Models as lm-eval asks them, on vLLM. Imports vLLM, so it is imported late."""
 
 import importlib.metadata
-import json
 import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tsdkd.stages.adapters import base_of, lora_room
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.evaluation.answerers import Attentive
+from tsdkd.stages.models import resolve
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 
@@ -22,7 +23,6 @@ def _version(package: str, known: Any = importlib.metadata.version) -> str:
 with patch("importlib.metadata.version", _version):  # lm-eval asks for "vllm", whose CPU build has another name
     from lm_eval.models.vllm_causallms import VLLM
 
-ADAPTER = "adapter_config.json"
 AT_A_TIME = 1024
 """Requests that vLLM is given at a time; it makes its own batches of them."""
 
@@ -36,7 +36,7 @@ class OnVLLM(Attentive, VLLM):
             max_length=config.max_length,
             batch_size=config.batch_size or AT_A_TIME,
             tensor_parallel_size=config.tensor_parallel,
-            **_adapter(directory) if (directory / ADAPTER).is_file() else {"pretrained": str(directory)},
+            **_model(directory),
         )
         self.listen()
 
@@ -47,10 +47,8 @@ class OnVLLM(Attentive, VLLM):
         return outputs
 
 
-def _adapter(directory: Path) -> dict[str, Any]:
-    settings = json.loads((directory / ADAPTER).read_text())
-    return {
-        "pretrained": settings["base_model_name_or_path"],
-        "lora_local_path": str(directory),
-        "max_lora_rank": settings["r"],
-    }
+def _model(directory: Path) -> dict[str, Any]:
+    base = base_of(directory)
+    if base is None:
+        return {"pretrained": str(directory)}
+    return {"pretrained": str(resolve(base)), "lora_local_path": str(directory), "max_lora_rank": lora_room(directory)}

@@ -85,7 +85,7 @@ def load(benchmark: Benchmark, data: Path | None, most_new_tokens: int | None) -
             raise InputError(
                 f"{benchmark.name} cannot be loaded from {rows or 'the hub'} "
                 f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}).",
-                f"Needed: the split {benchmark.split}{_variants(benchmark)}. Offline, name copies with --data.",
+                f"Needed: split {benchmark.split}{_variants(benchmark)}. Without a network, name copies with --data.",
             ) from None
     for task in tasks.values():
         task.set_fewshot_seed(SHOTS_SEED)

@@ -15,15 +15,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self, cast
 
-from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages.adapters import rank_of
+from tsdkd.errors import TsdkdError
+from tsdkd.stages.adapters import lora_room
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import vocab_size
 from tsdkd.stages.outline import Outline
 from tsdkd.stages.rollouts.jobs import Job, Part, Response
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Sizes that vLLM has room for."""
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -176,14 +174,7 @@ def _arguments(model: Outline, config: GenerateConfig, longest: int) -> dict[str
         "quantization": config.quantization,
     }
     if model.adapter:
-        rank = rank_of(model.adapter)
-        room = next((size for size in LORA_RANKS if size >= rank), None)
-        if room is None:
-            raise InputError(
-                f"{model.adapter} has rank {rank}; vLLM serves adapters up to {LORA_RANKS[-1]}.",
-                "Merge the adapter into its model.",
-            )
-        arguments |= {"enable_lora": True, "max_lora_rank": room}
+        arguments |= {"enable_lora": True, "max_lora_rank": lora_room(model.adapter)}
     return arguments
 
 
