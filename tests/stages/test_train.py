@@ -211,6 +211,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(run: Path, studen
     ) as caught:
         learn(run, broken, tmp_path / "c")
     assert "--learning-rate" in caught.value.remedy
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(

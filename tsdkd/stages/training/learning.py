@@ -62,8 +62,6 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
     precision = precision_of(config)
     arguments = _arguments(config, precision, seed, resume)
     _require_no_adapter(job.student, config)
-    needed = memory.estimate(job.student.name, job.teacher.name, job.longest, config, precision)
-    advice = memory.require(needed, config)
     manifest = Manifest(
         kind="checkpoint",
         config={name: value for name, value in asdict(config).items() if name not in UNIDENTIFIED}
@@ -80,9 +78,7 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
         if load_manifest(output).state == "complete":
             reporter.say(f"{output} is complete: nothing to do.")
             return Artifact(output, load_manifest(output))
-        reporter.table("What training will need", needed.rows())
-        if advice:
-            reporter.say(advice)
+        _state_needs(job, config, precision, reporter)
         learner = load_model(job.student.name, _loaded_as(config, precision), attention=config.attention)
         _ = learner.head  # refused here when it does more than the objective knows
         with job.open(learner) as (source, learned, held_out):
@@ -91,7 +87,10 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
             trainer = DistillationTrainer(
                 learner, source, learned, held_out, arguments, config.objective, config.compile
             )
-            collapsed = _run(trainer, resume, output / METRICS_FILE, reporter, stop_on_collapse=config.stop_on_collapse)
+            with _nothing_left_of_nothing(resume, output / METRICS_FILE):
+                collapsed = _run(
+                    trainer, resume, output / METRICS_FILE, reporter, stop_on_collapse=config.stop_on_collapse
+                )
         save(trainer, config.lora, manifest, staging, DTYPE[precision])
         if writer is not None:
             writer.adopt(staging)
@@ -100,6 +99,26 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
             shutil.rmtree(resume)
         state.wait_for_everyone()
         return Artifact(output, load_manifest(output))
+
+
+def _state_needs(job: Job, config: TrainConfig, precision: str, reporter: Reporter) -> None:
+    needed = memory.estimate(job.student.name, job.teacher.name, job.longest, config, precision)
+    advice = memory.require(needed, config)
+    reporter.table("What training will need", needed.rows())
+    if advice:
+        reporter.say(advice)
+
+
+@contextmanager
+def _nothing_left_of_nothing(resume: Path, log: Path) -> Iterator[None]:
+    """A run that fails before it saved a step leaves nothing that would keep another configuration out."""
+    try:
+        yield
+    except BaseException:
+        if last_whole_checkpoint(resume) is None:
+            shutil.rmtree(resume, ignore_errors=True)  # another process may be faster
+            log.unlink(missing_ok=True)
+        raise
 
 
 def _run(
