@@ -1,7 +1,7 @@
 """Time and peak memory of the whole objective beside the two bare head projections that any distillation needs.
 
     python benchmarks/objective.py [--tokens 512] [--vocab 151936] [--widths 384 640] [--device cpu] [--dtype float32]
-                                   [--repeats 7] [--growth 8192]
+                                   [--repeats 7] [--growth 8192] [--profile]
 
 Rows: the bare projections (student forward and backward, teacher forward); the readable reference; the released
 research code's formula (prefix sums, 90 % of the positions, one opener for the batch) on full logits with autograd;
@@ -210,6 +210,23 @@ def _show_growth(o: argparse.Namespace, rows: dict[str, Callable[[Inputs], None]
         )
 
 
+def _show_profile(o: argparse.Namespace, work: Callable[[Inputs], None]) -> None:
+    """Where ours, plain, spends its time: its operations, longest first."""
+    x = make(o, o.tokens)
+    activity = torch.profiler.ProfilerActivity.CUDA if o.device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        work(x)
+        _wait(x)
+    on_device = "self_device_time_total" if o.device == "cuda" else "self_cpu_time_total"
+    found = sorted(profiler.key_averages(), key=lambda event: -getattr(event, on_device))
+    total = sum(getattr(event, on_device) for event in found)
+    table = Table("operation", "share", "ms", "calls")
+    for event in found[:12]:
+        spent = getattr(event, on_device)
+        table.add_row(event.key, f"{spent / total:.1%}", f"{spent / 1e3:,.0f}", str(event.count))
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512)
@@ -219,6 +236,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--growth", type=int, default=0, help="also time ours at so many tokens")
+    parser.add_argument("--profile", action="store_true", help="also say where ours spends its time")
     o = parser.parse_args()
     if o.tokens % RESPONSE or o.growth % RESPONSE:
         parser.error(f"--tokens and --growth are made of responses of {RESPONSE} tokens")
@@ -256,6 +274,8 @@ def main() -> None:
     Console().print(f"{shape}, {torch.get_num_threads()} threads", table)
     if o.growth:
         _show_growth(o, rows)
+    if o.profile:
+        _show_profile(o, rows["ours"])
 
 
 if __name__ == "__main__":
