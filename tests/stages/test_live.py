@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.stages.learning import CONFIG, apart, metrics, same_update, weights
+from tests.stages.learning import CONFIG, metrics, same_update, weights
 from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
@@ -17,8 +17,9 @@ from tsdkd.stages.models import load_model
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.samples.sources import Sample
 from tsdkd.stages.score import score
-from tsdkd.stages.train import train, train_live
+from tsdkd.stages.train import _split, train, train_live
 from tsdkd.stages.training import trainer as trainer_module
+from tsdkd.stages.training.learning import _identity
 from tsdkd.stages.training.live import Here, LiveSamples, from_prompts
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -162,19 +163,6 @@ def test_a_cut_live_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_the_student_may_be_far_from_its_teacher(prompts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
-    """A teacher on a device of its own gives the same update."""
-    here = learn(prompts, student, teacher, tmp_path / "here")
-    there = learn(
-        prompts,
-        student,
-        teacher,
-        tmp_path / "there",
-        replace(LIVE, live=LiveConfig(sampling=SAMPLING, teacher_device="cpu")),
-    )
-    assert apart(here, there) == 0
-
-
 def test_what_live_training_refuses(
     prompts: Path, student: Path, teacher: Path, stranger: Path, tmp_path: Path
 ) -> None:
@@ -186,6 +174,9 @@ def test_what_live_training_refuses(
         )
     with pytest.raises(InputError, match="different tokenizers"):
         learn(prompts, student, stranger, tmp_path / "c")
+    generate(prompts, str(stranger), tmp_path / "rollouts", GenerateConfig(max_new_tokens=4))
+    with pytest.raises(InputError, match="different tokenizers"):
+        learn(tmp_path / "rollouts", student, teacher, tmp_path / "c")
     with pytest.raises(InputError, match="could reach 6"):
         learn(
             prompts,
@@ -210,3 +201,30 @@ def test_staged_training_says_how_stale_it_is(prompts: Path, student: Path, teac
     assert first["drift"] == pytest.approx(0, abs=1e-5)
     assert last["candidate_overlap"] < 0.9
     assert last["drift"] > 0.05
+
+
+def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:
+    reader = load_model(str(student))
+    kept, _ = from_prompts(Prompts(prompts), reader, 512)
+    source = LiveSamples(kept, reader, Here(SAMPLING), 1.0)
+    learned, held = _split(source, replace(LIVE, held_out=0.5, eval_steps=1))
+    assert sorted(learned + held) == list(range(10))
+    fewer = LiveSamples(kept[3:], reader, Here(SAMPLING), 1.0)
+    assert {fewer.prompt_of(i) for i in _split(fewer, replace(LIVE, held_out=0.5, eval_steps=1))[1]} == {
+        source.prompt_of(i) for i in held if i >= 3
+    }
+    with pytest.raises(InputError, match="Held out of 10 responses"):
+        _split(source, replace(LIVE, held_out=1e-9, eval_steps=1))
+
+
+def test_what_does_not_change_the_result_is_no_part_of_its_identity() -> None:
+    base = _identity(LIVE)
+    for other in (
+        replace(LIVE, save_steps=7, trackers=("tensorboard",)),
+        replace(LIVE, live=replace(LIVE.live, teacher_device="cpu")),
+        replace(LIVE, live=replace(LIVE.live, sampling=replace(SAMPLING, memory_fraction=0.2))),
+    ):
+        assert _identity(other) == base
+    stopping = replace(LIVE, stop_on_collapse=True)
+    assert _identity(stopping) != _identity(replace(stopping, save_steps=7))
+    assert _identity(replace(LIVE, live=replace(LIVE.live, on_policy=0.5))) != base

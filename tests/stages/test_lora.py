@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.stages.learning import CONFIG, metrics, same_update, weights
 from tsdkd.errors import InputError
@@ -118,6 +118,11 @@ def test_what_adapters_refuse(run: Path, student: Path, tmp_path: Path) -> None:
     assert "down_proj, gate_proj, k_proj, lm_head" in caught.value.remedy
     with pytest.raises(InputError, match="output head"):
         adapt(run, student, tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="lm_head", dropout=0.1)))
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student, tie_word_embeddings=True))
+    tied.save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "tied")
+    with pytest.raises(InputError, match="shares its output head"):
+        adapt(run, tmp_path / "tied", tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="lm_head")))
     place = adapt(run, student, tmp_path / "adapter")
     with pytest.raises(InputError, match=r"starts from full weights|no model"):
         adapt(run, place, tmp_path / "c")

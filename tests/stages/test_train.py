@@ -6,11 +6,21 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    TrainerControl,
+    TrainerState,
+)
 
 from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, metrics, same_update, weights
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, tsdkd_loss
@@ -21,8 +31,9 @@ from tsdkd.stages.models import load_model
 from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train
+from tsdkd.stages.training import learning
 from tsdkd.stages.training import trainer as trainer_module
-from tsdkd.stages.training.callbacks import SAVED
+from tsdkd.stages.training.callbacks import SAVED, MarkWhole, last_whole_checkpoint
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -162,6 +173,56 @@ def test_ctrl_c_saves_the_step_and_the_next_run_continues(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", SAVED])
+def test_a_saved_step_that_lacks_a_file_is_not_continued(tmp_path: Path, lost: str) -> None:
+    for step in (2, 4):
+        place = tmp_path / f"checkpoint-{step}"
+        place.mkdir()
+        for file in ("optimizer.pt", "model.safetensors"):
+            (place / file).touch()
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        MarkWhole(None).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
+    (tmp_path / "checkpoint-4" / lost).unlink()
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_experts_are_resumed(run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose files name its weights otherwise than the model in memory."""
+    shape = AutoConfig.from_pretrained(student)
+    torch.manual_seed(0)
+    experts = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=32,
+            intermediate_size=32,
+            moe_intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+        )
+    )
+    experts.save_pretrained(tmp_path / "experts")
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "experts")
+    whole = learn(run, tmp_path / "experts", tmp_path / "whole")
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
+
+    def cut(self: object, *given: object, **more: object) -> object:
+        if self.state.global_step == 3:
+            raise RuntimeError("cut")
+        return compute_loss(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            learn(run, tmp_path / "experts", tmp_path / "cut")
+    resumed = learn(run, tmp_path / "experts", tmp_path / "cut")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
 def test_the_checkpoint_loads_without_us(run: Path, student: Path, tmp_path: Path) -> None:
     found = learn(run, student, tmp_path / "c")
     assert apart(found, weights(student)) > 1e-4
@@ -187,10 +248,22 @@ def test_tied_embeddings_stay_tied_and_are_saved_once(run: Path, student: Path, 
     assert apart(model.state_dict(), tied.state_dict()) > 1e-4
 
 
-def test_the_checkpoint_is_the_model_that_the_forward_saw(run: Path, student: Path, tmp_path: Path) -> None:
-    """A bf16 forward sees rounded weights, and that is what is saved."""
+def test_the_checkpoint_is_the_model_that_the_forward_saw(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bf16 forward sees rounded weights, and those of the last step are saved."""
+    held: list[dict[str, torch.Tensor]] = []
+    summary = learning._summary
+    monkeypatch.setattr(
+        learning,
+        "_summary",
+        lambda trainer, *more: (held.append(trainer.model.state_dict()), summary(trainer, *more))[1],
+    )
     learn(run, student, tmp_path / "c", replace(CONFIG, precision="bf16"))
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "c").dtype == torch.bfloat16
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "c").state_dict()
+    assert all(value.dtype == torch.bfloat16 for value in saved.values())
+    assert all(torch.equal(saved[name], held[0][name].bfloat16()) for name in saved)
+    assert any(not torch.equal(saved[name].float(), held[0][name]) for name in saved)
 
 
 def test_the_student_comes_closer_to_its_teacher(run: Path, student: Path, tmp_path: Path) -> None:

@@ -227,17 +227,24 @@ def command(
         trackers=tuple(tracker or ()),
     )
     output = checkpoint or run / "checkpoint"
+    from tsdkd.artifacts import read
+
     if live:
+        if scores:
+            raise InputError(
+                "--scores are for staged training.", "Leave out --scores, or the options of live training."
+            )
+        if rollouts and (column or system):
+            raise InputError("Rollouts have their prompts: --column and --system say nothing.", "Leave them out.")
         if prompts and rollouts:
             raise InputError("--prompts and --rollouts are both given.", "Choose where the prompts come from.")
         from tsdkd.stages.train import train_live
 
-        models = defaults.student(student), defaults.teacher(teacher)
+        recorded = read(rollouts, "rollouts", hashed=False).manifest if rollouts else None
+        models = defaults.student(student, recorded), defaults.teacher(teacher)
         data = rollouts or prompts or defaults.PROMPTS
         artifact = train_live(data, *models, output, config, seed, Reporter(), overwrite)
     else:
-        from tsdkd.artifacts import read
-
         scored = scores or run / "scores"
         recorded = read(scored, "scores", hashed=False).manifest
 
@@ -273,7 +280,9 @@ def _rows(config: TrainConfig, student: str, teacher: str, manifest: Manifest) -
     if "kept_step" in found:
         rows.append(("kept", f"step {found['kept_step']}, KL {found['kept_kl']:.4f} on held-out prompts"))
     if "collapsed_at" in found:
-        rows.append(("degenerated", f"at step {found['collapsed_at']}; step {found['steps']} is kept"))
+        rows.append(
+            ("degenerated", f"at step {found['collapsed_at']}; step {found.get('kept_step', found['steps'])} is kept")
+        )
     return rows
 
 

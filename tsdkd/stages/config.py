@@ -1,7 +1,7 @@
 """What each stage can be told, with the defaults the command line shows; loads without torch.
 
-An artifact records them as its configuration, and another value is another artifact (but for `save_steps`, `trackers`,
-`data_parallel` and `memory_fraction`). Where something is read or written is an argument of the stage.
+An artifact records them as its configuration, and another value is another artifact (but for what changes speed
+alone, and where a run is saved and logged). Where something is read or written is an argument of the stage.
 """
 
 from dataclasses import dataclass, field
@@ -68,6 +68,10 @@ class GenerateConfig:
     """vLLM: longest sequence; None: what the longest prompt and its response need."""
     quantization: str | None = None
     """vLLM: how weights are quantised, such as fp8; None: as they were saved."""
+
+
+SPEED_ALONE = ("data_parallel", "memory_fraction")
+"""What of `GenerateConfig` an artifact does not record."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model
 from tsdkd.errors import InputError
-from tsdkd.stages.config import GenerateConfig
+from tsdkd.stages.config import SPEED_ALONE, GenerateConfig
 from tsdkd.stages.models import describe, libraries, require_same_tokenizer
 from tsdkd.stages.outline import Outline, outline
 from tsdkd.stages.report import Reporter, Silent
@@ -25,9 +25,6 @@ from tsdkd.stages.rollouts.engines import PART_SIZE, choose, library, open_engin
 from tsdkd.stages.rollouts.jobs import AUTHORS, Census, Job, Jobs, Part, Response
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.writer import Writer
-
-SPEED_ALONE = {"data_parallel", "memory_fraction"}
-"""What of the configuration an artifact does not record."""
 
 
 def generate(

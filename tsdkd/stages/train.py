@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from tsdkd.artifacts import Artifact, read
+from tsdkd.artifacts import MANIFEST, Artifact, read
 from tsdkd.errors import InputError
 from tsdkd.stages.config import DType, GenerateConfig, LiveConfig, TrainConfig
 from tsdkd.stages.models import LanguageModel, describe, load_model, require_same_tokenizer
@@ -50,8 +50,7 @@ def train(
     require_same_tokenizer(start, scored)
     if start.weights != scored.weights:
         reporter.say(f"The student is another than the one that was scored ({scored.name}).")
-    held = _held_out(samples, config, seed)
-    learned = [i for i in range(len(samples)) if i not in set(held)]
+    learned, held = _split(samples, config)
     job = Job(
         student=start,
         teacher=samples.scores.manifest.model("teacher"),
@@ -82,7 +81,9 @@ def train_live(
     config = replace(config, live=live)
     models = describe("student", student), describe("teacher", teacher)
     require_same_tokenizer(*models)
-    recorded = read(data, "rollouts") if data.is_dir() else None
+    recorded = read(data, "rollouts") if (data / MANIFEST).is_file() else None
+    for author in recorded.manifest.models if recorded else ():
+        require_same_tokenizer(author, models[0])
     prompts = Prompts(data, live.sampling.column, live.sampling.limit, live.sampling.system)
     if recorded is None and live.on_policy < 1:
         raise InputError(
@@ -105,10 +106,9 @@ def train_live(
         longest = require_room(samples, (language_model, reader), live)
         with _speaker(student, live.sampling, longest) as speaker:
             source = LiveSamples(samples, reader, speaker, live.on_policy)
-            held = _held_out(source, config, seed)
+            learned, held = _split(source, config)
             answered = source.answered([samples[i] for i in held], language_model, (seed,))
             measured = LiveSamples(answered, reader, speaker, live.on_policy) if held else None
-            learned = [i for i in range(len(source)) if i not in set(held)]
             yield source, learned, HeldOut(measured, range(len(held))) if measured else None
 
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
@@ -135,16 +135,16 @@ def _speaker(student: str, sampling: GenerateConfig, longest: int) -> AbstractCo
     return served(student, sampling, longest)
 
 
-def _held_out(source: Source, config: TrainConfig, seed: int) -> list[int]:
-    """Samples of a share of the prompts, the same whatever else the source holds."""
-    chosen = [
-        i
-        for i in range(len(source) if config.held_out else 0)
-        if number(seed, "held out", source.prompt_of(i)) < config.held_out * 2**60
-    ]
-    if config.held_out and not 0 < len(chosen) < len(source):
+def _split(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:
+    """Samples to learn from and samples to measure on. A prompt's own content decides, so rounds hold out the same."""
+    learned: list[int] = []
+    held: list[int] = []
+    for i in range(len(source)):
+        measured = config.held_out and number("held out", source.prompt_of(i)) < config.held_out * 2**60
+        (held if measured else learned).append(i)
+    if config.held_out and not (learned and held):
         raise InputError(
-            f"Held out of {len(source)} responses, {len(chosen)} would be measured on.",
+            f"Held out of {len(source)} responses, {len(held)} would be measured on.",
             "Choose another --held-out, or more prompts.",
         )
-    return chosen
+    return learned, held

@@ -14,7 +14,7 @@ from tsdkd.stages.report import Reporter
 from tsdkd.stages.training.health import Watch
 
 SAVED = "tsdkd_state.json"
-"""Written last into each of the Trainer's checkpoints: one without it was cut off."""
+"""Written last into each of the Trainer's checkpoints, with all its files: one without it, or them, was cut off."""
 SHOWN = ("loss", "indirect", "direct", "entropy", "student_entropy", "rank_agreement", "response_length", "grad_norm")
 """Of each step's log, in this order."""
 
@@ -27,8 +27,12 @@ class MarkWhole(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            content = self.adaptive.state_dict() if self.adaptive else {}
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / SAVED).write_text(json.dumps(content))
+            place = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            content = {
+                "files": sorted(file.name for file in place.iterdir()),
+                "adaptive": self.adaptive.state_dict() if self.adaptive else {},
+            }
+            (place / SAVED).write_text(json.dumps(content))
 
 
 class ShowProgress(TrainerCallback):
@@ -125,8 +129,13 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
     """The newest saved step; those that were cut off are removed."""
     whole = []
     for checkpoint in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        if (checkpoint / SAVED).is_file():
+        if _is_whole(checkpoint):
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be faster
     return whole[-1] if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    mark = checkpoint / SAVED
+    return mark.is_file() and all((checkpoint / file).is_file() for file in json.loads(mark.read_text())["files"])

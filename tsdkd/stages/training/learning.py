@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -18,7 +19,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from tsdkd.artifacts import Artifact, Manifest, Model, Parent, load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.adapters import is_adapter
-from tsdkd.stages.config import DType, TrainConfig
+from tsdkd.stages.config import SPEED_ALONE, DType, TrainConfig
 from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model, resolve
 from tsdkd.stages.report import Reporter
 from tsdkd.stages.samples.heldout import HeldOut
@@ -39,8 +40,6 @@ from tsdkd.stages.training.trainer import DistillationTrainer
 from tsdkd.writer import Writer
 
 DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
-UNIDENTIFIED = {"save_steps", "trackers"}
-"""Settings that do not change the result."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
     _require_no_adapter(job.student, config)
     manifest = Manifest(
         kind="checkpoint",
-        config={name: value for name, value in asdict(config).items() if name not in UNIDENTIFIED}
-        | {"precision": precision},
+        config=_identity(config) | {"precision": precision},
         seed=seed,
         parents=job.parents,
         models=(job.student, job.teacher),
@@ -87,10 +85,8 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
             trainer = DistillationTrainer(
                 learner, source, learned, held_out, arguments, config.objective, config.compile
             )
-            with _nothing_left_of_nothing(resume, output / METRICS_FILE):
-                collapsed = _run(
-                    trainer, resume, output / METRICS_FILE, reporter, stop_on_collapse=config.stop_on_collapse
-                )
+            with _nothing_left_of_nothing(resume):
+                collapsed = _run(trainer, resume, reporter, stop_on_collapse=config.stop_on_collapse)
         save(trainer, config.lora, manifest, staging, DTYPE[precision])
         if writer is not None:
             writer.adopt(staging)
@@ -99,6 +95,19 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
             shutil.rmtree(resume)
         state.wait_for_everyone()
         return Artifact(output, load_manifest(output))
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that change the result."""
+    settings = asdict(config)
+    del settings["trackers"]
+    if not config.stop_on_collapse:  # a collapsed run goes back to a saved step
+        del settings["save_steps"]
+    if config.live:
+        del settings["live"]["teacher_device"]
+        for name in SPEED_ALONE:
+            del settings["live"]["sampling"][name]
+    return settings
 
 
 def _state_needs(job: Job, config: TrainConfig, precision: str, reporter: Reporter) -> None:
@@ -110,32 +119,29 @@ def _state_needs(job: Job, config: TrainConfig, precision: str, reporter: Report
 
 
 @contextmanager
-def _nothing_left_of_nothing(resume: Path, log: Path) -> Iterator[None]:
+def _nothing_left_of_nothing(resume: Path) -> Iterator[None]:
     """A run that fails before it saved a step leaves nothing that would keep another configuration out."""
     try:
         yield
     except BaseException:
         if last_whole_checkpoint(resume) is None:
             shutil.rmtree(resume, ignore_errors=True)  # another process may be faster
-            log.unlink(missing_ok=True)
         raise
 
 
-def _run(
-    trainer: DistillationTrainer, resume: Path, log: Path, reporter: Reporter, *, stop_on_collapse: bool
-) -> int | None:
+def _run(trainer: DistillationTrainer, resume: Path, reporter: Reporter, *, stop_on_collapse: bool) -> int | None:
     """Train to the end. Returns the step at which a degenerate run was stopped; its last good step is loaded then."""
     last = last_whole_checkpoint(resume)
     if last:
         reporter.say(f"Continuing after step {last.name.split('-')[1]}.")
     if last and trainer.adaptive:
-        trainer.adaptive.load_state_dict(json.loads((last / SAVED).read_text()))
+        trainer.adaptive.load_state_dict(json.loads((last / SAVED).read_text())["adaptive"])
     stop, health = StopWhenAsked(), JudgeHealth(reporter, stop=stop_on_collapse)
     with ExitStack() as stack:
         for callback in (
             MarkWhole(trainer.adaptive),
             ShowProgress(reporter, stack),
-            WriteLog(log),
+            WriteLog(resume / METRICS_FILE),
             health,
             stop,
         ):
@@ -144,7 +150,7 @@ def _run(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if stop.requested:
         raise KeyboardInterrupt
-    if health.stopped_at is not None:
+    if health.stopped_at is not None and trainer.state.best_model_checkpoint is None:  # else the best step is loaded
         good = last_whole_checkpoint(resume)
         if good is None:
             raise TsdkdError(

@@ -110,8 +110,10 @@ def from_prompts(prompts: Prompts, student: LanguageModel, longest: int) -> tupl
 
 
 def from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
-    """Rollouts as samples that have a response already."""
-    return list(rollouts.table().select(COLUMNS).slice(0, limit).to_pylist())
+    """Rollouts of the first prompts as samples that have a response already."""
+    rows = rollouts.table().select(COLUMNS).to_pylist()
+    chosen = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
+    return [row for row in rows if row["prompt_id"] in chosen]
 
 
 def require_room(samples: list[Sample], models: Sequence[LanguageModel], config: LiveConfig) -> int:

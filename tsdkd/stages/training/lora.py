@@ -57,6 +57,11 @@ def _targets(student: LanguageModel, config: LoRAConfig) -> str | list[str]:
     head = next(
         name for name, module in student.model.named_modules() if module is student.model.get_output_embeddings()
     )
+    if head in wanted and student.model.config.get_text_config().tie_word_embeddings:
+        raise InputError(
+            f"{student.name} shares its output head with its embeddings: what an adapter adds to one changes both.",
+            f"Leave {head} out of --lora-targets.",
+        )
     if head in wanted and config.dropout:
         raise InputError(
             "Dropout before an adapter on the output head cannot be part of the objective.",

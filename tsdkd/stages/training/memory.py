@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from tsdkd.core.chunked import CHUNK_BYTES
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
-from tsdkd.stages.models import default_device, resolve
+from tsdkd.stages.models import auto_dtype, default_device, resolve
 
 WIDE = 4
 """Bytes of float32."""
@@ -26,7 +26,7 @@ class Estimate:
     objective: int
     """Chunks of logits, of student and teacher."""
     teacher: int
-    """Its head, or all of it when it reads along."""
+    """Its head; all of it when it reads along, and vLLM's share where that answers."""
     available: int
 
     @property
@@ -61,7 +61,7 @@ def estimate(student: str, teacher: str, longest: int, config: TrainConfig, prec
         state=state,
         activations=_activations(student, longest, config, narrow),
         objective=2 * CHUNK_BYTES[device],
-        teacher=_parameters(teacher)[0] * 2 if config.live and config.live.teacher_device is None else own,
+        teacher=_teacher(teacher, config) if config.live else own,
         available=torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
     )
 
@@ -80,6 +80,21 @@ def require(found: Estimate, config: TrainConfig) -> str | None:
     if found.total > found.available:
         return f"This may not fit ({found.total / 1e9:.1f} GB); what helps: {', '.join(advice)}."
     return None
+
+
+def _teacher(name: str, config: TrainConfig) -> int:
+    """Of a live teacher, and of vLLM where it answers, on the student's device."""
+    live, device = config.live, default_device()
+    assert live is not None
+    size = 0
+    if device == "cpu" or live.teacher_device in {None, device}:
+        wanted = live.teacher_dtype
+        dtype = auto_dtype(AutoConfig.from_pretrained(resolve(name)), device) if wanted == "auto" else wanted
+        size += _parameters(name)[0] * getattr(torch, dtype).itemsize
+    if live.sampling.engine == "vllm":
+        whole = torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total
+        size += int(live.sampling.memory_fraction * whole)
+    return size
 
 
 def _parameters(name: str) -> tuple[int, int]:

@@ -33,10 +33,11 @@ class Served:
     def answer(self, student: LanguageModel, jobs: list[Job]) -> list[list[int]]:
         """Raises TsdkdError when the engine speaks with other weights than the student's."""
         dtype = getattr(torch, self.sampling.dtype)
-        weights = {name: value.detach().to(dtype) for name, value in plain_weights(student.model).items()}
-        save_file(
-            {name: value.cpu().contiguous() for name, value in weights.items()}, self.exchange / "model.safetensors"
-        )
+        weights = {
+            name: value.detach().to("cpu", dtype).contiguous() for name, value in plain_weights(student.model).items()
+        }
+        save_file(weights, self.exchange / "model.safetensors")
+        del weights  # on a CPU vLLM needs the room
         self.engine.reload(self.exchange)
         agree(self.engine, jobs, student, self.sampling, self.sampling.dtype)
         return ask(self.engine, jobs)

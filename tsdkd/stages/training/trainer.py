@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
@@ -116,7 +117,7 @@ class DistillationTrainer(Trainer):
         """The micro-batches of one optimizer step, answered, and how many responses all processes have."""
         micro, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         with self.speaker() as student:
-            key = self.args.seed, self.state.global_step, self.args.process_index
+            key = self.args.seed, self.state.global_step
             answered = iter(self.source.answered([sample for batch in micro for sample in batch], student, key))
         batches = [self._batch([next(answered) for _ in batch]) for batch in micro]
         responses = torch.tensor(sum(map(len, micro)), device=device)
@@ -169,6 +170,18 @@ class DistillationTrainer(Trainer):
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Saved steps keep the running model's names: those of the hub (unfused experts, say) are not read back."""
+        as_they_are = {} if hasattr(self.model, "peft_config") else {"save_original_format": False}
+        with patch.object(self.model, "save_pretrained", partial(self.model.save_pretrained, **as_they_are)):
+            super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        known = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        if lost := set(load_result.missing_keys) - known:
+            raise TsdkdError(f"A saved step lacks {len(lost)} weights, such as {min(lost)}.", "Run with --overwrite.")
+        super()._issue_warnings_after_load(load_result)
 
     def go_back_to(self, checkpoint: Path) -> None:
         """Take weights and log of a saved step."""
