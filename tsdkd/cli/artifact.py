@@ -63,7 +63,7 @@ def lineage(path: Place) -> None:
     manifest = load_manifest(path)
     tree = Tree(_name(path, manifest))
     _grow(tree, path, manifest, {path.resolve()})
-    out.print(tree)
+    out.print(tree, width=4096, crop=False)  # a path that is cut in two cannot be copied
 
 
 def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
