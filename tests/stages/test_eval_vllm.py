@@ -15,15 +15,19 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 def test_both_engines_give_the_same_results(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    model = str(save_tiny_model(tmp_path / "model", seed=2, padding_rows=0))
+    model = str(save_tiny_model(tmp_path / "model", seed=2, padding_rows=0, head_dim=32))
     config = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, dtype="float32")
     ours = evaluate(model, tmp_path / "transformers", config, data=rows)
     theirs = evaluate(model, tmp_path / "vllm", replace(config, engine="vllm", max_length=512), data=rows)
     assert theirs.manifest.engine == "lm-eval 0.4.13 on vllm"
     assert theirs.manifest.summary == ours.manifest.summary
     for one, other in zip(ours.table().to_pylist(), theirs.table().to_pylist(), strict=True):
-        if one["task"] == "gsm8k":
-            assert one == other
+        if one["task"] == "gsm8k":  # vLLM keeps back the first bytes of a letter that was cut off
+            assert _as_far_as_letters_go(one) == _as_far_as_letters_go(other)
         else:
             likelihoods = [[float(line.split()[0]) for line in row["answer"].splitlines()] for row in (one, other)]
             assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.01)
+
+
+def _as_far_as_letters_go(row: dict[str, object]) -> dict[str, object]:
+    return row | {"answer": str(row["answer"]).rstrip("\N{REPLACEMENT CHARACTER}")}
