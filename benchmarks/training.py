@@ -27,7 +27,7 @@ from rich.table import Table
 from tsdkd.cli.defaults import PROMPTS
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
-from tsdkd.stages.models import load_model
+from tsdkd.stages.models import has_bf16, load_model
 from tsdkd.stages.report import Silent
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.score import score
@@ -36,7 +36,7 @@ from tsdkd.stages.training.checkpoint import METRICS_FILE
 
 STEPS, BATCH, TOKENS = 8, 8, 32
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=TOKENS, limit=STEPS * BATCH)
-CONFIG = TrainConfig(epochs=1, batch_size=BATCH, micro_batch_size=BATCH, precision="bf16", save_steps=10_000)
+CONFIG = TrainConfig(epochs=1, batch_size=BATCH, micro_batch_size=BATCH, save_steps=10_000)
 Measure = tuple[float, float]
 """Seconds, and response tokens learned from."""
 
@@ -92,7 +92,7 @@ def trl_live(run: Path, student: str, teacher: str) -> Measure:
         gradient_checkpointing=False,
         max_completion_length=TOKENS,
         beta=0.9,
-        bf16=True,
+        bf16=has_bf16("cpu"),
         use_cpu=True,
         logging_steps=1,
         save_strategy="no",

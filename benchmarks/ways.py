@@ -37,7 +37,7 @@ def main() -> None:
     held_out = HeldOut(samples, range(len(samples)))
 
     def row(name: str, model: str, found: Artifact | None = None) -> list[str]:
-        reader = load_model(model, "bfloat16")
+        reader = load_model(model)
         measured = measure(reader, reader.head, held_out)
         numbers = [f"{measured['kl']:.4f} ± {measured['kl_stderr']:.4f}", f"{measured['agreement']:.3f}"]
         return [name, *numbers, str(found.manifest.summary["steps"] if found else 0)]
@@ -57,7 +57,6 @@ def main() -> None:
                 learning_rate=RATES[lora],
                 epochs=1,
                 batch_size=8,
-                precision="bf16",
             )
             if live:
                 found = train_live(PROMPTS, student, teacher, place / name, config)
