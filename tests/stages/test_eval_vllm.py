@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 def test_both_engines_give_the_same_results(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    model = str(save_tiny_model(tmp_path / "model", seed=2, padding_rows=0))
+    model = str(
+        save_tiny_model(tmp_path / "model", seed=2, padding_rows=0, width=128)
+    )  # heads of 32: vLLM has none smaller
     config = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, dtype="float32")
     ours = evaluate(model, tmp_path / "transformers", config, data=rows)
     theirs = evaluate(model, tmp_path / "vllm", replace(config, engine="vllm", max_length=512), data=rows)
@@ -23,6 +25,8 @@ def test_both_engines_give_the_same_results(rows: Path, tmp_path: Path, monkeypa
     assert theirs.manifest.summary == ours.manifest.summary
     for one, other in zip(ours.table().to_pylist(), theirs.table().to_pylist(), strict=True):
         if one["task"] == "gsm8k":
+            for row in (one, other):
+                row["answer"] = row["answer"].rstrip("\ufffd")  # half a character: vLLM keeps it to itself
             assert one == other
         else:
             likelihoods = [[float(line.split()[0]) for line in row["answer"].splitlines()] for row in (one, other)]
