@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from tsdkd.cli.console import out, show_pairs
+from tsdkd.cli.console import out, show_pairs, show_tree
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Manifest, Parent
@@ -63,7 +63,7 @@ def lineage(path: Place) -> None:
     manifest = load_manifest(path)
     tree = Tree(_name(path, manifest))
     _grow(tree, path, manifest, {path.resolve()})
-    out.print(tree, width=4096, crop=False)  # a path that is cut in two cannot be copied
+    show_tree(tree)
 
 
 def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:

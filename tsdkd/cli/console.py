@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes (torchrun, accelerate launch) only the first speaks; all may fail."""
@@ -134,6 +135,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 def show_text(text: str) -> None:
     """As it is, to paste or to pipe."""
     out.print(text, markup=False, soft_wrap=True)
+
+
+def show_tree(tree: Tree) -> None:
+    """Each entry on one line, however long: a path that is cut in two cannot be copied."""
+    Console(width=4096, highlight=False, quiet=not FIRST).print(tree)
 
 
 def show_next(command: str) -> None:
