@@ -173,15 +173,18 @@ def test_ctrl_c_saves_the_step_and_the_next_run_continues(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", SAVED])
+@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "shards/0.distcp", SAVED])
 def test_a_saved_step_that_lacks_a_file_is_not_continued(tmp_path: Path, lost: str) -> None:
     for step in (2, 4):
         place = tmp_path / f"checkpoint-{step}"
         place.mkdir()
         for file in ("optimizer.pt", "model.safetensors"):
             (place / file).touch()
+        (place / "shards").mkdir()  # as sharded states are saved
+        (place / "shards" / "0.distcp").touch()
         state = TrainerState(global_step=step, is_world_process_zero=True)
         MarkWhole(None).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     (tmp_path / "checkpoint-4" / lost).unlink()
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert not (tmp_path / "checkpoint-4").exists()

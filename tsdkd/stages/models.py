@@ -258,7 +258,7 @@ def has_bf16(device: str) -> bool:
 
 
 def auto_dtype(config: PreTrainedConfig, device: str) -> DType:
-    """A model's saved precision; float32 on CPUs without bf16, which are ten times slower in it."""
+    """A model's saved precision; float32 on CPUs without bf16, which are several times slower in it."""
     saved = str(config.dtype or torch.float32).removeprefix("torch.")
     return "float32" if device == "cpu" and not has_bf16(device) else cast("DType", saved)
 

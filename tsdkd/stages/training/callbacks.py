@@ -29,7 +29,7 @@ class MarkWhole(TrainerCallback):
         if state.is_world_process_zero:
             place = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             content = {
-                "files": sorted(file.name for file in place.iterdir()),
+                "files": sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()),
                 "adaptive": self.adaptive.state_dict() if self.adaptive else {},
             }
             (place / SAVED).write_text(json.dumps(content))
