@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsdkd.core import TSDKDConfig
+from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.stages.config import TrainConfig
+from tsdkd.stages.models import load_model
+from tsdkd.stages.samples.sources import Sample
 from tsdkd.stages.train import train
 from tsdkd.stages.training.checkpoint import METRICS_FILE
 
@@ -43,3 +45,21 @@ def distance(one: Weights, other: Weights) -> float:
 
 def apart(one: Weights, other: Weights) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def loss_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[torch.Tensor, Weights]:
+    """The objective of all responses in one piece: two live models, full logits, padded."""
+    longest = max(len(row["response_ids"]) for row in rows)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    logits = []
+    for name in (student, teacher):
+        reader = load_model(str(name))
+        grid = torch.zeros(len(rows), longest, len(reader.tokenizer))
+        for i, row in enumerate(rows):
+            with torch.no_grad():
+                found = reader.model(torch.tensor([row["prompt_ids"] + row["response_ids"]])).logits[0]
+            start, length = len(row["prompt_ids"]) - 1, len(row["response_ids"])
+            grid[i, :length] = found[start : start + length, : grid.shape[-1]]
+            mask[i, :length] = True
+        logits.append(grid)
+    return tsdkd_loss(*logits, mask, OBJECTIVE)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.stages.learning import CONFIG, metrics, same_update, weights
-from tsdkd.core import TSDKDConfig, tsdkd_loss
+from tests.stages.learning import CONFIG, loss_of_two_models, metrics, same_update, weights
+from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
@@ -53,23 +53,11 @@ def test_the_first_step_is_the_objective_on_what_the_student_answers(
 ) -> None:
     learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, batch_size=10, epochs=1))
     (_, rows) = answers
-    longest = max(len(row["response_ids"]) for row in rows)
-    mask = torch.zeros(10, longest, dtype=torch.bool)
-    logits = []
-    for name in (student, teacher):
-        reader = load_model(str(name))
-        grid = torch.zeros(10, longest, len(reader.tokenizer))
-        for i, row in enumerate(rows):
-            with torch.no_grad():
-                found = reader.model(torch.tensor([row["prompt_ids"] + row["response_ids"]])).logits[0]
-            start, length = len(row["prompt_ids"]) - 1, len(row["response_ids"])
-            grid[i, :length] = found[start : start + length, : grid.shape[-1]]
-            mask[i, :length] = True
-        logits.append(grid)
-    loss, _ = tsdkd_loss(*logits, mask, CONFIG.objective)
+    loss, _ = loss_of_two_models(rows, student, teacher)
     (logged,) = metrics(tmp_path / "c")
+    end_ids = load_model(str(student)).end_ids
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert logged["truncated"] == pytest.approx(sum(row["response_ids"][-1] not in reader.end_ids for row in rows) / 10)
+    assert logged["truncated"] == pytest.approx(sum(row["response_ids"][-1] not in end_ids for row in rows) / 10)
 
 
 def test_answers_come_from_the_student_as_it_is_now(

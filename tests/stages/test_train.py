@@ -22,12 +22,11 @@ from transformers import (
     TrainerState,
 )
 
-from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, metrics, same_update, weights
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, tsdkd_loss
+from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, loss_of_two_models, metrics, same_update, weights
+from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
-from tsdkd.stages.models import load_model
 from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train
@@ -45,20 +44,7 @@ def test_the_first_step_is_the_objective_of_a_live_teacher(
     learn(run, student, tmp_path / "c", replace(CONFIG, batch_size=10, epochs=1))
     samples = StagedSamples(run / "rollouts", run / "scores")
     rows = [samples[i] for i in range(10)]
-    longest = max(len(row["response_ids"]) for row in rows)
-    mask = torch.zeros(10, longest, dtype=torch.bool)
-    logits = []
-    for name in (student, teacher):
-        reader = load_model(str(name))
-        grid = torch.zeros(10, longest, len(reader.tokenizer))
-        for i, row in enumerate(rows):
-            with torch.no_grad():
-                found = reader.model(torch.tensor([row["prompt_ids"] + row["response_ids"]])).logits[0]
-            start, length = len(row["prompt_ids"]) - 1, len(row["response_ids"])
-            grid[i, :length] = found[start : start + length, : grid.shape[-1]]
-            mask[i, :length] = True
-        logits.append(grid)
-    loss, terms = tsdkd_loss(*logits, mask, OBJECTIVE)
+    loss, terms = loss_of_two_models(rows, student, teacher)
     (logged,) = metrics(tmp_path / "c")
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name in terms:
