@@ -29,7 +29,7 @@ from tsdkd.stages.batches import by_length, join, pad_left
 from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import load_model
-from tsdkd.stages.report import Silent
+from tsdkd.stages.reporter import Silent
 from tsdkd.stages.score import score
 from tsdkd.stages.scoring.cost import MOST_PADDING
 from tsdkd.stages.train import train

@@ -28,7 +28,7 @@ from tsdkd.cli.defaults import PROMPTS
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import has_bf16, load_model
-from tsdkd.stages.report import Silent
+from tsdkd.stages.reporter import Silent
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train, train_live

@@ -13,7 +13,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.evaluation import harness, sandbox
 from tsdkd.stages.evaluation.benchmarks import BENCHMARKS
 from tsdkd.stages.evaluation.harness import mean, spread
-from tsdkd.stages.report import Silent
+from tsdkd.stages.reporter import Silent
 
 Answer = Callable[[Any], Any]
 

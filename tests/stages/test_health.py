@@ -12,7 +12,7 @@ from tests.stages.learning import CONFIG, learn, metrics, weights
 from tsdkd.artifacts import load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config import TrainConfig
-from tsdkd.stages.report import Silent
+from tsdkd.stages.reporter import Silent
 from tsdkd.stages.training import callbacks, health
 from tsdkd.stages.training.health import Watch, of_responses, repeats
 from tsdkd.stages.training.trainer import DistillationTrainer

@@ -96,5 +96,8 @@ def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, suffix: str) -> N
         tracemalloc.stop()
         return most
 
-    peak(10)
-    assert peak(3000) - peak(1000) < 2000 * 500  # the prompts alone are 2,000 each
+    def quietest(count: int) -> int:
+        """Of three looks: other threads of the process allocate too."""
+        return min(peak(count) for _ in range(3))
+
+    assert quietest(900) - quietest(300) < 600 * 500  # the prompts alone are 2,000 each

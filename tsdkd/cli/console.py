@@ -65,7 +65,7 @@ class Lines:
 
 
 class Reporter:
-    """Shows what stages report (see `tsdkd.stages.report.Reporter`)."""
+    """Shows what stages report (see `tsdkd.stages.reporter.Reporter`)."""
 
     def __init__(self) -> None:
         self._show_measures: Callable[[dict[str, float]], None] = lambda _: None

@@ -28,7 +28,7 @@ from tsdkd.stages.models import (
     require_same_tokenizer,
     resolve,
 )
-from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.samples.heldout import HeldOut, answer, measure, require_hidden
 from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.writer import Writer

@@ -19,7 +19,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config import SPEED_ALONE, GenerateConfig
 from tsdkd.stages.models import describe, libraries, require_same_tokenizer
 from tsdkd.stages.outline import Outline, outline
-from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.rollouts.canary import sing
 from tsdkd.stages.rollouts.engines import PART_SIZE, choose, library, open_engine, require_served
 from tsdkd.stages.rollouts.jobs import AUTHORS, Census, Job, Jobs, Part, Response

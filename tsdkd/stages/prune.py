@@ -19,7 +19,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
 from tsdkd.stages.config import PruneConfig
 from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, resolve
-from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.writer import Writer
 

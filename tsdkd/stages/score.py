@@ -19,7 +19,7 @@ from tsdkd.artifacts import Artifact, Manifest, Part, load_manifest, read
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config import ScoreConfig
 from tsdkd.stages.models import describe, libraries, load_model, load_tokenizer, require_same_tokenizer, vocab_size
-from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.samples.signals import HEAD_FILE, NEEDS_HEAD, as_table, save_head
 from tsdkd.stages.scoring.cost import Load, batches, blocks, cost, in_words, lengths, workload
 from tsdkd.stages.scoring.processes import Processes

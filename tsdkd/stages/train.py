@@ -14,7 +14,7 @@ from tsdkd.artifacts import MANIFEST, Artifact, read
 from tsdkd.errors import InputError
 from tsdkd.stages.config import DType, GenerateConfig, LiveConfig, TrainConfig
 from tsdkd.stages.models import LanguageModel, describe, load_model, require_same_tokenizer
-from tsdkd.stages.report import Reporter, Silent
+from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.rollouts.engines import choose
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.samples.heldout import HeldOut

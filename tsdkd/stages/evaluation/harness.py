@@ -14,7 +14,7 @@ from tsdkd.artifacts import content_digest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.evaluation import sandbox
 from tsdkd.stages.evaluation.benchmarks import BENCHMARKS, Benchmark
-from tsdkd.stages.report import Reporter
+from tsdkd.stages.reporter import Reporter
 
 SHOTS_SEED = 1234
 """lm-eval's own, for shots that are drawn."""

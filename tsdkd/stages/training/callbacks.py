@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsdkd.core import AdaptiveOpener
-from tsdkd.stages.report import Reporter
+from tsdkd.stages.reporter import Reporter
 from tsdkd.stages.training.health import Watch
 
 SAVED = "tsdkd_state.json"

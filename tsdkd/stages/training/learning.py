@@ -21,7 +21,7 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.adapters import is_adapter
 from tsdkd.stages.config import SPEED_ALONE, DType, TrainConfig
 from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model, resolve
-from tsdkd.stages.report import Reporter
+from tsdkd.stages.reporter import Reporter
 from tsdkd.stages.samples.heldout import HeldOut
 from tsdkd.stages.samples.sources import Source
 from tsdkd.stages.training import memory
