@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,17 @@ from tsdkd.stages.generate import generate
 from tsdkd.stages.score import score
 
 ONE = [sys.executable, "-m", "tsdkd"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tsdkd"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+TWO = [*LAUNCH, "tsdkd"]
+SHARDED = [*LAUNCH, "tests.pipeline.fsdp"]
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch` sets from a configuration with FSDP2."""
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +123,11 @@ def test_what_is_wrong_is_said_once(many: Path, stranger: Path, teacher: Path, t
 
 
 def learn(
-    run: Path, launcher: list[str], output: Path, *options: object
+    launcher: list[str], output: Path, *options: object
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     command = [*launcher, "train", "--checkpoint", output, "--k", 4, "--precision", "fp32"]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
-    # torchrun takes `--run` for an abbreviation of its own options
-    named = {"TSDKD_RUN": str(run), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    environment = os.environ | named
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | (FSDP if launcher == SHARDED else {})
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("next: tsdkd eval") == 1  # the first process alone speaks
@@ -126,14 +135,38 @@ def learn(
     return AutoModelForCausalLM.from_pretrained(output).state_dict(), log
 
 
-@pytest.mark.parametrize(
-    ("micro", "opener"),
-    [(2, "adaptive"), (1, "0.1")],
-)
-def test_two_processes_are_one(run: Path, student: Path, tmp_path: Path, micro: int, opener: str) -> None:
-    expected, expected_log = learn(run, ONE, tmp_path / "one", "--micro-batch-size", 4, "--opener", opener)
-    found, log = learn(run, TWO, tmp_path / "two", "--micro-batch-size", micro, "--opener", opener)
-    start = AutoModelForCausalLM.from_pretrained(student).state_dict()
-    assert same_update(found, expected, start)
-    for mine, other in zip(log, expected_log, strict=True):
+def staged(run: Path) -> list[object]:
+    return ["--rollouts", run / "rollouts", "--scores", run / "scores"]
+
+
+def live(run: Path, student: Path, teacher: Path) -> list[object]:
+    sampling = ["--engine", "transformers", "--sample-temperature", 0, "--max-new-tokens", 12]
+    return ["--prompts", run / "prompts.jsonl", "--student", student, "--teacher", teacher, *sampling]
+
+
+def test_two_processes_are_one(run: Path, student: Path, tmp_path: Path) -> None:
+    """Each with whole weights, one of them at times without a sample."""
+    options = *staged(run), "--opener", "adaptive"
+    expected = learn(ONE, tmp_path / "one", *options, "--micro-batch-size", 4)
+    for micro in (1, 2):
+        require_same(learn(TWO, tmp_path / f"two{micro}", *options, "--micro-batch-size", micro), expected, student)
+
+
+@pytest.mark.parametrize("way", ["staged", "live", "lora"])
+def test_two_processes_that_share_the_weights_are_one(
+    run: Path, student: Path, teacher: Path, tmp_path: Path, way: str
+) -> None:
+    """FSDP2, measured on held-out prompts along the way."""
+    options = [*(live(run, student, teacher) if way == "live" else staged(run)), "--micro-batch-size", 2]
+    options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
+    options += ["--held-out", 0.3, "--eval-steps", 2]
+    expected, found = (learn(launcher, tmp_path / launcher[-1], *options) for launcher in (ONE, SHARDED))
+    assert any("eval_kl" in entry for entry in expected[1])
+    require_same(found, expected, student)
+
+
+def require_same(found: tuple[Any, Any], expected: tuple[Any, Any], student: Path) -> None:
+    """Weights and logs of two runs, to float32 rounding."""
+    assert same_update(found[0], expected[0], AutoModelForCausalLM.from_pretrained(student).state_dict())
+    for mine, other in zip(found[1], expected[1], strict=True):
         assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)

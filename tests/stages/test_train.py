@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,8 +26,10 @@ from transformers import (
 from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, loss_of_two_models, metrics, same_update, weights
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
+from tsdkd.stages.batches import align
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
+from tsdkd.stages.samples import sources
 from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train
@@ -88,6 +91,22 @@ def test_micro_batches_do_not_change_the_update(run: Path, student: Path, tmp_pa
     assert same_update(two, other, start)
     for one, another in zip(metrics(tmp_path / "two"), metrics(tmp_path / "other"), strict=True):
         assert one == pytest.approx(another, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(3, 0), (0, 2)])
+def test_neither_order_nor_padding_change_the_update(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: tuple[int, int]
+) -> None:
+    """All responses in one optimizer batch, shuffled by two seeds; the second time padded further to either side."""
+    config = replace(CONFIG, batch_size=10, micro_batch_size=5)
+    expected = learn(run, student, tmp_path / "one", config)
+
+    def wider(prompts: list[list[int]], responses: list[list[int]]) -> tuple[torch.Tensor, ...]:
+        ids, attention, mask = align(prompts, responses)
+        return pad(ids, sides), pad(attention, sides), pad(mask, (0, sides[1]))
+
+    monkeypatch.setattr(sources, "align", wider)
+    assert same_update(learn(run, student, tmp_path / "other", config, seed=1), expected, weights(student))
 
 
 @pytest.mark.parametrize("opener", [0.1, "adaptive"])

@@ -50,7 +50,7 @@ def sample(
     )
     ids, attention = pad_left(prompts)
     # The model's own config (top-k, repetition penalty) would fill whatever is unset: it steps aside meanwhile.
-    with torch.inference_mode(), patch.object(engine.model, "generation_config", settings):
+    with torch.no_grad(), patch.object(engine.model, "generation_config", settings):
         output = engine.model.generate(
             input_ids=ids.to(engine.device), attention_mask=attention.to(engine.device), generation_config=settings
         )

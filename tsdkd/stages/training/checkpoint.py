@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tsdkd.artifacts import Manifest
 from tsdkd.stages.config import LoRAConfig
 from tsdkd.stages.training.card import model_card
+from tsdkd.stages.training.sharing import whole
 from tsdkd.stages.training.trainer import DistillationTrainer
 
 METRICS_FILE = "metrics.jsonl"
@@ -24,11 +25,11 @@ def save(
     hold updates too small for it to see; used in float32 they would all take effect at once, as a model that no step
     has looked at.
     """
-    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    trained: Any = whole(trainer.student).model if lora else trainer.student.model
     weights = None if lora else trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
         return
-    del trained.forward  # the objective's
+    vars(trained).pop("forward", None)  # the objective's
     if weights is not None:
         _with_weights(trained, weights, dtype).save_pretrained(directory)
     elif lora and lora.merge:

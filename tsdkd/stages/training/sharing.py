@@ -4,12 +4,19 @@ With one process nothing here changes anything: same order, same batches, same o
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils import gather_object
+from peft import PeftModel, get_peft_model
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from tsdkd.core import AdaptiveOpener
+from tsdkd.errors import InputError
+from tsdkd.stages.models import LanguageModel
 
 
 class MicroBatches(torch.utils.data.Sampler[list[int]]):
@@ -53,3 +60,31 @@ class SharedOpener(AdaptiveOpener):
             before += len(others) if rank < torch.distributed.get_rank() else 0
             total += others
         return super().choose(total)[before : before + len(signals)]
+
+
+def require_known(distributed: DistributedType, fsdp: FullyShardedDataParallelPlugin | None) -> None:
+    """Raise InputError where weights would be shared out in a way that the objective does not see through."""
+    if distributed == DistributedType.DEEPSPEED or (fsdp and fsdp.fsdp_version != 2):
+        raise InputError(
+            f"Training under {'DeepSpeed' if fsdp is None else 'FSDP1'} is not supported.",
+            "Configure accelerate with FSDP and fsdp_version 2, or with neither (each process holds all weights).",
+        )
+
+
+def whole(student: LanguageModel) -> LanguageModel:
+    """The student with all weights in this process, which may call it as often as it likes.
+
+    A copy where FSDP2 shards it, else itself; all processes must ask.
+    """
+    model: Any = student.model
+    if not any(isinstance(part, FSDPModule) for part in model.modules()):
+        return student
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    weights = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in base.state_dict().items()
+    }
+    with torch.device(student.device):
+        copy = type(base)(base.config)
+    adapters = [get_peft_model(copy, config) for config in getattr(base, "peft_config", {}).values()]
+    copy.load_state_dict(weights)
+    return replace(student, model=(adapters[0] if isinstance(model, PeftModel) else copy).eval())

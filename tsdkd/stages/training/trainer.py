@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -28,7 +29,7 @@ from tsdkd.stages.samples.heldout import HeldOut, measure
 from tsdkd.stages.samples.sources import Batch, Memory, Sample, Source, blank, collate, predicting
 from tsdkd.stages.training.health import of_responses
 from tsdkd.stages.training.lora import speaking
-from tsdkd.stages.training.sharing import Loader, MicroBatches, SharedOpener
+from tsdkd.stages.training.sharing import Loader, MicroBatches, SharedOpener, require_known, whole
 
 
 class DistillationTrainer(Trainer):
@@ -60,6 +61,7 @@ class DistillationTrainer(Trainer):
         student.model.forward = partial(self.objective_of, student.model)
         samples: Any = torch.utils.data.Subset(source, learned)  # type: ignore[arg-type]  # a Source is a Dataset
         super().__init__(student.model, arguments, data_collator=list, train_dataset=samples, eval_dataset=held_out)
+        require_known(self.accelerator.distributed_type, getattr(self.accelerator.state, "fsdp_plugin", None))
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss below is already normalised over the optimizer batch
 
@@ -74,10 +76,12 @@ class DistillationTrainer(Trainer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student's forward gives in training: the loss and its metrics."""
         hidden = hidden_of(model, input_ids, attention_mask)
+        output = model.get_output_embeddings()
+        called = output(hidden[:, :0]).sum()  # 0: what FSDP shards is whole once it was called, in every process alike
         if teacher is None:  # every weight takes part, with gradient 0
             if self.adaptive:
                 self.adaptive.choose([])
-            return 0 * model.get_output_embeddings()(hidden).sum(), {}
+            return 0 * hidden.sum() + called, {}
         hidden, head = predicting(hidden, response_mask), head_of(model, self.vocab)
         loss, metrics = token_selective_loss_from_hidden(
             hidden,
@@ -88,6 +92,8 @@ class DistillationTrainer(Trainer):
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
         )
+        if isinstance(output, FSDPModule):
+            loss = loss + called
         return loss, metrics | (memory.compare(hidden, head) if memory else {})
 
     @contextmanager
@@ -162,7 +168,8 @@ class DistillationTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Closeness to the teacher on the held-out samples."""
         assert self.held_out is not None
-        with self.speaker() as student:
+        with self.speaker() as speaker:
+            student = whole(speaker)
             head = head_of(student.model, self.vocab)
             processes = {"process": self.args.process_index, "processes": self.args.world_size}
             found = measure(student, head, self.held_out, **processes)
