@@ -7,11 +7,10 @@ import torch
 
 from tests.core.test_objective import Batch, make, value_and_gradient
 from tsdkd.core import TSDKDConfig, ranking_nll, select, tsdkd_loss
+from tsdkd.core.config import RELEASED
 from tsdkd.core.ranking import plackett_luce_nll
 from tsdkd.core.selection import released_entropy_mask, released_opener_mask
 from tsdkd.errors import InputError
-
-ALL = {"released_ranking": True, "released_opener": True, "released_entropy": True}
 
 
 def entropies(logits: torch.Tensor) -> list[float]:
@@ -42,7 +41,7 @@ def released_terms(batch: Batch, k: int, ratio: float) -> tuple[float, float]:
 @pytest.mark.parametrize("lengths", [[12, 12, 12], [3, 14, 8], [30]])
 def test_all_three_are_the_released_codes_terms(lengths: list[int]) -> None:
     batch = make(lengths)
-    _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, opener=0.2, em_ratio=0.2, **ALL))
+    _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, opener=0.2, em_ratio=0.2, released=RELEASED))
     indirect, certain = released_terms(batch, 4, 0.2)
     assert metrics["indirect"].item() == pytest.approx(indirect)
     assert metrics["entropy"].item() == pytest.approx(certain)
@@ -59,7 +58,7 @@ def test_two_tokens_lower_the_one_the_teacher_prefers() -> None:
 
 def test_the_released_ranking_is_the_papers_of_the_teacher_turned_round() -> None:
     student, teacher, mask = make([9])
-    config = TSDKDConfig(k=4, opener=1.0, direct_weight=0, em_weight=0, released_ranking=True)
+    config = TSDKDConfig(k=4, opener=1.0, direct_weight=0, em_weight=0, released=("ranking",))
     loss, metrics = tsdkd_loss(student, teacher, mask, config)
     assert loss.item() == pytest.approx(0.1 * ranking_nll(student, -teacher, 4).mean().item())
     _, papers = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, opener=1.0))
@@ -89,7 +88,7 @@ def test_ninety_percent_of_the_batch_are_uncertain() -> None:
 def test_the_means_are_over_the_batch() -> None:
     """A response's weights are those of its tokens among all responses'."""
     entropy = torch.tensor([[2.0, 2.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    config = TSDKDConfig(opener=0.4, em_ratio=0.5, **ALL)
+    config = TSDKDConfig(opener=0.4, em_ratio=0.5, released=RELEASED)
     mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
     weights = select(entropy, entropy, mask, config)
     assert weights.ranking.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]  # one token comes before 2.8 of 7
@@ -97,18 +96,20 @@ def test_the_means_are_over_the_batch() -> None:
 
 
 def test_an_empty_opener_ranks_nothing() -> None:
-    loss, metrics = tsdkd_loss(*make([5]), TSDKDConfig(k=4, opener=1e-6, direct_weight=0, em_weight=0, **ALL))
+    loss, metrics = tsdkd_loss(
+        *make([5]), TSDKDConfig(k=4, opener=1e-6, direct_weight=0, em_weight=0, released=RELEASED)
+    )
     assert loss.item() == metrics["indirect"].item() == 0
     assert "rank_agreement" not in metrics
 
 
-@pytest.mark.parametrize("one", ALL)
+@pytest.mark.parametrize("one", RELEASED)
 def test_each_is_a_switch_of_its_own(one: str) -> None:
     """It changes its own term, and no other."""
-    term = {"released_ranking": "indirect", "released_opener": "indirect", "released_entropy": "entropy"}[one]
+    term = {"ranking": "indirect", "opener": "indirect", "entropy": "entropy"}[one]
     batch = make([12, 7])
     _, papers = tsdkd_loss(*batch, TSDKDConfig(k=4))
-    _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, **{one: True}))
+    _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, released=(one,)))
     changed = {name for name in ("indirect", "direct", "entropy") if metrics[name] != papers[name]}
     assert changed == {term}
 
@@ -119,13 +120,13 @@ def test_the_gradient_pushes_the_other_way() -> None:
     config = {"k": 4, "opener": 1.0, "direct_weight": 0, "em_weight": 0}
     ids = student.topk(4).indices
     best = ids.gather(-1, teacher.gather(-1, ids).argmax(-1, keepdim=True))
-    for released, sign in ((False, -1), (True, 1)):
-        _, gradient = value_and_gradient((student, teacher, mask), TSDKDConfig(released_ranking=released, **config))
+    for released, sign in (((), -1), (("ranking",), 1)):
+        _, gradient = value_and_gradient((student, teacher, mask), TSDKDConfig(released=released, **config))
         assert (sign * gradient.gather(-1, best) > 0).all()
 
 
 def test_the_released_opener_is_not_adaptive() -> None:
     with pytest.raises(InputError, match="one for all responses"):
-        TSDKDConfig(opener="adaptive", released_opener=True)
+        TSDKDConfig(opener="adaptive", released=("opener",))
     with pytest.raises(InputError, match="one for all responses"):
-        tsdkd_loss(*make([5]), TSDKDConfig(k=4, **ALL), torch.tensor([0.5]))
+        tsdkd_loss(*make([5]), TSDKDConfig(k=4, released=RELEASED), torch.tensor([0.5]))

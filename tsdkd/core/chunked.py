@@ -125,7 +125,7 @@ def token_selective_loss_from_hidden(
         scores = _read_again(student, teacher, ranking, certainty, seen.student_entropy, config, chunk)
         terms: dict[str, Tensor] = {}
         if scores is not None:
-            terms["indirect"] = (ranking[ranking > 0] * plackett_luce_nll(scores, config.released_ranking)).sum()
+            terms["indirect"] = (ranking[ranking > 0] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
         if config.direct_weight:
             terms["direct"] = (divergence * seen.divergence).sum()
         if config.em_weight:
@@ -443,7 +443,7 @@ def _rank(
     chosen = logits.gather(-1, ids).to(student.wide)
     scores = chosen / config.temperature
     slopes = (config.alpha / config.temperature * weights).unsqueeze(-1)
-    slopes = slopes * plackett_luce_slope(scores, config.released_ranking)
+    slopes = slopes * plackett_luce_slope(scores, "ranking" in config.released)
     student.pull_at(rows, ids, slopes * student.head.steepness(chosen))
     return scores
 

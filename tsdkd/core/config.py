@@ -6,6 +6,11 @@ from typing import Literal, get_args
 from tsdkd.errors import InputError
 
 DivergenceName = Literal["jsd", "skew-kl", "skew-reverse-kl"]
+RELEASED = ("ranking", "opener", "entropy")
+"""Where the released code departs from the paper. ranking: the likelihood of the *reversed* ranking. opener: one length
+for all responses, of as many tokens as come before the entropies of the batch, row after row, reach the share c.
+entropy: it is minimised wherever it is at least the batch's quantile `em_ratio`, on 90 % of the tokens. The last two
+take their means over all tokens of the batch; a batch is what a call of the loss is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,7 @@ class TSDKDConfig:
     """Hyperparameters of eq. (13), `L = alpha L_Indirect + L_Direct + L_EM`; defaults are Table 10's.
 
     A weight of 0 switches a term off. `opener=1.0` with `gate=False` is the paper's "no selection" ablation.
-    With `alpha=0`, `em_weight=0` and `gate=False` it is a divergence at every token. The three `released` switches are
-    the released code's deviations (docs/fidelity.md); a "batch" is what a call of the loss is given.
+    With `alpha=0`, `em_weight=0` and `gate=False` it is a divergence at every token.
     """
 
     alpha: float = 0.1
@@ -71,12 +75,8 @@ class TSDKDConfig:
     """Weight of the direct (divergence) term; 1 in the paper."""
     em_weight: float = 1.0
     """Weight of the entropy term; 1 in the paper."""
-    released_ranking: bool = False
-    """The likelihood of the *reversed* ranking: a prefix sum in the denominator."""
-    released_opener: bool = False
-    """One opener for all responses: as many tokens as come before the batch's entropies, row after row, reach c."""
-    released_entropy: bool = False
-    """Entropy falls wherever it is at least the batch's quantile `em_ratio`: on the upper 90 %."""
+    released: tuple[str, ...] = ()
+    """Where the released code's form is taken, of `RELEASED`."""
 
     def __post_init__(self) -> None:
         for name, good, range_ in (
@@ -92,6 +92,7 @@ class TSDKDConfig:
             ("indirect_reduction", self.indirect_reduction in ("mean", "sum"), "'mean' or 'sum'"),
             ("direct_weight", self.direct_weight >= 0, "0 or more"),
             ("em_weight", self.em_weight >= 0, "0 or more"),
+            ("released", _among(self.released, RELEASED), f"of {', '.join(RELEASED)}, each once"),
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
@@ -99,7 +100,7 @@ class TSDKDConfig:
             raise InputError(
                 "All three terms have weight 0.", "Give alpha, direct_weight or em_weight a value above 0."
             )
-        if self.released_opener and self.opener == "adaptive":
+        if "opener" in self.released and self.opener == "adaptive":
             raise InputError(
                 "The released opener is one for all responses, not adaptive.", "Give a share, such as 0.1."
             )
@@ -110,6 +111,10 @@ class TSDKDConfig:
         if self.divergence == "jsd":
             return Divergence.jsd(self.beta)
         return (Divergence.skew_kl if self.divergence == "skew-kl" else Divergence.skew_reverse_kl)(self.skew)
+
+
+def _among(values: tuple[str, ...], known: tuple[str, ...]) -> bool:
+    return set(values) <= set(known) and len(set(values)) == len(values)
 
 
 def _is_share(value: float | str) -> bool:

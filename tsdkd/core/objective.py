@@ -98,7 +98,7 @@ def token_selective_loss(
     if config.alpha:
         ranked = teacher.take(opener).ranked(student_logits[opener], config.k)
         scores = student_logits[opener].gather(-1, ranked) / config.temperature
-        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores, config.released_ranking)).sum()
+        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
     if config.direct_weight:
         divergences = teacher.divergence(log_q, config.formula, config.temperature)
         terms["direct"] = (divergence * divergences).sum()

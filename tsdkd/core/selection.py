@@ -45,14 +45,14 @@ def select(
     check_rows(response_mask)
     if opener_fraction is None and config.opener == "adaptive":
         raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener().fraction.")
-    if opener_fraction is not None and config.released_opener:
-        raise InputError(
-            "The released opener is one for all responses.", "Pass no fractions, or released_opener=False."
-        )
+    if opener_fraction is not None and "opener" in config.released:
+        raise InputError("The released opener is one for all responses.", "Pass no fractions.")
     fraction = float(config.opener) if opener_fraction is None else opener_fraction
-    opener_of, opener_mean = (released_opener_mask, batch_shares) if config.released_opener else (opener_mask, shares)
+    opener_of, opener_mean = (
+        (released_opener_mask, batch_shares) if "opener" in config.released else (opener_mask, shares)
+    )
     uncertain_of, uncertain_mean = (
-        (released_entropy_mask, batch_shares) if config.released_entropy else (top_entropy_mask, shares)
+        (released_entropy_mask, batch_shares) if "entropy" in config.released else (top_entropy_mask, shares)
     )
     with torch.no_grad():
         if callable(fraction):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.objectives import find
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is as it was saved; float32 on CPUs without bf16."""
@@ -111,6 +112,24 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """When the student's own responses are learned from, afresh or again: DistiLLM's schedule and its numbers."""
+
+    phi: float = 0.0
+    """Probability of the student's own responses at the beginning."""
+    rise: float = 0.1
+    """Of phi, each time the held-out divergence is too high."""
+    tolerance: float = 0.1
+    """Nats by which it may be above its mark."""
+    capacity: int = 1000
+    """Responses that are kept to be learned from again."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.phi <= 1 and 0 <= self.rise <= 1):
+            raise InputError(f"phi is {self.phi} and rises by {self.rise}.", "Choose values in [0, 1].")
+
+
+@dataclass(frozen=True)
 class LiveConfig:
     """How responses come to be during training, and who reads them; the paper's setting is lambda = 1."""
 
@@ -121,16 +140,22 @@ class LiveConfig:
     teacher_dtype: DType = "auto"
     teacher_device: str | None = None
     """None: where the student is; "auto": spread over what there is."""
+    replay: ReplayConfig | None = None
+    """Decides in place of `on_policy` when the student answers; None: nothing is learned from again."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.on_policy <= 1:
             raise InputError(f"lambda is {self.on_policy}.", "Choose a share in [0, 1]; 1 is the paper's on-policy.")
+        if self.replay and self.on_policy:
+            raise InputError("The schedule of replays decides when the student answers.", "Give --lambda 0, or none.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How the student learns; defaults are Table 10's."""
 
+    method: str = "tsdkd"
+    """The objective's name, of `objectives.OBJECTIVES`."""
     objective: TSDKDConfig = field(default_factory=TSDKDConfig)
     live: LiveConfig | None = None
     """None: from recorded scores, the teacher absent."""
@@ -175,6 +200,25 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
         if bool(self.held_out) != bool(self.eval_steps):
             raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
+        find(self.method).require(self.objective)
+        self._require_schedule()
+
+    def _require_schedule(self) -> None:
+        replay = self.live and self.live.replay
+        if find(self.method).replays != bool(replay):
+            raise InputError(
+                f"{self.method} and a schedule of replays do not belong together, or lack each other.",
+                "Train distillm live: with --teacher and --rollouts.",
+            )
+        if replay and not self.eval_steps:
+            raise InputError(
+                f"The schedule of {self.method} follows the held-out divergence.", "Give --held-out and --eval-steps."
+            )
+        if replay and replay.capacity < self.batch_size:
+            raise InputError(
+                f"Of {replay.capacity} kept responses no batch of {self.batch_size} can be made.",
+                "Raise --capacity, or lower --batch-size.",
+            )
 
 
 @dataclass(frozen=True)
