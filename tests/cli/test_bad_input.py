@@ -243,7 +243,7 @@ def test_objective_values(place: Path, more: list[str]) -> None:
         (["--objective", "gkd", "--opener", "0.1"], "gkd has no --opener"),
         (["--objective", "seqkd"], "does not learn from responses by student"),
         (["--objective", "seqkd", "--scores", "elsewhere"], "seqkd needs no scores"),
-        (["--objective", "distillm"], "do not belong together"),
+        (["--objective", "distillm"], "distillm is for live training"),
         (["--capacity", "5"], "Options of replays are given without them"),
         (["--released", "pace"], "released is"),
         (["--divergence", "skew-kl", "--skew", "1"], "skew is 1"),

@@ -166,7 +166,7 @@ class TrainConfig:
     batch_size: int = 128
     """Responses per optimizer step, over all processes."""
     micro_batch_size: int = 8
-    """Responses per forward; does not change the result."""
+    """Responses per forward; does not change the result, but for what `objective.released` takes from a batch."""
     warmup_ratio: float = 0.1
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     weight_decay: float = 0.0
@@ -205,11 +205,10 @@ class TrainConfig:
 
     def _require_schedule(self) -> None:
         replay = self.live and self.live.replay
-        if find(self.method).replays != bool(replay):
-            raise InputError(
-                f"{self.method} and a schedule of replays do not belong together, or lack each other.",
-                "Train distillm live: with --teacher and --rollouts.",
-            )
+        if find(self.method).replays and not replay:
+            raise InputError(f"{self.method} is for live training.", "Give --teacher and --rollouts.")
+        if replay and not find(self.method).replays:
+            raise InputError(f"{self.method} has no schedule of replays.", "Leave it out, or choose distillm.")
         if replay and not self.eval_steps:
             raise InputError(
                 f"The schedule of {self.method} follows the held-out divergence.", "Give --held-out and --eval-steps."

@@ -76,13 +76,19 @@ class ShowProgress(TrainerCallback):
 
 
 class FollowSchedule(TrainerCallback):
-    """Tells the schedule of replays what was measured, before that step is saved."""
+    """Tells the schedule of replays what was measured, before that step is saved, and says when phi rises."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, reporter: Reporter) -> None:
         self.schedule = schedule
+        self.reporter = reporter
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        before = self.schedule.phi
         self.schedule.judge(more["metrics"]["eval_kl"])
+        if self.schedule.phi > before:
+            self.reporter.say(
+                f"step {state.global_step}: phi, the share of the student's answers, is now {self.schedule.phi:.2f}"
+            )
 
 
 class WriteLog(TrainerCallback):

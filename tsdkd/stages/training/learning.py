@@ -143,7 +143,7 @@ def _run(trainer: DistillationTrainer, resume: Path, reporter: Reporter, *, stop
     stop, health = StopWhenAsked(), JudgeHealth(reporter, stop=stop_on_collapse)
     with ExitStack() as stack:
         for callback in (
-            *([FollowSchedule(schedule)] if schedule else []),
+            *([FollowSchedule(schedule, reporter)] if schedule else []),
             mark,
             ShowProgress(reporter, stack),
             WriteLog(resume / METRICS_FILE),
