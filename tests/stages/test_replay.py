@@ -114,7 +114,7 @@ def test_without_phi_it_learns_from_recorded_answers_until_the_divergence_rises(
     answers: Path, student: Path, teacher: Path, tmp_path: Path, steps: list[tuple[str, list[list[int]]]]
 ) -> None:
     """A learning rate that does harm: from some measurement on the student answers."""
-    harmful = config(replace(REPLAY, phi=0.0, rise=1.0), learning_rate=0.3, eval_steps=2)
+    harmful = config(replace(REPLAY, phi=0.0, phi_rise=1.0), learning_rate=0.3, eval_steps=2)
     train_live(answers, str(student), str(teacher), tmp_path / "c", harmful)
     choices = [choice for choice, _ in steps]
     assert choices[:4] == ["recorded"] * 4  # the second measurement is the first that can be worse
@@ -135,7 +135,7 @@ def test_a_cut_run_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """phi, its mark and the kept answers are saved with each step."""
-    models, settings = (str(student), str(teacher)), config(replace(REPLAY, rise=0.3), learning_rate=0.03)
+    models, settings = (str(student), str(teacher)), config(replace(REPLAY, phi_rise=0.3), learning_rate=0.03)
     train_live(answers, *models, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         cut(patch, 10)

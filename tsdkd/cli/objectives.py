@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,7 +63,7 @@ def chosen(name: str, context: typer.Context) -> TSDKDConfig:
 
 
 def replays(name: str, context: typer.Context) -> ReplayConfig | None:
-    given = _given(context, ReplayConfig, {"phi_rise": "rise"})
+    given = _given(context, ReplayConfig)
     if find(name).replays:
         return ReplayConfig(**given)
     if given:
@@ -87,15 +86,10 @@ def share_answered(name: str, lambda_: float | None) -> float:
     return float(objective.fresh and not objective.replays) if lambda_ is None else lambda_
 
 
-def _given(context: typer.Context, config: type, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The fields of a config that stand on the command line; `names`: options called otherwise than their fields."""
-    names = names or {}
+def _given(context: typer.Context, config: type) -> dict[str, Any]:
+    """The fields of a config whose options stand on the command line."""
     known = {field.name for field in fields(config)}
-    return {
-        names.get(option, option): value
-        for option, value in context.params.items()
-        if names.get(option, option) in known and _by_hand(context, option)
-    }
+    return {name: value for name, value in context.params.items() if name in known and _by_hand(context, name)}
 
 
 def _by_hand(context: typer.Context, option: str) -> bool:

@@ -96,7 +96,7 @@ def command(
     em_weight: objectives.EmWeight = TSDKDConfig.em_weight,
     released: objectives.Released = None,
     phi: objectives.Phi = ReplayConfig.phi,
-    phi_rise: objectives.PhiRise = ReplayConfig.rise,
+    phi_rise: objectives.PhiRise = ReplayConfig.phi_rise,
     tolerance: objectives.Tolerance = ReplayConfig.tolerance,
     capacity: objectives.Capacity = ReplayConfig.capacity,
     learning_rate: Annotated[
@@ -192,7 +192,7 @@ def command(
         raise InputError("Options of adapters are given without --lora.", "Give --lora, or leave them out.")
     config = TrainConfig(
         method=objective,
-        objective=objectives.chosen(objective, context),
+        objective=objectives.chosen(objective, context),  # which of its options were given, the context knows
         live=sampled if live else None,
         lora=adapter if lora else None,
         learning_rate=learning_rate,

@@ -117,16 +117,16 @@ class ReplayConfig:
 
     phi: float = 0.0
     """Probability of the student's own responses at the beginning."""
-    rise: float = 0.1
-    """Of phi, each time the held-out divergence is too high."""
+    phi_rise: float = 0.1
+    """Each time the held-out divergence is too high."""
     tolerance: float = 0.1
     """Nats by which it may be above its mark."""
     capacity: int = 1000
     """Responses that are kept to be learned from again."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.phi <= 1 and 0 <= self.rise <= 1):
-            raise InputError(f"phi is {self.phi} and rises by {self.rise}.", "Choose values in [0, 1].")
+        if not (0 <= self.phi <= 1 and 0 <= self.phi_rise <= 1):
+            raise InputError(f"phi is {self.phi} and rises by {self.phi_rise}.", "Choose values in [0, 1].")
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _require_responses(live: LiveConfig, objective: Objective, recorded: Artifac
     if recorded is None and live.on_policy < 1:
         raise InputError(
             f"lambda is {live.on_policy}, but there are no responses to keep for the other prompts.",
-            "Give --rollouts in place of --prompts, or --lambda 1.",
+            f"Give --rollouts in place of --prompts{', or --lambda 1' if objective.fresh else ''}.",
         )
     if recorded is not None and live.on_policy < 1:
         objective.require_authors(authors(recorded))

@@ -29,7 +29,7 @@ class Schedule:
         if self.mark is None:
             self.mark = divergence
         elif divergence >= self.mark + self.config.tolerance:
-            self.phi, self.mark = min(self.phi + self.config.rise, 1.0), divergence
+            self.phi, self.mark = min(self.phi + self.config.phi_rise, 1.0), divergence
 
     def choose(self, draw: float, progress: float) -> Literal["fresh", "again", "recorded"]:
         """Whose responses a step learns from: `draw` in [0, 1), `progress` the share t/T of the steps behind.
