@@ -239,6 +239,14 @@ def test_objective_values(place: Path, more: list[str]) -> None:
         (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
         (["--tracker", "nothing"], "tracker"),
         (["--stop-on-collapse", "--attention", "nothing"], "nothing"),
+        (["--objective", "gdk"], "no objective 'gdk'"),
+        (["--objective", "gkd", "--opener", "0.1"], "gkd has no --opener"),
+        (["--objective", "seqkd"], "does not learn from responses by student"),
+        (["--objective", "seqkd", "--scores", "elsewhere"], "seqkd needs no scores"),
+        (["--objective", "distillm"], "distillm is for live training"),
+        (["--capacity", "5"], "Options of replays are given without them"),
+        (["--released", "pace"], "released is"),
+        (["--divergence", "skew-kl", "--skew", "1"], "skew is 1"),
     ],
 )
 def test_training_options(place: Path, more: list[str], cause: str) -> None:

@@ -182,7 +182,7 @@ def test_objective_options_reach_the_manifest_and_default_to_the_papers(rollouts
     from dataclasses import asdict
 
     found = load_manifest(place / "checkpoint").config
-    assert found["objective"] == asdict(TSDKDConfig())
+    assert found["objective"] | {"released": ()} == asdict(TSDKDConfig())
     assert (found["learning_rate"], found["batch_size"], found["warmup_ratio"], found["schedule"]) == (
         5e-6,
         128,
@@ -204,9 +204,34 @@ def test_objective_options_reach_the_manifest_and_default_to_the_papers(rollouts
     ]
     run("train", "--run", place, "--epochs", 1, "--checkpoint", place / "other", *changed)
     objective = load_manifest(place / "other").config["objective"]
-    assert objective == asdict(
+    assert objective | {"released": ()} == asdict(
         TSDKDConfig(alpha=0, beta=0.5, gate=False, opener="adaptive", em_weight=0.2, indirect_reduction="sum")
     )
+
+
+def test_an_objective_by_name_and_what_of_it_is_given(rollouts: Path, teacher: Path) -> None:
+    place = rollouts.parent
+    run("score", "--run", place, "--teacher", teacher)
+    for name, more, changed in (
+        ("gkd", ["--beta", 0.1], {"beta": 0.1}),
+        ("gkd", [], {"beta": 0.5}),
+        ("tsdkd-released", ["--released", "entropy,ranking", "--k", 4], {"released": ["ranking", "entropy"], "k": 4}),
+    ):
+        shown = run("train", "--run", place, "--epochs", 1, "--objective", name, *more, "--overwrite")
+        assert name in shown
+        found = load_manifest(place / "checkpoint").config
+        assert found["method"] == name
+        assert found["objective"] | changed == found["objective"]
+
+
+def test_answers_of_the_teacher_need_no_scores(student: Path, teacher: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 3)
+    told = ["--prompts", prompts, "--teacher", teacher, "--policy", "teacher", "--max-new-tokens", 4]
+    run("generate", "--run", tmp_path, *told)
+    shown = run("train", "--run", tmp_path, "--objective", "seqkd", "--student", student, "--epochs", 1)
+    assert "teacher (absent)" in shown
+    assert not (tmp_path / "scores").exists()
+    assert load_manifest(tmp_path / "checkpoint").model("teacher").name == str(teacher)
 
 
 def test_piped_output_is_quiet(rollouts: Path, teacher: Path) -> None:

@@ -14,6 +14,7 @@ from tsdkd.core import (
     Head,
     TeacherHidden,
     TeacherRanks,
+    TeacherTokens,
     TeacherTopK,
     TSDKDConfig,
     entropy,
@@ -101,7 +102,11 @@ def assert_equal(case: Case, config: TSDKDConfig, chunk: int | None = None, adap
     seed=st.integers(0, 10**6),
     chunk=st.sampled_from([1, 7, None]),
     block=st.sampled_from([1, 60, 2**19]),
-    beta=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    divergence=st.sampled_from(
+        [{"beta": beta} for beta in (0.0, 0.1, 0.5, 0.9, 1.0)]
+        + [{"divergence": name, "skew": skew} for name in ("skew-kl", "skew-reverse-kl") for skew in (0.1, 0.6)]
+    ),
+    released=st.sets(st.sampled_from(["ranking", "opener", "entropy"])),
     reduction=st.sampled_from(["mean", "sum"]),
     gate=st.booleans(),
     opener=st.sampled_from([0.1, 1.0, "adaptive"]),
@@ -117,7 +122,8 @@ def test_chunks_give_the_reference(
     seed: int,
     chunk: int | None,
     block: int,
-    beta: float,
+    divergence: dict[str, object],
+    released: set[str],
     reduction: str,
     gate: bool,
     opener: float | str,
@@ -127,8 +133,10 @@ def test_chunks_give_the_reference(
     padding_rows: int,
 ) -> None:
     config = TSDKDConfig(
-        k=4, beta=beta, indirect_reduction=reduction, gate=gate, opener=opener, temperature=temperature, em_ratio=0.3
+        k=4, indirect_reduction=reduction, gate=gate, opener=opener, temperature=temperature, em_ratio=0.3, **divergence
     )
+    released -= {"opener"} if opener == "adaptive" else set()
+    config = dataclasses.replace(config, released=tuple(released))
     config = dataclasses.replace(config, **({off: 0.0} if off else {"direct_weight": 3.0, "em_weight": 0.5}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.BLOCK_LOGITS, "cpu", block)
@@ -161,9 +169,10 @@ def test_gradcheck_through_hidden_states_head_and_bias() -> None:
     assert torch.autograd.gradcheck(Anew.apply, tuple(case.leaves()))
 
 
-@pytest.mark.parametrize("kind", ["topk", "ranks"])
+@pytest.mark.parametrize("divergence", ["jsd", "skew-kl", "skew-reverse-kl"])
+@pytest.mark.parametrize("kind", ["topk", "ranks", "tokens"])
 @pytest.mark.parametrize("chunk", [1, 5, None])
-def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None) -> None:
+def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, divergence: str) -> None:
     case = make([9, 4])
     s = case.head.logits(case.student)[case.mask].detach()
     t = s + torch.randn(s.shape, generator=torch.Generator().manual_seed(1), dtype=s.dtype)
@@ -171,7 +180,9 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None) -> N
     recorded = TeacherRanks(entropy(t), candidates, t.gather(-1, candidates).argsort(-1, descending=True).argsort(-1))
     best = t.log_softmax(-1).topk(5)
     teacher = recorded if kind == "ranks" else TeacherTopK(recorded, best.indices, best.values)
-    config = TSDKDConfig(k=4, direct_weight=0.0 if kind == "ranks" else 2.0)
+    config = TSDKDConfig(k=4, direct_weight=0.0 if kind == "ranks" else 2.0, divergence=divergence, skew=0.3)
+    if kind == "tokens":
+        teacher, config = TeacherTokens(best.indices[:, 0]), TSDKDConfig(alpha=0, beta=0, gate=False)
     ours, theirs = case.fresh(), case.fresh()
     loss, metrics = token_selective_loss_from_hidden(
         ours.student[ours.mask], ours.head, teacher, ours.mask, config, chunk=chunk
@@ -268,9 +279,12 @@ def test_a_second_backward_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
-@pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
-def test_huge_logits_stay_right(scale: float, beta: float) -> None:
-    config = TSDKDConfig(k=4, beta=beta)
+@pytest.mark.parametrize(
+    "divergence",
+    [{"beta": 0.0}, {"beta": 0.9}, {"beta": 1.0}, {"divergence": "skew-kl"}, {"divergence": "skew-reverse-kl"}],
+)
+def test_huge_logits_stay_right(scale: float, divergence: dict[str, object]) -> None:
+    config = TSDKDConfig(k=4, **divergence)
     narrow, exact = make([6, 1], dtype=torch.float32), make([6, 1])
     for case in (narrow, exact):
         case.head.weight.data = exact.head.weight.data.to(case.head.weight.dtype)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdkd.core import entropy, generalized_jsd
+from tsdkd.core import Divergence, entropy, generalized_jsd
+from tsdkd.core.distributions import divergence_of, log_probs
 
 # P = (1/2, 1/2), Q = (1/4, 3/4) as logits
 P = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
@@ -37,6 +38,40 @@ def test_jsd_is_equation_one(beta: float) -> None:
     mixture = [beta * t + (1 - beta) * s for t, s in zip(teacher, student, strict=True)]
     expected = beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
     assert generalized_jsd(Q, P, beta).item() == pytest.approx(expected)
+
+
+def skewed(name: str, skew: float, student: torch.Tensor = Q, teacher: torch.Tensor = P) -> torch.Tensor:
+    return divergence_of(log_probs(teacher), log_probs(student), getattr(Divergence, name)(skew))
+
+
+def test_skew_kl_is_taken_from_the_teacher_to_a_little_of_it_in_the_student() -> None:
+    """KL((1/2, 1/2) || 0.1 (1/2, 1/2) + 0.9 (1/4, 3/4)) = (ln(0.5/0.275) + ln(0.5/0.725)) / 2"""
+    assert skewed("skew_kl", 0.1).item() == pytest.approx(0.1131372, abs=1e-6)
+
+
+def test_skew_reverse_kl_is_taken_from_the_student_to_a_little_of_it_in_the_teacher() -> None:
+    """KL((1/4, 3/4) || 0.9 (1/2, 1/2) + 0.1 (1/4, 3/4)) = ln(0.25/0.475) / 4 + 3 ln(0.75/0.525) / 4"""
+    assert skewed("skew_reverse_kl", 0.1).item() == pytest.approx(0.1070427, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "end"), [("skew_kl", 0.0), ("skew_reverse_kl", 1.0)])
+def test_without_skew_they_are_the_plain_kls(name: str, end: float) -> None:
+    assert skewed(name, 1e-9).item() == pytest.approx(generalized_jsd(Q, P, end).item())
+
+
+@pytest.mark.parametrize("name", ["skew_kl", "skew_reverse_kl"])
+def test_skew_bounds_what_a_missing_token_costs(name: str) -> None:
+    """-ln(skew) at most, where the plain KL is infinite: that is what the skew is for."""
+    apart = torch.tensor([[0.0, -1e4]]), torch.tensor([[-1e4, 0.0]])
+    assert skewed(name, 0.1, *apart).item() == pytest.approx(math.log(10), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["skew_kl", "skew_reverse_kl"])
+@pytest.mark.parametrize("skew", [0.1, 0.7])
+def test_gradients_of_skew_divergences(name: str, skew: float) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: skewed(name, skew, s, teacher), student.requires_grad_())
 
 
 @pytest.mark.parametrize("beta", [1e-4, 1 - 1e-4])

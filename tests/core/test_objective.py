@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsdkd.core import (
+    Divergence,
     TSDKDConfig,
     entropy,
     generalized_jsd,
@@ -253,11 +254,11 @@ def test_recorded_ranks_give_the_live_ranking_and_entropy_terms() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
 def test_topk_divergence_is_a_lower_bound_that_tightens(beta: float) -> None:
     student, teacher, mask = make([40])
-    exact = TeacherLogits(teacher[mask]).divergence(student[mask].log_softmax(-1), beta, 1.0)
+    exact = TeacherLogits(teacher[mask]).divergence(student[mask].log_softmax(-1), Divergence.jsd(beta), 1.0)
     bounds = []
     for top in (1, 4, VOCAB - 1):
         s, topk, _ = recorded((student, teacher, mask), k=4, top=top)
-        bounds.append(topk.divergence(s.log_softmax(-1), beta, 1.0))
+        bounds.append(topk.divergence(s.log_softmax(-1), Divergence.jsd(beta), 1.0))
     assert (bounds[0] <= bounds[1] + 1e-9).all()
     assert (bounds[1] <= exact + 1e-6).all()
     assert torch.allclose(bounds[2], exact, atol=1e-5)

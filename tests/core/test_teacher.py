@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tsdkd.core import TeacherRanks, TeacherTopK, generalized_jsd
+from tsdkd.core import Divergence, TeacherRanks, TeacherTopK, generalized_jsd
 
 TOKENS, VOCAB = 200, 60
 
@@ -26,7 +26,7 @@ def test_the_bucket_loses_at_most_what_the_tails_weigh(beta: float, k: int, shar
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
     top = log_p.topk(k)
     ranks = TeacherRanks(torch.zeros(TOKENS), top.indices[:, :1], torch.zeros(TOKENS, 1, dtype=torch.long))
-    recorded = TeacherTopK(ranks, top.indices, top.values).divergence(log_q, beta, 1.0)
+    recorded = TeacherTopK(ranks, top.indices, top.values).divergence(log_q, Divergence.jsd(beta), 1.0)
     lost = generalized_jsd(q, p, beta) - recorded
     p_tail = 1 - top.values.exp().sum(-1)
     q_tail = 1 - log_q.gather(-1, top.indices).exp().sum(-1)
@@ -44,7 +44,7 @@ def test_the_bound_is_reached_by_tails_that_share_no_token() -> None:
     p, q = torch.tensor([[0.5, 0.5, 0.0]]).log(), torch.tensor([[0.5, 0.0, 0.5]]).log()
     beta = 0.9
     ranks = TeacherRanks(torch.zeros(1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long))
-    kept = TeacherTopK(ranks, torch.tensor([[0]]), p[:, :1]).divergence(q, beta, 1.0)
+    kept = TeacherTopK(ranks, torch.tensor([[0]]), p[:, :1]).divergence(q, Divergence.jsd(beta), 1.0)
     assert float(kept) == pytest.approx(0, abs=1e-6)
     exact = generalized_jsd(q.clamp(min=-50), p.clamp(min=-50), beta)
     assert float(exact) == pytest.approx(0.5 * -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))

@@ -49,6 +49,12 @@ def apart(one: Weights, other: Weights) -> float:
 
 def loss_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[torch.Tensor, Weights]:
     """The objective of all responses in one piece: two live models, full logits, padded."""
+    logits, mask = logits_of_two_models(rows, student, teacher)
+    return tsdkd_loss(*logits, mask, OBJECTIVE)
+
+
+def logits_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Both models' logits (response, token, vocab) where they predict the responses' tokens, and the mask of these."""
     longest = max(len(row["response_ids"]) for row in rows)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     logits = []
@@ -62,4 +68,4 @@ def loss_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tupl
             grid[i, :length] = found[start : start + length, : grid.shape[-1]]
             mask[i, :length] = True
         logits.append(grid)
-    return tsdkd_loss(*logits, mask, OBJECTIVE)
+    return logits, mask

@@ -67,9 +67,9 @@ def test_answers_come_from_the_student_as_it_is_now(
     at_hand, found = [], []
     answered = LiveSamples.answered
 
-    def spy(self: LiveSamples, samples: list[Sample], speaker: object, key: object) -> list[Sample]:
+    def spy(self: LiveSamples, samples: list[Sample], speaker: object, *more: object) -> list[Sample]:
         at_hand.append({name: value.clone() for name, value in speaker.model.state_dict().items()})
-        found.append(answered(self, samples, speaker, key))
+        found.append(answered(self, samples, speaker, *more))
         return found[-1]
 
     monkeypatch.setattr(LiveSamples, "answered", spy)

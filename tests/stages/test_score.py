@@ -289,7 +289,7 @@ def test_int8_halves_the_states_and_its_error_is_measured(
         q, p = (bare_logits(reader, samples[i]) for reader in readers)
         exact.append(generalized_jsd(q, p, TSDKDConfig.beta))
         signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).formed()
-        recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig.beta, 1.0))
+        recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig().formula, 1.0))
     error = (torch.cat(exact) - torch.cat(recorded)).abs().mean()
     assert found["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
     assert found["recorded_divergence"] == pytest.approx(float(torch.cat(recorded).mean()), rel=1e-4)

@@ -188,7 +188,7 @@ def test_a_saved_step_that_lacks_a_file_is_not_continued(tmp_path: Path, lost: s
         (place / "shards").mkdir()  # as sharded states are saved
         (place / "shards" / "0.distcp").touch()
         state = TrainerState(global_step=step, is_world_process_zero=True)
-        MarkWhole(None).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
+        MarkWhole({}).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     (tmp_path / "checkpoint-4" / lost).unlink()
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tsdkd.cli import defaults, options
+from tsdkd.cli import defaults, objectives, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config import DType, EngineName, GenerateConfig, LiveConfig, LoRAConfig, TrainConfig
+from tsdkd.stages.config import DType, EngineName, GenerateConfig, LiveConfig, LoRAConfig, ReplayConfig, TrainConfig
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Manifest
 
-OBJECTIVE = "Objective (the paper's symbols)"
 LIVE = "Live training (with --prompts, --teacher or --lambda: no scores are needed)"
 LORA = "Adapters (with --lora)"
 HEALTH = "Watching"
 
 
 def command(
+    context: typer.Context,
     run: options.Run = options.RUN,
     rollouts: options.Rollouts = None,
     scores: options.Scores = None,
@@ -80,29 +80,25 @@ def command(
         str, typer.Option(metavar="NAMES", help="Modules, joined by commas.", rich_help_panel=LORA)
     ] = LoRAConfig.targets,
     merge: Annotated[bool, typer.Option("--merge", help="Save full weights.", rich_help_panel=LORA)] = LoRAConfig.merge,
-    alpha: Annotated[float, options.number("Weight of the ranking term.", OBJECTIVE, least=0)] = TSDKDConfig.alpha,
-    beta: Annotated[
-        float, options.number("JSD: 0 forward KL, 1 reverse KL.", OBJECTIVE, least=0, most=1)
-    ] = TSDKDConfig.beta,
-    tau: Annotated[float, options.number("Sharpness of the gate.", OBJECTIVE)] = TSDKDConfig.tau,
-    gate: Annotated[bool, options.choice("Weigh the divergence by the entropy gap.", OBJECTIVE)] = TSDKDConfig.gate,
-    k: Annotated[int, options.count("Candidates ranked.", OBJECTIVE, least=2)] = TSDKDConfig.k,
-    opener: Annotated[
-        str, typer.Option(metavar="X", help="Share of entropy in the opener, or adaptive.", rich_help_panel=OBJECTIVE)
-    ] = str(TSDKDConfig.opener),
-    em_ratio: Annotated[
-        float, options.number("Share of positions whose entropy falls.", OBJECTIVE)
-    ] = TSDKDConfig.em_ratio,
-    temperature: Annotated[float, options.number("KD temperature.", OBJECTIVE)] = TSDKDConfig.temperature,
-    indirect_reduction: Annotated[
-        Literal["mean", "sum"], options.choice("Of the ranking term, over the opener.", OBJECTIVE)
-    ] = TSDKDConfig.indirect_reduction,
-    direct_weight: Annotated[
-        float, options.number("Weight of the divergence.", OBJECTIVE, least=0)
-    ] = TSDKDConfig.direct_weight,
-    em_weight: Annotated[
-        float, options.number("Weight of the entropy term.", OBJECTIVE, least=0)
-    ] = TSDKDConfig.em_weight,
+    objective: objectives.Name = TrainConfig.method,
+    alpha: objectives.Alpha = TSDKDConfig.alpha,
+    beta: objectives.Beta = TSDKDConfig.beta,
+    divergence: objectives.Divergence = TSDKDConfig.divergence,
+    skew: objectives.Skew = TSDKDConfig.skew,
+    tau: objectives.Tau = TSDKDConfig.tau,
+    gate: objectives.Gate = TSDKDConfig.gate,
+    k: objectives.K = TSDKDConfig.k,
+    opener: objectives.Opener = str(TSDKDConfig.opener),
+    em_ratio: objectives.EmRatio = TSDKDConfig.em_ratio,
+    temperature: objectives.Temperature = TSDKDConfig.temperature,
+    indirect_reduction: objectives.IndirectReduction = TSDKDConfig.indirect_reduction,
+    direct_weight: objectives.DirectWeight = TSDKDConfig.direct_weight,
+    em_weight: objectives.EmWeight = TSDKDConfig.em_weight,
+    released: objectives.Released = None,
+    phi: objectives.Phi = ReplayConfig.phi,
+    phi_rise: objectives.PhiRise = ReplayConfig.phi_rise,
+    tolerance: objectives.Tolerance = ReplayConfig.tolerance,
+    capacity: objectives.Capacity = ReplayConfig.capacity,
     learning_rate: Annotated[
         float, options.number("AdamW's, at its highest.", options.METHOD, least=0)
     ] = TrainConfig.learning_rate,
@@ -171,7 +167,7 @@ def command(
     """Rollouts + scores -> checkpoint: the student learns, the teacher is absent; or prompts + a live teacher."""
     live = prompts is not None or teacher is not None or lambda_ is not None
     sampled = LiveConfig(
-        on_policy=1.0 if lambda_ is None else lambda_,
+        on_policy=objectives.share_answered(objective, lambda_),
         sampling=GenerateConfig(
             temperature=sample_temperature,
             top_p=top_p,
@@ -186,26 +182,17 @@ def command(
         ),
         teacher_dtype=teacher_dtype,
         teacher_device=teacher_device,
+        replay=objectives.replays(objective, context),
     )
     adapter = LoRAConfig(lora_rank, lora_alpha, lora_dropout, lora_targets, merge)
-    if not live and sampled != LiveConfig(sampling=GenerateConfig(memory_fraction=0.3)):
+    untold = LiveConfig(sampled.on_policy, GenerateConfig(memory_fraction=0.3), replay=sampled.replay)
+    if not live and sampled != untold:
         raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
     if not lora and adapter != LoRAConfig():
         raise InputError("Options of adapters are given without --lora.", "Give --lora, or leave them out.")
     config = TrainConfig(
-        objective=TSDKDConfig(
-            alpha=alpha,
-            beta=beta,
-            tau=tau,
-            gate=gate,
-            k=k,
-            opener=_opener(opener),
-            em_ratio=em_ratio,
-            temperature=temperature,
-            indirect_reduction=indirect_reduction,
-            direct_weight=direct_weight,
-            em_weight=em_weight,
-        ),
+        method=objective,
+        objective=objectives.chosen(objective, context),  # which of its options were given, the context knows
         live=sampled if live else None,
         lora=adapter if lora else None,
         learning_rate=learning_rate,
@@ -241,22 +228,24 @@ def command(
         from tsdkd.stages.train import train_live
 
         recorded = read(rollouts, "rollouts", hashed=False).manifest if rollouts else None
-        models = defaults.student(student, recorded), defaults.teacher(teacher)
+        models = defaults.student(student, recorded), defaults.teacher(teacher, recorded)
         data = rollouts or prompts or defaults.PROMPTS
         artifact = train_live(data, *models, output, config, seed, Reporter(), overwrite)
     else:
-        scored = scores or run / "scores"
-        recorded = read(scored, "scores", hashed=False).manifest
+        answers, scored = rollouts or run / "rollouts", objectives.scores(objective, scores, run)
+        recorded = (
+            read(scored, "scores", hashed=False) if scored else read(answers, "rollouts", hashed=False)
+        ).manifest
 
         from tsdkd.stages.train import train
 
-        models = defaults.student(student, recorded), recorded.model("teacher").name
-        artifact = train(rollouts or run / "rollouts", scored, models[0], output, config, seed, Reporter(), overwrite)
-    show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, *models, artifact.manifest)])
+        name = defaults.student(student, recorded)
+        artifact = train(answers, scored, name, output, config, seed, Reporter(), overwrite)
+    show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, artifact.manifest)])
     show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
 
 
-def _rows(config: TrainConfig, student: str, teacher: str, manifest: Manifest) -> list[tuple[str, str]]:
+def _rows(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     found, objective = manifest.summary, config.objective
     curves = (
         ("loss", "loss"),
@@ -268,8 +257,9 @@ def _rows(config: TrainConfig, student: str, teacher: str, manifest: Manifest) -
         ("drift", "drift since scoring (nats)"),
     )
     rows = [
-        ("student", student),
-        (f"teacher ({'live' if config.live else 'absent'})", teacher),
+        ("student", manifest.model("student").name),
+        (f"teacher ({'live' if config.live else 'absent'})", manifest.model("teacher").name),
+        ("objective", config.method),
         ("steps", f"{found['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
     rows += [
@@ -284,12 +274,3 @@ def _rows(config: TrainConfig, student: str, teacher: str, manifest: Manifest) -
             ("degenerated", f"at step {found['collapsed_at']}; step {found.get('kept_step', found['steps'])} is kept")
         )
     return rows
-
-
-def _opener(value: str) -> float | Literal["adaptive"]:
-    if value == "adaptive":
-        return "adaptive"
-    try:
-        return float(value)
-    except ValueError:
-        raise InputError(f"--opener is {value!r}.", "Give a share such as 0.1, or adaptive.") from None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tsdkd.core.adaptive import AdaptiveOpener as AdaptiveOpener
     from tsdkd.core.chunked import token_selective_loss_from_hidden as token_selective_loss_from_hidden
     from tsdkd.core.chunked import tsdkd_loss_from_hidden as tsdkd_loss_from_hidden
+    from tsdkd.core.config import Divergence as Divergence
     from tsdkd.core.config import TSDKDConfig as TSDKDConfig
     from tsdkd.core.distributions import entropy as entropy
     from tsdkd.core.distributions import generalized_jsd as generalized_jsd
@@ -30,18 +31,19 @@ if TYPE_CHECKING:
     from tsdkd.core.teacher import TeacherLogits as TeacherLogits
     from tsdkd.core.teacher import TeacherRanks as TeacherRanks
     from tsdkd.core.teacher import TeacherSignal as TeacherSignal
+    from tsdkd.core.teacher import TeacherTokens as TeacherTokens
     from tsdkd.core.teacher import TeacherTopK as TeacherTopK
 
 _NAMES = {
     "adaptive": ["AdaptiveOpener"],
     "chunked": ["token_selective_loss_from_hidden", "tsdkd_loss_from_hidden"],
-    "config": ["TSDKDConfig"],
+    "config": ["Divergence", "TSDKDConfig"],
     "distributions": ["entropy", "generalized_jsd"],
     "head": ["Head"],
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],
-    "teacher": ["TeacherHidden", "TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTopK"],
+    "teacher": ["TeacherHidden", "TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTokens", "TeacherTopK"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

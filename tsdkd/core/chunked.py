@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.config import Divergence, TSDKDConfig
 from tsdkd.core.head import Head
 from tsdkd.core.objective import grid, report, weighted_sum
 from tsdkd.core.ranking import plackett_luce_nll, plackett_luce_slope, require_candidates
@@ -125,7 +125,7 @@ def token_selective_loss_from_hidden(
         scores = _read_again(student, teacher, ranking, certainty, seen.student_entropy, config, chunk)
         terms: dict[str, Tensor] = {}
         if scores is not None:
-            terms["indirect"] = (ranking[ranking > 0] * plackett_luce_nll(scores)).sum()
+            terms["indirect"] = (ranking[ranking > 0] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
         if config.direct_weight:
             terms["direct"] = (divergence * seen.divergence).sum()
         if config.em_weight:
@@ -309,7 +309,7 @@ def _read_block(
     if config.direct_weight:
         with torch.enable_grad():
             leaf = log_q.detach().requires_grad_()
-            divergence = teacher.divergence(leaf, config.beta, config.temperature)
+            divergence = teacher.divergence(leaf, config.formula, config.temperature)
             (pull,) = torch.autograd.grad(divergence.sum(), leaf)
         slope = pull.sub_(q.mul_(pull.sum(-1, keepdim=True)))
         weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
@@ -333,7 +333,7 @@ def _compare(
     student_entropy, teacher_entropy = -_dot(q, log_q, scratch[4]), -_dot(p, log_p, scratch[4])
     if not config.direct_weight:
         return student_entropy, teacher_entropy, agreement, torch.zeros_like(student_entropy)
-    divergence, slope = _divergence_and_slope(q, log_q, p, log_p, config.beta, scratch[4])
+    divergence, slope = _divergence_and_slope(q, log_q, p, log_p, config.formula, scratch[4])
     weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
     torch.mul(slope, weights.unsqueeze(-1) * steepness, out=out)
     return student_entropy, teacher_entropy, agreement, divergence
@@ -354,21 +354,34 @@ def _softmax(logits: Tensor, temperature: float, scratch: Scratch) -> tuple[Tens
 
 
 def _divergence_and_slope(
-    q: Tensor, log_q: Tensor, p: Tensor, log_p: Tensor, beta: float, scratch: Tensor | None
+    q: Tensor, log_q: Tensor, p: Tensor, log_p: Tensor, formula: Divergence, scratch: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Generalised JSD (n,) and its gradient at the student's tempered logits (n, vocab); consumes its arguments."""
-    if beta == 0:
+    """A divergence (n,) and its gradient at the student's tempered logits (n, vocab); consumes its arguments."""
+    if formula.mix == 0:
         return _dot(p, log_p.sub_(log_q), scratch), q.sub_(p)
-    if beta == 1:
-        log_ratio = log_q.sub_(log_p)
-        divergence = _dot(q, log_ratio, scratch)
-        return divergence, log_ratio.sub_(divergence.unsqueeze(-1)).mul_(q)
-    log_m = torch.lerp(q, p, beta, out=scratch).clamp_(min=torch.finfo(q.dtype).tiny).log_()
-    log_ratio = log_q.sub_(log_m)
-    teacher_side = _dot(p, log_p.sub_(log_m), log_p)
-    student_side = _dot(q, log_ratio, scratch)
-    divergence = beta * teacher_side + (1 - beta) * student_side
-    return divergence, log_ratio.sub_(student_side.unsqueeze(-1)).mul_(q).mul_(1 - beta)
+    if formula.mix == 1:
+        return _through_softmax(log_q.sub_(log_p), q, scratch)
+    log_m = torch.lerp(q, p, formula.mix, out=scratch).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+    teacher_ratio, student_ratio = log_p.sub_(log_m), log_q.sub_(log_m)
+    if formula.student == 0:
+        divergence = _dot(p, teacher_ratio, scratch)
+        return divergence, _through_softmax(teacher_ratio.exp_().mul_(formula.mix - 1), q, scratch)[1]
+    if formula.teacher == 0:
+        divergence = _dot(q, student_ratio, scratch)
+        pull = student_ratio.sub_(torch.exp(student_ratio, out=p), alpha=1 - formula.mix)
+        return divergence, _through_softmax(pull, q, scratch)[1]
+    teacher_side = _dot(p, teacher_ratio, teacher_ratio)
+    student_side, slope = _through_softmax(student_ratio, q, scratch)
+    return formula.teacher * teacher_side + formula.student * student_side, slope.mul_(formula.student)
+
+
+def _through_softmax(pull: Tensor, q: Tensor, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A gradient at the probabilities q (n, vocab) -> its mean under q (n,), and the gradient at the logits, in place.
+
+    A constant in `pull` changes nothing there.
+    """
+    mean = _dot(q, pull, scratch)
+    return mean, pull.sub_(mean.unsqueeze(-1)).mul_(q)
 
 
 def _dot(a: Tensor, b: Tensor, scratch: Tensor | None) -> Tensor:
@@ -392,7 +405,8 @@ def _read_again(
 ) -> Tensor | None:
     """Second pass, over the tokens with a weight in `ranking` or `certainty` (tokens,); pulls both terms' gradients.
 
-    Returns the student's tempered logits at its candidates on the opener (n, k), the teacher's favourite first.
+    Returns the student's tempered logits at its candidates on the opener (n, k), the teacher's favourite first; None
+    without a ranking term.
     """
     opener = (ranking > 0) & (config.alpha > 0)
     uncertain = (certainty > 0) & (config.em_weight > 0)
@@ -410,7 +424,9 @@ def _read_again(
         if config.em_weight and student.learns:
             some = rows[part][sharpened]
             _sharpen(student, some, linear[sharpened], entropies[some], certainty[some], config)
-    return torch.cat(scores) if scores else None
+    if not config.alpha:
+        return None
+    return torch.cat(scores) if scores else entropies.new_empty(0, config.k)
 
 
 def _rank(
@@ -426,7 +442,8 @@ def _rank(
     ids = teacher.ranked(logits, config.k)
     chosen = logits.gather(-1, ids).to(student.wide)
     scores = chosen / config.temperature
-    slopes = (config.alpha / config.temperature * weights).unsqueeze(-1) * plackett_luce_slope(scores)
+    slopes = (config.alpha / config.temperature * weights).unsqueeze(-1)
+    slopes = slopes * plackett_luce_slope(scores, "ranking" in config.released)
     student.pull_at(rows, ids, slopes * student.head.steepness(chosen))
     return scores
 

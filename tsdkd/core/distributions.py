@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from tsdkd.core.config import Divergence
+
 
 def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-softmax of `logits / temperature` (..., vocab), in float32 or better."""
@@ -17,14 +19,11 @@ def entropy_of(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def divergence_of(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """Generalised JSD, in nats, of teacher and student log-probabilities (..., n) -> (...); see `generalized_jsd`."""
-    if beta == 0:
-        return _kl(log_p, log_q)
-    if beta == 1:
-        return _kl(log_q, log_p)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+def divergence_of(log_p: Tensor, log_q: Tensor, formula: Divergence) -> Tensor:
+    """A divergence, in nats, of teacher and student log-probabilities (..., n) -> (...)."""
+    sides = ((formula.teacher, log_p), (formula.student, log_q))
+    log_m = _mixed(log_p, log_q, formula.mix)
+    return torch.stack([share * _kl(log_side, log_m) for share, log_side in sides if share]).sum(0)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -39,7 +38,13 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float)
     At the ends, where the formula vanishes, it is the limit of its direction: beta = 0 is forward KL(P || Q),
     beta = 1 is reverse KL(Q || P), as in GKD (Agarwal et al. 2024).
     """
-    return divergence_of(log_probs(teacher_logits), log_probs(student_logits), beta)
+    return divergence_of(log_probs(teacher_logits), log_probs(student_logits), Divergence.jsd(beta))
+
+
+def _mixed(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
+    if mix in {0, 1}:
+        return log_p if mix else log_q
+    return torch.logaddexp(log_p + math.log(mix), log_q + math.log1p(-mix))
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -98,9 +98,9 @@ def token_selective_loss(
     if config.alpha:
         ranked = teacher.take(opener).ranked(student_logits[opener], config.k)
         scores = student_logits[opener].gather(-1, ranked) / config.temperature
-        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores)).sum()
+        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
     if config.direct_weight:
-        divergences = teacher.divergence(log_q, config.beta, config.temperature)
+        divergences = teacher.divergence(log_q, config.formula, config.temperature)
         terms["direct"] = (divergence * divergences).sum()
     if config.em_weight:
         terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum()
@@ -141,7 +141,7 @@ def report(
     metrics["gate"] = _mean_of_means(weights.gate, response_mask)
     metrics["opener_length"] = opener.sum() / len(response_mask)
     metrics["response_length"] = response_mask.sum() / len(response_mask)
-    if scores is not None:
+    if scores is not None and len(scores):
         metrics["rank_agreement"] = _mean_of_means(grid(_kendall_tau(scores), opener), opener)
     return metrics
 

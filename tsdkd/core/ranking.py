@@ -32,23 +32,30 @@ def best_first(candidates: Tensor, liking: Tensor) -> Tensor:
     return candidates.gather(-1, liking.argsort(dim=-1, descending=True, stable=True))
 
 
-def plackett_luce_nll(scores: Tensor) -> Tensor:
+def plackett_luce_nll(scores: Tensor, released: bool = False) -> Tensor:
     """Negative log-likelihood of a ranking under Plackett-Luce, eq. (4): scores (..., k), best first -> nats (...).
 
     `-log prod_j exp(s_j) / sum_{l >= j} exp(s_l)`: each choice competes with the items not yet chosen (a suffix sum).
+    `released`: with those chosen before (a prefix sum), which is the likelihood of the reversed ranking.
     """
     wide = scores if scores.dtype.itemsize >= 4 else scores.float()
-    return (_remaining(wide) - wide).sum(-1)
+    return ((_prefix if released else _suffix)(wide) - wide).sum(-1)
 
 
-def plackett_luce_slope(scores: Tensor) -> Tensor:
+def plackett_luce_slope(scores: Tensor, released: bool = False) -> Tensor:
     """Gradient of `plackett_luce_nll` at its scores (..., k): how often an item was to be chosen, less once."""
-    return (scores + (-_remaining(scores)).logcumsumexp(-1)).exp() - 1
+    competing, met = (_prefix, _suffix) if released else (_suffix, _prefix)
+    return (scores + met(-competing(scores))).exp() - 1
 
 
-def _remaining(scores: Tensor) -> Tensor:
+def _prefix(scores: Tensor) -> Tensor:
+    """log sum_{l <= j} exp(s_l)"""
+    return scores.logcumsumexp(-1)
+
+
+def _suffix(scores: Tensor) -> Tensor:
     """log sum_{l >= j} exp(s_l)"""
-    return scores.flip(-1).logcumsumexp(-1).flip(-1)
+    return _prefix(scores.flip(-1)).flip(-1)
 
 
 def ranking_nll(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:

@@ -45,18 +45,26 @@ def select(
     check_rows(response_mask)
     if opener_fraction is None and config.opener == "adaptive":
         raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener().fraction.")
+    if opener_fraction is not None and "opener" in config.released:
+        raise InputError("The released opener is one for all responses.", "Pass no fractions.")
     fraction = float(config.opener) if opener_fraction is None else opener_fraction
+    opener_of, opener_mean = (
+        (released_opener_mask, batch_shares) if "opener" in config.released else (opener_mask, shares)
+    )
+    uncertain_of, uncertain_mean = (
+        (released_entropy_mask, batch_shares) if "entropy" in config.released else (top_entropy_mask, shares)
+    )
     with torch.no_grad():
         if callable(fraction):
             fraction = fraction(student_entropy, teacher_entropy, response_mask)
-        opener = opener_mask(student_entropy, response_mask, fraction)
-        uncertain = top_entropy_mask(student_entropy, response_mask, config.em_ratio)
+        opener = opener_of(student_entropy, response_mask, fraction)
+        uncertain = uncertain_of(student_entropy, response_mask, config.em_ratio)
         each = shares(response_mask).to(student_entropy)
         divergence, gate = divergence_weights(student_entropy, teacher_entropy, each, config)
         return TokenWeights(
-            ranking=(opener if config.indirect_reduction == "sum" else shares(opener)).to(gate),
+            ranking=(opener if config.indirect_reduction == "sum" else opener_mean(opener)).to(gate),
             divergence=divergence,
-            entropy=shares(uncertain).to(gate),
+            entropy=uncertain_mean(uncertain).to(gate),
             gate=gate,
         )
 
@@ -79,6 +87,11 @@ def divergence_weights(
 def shares(mask: Tensor) -> Tensor:
     """1/n at each of the n True positions of a row, 0 elsewhere: bool (batch, seq) -> float64 (batch, seq)."""
     return mask.double() / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def batch_shares(mask: Tensor) -> Tensor:
+    """batch/n at each of the n True positions: their mean over all responses at once, as the mean of `shares` is."""
+    return mask.double() * len(mask) / mask.sum().clamp(min=1)
 
 
 def opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float | Tensor) -> Tensor:
@@ -108,6 +121,23 @@ def top_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: floa
         -1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
     )
     return (place < count) & response_mask
+
+
+def released_opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float | Tensor) -> Tensor:
+    """The released code's opener: (batch, seq) -> bool (batch, seq).
+
+    The batch's entropies are strung together, row after row; as many as come before `fraction` of their total is
+    reached, so many tokens are the opener of every response. None where the very first token reaches it.
+    """
+    strung = student_entropy.detach()[response_mask].double()
+    length = int((strung.cumsum(0) < fraction * strung.sum() * (1 - ROUNDING)).sum())
+    return response_mask & (response_mask.cumsum(-1) <= length)
+
+
+def released_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: float) -> Tensor:
+    """The released code's uncertain tokens: all but the batch's lowest `ratio`: (batch, seq) -> bool (batch, seq)."""
+    strung = student_entropy.detach()[response_mask].double()
+    return response_mask & (student_entropy >= strung.quantile(ratio))
 
 
 def uncertainty_gate(student_entropy: Tensor, teacher_entropy: Tensor, tau: float) -> Tensor:

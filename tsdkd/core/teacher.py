@@ -2,7 +2,7 @@
 
 Everything is by response token: `tokens` runs over the response positions of a batch, row after row.
 `TeacherLogits` is exact, and so is `TeacherHidden`, which becomes it. `TeacherRanks` and `TeacherTopK` were recorded
-earlier and know only the tokens recorded then.
+earlier and know only the tokens recorded then; `TeacherTokens` knows only what the teacher answered.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.head import Head
 from tsdkd.core.ranking import best_first, propose, rank
@@ -35,8 +36,8 @@ class TeacherSignal(Protocol):
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         """The student's k candidates in the teacher's order, best first: ids (tokens, k)."""
 
-    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
-        """Generalised JSD from student log-probabilities (tokens, vocab): nats (tokens,)."""
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+        """From student log-probabilities (tokens, vocab): nats (tokens,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class TeacherLogits:
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         return rank(propose(student_logits, k), self.logits)
 
-    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
-        return divergence_of(log_probs(self.logits.detach(), temperature), student_log_probs, beta)
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+        return divergence_of(log_probs(self.logits.detach(), temperature), student_log_probs, formula)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class TeacherRanks:
             )
         return self.candidates[..., :k].gather(-1, self.ranks[..., :k].argsort(-1))
 
-    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
         raise InputError(
             "Ranks alone carry no distribution, so the direct term cannot be formed.",
             "Train with --direct-weight 0, or score with --signal hidden or topk.",
@@ -163,9 +164,40 @@ class TeacherTopK:
     def ranked(self, student_logits: Tensor, k: int) -> Tensor:
         return self.recorded.ranked(student_logits, k)
 
-    def divergence(self, student_log_probs: Tensor, beta: float, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
         student_top = student_log_probs.gather(-1, self.top_ids)
-        return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), beta)
+        return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), formula)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTokens:
+    """Responses of the teacher's own, and nothing else: at each position all of its probability is on its token.
+
+    Forward KL from it is the tokens' cross-entropy, which is sequence-level distillation (Kim and Rush 2016).
+    """
+
+    ids: Tensor
+    """(tokens,)"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, tokens: Tensor | slice) -> "TeacherTokens":
+        return TeacherTokens(self.ids[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        return torch.zeros(len(self), device=self.ids.device)
+
+    def agrees(self, student_logits: Tensor) -> Tensor:
+        return (student_logits.argmax(-1) == self.ids).float()
+
+    def ranked(self, student_logits: Tensor, k: int) -> Tensor:
+        raise InputError("Answers alone rank no candidates, so the ranking term cannot be formed.", "Give alpha 0.")
+
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+        if formula != Divergence.jsd(0):
+            raise InputError("From answers alone only forward KL can be formed.", "Give beta 0.")
+        return -student_log_probs.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
 
 
 def _with_tail(top_log_probs: Tensor) -> Tensor:

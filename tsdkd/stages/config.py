@@ -9,6 +9,7 @@ from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.objectives import find
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is as it was saved; float32 on CPUs without bf16."""
@@ -111,6 +112,24 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """When the student's own responses are learned from, afresh or again: DistiLLM's schedule and its numbers."""
+
+    phi: float = 0.0
+    """Probability of the student's own responses at the beginning."""
+    phi_rise: float = 0.1
+    """Each time the held-out divergence is too high."""
+    tolerance: float = 0.1
+    """Nats by which it may be above its mark."""
+    capacity: int = 1000
+    """Responses that are kept to be learned from again."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.phi <= 1 and 0 <= self.phi_rise <= 1):
+            raise InputError(f"phi is {self.phi} and rises by {self.phi_rise}.", "Choose values in [0, 1].")
+
+
+@dataclass(frozen=True)
 class LiveConfig:
     """How responses come to be during training, and who reads them; the paper's setting is lambda = 1."""
 
@@ -121,16 +140,22 @@ class LiveConfig:
     teacher_dtype: DType = "auto"
     teacher_device: str | None = None
     """None: where the student is; "auto": spread over what there is."""
+    replay: ReplayConfig | None = None
+    """Decides in place of `on_policy` when the student answers; None: nothing is learned from again."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.on_policy <= 1:
             raise InputError(f"lambda is {self.on_policy}.", "Choose a share in [0, 1]; 1 is the paper's on-policy.")
+        if self.replay and self.on_policy:
+            raise InputError("The schedule of replays decides when the student answers.", "Give --lambda 0, or none.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How the student learns; defaults are Table 10's."""
 
+    method: str = "tsdkd"
+    """The objective's name, of `objectives.OBJECTIVES`."""
     objective: TSDKDConfig = field(default_factory=TSDKDConfig)
     live: LiveConfig | None = None
     """None: from recorded scores, the teacher absent."""
@@ -141,7 +166,7 @@ class TrainConfig:
     batch_size: int = 128
     """Responses per optimizer step, over all processes."""
     micro_batch_size: int = 8
-    """Responses per forward; does not change the result."""
+    """Responses per forward; does not change the result, but for what `objective.released` takes from a batch."""
     warmup_ratio: float = 0.1
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     weight_decay: float = 0.0
@@ -175,6 +200,24 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
         if bool(self.held_out) != bool(self.eval_steps):
             raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
+        find(self.method).require(self.objective)
+        self._require_schedule()
+
+    def _require_schedule(self) -> None:
+        replay = self.live and self.live.replay
+        if find(self.method).replays and not replay:
+            raise InputError(f"{self.method} is for live training.", "Give --teacher and --rollouts.")
+        if replay and not find(self.method).replays:
+            raise InputError(f"{self.method} has no schedule of replays.", "Leave it out, or choose distillm.")
+        if replay and not self.eval_steps:
+            raise InputError(
+                f"The schedule of {self.method} follows the held-out divergence.", "Give --held-out and --eval-steps."
+            )
+        if replay and replay.capacity < self.batch_size:
+            raise InputError(
+                f"Of {replay.capacity} kept responses no batch of {self.batch_size} can be made.",
+                "Raise --capacity, or lower --batch-size.",
+            )
 
 
 @dataclass(frozen=True)

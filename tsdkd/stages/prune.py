@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tsdkd.artifacts import Artifact, Manifest
+from tsdkd.core import Divergence
 from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
@@ -105,7 +106,7 @@ def _choose(
             for layer in kept:
                 depth.keep([other for other in kept if other != layer])
                 divergences = [
-                    divergence_of(log_p, log_probs(head.logits(hidden)), beta=0).sum()
+                    divergence_of(log_p, log_probs(head.logits(hidden)), Divergence.jsd(0)).sum()
                     for log_p, hidden in zip(reference, _read(language_model, texts), strict=True)
                 ]
                 cost[layer] = float(sum(divergences)) / sum(map(len, texts))

@@ -1,5 +1,7 @@
 """train: rollouts + scores -> checkpoint, the teacher absent; or prompts + a live teacher -> checkpoint.
 
+Which objective, is a name of `objectives`; one of them needs the rollouts alone.
+
 Everything is per response, then averaged over the optimizer batch's responses: micro-batches and padding do not change
 the update. Killed at any moment, a run continues from its last saved step and ends with the same weights.
 """
@@ -10,23 +12,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from tsdkd.artifacts import MANIFEST, Artifact, read
+from tsdkd.artifacts import MANIFEST, Artifact, Model, read
 from tsdkd.errors import InputError
 from tsdkd.stages.config import DType, GenerateConfig, LiveConfig, TrainConfig
 from tsdkd.stages.models import LanguageModel, describe, load_model, require_same_tokenizer
+from tsdkd.stages.objectives import Objective, find
 from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.rollouts.engines import choose
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.samples.heldout import HeldOut
 from tsdkd.stages.samples.sources import Source
-from tsdkd.stages.samples.staged import StagedSamples
+from tsdkd.stages.samples.staged import AnsweredSamples, StagedSamples, authors
 from tsdkd.stages.training.learning import Job, carry_out, precision_of
 from tsdkd.stages.training.live import Here, LiveSamples, Speaker, from_prompts, from_rollouts, number, require_room
+from tsdkd.stages.training.replay import ReplayedSamples, Schedule
 
 
 def train(
     rollouts: Path,
-    scores: Path,
+    scores: Path | None,
     student: str,
     output: Path,
     config: TrainConfig,
@@ -34,11 +38,33 @@ def train(
     reporter: Reporter | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Distil staged scores into the student. Raises InputError before anything is written.
+    """Distil staged scores into the student, or the responses alone where the objective needs no more.
 
-    Raises KeyboardInterrupt after an interrupted step was finished and saved, TsdkdError when the loss is not finite.
+    Raises InputError before anything is written, KeyboardInterrupt after an interrupted step was finished and saved,
+    TsdkdError when the loss is not finite.
     """
     reporter = reporter or Silent()
+    start = describe("student", student)
+    samples = AnsweredSamples(rollouts) if scores is None else _scored(rollouts, scores, start, config, reporter)
+    objective = find(config.method)
+    if scores is None and objective.teacher:
+        raise InputError(f"{config.method} needs the teacher's view of the responses.", "Run `tsdkd score` first.")
+    if scores is None and config.compile:
+        raise InputError(f"{config.method} has nothing to compile.", "Leave out --compile.")
+    objective.require_authors(authors(samples.rollouts))
+    require_same_tokenizer(start, samples.teacher)
+    learned, held = _split(samples, config)
+    job = Job(
+        student=start,
+        teacher=samples.teacher,
+        parents=tuple(parent.as_parent_of(output) for parent in samples.parents),
+        longest=max(samples.length(i) for i in learned),
+        open=lambda _: nullcontext((samples, learned, HeldOut(samples, held) if held else None)),
+    )
+    return carry_out(job, output, config, seed, reporter, overwrite)
+
+
+def _scored(rollouts: Path, scores: Path, start: Model, config: TrainConfig, reporter: Reporter) -> StagedSamples:
     samples = StagedSamples(rollouts, scores)
     samples.decoder.require(config.objective)
     if config.compile and samples.decoder.head is None:
@@ -46,19 +72,11 @@ def train(
             f"--compile needs the teacher's hidden states, but these scores hold {samples.decoder.signal!r}.",
             "Leave out --compile, or score with --signal hidden.",
         )
-    start, scored = describe("student", student), samples.scores.manifest.model("student")
+    scored = samples.scores.manifest.model("student")
     require_same_tokenizer(start, scored)
     if start.weights != scored.weights:
         reporter.say(f"The student is another than the one that was scored ({scored.name}).")
-    learned, held = _split(samples, config)
-    job = Job(
-        student=start,
-        teacher=samples.scores.manifest.model("teacher"),
-        parents=(samples.rollouts.as_parent_of(output), samples.scores.as_parent_of(output)),
-        longest=max(samples.length(i) for i in learned),
-        open=lambda _: nullcontext((samples, learned, HeldOut(samples, held) if held else None)),
-    )
-    return carry_out(job, output, config, seed, reporter, overwrite)
+    return samples
 
 
 def train_live(
@@ -85,11 +103,7 @@ def train_live(
     for author in recorded.manifest.models if recorded else ():
         require_same_tokenizer(author, models[0])
     prompts = Prompts(data, live.sampling.column, live.sampling.limit, live.sampling.system)
-    if recorded is None and live.on_policy < 1:
-        raise InputError(
-            f"lambda is {live.on_policy}, but there are no responses to keep for the other prompts.",
-            "Give --rollouts in place of --prompts, or --lambda 1.",
-        )
+    _require_responses(live, find(config.method), recorded)
     most = live.sampling.max_prompt_tokens + live.sampling.max_new_tokens
 
     @contextmanager
@@ -109,10 +123,28 @@ def train_live(
             learned, held = _split(source, config)
             answered = source.answered([samples[i] for i in held], language_model, (seed,))
             measured = LiveSamples(answered, reader, speaker, live.on_policy) if held else None
+            if live.replay:
+                source = ReplayedSamples(samples, reader, speaker, Schedule(live.replay))
             yield source, learned, HeldOut(measured, range(len(held))) if measured else None
 
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
     return carry_out(Job(*models, (parent,), most, open_), output, config, seed, reporter, overwrite)
+
+
+def _require_responses(live: LiveConfig, objective: Objective, recorded: Artifact | None) -> None:
+    """Raise InputError when fresh answers or recorded ones are wanted and cannot be had, or had and not wanted."""
+    if not objective.teacher:
+        raise InputError(f"{objective.name} needs no teacher but its answers.", "Give --rollouts alone.")
+    objective.require_fresh(live.on_policy)
+    if recorded is None and live.on_policy < 1:
+        raise InputError(
+            f"lambda is {live.on_policy}, but there are no responses to keep for the other prompts.",
+            f"Give --rollouts in place of --prompts{', or --lambda 1' if objective.fresh else ''}.",
+        )
+    if recorded is not None and live.on_policy < 1:
+        objective.require_authors(authors(recorded))
+    if live.replay and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{objective.name} keeps its replays in one process.", "Start one.")
 
 
 def _resolved(live: LiveConfig, precision: str, reporter: Reporter) -> LiveConfig:

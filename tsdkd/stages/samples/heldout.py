@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherHidden, TeacherSignal
+from tsdkd.core import Divergence, Head, TeacherHidden, TeacherSignal
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length
@@ -102,5 +102,5 @@ def _read(language_model: LanguageModel, head: Head, source: Source, samples: li
 def _compare(head: Head, hidden: Tensor, teacher: TeacherSignal | TeacherHidden) -> Tensor:
     known = teacher.formed() if isinstance(teacher, TeacherHidden) else teacher
     log_q = log_probs(head.logits(hidden))
-    divergence = known.divergence(log_q, beta=0, temperature=1)
+    divergence = known.divergence(log_q, Divergence.jsd(0), temperature=1)
     return torch.stack([divergence, known.agrees(log_q), entropy_of(log_q), known.entropy(1)], -1)

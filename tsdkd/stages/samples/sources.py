@@ -32,8 +32,13 @@ class Source(Protocol):
     def prompt_of(self, index: int) -> str:
         """What tells the prompts of samples apart."""
 
-    def answered(self, samples: list[Sample], student: LanguageModel, key: Sequence[int]) -> list[Sample]:
-        """The same samples with responses; `key` decides what is sampled, so that a resumed step samples the same."""
+    def answered(
+        self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
+    ) -> list[Sample]:
+        """As many samples, with responses; `key` decides what is sampled, so that a resumed step samples the same.
+
+        `progress`: the share of all optimizer steps that is behind.
+        """
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         """The teacher's view as far as it is stored."""

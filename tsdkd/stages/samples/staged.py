@@ -1,4 +1,4 @@
-"""Rollouts and their scores as one sequence of samples: what staged training reads, and held-out measurement."""
+"""Rollouts, alone or with their scores, as one sequence of samples: for staged training and held-out measurement."""
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from tsdkd.artifacts import read
-from tsdkd.core import TeacherHidden, TeacherSignal
+from tsdkd.artifacts import Artifact, Model, read
+from tsdkd.core import TeacherHidden, TeacherSignal, TeacherTokens
 from tsdkd.stages.models import LanguageModel
 from tsdkd.stages.samples.signals import HEAD_FILE, NEEDS_HEAD, Decoder, load_head
 from tsdkd.stages.samples.sources import Batch, Memory, Sample
@@ -19,29 +19,24 @@ from tsdkd.stages.samples.sources import Batch, Memory, Sample
 COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
 
 
-class StagedSamples(torch.utils.data.Dataset[Sample]):
-    """Sample i joins row i of the rollouts with row i of the scores, which is read when it is asked for.
+class AnsweredSamples(torch.utils.data.Dataset[Sample]):
+    """Sample i is row i of the rollouts; the teacher is known by its answers alone."""
 
-    A sample also holds the scores' columns.
-    """
-
-    def __init__(self, rollouts: Path, scores: Path) -> None:
-        """Raises ArtifactError when either is missing, broken or unfinished, or the scores are of other rollouts."""
+    def __init__(self, rollouts: Path) -> None:
+        """Raises ArtifactError when they are missing, broken or unfinished."""
         self.rollouts = read(rollouts, "rollouts")
-        self.scores = read(scores, "scores")
-        self.scores.require_parent(self.rollouts)
         self._ids = self.rollouts.table().select(COLUMNS)
-        self._place = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
-        self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
 
-    @cached_property
-    def decoder(self) -> Decoder:
-        config = self.scores.manifest.config
-        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in NEEDS_HEAD else None
-        return Decoder(config["signal"], config["k"], config["top_k"], head)
+    @property
+    def parents(self) -> tuple[Artifact, ...]:
+        return (self.rollouts,)
+
+    @property
+    def teacher(self) -> Model:
+        return self.rollouts.manifest.model("teacher")
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._ids)
 
     def prompt_ids(self, index: int) -> list[int]:
         return list(self._ids["prompt_ids"][index].as_py())
@@ -54,15 +49,55 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
         return str(self._ids["prompt_id"][index].as_py())
 
     def __getitem__(self, index: int) -> Sample:
+        return {name: self._ids[name][index].as_py() for name in COLUMNS}
+
+    def answered(
+        self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
+    ) -> list[Sample]:
+        return samples
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        return {}
+
+    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+        return TeacherTokens(_sampled(batch))
+
+    def memory(self, batch: Batch) -> Memory | None:
+        return None
+
+
+class StagedSamples(AnsweredSamples):
+    """Sample i joins row i of the rollouts with row i of the scores, which is read when it is asked for.
+
+    A sample also holds the scores' columns.
+    """
+
+    def __init__(self, rollouts: Path, scores: Path) -> None:
+        """Raises ArtifactError when either is missing, broken or unfinished, or the scores are of other rollouts."""
+        super().__init__(rollouts)
+        self.scores = read(scores, "scores")
+        self.scores.require_parent(self.rollouts)
+        self._place = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
+        self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
+
+    @property
+    def parents(self) -> tuple[Artifact, ...]:
+        return (self.rollouts, self.scores)
+
+    @property
+    def teacher(self) -> Model:
+        return self.scores.manifest.model("teacher")
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        config = self.scores.manifest.config
+        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in NEEDS_HEAD else None
+        return Decoder(config["signal"], config["k"], config["top_k"], head)
+
+    def __getitem__(self, index: int) -> Sample:
         file, group = self._place[index]
         row = self._open(file).read_row_group(group, columns=list(self.decoder.columns))
-        return {
-            **{name: _cell(row[name]) for name in row.column_names},
-            **{name: self._ids[name][index].as_py() for name in COLUMNS},
-        }
-
-    def answered(self, samples: list[Sample], student: LanguageModel, key: Sequence[int]) -> list[Sample]:
-        return samples
+        return {name: _cell(row[name]) for name in row.column_names} | super().__getitem__(index)
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return self.decoder.tensors(samples)
@@ -70,14 +105,25 @@ class StagedSamples(torch.utils.data.Dataset[Sample]):
     def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
         return self._decoder_on(batch["input_ids"].device).decode(batch["recorded"])
 
-    def memory(self, batch: Batch) -> Memory:
-        recorded, mask = batch["recorded"], batch["response_mask"]
-        sampled = batch["input_ids"][:, -mask.shape[1] :][mask]
-        return Memory(sampled, recorded["student_logprob"], recorded["candidates"])
+    def memory(self, batch: Batch) -> Memory | None:
+        recorded = batch["recorded"]
+        return Memory(_sampled(batch), recorded["student_logprob"], recorded["candidates"])
 
     @lru_cache(maxsize=1)  # noqa: B019  one object a run
     def _decoder_on(self, device: torch.device) -> Decoder:
         return self.decoder.to(device)
+
+
+def authors(rollouts: Artifact) -> set[str]:
+    """Who wrote the responses of rollouts."""
+    return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
+
+
+def _sampled(batch: Batch) -> Tensor:
+    """The ids of a batch's responses (tokens,)."""
+    mask: Tensor = batch["response_mask"]
+    ids: Tensor = batch["input_ids"][:, -mask.shape[1] :][mask]
+    return ids
 
 
 def _cell(column: pa.ChunkedArray) -> Any:

@@ -21,6 +21,9 @@ CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 LEAST_TOKENS = 64
 """A chunk's tokens, however little memory is free: with fewer, products only wait for the head's weights."""
 
+RECORDED = TSDKDConfig().formula
+"""The divergence that is recorded beside a lossy signal."""
+
 Row = dict[str, Any]
 Readers = tuple[LanguageModel, LanguageModel]
 """The student and the teacher."""
@@ -82,8 +85,8 @@ def _chunk(
         recorded = Decoder(config.signal, config.k, config.top_k, head).decode(columns)
         known = recorded.formed() if isinstance(recorded, TeacherHidden) else recorded
         columns |= {
-            "divergence": divergence_of(log_p, log_q, TSDKDConfig.beta),
-            "recorded_divergence": known.divergence(log_q, TSDKDConfig.beta, 1.0),
+            "divergence": divergence_of(log_p, log_q, RECORDED),
+            "recorded_divergence": known.divergence(log_q, RECORDED, 1.0),
         }
     return columns
 

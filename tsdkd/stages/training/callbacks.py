@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tsdkd.core import AdaptiveOpener
 from tsdkd.stages.reporter import Reporter
 from tsdkd.stages.training.health import Watch
+from tsdkd.stages.training.replay import Schedule
 
 SAVED = "tsdkd_state.json"
 """Written last into each of the Trainer's checkpoints, with all its files: one without it, or them, was cut off."""
@@ -19,18 +20,31 @@ SHOWN = ("loss", "indirect", "direct", "entropy", "student_entropy", "rank_agree
 """Of each step's log, in this order."""
 
 
-class MarkWhole(TrainerCallback):
-    """Ends every save with `SAVED`, which also carries the adaptive opener's window."""
+class Stateful(Protocol):
+    """What a step's saved state must carry beside the Trainer's own."""
 
-    def __init__(self, adaptive: AdaptiveOpener | None) -> None:
-        self.adaptive = adaptive
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class MarkWhole(TrainerCallback):
+    """Ends every save with `SAVED`, which also carries the states of what is named."""
+
+    def __init__(self, kept: Mapping[str, Stateful]) -> None:
+        self.kept = kept
+
+    def restore(self, checkpoint: Path) -> None:
+        states = json.loads((checkpoint / SAVED).read_text())["states"]
+        for name, stateful in self.kept.items():
+            stateful.load_state_dict(states[name])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             place = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             content = {
                 "files": sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()),
-                "adaptive": self.adaptive.state_dict() if self.adaptive else {},
+                "states": {name: stateful.state_dict() for name, stateful in self.kept.items()},
             }
             (place / SAVED).write_text(json.dumps(content))
 
@@ -58,6 +72,22 @@ class ShowProgress(TrainerCallback):
             self.reporter.say(
                 f"step {state.global_step}: KL to the teacher {logs['eval_kl']:.4f}, "
                 f"top-1 agreement {logs['eval_agreement']:.3f} on held-out prompts"
+            )
+
+
+class FollowSchedule(TrainerCallback):
+    """Tells the schedule of replays what was measured, before that step is saved, and says when phi rises."""
+
+    def __init__(self, schedule: Schedule, reporter: Reporter) -> None:
+        self.schedule = schedule
+        self.reporter = reporter
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        before = self.schedule.phi
+        self.schedule.judge(more["metrics"]["eval_kl"])
+        if self.schedule.phi > before:
+            self.reporter.say(
+                f"step {state.global_step}: phi, the share of the student's answers, is now {self.schedule.phi:.2f}"
             )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tsdkd.artifacts import Manifest, flat
+from tsdkd.stages.objectives import find
 
 CURVES = ("loss", "indirect", "direct", "entropy", "student_entropy", "top1_agreement", "grad_norm")
 ROWS = 12
@@ -17,13 +18,15 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluated:
     student, teacher = (manifest.model(role) for role in ("student", "teacher"))
     adapter = manifest.config["lora"] and not manifest.config["lora"]["merge"]
     data = ModelCardData(
-        base_model=student.name, library_name="peft" if adapter else "transformers", tags=["distillation", "tsd-kd"]
+        base_model=student.name,
+        library_name="peft" if adapter else "transformers",
+        tags=["distillation", manifest.config["method"]],
     )
     settings = flat({name: value for name, value in manifest.config.items() if value not in (None, [], ())})
+    objective = find(manifest.config["method"])
     what = (
-        "Distilled with TSD-KD (Kim and Baek, ICLR 2026): the student's own candidates ranked by the teacher on the "
-        "opener of each response, distributions matched where the student is unsure and the teacher sure, entropy "
-        f"minimised on the most uncertain ones. Made with tsdkd; load with {'peft' if adapter else 'transformers'}."
+        f"Distilled by {objective.title}: {objective.means}. "
+        f"Made with tsdkd; load with {'peft' if adapter else 'transformers'}."
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",

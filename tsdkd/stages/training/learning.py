@@ -1,6 +1,5 @@
 """One run of training, staged or live: from a job to a finished checkpoint, resumable at every saved step."""
 
-import json
 import os
 import shutil
 import signal
@@ -26,16 +25,18 @@ from tsdkd.stages.samples.heldout import HeldOut
 from tsdkd.stages.samples.sources import Source
 from tsdkd.stages.training import memory
 from tsdkd.stages.training.callbacks import (
-    SAVED,
+    FollowSchedule,
     JudgeHealth,
     MarkWhole,
     ShowProgress,
+    Stateful,
     StopWhenAsked,
     WriteLog,
     last_whole_checkpoint,
 )
 from tsdkd.stages.training.checkpoint import METRICS_FILE, save
 from tsdkd.stages.training.lora import with_adapter
+from tsdkd.stages.training.replay import ReplayedSamples
 from tsdkd.stages.training.trainer import DistillationTrainer
 from tsdkd.writer import Writer
 
@@ -134,12 +135,16 @@ def _run(trainer: DistillationTrainer, resume: Path, reporter: Reporter, *, stop
     last = last_whole_checkpoint(resume)
     if last:
         reporter.say(f"Continuing after step {last.name.split('-')[1]}.")
-    if last and trainer.adaptive:
-        trainer.adaptive.load_state_dict(json.loads((last / SAVED).read_text())["adaptive"])
+    schedule = trainer.source.schedule if isinstance(trainer.source, ReplayedSamples) else None
+    kept: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule}
+    mark = MarkWhole({name: stateful for name, stateful in kept.items() if stateful})
+    if last:
+        mark.restore(last)
     stop, health = StopWhenAsked(), JudgeHealth(reporter, stop=stop_on_collapse)
     with ExitStack() as stack:
         for callback in (
-            MarkWhole(trainer.adaptive),
+            *([FollowSchedule(schedule, reporter)] if schedule else []),
+            mark,
             ShowProgress(reporter, stack),
             WriteLog(resume / METRICS_FILE),
             health,

@@ -60,7 +60,9 @@ class LiveSamples(torch.utils.data.Dataset[Sample]):
     def prompt_of(self, index: int) -> str:
         return str(self.samples[index]["prompt_id"])
 
-    def answered(self, samples: list[Sample], student: LanguageModel, key: Sequence[int]) -> list[Sample]:
+    def answered(
+        self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
+    ) -> list[Sample]:
         asked = [i for i, s in enumerate(samples) if not s["response_ids"] or self._is_fresh(s, key)]
         jobs = [self._job(samples[i], key) for i in asked]
         found = list(samples)
@@ -120,7 +122,7 @@ def from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
 
 def require_room(samples: list[Sample], models: Sequence[LanguageModel], config: LiveConfig) -> int:
     """Tokens that a prompt and its response can reach. Raises InputError when a model's context is shorter."""
-    fresh = config.sampling.max_new_tokens if config.on_policy else 0
+    fresh = config.sampling.max_new_tokens if config.on_policy or config.replay else 0
     longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
     for model in models:
         if longest > model.context:

@@ -10,6 +10,7 @@ from tsdkd.core.chunked import CHUNK_BYTES
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.models import auto_dtype, default_device, resolve
+from tsdkd.stages.objectives import find
 
 WIDE = 4
 """Bytes of float32."""
@@ -54,14 +55,12 @@ def estimate(student: str, teacher: str, longest: int, config: TrainConfig, prec
         state = parameters * narrow + learned * 4 * WIDE
     else:
         state = parameters * (4 * WIDE + (narrow if narrow < WIDE else 0))  # autocast keeps a rounded copy
-    shape = AutoConfig.from_pretrained(resolve(teacher)).get_text_config()
-    own = shape.vocab_size * shape.hidden_size * 2
     device = default_device()
     return Estimate(
         state=state,
         activations=_activations(student, longest, config, narrow),
         objective=2 * CHUNK_BYTES[device],
-        teacher=_teacher(teacher, config) if config.live else own,
+        teacher=_teacher(teacher, config) if config.live else _teachers_head(teacher, config),
         available=torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
     )
 
@@ -80,6 +79,13 @@ def require(found: Estimate, config: TrainConfig) -> str | None:
     if found.total > found.available:
         return f"This may not fit ({found.total / 1e9:.1f} GB); what helps: {', '.join(advice)}."
     return None
+
+
+def _teachers_head(name: str, config: TrainConfig) -> int:
+    if not find(config.method).teacher:
+        return 0
+    shape = AutoConfig.from_pretrained(resolve(name)).get_text_config()
+    return int(shape.vocab_size * shape.hidden_size * 2)
 
 
 def _teacher(name: str, config: TrainConfig) -> int:

@@ -123,8 +123,9 @@ class DistillationTrainer(Trainer):
         """The micro-batches of one optimizer step, answered, and how many responses all processes have."""
         micro, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         with self.speaker() as student:
-            key = self.args.seed, self.state.global_step
-            answered = iter(self.source.answered([sample for batch in micro for sample in batch], student, key))
+            key, progress = (self.args.seed, self.state.global_step), self.state.global_step / self.state.max_steps
+            asked = [sample for batch in micro for sample in batch]
+            answered = iter(self.source.answered(asked, student, key, progress))
         batches = [self._batch([next(answered) for _ in batch]) for batch in micro]
         responses = torch.tensor(sum(map(len, micro)), device=device)
         return batches, self.accelerator.reduce(responses, reduction="sum")

@@ -1,0 +1,187 @@
+"""Every objective by name: its loss from two live models, the data it takes, what it records, what it refuses."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from tests.conftest import write_prompts
+from tests.stages.learning import CONFIG, apart, logits_of_two_models, metrics, same_update, weights
+from tests.stages.test_live import SAMPLING
+from tsdkd.artifacts import load_manifest, read
+from tsdkd.core import TSDKDConfig
+from tsdkd.errors import InputError
+from tsdkd.stages.config import GenerateConfig, LiveConfig, ReplayConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.objectives import OBJECTIVES, find
+from tsdkd.stages.score import score
+from tsdkd.stages.train import train, train_live
+from tsdkd.stages.training import trainer as trainer_module
+
+Contents = Callable[[Path], dict[str, bytes]]
+Runs = dict[str, Path]
+
+FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "supervised-kd": lambda p, q: (p * (p / q).log()).sum(-1),
+    "gkd": lambda p, q: sum(0.5 * (a * (2 * a / (p + q)).log()).sum(-1) for a in (p, q)),
+    "reverse-kl": lambda p, q: (q * (q / p).log()).sum(-1),
+    "skew-kl": lambda p, q: (p * (p / (0.1 * p + 0.9 * q)).log()).sum(-1),
+    "skew-reverse-kl": lambda p, q: (q * (q / (0.9 * p + 0.1 * q)).log()).sum(-1),
+    "distillm": lambda p, q: (p * (p / (0.1 * p + 0.9 * q)).log()).sum(-1),
+    "skd": lambda p, q: (p * (p / q).log()).sum(-1),
+}
+"""Of probabilities (..., vocab), teacher's and student's, per token: as their papers have them."""
+DATA = {"seqkd": "teacher", "supervised-kd": "teacher", "distillm": "teacher", "skd": "speculative"}
+"""The policy of the rollouts; the others get the student's."""
+
+
+@pytest.fixture(scope="module")
+def runs(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Rollouts and scores of ten responses, by policy."""
+    place = tmp_path_factory.mktemp("runs")
+    prompts = write_prompts(place / "prompts.jsonl", 10)
+    for policy in ("student", "teacher", "speculative"):
+        answers = place / policy / "rollouts"
+        config = GenerateConfig(policy=policy, max_new_tokens=12, accept_k=20)
+        generate(prompts, str(teacher if policy == "teacher" else student), answers, config, teacher=str(teacher))
+        score(answers, str(student), str(teacher), place / policy / "scores", ScoreConfig(k=4))
+    return {policy: place / policy for policy in ("student", "teacher", "speculative")}
+
+
+def settings(name: str, **more: object) -> TrainConfig:
+    return replace(CONFIG, method=name, objective=find(name).loss, **more)
+
+
+def learn(run: Path, student: Path, output: Path, config: TrainConfig) -> None:
+    scores = run / "scores" if find(config.method).teacher else None
+    train(run / "rollouts", scores, str(student), output, config)
+
+
+def expected(name: str, run: Path, student: Path, teacher: Path) -> float:
+    """The mean over responses of the means over their tokens, from full logits."""
+    rows = read(run / "rollouts", "rollouts").table().to_pylist()
+    (s, t), mask = logits_of_two_models(rows, student, teacher)
+    p, q = t.double().softmax(-1), s.double().softmax(-1)
+    if name == "seqkd":
+        ids = torch.zeros(mask.shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row["response_ids"])] = torch.tensor(row["response_ids"])
+        losses = -q.gather(-1, ids.unsqueeze(-1)).squeeze(-1).log()
+    else:
+        losses = FORMULAS[name](p, q)
+    return float((losses.where(mask, 0).sum(-1) / mask.sum(-1)).mean())
+
+
+@pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd"} - {"distillm"}))
+def test_the_first_step_is_the_formula_of_two_live_models(
+    runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str
+) -> None:
+    run = runs[DATA.get(name, "student")]
+    learn(run, student, tmp_path / "c", settings(name, batch_size=10))
+    logged, _ = metrics(tmp_path / "c")
+    assert logged["loss"] == pytest.approx(expected(name, run, student, teacher), rel=1e-4)
+    assert apart(weights(tmp_path / "c"), weights(student)) > 1e-4
+    manifest = load_manifest(tmp_path / "c")
+    assert manifest.config["method"] == name
+    assert {model.role for model in manifest.models} == {"student", "teacher"}
+    assert find(name).means in ModelCard.load(tmp_path / "c" / "README.md").content
+
+
+@pytest.mark.parametrize("name", ["supervised-kd", "skew-reverse-kl"])
+def test_live_gives_the_staged_update(runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str) -> None:
+    run = runs[DATA.get(name, "student")]
+    learn(run, student, tmp_path / "staged", settings(name))
+    live = LiveConfig(on_policy=0, sampling=SAMPLING)
+    train_live(run / "rollouts", str(student), str(teacher), tmp_path / "live", settings(name, live=live))
+    assert same_update(weights(tmp_path / "live"), weights(tmp_path / "staged"), weights(student))
+
+
+def test_answers_alone_need_no_teacher_and_resume(
+    runs: Runs, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("seqkd", held_out=0.3, eval_steps=1)
+    learn(runs["teacher"], student, tmp_path / "whole", config)
+    assert [parent.kind for parent in load_manifest(tmp_path / "whole").parents] == ["rollouts"]
+    cut(monkeypatch, 2)
+    with pytest.raises(RuntimeError, match="cut"):
+        learn(runs["teacher"], student, tmp_path / "cut", config)
+    monkeypatch.undo()
+    learn(runs["teacher"], student, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
+
+    def cut_(self: object, *given: object, **more: object) -> object:
+        if self.state.global_step == step:
+            raise RuntimeError("cut")
+        return compute_loss(self, *given, **more)
+
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut_)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "cause", "remedy"),
+    [
+        ("seqkd", "student", "responses by student", "--policy teacher"),
+        ("supervised-kd", "student", "responses by student", "--policy teacher"),
+        ("supervised-kd", "speculative", "responses by both", "--policy teacher"),
+        ("skd", "student", "responses by student", "--policy speculative"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(
+    runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str, policy: str, cause: str, remedy: str
+) -> None:
+    with pytest.raises(InputError, match=cause) as caught:
+        learn(runs[policy], student, tmp_path / "c", settings(name))
+    assert remedy in caught.value.remedy
+    if find(name).teacher:
+        live = LiveConfig(on_policy=0, sampling=SAMPLING)
+        with pytest.raises(InputError, match=cause):
+            train_live(runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", settings(name, live=live))
+    assert not (tmp_path / "c").exists()
+
+
+def test_fresh_answers_are_refused_where_nothing_is_learned_from_them(
+    runs: Runs, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    for name, cause in (("supervised-kd", "fresh answers"), ("skd", "fresh answers"), ("seqkd", "no teacher but")):
+        config = settings(name, live=LiveConfig(on_policy=0.5, sampling=SAMPLING))
+        with pytest.raises(InputError, match=cause):
+            train_live(runs["teacher"] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
+
+
+def test_what_an_objective_is_not_is_refused() -> None:
+    with pytest.raises(InputError, match="no objective 'gdk'") as caught:
+        TrainConfig(method="gdk")
+    assert all(name in caught.value.remedy for name in OBJECTIVES)
+    with pytest.raises(InputError, match="gkd has no --alpha") as caught:
+        TrainConfig(method="gkd", objective=TSDKDConfig(em_weight=0, gate=False))
+    assert "--beta, --temperature" in caught.value.remedy
+    with pytest.raises(InputError, match="seqkd has no --temperature"):
+        find("seqkd").with_options({"temperature": 2.0})
+    assert find("gkd").with_options({"beta": 0.1}) == TSDKDConfig(alpha=0, em_weight=0, gate=False, beta=0.1)
+    replay = LiveConfig(on_policy=0, replay=ReplayConfig())
+    with pytest.raises(InputError, match="gkd has no schedule"):
+        settings("gkd", live=replay)
+    with pytest.raises(InputError, match="distillm is for live training"):
+        settings("distillm")
+    with pytest.raises(InputError, match="follows the held-out divergence"):
+        settings("distillm", live=replay)
+    with pytest.raises(InputError, match="decides when the student answers"):
+        LiveConfig(on_policy=1, replay=ReplayConfig())
+
+
+def test_released_is_the_paper_with_three_deviations() -> None:
+    papers, released = find("tsdkd").loss, find("tsdkd-released").loss
+    assert papers == TSDKDConfig()
+    assert released == replace(papers, released=("ranking", "opener", "entropy"))
+
+
+def test_the_docs_name_every_objective() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    assert all(f"| `{name}` |" in text for name in OBJECTIVES)

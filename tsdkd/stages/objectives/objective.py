@@ -1,0 +1,66 @@
+"""What an objective is: the numbers of its loss, which of them can be chosen, and whose responses it learns from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import InputError
+
+ANYBODY = ("student", "teacher", "both")
+EVERYWHERE: Mapping[str, Any] = {"alpha": 0.0, "em_weight": 0.0, "gate": False}
+"""A divergence at every token alike, and nothing else."""
+WRITTEN_BY = {"teacher": "--policy teacher", "both": "--policy speculative"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One way to distil, with the defaults of its paper."""
+
+    name: str
+    title: str
+    """Method, authors, place: for the model card."""
+    means: str
+    """What is learned, in a clause that follows the title."""
+    loss: TSDKDConfig
+    options: tuple[str, ...]
+    """The fields of `loss` that it has."""
+    authors: tuple[str, ...] = ANYBODY
+    """Who may have written the recorded responses that are learned from."""
+    fresh: bool = True
+    """May the student answer during training?"""
+    teacher: bool = True
+    """Is the teacher's view of the responses needed, or are they enough?"""
+    replays: bool = False
+    """Does a schedule decide when the student answers, and when its answers are learned from again?"""
+
+    def with_options(self, given: Mapping[str, Any]) -> TSDKDConfig:
+        """The loss with some options chosen. Raises InputError for one that the objective does not have."""
+        for name in given:
+            if name not in self.options:
+                has = ", ".join(_option(own) for own in self.options) or "no options"
+                raise InputError(f"The objective {self.name} has no {_option(name)}.", f"Leave it out; it has {has}.")
+        return replace(self.loss, **given)
+
+    def require(self, loss: TSDKDConfig) -> None:
+        """Raise InputError when a loss differs from this objective's in what is no option of it."""
+        differs = {f.name: getattr(loss, f.name) for f in fields(loss)}
+        self.with_options({name: value for name, value in differs.items() if value != getattr(self.loss, name)})
+
+    def require_authors(self, authors: Iterable[str]) -> None:
+        """Raise InputError when recorded responses were written by somebody else than it learns from."""
+        if others := sorted(set(authors) - set(self.authors)):
+            wanted = " or ".join(WRITTEN_BY[author] for author in self.authors)
+            raise InputError(
+                f"{self.name} does not learn from responses by {' and '.join(others)}, which these rollouts hold.",
+                f"Generate them with {wanted}.",
+            )
+
+    def require_fresh(self, on_policy: float) -> None:
+        """Raise InputError when the student is to answer a share of the prompts that the objective has no use for."""
+        if on_policy and not self.fresh:
+            raise InputError(f"{self.name} does not learn from fresh answers.", "Give --rollouts and --lambda 0.")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,21 @@
+"""Speculative KD (Xu et al., ICLR 2025): a divergence at every token of responses that both models wrote together.
+
+The student proposes each token, the teacher replaces those that are not among its best 25 (`generate --policy
+speculative`); on the result `1/L sum_t D(p || q)`, D of GKD's family, forward KL by default. Needs a teacher's signal.
+
+Departs: responses are written once and not during training, so in rounds at most; the mean over a response's tokens,
+then over responses.
+"""
+
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.stages.objectives.objective import EVERYWHERE, Objective
+
+OBJECTIVE = Objective(
+    name="skd",
+    title="speculative distillation (Xu et al., ICLR 2025)",
+    means="a divergence at every token of responses that the student proposed and the teacher mended",
+    loss=TSDKDConfig(beta=0.0, **EVERYWHERE),
+    options=("beta", "temperature"),
+    authors=("both",),
+    fresh=False,
+)
