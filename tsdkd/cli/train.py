@@ -16,7 +16,6 @@ from tsdkd.stages.config import DType, EngineName, GenerateConfig, LiveConfig, L
 if TYPE_CHECKING:
     from tsdkd.artifacts import Manifest
 
-OBJECTIVE = "Objective (the paper's symbols)"
 LIVE = "Live training (with --prompts, --teacher or --lambda: no scores are needed)"
 LORA = "Adapters (with --lora)"
 HEALTH = "Watching"
@@ -80,28 +79,35 @@ def command(
         str, typer.Option(metavar="NAMES", help="Modules, joined by commas.", rich_help_panel=LORA)
     ] = LoRAConfig.targets,
     merge: Annotated[bool, typer.Option("--merge", help="Save full weights.", rich_help_panel=LORA)] = LoRAConfig.merge,
-    alpha: Annotated[float, options.number("Weight of the ranking term.", OBJECTIVE, least=0)] = TSDKDConfig.alpha,
+    alpha: Annotated[
+        float, options.number("Weight of the ranking term.", options.OBJECTIVE, least=0)
+    ] = TSDKDConfig.alpha,
     beta: Annotated[
-        float, options.number("JSD: 0 forward KL, 1 reverse KL.", OBJECTIVE, least=0, most=1)
+        float, options.number("JSD: 0 forward KL, 1 reverse KL.", options.OBJECTIVE, least=0, most=1)
     ] = TSDKDConfig.beta,
-    tau: Annotated[float, options.number("Sharpness of the gate.", OBJECTIVE)] = TSDKDConfig.tau,
-    gate: Annotated[bool, options.choice("Weigh the divergence by the entropy gap.", OBJECTIVE)] = TSDKDConfig.gate,
-    k: Annotated[int, options.count("Candidates ranked.", OBJECTIVE, least=2)] = TSDKDConfig.k,
+    tau: Annotated[float, options.number("Sharpness of the gate.", options.OBJECTIVE)] = TSDKDConfig.tau,
+    gate: Annotated[
+        bool, options.choice("Weigh the divergence by the entropy gap.", options.OBJECTIVE)
+    ] = TSDKDConfig.gate,
+    k: Annotated[int, options.count("Candidates ranked.", options.OBJECTIVE, least=2)] = TSDKDConfig.k,
     opener: Annotated[
-        str, typer.Option(metavar="X", help="Share of entropy in the opener, or adaptive.", rich_help_panel=OBJECTIVE)
+        str,
+        typer.Option(
+            metavar="X", help="Share of entropy in the opener, or adaptive.", rich_help_panel=options.OBJECTIVE
+        ),
     ] = str(TSDKDConfig.opener),
     em_ratio: Annotated[
-        float, options.number("Share of positions whose entropy falls.", OBJECTIVE)
+        float, options.number("Share of positions whose entropy falls.", options.OBJECTIVE)
     ] = TSDKDConfig.em_ratio,
-    temperature: Annotated[float, options.number("KD temperature.", OBJECTIVE)] = TSDKDConfig.temperature,
+    temperature: Annotated[float, options.number("KD temperature.", options.OBJECTIVE)] = TSDKDConfig.temperature,
     indirect_reduction: Annotated[
-        Literal["mean", "sum"], options.choice("Of the ranking term, over the opener.", OBJECTIVE)
+        Literal["mean", "sum"], options.choice("Of the ranking term, over the opener.", options.OBJECTIVE)
     ] = TSDKDConfig.indirect_reduction,
     direct_weight: Annotated[
-        float, options.number("Weight of the divergence.", OBJECTIVE, least=0)
+        float, options.number("Weight of the divergence.", options.OBJECTIVE, least=0)
     ] = TSDKDConfig.direct_weight,
     em_weight: Annotated[
-        float, options.number("Weight of the entropy term.", OBJECTIVE, least=0)
+        float, options.number("Weight of the entropy term.", options.OBJECTIVE, least=0)
     ] = TSDKDConfig.em_weight,
     learning_rate: Annotated[
         float, options.number("AdamW's, at its highest.", options.METHOD, least=0)
@@ -199,7 +205,7 @@ def command(
             tau=tau,
             gate=gate,
             k=k,
-            opener=_opener(opener),
+            opener=options.opener_share(opener),
             em_ratio=em_ratio,
             temperature=temperature,
             indirect_reduction=indirect_reduction,
@@ -284,12 +290,3 @@ def _rows(config: TrainConfig, student: str, teacher: str, manifest: Manifest) -
             ("degenerated", f"at step {found['collapsed_at']}; step {found.get('kept_step', found['steps'])} is kept")
         )
     return rows
-
-
-def _opener(value: str) -> float | Literal["adaptive"]:
-    if value == "adaptive":
-        return "adaptive"
-    try:
-        return float(value)
-    except ValueError:
-        raise InputError(f"--opener is {value!r}.", "Give a share such as 0.1, or adaptive.") from None
