@@ -84,21 +84,21 @@ def _coloured(response: Response) -> Text:
 
 
 def _legend() -> Text:
-    text = Text("student's entropy, nats: ", "dim")
+    text = Text("student's entropy, nats: ")
     for style, low, high in zip(COLOURS, (0.0, *LEVELS), (*LEVELS, None), strict=True):
         text.append(f" {low:g}{'+' if high is None else f'-{high:g}'} ", style)
-    text.append(f"\n{OPENER_END} end of the opener (o in the table)   ", "dim")
+    text.append(f"\n{OPENER_END} the opener ends here; o in the table: in the opener\n")
     text.append("underlined", "bold underline")
-    text.append(": entropy minimised (e)", "dim")
+    text.append(", e in the table: entropy is minimised\nagree: Kendall's tau of both orders of the candidates")
     return text
 
 
 def _table(tokens: Sequence[Token], *, compared: bool) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE, padding=0, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("")
     table.add_column("token", overflow="fold", max_width=14)
-    for name in ("student", "teacher", "tau", "gate"):
+    for name in ("student", "teacher", "agree", "gate"):
         table.add_column(name, justify="right")
     table.add_column(Text("student's candidates [teacher's rank]"), ratio=1)
     for token in tokens:

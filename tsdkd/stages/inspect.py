@@ -136,6 +136,6 @@ def _first_largest(scores: Scores, measure: Callable[[Array, Array], float], rep
 
 def _fraction(scores: Scores, index: int, objective: TSDKDConfig) -> float:
     """The opener's c; where it is adaptive, the responses before this one count, too."""
-    choose = fraction_chooser(objective)
-    nearest = [scores[i] for i in range(max(0, index - WINDOW + 1), index + 1)]
+    choose, before = fraction_chooser(objective), WINDOW - 1 if objective.opener == "adaptive" else 0
+    nearest = [scores[i] for i in range(max(0, index - before), index + 1)]
     return [choose(view.student_entropy, view.teacher_entropy) for view in nearest][-1]

@@ -17,8 +17,8 @@ from tsdkd.stages.inspection.rules import (
     opener_length,
 )
 
-BINS = 20
-MOST_BARS = 20
+BINS = 10
+MOST_BARS = 12
 
 
 @dataclass(slots=True)

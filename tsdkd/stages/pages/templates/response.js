@@ -6,11 +6,13 @@ let chosen = null;
 function show(token) {
   const list = document.createElement("dl");
   [...document.querySelector(token.hash).cells].forEach((cell, i) => {
+    const pair = document.createElement("div");
     const name = document.createElement("dt");
     const value = document.createElement("dd");
     name.textContent = names[i];
     value.append(...cell.cloneNode(true).childNodes);
-    list.append(name, value);
+    pair.append(name, value);
+    list.append(pair);
   });
   panel.replaceChildren(list);
   panel.hidden = false;
