@@ -38,7 +38,7 @@ def inspect_scores(
     reporter = reporter or Silent()
     answered, scored = open_recorded(scores, rollouts)
     objective = _objective(scored, config, checkpoint, reporter)
-    texts = _texts(student or scored.model("student").name, scored, reporter)
+    texts = _texts(scored, student, reporter)
     index = _chosen(answered, scored, config, objective, reporter)
     row, view = answered[index], scored[index]
     selection = select(view.student_entropy, view.teacher_entropy, objective, _fraction(scored, index, objective))
@@ -95,10 +95,12 @@ def _objective(scores: Scores, config: InspectConfig, checkpoint: Path | None, r
     return config.objective(recorded, scores.k)
 
 
-def _texts(model: str, scores: Scores, reporter: Reporter) -> Texts:
-    texts = load_texts(model)
-    if texts.fingerprint != scores.model("student").tokenizer:
-        reporter.say(f"The tokenizer of {model} is another than the recorded one: texts may be wrong.")
+def _texts(scores: Scores, student: str | None, reporter: Reporter) -> Texts:
+    """Of the `student` named here, else of the one that was recorded."""
+    recorded = scores.model("student")
+    texts = load_texts(student or recorded.name)
+    if student and texts.fingerprint != recorded.tokenizer:
+        reporter.say(f"The tokenizer of {student} is another than the recorded one: texts may be wrong.")
     return texts
 
 

@@ -49,6 +49,15 @@ def test_boundaries_that_binary_fractions_miss(length: int) -> None:
     assert top_entropy(equal, 0.1).nonzero()[0].tolist() == list(range(max(1, length // 10)))
 
 
+def test_a_share_that_is_met_but_for_rounding() -> None:
+    """The share that the first position holds, times the total, is more than the first position."""
+    entropies = np.array([0.8, 0.4, 0.8, 0.3], dtype=np.float32)
+    cumulated = entropies.astype(np.float64).cumsum()
+    share = float(cumulated[0] / cumulated[-1])
+    assert share * cumulated[-1] > cumulated[0]
+    assert opener_length(entropies, share) == 1
+
+
 @given(ENTROPIES, ENTROPIES, st.sampled_from([0.01, 0.5, 1.0, 4.0]))
 def test_the_gate(one: np.ndarray, other: np.ndarray, tau: float) -> None:
     length = min(len(one), len(other))

@@ -145,5 +145,5 @@ def _opened(artifact: Artifact, file: str) -> Iterator[pq.ParquetFile]:
 
 
 def _flat(column: pa.ChunkedArray) -> Array:
-    values: Array = np.asarray(column.combine_chunks().flatten())
+    values: Array = column.combine_chunks().flatten().to_numpy()  # numpy's own way would import pandas
     return values
