@@ -75,7 +75,7 @@ def test_a_table_of_the_positions_asked_for(trained: Path) -> None:
 
 def test_the_checkpoints_objective_is_the_default_and_that_is_said(trained: Path) -> None:
     found = run("inspect", "--run", trained, "--em-ratio", 0.3)
-    assert f"Tokens count as for {trained / 'checkpoint'}" in found.stderr
+    assert f"as {trained / 'checkpoint'} was trained" in found.stderr
     assert "(c = 0.5)" in found.stdout
     assert "(ratio 0.3)" in found.stdout
 

@@ -102,10 +102,15 @@ def command(
         tau=tau,
         k=k,
     )
+    from tsdkd.artifacts import read
     from tsdkd.cli import inspected
     from tsdkd.stages.inspect import inspect_all
     from tsdkd.stages.inspection import page
 
+    if checkpoint:
+        read(checkpoint, "checkpoint", hashed=False).require_parent(
+            read(scores or run / "scores", "scores", hashed=False)
+        )
     trained = checkpoint or run / "checkpoint"
     if aggregate:
         found = inspect_all(scores or run / "scores", config, trained, Reporter())

@@ -6,7 +6,7 @@ from typing import Literal
 from tsdkd.errors import InputError
 
 ROUNDING = 1e-12
-"""0.1 * 30 is 3.0000000000000004 in binary: boundaries are met when they are missed by no more than this share."""
+"""0.07 * 100 is 7.000000000000001 in binary: boundaries are met when they are missed by no more than this share."""
 
 
 @dataclass(frozen=True)

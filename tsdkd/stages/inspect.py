@@ -89,7 +89,9 @@ def _objective(scores: Scores, config: InspectConfig, checkpoint: Path | None, r
         manifest = load_manifest(checkpoint)
         if scores.artifact.fingerprint in {parent.fingerprint for parent in manifest.parents}:
             recorded = TSDKDConfig(**manifest.config["objective"])
-            reporter.say(f"Tokens count as for {checkpoint}, but for what is given here.")
+            reporter.say(f"What is taught is as {checkpoint} was trained, where no option says otherwise.")
+        else:
+            reporter.say(f"{checkpoint} was not made from these scores: what is taught is as in the paper.")
     if recorded.temperature != 1:
         reporter.say(f"Entropies are those at temperature 1; training divides logits by {recorded.temperature:g}.")
     return config.objective(recorded, scores.k)

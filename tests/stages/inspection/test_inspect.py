@@ -144,10 +144,12 @@ def test_a_checkpoint_says_what_was_selected_if_it_is_of_these_scores(run: Path,
     told = Listening()
     own = inspect_scores(scores.path, InspectConfig(tau=1.0), checkpoint=tmp_path / "own", reporter=told)
     assert own.objective == TSDKDConfig(opener=0.5, em_ratio=0.3, tau=1.0, k=3)
-    assert told.said == [f"Tokens count as for {tmp_path / 'own'}, but for what is given here."]
+    assert told.said == [f"What is taught is as {tmp_path / 'own'} was trained, where no option says otherwise."]
     foreign = inspect_scores(scores.path, InspectConfig(), checkpoint=tmp_path / "foreign", reporter=told)
     assert foreign.objective == TSDKDConfig(k=4)
-    assert len(told.said) == 1
+    assert told.said[1:] == [
+        f"{tmp_path / 'foreign'} was not made from these scores: what is taught is as in the paper."
+    ]
 
 
 def test_models_read_what_was_scored_and_what_changed(run: Path, rows: Rows, student: Path, teacher: Path) -> None:

@@ -41,12 +41,12 @@ def test_the_most_uncertain(entropies: np.ndarray, share: float) -> None:
     assert top_entropy(entropies, share).tolist() == top_entropy_mask(*as_batch(entropies), share)[0].tolist()
 
 
-@pytest.mark.parametrize("length", [1, 10, 30, 70])
-def test_boundaries_that_binary_fractions_miss(length: int) -> None:
-    """A tenth of 30 equal positions: an opener of 3 and 3 uncertain positions, not 4."""
+@pytest.mark.parametrize(("length", "ratio", "count"), [(1, 0.1, 1), (30, 0.1, 3), (31, 0.1, 4), (100, 0.07, 7)])
+def test_boundaries_that_binary_fractions_miss(length: int, ratio: float, count: int) -> None:
+    """0.07 * 100 is 7.000000000000001 in binary; of equal positions the first are chosen."""
     equal = np.full(length, 0.7, dtype=np.float32)
-    assert opener_length(equal, 0.1) == max(1, length // 10)
-    assert top_entropy(equal, 0.1).nonzero()[0].tolist() == list(range(max(1, length // 10)))
+    assert top_entropy(equal, ratio).nonzero()[0].tolist() == list(range(count))
+    assert opener_length(equal, ratio) == count
 
 
 def test_a_share_that_is_met_but_for_rounding() -> None:
