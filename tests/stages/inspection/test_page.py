@@ -1,7 +1,6 @@
 """The pages in a real browser: the artifact's numbers, opened by mouse, finger and keyboard; rollouts stay text."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ def test_only_our_script_may_run(chromium: Any, nasty: Response, tmp_path: Path)
 
 
 def test_aggregates_as_charts_with_their_values(chromium: Any, run: Path, tmp_path: Path) -> None:
-    found = replace(inspect_all(run / "scores", InspectConfig(opener=0.3)))
+    found = inspect_all(run / "scores", InspectConfig(opener=0.3))
     found.mass.add(np.array([0.25, 0.95, 0.96]))
     with opened(chromium, written(tmp_path, page.of_aggregate(found, NASTY)), **PHONE) as tab:
         assert tab.inner_text("h1").endswith(NASTY)

@@ -1,7 +1,6 @@
 """What was found as one HTML file: the same numbers as in the terminal, everything a rollout says escaped."""
 
 from base64 import b64encode
-from functools import partial
 from hashlib import sha256
 
 from markupsafe import Markup
@@ -37,15 +36,14 @@ def _charts(found: Aggregate) -> list[Chart]:
     entropy = [Series(who, positions, values.tolist()) for who, values in curves]
     lengths = found.lengths
     openers = Series("openers", [float(first) for first, _ in lengths], [count for _, count in lengths])
-    histogram = partial(_histogram, unit="tokens")
     return [
         lines("Mean entropy by position", "position in the response", "nats", entropy),
         bars("Opener lengths", "tokens", "openers", [openers]),
-        *([histogram("Gate weights", "gate", found.gates)] if found.objective.gate else []),
-        histogram("Agreement of both rankings", "Kendall's tau", found.agreement),
-        *([histogram("Captured mass", "share of the teacher's mass", found.mass)] if found.mass.counts.any() else []),
+        *([_histogram("Gate weights", "gate", found.gates)] if found.objective.gate else []),
+        _histogram("Agreement of both rankings", "Kendall's tau", found.agreement),
+        *([_histogram("Captured mass", "share of the teacher's mass", found.mass)] if found.mass.counts.any() else []),
     ]
 
 
-def _histogram(title: str, what: str, one: Distribution, unit: str) -> Chart:
-    return bars(title, f"{what} (middle of the bin)", unit, [Series(unit, one.centres, one.counts.tolist())])
+def _histogram(title: str, what: str, one: Distribution) -> Chart:
+    return bars(title, f"{what} (middle of the bin)", "tokens", [Series("tokens", one.centres, one.counts.tolist())])
