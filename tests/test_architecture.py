@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_prompts
+from tsdkd.stages.config import GenerateConfig, ScoreConfig
+from tsdkd.stages.generate import generate
+from tsdkd.stages.score import score
+
 PACKAGE = Path(__file__).parents[1] / "tsdkd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-STAGES = {"generate", "score", "train", "eval", "prune"}
+STAGES = {"generate", "score", "train", "eval", "prune", "inspect"}
 
 
 def imported(module: Path) -> set[str]:
@@ -65,7 +70,7 @@ def test_stages_and_core_neither_print_nor_exit(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["artifact"]], ids=" ".join
+    "command", [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["inspect"], ["artifact"]], ids=" ".join
 )
 def test_help_loads_no_torch(command: list[str]) -> None:
     program = (
@@ -77,6 +82,22 @@ def test_help_loads_no_torch(command: list[str]) -> None:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "Usage: tsdkd" in found.stdout
+
+
+def test_looking_at_scores_loads_no_torch(student: Path, teacher: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
+    generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=4))
+    score(tmp_path / "rollouts", str(student), str(teacher), tmp_path / "scores", ScoreConfig(k=4))
+    for more in (["--sample", "largest-gap", "--opener", "adaptive"], ["--aggregate"]):
+        page = tmp_path / "page.html"
+        program = (
+            "import sys\nfrom tsdkd.cli import main\n"
+            f"sys.argv = ['tsdkd', 'inspect', '--run', {str(tmp_path)!r}, '--html', {str(page)!r}, *{more}]\n"
+            "try:\n    main()\nfinally:\n    assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        )
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        assert page.is_file()
 
 
 def test_core_loads_lazily_but_completely() -> None:

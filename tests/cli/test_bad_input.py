@@ -309,6 +309,43 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
     assert "another directory" in remedy
 
 
+@pytest.mark.parametrize(
+    ("more", "cause", "remedy"),
+    [
+        (["--sample", "nobody"], "has no response nobody", "Name another, such as "),
+        (["--k", "9"], "--k is 9, but only 4 candidates", "Lower --k"),
+        (["--opener", "long"], "--opener is 'long'", "adaptive"),
+        (["--em-ratio", "0"], "em_ratio is 0", "(0, 1]"),
+        (["--positions", "7-3"], "--positions is '7-3'", "such as 1-40"),
+        (["--html", "nowhere/page.html"], "no folder nowhere", "Make it"),
+        (["--teacher", "t", "--scores", "s"], "in place of --scores", "one of them"),
+        (["--aggregate", "--after", "m"], "what scores hold", "Leave out --after"),
+        (["--checkpoint", "nowhere"], "Found no checkpoint at nowhere", "--checkpoint"),
+        (["--rollouts", "nowhere"], "Found no rollouts at nowhere", "--rollouts"),
+        (["--student", "nowhere"], "no model directory nowhere", "hub id"),
+        (["--after", "nowhere"], "no model directory nowhere", "hub id"),
+    ],
+)
+def test_what_inspect_refuses(place: Path, more: list[str], cause: str, remedy: str) -> None:
+    found, way_out = refuse("inspect", "--run", place / "run", *more)
+    assert cause in found
+    assert remedy in way_out
+
+
+def test_scores_that_cannot_be_looked_at(place: Path) -> None:
+    run = place / "run"
+    (run / "rollouts").rename(place / "moved")
+    found, remedy = refuse("inspect", "--run", run)
+    assert "Found no rollouts at" in found
+    assert "--rollouts" in remedy
+    assert CliRunner().invoke(app, ["inspect", "--run", str(run), "--rollouts", str(place / "moved")]).exit_code == 0
+    manifest = run / "scores" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
+    found, remedy = refuse("inspect", "--run", run, "--aggregate")
+    assert "is not finished" in found
+    assert "`tsdkd score` again" in remedy
+
+
 STAGES = {
     "generate": ["generate", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--part-size", "3"],
     "score": ["score", "--k", "4"],

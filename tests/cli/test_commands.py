@@ -155,7 +155,7 @@ def test_lineage_of_a_second_round_ends(rollouts: Path, student: Path, teacher: 
     assert tree.count("scores") == 2  # the kind and the directory's name
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "prune"])
+@pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "inspect", "prune"])
 def test_help_cuts_no_option_on_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = run(command, "--help")

@@ -50,12 +50,22 @@ def test_padding_neither_counts_nor_is_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "count"), [(1, 1), (5, 1), (10, 1), (11, 2), (20, 2), (30, 3), (70, 7), (71, 8), (1000, 100)]
+    ("length", "ratio", "count"),
+    [
+        (1, 0.1, 1),
+        (5, 0.1, 1),
+        (10, 0.1, 1),
+        (11, 0.1, 2),
+        (30, 0.1, 3),
+        (71, 0.1, 8),
+        (1000, 0.1, 100),
+        (100, 0.07, 7),
+    ],
 )
-def test_a_tenth_rounded_up_without_floating_error(length: int, count: int) -> None:
-    """0.1 * 30 is 3.0000000000000004 in binary; the answer is 3."""
+def test_a_share_rounded_up_without_floating_error(length: int, ratio: float, count: int) -> None:
+    """0.07 * 100 is 7.000000000000001 in binary; the answer is 7."""
     entropy = torch.rand(1, length, generator=torch.Generator().manual_seed(length))
-    assert lengths(top_entropy_mask(entropy, torch.ones(1, length, dtype=torch.bool), 0.1)) == [count]
+    assert lengths(top_entropy_mask(entropy, torch.ones(1, length, dtype=torch.bool), ratio)) == [count]
 
 
 def test_the_most_uncertain_positions_are_chosen_and_ties_go_to_the_earlier() -> None:

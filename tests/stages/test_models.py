@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tsdkd.artifacts import MANIFEST, Manifest
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages import models
-from tsdkd.stages.models import describe, load_model, positions, require_same_tokenizer, resolve, vocab_size
+from tsdkd.stages.models import describe, load_model, positions, require_same_tokenizer, vocab_size
+from tsdkd.stages.places import resolve
 from tsdkd.writer import Writer
 
 

@@ -149,7 +149,7 @@ def command(
     models |= more
 
     from tsdkd.stages.eval import evaluate
-    from tsdkd.stages.models import resolve
+    from tsdkd.stages.places import resolve
 
     for path in models.values():
         resolve(path)

@@ -56,7 +56,7 @@ def chosen(name: str, context: typer.Context) -> TSDKDConfig:
     """The objective's own loss, with the options that were given by hand."""
     given = _given(context, TSDKDConfig)
     if "opener" in given:
-        given["opener"] = _opener(given["opener"])
+        given["opener"] = options.opener_share(given["opener"])
     if "released" in given:
         given["released"] = _released(given["released"])
     return find(name).with_options(given)
@@ -102,11 +102,3 @@ def _released(names: str) -> tuple[str, ...]:
     given = names.split(",")
     return tuple(name for name in (*RELEASED, *sorted(set(given) - set(RELEASED))) if name in given)
 
-
-def _opener(value: str) -> float | Literal["adaptive"]:
-    if value == "adaptive":
-        return "adaptive"
-    try:
-        return float(value)
-    except ValueError:
-        raise InputError(f"--opener is {value!r}.", "Give a share such as 0.1, or adaptive.") from None

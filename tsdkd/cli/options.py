@@ -1,10 +1,11 @@
 """Options that several commands share, worded once."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from tsdkd.errors import InputError
 from tsdkd.stages.config import DType
 
 MODELS = "Models"
@@ -13,6 +14,7 @@ METHOD = "Method"
 ENGINE = "Engine"
 VLLM = "vLLM"
 COMPARISON = "Comparison"
+OBJECTIVE = "Objective (the paper's symbols)"
 
 
 def count(help_: str, panel: str, least: int = 1, default: str | bool = True) -> Any:
@@ -20,10 +22,19 @@ def count(help_: str, panel: str, least: int = 1, default: str | bool = True) ->
     return typer.Option(min=least, metavar="N", help=help_, rich_help_panel=panel, show_default=default)
 
 
-def number(help_: str, panel: str, least: float | None = None, most: float | None = None, name: str = "") -> Any:
+def number(
+    help_: str,
+    panel: str,
+    least: float | None = None,
+    most: float | None = None,
+    name: str = "",
+    default: str | bool = True,
+) -> Any:
     """An option that takes a real number; `name` where Python cannot have it as a parameter."""
     names = [name] if name else []
-    return typer.Option(*names, min=least, max=most, metavar="X", help=help_, rich_help_panel=panel)
+    return typer.Option(
+        *names, min=least, max=most, metavar="X", help=help_, rich_help_panel=panel, show_default=default
+    )
 
 
 def text(help_: str, panel: str, default: str) -> Any:
@@ -31,9 +42,9 @@ def text(help_: str, panel: str, default: str) -> Any:
     return typer.Option(metavar="TEXT", help=help_, show_default=default, rich_help_panel=panel)
 
 
-def choice(help_: str, panel: str) -> Any:
+def choice(help_: str, panel: str, default: str | bool = True) -> Any:
     """An option that takes one of a few words, or a switch."""
-    return typer.Option(help=help_, rich_help_panel=panel)
+    return typer.Option(help=help_, rich_help_panel=panel, show_default=default)
 
 
 Run = Annotated[
@@ -86,6 +97,16 @@ DTypeName = Annotated[
 ]
 
 RUN = Path("runs/default")
+
+
+def opener_share(value: str) -> float | Literal["adaptive"]:
+    """What --opener says."""
+    if value == "adaptive":
+        return "adaptive"
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"--opener is {value!r}.", "Give a share such as 0.1, or adaptive.") from None
 
 
 def at(run: Path) -> str:

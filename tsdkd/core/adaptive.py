@@ -1,15 +1,20 @@
-"""The adaptive opener (A.7, Algorithm 2): the less sure the student is beside its teacher, the longer the opener."""
+"""The adaptive opener (A.7, Algorithm 2): the less sure the student is beside its teacher, the longer the opener.
+
+Loads without torch: recorded entropies are looked at without it.
+"""
+
+from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from tsdkd.core.selection import check_rows
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FRACTIONS = (0.05, 0.10, 0.15, 0.20)
 """The fraction c for the smoothed signal C in [0, .25), [.25, .5), [.5, .75), [.75, 1]."""
+WINDOW = 5
+"""Samples over which C is smoothed: this one and those before it."""
 
 
 class AdaptiveOpener:
@@ -18,11 +23,15 @@ class AdaptiveOpener:
     Keeps state: feed samples in order, once each; `state_dict` and `load_state_dict` carry it across a resume.
     """
 
-    def __init__(self, window: int = 5) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
         self._recent: deque[float] = deque(maxlen=window)
 
     def fraction(self, student_entropy: Tensor, teacher_entropy: Tensor, response_mask: Tensor) -> Tensor:
         """Entropies and mask (batch, seq) -> c (batch,). Raises InputError for a row without a response token."""
+        import torch
+
+        from tsdkd.core.selection import check_rows
+
         check_rows(response_mask)
         gap = torch.where(response_mask, student_entropy.detach() - teacher_entropy.detach(), 0.0).sum(-1)
         fractions = self.choose(torch.sigmoid(gap / response_mask.sum(-1)).tolist())

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 from tsdkd.errors import InputError
 
+ROUNDING = 1e-12
+"""0.07 * 100 is 7.000000000000001 in binary: boundaries are met when they are missed by no more than this share."""
 DivergenceName = Literal["jsd", "skew-kl", "skew-reverse-kl"]
 RELEASED = ("ranking", "opener", "entropy")
 """Where the released code departs from the paper. ranking: the likelihood of the *reversed* ranking. opener: one length

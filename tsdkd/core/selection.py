@@ -6,11 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.config import ROUNDING, TSDKDConfig
 from tsdkd.errors import InputError
-
-ROUNDING = 1e-12
-"""0.1 * 30 is 3.0000000000000004 in binary: boundaries are met when they are missed by no more than this share."""
 
 OpenerFraction = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]
 """A fraction c for each response (batch,), or what chooses it, such as `AdaptiveOpener().fraction`."""

@@ -4,7 +4,7 @@ An artifact records them as its configuration, and another value is another arti
 alone, and where a run is saved and logged). Where something is read or written is an argument of the stage.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
@@ -253,3 +253,31 @@ class PruneConfig:
     """Tokens of each."""
     column: str | None = None
     dtype: DType = "auto"
+
+
+RANDOM, LARGEST_GAP, LONGEST_OPENER = "random", "largest-gap", "longest-opener"
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Which response is looked at, and by which rules its tokens count; None: as the checkpoint was trained."""
+
+    sample: str = RANDOM
+    """An id; or random, largest-gap (mean entropy, student less teacher), longest-opener (tokens)."""
+    seed: int = 0
+    """Of the random choice."""
+    opener: float | Literal["adaptive"] | None = None
+    em_ratio: float | None = None
+    gate: bool | None = None
+    tau: float | None = None
+    k: int | None = None
+
+    def objective(self, recorded: TSDKDConfig, most: int | None = None) -> TSDKDConfig:
+        """What was `recorded`, with what is given here; no more than `most` candidates. Raises InputError."""
+        names = ("opener", "em_ratio", "gate", "tau", "k")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if most is not None:
+            if given.get("k", 0) > most:
+                raise InputError(f"--k is {given['k']}, but only {most} candidates were recorded.", "Lower --k.")
+            given.setdefault("k", min(recorded.k, most))
+        return replace(recorded, **given)

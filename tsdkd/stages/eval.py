@@ -26,8 +26,8 @@ from tsdkd.stages.models import (
     load_model,
     load_tokenizer,
     require_same_tokenizer,
-    resolve,
 )
+from tsdkd.stages.places import resolve
 from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.samples.heldout import HeldOut, answer, measure, require_hidden
 from tsdkd.stages.samples.staged import StagedSamples

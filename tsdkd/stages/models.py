@@ -1,4 +1,4 @@
-"""Models by name: find, fingerprint, load; and the few facts about them that stages need."""
+"""Models by name: fingerprint, load; and the few facts about them that stages need."""
 
 import hashlib
 import os
@@ -10,8 +10,6 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
@@ -25,11 +23,12 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from tsdkd.artifacts import MANIFEST, Model, digest, file_digest, load_manifest
+from tsdkd.artifacts import Model, digest, file_digest
 from tsdkd.core import Head
-from tsdkd.errors import ArtifactError, InputError
-from tsdkd.stages.adapters import base_of, is_adapter, settings_of
+from tsdkd.errors import InputError
+from tsdkd.stages.adapters import base_of, settings_of
 from tsdkd.stages.config import DType
+from tsdkd.stages.places import resolve
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
@@ -162,33 +161,6 @@ def end_ids_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokeniz
 def vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One past the tokenizer's last real id; model rows from there on are padding."""
     return int(max(tokenizer.get_vocab().values())) + 1
-
-
-def resolve(name: str) -> Path:
-    """The directory of a model: a local one, or a hub id's snapshot. Raises InputError."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not is_adapter(path):
-            raise InputError(
-                f"{name} is no model: it has no config.json.", "Name a directory that transformers can load."
-            )
-        if (path / MANIFEST).is_file() and load_manifest(path).state != "complete":
-            raise ArtifactError(f"{name} is not finished.", "Run the stage that writes it again, then name it.")
-        return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise InputError(
-            f"There is no model directory {name}.", "Name a model directory, or a hub id such as org/model."
-        )
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"])
-        )
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{name} is no local model directory, and the hub did not give it ({reason}).",
-            "Check the name and the network, or name a local directory.",
-        ) from None
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

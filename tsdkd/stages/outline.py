@@ -7,7 +7,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError
 from tsdkd.stages.adapters import base_of
-from tsdkd.stages.models import auto_dtype, context_of, default_device, end_ids_of, load_tokenizer, resolve
+from tsdkd.stages.models import auto_dtype, context_of, default_device, end_ids_of, load_tokenizer
+from tsdkd.stages.places import resolve
 
 
 @dataclass(frozen=True)

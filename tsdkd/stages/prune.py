@@ -19,7 +19,8 @@ from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.batches import by_length, pad_right
 from tsdkd.stages.config import PruneConfig
-from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model, resolve
+from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model
+from tsdkd.stages.places import resolve
 from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.writer import Writer

@@ -9,7 +9,7 @@ from unittest.mock import patch
 from tsdkd.stages.adapters import base_of, lora_room
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.evaluation.answerers import Attentive
-from tsdkd.stages.models import resolve
+from tsdkd.stages.places import resolve
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
 

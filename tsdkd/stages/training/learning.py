@@ -19,7 +19,8 @@ from tsdkd.artifacts import Artifact, Manifest, Model, Parent, load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.adapters import is_adapter
 from tsdkd.stages.config import SPEED_ALONE, DType, TrainConfig
-from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model, resolve
+from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model
+from tsdkd.stages.places import resolve
 from tsdkd.stages.reporter import Reporter
 from tsdkd.stages.samples.heldout import HeldOut
 from tsdkd.stages.samples.sources import Source

@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from tsdkd.core.chunked import CHUNK_BYTES
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
-from tsdkd.stages.models import auto_dtype, default_device, resolve
+from tsdkd.stages.models import auto_dtype, default_device
 from tsdkd.stages.objectives import find
+from tsdkd.stages.places import resolve
 
 WIDE = 4
 """Bytes of float32."""

@@ -1,0 +1,116 @@
+"""What `tsdkd inspect` shows in a terminal, and that it says where the page is."""
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.conftest import write_prompts
+from tsdkd.cli import app, inspected
+from tsdkd.stages.config import InspectConfig
+from tsdkd.stages.inspect import inspect_scores
+
+COMMANDS = (
+    ["generate", "--max-new-tokens", "9"],
+    ["score", "--k", "4"],
+    ["train", "--k", "3", "--opener", "0.5", "--batch-size", "2", "--epochs", "1", "--precision", "fp32"],
+)
+
+
+def run(*command: object) -> Any:
+    found = CliRunner().invoke(app, [str(word) for word in command])
+    assert found.exit_code == 0, found.output
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint."""
+    place = tmp_path_factory.mktemp("trained")
+    prompts = write_prompts(place / "prompts.jsonl", 4)
+    named = (["--student", student, "--prompts", prompts], ["--teacher", teacher], [])
+    for command, names in zip(COMMANDS, named, strict=True):
+        run(*command, "--run", place, *names)
+    return place
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a user in front of a terminal of 80 columns sees, the pager's text aside."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system="truecolor", width=80, highlight=False)
+    monkeypatch.setattr("tsdkd.cli.inspected.out", console)
+    monkeypatch.setattr("tsdkd.cli.console.out", console)
+    return screen
+
+
+def test_piped_it_is_plain_text_of_80_columns(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for more in ([], ["--aggregate"], ["--after", trained / "checkpoint"]):
+        shown = run("inspect", "--run", trained, *more).stdout
+        assert "\x1b" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_table_of_the_positions_asked_for(trained: Path) -> None:
+    """Each with its marks, both entropies, agreement, gate, and the candidates in the student's order."""
+    found = inspect_scores(trained / "scores", InspectConfig(k=3, opener=0.5))
+    shown = run("inspect", "--run", trained, "--positions", "2-4").stdout
+    table = shown[shown.index("[teacher's") :]
+    assert re.findall(r"^ *(\d+) [o ]", table, re.MULTILINE) == ["2", "3", "4"]
+    for token in found.tokens[1:4]:
+        (line,) = [line for line in table.splitlines() if line.split()[:1] == [str(token.position)]]
+        before = token.before
+        assert f"{before.student_entropy:.2f} " in line
+        assert f"{before.teacher_entropy:.2f} {before.agreement:.2f} {token.gate:.2f}" in " ".join(line.split())
+        assert re.match(r" *\d+ (o?e?)", line)[1] == "o" * token.opener + "e" * token.uncertain
+        order = [f"[{candidate.rank}]" for candidate in before.candidates]
+        assert re.findall(r"\[\d+\]", table[table.index(line) :])[:3] == order
+
+
+def test_the_checkpoints_objective_is_the_default_and_that_is_said(trained: Path) -> None:
+    found = run("inspect", "--run", trained, "--em-ratio", 0.3)
+    assert f"as {trained / 'checkpoint'} was trained" in found.stderr
+    assert "(c = 0.5)" in found.stdout
+    assert "(ratio 0.3)" in found.stdout
+
+
+def test_a_page_says_where_it_is(trained: Path, tmp_path: Path) -> None:
+    for more, title in (([], "token by token"), (["--aggregate"], "What is selected")):
+        page = tmp_path / "page.html"
+        assert run("inspect", "--run", trained, "--html", page, *more).stdout.splitlines()[-1] == str(page)
+        assert title in page.read_text()
+
+
+def test_models_read_where_there_are_no_scores(trained: Path, teacher: Path, tmp_path: Path) -> None:
+    sample = inspect_scores(trained / "scores", InspectConfig()).sample_id
+    named = ["--rollouts", trained / "rollouts", "--teacher", teacher, "--sample", sample, "--k", 3, "--opener", 0.5]
+    live = run("inspect", "--run", tmp_path, *named).stdout
+    assert live == run("inspect", "--run", trained, "--sample", sample).stdout
+
+
+def test_colours_on_a_terminal(trained: Path, terminal: io.StringIO) -> None:
+    response = inspect_scores(trained / "scores", InspectConfig(opener=0.5))
+    inspected.show_response(response)
+    shown = terminal.getvalue()
+    deepest = max(token.before.level for token in response.tokens)
+    red, green, blue = (int(inspected.COLOURS[deepest][-6:][i : i + 2], 16) for i in (0, 2, 4))
+    assert f"48;2;{red};{green};{blue}" in shown
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "".join(t.text for t in response.tokens[: response.opener]) + inspected.OPENER_END in plain
+    assert max(map(len, plain.splitlines())) <= 80
+
+
+def test_a_terminal_gets_a_pager(trained: Path, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    paged: list[str] = []
+    monkeypatch.setattr("pydoc.pager", paged.append)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("LESS", "-R")
+    inspected.show_response(inspect_scores(trained / "scores", InspectConfig()))
+    assert "\x1b[" in paged[0]
+    assert terminal.getvalue() == ""

@@ -1,0 +1,37 @@
+const panel = document.getElementById("panel");
+const tokens = [...document.querySelectorAll("#tokens a")];
+const names = [...document.querySelectorAll("#positions thead th")].map((cell) => cell.textContent);
+let chosen = null;
+
+function show(token) {
+  const list = document.createElement("dl");
+  [...document.querySelector(token.hash).cells].forEach((cell, i) => {
+    const pair = document.createElement("div");
+    const name = document.createElement("dt");
+    const value = document.createElement("dd");
+    name.textContent = names[i];
+    value.append(...cell.cloneNode(true).childNodes);
+    pair.append(name, value);
+    list.append(pair);
+  });
+  panel.replaceChildren(list);
+  panel.hidden = false;
+}
+
+function choose(token) {
+  chosen?.classList.remove("chosen");
+  chosen = token;
+  token.classList.add("chosen");
+  show(token);
+}
+
+for (const [i, token] of tokens.entries()) {
+  token.addEventListener("click", (event) => { event.preventDefault(); choose(token); });
+  token.addEventListener("focus", () => choose(token));
+  token.addEventListener("mouseenter", () => show(token));
+  token.addEventListener("mouseleave", () => { if (chosen) show(chosen); });
+  token.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) { event.preventDefault(); tokens[i + step]?.focus(); }
+  });
+}
