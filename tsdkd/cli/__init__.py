@@ -1,12 +1,13 @@
 """The command line: options -> config -> stage -> summary. Torch loads only inside a command that needs it."""
 
-from tsdkd.cli import artifact, eval, generate, prune, score, train
+from tsdkd.cli import artifact, eval, generate, prune, report, score, train
 from tsdkd.cli.app import app
 
 app.command("generate", rich_help_panel="Stages, in order")(generate.command)
 app.command("score", rich_help_panel="Stages, in order")(score.command)
 app.command("train", rich_help_panel="Stages, in order")(train.command)
 app.command("eval", rich_help_panel="Stages, in order")(eval.command)
+app.command("report", rich_help_panel="Around them")(report.command)
 app.command("prune", rich_help_panel="Around them")(prune.command)
 app.add_typer(artifact.app, name="artifact", rich_help_panel="Around them")
 

@@ -164,6 +164,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME", help="tensorboard, trackio or wandb; repeatable.", rich_help_panel=HEALTH),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="A line a minute, for logs: nothing moves.", rich_help_panel=HEALTH)
+    ] = False,
     save_steps: Annotated[
         int, options.count("Steps between saves: what an interruption can cost.", options.ENGINE)
     ] = TrainConfig.save_steps,
@@ -226,7 +229,7 @@ def command(
         save_steps=save_steps,
         trackers=tuple(tracker or ()),
     )
-    output = checkpoint or run / "checkpoint"
+    output, reporter = checkpoint or run / "checkpoint", Reporter(plain=plain)
     from tsdkd.artifacts import read
 
     if live:
@@ -243,7 +246,7 @@ def command(
         recorded = read(rollouts, "rollouts", hashed=False).manifest if rollouts else None
         models = defaults.student(student, recorded), defaults.teacher(teacher)
         data = rollouts or prompts or defaults.PROMPTS
-        artifact = train_live(data, *models, output, config, seed, Reporter(), overwrite)
+        artifact = train_live(data, *models, output, config, seed, reporter, overwrite)
     else:
         scored = scores or run / "scores"
         recorded = read(scored, "scores", hashed=False).manifest
@@ -251,7 +254,7 @@ def command(
         from tsdkd.stages.train import train
 
         models = defaults.student(student, recorded), recorded.model("teacher").name
-        artifact = train(rollouts or run / "rollouts", scored, models[0], output, config, seed, Reporter(), overwrite)
+        artifact = train(rollouts or run / "rollouts", scored, models[0], output, config, seed, reporter, overwrite)
     show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, *models, artifact.manifest)])
     show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
 
