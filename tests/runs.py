@@ -91,7 +91,8 @@ def checkpoint(place: Path, seed: int, entries: list[dict[str, float]], **object
         writer.finish({"steps": sum("loss" in entry for entry in entries)})
 
 
-def results(place: Path, name: str, verdicts: str, answer: str = "", prompt: str = f"How many? {NASTY}") -> None:
+def results(place: Path, name: str, verdicts: str, answer: str = "", first: int = 0) -> None:
+    """`first`: number of the first document."""
     model = Model("evaluated", f"models/{name}", name, "t", "c")
     manifest = Manifest("results", asdict(EvalConfig(tasks=("gsm8k",))), 0, (), (model,))
     metric = "exact_match,flexible-extract"
@@ -102,13 +103,13 @@ def results(place: Path, name: str, verdicts: str, answer: str = "", prompt: str
             "document": i,
             "hash": str(i),
             "metric": metric,
-            "prompt": prompt,
+            "prompt": f"How many? {NASTY}",
             "answer": f"{name} says {i} {answer}",
             "target": str(i),
             "score": float(verdict),
             "weight": 1.0,
         }
-        for i, verdict in enumerate(verdicts)
+        for i, verdict in enumerate(verdicts, first)
     ]
     mean, count = verdicts.count("1") / len(verdicts), len(verdicts)
     near = {"responses": 64, "kl": len(name) / 10, "kl_stderr": 0.01, "agreement": 0.75, "entropy": 2.0}

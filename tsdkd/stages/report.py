@@ -10,7 +10,7 @@ from tsdkd.stages.evaluation.tables import SHOWN, benchmarks, closeness, cut
 from tsdkd.stages.pages.charts import Chart, Series, dots
 from tsdkd.stages.pages.page import render
 from tsdkd.stages.reporting import commands, costs, curves, notes, samples, words
-from tsdkd.stages.reporting.gather import Run, gather
+from tsdkd.stages.reporting.gather import Piece, Run, gather
 
 ERRORS_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
@@ -70,8 +70,10 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
     """All finished results, each once (runs may share a teacher's), and what stands in the way."""
-    pieces = [piece for run in runs for piece in run.of("results") if piece.readable]
-    pieces = list({piece.artifact.fingerprint: piece for piece in reversed(pieces)}.values())[::-1]
+    kept: dict[str, Piece] = {}
+    for piece in (piece for run in runs for piece in run.of("results") if piece.readable):
+        kept.setdefault(piece.artifact.fingerprint, piece)
+    pieces = list(kept.values())
     if not pieces:
         return None, []
     names = short_names([piece.path for piece in pieces])
