@@ -24,6 +24,7 @@ from rich.table import Table
 from tsdkd.stages import generate as stage
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.outline import outline
+from tsdkd.stages.reporter import Silent
 from tsdkd.stages.rollouts.jobs import Jobs
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.rollouts.vllm_engine import ENVIRONMENT, VllmEngine
@@ -33,7 +34,7 @@ EVERY = 5.0
 """Seconds between two looks at memory."""
 
 
-class Watch:
+class Watch(Silent):
     """A reporter that notes when responses were done, and how large our processes were."""
 
     def __init__(self) -> None:
@@ -53,10 +54,6 @@ class Watch:
 
     def _advance(self, count: int) -> None:
         self.done += count
-
-    def say(self, message: str) -> None: ...
-
-    def table(self, title: str, rows: list[tuple[str, str]]) -> None: ...
 
 
 def rss(pid: int) -> float:

@@ -2,7 +2,7 @@
 # The whole story on an embedded pair, without a GPU and without a hub:
 #
 #   teacher  SmolLM2-135M-Instruct        student  the same model without three of its layers
-#   generate -> score -> train -> eval, then one table.
+#   generate -> score -> train -> eval, then one table, and a page about it all.
 #
 #   bash recipes/quickstart.sh            SEED=1 bash recipes/quickstart.sh        GKD=1 bash recipes/quickstart.sh
 set -euo pipefail
@@ -37,3 +37,4 @@ if [ "$GKD" = 1 ]; then
 fi
 tsdkd eval --run "$RUN" --tasks embedded --heldout "$RUN/heldout" ${models[@]+"${models[@]}"}
 echo "quickstart: $((SECONDS - started)) seconds after the install"
+tsdkd report "$RUN"

@@ -28,3 +28,5 @@ done
 for round in $(seq "$ROUNDS"); do
   echo "round $round: $(tsdkd artifact show "$RUN/$round/checkpoint" | grep -E 'candidate_overlap_last|drift_last' | tr -s ' ' | tr '\n' ' ')"
 done
+
+tsdkd report "$RUN"   # the rounds side by side

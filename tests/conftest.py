@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.rows import write_rows
+from tsdkd.artifacts import JOURNAL, LOCK
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
@@ -137,9 +138,9 @@ Files = Callable[[Path], dict[str, bytes]]
 
 @pytest.fixture
 def contents() -> Files:
-    """Every file of an artifact with its bytes, the lock aside."""
+    """Every file of an artifact with its bytes, lock and journal aside."""
     return lambda path: {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != ".lock"
+        if file.is_file() and file.name not in {LOCK, JOURNAL}
     }

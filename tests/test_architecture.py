@@ -14,7 +14,7 @@ from tsdkd.stages.score import score
 
 PACKAGE = Path(__file__).parents[1] / "tsdkd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-STAGES = {"generate", "score", "train", "eval", "prune", "inspect"}
+STAGES = {"generate", "score", "train", "eval", "prune", "inspect", "report"}
 
 
 def imported(module: Path) -> set[str]:
@@ -33,8 +33,9 @@ def room(name: str) -> str:
 
 MAY_USE = {
     "core": {"core", "errors"},
-    "stages": {"stages", "core", "artifacts", "writer", "errors"},
-    "cli": {"cli", "stages", "core", "artifacts", "errors", "__version__"},
+    "stages": {"stages", "core", "artifacts", "writer", "journal", "errors"},
+    "cli": {"cli", "stages", "core", "artifacts", "journal", "errors", "__version__"},
+    "journal": {"artifacts", "errors"},
     "artifacts": {"errors", "__version__"},
     "writer": {"artifacts", "errors"},
     "errors": set(),
@@ -70,7 +71,9 @@ def test_stages_and_core_neither_print_nor_exit(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["inspect"], ["artifact"]], ids=" ".join
+    "command",
+    [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["inspect"], ["report"], ["artifact"]],
+    ids=" ".join,
 )
 def test_help_loads_no_torch(command: list[str]) -> None:
     program = (

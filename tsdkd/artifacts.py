@@ -25,6 +25,8 @@ from tsdkd.errors import ArtifactError
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+JOURNAL = ".journal.jsonl"
+"""What making it took (see journal.py); no part of the artifact."""
 DATASET = "dataset"
 """Kind of a parent that lies on the hub; its path is its name."""
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsdkd.artifacts import (
+    JOURNAL,
     LOCK,
     MANIFEST,
     SCHEMAS,
@@ -117,7 +118,7 @@ class Writer:
 
     @property
     def _is_bare(self) -> bool:
-        return all(file.name in {MANIFEST, LOCK} or file.suffix == ".tmp" for file in self.path.iterdir())
+        return all(file.name in {MANIFEST, LOCK, JOURNAL} or file.suffix == ".tmp" for file in self.path.iterdir())
 
     def __enter__(self) -> Self:
         return self

@@ -165,7 +165,7 @@ def test_help_cuts_no_option_on_80_columns(command: str, monkeypatch: pytest.Mon
 
 def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter([0.0, 20.0, 60.0, 80.0, 120.0, 200.0])  # start, then one look per advance
-    monkeypatch.setattr("tsdkd.cli.console.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tsdkd.cli.live.time.monotonic", lambda: next(clock))
     with Reporter().progress("student answers", 40, "responses", done=10) as advance:
         for _ in range(5):
             advance(6)

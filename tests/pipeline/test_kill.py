@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_prompts
+from tsdkd.journal import sessions
 
 Contents = Callable[[Path], dict[str, bytes]]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -86,6 +87,7 @@ def test_kill_9_in_every_stage(place: Path, student: Path, teacher: Path, conten
         assert status == -signal.SIGKILL
         assert '"state": "partial"' in (cut / "run" / kind / "manifest.json").read_text()
         complete(words, cut)
+        assert [session.exit for session in sessions(cut / "run" / kind)] == ["", "finished"]
         assert contents(cut / "run" / kind) == contents(place / "whole" / "run" / kind), kind
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import write_prompts
 from tests.stages.learning import same_update
+from tsdkd.journal import sessions
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.score import score
@@ -76,6 +77,7 @@ def test_two_processes_score_the_bytes_of_one(
     assert shown.count("next: tsdkd train") == 1
     assert shown.count("expected time") == 1
     expected, found = contents(scored_by_one), contents(tmp_path / "two")
+    assert [(one.processes, one.exit) for one in sessions(tmp_path / "two")] == [(2, "finished")]
     manifests = [json.loads(files.pop("manifest.json")) for files in (expected, found)]
     for manifest in manifests:
         manifest["parents"][0].pop("path")  # how one gets from the output to the rollouts

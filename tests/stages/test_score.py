@@ -17,6 +17,7 @@ from tsdkd.stages import score as stage
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import LanguageModel, load_model
+from tsdkd.stages.reporter import Silent
 from tsdkd.stages.samples.signals import to_int8
 from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.stages.score import score
@@ -161,17 +162,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-class Listener:
+class Listener(Silent):
     """Keeps what a stage tells."""
 
     def __init__(self) -> None:
         self.tables: list[dict[str, str]] = []
         self.said: list[str] = []
-
-    def progress(self, *_: object) -> object:
-        from contextlib import nullcontext
-
-        return nullcontext(lambda _: None)
 
     def say(self, message: str) -> None:
         self.said.append(message)

@@ -11,76 +11,28 @@ from tsdkd.cli.console import show_pairs, show_table, show_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tsdkd.stages.evaluation.compare import Comparison, Difference, Score
+    from tsdkd.stages.evaluation.compare import Comparison, Difference
+    from tsdkd.stages.evaluation.tables import Table
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, columns, rows."""
-SHOWN = ("teacher", "student", "tsdkd")
-"""Of the paper's methods, on the terminal."""
 
 
 def show(comparison: Comparison, format_: Format) -> None:
     if format_ == "csv":
         show_text(_csv(comparison))
         return
-    tables = [_accuracy(comparison, SHOWN if format_ == "terminal" else tuple(comparison.published))]
-    tables += [_differences(comparison)] if any(comparison.differences.values()) else []
-    tables += [_closeness(comparison)] if comparison.heldout else []
+    from tsdkd.stages.evaluation.tables import SHOWN, benchmarks, closeness, cut
+
+    methods = SHOWN if format_ == "terminal" else tuple(comparison.published)
+    found = [*benchmarks(comparison, methods), *closeness(comparison)]
     if format_ != "terminal":
-        show_text("\n".join((_markdown if format_ == "markdown" else _latex)(table) for table in tables))
+        show_text("\n".join((_markdown if format_ == "markdown" else _latex)(table) for table in found))
         return
-    for table in tables:
+    for table in found:
         show_table(*table)
-    _show_cut(comparison)
+    for line in cut(comparison):
+        show_text(line)
     _show_answers(comparison)
-
-
-def _accuracy(comparison: Comparison, methods: tuple[str, ...]) -> Table:
-    columns = comparison.scores | {
-        f"paper: {one}": comparison.published[one] for one in methods if comparison.published
-    }
-    rows = [
-        [benchmark, *(_percent(row[benchmark]) if benchmark in row else "" for row in columns.values())]
-        for benchmark in comparison.benchmarks
-    ]
-    return "accuracy ± standard error, %", ["benchmark", *columns], rows
-
-
-def _differences(comparison: Comparison) -> Table:
-    rows = [
-        [name, benchmark, _percent(d, "+"), str(d.wins), str(d.losses), str(d.documents), _p(d.p)]
-        for name, found in comparison.differences.items()
-        for benchmark, d in found.items()
-    ]
-    title = f"difference to {comparison.baseline} on the same documents, points"
-    return title, ["model", "benchmark", "difference", "won", "lost", "of", "p"], rows
-
-
-def _closeness(comparison: Comparison) -> Table:
-    rows = [
-        [
-            name,
-            f"{near['kl']:.4f} ± {near['kl_stderr']:.4f}",
-            f"{near['agreement']:.3f}",
-            f"{near['entropy']:.3f}",
-        ]
-        for name, near in comparison.heldout.items()
-    ]
-    return "held-out responses, nats per token", ["model", "KL to teacher", "top-1 agreement", "entropy"], rows
-
-
-def _show_cut(comparison: Comparison) -> None:
-    for name, scores in comparison.scores.items():
-        for what, counts in (
-            ("answers cut off at their limit", {benchmark: s.truncated for benchmark, s in scores.items()}),
-            ("prompts cut to fit the context", {benchmark: s.prompts_cut for benchmark, s in scores.items()}),
-        ):
-            found = [
-                f"{benchmark} {count} of {scores[benchmark].documents}" for benchmark, count in counts.items() if count
-            ]
-            if found:
-                show_text(f"{name}, {what}: {', '.join(found)}")
 
 
 def _show_answers(comparison: Comparison) -> None:
@@ -88,14 +40,6 @@ def _show_answers(comparison: Comparison) -> None:
         asked = next(iter(comparison.heldout.values()))["prompt"]
         answers = [(name, near["answer"]) for name, near in comparison.heldout.items()]
         show_pairs("a held-out prompt, answered by all", [("prompt", asked), *answers])
-
-
-def _percent(found: Score | Difference, sign: str = "") -> str:
-    return f"{100 * found.value:{sign}.1f}" + ("" if found.stderr is None else f" ± {100 * found.stderr:.1f}")
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def _markdown(table: Table) -> str:

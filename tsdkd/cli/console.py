@@ -1,32 +1,24 @@
-"""What a user sees: progress bars, panels, tables and errors. The only module that knows rich.
+"""What a user sees: panels, tables, errors, and what a stage reports (drawn by live.py).
 
 On a terminal, stages draw bars; piped, they say only what matters, and once a minute how far they are. Errors go to
 stderr: cause, then remedy.
 """
 
 import os
-import time
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 from rich.tree import Tree
+
+from tsdkd.cli.live import Lines, bar
 
 FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes (torchrun, accelerate launch) only the first speaks; all may fail."""
@@ -34,84 +26,62 @@ out = Console(highlight=False, quiet=not FIRST)
 err = Console(stderr=True, highlight=False)
 
 
-class RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="cyan")
-
-
-class Lines:
-    """Progress for a log: a line a minute."""
-
-    EVERY = 60.0
-
-    def __init__(self, what: str, total: int, unit: str, done: int) -> None:
-        self.what, self.total, self.unit, self.done = what, total, unit, done
-        self.before = done
-        self.measures: dict[str, float] = {}
-        self.start = self.said = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.said < self.EVERY or not self.before < self.done < self.total:
-            return
-        self.said = now
-        rate = 60 * (self.done - self.before) / (now - self.start)
-        left = (self.total - self.done) / rate
-        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a minute, {left:,.0f} min left"
-        measures = "".join(f", {name} {value:.4g}" for name, value in self.measures.items())
-        err.print(escape(line + measures), soft_wrap=True)
-
-
 class Reporter:
     """Shows what stages report (see `tsdkd.stages.reporter.Reporter`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool = False) -> None:
+        """`plain`: lines for a log, even on a terminal."""
+        self.plain = plain
+        self._warnings: list[str] = []
         self._show_measures: Callable[[dict[str, float]], None] = lambda _: None
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
         if not FIRST:
             yield lambda _: None
-            return
-        if not err.is_terminal:
-            lines = Lines(what, total, unit, done)
-            self._show_measures = lines.measures.update
+        elif self.plain or not err.is_terminal:
+            lines = Lines(err, what, total, unit, done)
+            self._show_measures = lines.measures
             yield lines.advance
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        bar = Progress(*columns)
-        task = bar.add_task(what, total=total, completed=done, unit=unit)
-        with Live(bar, console=err) as live:
-            self._show_measures = lambda values: live.update(Group(_grid(values), bar))
-            yield lambda count: bar.advance(task, count)
+        else:
+            with bar(err, what, total, unit, done) as (advance, self._show_measures):
+                yield advance
 
     def measures(self, values: dict[str, float]) -> None:
         self._show_measures(values)
 
     def say(self, message: str) -> None:
         if FIRST:
+            err.print(escape(message), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        self._warnings.append(message)
+        if FIRST:
             err.print(escape(message), style="yellow", soft_wrap=True)
+
+    @contextmanager
+    def writing(self, artifact: Path) -> Iterator[None]:
+        """What it takes is noted in the artifact's journal; a finished artifact takes nothing."""
+        from tsdkd.artifacts import load_manifest
+        from tsdkd.journal import session
+
+        if not FIRST or load_manifest(artifact).state == "complete":
+            yield
+            return
+        with session(artifact, _typed(), self._warnings):
+            yield
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         show_pairs(title, rows)
 
 
-def _grid(values: dict[str, float]) -> Table:
-    """Names over values, in as many columns as there are."""
-    grid = Table.grid(*values, padding=(0, 2))
-    grid.add_row(*(f"[dim]{name.replace('_', ' ')}[/dim]" for name in values))
-    grid.add_row(*(f"{value:.4g}" for value in values.values()))
-    return grid
+def _typed() -> str:
+    """This process's command, with the run where the environment names it."""
+    run = os.environ.get("TSDKD_RUN")
+    named = (
+        f"TSDKD_RUN={shlex.quote(run)} " if run and not any(word.split("=")[0] == "--run" for word in sys.argv) else ""
+    )
+    return named + shlex.join(["tsdkd", *sys.argv[1:]])
 
 
 def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -17,9 +17,6 @@ from tsdkd.stages.evaluation.benchmarks import choose
 if TYPE_CHECKING:
     from tsdkd.artifacts import Artifact
 
-ORDER = {"teacher": 0, "student": 1, "distilled": 2}
-"""In which results of one run are shown."""
-
 
 def command(
     places: Annotated[
@@ -193,6 +190,7 @@ def _compare(artifacts: dict[str, Artifact], baseline: str | None, pair: Pair | 
 def _found(places: list[Path]) -> dict[str, Artifact]:
     """Results by the shortest names that tell them apart: of artifacts, or of all that a run has."""
     from tsdkd.artifacts import MANIFEST, load_manifest, read
+    from tsdkd.stages.evaluation.compare import in_order, short_names
 
     found = []
     for place in places:
@@ -200,8 +198,6 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
         there = [path for path in below if (path / MANIFEST).is_file() and load_manifest(path).kind == "results"]
         if not there:
             raise InputError(f"Found no results at {place}.", "Name results that `tsdkd eval` wrote, or their run.")
-        found += sorted(there, key=lambda path: (ORDER.get(path.name, len(ORDER)), path.name))
+        found += sorted(there, key=in_order)
     found = list({path.resolve(): path for path in found}.values())
-    parts = [[part for part in path.resolve().parts if part != "results"] for path in found]
-    length = next(n for n in range(1, 99) if len({tuple(p[-n:]) for p in parts}) == len(parts))
-    return {"/".join(p[-length:]): read(path, "results") for p, path in zip(parts, found, strict=True)}
+    return {name: read(path, "results") for name, path in zip(short_names(found), found, strict=True)}

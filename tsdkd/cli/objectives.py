@@ -101,4 +101,3 @@ def _released(names: str) -> tuple[str, ...]:
     """In the order of `RELEASED`; unknown ones are the config's to refuse."""
     given = names.split(",")
     return tuple(name for name in (*RELEASED, *sorted(set(given) - set(RELEASED))) if name in given)
-

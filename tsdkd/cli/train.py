@@ -160,6 +160,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME", help="tensorboard, trackio or wandb; repeatable.", rich_help_panel=HEALTH),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="A line a minute, for logs: nothing moves.", rich_help_panel=HEALTH)
+    ] = False,
     save_steps: Annotated[
         int, options.count("Steps between saves: what an interruption can cost.", options.ENGINE)
     ] = TrainConfig.save_steps,
@@ -213,7 +216,7 @@ def command(
         save_steps=save_steps,
         trackers=tuple(tracker or ()),
     )
-    output = checkpoint or run / "checkpoint"
+    output, reporter = checkpoint or run / "checkpoint", Reporter(plain=plain)
     from tsdkd.artifacts import read
 
     if live:
@@ -230,7 +233,7 @@ def command(
         recorded = read(rollouts, "rollouts", hashed=False).manifest if rollouts else None
         models = defaults.student(student, recorded), defaults.teacher(teacher, recorded)
         data = rollouts or prompts or defaults.PROMPTS
-        artifact = train_live(data, *models, output, config, seed, Reporter(), overwrite)
+        artifact = train_live(data, *models, output, config, seed, reporter, overwrite)
     else:
         answers, scored = rollouts or run / "rollouts", objectives.scores(objective, scores, run)
         recorded = (
@@ -240,7 +243,7 @@ def command(
         from tsdkd.stages.train import train
 
         name = defaults.student(student, recorded)
-        artifact = train(answers, scored, name, output, config, seed, Reporter(), overwrite)
+        artifact = train(answers, scored, name, output, config, seed, reporter, overwrite)
     show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, artifact.manifest)])
     show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
 

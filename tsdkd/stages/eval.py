@@ -57,7 +57,7 @@ def evaluate(
     chat = _uses_chat_template(model, config)
     samples = None if heldout is None else StagedSamples(heldout / "rollouts", heldout / "scores")
     manifest = _manifest(model, output, config, benchmarks, data, samples)
-    with Writer.open(output, manifest, overwrite=overwrite) as writer:
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, reporter.writing(output):
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact

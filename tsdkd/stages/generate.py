@@ -63,12 +63,12 @@ def generate(
         engine=engine,
         libraries=libraries() | library(engine),
     )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer:
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, reporter.writing(output):
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         if census.left_out:
-            reporter.say(f"Prompts left out: {left_out(census.left_out, config.max_prompt_tokens)}.")
+            reporter.warn(f"Prompts left out: {left_out(census.left_out, config.max_prompt_tokens)}.")
         total = census.prompts.total() * config.samples_per_prompt
         label = f"{' and '.join(models)} answer{'s' if len(models) == 1 else ''} ({engine})"
         with reporter.progress(label, total, "responses", writer.manifest.rows) as advance:

@@ -58,7 +58,7 @@ def prune(
             f"--drop is {config.drop}, but {teacher} has {len(depth.layers)} layers.",
             "Drop at least one and keep at least one.",
         )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer:
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, reporter.writing(output):
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact

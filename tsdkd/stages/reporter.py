@@ -1,7 +1,8 @@
 """How a stage tells what it is doing; the command line shows it, a library user may ignore it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Protocol
 
 
@@ -16,6 +17,12 @@ class Reporter(Protocol):
 
     def say(self, message: str) -> None:
         """One line about something the user should know."""
+
+    def warn(self, message: str) -> None:
+        """One line about something that may be wrong; the artifact's journal keeps it."""
+
+    def writing(self, artifact: Path) -> AbstractContextManager[None]:
+        """Around the work on an artifact that is open for writing: what it took may be noted beside it."""
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Names and values worth reading before the work starts."""
@@ -33,6 +40,12 @@ class Silent:
 
     def say(self, message: str) -> None:
         pass
+
+    def warn(self, message: str) -> None:
+        self.say(message)
+
+    def writing(self, artifact: Path) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         pass

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,9 +45,8 @@ def score(
     """Let both models read a rollouts artifact. Raises InputError before anything is written."""
     reporter = reporter or Silent()
     team = Processes()
-    with team.open(
-        output, lambda: _manifest(rollouts, student, teacher, output, config, reporter), overwrite
-    ) as writer:
+    prepare = partial(_manifest, rollouts, student, teacher, output, config, reporter)
+    with team.open(output, prepare, overwrite) as writer, reporter.writing(output):
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
@@ -84,7 +84,7 @@ def _manifest(
         require_same_tokenizer(author, models[0])
         reader = next(model for model in models if model.role == author.role)
         if author.weights != reader.weights:
-            reporter.say(f"The rollouts come from another {author.role} ({author.name}) than the one that reads them.")
+            reporter.warn(f"The rollouts come from another {author.role} ({author.name}) than the one that reads them.")
     return Manifest(
         kind="scores",
         config={name: value for name, value in asdict(config).items() if name != "device_map"},

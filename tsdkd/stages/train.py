@@ -75,7 +75,7 @@ def _scored(rollouts: Path, scores: Path, start: Model, config: TrainConfig, rep
     scored = samples.scores.manifest.model("student")
     require_same_tokenizer(start, scored)
     if start.weights != scored.weights:
-        reporter.say(f"The student is another than the one that was scored ({scored.name}).")
+        reporter.warn(f"The student is another than the one that was scored ({scored.name}).")
     return samples
 
 
@@ -111,7 +111,7 @@ def train_live(
         if recorded is None:
             samples, dropped = from_prompts(prompts, language_model, live.sampling.max_prompt_tokens)
             if dropped:
-                reporter.say(f"{dropped} prompts longer than {live.sampling.max_prompt_tokens} tokens are left out.")
+                reporter.warn(f"{dropped} prompts longer than {live.sampling.max_prompt_tokens} tokens are left out.")
         else:
             samples = from_rollouts(recorded, live.sampling.limit)
         spread = live.teacher_device == "auto"

@@ -4,8 +4,9 @@ Reads results artifacts and the paper's numbers (paper.json); loads neither torc
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, erfc, sqrt
+from math import erfc, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ PAIRS: dict[Pair, tuple[str, str, str]] = {
     "qwen3": ("table_5_qwen3_8b_to_1.7b", "qwen3-8b", "qwen3-1.7b"),
 }
 """Of each pair in the paper: its table, and what names its teacher and its student."""
+ORDER = {"teacher": 0, "student": 1, "distilled": 2}
+"""In which results of one run are shown."""
 AVERAGE = "average"
 RESAMPLES = 10_000
 
@@ -96,21 +99,36 @@ def compare(artifacts: dict[str, Artifact], baseline: str | None = None, pair: P
     return Comparison(benchmarks, baseline, scores, differences, published, heldout)
 
 
+def in_order(results: Path) -> tuple[int, str]:
+    """What to sort the results of one run by."""
+    return ORDER.get(results.name, len(ORDER)), results.name
+
+
+def short_names(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of different paths that tell them apart; folders called "results" say nothing."""
+    parts = [[part for part in place.resolve().parts if part != "results"] for place in places]
+    length = next(n for n in range(1, 99) if len({tuple(p[-n:]) for p in parts}) == len(parts))
+    return ["/".join(p[-length:]) for p in parts]
+
+
 def paired(ours: np.ndarray, theirs: np.ndarray, weights: np.ndarray) -> Difference:
     """Two models' scores of the same documents, (documents,) each; weights are the documents' shares in the mean."""
     gains: np.ndarray = ours - theirs
     value = float((weights * gains).sum() / weights.sum())
     spread = float(np.square(weights * (gains - value)).sum()) * len(gains) / max(len(gains) - 1, 1)
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
-    verdicts = set(np.unique(np.concatenate([ours, theirs])).tolist()) <= {0.0, 1.0}
-    p = _mcnemar(wins, losses) if verdicts else _bootstrap(gains, weights)
+    binary = set(np.unique(np.concatenate([ours, theirs])).tolist()) <= {0.0, 1.0}
+    p = _mcnemar(wins, losses) if binary else _bootstrap(gains, weights)
     return Difference(value, sqrt(spread) / float(weights.sum()), p, wins, losses, len(gains))
 
 
 def _mcnemar(wins: int, losses: int) -> float:
     """How often a fair coin, thrown for each document that one model alone got right, is as one-sided or more."""
     tosses = wins + losses
-    rarer: int = sum(comb(tosses, i) for i in range(min(wins, losses) + 1))
+    rarer = ways = 1  # of throwing i heads: each from the one before, since a hundred thousand tosses can be there
+    for i in range(min(wins, losses)):
+        ways = ways * (tosses - i) // (i + 1)
+        rarer += ways
     return min(1.0, 2 * rarer / (1 << tosses))
 
 
@@ -123,7 +141,7 @@ def _bootstrap(gains: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _difference(artifacts: dict[str, Artifact], name: str, baseline: str, benchmark: str) -> Difference:
-    ours, theirs = (_verdicts(artifacts[model], benchmark) for model in (name, baseline))
+    ours, theirs = (verdicts(artifacts[model], benchmark) for model in (name, baseline))
     common = sorted(ours.keys() & theirs.keys())
     if not common:
         raise InputError(
@@ -131,11 +149,11 @@ def _difference(artifacts: dict[str, Artifact], name: str, baseline: str, benchm
             "Measure both with the same --data and --limit.",
         )
     weights = np.array([ours[document][1] for document in common])
-    one, other = (np.array([verdicts[document][0] for document in common]) for verdicts in (ours, theirs))
+    one, other = (np.array([found[document][0] for document in common]) for found in (ours, theirs))
     return paired(one, other, weights)
 
 
-def _verdicts(artifact: Artifact, benchmark: str) -> dict[tuple[str, int, str], tuple[float, float]]:
+def verdicts(artifact: Artifact, benchmark: str) -> dict[tuple[str, int, str], tuple[float, float]]:
     """Score and weight of each document, by the headline metric."""
     wanted = artifact.manifest.summary[benchmark]["metric"]
     columns = ["subtask", "document", "hash", "score", "weight", "metric"]

@@ -1,7 +1,8 @@
 """Charts as inline SVG that takes its text colour from the page, each with its values as a table beside it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,19 @@ INK = "#010203"
 """Drawn as the page's own text colour, so that charts follow light and dark."""
 COLOURS = ("#2f7ed8", "#d9730d", "#2e9e5b", "#b04ad8", "#c83c3c", "#8a8a2a")
 """Of series, in order; each has contrast 3 or more on white and on near-black."""
+STROKES = ("-", "--", ":", "-.")
+"""Of lines whose colours come again."""
+MARKS = ("o", "s", "^", "D", "v", "P")
+"""Of dots, so that they can be told apart without colours."""
 MOST_VALUES = 12
 """Rows of a chart's table of values, evenly spread."""
+WIDTH = 5.2
+"""Inches, at 10 points a letter: what a phone still shows readably."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line or set of bars."""
+    """One line, set of bars or set of dots."""
 
     name: str
     x: Sequence[float]
@@ -35,19 +42,93 @@ class Chart:
     svg: markupsafe.Markup
     columns: list[str]
     rows: list[list[str]]
+    said: str = ""
+    """The same in a sentence."""
 
 
-def lines(title: str, x: str, y: str, series: Sequence[Series]) -> Chart:
+def lines(title: str, x: str, y: str, series: Sequence[Series], said: str = "") -> Chart:
     """Curves over a common axis."""
-    return _draw("line", title, x, y, series)
+
+    def draw(axes: Any) -> None:
+        for number, one in enumerate(series):
+            colour, stroke = COLOURS[number % len(COLOURS)], STROKES[number // len(COLOURS) % len(STROKES)]
+            mark = "." if len(one.x) < 3 else ""
+            axes.plot(one.x, one.y, color=colour, linestyle=stroke, label=one.name, linewidth=1.8, marker=mark)
+            if one.low is not None and one.high is not None:
+                axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(axis="y", color=INK, alpha=0.12)
+
+    return Chart(title, _svg(title, draw, len(series)), [x, *(one.name for one in series)], _values(series), said)
 
 
-def bars(title: str, x: str, y: str, series: Sequence[Series]) -> Chart:
+def bars(title: str, x: str, y: str, series: Sequence[Series], said: str = "") -> Chart:
     """Counts or shares over bins; series share their x."""
-    return _draw("bar", title, x, y, series)
+
+    def draw(axes: Any) -> None:
+        for number, one in enumerate(series):
+            width = (one.x[1] - one.x[0] if len(one.x) > 1 else 1) / len(series)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.bar([at + number * width for at in one.x], one.y, width * 0.9, color=colour, label=one.name)
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(axis="y", color=INK, alpha=0.12)
+
+    return Chart(title, _svg(title, draw, len(series)), [x, *(one.name for one in series)], _values(series), said)
 
 
-def _draw(kind: str, title: str, x: str, y: str, series: Sequence[Series]) -> Chart:
+def dots(title: str, x: str, labels: Sequence[str], series: Sequence[Series], *, zero: bool = False) -> Chart:
+    """A row for each label, with each series' value and its interval; a series' `x` are the numbers of its rows.
+
+    `zero`: a line there, for differences.
+    """
+
+    def draw(axes: Any) -> None:
+        for number, one in enumerate(series):
+            at = [row + 0.7 * ((number + 0.5) / len(series) - 0.5) for row in one.x]
+            low, high = one.low or one.y, one.high or one.y
+            spread = [
+                [y - edge for y, edge in zip(one.y, low, strict=True)],
+                [edge - y for y, edge in zip(one.y, high, strict=True)],
+            ]
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)], "linestyle": ""}
+            axes.errorbar(one.y, at, xerr=spread, label=one.name, capsize=3, **style)
+        axes.set(xlabel=x, yticks=range(len(labels)), yticklabels=labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        if zero:
+            axes.axvline(0, color=INK, linewidth=1)
+        axes.grid(axis="x", color=INK, alpha=0.12)
+
+    rows = [[label, *(_interval(one, row) for one in series)] for row, label in enumerate(labels)]
+    height = 1.2 + 0.18 * len(labels) * (len(series) + 1)
+    return Chart(title, _svg(title, draw, len(series), height), ["", *(one.name for one in series)], rows)
+
+
+def _interval(series: Series, row: int) -> str:
+    if row not in series.x:
+        return ""
+    i = list(series.x).index(row)
+    range_ = f" ({series.low[i]:.4g} to {series.high[i]:.4g})" if series.low and series.high else ""
+    return f"{series.y[i]:.4g}{range_}"
+
+
+def _svg(title: str, draw: Callable[[Any], None], series: int, height: float = 2.7) -> markupsafe.Markup:
+    """`height` in inches, without the legend of more than one series."""
+    with _figure(title) as figure:
+        figure.set_size_inches(WIDTH, height + (0.22 * ((series + 1) // 2) if series > 1 else 0))
+        axes = figure.subplots()
+        draw(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        if series > 1:
+            figure.legend(loc="outside lower left", ncols=2, frameon=False)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
+    svg = target.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+    return markupsafe.Markup(svg)
+
+
+@contextmanager
+def _figure(title: str) -> Iterator[Any]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -59,29 +140,7 @@ def _draw(kind: str, title: str, x: str, y: str, series: Sequence[Series]) -> Ch
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=(6.4, 3.0), layout="constrained")
-        axes = figure.subplots()
-        for number, one in enumerate(series):
-            colour = COLOURS[number % len(COLOURS)]
-            if kind == "bar":
-                width = (one.x[1] - one.x[0] if len(one.x) > 1 else 1) / len(series)
-                axes.bar([at + number * width for at in one.x], one.y, width * 0.9, color=colour, label=one.name)
-            else:
-                axes.plot(
-                    one.x, one.y, color=colour, label=one.name, linewidth=1.8, marker="." if len(one.x) < 3 else ""
-                )
-            if one.low is not None and one.high is not None:
-                axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
-        axes.set(xlabel=x, ylabel=y)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=INK, alpha=0.12)
-        if len(series) > 1:
-            axes.legend(frameon=False)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    svg = target.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
-    return Chart(title, markupsafe.Markup(svg), [x, *(one.name for one in series)], _values(series))
+        yield Figure(layout="constrained")
 
 
 def _values(series: Sequence[Series]) -> list[list[str]]:

@@ -16,8 +16,18 @@ from tsdkd.stages.training.replay import Schedule
 
 SAVED = "tsdkd_state.json"
 """Written last into each of the Trainer's checkpoints, with all its files: one without it, or them, was cut off."""
-SHOWN = ("loss", "indirect", "direct", "entropy", "student_entropy", "rank_agreement", "response_length", "grad_norm")
-"""Of each step's log, in this order."""
+SHOWN = {
+    "loss": "loss",
+    "indirect": "ranking",
+    "direct": "divergence",
+    "entropy": "top entropies",
+    "student_entropy": "student entropy",
+    "rank_agreement": "rank agreement",
+    "response_length": "response length",
+    "grad_norm": "gradient norm",
+    "eval_kl": "held-out KL",
+}
+"""Of each log, in this order, by the names they are shown under."""
 
 
 class Stateful(Protocol):
@@ -59,6 +69,8 @@ class ShowProgress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         bar = self.reporter.progress("student learns", state.max_steps, "steps", state.global_step)
         self.advance = self.stack.enter_context(bar)
+        for entry in state.log_history:  # of the steps before the one that is continued
+            self._show(entry)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance(1)
@@ -66,13 +78,16 @@ class ShowProgress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
-        if "loss" in logs:
-            self.reporter.measures({name: logs[name] for name in SHOWN if name in logs})
+        self._show(logs)
         if "eval_kl" in logs:
             self.reporter.say(
                 f"step {state.global_step}: KL to the teacher {logs['eval_kl']:.4f}, "
                 f"top-1 agreement {logs['eval_agreement']:.3f} on held-out prompts"
             )
+
+    def _show(self, logs: dict[str, float]) -> None:
+        if shown := {label: logs[name] for name, label in SHOWN.items() if name in logs}:
+            self.reporter.measures(shown)
 
 
 class FollowSchedule(TrainerCallback):
@@ -131,7 +146,7 @@ class JudgeHealth(TrainerCallback):
             return
         signs = self.watch.see(logs)
         for name in signs.keys() - self.said:
-            self.reporter.say(f"The run degenerates at step {state.global_step}: {signs[name]}.")
+            self.reporter.warn(f"The run degenerates at step {state.global_step}: {signs[name]}.")
         self.said |= signs.keys()
         if signs and self.stop:
             self.stopped_at = state.global_step

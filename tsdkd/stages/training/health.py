@@ -1,8 +1,12 @@
-"""Signs that a run degenerates: responses that repeat themselves, entropy or length that collapses."""
+"""Signs that a run degenerates: responses that repeat themselves, entropy or length that collapses. Knows no torch."""
+
+from __future__ import annotations
 
 from collections import Counter, deque
+from typing import TYPE_CHECKING
 
-from tsdkd.stages.samples.sources import Sample
+if TYPE_CHECKING:
+    from tsdkd.stages.samples.sources import Sample
 
 WINDOW = 5
 """Steps that are averaged before a run is judged, at its beginning and now."""

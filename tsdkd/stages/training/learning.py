@@ -73,7 +73,8 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
     )
     first = arguments.process_index == 0  # with several processes, only this one writes and speaks
     state = PartialState()
-    with Writer.open(output, manifest, overwrite=overwrite) if first else nullcontext() as writer:
+    opened = Writer.open(output, manifest, overwrite=overwrite) if first else nullcontext()
+    with opened as writer, reporter.writing(output):
         state.wait_for_everyone()  # until then the artifact is not what this run makes
         if load_manifest(output).state == "complete":
             reporter.say(f"{output} is complete: nothing to do.")
@@ -117,7 +118,7 @@ def _state_needs(job: Job, config: TrainConfig, precision: str, reporter: Report
     advice = memory.require(needed, config)
     reporter.table("What training will need", needed.rows())
     if advice:
-        reporter.say(advice)
+        reporter.warn(advice)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def _run(trainer: DistillationTrainer, resume: Path, reporter: Reporter, *, stop
                 "Lower --learning-rate or --em-weight, and save more often (--save-steps).",
             )
         trainer.go_back_to(good)
-        reporter.say(f"Stopped; step {trainer.state.global_step} is kept.")
+        reporter.warn(f"Stopped; step {trainer.state.global_step} is kept.")
     return health.stopped_at
 
 

@@ -1,0 +1,76 @@
+"""What a terminal shows while a stage works, and what a log gets."""
+
+import io
+from contextlib import contextmanager
+
+import pytest
+from rich.console import Console
+
+from tsdkd.cli import console, live
+from tsdkd.cli.live import BESIDE, BLOCKS, Measures, sparkline
+
+
+def test_a_sparkline_runs_from_lowest_to_highest() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 60) == BLOCKS
+    assert sparkline([3, 1, 2], 60) == "█▁▅"  # 2 lies in the middle: block 3.5 of 0 to 7
+    assert sparkline([2.5], 60) == sparkline([0.0], 60) == "▁"
+    assert sparkline([-1, -1, -2], 60) == "██▁"
+
+
+def test_a_long_history_becomes_means_of_neighbours() -> None:
+    assert sparkline([0, 10, 5, 5, 10, 10], 3) == "▁▁█"
+    assert len(sparkline([float(i) for i in range(1000)], 34)) == 34
+
+
+def test_measures_fit_80_columns() -> None:
+    measures = Measures()
+    for step in range(200):
+        measures.add({"loss": 1.5 - step / 1000, "student entropy": 2.0, "gradient norm": 1234.5 + step})
+        if step % 50 == 49:
+            measures.add({"held-out KL": 0.4 - step / 1000})
+    target = io.StringIO()
+    Console(file=target, width=80).print(measures)
+    rows = target.getvalue().splitlines()
+    assert [row.split("  ")[0].strip() for row in rows] == ["loss", "student entropy", "gradient norm", "held-out KL"]
+    assert max(map(len, rows)) <= 80
+    assert "…" not in target.getvalue()
+    name, value, course, *range_ = rows[0].split()
+    assert (name, value, range_) == ("loss", "1.301", ["1.301", "to", "1.5"])
+    assert len(course) == 80 - BESIDE
+    assert course == "".join(sorted(course, reverse=True))
+    assert {course[0], course[-1]} == {"█", "▁"}
+    assert rows[3].split()[2:] == ["0.201", "█▆▃▁", "0.201", "to", "0.351"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "plain", "draws"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_plain_is_what_a_log_gets(monkeypatch: pytest.MonkeyPatch, terminal: bool, plain: bool, draws: bool) -> None:
+    target = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=target, force_terminal=terminal, width=80))
+    drawn = []
+
+    @contextmanager
+    def bar(*told: object) -> object:
+        drawn.append(told)
+        yield (lambda _: None), (lambda _: None)
+
+    monkeypatch.setattr(console, "bar", bar)
+    reporter = console.Reporter(plain=plain)
+    with reporter.progress("student learns", 2, "steps") as advance:
+        reporter.measures({"loss": 1.0})
+        advance(1)
+    assert bool(drawn) == draws
+    assert target.getvalue() == ""
+
+
+def test_a_bar_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = io.StringIO()
+    screen = Console(file=target, force_terminal=True, width=80)
+    with live.bar(screen, "student learns", 3, "steps", 1) as (advance, measures):
+        measures({"loss": 2.0})
+        measures({"loss": 1.0, "held-out KL": 0.5})
+        advance(1)
+    assert "█▁" in target.getvalue()
+    assert "held-out KL" in target.getvalue()
+    assert "2/3" in target.getvalue()

@@ -1,0 +1,156 @@
+"""tsdkd report on the command line: journals that commands leave, the page's path, and what is refused."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cli.test_bad_input import refuse
+from tests.conftest import write_prompts
+from tests.runs import STUDENT, TEACHER, checkpoint, rollouts, scores
+from tsdkd.artifacts import Manifest, Parent
+from tsdkd.cli import app
+from tsdkd.cli.console import _typed
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.journal import sessions
+from tsdkd.stages.config import (
+    EvalConfig,
+    GenerateConfig,
+    LiveConfig,
+    LoRAConfig,
+    PruneConfig,
+    ScoreConfig,
+    TrainConfig,
+)
+from tsdkd.stages.reporting.commands import rebuild
+from tsdkd.stages.reporting.gather import Piece, Run
+
+
+def test_stages_leave_journals_and_the_last_line_is_the_page(
+    student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 4)
+    place = str(tmp_path / "run")
+    commands = [
+        ["generate", "--run", place, "--student", str(student), "--prompts", str(prompts), "--max-new-tokens", "4"],
+        ["score", "--run", place, "--teacher", str(teacher), "--k", "4"],
+    ]
+    for command in [*commands, commands[0]]:  # the third finds nothing to do
+        monkeypatch.setattr(sys, "argv", ["tsdkd", *command])
+        assert CliRunner().invoke(app, command).exit_code == 0
+    for kind, command in zip(("rollouts", "scores"), commands, strict=True):
+        (session,) = sessions(tmp_path / "run" / kind)
+        assert (session.command, session.exit) == (shlex.join(["tsdkd", *command]), "finished")
+    monkeypatch.setattr("tsdkd.stages.report.render", lambda *_, **values: values["runs"][0]["typed"][1])
+    shown = CliRunner().invoke(app, ["report", place])
+    assert shown.stdout.splitlines()[-1] == f"{place}/report.html"
+    assert (tmp_path / "run" / "report.html").read_text() == shlex.join(["tsdkd", *commands[1]])
+
+
+def test_a_run_that_the_environment_names_is_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSDKD_RUN", "runs/my run")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", "score", "--k", "4"])
+    assert _typed() == "TSDKD_RUN='runs/my run' tsdkd score --k 4"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", "score", "--run=runs/b"])
+    assert _typed() == "tsdkd score --run=runs/b"
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    cause, remedy = refuse("report", tmp_path / "none")
+    assert "no run directory" in cause
+    assert "tsdkd generate" in remedy
+    assert "holds no artifact" in refuse("report", tmp_path)[0]
+    rollouts(tmp_path / "run")
+    cause, remedy = refuse("report", tmp_path / "run" / "rollouts")
+    assert "is an artifact, not a run" in cause
+    assert str(tmp_path / "run") in remedy
+    assert "named twice" in refuse("report", tmp_path / "run", tmp_path / "run")[0]
+    assert "is a directory" in refuse("report", tmp_path / "run", "--html", tmp_path)[0]
+    (tmp_path / "run" / "rollouts" / "manifest.json").write_text("{")
+    assert "cannot be read" in refuse("report", tmp_path / "run")[0]
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+GENERATE = GenerateConfig(
+    policy="mixed",
+    student_share=0.3,
+    temperature=0.5,
+    top_p=0.9,
+    max_new_tokens=7,
+    limit=3,
+    column="q",
+    system="Be kind; it's free.",
+    engine="transformers",
+    batch_size=5,
+    part_size=6,
+)
+TRAIN = TrainConfig(
+    objective=TSDKDConfig(alpha=0.2, gate=False, opener="adaptive", direct_weight=10.0),
+    learning_rate=3e-5,
+    epochs=1.5,
+    batch_size=4,
+    precision="fp32",
+    held_out=0.1,
+    eval_steps=2,
+    compile=True,
+)
+LIVE = TrainConfig(
+    live=LiveConfig(
+        on_policy=0.4,
+        sampling=GenerateConfig(temperature=0.7, batch_size=3, max_new_tokens=9, engine="transformers"),
+        teacher_dtype="float32",
+    ),
+    lora=LoRAConfig(rank=4, alpha=9, dropout=0.1, targets="q_proj", merge=True),
+)
+CONFIGS = {
+    "generate": (GENERATE, "rollouts", "tsdkd.stages.generate.generate"),
+    "score": (ScoreConfig(signal="topk", k=7, top_k=9), "scores", "tsdkd.stages.score.score"),
+    "train": (TRAIN, "checkpoint", "tsdkd.stages.train.train"),
+    "live": (LIVE, "checkpoint", "tsdkd.stages.train.train_live"),
+    "prune": (PruneConfig(drop=2, limit=3), "checkpoint", "tsdkd.stages.prune.prune"),
+    "eval": (EvalConfig(tasks=("gsm8k",), limit=9, chat_template=False), "results", "tsdkd.stages.eval.evaluate"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_rebuilt_command_tells_the_stage_the_same(name: str, tmp_path: Path, student: Path) -> None:
+    """Parsed by the command line, it hands the stage the recorded configuration."""
+    config, kind, stage = CONFIGS[name]
+    rollouts(tmp_path)
+    scores(tmp_path)
+    checkpoint(tmp_path, 0, [])
+    prompts = Parent("prompts", "f", "../prompts.jsonl")
+    parents = (Parent("rollouts", "f", "../rollouts"),) if name in {"score", "train", "live"} else (prompts,)
+    models = {"train": (STUDENT, TEACHER), "prune": (TEACHER,), "eval": (STUDENT,)}.get(name, (STUDENT, TEACHER))
+    models = tuple(type(m)("evaluated", str(student), "w", "t", "c") for m in models) if name == "eval" else models
+    recorded = as_recorded(config)
+    path = tmp_path / ("results/one" if name == "eval" else "pruned" if name == "prune" else kind)
+    piece = Piece(str(path), path, Manifest(kind, recorded, 5, parents, models), (), False, 0)
+    words = shlex.split(rebuild(Run("run", tmp_path, (piece,)), piece))
+    with patch(stage, side_effect=Stopped) as called:
+        CliRunner().invoke(app, words[1:])
+    told = [*called.call_args.args, *called.call_args.kwargs.values()]
+    (found,) = [one for one in told if isinstance(one, type(config))]
+    if name == "live":  # what serves speed alone is not recorded
+        assert found.live
+        found = replace(found, live=replace(found.live, sampling=replace(found.live.sampling, memory_fraction=0.9)))
+    assert as_recorded(found) == recorded
+    if name in {"generate", "train", "live"}:
+        assert 5 in told
+    assert str(path) in map(str, told)
+
+
+def as_recorded(config: Any) -> dict[str, Any]:
+    """In a manifest's JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return found
+
+
+class Stopped(Exception):  # noqa: N818
+    """The stage was reached."""

@@ -1,0 +1,263 @@
+"""A report in a real browser: its numbers are the artifacts', text stays text, and it reads on any screen."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import browser, opened
+from tests.runs import KEYS, NASTY, VERDICTS, checkpoint, log, make_run, results, rollouts, scores
+from tsdkd.artifacts import JOURNAL, MANIFEST
+from tsdkd.errors import InputError
+from tsdkd.stages.report import _compared, report
+from tsdkd.stages.reporting import curves, notes
+from tsdkd.stages.reporting.gather import gather
+
+LIMIT = 5_000_000
+"""Bytes of a page."""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "a", direct_weight=10.0)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report([run], tmp_path_factory.mktemp("page") / "one.html")
+
+
+@pytest.fixture(scope="module")
+def several(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    other = make_run(tmp_path_factory.mktemp("runs") / "b", seed=1, steps=12, direct_weight=1.0, response="plain")
+    return report([run, other], tmp_path_factory.mktemp("page") / "two.html")
+
+
+def rows(tab: Any, place: str) -> list[list[str]]:
+    """Cells of the tables there, in order, hidden ones too."""
+    found: list[list[str]] = tab.evaluate(
+        f"[...document.querySelectorAll({place!r})].map(r => [...r.cells].map(c => c.textContent.trim()))"
+    )
+    return found
+
+
+def chart(tab: Any, title: str) -> list[list[str]]:
+    """The values beside a chart."""
+    found: list[list[str]] = tab.evaluate(
+        "title => [...[...document.querySelectorAll('figure')].find(f => f.querySelector('figcaption').textContent"
+        " == title).querySelectorAll('tr')].map(r => [...r.cells].map(c => c.textContent))",
+        title,
+    )
+    return found
+
+
+def test_every_curve_is_its_own_measure(chromium: Any, page: Path) -> None:
+    """The log's values differ from measure to measure: `KEYS`' number, plus a thousandth a step."""
+    with opened(chromium, page) as tab:
+        for measure in (*curves.TRAINING, *curves.HEALTH):
+            head, *values = chart(tab, measure.title)
+            assert len(head) == 1 + len(measure.curves)
+            assert [row[0] for row in values] == [str(step) for step in range(1, 9)]
+            for column, name in enumerate(measure.curves, 1):
+                expected = 0 if name == "repeating" else KEYS.index(name) + 1 + 0.008
+                assert float(values[-1][column]) == pytest.approx(expected, rel=1e-3), name
+        assert chart(tab, "KL to the teacher, held-out prompts")[1:] == [["4", "0.5"], ["8", "0.25"]]
+
+
+def test_benchmarks_and_divergence_are_the_results(chromium: Any, page: Path) -> None:
+    with opened(chromium, page) as tab:
+        found = rows(tab, "tr")
+        assert ["benchmark", "teacher", "student", "distilled"] in found
+        assert ["gsm8k", "100.0 ± 12.5", "50.0 ± 12.5", "75.0 ± 12.5"] in found
+        assert ["distilled", "gsm8k", "+25.0 ± 47.9", "2", "1", "4", "1.000"] in found
+        assert ["distilled", "0.9000 ± 0.0100", "0.750", "2.000"] in found  # the length of its name
+        _, values = chart(tab, "Accuracy with 95 % intervals")
+        assert values == ["gsm8k", "100 (75.5 to 124.5)", "50 (25.5 to 74.5)", "75 (50.5 to 99.5)"]
+
+
+def test_before_is_the_student_and_after_is_the_distilled(chromium: Any, page: Path) -> None:
+    """It gained documents 2 and 3, and lost document 0."""
+    with opened(chromium, page) as tab:
+        shown = tab.locator("article").all_inner_texts()
+        assert len(shown) == 3
+        for text in shown:
+            number = re.search(r"document (\d)", text)
+            assert number
+            verdicts = ["right", "wrong"] if number[1] == "0" else ["wrong", "right"]
+            assert text.startswith("Lost" if number[1] == "0" else "Gained")
+            assert re.findall(r"^(student|distilled): (\w+)$", text, re.MULTILINE) == list(
+                zip(("student", "distilled"), verdicts, strict=True)
+            )
+            assert text.index(f"student says {number[1]}") < text.index(f"distilled says {number[1]}")
+
+
+def test_markup_in_prompts_and_answers_is_text(chromium: Any, page: Path) -> None:
+    with opened(chromium, page) as tab:
+        assert tab.title() == "a: tsdkd report"
+        assert tab.locator("script, img").count() == 0
+        assert f"How many? {NASTY}" in tab.inner_text("article pre >> nth=0")
+        assert f"distilled answers {NASTY}" in tab.inner_text("main")
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["page", "several"])
+def test_fits_the_screen(chromium: Any, name: str, width: int, scheme: str, request: pytest.FixtureRequest) -> None:
+    with opened(
+        chromium, request.getfixturevalue(name), viewport={"width": width, "height": 800}, color_scheme=scheme
+    ) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator("figure").count() == tab.locator("figure table").count() > 10
+
+
+def test_print_is_dark_on_white(chromium: Any, page: Path) -> None:
+    with opened(chromium, page, color_scheme="dark") as tab:
+        tab.emulate_media(media="print")
+        assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+def test_several_runs_stand_side_by_side_differences_first(chromium: Any, several: Path) -> None:
+    with opened(chromium, several) as tab:
+        assert tab.inner_text("h2 >> nth=0") == "What differs between the runs"
+        found = rows(tab, "tr")
+        assert found[0] == ["setting", "a", "b"]
+        assert ["checkpoint: objective.direct_weight", "10", "1"] in found
+        assert ["rollouts: seed", "0", "1"] in found
+        assert not any(row[0] == "rollouts: temperature" for row in found[: found.index(["rollouts: seed", "0", "1"])])
+        head, *values = chart(tab, "Loss")
+        assert head == ["step", "a", "b"]
+        assert values[7] == ["8", "1.008", "1.008"]
+        assert values[11] == ["12", "", "1.012"]
+        shared = tab.locator("article").last.inner_text()
+        assert "by seed 0" in shared
+        assert "plain by seed 1" in shared
+
+
+def test_results_that_runs_share_are_compared_once(run: Path, tmp_path: Path) -> None:
+    """The second run's student is the first's; its teacher and distilled model are others."""
+    for name, verdicts in {"teacher": "1110", "student": VERDICTS["student"], "distilled": "1101"}.items():
+        results(tmp_path / "b", name, verdicts, NASTY)
+    comparison, _ = _compared(gather([run, tmp_path / "b"]))
+    assert comparison
+    assert list(comparison.scores) == ["a/teacher", "a/student", "a/distilled", "b/teacher", "b/distilled"]
+    assert comparison.baseline == "a/student"
+
+
+def test_the_cost_and_the_commands_come_from_journals(run: Path, chromium: Any, tmp_path: Path) -> None:
+    place = make_run(tmp_path / "timed")
+    lines = [
+        {"command": "tsdkd generate --run timed", "started": "2026-01-02T03:04:05+00:00", "machine": "2 cores"},
+        {"exit": "interrupted", "seconds": 60.0, "memory": 10**9, "gpu_memory": None, "warnings": ["It smells."]},
+        {"command": "tsdkd generate --run timed --again", "started": "2026-01-02T04:04:05+00:00", "machine": "2 cores"},
+        {"exit": "finished", "seconds": 1174.0, "memory": 3 * 10**9, "gpu_memory": None, "warnings": ["It smells."]},
+    ]
+    (place / "rollouts" / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "scores" / JOURNAL).write_text(json.dumps(lines[0] | {"command": "tsdkd score"}) + "\n")
+    with opened(chromium, report([place])) as tab:
+        found = {row[0]: row[1:7] for row in rows(tab, "#cost + * tr")}
+        ends = "1 interrupted, 1 finished"
+        assert found["rollouts"] == [ends, "20 min 34 s", "1,234 tokens", "1.0", "3.00 GB", ""]
+        assert found["scores"][:4] == ["1 killed", "not known", "1,234 tokens", ""]
+        assert found["checkpoint"][:2] == ["not known", "not known"]
+        text = tab.inner_text("main")
+        assert text.count("rollouts: It smells.") == 1
+        assert "count with no time: scores." in text
+        assert "time and memory are not known: checkpoint, results/teacher" in text
+        pres = tab.locator("#commands ~ pre").all_inner_texts()
+        assert pres[:2] == ["tsdkd score", "tsdkd generate --run timed --again"]  # by the time of their last session
+        assert pres[2].startswith("tsdkd train --run")
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_is(chromium: Any, tmp_path: Path) -> None:
+    """Training is at work: its log lies in resume/, and its last line is being written."""
+    place = tmp_path / "half"
+    rollouts(place)
+    scores(place)
+    checkpoint(place, 0, log(5))
+    manifest = place / "checkpoint" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial", "parts": [], "summary": {}}))
+    (place / "checkpoint" / "resume").mkdir()
+    entries = "".join(json.dumps(entry) + "\n" for entry in log(5))
+    (place / "checkpoint" / "resume" / "metrics.jsonl").write_text(entries + '{"loss": 1.')
+    (place / "checkpoint" / "metrics.jsonl").unlink()
+    with opened(chromium, report([place])) as tab:
+        assert chart(tab, "Loss")[-1] == ["5", "1.005"]
+        text = tab.inner_text("main")
+        assert "checkpoint: is not finished; run `tsdkd train` again" in text
+        assert "There is no results in" in text
+        assert "Nothing was measured yet." in text
+
+
+def test_a_run_that_degenerates_is_warned_of() -> None:
+    entries = [entry | {"student_entropy": 5.0 if entry["step"] < 6 else 0.1} for entry in log(20)]
+    assert notes.degenerations({"checkpoint": entries}) == [
+        "checkpoint: step 10: the student's entropy fell from 5 to 0.1."
+    ]
+    assert notes.degenerations({"checkpoint": log(20)}) == []
+
+
+def test_files_that_are_gone_or_changed_are_missed(tmp_path: Path) -> None:
+    rollouts(tmp_path)
+    (tmp_path / "rollouts" / "part-00000.parquet").unlink()
+    (tmp_path / "prompts.jsonl").write_text("other\n")
+    (run,) = gather([tmp_path])
+    assert notes.warnings(run) == [
+        "rollouts: part-00000.parquet is missing.",
+        "rollouts: The prompts it was made from changed since (../prompts.jsonl).",
+    ]
+
+
+def test_results_of_other_documents_do_not_stop_the_report(tmp_path: Path) -> None:
+    results(tmp_path, "student", "11")
+    results(tmp_path, "distilled", "11", first=2)
+    comparison, doubt = _compared(gather([tmp_path]))
+    assert comparison is None
+    assert doubt[0].startswith("Results are not compared: distilled and student answered different documents of gsm8k")
+
+
+def test_ten_thousand_steps_and_many_samples_stay_small(tmp_path: Path) -> None:
+    """Two runs of 10,000 steps overlaid, one of them with answers to 10,000 documents."""
+    places = [tmp_path / str(i) for i in range(2)]
+    for place in places:
+        rollouts(place)
+        scores(place)
+        checkpoint(place, 0, log(10_000, 100))
+    results(places[0], "student", "01" * 5_000, "x" * 5_000)
+    results(places[0], "distilled", "10" * 5_000, "x" * 5_000)
+    assert report(places, tmp_path / "page.html").stat().st_size < LIMIT
+
+
+def test_thinned_curves_keep_means_range_and_end() -> None:
+    entries = [{"loss": float(step % 2), "step": step} for step in range(1, 10_001)]
+    found = curves.thinned("x", entries, "loss", 100)
+    assert len(found.x) == 100
+    assert found.x[-1] == 10_000
+    assert set(found.y) == {0.5}
+    assert found.low == [0.0] * 100
+    assert found.high == [1.0] * 100
+    few = curves.thinned("x", entries[:3], "loss", 100)
+    assert (few.x, few.y, few.low) == ([1, 2, 3], [1.0, 0.0, 1.0], None)
+
+
+def test_rounds_are_several_runs_in_order(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        rollouts(tmp_path / str(number))
+    assert [run.name for run in gather([tmp_path])] == ["1", "2", "10"]
+
+
+def test_the_same_runs_make_the_same_page(run: Path, page: Path, tmp_path: Path) -> None:
+    assert report([run], tmp_path / "again.html").read_bytes() == page.read_bytes()
+
+
+def test_runs_that_cannot_be_told_apart(run: Path) -> None:
+    with pytest.raises(InputError, match="named twice"):
+        report([run, run])

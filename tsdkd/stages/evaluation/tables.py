@@ -1,0 +1,74 @@
+"""A comparison as tables of words, for the terminal, for pages, and to paste."""
+
+from tsdkd.stages.evaluation.compare import Comparison, Difference, Score
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, columns, rows."""
+SHOWN = ("teacher", "student", "tsdkd")
+"""Of the paper's methods, where there is little room."""
+
+
+def benchmarks(comparison: Comparison, methods: tuple[str, ...]) -> list[Table]:
+    """Accuracies, with those `methods` of the paper beside our models, and differences to the baseline."""
+    differences = [_differences(comparison)] if any(comparison.differences.values()) else []
+    return [_accuracy(comparison, methods), *differences]
+
+
+def _accuracy(comparison: Comparison, methods: tuple[str, ...]) -> Table:
+    columns = comparison.scores | {
+        f"paper: {one}": comparison.published[one] for one in methods if comparison.published
+    }
+    rows = [
+        [benchmark, *(_percent(row[benchmark]) if benchmark in row else "" for row in columns.values())]
+        for benchmark in comparison.benchmarks
+    ]
+    return "accuracy ± standard error, %", ["benchmark", *columns], rows
+
+
+def _differences(comparison: Comparison) -> Table:
+    rows = [
+        [name, benchmark, _percent(d, "+"), str(d.wins), str(d.losses), str(d.documents), _p(d.p)]
+        for name, found in comparison.differences.items()
+        for benchmark, d in found.items()
+    ]
+    title = f"difference to {comparison.baseline} on the same documents, points"
+    return title, ["model", "benchmark", "difference", "won", "lost", "of", "p"], rows
+
+
+def closeness(comparison: Comparison) -> list[Table]:
+    """To the teacher, where it was measured."""
+    rows = [
+        [
+            name,
+            f"{near['kl']:.4f} ± {near['kl_stderr']:.4f}",
+            f"{near['agreement']:.3f}",
+            f"{near['entropy']:.3f}",
+        ]
+        for name, near in comparison.heldout.items()
+    ]
+    title = "held-out responses, nats per token"
+    return [(title, ["model", "KL to teacher", "top-1 agreement", "entropy"], rows)] if rows else []
+
+
+def cut(comparison: Comparison) -> list[str]:
+    """Which models' answers and prompts were cut, where some were."""
+    lines = []
+    for name, scores in comparison.scores.items():
+        for what, counts in (
+            ("answers cut off at their limit", {benchmark: s.truncated for benchmark, s in scores.items()}),
+            ("prompts cut to fit the context", {benchmark: s.prompts_cut for benchmark, s in scores.items()}),
+        ):
+            found = [
+                f"{benchmark} {count} of {scores[benchmark].documents}" for benchmark, count in counts.items() if count
+            ]
+            if found:
+                lines.append(f"{name}, {what}: {', '.join(found)}")
+    return lines
+
+
+def _percent(found: Score | Difference, sign: str = "") -> str:
+    return f"{100 * found.value:{sign}.1f}" + ("" if found.stderr is None else f" ± {100 * found.stderr:.1f}")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"

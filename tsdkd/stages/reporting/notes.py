@@ -1,0 +1,73 @@
+"""What to know beside the numbers of a report: where things come from, what is missing, what went wrong."""
+
+from tsdkd.artifacts import MADE_BY
+from tsdkd.journal import Session
+from tsdkd.stages.reporting.curves import Entry
+from tsdkd.stages.reporting.gather import STAGES, Piece, Run
+from tsdkd.stages.reporting.words import last
+from tsdkd.stages.training.health import Watch
+
+LINEAGE = ["artifact", "fingerprint", "holds", "made from", "with"]
+
+
+def lineage(run: Run) -> list[list[str]]:
+    """Of `LINEAGE`, a row for each artifact."""
+    return [
+        [
+            piece.name,
+            piece.manifest.fingerprint[:12] if piece.complete else piece.manifest.state,
+            _holds(piece),
+            ", ".join(
+                f"{parent.kind if parent.kind in MADE_BY else last(parent.path)} {parent.fingerprint[:12]}"
+                for parent in piece.manifest.parents
+            ),
+            ", ".join(f"{model.role} {last(model.name)} {model.weights[:12]}" for model in piece.manifest.models),
+        ]
+        for piece in run.pieces
+    ]
+
+
+def missing(run: Run) -> list[str]:
+    """Kinds of artifacts that the run has none of, and what makes them; a live teacher needs no recorded responses."""
+    live = any(piece.manifest.config["live"] is not None for piece in run.trained)
+    wanted = [kind for kind in STAGES if not (live and kind in {"rollouts", "scores"})]
+    return [
+        f"There is no {kind} in {run.path}: `tsdkd {STAGES[kind]} --run {run.path}` makes it."
+        for kind in wanted
+        if not run.of(kind)
+    ]
+
+
+def warnings(run: Run) -> list[str]:
+    """What the stages warned of, how sessions failed, and what is wrong with the files now."""
+    found = [f"{piece.name}: {text}" for piece in run.pieces for text in _of_piece(piece)]
+    return list(dict.fromkeys(found))  # a resumed session repeats what the one before said
+
+
+def degenerations(logs: dict[str, list[Entry]]) -> list[str]:
+    """Where training showed a sign of collapse first, judged as it is while it runs."""
+    found = []
+    for name, log in logs.items():
+        watch, said = Watch(), set[str]()
+        for entry in log:
+            signs = watch.see(entry) if "loss" in entry else {}
+            found += [f"{name}: step {entry['step']:.0f}: {signs[sign]}." for sign in signs.keys() - said]
+            said |= signs.keys()
+    return found
+
+
+def _of_piece(piece: Piece) -> list[str]:
+    told = [text for session in piece.sessions for text in (*session.warnings, *_failed(session))]
+    if "collapsed_at" in piece.manifest.summary:
+        told.append(f"Training was stopped at step {piece.manifest.summary['collapsed_at']}, since it degenerated.")
+    return [*told, *piece.faults]
+
+
+def _failed(session: Session) -> list[str]:
+    return [f"The session of {session.started} failed: {session.cause}"] if session.exit == "failed" else []
+
+
+def _holds(piece: Piece) -> str:
+    count = len(piece.manifest.parts)
+    rows = f"{piece.manifest.rows:,} rows in " if piece.manifest.rows else ""
+    return f"{rows}{count} file{'' if count == 1 else 's'}"
