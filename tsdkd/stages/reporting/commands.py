@@ -14,12 +14,15 @@ from tsdkd.stages.config import (
     LiveConfig,
     LoRAConfig,
     PruneConfig,
+    ReplayConfig,
     ScoreConfig,
     TrainConfig,
 )
+from tsdkd.stages.objectives import find
 from tsdkd.stages.reporting.gather import Piece, Run
 
 OPTIONS = {
+    "method": "objective",
     "student_share": "lambda",
     "live.sampling.temperature": "sample-temperature",
     "live.sampling.batch_size": "sample-batch",
@@ -64,13 +67,17 @@ def _score(run: Run, piece: Piece) -> list[object]:
 
 def _train(run: Run, piece: Piece) -> list[object]:
     config, default = piece.manifest.config, asdict(TrainConfig())
+    default["objective"] = asdict(find(config["method"]).loss)
     words: list[object] = _place(run, piece, "checkpoint")
     if config["live"] is None:
         words += [*_input(run, piece, "rollouts"), *_input(run, piece, "scores"), *_models(piece)[:2]]
     else:
-        default["live"] = asdict(LiveConfig())
+        default["live"] = asdict(LiveConfig()) | {
+            "replay": asdict(ReplayConfig()) if config["live"]["replay"] else None
+        }
         read = _input(run, piece, "rollouts", always=True) or _prompts(piece)
-        words += [*_models(piece), *read, "--lambda", config["live"]["on_policy"]]
+        words += [*_models(piece), *read]
+        words += [] if config["live"]["replay"] else ["--lambda", config["live"]["on_policy"]]
     if config["lora"] is not None:
         default["lora"] = asdict(LoRAConfig())
         words.append("--lora")

@@ -1,5 +1,6 @@
 """A run's configuration in sentences, and what two runs were told differently."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +9,7 @@ from tsdkd.artifacts import DATASET, MADE_BY, Manifest, flat
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.reporting.gather import Piece, Run
 
-PAPERS = ("objective", "learning_rate", "epochs", "batch_size", "warmup_ratio", "schedule", "weight_decay")
+PAPERS = ("method", "objective", "learning_rate", "epochs", "batch_size", "warmup_ratio", "schedule", "weight_decay")
 """Of training's settings, those the paper gives; they are the defaults."""
 SIGNALS = {
     "hidden": "the teacher's hidden states, which hold its distribution exactly",
@@ -25,7 +26,7 @@ def sentences(run: Run) -> list[tuple[str, str]]:
 
 def departures(run: Run) -> list[tuple[str, str, str]]:
     """Settings of training that are not the paper's: name, value, the paper's."""
-    paper = flat({name: asdict(TrainConfig())[name] for name in PAPERS})
+    paper = flat({name: json.loads(json.dumps(asdict(TrainConfig())))[name] for name in PAPERS})
     found = []
     for piece in run.trained:
         prefix = f"{piece.name}: " if len(run.trained) > 1 else ""
@@ -98,37 +99,43 @@ def _checkpoint(piece: Piece) -> str:
     manifest = piece.manifest
     if "objective" not in manifest.config:
         return _pruned(manifest)
-    config, objective = manifest.config, manifest.config["objective"]
+    config = manifest.config
     teacher, student = (last(manifest.model(role).name) for role in ("teacher", "student"))
     steps = f"{manifest.summary['steps']:,} steps" if manifest.summary else "Steps"
     epochs = f"{config['epochs']:g} epoch" + "s" * (config["epochs"] != 1)
     lora = config["lora"]
     weights = "Every weight learned" if lora is None else f"Adapters of rank {lora['rank']} learned"
     return (
-        f"The student {student} learned from the teacher {teacher}, {_responses(config)}. {steps} of "
+        f"The student {student} learned from the teacher {teacher}, {_responses(manifest)}. {steps} of "
         f"{config['batch_size']:,} responses, {epochs}, seed {manifest.seed}. {weights} at "
         f"{config['learning_rate']:g} ({config['schedule']}, the first {config['warmup_ratio']:.0%} rising), the "
-        f"forward in {config['precision']}. {_objective(objective)}"
+        f"forward in {config['precision']}. {_objective(config['method'], config['objective'])}"
     )
 
 
-def _responses(config: dict[str, Any]) -> str:
-    live = config["live"]
+def _responses(manifest: Manifest) -> str:
+    live = manifest.config["live"]
     if live is None:
-        return "from recorded scores"
+        scored = any(parent.kind == "scores" for parent in manifest.parents)
+        return "from recorded scores" if scored else "from its recorded answers alone"
+    if live["replay"]:
+        return "which read along: a schedule decided when the student answered afresh, and when it was replayed"
     return f"which read along: {live['on_policy']:.0%} of the prompts were answered afresh as the student changed"
 
 
-def _objective(objective: dict[str, Any]) -> str:
+def _objective(method: str, objective: dict[str, Any]) -> str:
     long = "an adaptive opener" if objective["opener"] == "adaptive" else f"openers of {objective['opener']:.0%}"
     gate = "where the student is less sure than the teacher" if objective["gate"] else "everywhere alike"
+    divergences = {"jsd": f"JSD with β = {objective['beta']:g}"}
+    skewed = objective["divergence"].replace("-", " ").replace("kl", "KL") + f" of {objective['skew']:g}"
     terms = {
         f"ranking of {objective['k']} candidates in {long} of the entropy": objective["alpha"],
-        f"JSD with β = {objective['beta']:g} {gate}": objective["direct_weight"],
+        f"{divergences.get(objective['divergence'], skewed)} {gate}": objective["direct_weight"],
         f"entropy of the {objective['em_ratio']:.0%} most uncertain tokens": objective["em_weight"],
     }
     said = [f"{weight:g} times the {term}" for term, weight in terms.items() if weight]
-    return f"Loss: {'; '.join(said)}."
+    released = f" The {', '.join(objective['released'])} as in the released code." if objective["released"] else ""
+    return f"Objective {method}: {'; '.join(said)}.{released}"
 
 
 def _pruned(manifest: Manifest) -> str:
