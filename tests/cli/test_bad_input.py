@@ -317,6 +317,7 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
         (["--opener", "long"], "--opener is 'long'", "adaptive"),
         (["--em-ratio", "0"], "em_ratio is 0", "(0, 1]"),
         (["--positions", "7-3"], "--positions is '7-3'", "such as 1-40"),
+        (["--positions", "70-80"], "The response has ", "within them"),
         (["--html", "nowhere/page.html"], "no folder nowhere", "Make it"),
         (["--teacher", "t", "--scores", "s"], "in place of --scores", "one of them"),
         (["--aggregate", "--after", "m"], "what scores hold", "Leave out --after"),

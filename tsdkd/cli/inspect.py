@@ -118,6 +118,8 @@ def command(
         written = page.of_aggregate(found, str(scores or run / "scores")) if html else ""
     else:
         response = _response(run, scores, rollouts, trained, config, student, teacher, after)
+        if wanted and wanted.start > len(response.tokens):
+            raise InputError(f"The response has {len(response.tokens)} tokens.", "Give --positions within them.")
         inspected.show_response(response, wanted)
         written = page.of_response(response) if html else ""
     if html is not None:
