@@ -130,7 +130,9 @@ def learn(
     command = [*launcher, "train", "--checkpoint", output, "--k", 4, "--precision", "fp32"]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | (FSDP if launcher == SHARDED else {})
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(  # processes that wait for each other would wait forever
+        [*map(str, command)], capture_output=True, text=True, check=False, env=environment, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("next: tsdkd eval") == 1  # the first process alone speaks
     log = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -154,11 +156,11 @@ def test_two_processes_are_one(run: Path, student: Path, tmp_path: Path) -> None
         require_same(learn(TWO, tmp_path / f"two{micro}", *options, "--micro-batch-size", micro), expected, student)
 
 
-@pytest.mark.parametrize("way", ["staged", "live", "lora"])
+@pytest.mark.parametrize("way", ["live", "lora"])
 def test_two_processes_that_share_the_weights_are_one(
     run: Path, student: Path, teacher: Path, tmp_path: Path, way: str
 ) -> None:
-    """FSDP2, measured on held-out prompts along the way."""
+    """FSDP2: all weights live, adapters staged; measured on held-out prompts along the way."""
     options = [*(live(run, student, teacher) if way == "live" else staged(run)), "--micro-batch-size", 2]
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]
