@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 SEED=${SEED:-0}
 RUN=${RUN:-runs/quickstart-$SEED}
 GENERATE="--engine transformers --temperature 0.5 --max-new-tokens 32 --batch-size 64"
-GKD=${GKD:-0}   # 1: also train the direct term alone, ungated, on the same scores
+GKD=${GKD:-0}   # 1: also train GKD on the same scores
 
 # The paper takes 128 responses a step, 5e-6 and three epochs of tens of thousands of prompts; here there are 48 steps of 8.
 TRAIN="--seed $SEED --epochs 1 --batch-size 8 --learning-rate 3e-5"
@@ -32,7 +32,7 @@ tsdkd score --run "$RUN/heldout"
 
 models=()
 if [ "$GKD" = 1 ]; then
-  tsdkd train --run "$RUN" $TRAIN --alpha 0 --em-weight 0 --no-gate --checkpoint "$RUN/gkd"
+  tsdkd train --run "$RUN" $TRAIN --objective gkd --beta 0.9 --checkpoint "$RUN/gkd"
   models=(--also "gkd=$RUN/gkd")
 fi
 tsdkd eval --run "$RUN" --tasks embedded --heldout "$RUN/heldout" ${models[@]+"${models[@]}"}
