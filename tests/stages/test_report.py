@@ -304,6 +304,12 @@ def test_thinned_curves_keep_means_range_and_end() -> None:
     assert (few.x, few.y, few.low) == ([1, 2, 3], [1.0, 0.0, 1.0], None)
 
 
+def test_a_run_keeps_its_colour_where_another_has_no_values() -> None:
+    chart, *_ = curves.charts(curves.HELD_OUT, {"a": log(4), "b": log(4, 2)})
+    assert chart.columns == ["step", "a", "b"]
+    assert [row[1:] for row in chart.rows] == [["", "1"], ["", "0.5"]]
+
+
 def test_rounds_are_several_runs_in_order(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         rollouts(tmp_path / str(number))
