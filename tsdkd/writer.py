@@ -231,6 +231,14 @@ class TablePart:
         self._writer.add_file(self._file, self._rows)
 
 
+def is_held(path: Path) -> bool:
+    """Is some process writing the artifact?"""
+    if not (path / LOCK).exists():
+        return False
+    with (path / LOCK).open() as lock:
+        return not _locked(lock, fcntl.LOCK_EX)
+
+
 def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
     was, now = (json.loads(json.dumps(manifest.identity)) for manifest in (found, wanted))
     differing = [

@@ -25,17 +25,17 @@ def test_a_long_history_becomes_means_of_neighbours() -> None:
 def test_measures_fit_80_columns() -> None:
     measures = Measures()
     for step in range(200):
-        measures.add({"loss": 1.5 - step / 1000, "student entropy": 2.0, "gradient norm": 1234.5 + step})
+        measures.add({"loss": 1.5 - step / 1000, "response length": -0.0049371 + step / 7777, "drift": -0.00567891})
         if step % 50 == 49:
             measures.add({"held-out KL": 0.4 - step / 1000})
     target = io.StringIO()
     Console(file=target, width=80).print(measures)
     rows = target.getvalue().splitlines()
-    assert [row.split("  ")[0].strip() for row in rows] == ["loss", "student entropy", "gradient norm", "held-out KL"]
+    assert [row.split("  ")[0].strip() for row in rows] == ["loss", "response length", "drift", "held-out KL"]
     assert max(map(len, rows)) <= 80
     assert "…" not in target.getvalue()
     name, value, course, *range_ = rows[0].split()
-    assert (name, value, range_) == ("loss", "1.301", ["1.301", "to", "1.5"])
+    assert (name, value, range_) == ("loss", "1.301", ["1.3", "to", "1.5"])
     assert len(course) == 80 - BESIDE
     assert course == "".join(sorted(course, reverse=True))
     assert {course[0], course[-1]} == {"█", "▁"}

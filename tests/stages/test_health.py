@@ -1,6 +1,6 @@
 """A run that degenerates says so, once for each sign, and can be ended with its last good step."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +76,14 @@ def collapse(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"student_entropy": "its entropy is gone"} if len(self.first) >= 4 else {}
 
     monkeypatch.setattr(health.Watch, "see", see)
+
+
+def test_a_continued_run_shows_its_course_from_the_beginning() -> None:
+    history = [{"loss": 2.0, "step": 1}, {"eval_kl": 0.5, "step": 1}, {"loss": 1.0, "gate": 0.3, "step": 2}]
+    heard, state = Heard(), SimpleNamespace(max_steps=4, global_step=2, log_history=history)
+    with ExitStack() as stack:
+        callbacks.ShowProgress(heard, stack).on_train_begin(None, state, None)
+    assert heard.measured == [{"loss": 2.0}, {"held-out KL": 0.5}, {"loss": 1.0}]
 
 
 def test_a_degenerate_run_is_said_once(

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 
 from tests.browser import browser, opened
 from tests.runs import KEYS, NASTY, VERDICTS, checkpoint, log, make_run, results, rollouts, scores
-from tsdkd.artifacts import JOURNAL, MANIFEST
+from tsdkd.artifacts import JOURNAL, MANIFEST, load_manifest
 from tsdkd.errors import InputError
 from tsdkd.stages.report import _compared, report
-from tsdkd.stages.reporting import curves, notes
+from tsdkd.stages.reporting import curves, notes, words
 from tsdkd.stages.reporting.gather import gather
+from tsdkd.writer import Writer
 
 LIMIT = 5_000_000
 """Bytes of a page."""
@@ -60,17 +62,36 @@ def chart(tab: Any, title: str) -> list[list[str]]:
     return found
 
 
+CHARTS = {
+    "Loss": ["loss"],
+    "Ranking term": ["indirect"],
+    "Divergence term": ["direct"],
+    "Entropy term: the most uncertain tokens": ["entropy"],
+    "Mean entropy": ["student_entropy", "teacher_entropy"],
+    "Same best token as the teacher": ["top1_agreement"],
+    "Agreement on the candidates' order": ["rank_agreement"],
+    "Candidates as scored": ["candidate_overlap"],
+    "Drift since scoring": ["drift"],
+    "Weight of the gate": ["gate"],
+    "Length": ["response_length", "opener_length"],
+    "Responses cut off or repeating": ["truncated", "repeating"],
+    "Gradient norm before clipping": ["grad_norm"],
+    "Learning rate": ["learning_rate"],
+}
+
+
 def test_every_curve_is_its_own_measure(chromium: Any, page: Path) -> None:
     """The log's values differ from measure to measure: `KEYS`' number, plus a thousandth a step."""
     with opened(chromium, page) as tab:
-        for measure in (*curves.TRAINING, *curves.HEALTH):
-            head, *values = chart(tab, measure.title)
-            assert len(head) == 1 + len(measure.curves)
+        for title, names in CHARTS.items():
+            head, *values = chart(tab, title)
+            assert len(head) == 1 + len(names)
             assert [row[0] for row in values] == [str(step) for step in range(1, 9)]
-            for column, name in enumerate(measure.curves, 1):
+            for column, name in enumerate(names, 1):
                 expected = 0 if name == "repeating" else KEYS.index(name) + 1 + 0.008
                 assert float(values[-1][column]) == pytest.approx(expected, rel=1e-3), name
-        assert chart(tab, "KL to the teacher, held-out prompts")[1:] == [["4", "0.5"], ["8", "0.25"]]
+        for title, last in (("KL to the teacher", "0.25"), ("Same best token", "0.508"), ("Entropy", "3.008")):
+            assert chart(tab, f"{title}, held-out prompts")[-1] == ["8", last]
 
 
 def test_benchmarks_and_divergence_are_the_results(chromium: Any, page: Path) -> None:
@@ -193,7 +214,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(chromium: Any, tmp_path: Pat
         assert chart(tab, "Loss")[-1] == ["5", "1.005"]
         text = tab.inner_text("main")
         assert "checkpoint: is not finished; run `tsdkd train` again" in text
-        assert "There is no results in" in text
+        assert "holds no results yet: `tsdkd eval" in text
         assert "Nothing was measured yet." in text
 
 
@@ -213,6 +234,41 @@ def test_files_that_are_gone_or_changed_are_missed(tmp_path: Path) -> None:
     assert notes.warnings(run) == [
         "rollouts: part-00000.parquet is missing.",
         "rollouts: The prompts it was made from changed since (../prompts.jsonl).",
+    ]
+
+
+def test_what_is_being_written_is_no_failure(tmp_path: Path) -> None:
+    rollouts(tmp_path)
+    begun = replace(load_manifest(tmp_path / "rollouts"), state="partial", parts=())
+    with Writer.open(tmp_path / "rollouts", begun, overwrite=True):
+        assert notes.warnings(*gather([tmp_path])) == ["rollouts: is being written: 0 parts so far."]
+    assert notes.warnings(*gather([tmp_path])) == [
+        "rollouts: is not finished; run `tsdkd generate` again: 0 parts so far."
+    ]
+
+
+def test_settings_in_words(tmp_path: Path) -> None:
+    make_run(tmp_path, gate=False, opener="adaptive", em_weight=0.0)
+    (run,) = gather([tmp_path])
+    said = dict(words.sentences(run))
+    assert said["rollouts"] == (
+        "The student small answered 4 prompts of prompts.jsonl at temperature 0.5, with at most 32 tokens, by "
+        "transformers, seed 0. 4 responses, 1 of them cut off."
+    )
+    assert "8 steps of 8 responses, 1 epoch, seed 0. Every weight learned at 5e-06" in said["checkpoint"]
+    assert said["checkpoint"].endswith(
+        "Loss: 0.1 times the ranking of 10 candidates in an adaptive opener of the entropy; 1 times the JSD with "
+        "β = 0.9 everywhere alike."
+    )
+    assert (
+        said["results/student"] == "Measured: student, on gsm8k (4 documents, 5 shots), and on 64 held-out responses."
+    )
+    assert words.departures(run) == [
+        ("objective.gate", "False", "True"),
+        ("objective.opener", "adaptive", "0.1"),
+        ("objective.em_weight", "0", "1"),
+        ("epochs", "1", "3"),
+        ("batch_size", "8", "128"),
     ]
 
 
@@ -246,6 +302,12 @@ def test_thinned_curves_keep_means_range_and_end() -> None:
     assert found.high == [1.0] * 100
     few = curves.thinned("x", entries[:3], "loss", 100)
     assert (few.x, few.y, few.low) == ([1, 2, 3], [1.0, 0.0, 1.0], None)
+
+
+def test_a_run_keeps_its_colour_where_another_has_no_values() -> None:
+    chart, *_ = curves.charts(curves.HELD_OUT, {"a": log(4), "b": log(4, 2)})
+    assert chart.columns == ["step", "a", "b"]
+    assert [row[1:] for row in chart.rows] == [["", "1"], ["", "0.5"]]
 
 
 def test_rounds_are_several_runs_in_order(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from rich.text import Text
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDEST = 60
 """Columns of a sparkline, at most."""
-BESIDE = 46
+BESIDE = 50
 """Columns that a measure's name, value and range take beside it."""
 
 
@@ -72,7 +72,7 @@ class Measures:
         for style in ("dim", "", "cyan", "dim"):
             grid.add_column(style=style, no_wrap=True)
         for name, values in self.history.items():
-            range_ = f"{min(values):.4g} to {max(values):.4g}"
+            range_ = f"{min(values):.3g} to {max(values):.3g}"
             grid.add_row(name, f"{values[-1]:.4g}", sparkline(values, width), range_)
         yield grid
 

@@ -67,9 +67,8 @@ def charts(measures: Iterable[Measure], known: dict[str, list[Entry]]) -> list[C
             thinned(_name(name, what, alone=len(known) == 1), log, key, most)
             for name, log in known.items()
             for key, what in measure.curves.items()
-            if any(key in entry for entry in log)
-        ]
-        if series:
+        ]  # empty ones too: a run has one colour in all charts
+        if any(one.x for one in series):
             found.append(lines(measure.title, "step", measure.unit, series, said=_said(measure, known)))
     return found
 

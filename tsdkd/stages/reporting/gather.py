@@ -1,16 +1,16 @@
 """What run directories hold, finished or not, as plain records; files are trusted to be what manifests say."""
 
-import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsdkd.artifacts import LOCK, MANIFEST, Artifact, Manifest, load_manifest, parents_of
+from tsdkd.artifacts import MANIFEST, Artifact, Manifest, load_manifest, parents_of
 from tsdkd.errors import InputError
 from tsdkd.journal import Session, sessions
 from tsdkd.stages.evaluation.compare import ORDER, short_names
+from tsdkd.writer import is_held
 
 STAGES = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
 """What to run for a kind, in order."""
@@ -145,16 +145,4 @@ def _pieces(run: Path) -> tuple[Piece, ...]:
 
 def _piece(run: Path, path: Path) -> Piece:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return Piece(str(path.relative_to(run)), path, load_manifest(path), tuple(sessions(path)), _busy(path), size)
-
-
-def _busy(path: Path) -> bool:
-    """Does a stage hold the artifact's lock?"""
-    if not (path / LOCK).exists():
-        return False
-    with (path / LOCK).open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return Piece(str(path.relative_to(run)), path, load_manifest(path), tuple(sessions(path)), is_held(path), size)

@@ -32,7 +32,7 @@ def missing(run: Run) -> list[str]:
     live = any(piece.manifest.config["live"] is not None for piece in run.trained)
     wanted = [kind for kind in STAGES if not (live and kind in {"rollouts", "scores"})]
     return [
-        f"There is no {kind} in {run.path}: `tsdkd {STAGES[kind]} --run {run.path}` makes it."
+        f"{run.path} holds no {kind} yet: `tsdkd {STAGES[kind]} --run {run.path}` writes them."
         for kind in wanted
         if not run.of(kind)
     ]
