@@ -1,6 +1,6 @@
 """Eight short runs on one token budget: staged and live, full and LoRA, fixed and adaptive opener.
 
-    python benchmarks/ways.py RUN STUDENT TEACHER
+    python benchmarks/ways.py RUN STUDENT TEACHER [RESPONSES]
 
 RUN is the run directory of a finished quickstart: its held-out responses are what every student is measured on.
 """
@@ -33,6 +33,7 @@ RATES = {False: 3e-5, True: 3e-4}
 
 def main() -> None:
     run, student, teacher = Path(sys.argv[1]), *sys.argv[2:4]
+    sampling = replace(SAMPLING, limit=int(sys.argv[4])) if len(sys.argv) > 4 else SAMPLING
     samples = StagedSamples(run / "heldout" / "rollouts", run / "heldout" / "scores")
     held_out = HeldOut(samples, range(len(samples)))
 
@@ -46,13 +47,13 @@ def main() -> None:
     table.add_row(*row("before", student))
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        generate(PROMPTS, student, place / "rollouts", SAMPLING)
+        generate(PROMPTS, student, place / "rollouts", sampling)
         score(place / "rollouts", student, teacher, place / "scores", ScoreConfig())
         for live, lora, opener in itertools.product((False, True), (False, True), (0.1, "adaptive")):
             name = ", ".join(["live" if live else "staged", "LoRA" if lora else "full", f"c {opener}"])
             config = TrainConfig(
                 objective=replace(OBJECTIVE, opener=opener),
-                live=LiveConfig(sampling=SAMPLING) if live else None,
+                live=LiveConfig(sampling=sampling) if live else None,
                 lora=LoRAConfig(merge=True) if lora else None,
                 learning_rate=RATES[lora],
                 epochs=1,
@@ -63,7 +64,7 @@ def main() -> None:
             else:
                 found = train(place / "rollouts", place / "scores", student, place / name, config)
             table.add_row(*row(name, str(found.path), found))
-    Console().print(f"{len(samples)} held-out responses; {SAMPLING.limit} responses learned from, once", table)
+    Console().print(f"{len(samples)} held-out responses; {sampling.limit} responses learned from, once", table)
 
 
 if __name__ == "__main__":
