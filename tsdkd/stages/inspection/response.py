@@ -81,7 +81,7 @@ class Response:
         facts = [
             ("sample", self.sample_id),
             ("tokens", f"{len(tokens)}, written by {self.author}, finish reason: {self.finish_reason}"),
-            ("opener (c)", f"{self.opener} tokens with {held / total if total else 1:.1%} of the entropy (c = {c})"),
+            ("opener (c)", f"{self.opener} token{'s' * (self.opener != 1)} with {held / total if total else 1:.1%} of the entropy (c = {c})"),
             ("entropy minimised", f"positions {uncertain} (ratio {objective.em_ratio:g})"),
             ("gate", f"mean {gates:.3f} (tau {objective.tau:g})" if objective.gate else "off"),
             *_means("", [token.before for token in tokens]),
