@@ -76,12 +76,13 @@ class Response:
         total = sum(token.before.student_entropy for token in tokens)
         held = sum(token.before.student_entropy for token in tokens if token.opener)
         c = f"adaptive, here {self.fraction:g}" if objective.opener == "adaptive" else f"{self.fraction:g}"
+        share = held / total if total else 1
         gates = np.mean([token.gate for token in tokens])
         uncertain = ", ".join(str(token.position) for token in tokens if token.uncertain)
         facts = [
             ("sample", self.sample_id),
             ("tokens", f"{len(tokens)}, written by {self.author}, finish reason: {self.finish_reason}"),
-            ("opener (c)", f"{self.opener} token{'s' * (self.opener != 1)} with {held / total if total else 1:.1%} of the entropy (c = {c})"),
+            ("opener (c)", f"{self.opener} token{'s' * (self.opener != 1)} with {share:.1%} of the entropy (c = {c})"),
             ("entropy minimised", f"positions {uncertain} (ratio {objective.em_ratio:g})"),
             ("gate", f"mean {gates:.3f} (tau {objective.tau:g})" if objective.gate else "off"),
             *_means("", [token.before for token in tokens]),
