@@ -92,9 +92,20 @@ def test_phi_rises_when_the_divergence_does() -> None:
 def test_the_oldest_answer_makes_room() -> None:
     schedule = Schedule(ReplayConfig(capacity=2))
     schedule.kept.extend([{"sample_id": name} for name in "abc"])
-    other = Schedule(ReplayConfig(capacity=2))
+    assert [sample["sample_id"] for sample in schedule.kept] == ["b", "c"]
+
+
+def test_a_saved_schedule_goes_on_where_it_was() -> None:
+    schedule, other = (Schedule(ReplayConfig(tolerance=0.1)) for _ in range(2))
+    schedule.kept.append({"sample_id": "a"})
+    for divergence in (1.0, 1.3):
+        schedule.judge(divergence)
     other.load_state_dict(schedule.state_dict())
-    assert [sample["sample_id"] for sample in other.kept] == ["b", "c"]
+    assert (other.phi, other.mark, list(other.kept)) == (0.1, 1.3, [{"sample_id": "a"}])
+    for one in (schedule, other):
+        one.judge(float("nan"))  # nothing was measured
+        one.judge(1.35)
+    assert other.phi == schedule.phi == 0.1
 
 
 def test_a_run_learns_from_recorded_fresh_and_kept_answers(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from math import isfinite
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
@@ -64,7 +65,8 @@ class Measures:
 
     def add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self.history.setdefault(name, []).append(value)
+            if isfinite(value):
+                self.history.setdefault(name, []).append(value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(1, min(WIDEST, options.max_width - BESIDE))

@@ -49,6 +49,8 @@ def train(
     objective = find(config.method)
     if scores is None and objective.teacher:
         raise InputError(f"{config.method} needs the teacher's view of the responses.", "Run `tsdkd score` first.")
+    if scores is not None and not objective.teacher:
+        raise InputError(f"{config.method} learns from the teacher's responses alone.", "Leave out the scores.")
     if scores is None and config.compile:
         raise InputError(f"{config.method} has nothing to compile.", "Leave out --compile.")
     objective.require_authors(authors(samples.rollouts))
@@ -102,6 +104,8 @@ def train_live(
     recorded = read(data, "rollouts") if (data / MANIFEST).is_file() else None
     for author in recorded.manifest.models if recorded else ():
         require_same_tokenizer(author, models[0])
+        if author.role == "teacher" and author.weights != models[1].weights:
+            reporter.warn(f"The rollouts come from another teacher ({author.name}) than the one that reads along.")
     prompts = Prompts(data, live.sampling.column, live.sampling.limit, live.sampling.system)
     _require_responses(live, find(config.method), recorded)
     most = live.sampling.max_prompt_tokens + live.sampling.max_new_tokens
@@ -137,9 +141,10 @@ def _require_responses(live: LiveConfig, objective: Objective, recorded: Artifac
         raise InputError(f"{objective.name} needs no teacher but its answers.", "Give --rollouts alone.")
     objective.require_fresh(live.on_policy)
     if recorded is None and live.on_policy < 1:
+        or_fresh = ", or --lambda 1" if objective.fresh and not objective.replays else ""
         raise InputError(
             f"lambda is {live.on_policy}, but there are no responses to keep for the other prompts.",
-            f"Give --rollouts in place of --prompts{', or --lambda 1' if objective.fresh else ''}.",
+            f"Give --rollouts in place of --prompts{or_fresh}.",
         )
     if recorded is not None and live.on_policy < 1:
         objective.require_authors(authors(recorded))

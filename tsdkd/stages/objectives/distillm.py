@@ -1,7 +1,7 @@
 """DistiLLM (Ko et al., ICML 2024): skew KL, and a schedule of when the student answers and when it is replayed.
 
-Training begins on recorded responses of the teacher. Each time the held-out divergence is higher than its mark by
-more than a tolerance, the probability phi of the student's own responses rises by 0.1. A step then answers afresh with
+Training begins on recorded responses of the teacher. Each time the held-out divergence is above its mark by
+a tolerance, the probability phi of the student's own responses rises by 0.1. A step then answers afresh with
 probability phi (1 - t/T) and keeps the answers; with the rest of phi it learns from kept ones (Algorithm 1 and Sec. 3.2
 there; `training/replay.py`). Needs a live teacher, rollouts of `generate --policy teacher`, and held-out prompts.
 
@@ -16,7 +16,7 @@ OBJECTIVE = Objective(
     name="distillm",
     title="DistiLLM (Ko et al., ICML 2024)",
     means=(
-        "a skew divergence at every token, on the teacher's responses at first and more and more on the student's "
+        "a divergence at every token, on the teacher's responses at first and more and more on the student's "
         "own, fresh and replayed, as the held-out divergence demands"
     ),
     loss=TSDKDConfig(divergence="skew-kl", **EVERYWHERE),

@@ -35,12 +35,19 @@ class Objective:
     """Does a schedule decide when the student answers, and when its answers are learned from again?"""
 
     def with_options(self, given: Mapping[str, Any]) -> TSDKDConfig:
-        """The loss with some options chosen. Raises InputError for one that the objective does not have."""
+        """The loss with some options chosen. Raises InputError for one that it does not have, or without effect."""
         for name in given:
             if name not in self.options:
                 has = ", ".join(_option(own) for own in self.options) or "no options"
                 raise InputError(f"The objective {self.name} has no {_option(name)}.", f"Leave it out; it has {has}.")
-        return replace(self.loss, **given)
+        loss = replace(self.loss, **given)
+        unused = "skew" if loss.divergence == "jsd" else "beta"
+        if unused in given:
+            raise InputError(
+                f"{_option(unused)} has no effect on the divergence {loss.divergence}.",
+                "Leave it out, or choose another --divergence.",
+            )
+        return loss
 
     def require(self, loss: TSDKDConfig) -> None:
         """Raise InputError when a loss differs from this objective's in what is no option of it."""

@@ -19,5 +19,5 @@ OBJECTIVE = Objective(
     title="TSD-KD as its code was released",
     means="with the reversed ranking, the entropy term on 90 % of the tokens, and one opener for each micro-batch",
     loss=replace(PAPERS.loss, released=RELEASED),
-    options=PAPERS.options,
+    options=tuple(name for name in PAPERS.options if name != "released"),
 )

@@ -56,7 +56,9 @@ class MarkWhole(TrainerCallback):
                 "files": sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()),
                 "states": {name: stateful.state_dict() for name, stateful in self.kept.items()},
             }
-            (place / SAVED).write_text(json.dumps(content))
+            aside = place / f"{SAVED}.tmp"
+            aside.write_text(json.dumps(content))
+            aside.replace(place / SAVED)
 
 
 class ShowProgress(TrainerCallback):

@@ -66,7 +66,7 @@ class LiveSamples(torch.utils.data.Dataset[Sample]):
         asked = [i for i, s in enumerate(samples) if not s["response_ids"] or self._is_fresh(s, key)]
         jobs = [self._job(samples[i], key) for i in asked]
         found = list(samples)
-        student = whole(student)
+        student = whole(student) if self.on_policy else student
         for i, ids in zip(asked, self.speaker.answer(student, jobs) if jobs else [], strict=True):
             reason = "stop" if ids[-1] in student.end_ids else "length"
             found[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}

@@ -6,6 +6,7 @@ One draw decides for a whole optimizer step. All randomness hangs on seed and st
 import random
 from collections import deque
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Literal
 
 from tsdkd.stages.config import ReplayConfig
@@ -26,6 +27,8 @@ class Schedule:
     def judge(self, divergence: float) -> None:
         """A held-out divergence, nats. The first is the mark; one that is higher by the tolerance raises phi and is the
         next mark."""
+        if not isfinite(divergence):
+            return
         if self.mark is None:
             self.mark = divergence
         elif divergence >= self.mark + self.config.tolerance:

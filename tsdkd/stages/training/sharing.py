@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 from tsdkd.core import AdaptiveOpener
 from tsdkd.errors import InputError
@@ -83,8 +84,10 @@ def whole(student: LanguageModel) -> LanguageModel:
     weights = {
         name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in base.state_dict().items()
     }
-    with torch.device(student.device):
-        copy = type(base)(base.config)
+    devices = [student.device] if student.device.type == "cuda" else []
+    with torch.device(student.device), torch.random.fork_rng(devices):
+        copy = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
+    copy.generation_config = base.generation_config
     adapters = [get_peft_model(copy, config) for config in getattr(base, "peft_config", {}).values()]
     copy.load_state_dict(weights)
     return replace(student, model=(adapters[0] if isinstance(model, PeftModel) else copy).eval())

@@ -6,7 +6,7 @@ a mark in each saved checkpoint that says it is whole (`callbacks`).
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,7 +55,8 @@ class DistillationTrainer(Trainer):
         opener = SharedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
-        self._responses = 0
+        self._responses: Counter[str] = Counter()
+        """That each metric is a mean over: a micro-batch without an opener has no ranks to agree on."""
         self._speak = student.model.forward
         # The loss is part of the forward, where wrappers such as DDP and FSDP expect every use of a weight.
         student.model.forward = partial(self.objective_of, student.model)
@@ -151,8 +152,8 @@ class DistillationTrainer(Trainer):
         if not torch.isfinite(loss):
             self._refuse(loss, metrics, samples)
         responses = len(samples)
-        self._responses += responses
         for name, value in (metrics | of_responses(samples) if samples else {}).items():
+            self._responses[name] += responses
             self._sums[name] = responses * value + self._sums[name].to(getattr(value, "device", "cpu"))
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
 
@@ -217,11 +218,11 @@ class DistillationTrainer(Trainer):
                 "Lower --learning-rate or --max-grad-norm; nothing of this step was saved.",
             )
         if "loss" in logs:
-            own = self._responses, {name: float(total) for name, total in self._sums.items()}
+            own = {name: (float(total), self._responses[name]) for name, total in self._sums.items()}
             parts = gather_object([own]) if self.args.world_size > 1 else [own]
-            responses = sum(count for count, _ in parts)
-            for name in {name: None for _, sums in parts for name in sums}:
-                logs[name] = sum(sums.get(name, 0.0) for _, sums in parts) / responses
+            for name in {name: None for part in parts for name in part}:
+                totals, counts = zip(*(part.get(name, (0.0, 0)) for part in parts), strict=True)
+                logs[name] = sum(totals) / sum(counts)
             self._sums.clear()
-            self._responses = 0
+            self._responses.clear()
         super().log(logs, start_time)
