@@ -250,3 +250,12 @@ def test_a_finished_stage_says_so(rollouts: Path, student: Path, tmp_path: Path)
 
 def test_version() -> None:
     assert run("--version").startswith("tsdkd 0.")
+
+
+def test_who_has_seen_enough_hears_of_no_error() -> None:
+    command = [sys.executable, "-m", "tsdkd", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""

@@ -114,3 +114,14 @@ def test_a_terminal_gets_a_pager(trained: Path, terminal: io.StringIO, monkeypat
     inspected.show_response(inspect_scores(trained / "scores", InspectConfig()))
     assert "\x1b[" in paged[0]
     assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["page.txt", "folder.html", "none/page.html"])
+def test_only_a_page_is_written(trained: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "page.txt").write_text("mine")
+    for command in ("inspect", "--run"), ("report",):
+        found = CliRunner().invoke(app, [*command, str(trained), "--html", str(tmp_path / name)])
+        assert found.exit_code == 2
+        assert "--html" in found.stderr or ".html" in found.stderr
+    assert (tmp_path / "page.txt").read_text() == "mine"

@@ -11,10 +11,11 @@ import torch
 from accelerate import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsdkd.core import AdaptiveOpener, Head, TeacherHidden, TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.models import load_model
 from tsdkd.stages.training import sharing
 from tsdkd.stages.training.sharing import MicroBatches, SharedOpener
 from tsdkd.stages.training.trainer import DistillationTrainer
@@ -119,3 +120,28 @@ def test_shared_weights_get_the_gradients_of_whole_ones(student: Path, mixed: bo
     for name, other in expected.items():
         apart = float((found[name] - other).norm() / other.norm())
         assert apart < (0.1 if mixed else 1e-5), name
+
+
+def copied(rank: int, path: Path, place: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    reader = load_model(str(path), "bfloat16")
+    expected = {name: value.clone() for name, value in reader.model.state_dict().items()}
+    fully_shard(reader.model, mesh=init_device_mesh("cpu", (2,)))
+    state = torch.get_rng_state()
+    copy = sharing.whole(reader)
+    found = copy.model.state_dict()
+    assert copy is not reader
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in expected.items())
+    assert copy.end_ids == reader.end_ids == [5, 9, 257]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.distributed.destroy_process_group()
+
+
+def test_a_whole_copy_of_sharded_weights_speaks_alike(student: Path, tmp_path: Path) -> None:
+    """The same weights in the same precision, and all end tokens; whatever is drawn at random goes on as it would."""
+    model = AutoModelForCausalLM.from_pretrained(student)
+    model.generation_config.eos_token_id = [5, 9]
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "model")
+    torch.multiprocessing.spawn(copied, args=(tmp_path / "model", str(tmp_path)), nprocs=2)

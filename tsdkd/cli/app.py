@@ -1,6 +1,8 @@
 """The typer app, and what an error becomes: one line of cause, one of remedy, an exit code."""
 
 import errno
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -33,15 +35,7 @@ class Guarded(TyperGroup):
         except OSError as error:
             if ctx.params.get("debug"):
                 raise
-            if error.errno is None:
-                show_error(
-                    _first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows where."
-                )
-                raise typer.Exit(1) from None
-            place = f" ({error.filename})" if error.filename else ""
-            remedy = "Free space" if error.errno in NEEDS_ROOM else "Choose another directory, or mend its permissions"
-            show_error(f"{error.strerror}{place}.", f"{remedy}, and run again; what was finished is kept.")
-            raise typer.Exit(1) from None
+            raise typer.Exit(_tell_of_system(error)) from None
         except Exception as error:
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
@@ -52,6 +46,20 @@ class Guarded(TyperGroup):
 def _tell(error: TsdkdError) -> None:
     if not isinstance(error, ToldElsewhereError):
         show_error(error.cause, error.remedy)
+
+
+def _tell_of_system(error: OSError) -> int:
+    """Returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # who reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if error.errno is None:
+        show_error(_first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows where.")
+        return 1
+    place = f" ({error.filename})" if error.filename else ""
+    remedy = "Free space" if error.errno in NEEDS_ROOM else "Choose another directory, or mend its permissions"
+    show_error(f"{error.strerror}{place}.", f"{remedy}, and run again; what was finished is kept.")
+    return 1
 
 
 def _first_line(error: Exception) -> str:

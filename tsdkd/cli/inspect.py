@@ -89,10 +89,12 @@ def command(
 ) -> None:
     """Look at one response token by token, or at a whole artifact: what is taught, and what both models see."""
     wanted = _positions(positions)
-    if html is not None and not html.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {html.parent} for the page.", "Make it, or name another --html FILE.")
-    if aggregate and (after or teacher):
-        raise InputError("--aggregate shows what scores hold.", "Leave out --after and --teacher.")
+    options.require_page(html)
+    if aggregate and (after or teacher or student or rollouts or positions or sample != InspectConfig.sample):
+        raise InputError(
+            "--aggregate shows what scores hold, all of it.",
+            "Leave out --sample, --positions, --after, --student, --teacher and --rollouts.",
+        )
     config = InspectConfig(
         sample=sample,
         seed=seed,

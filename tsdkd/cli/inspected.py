@@ -52,13 +52,14 @@ def show_aggregate(found: Aggregate) -> None:
         lengths = found.lengths
         width = lengths[1][0] - lengths[0][0] if len(lengths) > 1 else 1
         names = [str(first) if width == 1 else f"{first}-{first + width - 1}" for first, _ in lengths]
-        _show_bars("opener lengths (tokens)", "openers", names, [count for _, count in lengths])
-        for title, one in (
-            ("gate weights", found.gates),
-            ("Kendall's tau of both rankings", found.agreement),
-            ("captured mass", found.mass),
+        if found.objective.alpha:
+            _show_bars("opener lengths (tokens)", "openers", names, [count for _, count in lengths])
+        for title, one, there in (
+            ("gate weights", found.gates, found.gated),
+            ("Kendall's tau of both rankings", found.agreement, True),
+            ("captured mass", found.mass, found.mass.counts.any()),
         ):
-            if one.counts.any():
+            if there:
                 _show_bars(title, "tokens", _ranges(one), one.counts.tolist())
 
 

@@ -99,6 +99,16 @@ DTypeName = Annotated[
 RUN = Path("runs/default")
 
 
+def require_page(html: Path | None) -> None:
+    """Raise InputError unless a page can be written there; nothing but a page is ever replaced."""
+    if html is None:
+        return
+    if html.suffix != ".html" or html.is_dir():
+        raise InputError(f"{html} would be no page.", "Name a file that ends in .html.")
+    if not html.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {html.parent} for the page.", "Make it, or name another --html FILE.")
+
+
 def opener_share(value: str) -> float | Literal["adaptive"]:
     """What --opener says."""
     if value == "adaptive":

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tsdkd.cli import options
 from tsdkd.cli.console import show_text
 
 
@@ -21,6 +22,8 @@ def command(
 
     Unfinished runs, too. Several runs stand side by side, what differs between them first.
     """
+    options.require_page(html)
+
     from tsdkd.stages.report import report
 
     show_text(str(report(runs, html)))

@@ -81,6 +81,7 @@ class TSDKDConfig:
     """Where the released code's form is taken, of `RELEASED`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "released", tuple(self.released))  # JSON knows lists alone
         for name, good, range_ in (
             ("alpha", self.alpha >= 0, "0 or more"),
             ("beta", 0 <= self.beta <= 1, "between 0 and 1"),

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,28 @@ def test_a_checkpoint_says_what_was_selected_if_it_is_of_these_scores(run: Path,
     assert told.said[1:] == [
         f"{tmp_path / 'foreign'} was not made from these scores: what is taught is as in the paper."
     ]
+
+
+@pytest.mark.parametrize("missing", ["alpha", "em_weight", "direct_weight"])
+def test_what_has_no_term_is_not_taught(run: Path, tmp_path: Path, missing: str) -> None:
+    scores = read(run / "scores", "scores")
+    trained = asdict(replace(TSDKDConfig(k=4), **{missing: 0.0}))
+    with Writer.open(
+        tmp_path / "c", Manifest("checkpoint", {"objective": trained}, 0, (scores.as_parent_of(tmp_path / "c"),))
+    ) as writer:
+        writer.finish({})
+    found = inspect_scores(scores.path, InspectConfig(), checkpoint=tmp_path / "c")
+    marked = {
+        "alpha": found.opener + sum(token.opener for token in found.tokens),
+        "em_weight": sum(token.uncertain for token in found.tokens),
+        "direct_weight": sum(token.gate for token in found.tokens),
+    }
+    names = {"alpha": "opener (c)", "em_weight": "entropy minimised", "direct_weight": "gate"}
+    assert {name for name, sum_ in marked.items() if not sum_} == {missing}
+    assert {name for name, value in found.facts if value.startswith("none")} == {names[missing]}
+    everything = dict(inspect_all(scores.path, InspectConfig(), tmp_path / "c").facts)
+    assert ("openers" in everything) == (missing != "alpha")
+    assert everything["gate"].startswith("none") == (missing == "direct_weight")
 
 
 def test_models_read_what_was_scored_and_what_changed(run: Path, rows: Rows, student: Path, teacher: Path) -> None:

@@ -54,7 +54,7 @@ def nasty() -> Response:
         Token(i + 1, text, 0.25, i < 2, i == 5, seen(entropy, [2, 1], (NASTY, " b")), seen(5 - entropy, [1, 2]))
         for i, (text, entropy) in enumerate(zip(texts, entropies, strict=True))
     ]
-    return Response(NASTY, "stop", NASTY, [("user", NASTY)], TSDKDConfig(k=2), 0.1, tokens, NASTY)
+    return Response(NASTY, "stop", NASTY, [("user", NASTY)], TSDKDConfig(k=2), 0.1, 2, tokens, NASTY)
 
 
 def test_the_numbers_are_the_artifacts(chromium: Any, run: Path, tmp_path: Path) -> None:

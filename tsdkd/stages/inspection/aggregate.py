@@ -8,6 +8,7 @@ import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.stages.inspection.reading import ENTROPIES, Batch, Scores
+from tsdkd.stages.inspection.response import gate_in_words
 from tsdkd.stages.inspection.rules import (
     Array,
     first_ranks,
@@ -102,6 +103,11 @@ class Aggregate:
             self.sums = np.pad(self.sums, ((0, 0), (0, missing)))
 
     @property
+    def gated(self) -> bool:
+        """Has the objective a gate?"""
+        return bool(self.objective.gate and self.objective.direct_weight)
+
+    @property
     def by_position(self) -> Array:
         """Mean entropy of student and teacher at each position: (2, positions)."""
         means: Array = self.sums / self.reached
@@ -130,14 +136,18 @@ class Aggregate:
         facts = [
             ("responses", f"{self.responses:,} with {self.tokens:,} tokens"),
             ("mean entropy", f"student {student:.3f}, teacher {teacher:.3f} nats a token"),
-            ("openers", f"mean {opener_tokens / self.responses:.2f} tokens, {opener_tokens / self.tokens:.1%} of all"),
-            ("entropy in openers", f"mean {self.opener_share / self.responses:.1%} of a response's"),
-            ("chosen c", f"{chosen} of the responses"),
-            ("gate", f"mean {self.gates.mean:.3f} (tau {self.objective.tau:g})" if self.objective.gate else "off"),
-            (
-                "agreement",
-                f"Kendall's tau {self.agreement.mean:.3f} on all tokens, {in_openers:.3f} in openers (k = {k})",
-            ),
+        ]
+        if self.objective.alpha:
+            mean, share = opener_tokens / self.responses, opener_tokens / self.tokens
+            facts += [
+                ("openers", f"mean {mean:.2f} tokens, {share:.1%} of all"),
+                ("entropy in openers", f"mean {self.opener_share / self.responses:.1%} of a response's"),
+                ("chosen c", f"{chosen} of the responses"),
+            ]
+        inside = f", {in_openers:.3f} in openers" if self.objective.alpha else ""
+        facts += [
+            ("gate", gate_in_words(self.objective, self.gates.mean)),
+            ("agreement", f"Kendall's tau {self.agreement.mean:.3f} on all tokens{inside} (k = {k})"),
             ("same favourite", f"on {self.same_favourite / self.tokens:.1%} of the tokens"),
         ]
         return facts + ([("captured mass", f"mean {self.mass.mean:.3f}")] if self.mass.counts.any() else [])

@@ -38,8 +38,8 @@ def _charts(found: Aggregate) -> list[Chart]:
     openers = Series("openers", [float(first) for first, _ in lengths], [count for _, count in lengths])
     return [
         lines("Mean entropy by position", "position in the response", "nats", entropy),
-        bars("Opener lengths", "tokens", "openers", [openers]),
-        *([_histogram("Gate weights", "gate", found.gates)] if found.objective.gate else []),
+        *([bars("Opener lengths", "tokens", "openers", [openers])] if found.objective.alpha else []),
+        *([_histogram("Gate weights", "gate", found.gates)] if found.gated else []),
         _histogram("Agreement of both rankings", "Kendall's tau", found.agreement),
         *([_histogram("Captured mass", "share of the teacher's mass", found.mass)] if found.mass.counts.any() else []),
     ]

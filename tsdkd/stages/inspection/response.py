@@ -9,6 +9,7 @@ from tsdkd.stages.inspection.reading import Row, View
 from tsdkd.stages.inspection.rules import Selection, first_ranks, kendall_tau
 from tsdkd.stages.inspection.tokens import Texts, harmless
 
+NONE = "none: the objective has no such term"
 LEVELS = (0.5, 1.0, 2.0, 3.0, 4.0)
 """Entropies (nats) at which a token gets the next deeper colour."""
 
@@ -60,14 +61,11 @@ class Response:
     objective: TSDKDConfig
     fraction: float
     """The share c of the entropy that the opener was to hold."""
+    opener: int
+    """Tokens of the opener."""
     tokens: list[Token]
     after: str | None
     """The model that `Token.after` is of."""
-
-    @property
-    def opener(self) -> int:
-        """Tokens of the opener."""
-        return sum(token.opener for token in self.tokens)
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -77,19 +75,30 @@ class Response:
         held = sum(token.before.student_entropy for token in tokens if token.opener)
         c = f"adaptive, here {self.fraction:g}" if objective.opener == "adaptive" else f"{self.fraction:g}"
         share = held / total if total else 1
-        gates = np.mean([token.gate for token in tokens])
+        gates = float(np.mean([token.gate for token in tokens]))
         uncertain = ", ".join(str(token.position) for token in tokens if token.uncertain)
         facts = [
             ("sample", self.sample_id),
             ("tokens", f"{len(tokens)}, written by {self.author}, finish reason: {self.finish_reason}"),
-            ("opener (c)", f"{self.opener} token{'s' * (self.opener != 1)} with {share:.1%} of the entropy (c = {c})"),
-            ("entropy minimised", f"positions {uncertain} (ratio {objective.em_ratio:g})"),
-            ("gate", f"mean {gates:.3f} (tau {objective.tau:g})" if objective.gate else "off"),
+            (
+                "opener (c)",
+                f"{self.opener} token{'s' * (self.opener != 1)} with {share:.1%} of the entropy (c = {c})"
+                if self.opener
+                else NONE,
+            ),
+            ("entropy minimised", f"positions {uncertain} (ratio {objective.em_ratio:g})" if uncertain else NONE),
+            ("gate", gate_in_words(objective, gates)),
             *_means("", [token.before for token in tokens]),
         ]
         if self.after:
             facts += [("after", self.after), *_means("after: ", [token.after for token in tokens if token.after])]
         return facts
+
+
+def gate_in_words(objective: TSDKDConfig, mean: float) -> str:
+    if not objective.direct_weight:
+        return NONE
+    return f"mean {mean:.3f} (tau {objective.tau:g})" if objective.gate else "off: every token has weight 1"
 
 
 def assemble(
@@ -119,11 +128,12 @@ def assemble(
     messages = [(harmless(message["role"]), harmless(message["content"])) for message in row["messages"]]
     return Response(
         harmless(row["sample_id"]),
-        row["finish_reason"],
-        row["author"],
+        harmless(row["finish_reason"]),
+        harmless(row["author"]),
         messages,
         objective,
         selection.fraction,
+        selection.opener,
         tokens,
         model,
     )

@@ -23,19 +23,24 @@ class Selection:
     fraction: float
     """The share c of the entropy that the opener was to hold."""
     opener: int
-    """Tokens of the opener."""
+    """Tokens of the opener; 0 without a ranking term."""
     uncertain: Array
     """Is entropy minimised here?"""
     gate: Array
 
 
 def select(student: Array, teacher: Array, objective: TSDKDConfig, fraction: float) -> Selection:
-    """From both models' entropies; `fraction` is the opener's c, chosen for this response where it is adaptive."""
+    """By the objective's terms, from both models' entropies.
+
+    `fraction` is the opener's c, chosen for this response where it is adaptive.
+    """
+    weight = gate(student, teacher, objective.tau) if objective.gate else np.ones(len(student))
+    uncertain = top_entropy(student, objective.em_ratio)
     return Selection(
         fraction,
-        opener_length(student, fraction),
-        top_entropy(student, objective.em_ratio),
-        gate(student, teacher, objective.tau) if objective.gate else np.ones(len(student)),
+        opener_length(student, fraction) if objective.alpha else 0,
+        uncertain if objective.em_weight else np.zeros_like(uncertain),
+        weight if objective.direct_weight else np.zeros_like(weight),
     )
 
 
@@ -81,6 +86,7 @@ def first_ranks(ranks: Array, k: int) -> Array:
 
 def kendall_tau(ranks: Array) -> Array:
     """Agreement of two orders: ranks (tokens, k) of items in the other order -> 1 (the same) to -1 (tokens,)."""
-    first, second = np.triu_indices(ranks.shape[-1], 1)
-    agreement: Array = np.sign(ranks[:, second] - ranks[:, first]).mean(-1)
+    k = ranks.shape[-1]
+    pairs = (np.sign(ranks[:, i + 1 :] - ranks[:, i : i + 1]).sum(-1) for i in range(k - 1))
+    agreement: Array = np.sum(list(pairs), axis=0) / (k * (k - 1) / 2)
     return agreement
