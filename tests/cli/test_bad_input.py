@@ -320,7 +320,7 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
         (["--positions", "70-80"], "The response has ", "within them"),
         (["--html", "nowhere/page.html"], "no folder nowhere", "Make it"),
         (["--teacher", "t", "--scores", "s"], "in place of --scores", "one of them"),
-        (["--aggregate", "--after", "m"], "what scores hold", "Leave out --after"),
+        (["--aggregate", "--after", "m"], "what scores hold", "--after, --student"),
         (["--checkpoint", "nowhere"], "Found no checkpoint at nowhere", "--checkpoint"),
         (["--rollouts", "nowhere"], "Found no rollouts at nowhere", "--rollouts"),
         (["--student", "nowhere"], "no model directory nowhere", "hub id"),
