@@ -1,15 +1,15 @@
 """Run directories as the stages leave them, made without a model: what reports are tested on."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tsdkd.artifacts import SCHEMAS, Manifest, Model, Parent, file_digest, load_manifest
-from tsdkd.core.config import TSDKDConfig
 from tsdkd.stages.config import EvalConfig, GenerateConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.objectives import find
 from tsdkd.writer import Writer
 
 STUDENT = Model("student", "models/small", "a" * 64, "t", "c")
@@ -80,8 +80,11 @@ def scores(place: Path) -> None:
         writer.finish({"tokens": 1234})
 
 
-def checkpoint(place: Path, seed: int, entries: list[dict[str, float]], **objective: Any) -> None:
-    config = asdict(TrainConfig(objective=TSDKDConfig(**objective), batch_size=8, epochs=1.0)) | {"precision": "fp32"}
+def checkpoint(
+    place: Path, seed: int, entries: list[dict[str, float]], method: str = "tsdkd", **objective: Any
+) -> None:
+    loss = replace(find(method).loss, **objective)
+    config = asdict(TrainConfig(method=method, objective=loss, batch_size=8, epochs=1.0)) | {"precision": "fp32"}
     del config["trackers"], config["save_steps"]
     parents = tuple(Parent(kind, _fingerprint(place / kind), f"../{kind}") for kind in ("rollouts", "scores"))
     manifest = Manifest("checkpoint", config, seed, parents, (STUDENT, TEACHER))
@@ -91,7 +94,7 @@ def checkpoint(place: Path, seed: int, entries: list[dict[str, float]], **object
         writer.finish({"steps": sum("loss" in entry for entry in entries)})
 
 
-def results(place: Path, name: str, verdicts: str, answer: str = "", first: int = 0) -> None:
+def results(place: Path, name: str, verdicts: str, answer: str = "", first: int = 0, weight: float = 1.0) -> None:
     """`first`: number of the first document."""
     model = Model("evaluated", f"models/{name}", name, "t", "c")
     manifest = Manifest("results", asdict(EvalConfig(tasks=("gsm8k",))), 0, (), (model,))
@@ -107,7 +110,7 @@ def results(place: Path, name: str, verdicts: str, answer: str = "", first: int 
             "answer": f"{name} says {i} {answer}",
             "target": str(i),
             "score": float(verdict),
-            "weight": 1.0,
+            "weight": weight,
         }
         for i, verdict in enumerate(verdicts, first)
     ]

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
+from rich.tree import Tree
 
 from tsdkd.cli import console, live
-from tsdkd.cli.live import BESIDE, BLOCKS, Measures, sparkline
+from tsdkd.cli.live import BESIDE, BLOCKS, MOST, Course, Measures, sparkline
 
 
 def test_a_sparkline_runs_from_lowest_to_highest() -> None:
@@ -20,6 +21,30 @@ def test_a_sparkline_runs_from_lowest_to_highest() -> None:
 def test_a_long_history_becomes_means_of_neighbours() -> None:
     assert sparkline([0, 10, 5, 5, 10, 10], 3) == "▁▁█"
     assert len(sparkline([float(i) for i in range(1000)], 34)) == 34
+
+
+def test_a_long_course_is_thinned_and_its_range_is_not() -> None:
+    course = Course()
+    values = [float(step % 7) for step in range(99_999)]
+    values[5000], values[-1] = 100.0, -3.0
+    for value in values:
+        course.add(value)
+    assert MOST / 2 <= len(course.points) <= MOST
+    assert (course.low, course.high, course.last) == (-3.0, 100.0, -3.0)
+    assert course.points[0] == pytest.approx(sum(values[:64]) / 64)
+    assert course.points[-1] == pytest.approx(sum(values[99_968:]) / 31)
+
+
+def test_names_like_emoji_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    console.show_pairs("runs/:key:", [(":100:", "[b] :key:")])
+    console.show_table(":key:", [":100:"], [[":key:"]])
+    console.show_next("tsdkd eval --run runs/:key:")
+    console.Reporter().warn("runs/:key: [b]")
+    console.show_tree(Tree("runs/:key:"))
+    shown = capsys.readouterr()
+    assert (shown.out.count(":key:"), shown.out.count(":100:")) == (6, 2)
+    assert shown.err == "runs/:key: [b]\n"
 
 
 def test_measures_fit_80_columns() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model
 from tsdkd.errors import InputError
 from tsdkd.stages.evaluation.benchmarks import PAPER
-from tsdkd.stages.evaluation.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired
+from tsdkd.stages.evaluation.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired, short_names
 from tsdkd.stages.evaluation.harness import mean
 from tsdkd.writer import Writer
 
@@ -118,6 +118,23 @@ def test_a_model_without_one_of_the_benchmarks_has_no_average(tmp_path: Path) ->
     found = compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": verdicts("11")})})
     assert AVERAGE not in found.scores["b"]
     assert set(found.differences["b"]) == {"gsm8k"}
+
+
+def test_a_difference_that_cannot_be_is_skipped_alone(tmp_path: Path) -> None:
+    ours, theirs = {"gsm8k": verdicts("10")}, {"gsm8k": verdicts("11"), "sciq": verdicts("1")}
+    a, b = results(tmp_path / "a", ours, first=5), results(tmp_path / "b", theirs)
+    found = compare({"b": b, "a": a, "c": b}, skip=True)
+    assert found.scores.keys() == {"a", "b", "c"}
+    assert (found.differences["a"], found.differences["c"].keys()) == ({}, {"gsm8k", "sciq", AVERAGE})
+    assert len(found.skipped) == 1
+    assert found.skipped[0].startswith("a and b answered different documents of gsm8k.")
+
+
+def test_short_names_tell_apart() -> None:
+    named = {("x/m", "x/n"): ["m", "n"], ("x/results/m", "y/results/m"): ["x/m", "y/m"]}
+    named["x/m", "x/results/m"] = ["x/m", "results/m"]
+    for places, names in named.items():
+        assert short_names([Path(place) for place in places]) == names
 
 
 def test_other_documents_and_unknown_baselines_are_refused(tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def test_a_degenerate_run_is_said_once(
     assert len(metrics(tmp_path / "c")) == 6
 
 
+def test_a_continued_run_does_not_repeat_a_sign(collapse: None) -> None:
+    heard, state = Heard(), SimpleNamespace(global_step=6, log_history=[{"loss": 1.0, "step": i} for i in range(1, 6)])
+    judge = callbacks.JudgeHealth(heard, stop=False)
+    judge.on_train_begin(None, state, None)
+    judge.on_log(None, state, None, {"loss": 1.0})
+    assert heard.said == []
+
+
 def test_a_stopped_run_ends_with_its_last_good_step(
     run: Path,
     student: Path,

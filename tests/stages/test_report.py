@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from tests.browser import browser, opened
 from tests.runs import KEYS, NASTY, VERDICTS, checkpoint, log, make_run, results, rollouts, scores
 from tsdkd.artifacts import JOURNAL, MANIFEST, load_manifest
 from tsdkd.errors import InputError
-from tsdkd.stages.report import _compared, report
-from tsdkd.stages.reporting import curves, notes, words
+from tsdkd.stages.report import _compared, _intervals, report
+from tsdkd.stages.reporting import curves, notes, samples, words
 from tsdkd.stages.reporting.gather import gather
 from tsdkd.writer import Writer
 
@@ -216,6 +217,16 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(chromium: Any, tmp_path: Pat
         assert "checkpoint: is not finished; run `tsdkd train` again" in text
         assert "holds no results yet: `tsdkd eval" in text
         assert "Nothing was measured yet." in text
+        assert "No results hold documents that both the student and the distilled model answered." in text
+        assert "Training held nothing out." in text
+
+
+def test_nothing_is_said_of_what_was_not_logged(tmp_path: Path) -> None:
+    rollouts(tmp_path)
+    text = report([tmp_path]).read_text()
+    assert "Training logged nothing yet." in text
+    assert "held nothing out" not in text
+    assert "answered differently" not in text
 
 
 def test_a_run_that_degenerates_is_warned_of() -> None:
@@ -257,8 +268,8 @@ def test_settings_in_words(tmp_path: Path) -> None:
     )
     assert "8 steps of 8 responses, 1 epoch, seed 0. Every weight learned at 5e-06" in said["checkpoint"]
     assert said["checkpoint"].endswith(
-        "Loss: 0.1 times the ranking of 10 candidates in an adaptive opener of the entropy; 1 times the JSD with "
-        "β = 0.9 everywhere alike."
+        "Objective tsdkd: 0.1 times the ranking of 10 candidates in an adaptive opener of the entropy; 1 times the JSD "
+        "with β = 0.9 everywhere alike."
     )
     assert (
         said["results/student"] == "Measured: student, on gsm8k (4 documents, 5 shots), and on 64 held-out responses."
@@ -276,8 +287,14 @@ def test_results_of_other_documents_do_not_stop_the_report(tmp_path: Path) -> No
     results(tmp_path, "student", "11")
     results(tmp_path, "distilled", "11", first=2)
     comparison, doubt = _compared(gather([tmp_path]))
-    assert comparison is None
+    assert comparison
+    assert comparison.scores.keys() == comparison.heldout.keys() == {"student", "distilled"}
+    assert comparison.differences == {"distilled": {}}
     assert doubt[0].startswith("Results are not compared: distilled and student answered different documents of gsm8k")
+    text = report([tmp_path]).read_text()
+    assert "Nothing was measured yet" not in text
+    assert "No results hold a divergence" not in text
+    assert "No results hold documents that both the student and the distilled model answered." in text
 
 
 def test_ten_thousand_steps_and_many_samples_stay_small(tmp_path: Path) -> None:
@@ -318,6 +335,98 @@ def test_rounds_are_several_runs_in_order(tmp_path: Path) -> None:
 
 def test_the_same_runs_make_the_same_page(run: Path, page: Path, tmp_path: Path) -> None:
     assert report([run], tmp_path / "again.html").read_bytes() == page.read_bytes()
+
+
+def test_gained_is_a_score_and_no_weight(tmp_path: Path) -> None:
+    """The same verdicts; the weights differ, as where answers are weighed by what was kept of them."""
+    for name, weight in (("student", 1.0), ("distilled", 2.0)):
+        results(tmp_path, name, "01", weight=weight)
+    assert samples.before_and_after(*gather([tmp_path])) == []
+
+
+def test_what_has_no_error_has_no_range(tmp_path: Path) -> None:
+    results(tmp_path, "qwen2.5-1.5b", "01")
+    comparison, _ = _compared(gather([tmp_path]))
+    assert comparison
+    chart, *_ = _intervals(comparison)
+    shown = dict(zip(chart.columns, chart.rows[0], strict=True))
+    assert shown["qwen2.5-1.5b"] == "50 (25.5 to 74.5)"
+    assert "(" not in shown["paper: tsdkd"]
+    assert float(shown["paper: tsdkd"]) > 0
+
+
+def test_what_others_wrote_and_hidden_folders_are_no_artifacts(tmp_path: Path) -> None:
+    rollouts(tmp_path)
+    rollouts(tmp_path / ".old")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / MANIFEST).write_text('{"name": "a web page", "icons": []}')
+    assert [piece.name for run in gather([tmp_path]) for piece in run.pieces] == ["rollouts"]
+
+
+def test_a_file_may_vanish_while_sizes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts(tmp_path)
+    (tmp_path / "rollouts" / "gone").write_text("x")
+    stat = Path.stat
+
+    def vanish(path: Path, **more: Any) -> Any:
+        found = stat(path, **more)
+        if path.name == "gone":
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", vanish)
+    (run,) = gather([tmp_path])
+    assert run.pieces[0].bytes > 0
+
+
+def test_a_student_that_learns_by_heart_has_no_teacher_to_be_near(tmp_path: Path) -> None:
+    """Its log's eval_kl is the cross-entropy of the answers; it needs no scores, and the teacher's entropy is none."""
+    for name, method in (("a", "tsdkd"), ("b", "seqkd")):
+        place = tmp_path / name
+        rollouts(place)
+        scores(place)
+        checkpoint(place, 0, log(8, 4), method=method)
+    shutil.rmtree(tmp_path / "b" / "scores")
+    runs = gather([tmp_path / "a", tmp_path / "b"])
+    assert not any("scores" in line for line in notes.missing(runs[1]))
+    logs = curves.logs(runs)
+    near, entropy = (
+        {chart.title: chart.rows[-1] for chart in curves.charts(shown, logs)}
+        for shown in (curves.HELD_OUT, curves.HEALTH)
+    )
+    assert near["KL to the teacher, held-out prompts"] == ["8", "0.25", ""]
+    assert near["Cross-entropy of the teacher's answers, held-out prompts"] == ["8", "", "0.25"]
+    assert entropy["Mean entropy"][-1] == ""
+    alone, *_ = curves.charts(curves.HEALTH, {"b": logs["b"]})
+    assert alone.columns == ["step", "student"]
+
+
+def test_small_shares_and_the_ends_of_the_jsd_in_words(tmp_path: Path) -> None:
+    for beta, said in ((0.0, "forward KL (JSD with β = 0)"), (1.0, "reverse KL (JSD with β = 1)")):
+        make_run(tmp_path / said, em_ratio=0.005, opener=0.07, beta=beta)
+        (run,) = gather([tmp_path / said])
+        told = dict(words.sentences(run))["checkpoint"]
+        assert f"1 times the {said} where" in told
+        assert "openers of 7% of" in told
+        assert "entropy of the 0.5% most" in told
+
+
+def test_signs_are_told_once_and_in_order(tmp_path: Path) -> None:
+    """Both at step 10; the journal warned of one of them, and of something else."""
+    fallen = {"student_entropy": 0.1, "response_length": 1.0}
+    entries = [entry | (fallen if entry["step"] > 5 else {"student_entropy": 5.0}) for entry in log(20)]
+    told = notes.degenerations({"x": entries})
+    assert [line.split(" fell")[0] for line in told] == [
+        "x: step 10: the student's entropy",
+        "x: step 10: the length of its responses",
+    ]
+    rollouts(tmp_path)
+    scores(tmp_path)
+    checkpoint(tmp_path, 0, entries)
+    warned = [f"The run degenerates at step 10: {told[0].removeprefix('x: step 10: ')}", "It smells."]
+    lines = [{"command": "tsdkd train", "started": "2026-01-02T03:04:05+00:00", "machine": ""}, {"warnings": warned}]
+    (tmp_path / "checkpoint" / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert notes.warnings(*gather([tmp_path])) == ["checkpoint: It smells."]
 
 
 def test_runs_that_cannot_be_told_apart(run: Path) -> None:

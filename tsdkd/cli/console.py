@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from tsdkd.cli.live import Lines, bar
 
 FIRST = os.environ.get("RANK", "0") == "0"
 """Of several processes (torchrun, accelerate launch) only the first speaks; all may fail."""
-out = Console(highlight=False, quiet=not FIRST)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False, quiet=not FIRST)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 class Reporter:
@@ -91,7 +92,7 @@ def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(f"[dim]{escape(name)}[/dim]", escape(value))
-    out.print(Panel(grid, title=escape(title), title_align="left", expand=False))
+    out.print(Panel(grid, title=Text(title), title_align="left", expand=False))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -109,7 +110,7 @@ def show_text(text: str) -> None:
 
 def show_tree(tree: Tree) -> None:
     """Each entry on one line, however long: a path that is cut in two cannot be copied."""
-    Console(width=4096, highlight=False, quiet=not FIRST).print(tree)
+    Console(width=4096, highlight=False, emoji=False, quiet=not FIRST).print(tree)
 
 
 def show_next(command: str) -> None:

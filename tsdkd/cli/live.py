@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
@@ -25,6 +25,8 @@ from rich.text import Text
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDEST = 60
 """Columns of a sparkline, at most."""
+MOST = 2048
+"""Points that are kept of a measure, an even number."""
 BESIDE = 50
 """Columns that a measure's name, value and range take beside it."""
 
@@ -57,25 +59,50 @@ class Lines:
         self.latest.update(values)
 
 
+class Course:
+    """A measure so far: means of neighbours once there are `MOST` values; where it stands and its range are exact."""
+
+    def __init__(self) -> None:
+        self.last, self.low, self.high = 0.0, inf, -inf
+        self._means: list[float] = []
+        self._rest: list[float] = []
+        self._each = 1
+
+    def add(self, value: float) -> None:
+        self.last, self.low, self.high = value, min(self.low, value), max(self.high, value)
+        self._rest.append(value)
+        if len(self._rest) < self._each:
+            return
+        self._means.append(sum(self._rest) / self._each)
+        self._rest.clear()
+        if len(self._means) == MOST:
+            self._means = [(a + b) / 2 for a, b in zip(self._means[::2], self._means[1::2], strict=True)]
+            self._each *= 2
+
+    @property
+    def points(self) -> list[float]:
+        return [*self._means, *([sum(self._rest) / len(self._rest)] if self._rest else [])]
+
+
 class Measures:
     """Every measure on a line: where it stands, its course so far, and the lowest and highest it was."""
 
     def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
+        self.courses: dict[str, Course] = {}
 
     def add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             if isfinite(value):
-                self.history.setdefault(name, []).append(value)
+                self.courses.setdefault(name, Course()).add(value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(1, min(WIDEST, options.max_width - BESIDE))
         grid = Table.grid(padding=(0, 2, 0, 0))
         for style in ("dim", "", "cyan", "dim"):
             grid.add_column(style=style, no_wrap=True)
-        for name, values in self.history.items():
-            range_ = f"{min(values):.3g} to {max(values):.3g}"
-            grid.add_row(name, f"{values[-1]:.4g}", sparkline(values, width), range_)
+        for name, course in self.courses.items():
+            range_ = f"{course.low:.3g} to {course.high:.3g}"
+            grid.add_row(name, f"{course.last:.4g}", sparkline(course.points, width), range_)
         yield grid
 
 
@@ -101,7 +128,7 @@ def bar(
 ) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, float]], None]]]:
     """A bar under the measures, on a terminal; yields what tells it of units done, and of measures."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),

@@ -1,6 +1,7 @@
 """report: run directories -> one HTML page. Reads what is there, says what is not, and writes nothing else."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def report(places: Sequence[Path], html: Path | None = None) -> Path:
         closeness=closeness(comparison) if comparison else [],
         intervals=_intervals(comparison) if comparison else [],
         answers=_answers(comparison) if comparison else {},
+        logged=bool(logs),
+        holds_out=any(piece.manifest.config.get("held_out") for run in runs for piece in run.trained),
         heldout=curves.charts(curves.HELD_OUT, logs),
         training=curves.charts(curves.TRAINING, logs),
         health=curves.charts(curves.HEALTH, logs),
@@ -78,11 +81,8 @@ def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
         return None, []
     names = short_names([piece.path for piece in pieces])
     baseline = next((name for name, piece in zip(names, pieces, strict=True) if piece.path.name == "student"), None)
-    try:
-        found = compare({name: piece.artifact for name, piece in zip(names, pieces, strict=True)}, baseline)
-    except InputError as error:  # the rest of the report does not depend on it
-        return None, [f"Results are not compared: {error.cause} {error.remedy}"]
-    return found, cut(found)
+    found = compare({name: piece.artifact for name, piece in zip(names, pieces, strict=True)}, baseline, skip=True)
+    return found, [*(f"Results are not compared: {why}" for why in found.skipped), *cut(found)]
 
 
 def _intervals(comparison: Comparison) -> list[Chart]:
@@ -107,7 +107,7 @@ def _chart(
     for name, found in rows.items():
         known = [(number, found[one]) for number, one in enumerate(names) if one in found]
         means = [100 * score.value for _, score in known]
-        reach = [100 * ERRORS_95 * (score.stderr or 0) for _, score in known]
+        reach = [nan if score.stderr is None else 100 * ERRORS_95 * score.stderr for _, score in known]
         low = [mean - error for mean, error in zip(means, reach, strict=True)]
         high = [mean + error for mean, error in zip(means, reach, strict=True)]
         series.append(Series(name, [number for number, _ in known], means, low, high))

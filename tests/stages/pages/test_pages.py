@@ -1,5 +1,7 @@
 """The layout and the charts, in a real browser: offline, escaped, readable in light, dark and on a phone."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browser import browser, opened
-from tsdkd.stages.pages.charts import MOST_VALUES, Series, bars, lines
+from tsdkd.stages.pages.charts import MOST_VALUES, Series, bars, dots, lines
 from tsdkd.stages.pages.page import templates
 
 NASTY = "<script>document.title = 'run'</script><b>bold</b> & \"quotes\""
@@ -65,6 +67,18 @@ def test_a_table_of_many_values_keeps_both_ends() -> None:
     assert len(rows) == MOST_VALUES
     assert rows[0] == ["0", "0", ""]
     assert rows[-1] == ["99", "99", "7"]
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    """No mathematics, nothing hidden, and letters that the fonts here lack without a warning."""
+    names = ["a$\\frac$", "a$b$c", "_a", "运行"]
+    series = [Series(name, [0, 1], [1.0, 2.0]) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svgs = [lines("t", "x", "y", series).svg, bars("t", "x", "y", series).svg, dots("t", "x", names, series).svg]
+    for svg in svgs:
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+        assert set(names) <= set(texts)
 
 
 def test_the_same_values_draw_the_same_bytes_and_two_charts_share_no_ids() -> None:

@@ -67,12 +67,17 @@ class Comparison:
     """The paper's rows of the matching pair, by method."""
     heldout: dict[str, dict[str, Any]]
     """Closeness to the teacher, where it was measured."""
+    skipped: tuple[str, ...] = ()
+    """Why there is no difference where two models share a benchmark."""
 
 
-def compare(artifacts: dict[str, Artifact], baseline: str | None = None, pair: Pair | None = None) -> Comparison:
+def compare(
+    artifacts: dict[str, Artifact], baseline: str | None = None, pair: Pair | None = None, *, skip: bool = False
+) -> Comparison:
     """Results by the name to show. `baseline`: "student" where there is one, else the first; `pair`: by model names.
 
-    Raises InputError for an unknown baseline, or when two models share a benchmark but no document of it.
+    Raises InputError for an unknown baseline, or when two models share a benchmark but no document of it: unless
+    `skip`, which leaves that difference out and says why.
     """
     baseline = baseline or ("student" if "student" in artifacts else next(iter(artifacts)))
     if baseline not in artifacts:
@@ -80,15 +85,16 @@ def compare(artifacts: dict[str, Artifact], baseline: str | None = None, pair: P
     found = {name: artifact.manifest.summary for name, artifact in artifacts.items()}
     benchmarks = tuple(one for one in BENCHMARKS if any(one in summary for summary in found.values()))
     scores = {name: _scores(summary) for name, summary in found.items()}
-    differences = {
-        name: {
-            one: _difference(artifacts, name, baseline, one)
-            for one in benchmarks
-            if one in scores[name] and one in scores[baseline]
-        }
-        for name in artifacts
-        if name != baseline
-    }
+    differences: dict[str, dict[str, Difference]] = {name: {} for name in artifacts if name != baseline}
+    skipped = []
+    for name, row in differences.items():
+        for one in (one for one in benchmarks if one in scores[name] and one in scores[baseline]):
+            try:
+                row[one] = _difference(artifacts, name, baseline, one)
+            except InputError as error:
+                if not skip:
+                    raise
+                skipped.append(f"{error.cause} {error.remedy}")
     published = _published(pair or _pair_of(artifacts), benchmarks)
     if len(benchmarks) > 1:
         for rows in (scores, published):
@@ -96,7 +102,7 @@ def compare(artifacts: dict[str, Artifact], baseline: str | None = None, pair: P
         differences = {name: row | _average_difference(row, benchmarks) for name, row in differences.items()}
         benchmarks = (*benchmarks, AVERAGE)
     heldout = {name: summary["heldout"] for name, summary in found.items() if "heldout" in summary}
-    return Comparison(benchmarks, baseline, scores, differences, published, heldout)
+    return Comparison(benchmarks, baseline, scores, differences, published, heldout, tuple(skipped))
 
 
 def in_order(results: Path) -> tuple[int, str]:
@@ -106,8 +112,10 @@ def in_order(results: Path) -> tuple[int, str]:
 
 def short_names(places: Sequence[Path]) -> list[str]:
     """The shortest ends of different paths that tell them apart; folders called "results" say nothing."""
-    parts = [[part for part in place.resolve().parts if part != "results"] for place in places]
-    length = next(n for n in range(1, 99) if len({tuple(p[-n:]) for p in parts}) == len(parts))
+    full = [place.resolve().parts for place in places]
+    telling = [tuple(part for part in parts if part != "results") for parts in full]
+    parts = telling if len(set(telling)) == len(full) else full
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(set(parts)))
     return ["/".join(p[-length:]) for p in parts]
 
 

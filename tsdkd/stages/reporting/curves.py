@@ -42,6 +42,7 @@ HEALTH = (
 )
 HELD_OUT = (
     Measure("KL to the teacher, held-out prompts", "nats a token", {"eval_kl": ""}),
+    Measure("Cross-entropy of the teacher's answers, held-out prompts", "nats a token", {"eval_cross_entropy": ""}),
     Measure("Same best token, held-out prompts", "share of tokens", {"eval_agreement": ""}),
     Measure("Entropy, held-out prompts", "nats a token", {"eval_entropy": ""}),
 )
@@ -62,11 +63,13 @@ def charts(measures: Iterable[Measure], known: dict[str, list[Entry]]) -> list[C
     """Those of which something was logged."""
     most = max(FEWEST, POINTS // max(1, len(known)))
     found = []
+    logged = {key for log in known.values() for entry in log for key in entry}
     for measure in measures:
         series = [
             thinned(_name(name, what, alone=len(known) == 1), log, key, most)
             for name, log in known.items()
             for key, what in measure.curves.items()
+            if key in logged
         ]  # empty ones too: a run has one colour in all charts
         if any(one.x for one in series):
             found.append(lines(measure.title, "step", measure.unit, series, said=_said(measure, known)))

@@ -1,7 +1,9 @@
 """What run directories hold, finished or not, as plain records; files are trusted to be what manifests say."""
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from tsdkd.artifacts import MANIFEST, Artifact, Manifest, load_manifest, parents
 from tsdkd.errors import InputError
 from tsdkd.journal import Session, sessions
 from tsdkd.stages.evaluation.compare import ORDER, short_names
+from tsdkd.stages.objectives import OBJECTIVES
 from tsdkd.writer import is_held
 
 STAGES = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
@@ -18,6 +21,8 @@ METRICS = ("metrics.jsonl", "resume/metrics.jsonl")
 """Where a checkpoint has its log: finished, or on its way."""
 DEEPEST = 3
 """Folders below a run in which its artifacts lie."""
+LEARNED_BY_HEART = {"eval_kl": "eval_cross_entropy"}
+"""What the log calls otherwise than it is, without a teacher's view: that is then the answer itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,15 @@ class Piece:
         for name in METRICS:
             if (self.path / name).is_file():
                 lines = (self.path / name).read_text().splitlines(keepends=True)
-                return [json.loads(line) for line in lines if line.endswith("\n")]
+                entries = [json.loads(line) for line in lines if line.endswith("\n")]
+                return [_without_teacher(entry) for entry in entries] if self.by_heart else entries
         return []
+
+    @property
+    def by_heart(self) -> bool:
+        """Did a student learn from answers alone, without a teacher's view of them?"""
+        objective = OBJECTIVES.get(self.manifest.config.get("method", ""))
+        return objective is not None and not objective.teacher
 
     @property
     def faults(self) -> list[str]:
@@ -112,7 +124,7 @@ def gather(places: Sequence[Path]) -> list[Run]:
 
 
 def _runs_at(place: Path) -> list[Path]:
-    if (place / MANIFEST).is_file():
+    if _ours(place / MANIFEST):
         raise InputError(f"{place} is an artifact, not a run.", f"Name the run that holds it: {place.parent}.")
     if not place.is_dir():
         raise InputError(
@@ -120,14 +132,30 @@ def _runs_at(place: Path) -> list[Path]:
         )
     if _manifests(place, 1) or _manifests(place / "results", 1):
         return [place]
-    below = [folder for folder in place.iterdir() if folder.is_dir() and _manifests(folder, 1)]
+    below = [folder for folder in place.iterdir() if _shown(folder.name) and _manifests(folder, 1)]
     if not below:
         raise InputError(f"{place} holds no artifact.", "Name a run that `tsdkd generate` or another stage wrote.")
     return sorted(below, key=lambda path: (len(path.name), path.name))  # 2 before 10
 
 
 def _manifests(place: Path, deepest: int) -> list[Path]:
-    return [file for depth in range(1, deepest + 1) for file in place.glob(f"{'*/' * depth}{MANIFEST}")]
+    """Of the artifacts below; hidden folders and what others call a manifest are passed over."""
+    found = [file for depth in range(1, deepest + 1) for file in place.glob(f"{'*/' * depth}{MANIFEST}")]
+    return [file for file in found if all(map(_shown, file.parent.relative_to(place).parts)) and _ours(file)]
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _ours(file: Path) -> bool:
+    try:
+        raw = json.loads(file.read_text())
+    except OSError:
+        return False
+    except ValueError:
+        return True  # reading it says what is wrong
+    return isinstance(raw, dict) and {"format", "kind"} <= raw.keys()
 
 
 def _pieces(run: Path) -> tuple[Piece, ...]:
@@ -144,5 +172,19 @@ def _pieces(run: Path) -> tuple[Piece, ...]:
 
 
 def _piece(run: Path, path: Path) -> Piece:
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return Piece(str(path.relative_to(run)), path, load_manifest(path), tuple(sessions(path)), is_held(path), size)
+    manifest = load_manifest(path)
+    return Piece(str(path.relative_to(run)), path, manifest, tuple(sessions(path)), is_held(path), _size(path))
+
+
+def _size(path: Path) -> int:
+    """Files that a stage removes meanwhile count nothing."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                total += Path(folder, name).stat().st_size
+    return total
+
+
+def _without_teacher(entry: dict[str, float]) -> dict[str, float]:
+    return {LEARNED_BY_HEART.get(name, name): value for name, value in entry.items() if name != "teacher_entropy"}

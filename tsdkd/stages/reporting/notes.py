@@ -1,11 +1,13 @@
 """What to know beside the numbers of a report: where things come from, what is missing, what went wrong."""
 
+from collections.abc import Iterator
+
 from tsdkd.artifacts import MADE_BY
 from tsdkd.journal import Session
 from tsdkd.stages.reporting.curves import Entry
 from tsdkd.stages.reporting.gather import STAGES, Piece, Run
 from tsdkd.stages.reporting.words import last
-from tsdkd.stages.training.health import Watch
+from tsdkd.stages.training.health import Watch, degenerates
 
 LINEAGE = ["artifact", "fingerprint", "holds", "made from", "with"]
 
@@ -28,13 +30,15 @@ def lineage(run: Run) -> list[list[str]]:
 
 
 def missing(run: Run) -> list[str]:
-    """Kinds of artifacts that the run has none of, and what makes them; a live teacher needs no recorded responses."""
+    """Kinds of artifacts that the run has none of, and what makes them: those that its training needs."""
     live = any(piece.manifest.config["live"] is not None for piece in run.trained)
-    wanted = [kind for kind in STAGES if not (live and kind in {"rollouts", "scores"})]
+    needless = {"rollouts", "scores"} if live else set()
+    if run.trained and all(piece.by_heart for piece in run.trained):
+        needless.add("scores")
     return [
         f"{run.path} holds no {kind} yet: `tsdkd {STAGES[kind]} --run {run.path}` writes them."
-        for kind in wanted
-        if not run.of(kind)
+        for kind in STAGES
+        if kind not in needless and not run.of(kind)
     ]
 
 
@@ -46,18 +50,21 @@ def warnings(run: Run) -> list[str]:
 
 def degenerations(logs: dict[str, list[Entry]]) -> list[str]:
     """Where training showed a sign of collapse first, judged as it is while it runs."""
-    found = []
-    for name, log in logs.items():
-        watch, said = Watch(), set[str]()
-        for entry in log:
-            signs = watch.see(entry) if "loss" in entry else {}
-            found += [f"{name}: step {entry['step']:.0f}: {signs[sign]}." for sign in signs.keys() - said]
-            said |= signs.keys()
-    return found
+    return [f"{name}: step {step:.0f}: {sign}." for name, log in logs.items() for step, sign in _signs(log)]
+
+
+def _signs(log: list[Entry]) -> Iterator[tuple[float, str]]:
+    """Each once: step and words."""
+    watch, said = Watch(), set[str]()
+    for entry in log:
+        signs = watch.see(entry) if "loss" in entry else {}
+        yield from ((entry["step"], words) for sign, words in signs.items() if sign not in said)
+        said |= signs.keys()
 
 
 def _of_piece(piece: Piece) -> list[str]:
-    told = [text for session in piece.sessions for text in (*session.warnings, *_failed(session))]
+    shown = {degenerates(*sign) for sign in _signs(piece.log)}  # see degenerations
+    told = [text for session in piece.sessions for text in (*session.warnings, *_failed(session)) if text not in shown]
     if "collapsed_at" in piece.manifest.summary:
         told.append(f"Training was stopped at step {piece.manifest.summary['collapsed_at']}, since it degenerated.")
     return [*told, *piece.faults]

@@ -40,20 +40,25 @@ class Sample:
     target: str = ""
 
 
-def before_and_after(run: Run) -> list[Sample]:
-    """Benchmark documents that training gained and lost, drawn with a fixed seed; none without both results."""
+def before_and_after(run: Run) -> list[Sample] | None:
+    """Benchmark documents that training gained and lost, drawn with a fixed seed; None where both answered none."""
     before, after = (run.piece(f"results/{name}") for name in (BEFORE, AFTER))
     if not (before and after and before.readable and after.readable):
-        return []
+        return None
     models = before.artifact, after.artifact
     changed: dict[str, list[tuple[str, Document]]] = {"Gained": [], "Lost": []}
+    both = 0
     for benchmark in BENCHMARKS:
         if all(benchmark in model.manifest.summary for model in models):
             then, now = (verdicts(model, benchmark) for model in models)
-            for document in sorted(then.keys() & now.keys()):
-                if then[document] != now[document]:
-                    how = "Gained" if now[document] > then[document] else "Lost"
-                    changed[how].append((benchmark, document))
+            common = sorted(then.keys() & now.keys())
+            both += len(common)
+            for document in common:
+                old, new = then[document][0], now[document][0]
+                if old != new:
+                    changed["Gained" if new > old else "Lost"].append((benchmark, document))
+    if not both:
+        return None
     return [_judged(models, *one, how) for how, found in changed.items() for one in _drawn(found)]
 
 

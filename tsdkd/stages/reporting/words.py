@@ -108,7 +108,7 @@ def _checkpoint(piece: Piece) -> str:
     return (
         f"The student {student} learned from the teacher {teacher}, {_responses(manifest)}. {steps} of "
         f"{config['batch_size']:,} responses, {epochs}, seed {manifest.seed}. {weights} at "
-        f"{config['learning_rate']:g} ({config['schedule']}, the first {config['warmup_ratio']:.0%} rising), the "
+        f"{config['learning_rate']:g} ({config['schedule']}, the first {_percent(config['warmup_ratio'])} rising), the "
         f"forward in {config['precision']}. {_objective(config['method'], config['objective'])}"
     )
 
@@ -120,18 +120,19 @@ def _responses(manifest: Manifest) -> str:
         return "from recorded scores" if scored else "from its recorded answers alone"
     if live["replay"]:
         return "which read along: a schedule decided when the student answered afresh, and when it was replayed"
-    return f"which read along: {live['on_policy']:.0%} of the prompts were answered afresh as the student changed"
+    return f"which read along: {_percent(live['on_policy'])} of the prompts were answered afresh as the student changed"
 
 
 def _objective(method: str, objective: dict[str, Any]) -> str:
-    long = "an adaptive opener" if objective["opener"] == "adaptive" else f"openers of {objective['opener']:.0%}"
+    long = "an adaptive opener" if objective["opener"] == "adaptive" else f"openers of {_percent(objective['opener'])}"
     gate = "where the student is less sure than the teacher" if objective["gate"] else "everywhere alike"
-    divergences = {"jsd": f"JSD with β = {objective['beta']:g}"}
+    jsd = f"JSD with β = {objective['beta']:g}"
+    divergences = {"jsd": {0: f"forward KL ({jsd})", 1: f"reverse KL ({jsd})"}.get(objective["beta"], jsd)}
     skewed = objective["divergence"].replace("-", " ").replace("kl", "KL") + f" of {objective['skew']:g}"
     terms = {
         f"ranking of {objective['k']} candidates in {long} of the entropy": objective["alpha"],
         f"{divergences.get(objective['divergence'], skewed)} {gate}": objective["direct_weight"],
-        f"entropy of the {objective['em_ratio']:.0%} most uncertain tokens": objective["em_weight"],
+        f"entropy of the {_percent(objective['em_ratio'])} most uncertain tokens": objective["em_weight"],
     }
     said = [f"{weight:g} times the {term}" for term, weight in terms.items() if weight]
     released = f" The {', '.join(objective['released'])} as in the released code." if objective["released"] else ""
@@ -165,6 +166,10 @@ def _source(manifest: Manifest) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"
 
 
 def _value(value: Any) -> str:

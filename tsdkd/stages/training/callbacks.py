@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsdkd.stages.reporter import Reporter
-from tsdkd.stages.training.health import Watch
+from tsdkd.stages.training.health import Watch, degenerates
 from tsdkd.stages.training.replay import Schedule
 
 SAVED = "tsdkd_state.json"
@@ -139,7 +139,7 @@ class JudgeHealth(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for entry in state.log_history:
             if "loss" in entry:
-                self.watch.see(entry)
+                self.said |= self.watch.see(entry).keys()  # by the session that is continued
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -147,8 +147,8 @@ class JudgeHealth(TrainerCallback):
         if "loss" not in logs:
             return
         signs = self.watch.see(logs)
-        for name in signs.keys() - self.said:
-            self.reporter.warn(f"The run degenerates at step {state.global_step}: {signs[name]}.")
+        for name in (name for name in signs if name not in self.said):
+            self.reporter.warn(degenerates(state.global_step, signs[name]))
         self.said |= signs.keys()
         if signs and self.stop:
             self.stopped_at = state.global_step

@@ -31,6 +31,11 @@ def of_responses(samples: list[Sample]) -> dict[str, float]:
     }
 
 
+def degenerates(step: float, sign: str) -> str:
+    """What is warned of while training."""
+    return f"The run degenerates at step {step:.0f}: {sign}."
+
+
 class Watch:
     """Compares the last `WINDOW` steps with the first."""
 
