@@ -73,7 +73,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "is an artifact, not a run" in cause
     assert str(tmp_path / "run") in remedy
     assert "named twice" in refuse("report", tmp_path / "run", tmp_path / "run")[0]
-    assert "is a directory" in refuse("report", tmp_path / "run", "--html", tmp_path)[0]
+    assert "would be no page" in refuse("report", tmp_path / "run", "--html", tmp_path)[0]
     (tmp_path / "run" / "rollouts" / "manifest.json").write_text("{")
     assert "cannot be read" in refuse("report", tmp_path / "run")[0]
     assert not (tmp_path / "run" / "report.html").exists()

@@ -164,6 +164,14 @@ def test_several_runs_stand_side_by_side_differences_first(chromium: Any, severa
         assert "plain by seed 1" in shared
 
 
+def test_an_artifact_that_a_run_lacks_is_one_difference(run: Path, tmp_path: Path) -> None:
+    rollouts(tmp_path / "bare")
+    found = words.differences(gather([run, tmp_path / "bare"]))
+    assert [row for row in found if row[0].startswith("scores")] == [["scores", "made", "-"]]
+    assert found[0][1:] == ["made", "-"]
+    assert not any(row[0].startswith("checkpoint:") for row in found)
+
+
 def test_results_that_runs_share_are_compared_once(run: Path, tmp_path: Path) -> None:
     """The second run's student is the first's; its teacher and distilled model are others."""
     for name, verdicts in {"teacher": "1110", "student": VERDICTS["student"], "distilled": "1101"}.items():

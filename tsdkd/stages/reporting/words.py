@@ -1,7 +1,7 @@
 """A run's configuration in sentences, and what two runs were told differently."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -37,20 +37,25 @@ def departures(run: Run) -> list[tuple[str, str, str]]:
 
 def settings(run: Run) -> list[tuple[str, str]]:
     """Everything that was told, in full."""
-    return [(name, _value(value)) for name, value in _told(run).items()]
+    return [(name, _value(value)) for name, value in _told(run, {piece.name for piece in run.pieces}).items()]
 
 
 def differences(runs: list[Run]) -> list[list[str]]:
-    """Rows of what the runs were told differently: name, then each run's value."""
-    told = [_told(run) for run in runs]
+    """Rows of what the runs were told differently: name, then each run's value; first what not all of them have."""
+    made = [[piece.name for piece in run.pieces] for run in runs]
+    everywhere = set(made[0]).intersection(*made[1:])
+    lacked = dict.fromkeys(name for names in made for name in names if name not in everywhere)
+    rows = [[name, *("made" if name in names else "-" for names in made)] for name in lacked]
+    told = [_told(run, everywhere) for run in runs]
     names = dict.fromkeys(name for one in told for name in one)
-    rows = [[name, *(_value(one[name]) if name in one else "-" for one in told)] for name in names]
-    return [row for row in rows if len(set(row[1:])) > 1]
+    compared = [[name, *(_value(one[name]) if name in one else "-" for one in told)] for name in names]
+    return rows + [row for row in compared if len(set(row[1:])) > 1]
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _told(run: Run, names: Container[str]) -> dict[str, Any]:
+    """Of some of its artifacts."""
     found: dict[str, Any] = {}
-    for piece in run.pieces:
+    for piece in (piece for piece in run.pieces if piece.name in names):
         manifest = piece.manifest
         mine = {"seed": manifest.seed, "engine": manifest.engine, "tsdkd": manifest.tsdkd}
         mine |= {f"{model.role}": f"{last(model.name)} ({model.weights[:8]})" for model in manifest.models}
