@@ -22,7 +22,7 @@ from tsdkd.stages.generate import generate
 from tsdkd.stages.score import score
 
 ONE = [sys.executable, "-m", "tsdkd"]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
 TWO = [*LAUNCH, "tsdkd"]
 SHARDED = [*LAUNCH, "tests.pipeline.fsdp"]
 FSDP = {

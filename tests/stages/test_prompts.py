@@ -85,6 +85,9 @@ def test_limit(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a", "prompt_id": 1}\n{"prompt": "b", "prompt_id": 1}', None, "two prompts", "unique"),
         ("p.parquet", "not parquet", None, "no readable Parquet", "Check the file"),
         ("p.csv", "prompt\n" + "x" * 200_000 + "\n", None, "no readable CSV", ".jsonl"),
+        ("p.csv", "id,prompt\n1,a\n2,Hello, there\n", None, "line 3: not the 2 cells", "quote cells"),
+        ("p.csv", "id,prompt\n1,a\n2\n", None, "line 3: not the 2 cells", "Mend the line"),
+        ("p.csv", 'id,prompt\n1,"Hello\n2,b\n', None, "no readable CSV", ".jsonl"),
         ("p.txt", "a", None, "I can read", ".jsonl"),
     ],
 )  # fmt: skip

@@ -168,10 +168,19 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     with _text(path, newline="") as file:
+        reader = csv.DictReader(file, strict=True)
         try:
-            yield from csv.DictReader(file)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: not the {len(reader.fieldnames or [])} cells of the header.",
+                        "Mend the line; quote cells that hold commas.",
+                    )
+                yield row
         except csv.Error as error:
-            raise InputError(f"{path} is no readable CSV ({error}).", "Mend the file, or use .jsonl.") from None
+            raise InputError(
+                f"{path}, line {reader.line_num}: no readable CSV ({error}).", "Mend the file, or use .jsonl."
+            ) from None
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class ShowProgress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         bar = self.reporter.progress("student learns", state.max_steps, "steps", state.global_step)
         self.advance = self.stack.enter_context(bar)
+        if state.max_steps < 3 and args.get_warmup_steps(state.max_steps):
+            self.reporter.warn(f"Of {state.max_steps} steps the first has learning rate 0: see --warmup-ratio.")
         for entry in state.log_history:  # of the steps before the one that is continued
             self._show(entry)
 

@@ -22,7 +22,7 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluated:
         library_name="peft" if adapter else "transformers",
         tags=["distillation", manifest.config["method"]],
     )
-    settings = flat({name: value for name, value in manifest.config.items() if value not in (None, [], ())})
+    settings = {name: value for name, value in flat(manifest.config).items() if value not in (None, [], ())}
     objective = find(manifest.config["method"])
     what = (
         f"Distilled by {objective.title}: {objective.means}. "

@@ -153,7 +153,7 @@ def _run(trainer: DistillationTrainer, resume: Path, reporter: Reporter, *, stop
             stop,
         ):
             trainer.add_callback(callback)
-        with _interrupts_set(stop):
+        with _interrupts_set(stop, reporter):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if stop.requested:
         raise KeyboardInterrupt
@@ -170,7 +170,7 @@ def _run(trainer: DistillationTrainer, resume: Path, reporter: Reporter, *, stop
 
 
 @contextmanager
-def _interrupts_set(stop: StopWhenAsked) -> Iterator[None]:
+def _interrupts_set(stop: StopWhenAsked, reporter: Reporter) -> Iterator[None]:
     """The first Ctrl-C lets the step end and saves it; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -179,6 +179,7 @@ def _interrupts_set(stop: StopWhenAsked) -> Iterator[None]:
     def request(*_: object) -> None:
         stop.requested = True
         signal.signal(signal.SIGINT, before)
+        reporter.say("Interrupted: this step is finished and saved; once more stops at once.")
 
     before = signal.signal(signal.SIGINT, request)
     try:
