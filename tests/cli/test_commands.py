@@ -215,7 +215,8 @@ def test_an_objective_by_name_and_what_of_it_is_given(rollouts: Path, teacher: P
     for name, more, changed in (
         ("gkd", ["--beta", 0.1], {"beta": 0.1}),
         ("gkd", [], {"beta": 0.5}),
-        ("tsdkd-released", ["--released", "entropy,ranking", "--k", 4], {"released": ["ranking", "entropy"], "k": 4}),
+        ("tsdkd", ["--released", "entropy,ranking", "--k", 4], {"released": ["ranking", "entropy"], "k": 4}),
+        ("tsdkd-released", [], {"released": ["ranking", "opener", "entropy"]}),
     ):
         shown = run("train", "--run", place, "--epochs", 1, "--objective", name, *more, "--overwrite")
         assert name in shown
