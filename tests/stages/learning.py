@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.models import load_model
+from tsdkd.stages.reporter import Silent
 from tsdkd.stages.samples.sources import Sample
 from tsdkd.stages.train import train
 from tsdkd.stages.training.checkpoint import METRICS_FILE
@@ -18,6 +19,20 @@ OBJECTIVE = TSDKDConfig(k=4)
 CONFIG = TrainConfig(
     objective=OBJECTIVE, learning_rate=1e-3, epochs=2, batch_size=4, micro_batch_size=2, precision="fp32", save_steps=2
 )
+
+
+class Listening(Silent):
+    """Keeps what is said and warned of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
 
 
 def learn(run: Path, student: Path, output: Path, config: TrainConfig = CONFIG, **more: object) -> Weights:

@@ -146,6 +146,40 @@ def test_data_that_do_not_fit_are_refused(
     assert not (tmp_path / "c").exists()
 
 
+def test_seqkd_with_scores_is_refused(runs: Runs, student: Path, tmp_path: Path) -> None:
+    """It would learn from the teacher's whole distribution, and be called what it is not."""
+    run = runs["teacher"]
+    with pytest.raises(InputError, match="responses alone"):
+        train(run / "rollouts", run / "scores", str(student), tmp_path / "c", settings("seqkd"))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("tsdkd", {"skew": 0.2}), ("tsdkd", {"divergence": "skew-kl", "beta": 0.2}), ("distillm", {"beta": 0.2})],
+)
+def test_options_without_effect_are_refused(name: str, given: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="no effect"):
+        find(name).with_options(given)
+
+
+def test_agreement_is_a_mean_over_the_responses_with_an_opener(
+    runs: Runs, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten micro-batches of one response, the second and the seventh rank nothing; the others agree by 0.5."""
+    objective_of, calls = trainer_module.DistillationTrainer.objective_of, iter(range(10))
+
+    def ranked(self: object, *given: object, **more: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, found = objective_of(self, *given, **more)
+        del found["rank_agreement"]
+        return loss, found if next(calls) in {1, 6} else found | {"rank_agreement": torch.tensor(0.5)}
+
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "objective_of", ranked)
+    config = replace(CONFIG, batch_size=10, micro_batch_size=1, epochs=1)
+    learn(runs["student"], student, tmp_path / "c", config)
+    assert metrics(tmp_path / "c")[0]["rank_agreement"] == pytest.approx(0.5)
+
+
 def test_fresh_answers_are_refused_where_nothing_is_learned_from_them(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path
 ) -> None:

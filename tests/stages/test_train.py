@@ -23,7 +23,17 @@ from transformers import (
     TrainerState,
 )
 
-from tests.stages.learning import CONFIG, OBJECTIVE, apart, learn, loss_of_two_models, metrics, same_update, weights
+from tests.stages.learning import (
+    CONFIG,
+    OBJECTIVE,
+    Listening,
+    apart,
+    learn,
+    loss_of_two_models,
+    metrics,
+    same_update,
+    weights,
+)
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.batches import align
@@ -170,12 +180,25 @@ def test_ctrl_c_saves_the_step_and_the_next_run_continues(
         return compute_loss(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", interrupted)
+    told = Listening()
     with pytest.raises(KeyboardInterrupt):
-        learn(run, student, tmp_path / "cut", config)
+        learn(run, student, tmp_path / "cut", config, reporter=told)
     monkeypatch.undo()
+    assert any(message.startswith("Interrupted: this step is finished") for message in told.said)
     assert (tmp_path / "cut" / "resume" / "checkpoint-3" / SAVED).is_file()
     learn(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "warned"), [(1, 0.1, True), (1, 0.0, False), (3, 0.1, False)])
+def test_a_run_whose_only_steps_warm_up_is_warned_of(
+    run: Path, student: Path, tmp_path: Path, epochs: int, warmup: float, warned: bool
+) -> None:
+    told = Listening()
+    learn(
+        run, student, tmp_path / "c", replace(CONFIG, batch_size=10, epochs=epochs, warmup_ratio=warmup), reporter=told
+    )
+    assert warned == any("learning rate 0" in message for message in told.warned)
 
 
 @pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "shards/0.distcp", SAVED])
