@@ -343,7 +343,7 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
     """Every result of every operation, forward and backward, is looked at."""
     monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
     monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
-    monkeypatch.setattr(module, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(module, "STEP_TOKENS", 1)
     case = make([200, 120])
     largest = 0
 
@@ -362,6 +362,28 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
         by_chunks(case, config)[0].backward()
     assert 80 * VOCAB <= largest < 320 * VOCAB
     assert largest <= max(case.teacher.numel(), 320 * config.k)  # hidden states, and k scores a token
+
+
+@pytest.mark.parametrize("tokens", [100, 256, 320, 513, 8192])
+def test_chunks_are_bounded_and_fit_products(tokens: int) -> None:
+    """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part of it stay below 0.25 GB."""
+    head = Head(torch.empty(151936, 1))
+    chunk = module._chunk_tokens(module._Student(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
+    assert chunk % module.STEP_TOKENS == 0
+    assert chunk < tokens + module.STEP_TOKENS
+    assert chunk * (1 + 1 / module.TEACHER_SHARE) * 151936 * 4 < 0.25e9
+
+
+def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, linear, formed = make([40, 24]), Head.linear, {WIDTH: 0, TEACHER_WIDTH: 0}
+
+    def spy(head: Head, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        formed[hidden.shape[1]] = max(formed[hidden.shape[1]], len(hidden))
+        return linear(head, hidden, out)
+
+    monkeypatch.setattr(Head, "linear", spy)
+    by_chunks(case, TSDKDConfig(k=4), chunk=32)
+    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / module.TEACHER_SHARE}
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")

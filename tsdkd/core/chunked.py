@@ -23,11 +23,14 @@ from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
 CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**28}
-"""Logits of one model that are formed at a time: enough rows for matrix products to run at full speed."""
+"""Logits of the student that are formed at a time: enough rows for matrix products to run at full speed."""
+TEACHER_SHARE = 2
+"""The teacher's are formed for a chunk's tokens in as many parts: one product of four is the teacher's."""
 BLOCK_LOGITS = {"cpu": 2**20, "cuda": 2**25}
 """Logits of these that are worked on at a time in float32; on a CPU they stay in its cache."""
-LEAST_TOKENS = 64
-"""A chunk's tokens, however little memory is free: with fewer, products only wait for the head's weights."""
+STEP_TOKENS = 64
+"""Chunks are multiples of it, which products like, and one of it however little memory is free: with fewer tokens they
+only wait for the head's weights."""
 
 Scratch = tuple[Tensor | None, ...]
 NO_SCRATCH: Scratch = (None,) * 5
@@ -271,11 +274,13 @@ def _read(
     seen: list[tuple[Tensor, ...]] = []
     room: list[Tensor] = []
     for rows in _slices(len(student.hidden), chunk):
-        linear = student.linear(rows)
-        view = _view(teacher.take(rows), room)
-        for block in _slices(len(linear), _block_tokens(student)):
-            scratch = NO_SCRATCH if compiled else student.scratch(len(linear[block]))
-            seen.append(_read_block(linear[block], view(block), share[rows][block], student.head, config, scratch))
+        linear, judged, shared = student.linear(rows), teacher.take(rows), share[rows]
+        for part in _slices(len(linear), -(-chunk // TEACHER_SHARE)):
+            view = _view(judged.take(part), room)
+            for block in _slices(len(linear[part]), _block_tokens(student)):
+                scratch = NO_SCRATCH if compiled else student.scratch(len(linear[part][block]))
+                found = linear[part][block], view(block), shared[part][block]
+                seen.append(_read_block(*found, student.head, config, scratch))
         if config.direct_weight and student.learns:
             student.pull(rows, linear)
     return _Seen(*(torch.cat(column) for column in zip(*seen, strict=True)))
@@ -480,11 +485,12 @@ def _by_device(sizes: dict[str, int], student: _Student) -> int:
 
 
 def _chunk_tokens(student: _Student) -> int:
-    """Chunks of even size; on CPUs always the same, so that a run gives the same bytes twice."""
+    """Chunks of nearly even size; on CPUs always the same, so that a run gives the same bytes twice."""
     tokens, device = len(student.hidden), student.hidden.device
     room = _by_device(CHUNK_BYTES, student)
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         room = min(room, (torch.cuda.mem_get_info(device)[0] + cached) // 8)
-    most = max(LEAST_TOKENS, room // (student.vocab * student.hidden.itemsize))
-    return -(-tokens // -(-tokens // most))
+    most = max(1, room // (student.vocab * student.hidden.itemsize * STEP_TOKENS))
+    steps = -(-tokens // STEP_TOKENS)
+    return STEP_TOKENS * -(-steps // -(-steps // most))

@@ -6,7 +6,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tsdkd.core.chunked import CHUNK_BYTES
+from tsdkd.core.chunked import CHUNK_BYTES, TEACHER_SHARE
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.models import auto_dtype, default_device
@@ -60,7 +60,7 @@ def estimate(student: str, teacher: str, longest: int, config: TrainConfig, prec
     return Estimate(
         state=state,
         activations=_activations(student, longest, config, narrow),
-        objective=2 * CHUNK_BYTES[device],
+        objective=CHUNK_BYTES[device] * (TEACHER_SHARE + 1) // TEACHER_SHARE,
         teacher=_teacher(teacher, config) if config.live else _teachers_head(teacher, config),
         available=torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
     )
