@@ -12,7 +12,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.generate import generate
 from tsdkd.stages.models import LanguageModel, load_model
-from tsdkd.stages.rollouts.speculative import Row, SpeculativeEngine
+from tsdkd.stages.rollouts.together import Row, TogetherEngine
 
 CONFIG = GenerateConfig(policy="speculative", max_new_tokens=12, batch_size=3, part_size=4, limit=6, accept_k=8)
 VOCAB = 258
@@ -32,7 +32,7 @@ def by_definition(
     pair: tuple[LanguageModel, LanguageModel], config: GenerateConfig, prompt: list[int], seed: int
 ) -> tuple[list[int], int]:
     """One token after the other, unbatched, without a cache; the engine's own noise."""
-    engine, ids, replaced = SpeculativeEngine(*pair, config), [], 0
+    engine, ids, replaced = TogetherEngine(*pair, config), [], 0
     row = Row(seed, 0, 0)
     while len(ids) < config.max_new_tokens and not (ids and ids[-1] in pair[0].end_ids):
         student, teacher = (logits(reader, prompt + ids) for reader in pair)
@@ -93,7 +93,7 @@ def test_the_best_token_alone_is_the_teachers_greedy_answer(
 
 def test_the_noise_samples_the_distribution(pair: tuple[LanguageModel, LanguageModel]) -> None:
     """4,000 draws from logits (0, 1, 2) at temperature 2: each count within 4.5 standard deviations."""
-    engine = SpeculativeEngine(*pair, replace(CONFIG, temperature=2.0))
+    engine = TogetherEngine(*pair, replace(CONFIG, temperature=2.0))
     draws = Counter(
         engine._sample(torch.tensor([0.0, 1.0, 2.0]), Row(seed, 0, 0), 3, "student") for seed in range(4000)
     )
