@@ -132,15 +132,15 @@ def test_each_improves_its_own_objective_on_unseen_responses(
 ) -> None:
     """MiniLLM's is the reverse KL: its loss is a surrogate with the right gradient alone."""
     policy, measured = DATA.get(name, "student"), {"minillm": "reverse-kl"}.get(name, name)
-    config = settings(name, learning_rate=3e-3, epochs=8, batch_size=5)
+    plan: dict[str, object] = {"learning_rate": 3e-3, "epochs": 8, "micro_batch_size": 4, "save_steps": 100}
     if find(name).replays:
         live = LiveConfig(on_policy=0, sampling=SAMPLING, replay=ReplayConfig(phi=0.5))
-        config = replace(config, live=live, held_out=0.3, eval_steps=5)
+        config = settings(name, **plan, live=live, held_out=0.3, eval_steps=5)
         train_live(runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
     else:
-        learn(runs[policy], student, tmp_path / "c", config)
+        learn(runs[policy], student, tmp_path / "c", settings(name, **plan))
     before, after = (expected(measured, unseen[policy], model, teacher) for model in (student, tmp_path / "c"))
-    assert after < 0.95 * before
+    assert after < before - 0.03
 
 
 def test_minillm_learns_from_the_students_responses_too(
