@@ -17,12 +17,14 @@ from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ReplayConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
+from tsdkd.stages.models import load_model
 from tsdkd.stages.objectives import OBJECTIVES, find
+from tsdkd.stages.rollouts.together import TogetherEngine
 from tsdkd.stages.samples.sources import Sample
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train, train_live
 from tsdkd.stages.training import trainer as trainer_module
-from tsdkd.stages.training.live import LiveSamples
+from tsdkd.stages.training.live import LiveSamples, ask
 
 Contents = Callable[[Path], dict[str, bytes]]
 Runs = dict[str, Path]
@@ -166,8 +168,9 @@ def test_minillm_live_samples_from_both_as_they_are(
     train_live(prompts, str(student), str(teacher), tmp_path / "c", config)
     logged, later = metrics(tmp_path / "c")
     _, first, second = seen
-    author = {"author": "mixture"}
-    rows = [row | author for row in first]
+    rows = [row | {"author": "mixture"} for row in first]
+    together = TogetherEngine(load_model(str(student)), load_model(str(teacher)), sampling)
+    assert [row["response_ids"] for row in rows] == ask(together, [LiveSamples._job(row, (0, 0)) for row in first])
     assert [row["response_ids"] for row in first] != [row["response_ids"] for row in second]
     assert logged["loss"] == pytest.approx(formula("minillm", rows, student, teacher), rel=1e-4)
     assert "drift" not in later
