@@ -194,7 +194,7 @@ def test_minillm_refuses_what_it_cannot_weigh(
         with pytest.raises(InputError, match=f"of another {role} than the one that sampled"):
             train(mixture / "rollouts", tmp_path / role, str(student), tmp_path / "c", settings("minillm"))
     score(mixture / "rollouts", str(student), str(teacher), tmp_path / "topk", ScoreConfig(k=4, signal="topk", top_k=9))
-    with pytest.raises(InputError, match="probability of every token"):
+    with pytest.raises(InputError, match="signal 'topk' do not hold the teacher's probability"):
         train(mixture / "rollouts", tmp_path / "topk", str(student), tmp_path / "c", settings("minillm"))
     for live, cause in (
         (LiveConfig(on_policy=0.5, sampling=SAMPLING), "fresh answers alone"),
