@@ -50,7 +50,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("response_ids", pa.list_(pa.int32())),  # as the engine produced them, end token included
             ("response", pa.string()),  # for people; never tokenised again
             ("finish_reason", pa.string()),  # "stop" or "length"
-            ("author", pa.string()),  # "student", "teacher", or "both" (speculative)
+            ("author", pa.string()),  # "student", "teacher", "both" (speculative) or "mixture" (teacher-mixed)
             ("teacher_tokens", pa.int32()),  # how many of the response's tokens the teacher chose
         ]
     ),

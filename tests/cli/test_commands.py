@@ -87,9 +87,9 @@ def test_off_policy_rollouts_are_the_teachers(student: Path, teacher: Path, tmp_
 
 
 def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path: Path) -> None:
-    """Mixed and speculative: both models are recorded, and scoring needs no name."""
+    """Both models are recorded, and scoring needs no name; MiniLLM learns from a mixture, and live makes one."""
     prompts = write_prompts(tmp_path / "p.jsonl", 6)
-    for policy in ("mixed", "speculative"):
+    for policy in ("mixed", "speculative", "teacher-mixed"):
         place = tmp_path / policy
         shown = run(
             *("generate", "--run", place, "--policy", policy, "--student", student, "--teacher", teacher),
@@ -100,6 +100,14 @@ def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path:
         manifest = load_manifest(place / "scores")
         assert {m.role: m.name for m in manifest.models} == {"student": str(student), "teacher": str(teacher)}
     assert load_manifest(tmp_path / "mixed" / "rollouts").config["student_share"] == 0.5
+    learned = ("train", "--objective", "minillm", "--epochs", 1, "--batch-size", 6)
+    assert "long range (weight 1)" in run(*learned, "--run", place)
+    told = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
+    for share, more in ((0.2, []), (0.5, ["--teacher-share", 0.5]), (None, ["--teacher-share", 0])):
+        run(*learned, *told, *more, "--overwrite", "--run", tmp_path / "live")
+        sampling = load_manifest(tmp_path / "live" / "checkpoint").config["live"]["sampling"]
+        assert sampling["policy"] == ("teacher-mixed" if share else "student")
+        assert share in {None, sampling["teacher_share"]}
 
 
 def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:

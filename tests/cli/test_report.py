@@ -122,7 +122,17 @@ REPLAYS = TrainConfig(
     held_out=0.1,
     eval_steps=2,
 )
+MIXTURE = GenerateConfig(policy="teacher-mixed", teacher_share=0.4, engine="transformers", part_size=6)
+MINILLM = TrainConfig(
+    method="minillm",
+    objective=find("minillm").loss,
+    live=LiveConfig(sampling=GenerateConfig(policy="teacher-mixed", teacher_share=0.4, engine="transformers")),
+)
+ALONE = replace(MINILLM, live=LiveConfig(sampling=GenerateConfig(engine="vllm")))
 CONFIGS = {
+    "mixture": (MIXTURE, "rollouts", "tsdkd.stages.generate.generate"),
+    "minillm": (MINILLM, "checkpoint", "tsdkd.stages.train.train_live"),
+    "alone": (ALONE, "checkpoint", "tsdkd.stages.train.train_live"),
     "generate": (GENERATE, "rollouts", "tsdkd.stages.generate.generate"),
     "score": (ScoreConfig(signal="topk", k=7, top_k=9), "scores", "tsdkd.stages.score.score"),
     "train": (TRAIN, "checkpoint", "tsdkd.stages.train.train"),
@@ -144,7 +154,9 @@ def test_a_rebuilt_command_tells_the_stage_the_same(name: str, tmp_path: Path, s
     scores(tmp_path)
     checkpoint(tmp_path, 0, [])
     prompts = Parent("prompts", "f", "../prompts.jsonl")
-    parents = (prompts,) if name in {"generate", "prune", "eval"} else (Parent("rollouts", "f", "../rollouts"),)
+    parents = (
+        (prompts,) if name in {"generate", "mixture", "prune", "eval"} else (Parent("rollouts", "f", "../rollouts"),)
+    )
     models = {"prune": (TEACHER,), "eval": (STUDENT,)}.get(name, (STUDENT, TEACHER))
     models = tuple(type(m)("evaluated", str(student), "w", "t", "c") for m in models) if name == "eval" else models
     recorded = as_recorded(config)
@@ -155,7 +167,7 @@ def test_a_rebuilt_command_tells_the_stage_the_same(name: str, tmp_path: Path, s
         CliRunner().invoke(app, words[1:])
     told = [*called.call_args.args, *called.call_args.kwargs.values()]
     (found,) = [one for one in told if isinstance(one, type(config))]
-    if name in {"live", "replays"}:  # what serves speed alone is not recorded
+    if name in {"live", "replays", "minillm", "alone"}:  # what serves speed alone is not recorded
         assert found.live
         found = replace(found, live=replace(found.live, sampling=replace(found.live.sampling, memory_fraction=0.9)))
     assert as_recorded(found) == recorded

@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tsdkd.core import (
     AdaptiveOpener,
     Head,
+    Sampled,
     TeacherHidden,
+    TeacherLogits,
     TeacherRanks,
     TeacherTokens,
     TeacherTopK,
@@ -27,6 +29,7 @@ from tsdkd.core import chunked as module
 from tsdkd.errors import InputError
 
 VOCAB, WIDTH, TEACHER_WIDTH = 19, 5, 7
+MINILLM = TSDKDConfig(alpha=0, beta=1.0, gate=False, em_weight=0, long_range_weight=1.0)
 
 
 @dataclasses.dataclass
@@ -36,6 +39,8 @@ class Case:
     teacher: torch.Tensor
     teacher_head: Head
     mask: torch.Tensor
+    sampled: Sampled | None = None
+    """What the long-range term asks for, where it is on."""
 
     def leaves(self) -> list[torch.Tensor]:
         return [t for t in (self.student, self.head.weight, self.head.bias) if t is not None]
@@ -68,9 +73,11 @@ def make(
 
 
 def reference(case: Case, config: TSDKDConfig, fraction: object = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return tsdkd_loss(
-        case.head.logits(case.student), case.teacher_head.logits(case.teacher), case.mask, config, fraction
-    )
+    student, teacher = case.head.logits(case.student), case.teacher_head.logits(case.teacher)
+    if case.sampled is None:
+        return tsdkd_loss(student, teacher, case.mask, config, fraction)
+    parts = student[case.mask], TeacherLogits(teacher[case.mask]), case.mask
+    return token_selective_loss(*parts, config, fraction, case.sampled)
 
 
 def by_chunks(
@@ -78,7 +85,7 @@ def by_chunks(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
     return token_selective_loss_from_hidden(
-        case.student[case.mask], case.head, teacher, case.mask, config, fraction, chunk
+        case.student[case.mask], case.head, teacher, case.mask, config, fraction, chunk, sampled=case.sampled
     )
 
 
@@ -141,6 +148,47 @@ def test_chunks_give_the_reference(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.BLOCK_LOGITS, "cpu", block)
         assert_equal(make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 15), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+    chunk=st.sampled_from([1, 7, None]),
+    block=st.sampled_from([1, 60, 2**19]),
+    weight=st.sampled_from([0.5, 1.0]),
+    share=st.sampled_from([0.0, 0.2, 1.0]),
+    moved=st.booleans(),
+    others=st.sampled_from([{"alpha": 0, "em_weight": 0}, {"alpha": 0.3, "em_weight": 0.5, "em_ratio": 0.3}]),
+    head=st.sampled_from([{}, {"bias": True}, {"logit_scale": 0.5, "softcap": 2.0}]),
+    padding_rows=st.sampled_from([0, 3]),
+)
+def test_chunks_give_the_reference_of_the_long_range_term(
+    lengths: list[int],
+    seed: int,
+    chunk: int | None,
+    block: int,
+    weight: float,
+    share: float,
+    moved: bool,
+    others: dict[str, float],
+    head: dict[str, object],
+    padding_rows: int,
+) -> None:
+    """`moved`: the student is another than the one that sampled."""
+    config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, long_range_weight=weight, **others)
+    case = make(lengths, seed, padding_rows=padding_rows, **head)
+    case.sampled = sampled(case, seed, share, moved)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(module.BLOCK_LOGITS, "cpu", block)
+        assert_equal(case, config, chunk)
+
+
+def sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
+    """Any tokens."""
+    generator, tokens = torch.Generator().manual_seed(seed), int(case.mask.sum())
+    ids = torch.randint(VOCAB, (tokens,), generator=generator)
+    then = -torch.rand(tokens, generator=generator, dtype=case.student.dtype) * 4
+    return Sampled(ids, share, then if moved else None)
 
 
 def test_gradcheck_through_hidden_states_head_and_bias() -> None:
@@ -338,13 +386,14 @@ def test_the_public_form_masks_and_checks() -> None:
         token_selective_loss_from_hidden(rows, case.head, teacher.formed(), case.mask, config, compiled=True)
 
 
-@pytest.mark.parametrize("config", [TSDKDConfig(k=4), TSDKDConfig(k=18, opener=1.0, em_ratio=1.0)])
+@pytest.mark.parametrize("config", [TSDKDConfig(k=4), TSDKDConfig(k=18, opener=1.0, em_ratio=1.0), MINILLM])
 def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result of every operation, forward and backward, is looked at."""
     monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
     monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
     monkeypatch.setattr(module, "STEP_TOKENS", 1)
     case = make([200, 120])
+    case.sampled = sampled(case)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -387,16 +436,16 @@ def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_path_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("config", [TSDKDConfig(k=4), MINILLM])
+def test_the_compiled_path_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, config: TSDKDConfig) -> None:
     """Over blocks of six, six and one tokens."""
     monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 6 * VOCAB)
-    config = TSDKDConfig(k=4)
     found = []
     for compiled in (False, True):
         case = make([9, 4], dtype=torch.float32, softcap=3.0)
         teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
         loss, metrics = token_selective_loss_from_hidden(
-            case.student[case.mask], case.head, teacher, case.mask, config, compiled=compiled
+            case.student[case.mask], case.head, teacher, case.mask, config, compiled=compiled, sampled=sampled(case)
         )
         loss.backward()
         found.append([*metrics.values(), loss.detach(), case.student.grad, case.head.weight.grad])

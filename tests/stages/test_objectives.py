@@ -1,5 +1,6 @@
 """Every objective by name: its loss from two live models, the data it takes, what it records, what it refuses."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,14 @@ from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config import GenerateConfig, LiveConfig, ReplayConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.generate import generate
+from tsdkd.stages.models import load_model
 from tsdkd.stages.objectives import OBJECTIVES, find
+from tsdkd.stages.rollouts.together import TogetherEngine
+from tsdkd.stages.samples.sources import Sample
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train, train_live
 from tsdkd.stages.training import trainer as trainer_module
+from tsdkd.stages.training.live import LiveSamples, ask
 
 Contents = Callable[[Path], dict[str, bytes]]
 Runs = dict[str, Path]
@@ -34,8 +39,14 @@ FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "skd": lambda p, q: (p * (p / q).log()).sum(-1),
 }
 """Of probabilities (..., vocab), teacher's and student's, per token: as their papers have them."""
-DATA = {"seqkd": "teacher", "supervised-kd": "teacher", "distillm": "teacher", "skd": "speculative"}
+DATA = {
+    **dict.fromkeys(("seqkd", "supervised-kd", "distillm"), "teacher"),
+    "skd": "speculative",
+    "minillm": "teacher-mixed",
+}
 """The policy of the rollouts; the others get the student's."""
+POLICIES = ("student", "teacher", "speculative", "teacher-mixed")
+SHARE = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +54,27 @@ def runs(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
     """Rollouts and scores of ten responses, by policy."""
     place = tmp_path_factory.mktemp("runs")
     prompts = write_prompts(place / "prompts.jsonl", 10)
-    for policy in ("student", "teacher", "speculative"):
-        answers = place / policy / "rollouts"
-        config = GenerateConfig(policy=policy, max_new_tokens=12, accept_k=20)
-        generate(prompts, str(teacher if policy == "teacher" else student), answers, config, teacher=str(teacher))
-        score(answers, str(student), str(teacher), place / policy / "scores", ScoreConfig(k=4))
-    return {policy: place / policy for policy in ("student", "teacher", "speculative")}
+    for policy in POLICIES:
+        answer(prompts, student, teacher, place / policy, policy=policy)
+        score(place / policy / "rollouts", str(student), str(teacher), place / policy / "scores", ScoreConfig(k=4))
+    return {policy: place / policy for policy in POLICIES}
+
+
+@pytest.fixture(scope="module")
+def unseen(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Rollouts of other prompts, by policy."""
+    place = tmp_path_factory.mktemp("unseen")
+    rows = "".join(json.dumps({"prompt": f"Is {7 * i} more than {i}?"}) + "\n" for i in range(12))
+    (place / "prompts.jsonl").write_text(rows)
+    for policy in POLICIES:
+        answer(place / "prompts.jsonl", student, teacher, place / policy, policy=policy)
+    return {policy: place / policy for policy in POLICIES}
+
+
+def answer(prompts: Path, student: Path, teacher: Path, run: Path, **changes: object) -> None:
+    config = replace(GenerateConfig(max_new_tokens=12, accept_k=20, teacher_share=SHARE), **changes)
+    model = teacher if config.policy == "teacher" else student
+    generate(prompts, str(model), run / "rollouts", config, teacher=str(teacher))
 
 
 def settings(name: str, **more: object) -> TrainConfig:
@@ -61,21 +87,33 @@ def learn(run: Path, student: Path, output: Path, config: TrainConfig) -> None:
 
 
 def expected(name: str, run: Path, student: Path, teacher: Path) -> float:
+    return formula(name, read(run / "rollouts", "rollouts").table().to_pylist(), student, teacher)
+
+
+def formula(name: str, rows: list[Sample], student: Path, teacher: Path) -> float:
     """The mean over responses of the means over their tokens, from full logits."""
-    rows = read(run / "rollouts", "rollouts").table().to_pylist()
     (s, t), mask = logits_of_two_models(rows, student, teacher)
     p, q = t.double().softmax(-1), s.double().softmax(-1)
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row["response_ids"])] = torch.tensor(row["response_ids"])
+    p_y, q_y = (x.gather(-1, ids.unsqueeze(-1)).squeeze(-1) for x in (p, q))
     if name == "seqkd":
-        ids = torch.zeros(mask.shape, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row["response_ids"])] = torch.tensor(row["response_ids"])
-        losses = -q.gather(-1, ids.unsqueeze(-1)).squeeze(-1).log()
+        losses = -q_y.log()
+    elif name == "minillm":
+        share = SHARE if {row["author"] for row in rows} == {"mixture"} else 0
+        rewards = (p_y / q_y).log()
+        to_come = torch.zeros_like(rewards)
+        for i, length in enumerate(mask.sum(-1).tolist()):
+            for at in range(length - 1):
+                to_come[i, at] = rewards[i, at + 1 : length].mean()
+        losses = q_y / (share * p_y + (1 - share) * q_y) * (FORMULAS["reverse-kl"](p, q) - to_come)
     else:
         losses = FORMULAS[name](p, q)
     return float((losses.where(mask, 0).sum(-1) / mask.sum(-1)).mean())
 
 
-@pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd"} - {"distillm"}))
+@pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd", "minillm"} - {"distillm"}))
 def test_the_first_step_is_the_formula_of_two_live_models(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str
 ) -> None:
@@ -88,6 +126,86 @@ def test_the_first_step_is_the_formula_of_two_live_models(
     assert manifest.config["method"] == name
     assert {model.role for model in manifest.models} == {"student", "teacher"}
     assert find(name).means in ModelCard.load(tmp_path / "c" / "README.md").content
+
+
+@pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd", "minillm"}))
+def test_each_improves_its_own_objective_on_unseen_responses(
+    runs: Runs, unseen: Runs, student: Path, teacher: Path, tmp_path: Path, name: str
+) -> None:
+    """MiniLLM's is the reverse KL: its loss is a surrogate with the right gradient alone."""
+    policy, measured = DATA.get(name, "student"), {"minillm": "reverse-kl"}.get(name, name)
+    plan: dict[str, object] = {"learning_rate": 3e-3, "epochs": 8, "micro_batch_size": 4, "save_steps": 100}
+    if find(name).replays:
+        live = LiveConfig(on_policy=0, sampling=SAMPLING, replay=ReplayConfig(phi=0.5))
+        config = settings(name, **plan, live=live, held_out=0.3, eval_steps=5)
+        train_live(runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
+    else:
+        learn(runs[policy], student, tmp_path / "c", settings(name, **plan))
+    before, after = (expected(measured, unseen[policy], model, teacher) for model in (student, tmp_path / "c"))
+    assert after < before - 0.03
+
+
+def test_minillm_learns_from_the_students_responses_too(
+    runs: Runs, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Then nothing is weighed at the first step, and the weights move with the student."""
+    learn(runs["student"], student, tmp_path / "c", settings("minillm", batch_size=10))
+    logged, *_ = metrics(tmp_path / "c")
+    assert logged["loss"] == pytest.approx(expected("minillm", runs["student"], student, teacher), rel=1e-4)
+    assert logged["direct"] == pytest.approx(expected("reverse-kl", runs["student"], student, teacher), rel=1e-4)
+
+
+def test_minillm_live_samples_from_both_as_they_are(
+    student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step is the formula on what both wrote together; later steps weigh by the student of that step."""
+    seen: list[list[Sample]] = []
+    answered = LiveSamples.answered
+    monkeypatch.setattr(LiveSamples, "answered", lambda *given: seen.append(answered(*given)) or seen[-1])
+    sampling = replace(SAMPLING, policy="teacher-mixed", teacher_share=SHARE)
+    config = settings("minillm", live=LiveConfig(sampling=sampling), batch_size=10, epochs=2, learning_rate=1e-2)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 10)
+    train_live(prompts, str(student), str(teacher), tmp_path / "c", config)
+    logged, later = metrics(tmp_path / "c")
+    _, first, second = seen
+    rows = [row | {"author": "mixture"} for row in first]
+    together = TogetherEngine(load_model(str(student)), load_model(str(teacher)), sampling)
+    assert [row["response_ids"] for row in rows] == ask(together, [LiveSamples._job(row, (0, 0)) for row in first])
+    assert [row["response_ids"] for row in first] != [row["response_ids"] for row in second]
+    assert logged["loss"] == pytest.approx(formula("minillm", rows, student, teacher), rel=1e-4)
+    assert "drift" not in later
+
+
+def test_minillm_refuses_what_it_cannot_weigh(
+    runs: Runs, student: Path, teacher: Path, prompts: Path, tmp_path: Path
+) -> None:
+    for changes, cause in (
+        ({"temperature": 0.5}, "temperature was 0.5"),
+        ({"top_p": 0.9, "policy": "teacher-mixed"}, "top_p was 0.9"),
+    ):
+        run = tmp_path / cause
+        answer(prompts, student, teacher, run, **changes)
+        score(run / "rollouts", str(student), str(teacher), run / "scores", ScoreConfig(k=4))
+        with pytest.raises(InputError, match=cause):
+            learn(run, student, tmp_path / "c", settings("minillm"))
+    mixture = runs["teacher-mixed"]
+    for role, models in (("student", (teacher, teacher)), ("teacher", (student, student))):
+        score(mixture / "rollouts", *map(str, models), tmp_path / role, ScoreConfig(k=4))
+        with pytest.raises(InputError, match=f"of another {role} than the one that sampled"):
+            train(mixture / "rollouts", tmp_path / role, str(student), tmp_path / "c", settings("minillm"))
+    score(mixture / "rollouts", str(student), str(teacher), tmp_path / "topk", ScoreConfig(k=4, signal="topk", top_k=9))
+    with pytest.raises(InputError, match="signal 'topk' do not hold the teacher's probability"):
+        train(mixture / "rollouts", tmp_path / "topk", str(student), tmp_path / "c", settings("minillm"))
+    for live, cause in (
+        (LiveConfig(on_policy=0.5, sampling=SAMPLING), "fresh answers alone"),
+        (LiveConfig(sampling=replace(SAMPLING, temperature=0.5)), "temperature was 0.5"),
+        (LiveConfig(sampling=replace(SAMPLING, engine="vllm", policy="teacher-mixed")), "need the transformers"),
+    ):
+        with pytest.raises(InputError, match=cause):
+            train_live(
+                runs["student"] / "rollouts", str(student), str(teacher), tmp_path / "c", settings("minillm", live=live)
+            )
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("name", ["supervised-kd", "skew-reverse-kl"])
@@ -131,6 +249,9 @@ def cut(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ("supervised-kd", "student", "responses by student", "--policy teacher"),
         ("supervised-kd", "speculative", "responses by both", "--policy teacher"),
         ("skd", "student", "responses by student", "--policy speculative"),
+        ("skd", "teacher-mixed", "responses by mixture", "--policy speculative"),
+        ("minillm", "teacher", "responses by teacher", "--policy student or --policy teacher-mixed"),
+        ("minillm", "speculative", "responses by both", "--policy teacher-mixed"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(
@@ -139,7 +260,7 @@ def test_data_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=cause) as caught:
         learn(runs[policy], student, tmp_path / "c", settings(name))
     assert remedy in caught.value.remedy
-    if find(name).teacher:
+    if find(name).teacher and name != "minillm":  # which learns live from fresh answers alone
         live = LiveConfig(on_policy=0, sampling=SAMPLING)
         with pytest.raises(InputError, match=cause):
             train_live(runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", settings(name, live=live))

@@ -23,7 +23,8 @@ def command(
     policy: Annotated[
         Policy,
         options.choice(
-            "Who answers: the student (on-policy), the teacher (off-policy), each its share, or both token by token.",
+            "Who answers: the student (on-policy), the teacher (off-policy), each its share of the prompts, or both, "
+            "token by token.",
             options.METHOD,
         ),
     ] = GenerateConfig.policy,
@@ -33,9 +34,10 @@ def command(
     accept_k: Annotated[
         int, options.count("Speculative: the teacher's best K stay.", options.METHOD)
     ] = GenerateConfig.accept_k,
-    draft: Annotated[
-        int, options.count("Speculative: tokens verified at once.", options.METHOD)
-    ] = GenerateConfig.draft,
+    draft: Annotated[int, options.count("Token by token: drafted at once.", options.METHOD)] = GenerateConfig.draft,
+    teacher_share: Annotated[
+        float, options.number("Teacher-mixed: its part in each token.", options.METHOD, 0, 1)
+    ] = GenerateConfig.teacher_share,
     system: Annotated[
         str | None, options.text("System message of prompts without one.", options.METHOD, "none")
     ] = GenerateConfig.system,
@@ -83,6 +85,7 @@ def command(
         student_share=student_share,
         accept_k=accept_k,
         draft=draft,
+        teacher_share=teacher_share,
         samples_per_prompt=samples_per_prompt,
         temperature=temperature,
         top_p=top_p,

@@ -86,6 +86,12 @@ def share_answered(name: str, lambda_: float | None) -> float:
     return float(objective.fresh and not objective.replays) if lambda_ is None else lambda_
 
 
+def mixture(name: str, share: float | None) -> dict[str, Any]:
+    """Of `GenerateConfig`, who samples an answer's tokens: the student, or both where the teacher has a share."""
+    share = find(name).teacher_share if share is None else share
+    return {"policy": "teacher-mixed", "teacher_share": share} if share else {}
+
+
 def _given(context: typer.Context, config: type) -> dict[str, Any]:
     """The fields of a config whose options stand on the command line."""
     known = {field.name for field in fields(config)}

@@ -61,6 +61,17 @@ def command(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Of prompts that bring none.", rich_help_panel=LIVE)
     ] = GenerateConfig.system,
+    teacher_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Its part in sampling each token.",
+            show_default="0; minillm: 0.2",
+            min=0,
+            max=1,
+            rich_help_panel=LIVE,
+        ),
+    ] = None,
     engine: Annotated[
         EngineName, typer.Option(help="Samples; auto: vLLM if installed.", rich_help_panel=LIVE)
     ] = GenerateConfig.engine,
@@ -172,6 +183,7 @@ def command(
     sampled = LiveConfig(
         on_policy=objectives.share_answered(objective, lambda_),
         sampling=GenerateConfig(
+            **objectives.mixture(objective, teacher_share),
             temperature=sample_temperature,
             top_p=top_p,
             max_new_tokens=max_new_tokens,
@@ -188,7 +200,8 @@ def command(
         replay=objectives.replays(objective, context),
     )
     adapter = LoRAConfig(lora_rank, lora_alpha, lora_dropout, lora_targets, merge)
-    untold = LiveConfig(sampled.on_policy, GenerateConfig(memory_fraction=0.3), replay=sampled.replay)
+    usual = GenerateConfig(**objectives.mixture(objective, None), memory_fraction=0.3)
+    untold = LiveConfig(sampled.on_policy, usual, replay=sampled.replay)
     if not live and sampled != untold:
         raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
     if not lora and adapter != LoRAConfig():
@@ -255,6 +268,7 @@ def _rows(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
         ("indirect", f"ranking (weight {objective.alpha:g})"),
         ("direct", f"divergence (weight {objective.direct_weight:g})"),
         ("entropy", f"top entropies (weight {objective.em_weight:g})"),
+        ("long_range", f"long range (weight {objective.long_range_weight:g})"),
         ("student_entropy", "student's mean entropy"),
         ("candidate_overlap", "candidates as scored"),
         ("drift", "drift since scoring (nats)"),

@@ -2,7 +2,8 @@
 
 The logits of all tokens never exist. A first pass forms every token's logits once and takes all that its own two
 distributions decide: entropies, gate, divergence and the divergence's gradient. Only then is it known which tokens are
-in an opener or among the most uncertain, and those alone are read again. docs/objective.md derives the gradients.
+in an opener or among the most uncertain, and those alone are read again; all of them for the long-range term, which
+weighs a token by what follows it. docs/objective.md derives the gradients.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from tsdkd.core.config import Divergence, TSDKDConfig
 from tsdkd.core.head import Head
-from tsdkd.core.objective import grid, report, weighted_sum
+from tsdkd.core.long_range import Sampled, judge, rewards_to_come
+from tsdkd.core.objective import grid, report, require_sampled, weighted_sum
 from tsdkd.core.ranking import plackett_luce_nll, plackett_luce_slope, require_candidates
 from tsdkd.core.selection import OpenerFraction, check_rows, divergence_weights, select, shares
 from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
@@ -88,6 +90,7 @@ def token_selective_loss_from_hidden(
     opener_fraction: OpenerFraction | None = None,
     chunk: int | None = None,
     compiled: bool = False,
+    sampled: Sampled | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`token_selective_loss` from the student's hidden states (tokens, width), for any form of teacher.
 
@@ -102,6 +105,7 @@ def token_selective_loss_from_hidden(
     """
     check_rows(response_mask)
     _check(student_hidden, student_head, teacher, int(response_mask.sum()), compiled)
+    sampled = require_sampled(sampled, teacher, config)
     if config.alpha:
         require_candidates(config.k, len(student_head.cut.weight))
     parts = _parts(student_hidden, student_head)
@@ -114,7 +118,7 @@ def token_selective_loss_from_hidden(
         student = _Student(student_hidden, student_head, precision, wanted)
         chunk = chunk or _chunk_tokens(student)
         share = shares(response_mask)[response_mask].to(student.wide) / len(response_mask)
-        seen = _read(student, teacher, share, config, chunk, compiled)
+        seen = _read(student, teacher, share, config, chunk, compiled, sampled)
         weights = select(
             grid(seen.student_entropy, response_mask),
             grid(seen.teacher_entropy, response_mask),
@@ -125,7 +129,11 @@ def token_selective_loss_from_hidden(
         ranking, divergence, certainty = (
             w[response_mask] / len(response_mask) for w in (weights.ranking, weights.divergence, weights.entropy)
         )
-        scores = _read_again(student, teacher, ranking, certainty, seen.student_entropy, config, chunk)
+        divergence = divergence * seen.importance
+        to_come = rewards_to_come(grid(seen.reward, response_mask), response_mask)[response_mask]
+        credit = config.long_range_weight * divergence * to_come
+        again = (ranking, certainty, credit)
+        scores = _read_again(student, teacher, again, seen.student_entropy, sampled, config, chunk)
         terms: dict[str, Tensor] = {}
         if scores is not None:
             terms["indirect"] = (ranking[ranking > 0] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
@@ -133,6 +141,8 @@ def token_selective_loss_from_hidden(
             terms["direct"] = (divergence * seen.divergence).sum()
         if config.em_weight:
             terms["entropy"] = (certainty * seen.student_entropy).sum()
+        if sampled:
+            terms["long_range"] = -(divergence * to_come).sum()
         metrics = report(
             seen.student_entropy, seen.teacher_entropy, seen.agreement, weights, response_mask, terms, scores
         )
@@ -260,6 +270,10 @@ class _Seen:
     teacher_entropy: Tensor
     agreement: Tensor
     divergence: Tensor
+    importance: Tensor
+    """1 where it is not known how tokens were sampled."""
+    reward: Tensor
+    """0 there."""
 
 
 def _read(
@@ -269,18 +283,21 @@ def _read(
     config: TSDKDConfig,
     chunk: int,
     compiled: bool,
+    sampled: Sampled | None,
 ) -> _Seen:
     """First pass; pulls the direct term's gradient. `share` (tokens,) is the 1/L of each token's response."""
     seen: list[tuple[Tensor, ...]] = []
     room: list[Tensor] = []
     for rows in _slices(len(student.hidden), chunk):
         linear, judged, shared = student.linear(rows), teacher.take(rows), share[rows]
+        known = sampled.take(rows) if sampled else None
         for part in _slices(len(linear), -(-chunk // TEACHER_SHARE)):
             view = _view(judged.take(part), room)
             for block in _slices(len(linear[part]), _block_tokens(student)):
                 scratch = NO_SCRATCH if compiled else student.scratch(len(linear[part][block]))
+                chosen = known.take(part).take(block) if known else None
                 found = linear[part][block], view(block), shared[part][block]
-                seen.append(_read_block(*found, student.head, config, scratch))
+                seen.append(_read_block(*found, student.head, config, scratch, chosen))
         if config.direct_weight and student.learns:
             student.pull(rows, linear)
     return _Seen(*(torch.cat(column) for column in zip(*seen, strict=True)))
@@ -298,14 +315,20 @@ def _view(teacher: TeacherSignal | TeacherHidden, room: list[Tensor]) -> Callabl
 
 
 def _read_block(
-    linear: Tensor, teacher: TeacherSignal, share: Tensor, head: Head, config: TSDKDConfig, scratch: Scratch
+    linear: Tensor,
+    teacher: TeacherSignal,
+    share: Tensor,
+    head: Head,
+    config: TSDKDConfig,
+    scratch: Scratch,
+    sampled: Sampled | None,
 ) -> tuple[Tensor, ...]:
     """The fields of `_Seen` for some tokens (n,); `linear` (n, vocab) becomes the direct term's gradient there."""
     logits = head.bend(linear)
     steepness = config.direct_weight / config.temperature * head.steepness(logits)
     if isinstance(teacher, TeacherLogits):
         compare = _compiled(_compare) if scratch is NO_SCRATCH else _compare
-        return compare(logits, teacher, share, steepness, config, linear, scratch)
+        return compare(logits, teacher, share, steepness, config, linear, scratch, sampled)
     agreement = teacher.agrees(logits)
     q, log_q = _softmax(logits, config.temperature, scratch[:2])
     student_entropy = -_dot(q, log_q, scratch[2])
@@ -319,7 +342,7 @@ def _read_block(
         slope = pull.sub_(q.mul_(pull.sum(-1, keepdim=True)))
         weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
         torch.mul(slope, weights.unsqueeze(-1) * steepness, out=linear)
-    return student_entropy, teacher_entropy, agreement, divergence.detach()
+    return student_entropy, teacher_entropy, agreement, divergence.detach(), *_unjudged(student_entropy)
 
 
 def _compare(
@@ -330,18 +353,25 @@ def _compare(
     config: TSDKDConfig,
     out: Tensor,
     scratch: Scratch,
+    sampled: Sampled | None,
 ) -> tuple[Tensor, ...]:
     """`_read_block` with both distributions at hand, in as few sweeps over the vocabulary as the closed forms need."""
     agreement = teacher.agrees(logits)
     q, log_q = _softmax(logits, config.temperature, scratch[:2])
     p, log_p = _softmax(teacher.logits, config.temperature, scratch[2:4])
     student_entropy, teacher_entropy = -_dot(q, log_q, scratch[4]), -_dot(p, log_p, scratch[4])
+    importance, reward = judge(log_q, log_p, sampled) if sampled else _unjudged(student_entropy)
     if not config.direct_weight:
-        return student_entropy, teacher_entropy, agreement, torch.zeros_like(student_entropy)
+        return student_entropy, teacher_entropy, agreement, torch.zeros_like(student_entropy), importance, reward
     divergence, slope = _divergence_and_slope(q, log_q, p, log_p, config.formula, scratch[4])
     weights, _ = divergence_weights(student_entropy, teacher_entropy, share, config)
-    torch.mul(slope, weights.unsqueeze(-1) * steepness, out=out)
-    return student_entropy, teacher_entropy, agreement, divergence
+    torch.mul(slope, (weights * importance).unsqueeze(-1) * steepness, out=out)
+    return student_entropy, teacher_entropy, agreement, divergence, importance, reward
+
+
+def _unjudged(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Importance and reward of tokens (n,) of which it is not known how they were sampled."""
+    return torch.ones_like(like), torch.zeros_like(like)
 
 
 def _softmax(logits: Tensor, temperature: float, scratch: Scratch) -> tuple[Tensor, Tensor]:
@@ -402,20 +432,22 @@ def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tupl
 def _read_again(
     student: _Student,
     teacher: TeacherSignal | TeacherHidden,
-    ranking: Tensor,
-    certainty: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
     entropies: Tensor,
+    sampled: Sampled | None,
     config: TSDKDConfig,
     chunk: int,
 ) -> Tensor | None:
-    """Second pass, over the tokens with a weight in `ranking` or `certainty` (tokens,); pulls both terms' gradients.
+    """Second pass, over the tokens with a weight (tokens,) in ranking, entropy or long-range term; pulls these.
 
     Returns the student's tempered logits at its candidates on the opener (n, k), the teacher's favourite first; None
     without a ranking term.
     """
+    ranking, certainty, credit = weights
     opener = (ranking > 0) & (config.alpha > 0)
     uncertain = (certainty > 0) & (config.em_weight > 0)
-    rows = (opener | uncertain).nonzero().squeeze(-1)
+    credited = credit != 0
+    rows = (opener | uncertain | credited).nonzero().squeeze(-1)
     scores = []
     for part in _slices(len(rows), chunk):
         linear = student.linear(rows[part])
@@ -429,6 +461,9 @@ def _read_again(
         if config.em_weight and student.learns:
             some = rows[part][sharpened]
             _sharpen(student, some, linear[sharpened], entropies[some], certainty[some], config)
+        if sampled and student.learns:
+            some = rows[part][credited[rows[part]]]
+            _encourage(student, some, linear[credited[rows[part]]], sampled.ids[some], credit[some])
     if not config.alpha:
         return None
     return torch.cat(scores) if scores else entropies.new_empty(0, config.k)
@@ -457,12 +492,36 @@ def _sharpen(
     student: _Student, rows: Tensor, linear: Tensor, entropies: Tensor, weights: Tensor, config: TSDKDConfig
 ) -> None:
     """Pull the entropy term's gradient, dH/dz = -q (log q + H)."""
-    scale = (-config.em_weight / config.temperature * weights).unsqueeze(-1)
+
+    def slope(block: slice, q: Tensor, log_q: Tensor) -> Tensor:
+        return log_q.add_(entropies[block].unsqueeze(-1)).mul_(q)
+
+    _pull_by_block(student, rows, linear, -config.em_weight / config.temperature * weights, config.temperature, slope)
+
+
+def _encourage(student: _Student, rows: Tensor, linear: Tensor, ids: Tensor, credit: Tensor) -> None:
+    """Pull the long-range term's gradient, `-credit dlog q(y)/dz = credit (q - [y])`."""
+
+    def slope(block: slice, q: Tensor, _: Tensor) -> Tensor:
+        chosen = ids[block].unsqueeze(-1)
+        return q.scatter_add_(-1, chosen, -torch.ones_like(chosen, dtype=q.dtype))
+
+    _pull_by_block(student, rows, linear, credit, 1.0, slope)
+
+
+def _pull_by_block(
+    student: _Student,
+    rows: Tensor,
+    linear: Tensor,
+    scale: Tensor,
+    temperature: float,
+    slope_of: Callable[[slice, Tensor, Tensor], Tensor],
+) -> None:
+    """Pull `scale` (n,) times a gradient at the tempered logits, which `slope_of` forms from q and log q of a block."""
     for block in _slices(len(rows), _block_tokens(student)):
         logits = student.head.bend(linear[block])
-        q, log_q = _softmax(logits, config.temperature, student.scratch(len(logits))[:2])
-        slope = log_q.add_(entropies[block].unsqueeze(-1)).mul_(q)
-        torch.mul(slope, scale[block] * student.head.steepness(logits), out=linear[block])
+        slope = slope_of(block, *_softmax(logits, temperature, student.scratch(len(logits))[:2]))
+        torch.mul(slope, scale[block].unsqueeze(-1) * student.head.steepness(logits), out=linear[block])
     student.pull(rows, linear)
 
 

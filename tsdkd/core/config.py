@@ -77,6 +77,8 @@ class TSDKDConfig:
     """Weight of the direct (divergence) term; 1 in the paper."""
     em_weight: float = 1.0
     """Weight of the entropy term; 1 in the paper."""
+    long_range_weight: float = 0.0
+    """Weight of MiniLLM's long-range term, which also brings its importance weights; 1 in MiniLLM."""
     released: tuple[str, ...] = ()
     """Where the released code's form is taken, of `RELEASED`."""
 
@@ -95,6 +97,7 @@ class TSDKDConfig:
             ("indirect_reduction", self.indirect_reduction in ("mean", "sum"), "'mean' or 'sum'"),
             ("direct_weight", self.direct_weight >= 0, "0 or more"),
             ("em_weight", self.em_weight >= 0, "0 or more"),
+            ("long_range_weight", self.long_range_weight >= 0, "0 or more"),
             ("released", _among(self.released, RELEASED), f"of {', '.join(RELEASED)}, each once"),
         ):
             if not good:
@@ -106,6 +109,13 @@ class TSDKDConfig:
         if "opener" in self.released and self.opener == "adaptive":
             raise InputError(
                 "The released opener is one for all responses, not adaptive.", "Give a share, such as 0.1."
+            )
+
+        plain = self.formula == Divergence.jsd(1) and not self.gate and self.temperature == 1
+        if self.long_range_weight and not (plain and self.direct_weight):
+            raise InputError(
+                "The long-range term completes the gradient of a reverse KL at every token, at temperature 1.",
+                "Give beta 1, no gate, temperature 1 and a direct_weight, or long_range_weight 0.",
             )
 
     @property

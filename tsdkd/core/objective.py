@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
+from tsdkd.core.long_range import Sampled, judge, rewards_to_come
 from tsdkd.core.ranking import plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, TokenWeights, check_rows, select
 from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
@@ -59,6 +60,7 @@ def token_selective_loss(
     response_mask: Tensor,
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
+    sampled: Sampled | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective for any form of teacher, on response tokens only.
 
@@ -67,15 +69,17 @@ def token_selective_loss(
         teacher: its signal for the same tokens.
         response_mask: bool (batch, seq); says which tokens make a response.
         config, opener_fraction: as in `tsdkd_loss`.
+        sampled: the tokens, as the long-range term needs them.
 
     Returns:
         The loss, a scalar: the mean over responses, so pieces of a batch are weighed by their number of responses.
-        Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy" (the unweighted terms;
-        one with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy", "gate",
-        "opener_length", "rank_agreement" (Kendall's tau on the opener, beside the ranking term), "top1_agreement",
-        "response_length".
+        Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy", "long_range" (the
+        unweighted terms; one with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy",
+        "gate", "opener_length", "rank_agreement" (Kendall's tau on the opener, beside the ranking term),
+        "top1_agreement", "response_length". With a long-range term, "direct" is weighed by importance.
     """
     check_rows(response_mask)
+    sampled = require_sampled(sampled, teacher, config)
     if isinstance(teacher, TeacherHidden):
         teacher = teacher.formed()
     log_q = log_probs(student_logits, config.temperature)
@@ -101,6 +105,11 @@ def token_selective_loss(
         terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
     if config.direct_weight:
         divergences = teacher.divergence(log_q, config.formula, config.temperature)
+        if sampled and isinstance(teacher, TeacherLogits):
+            importance, rewards = judge(log_q, log_probs(teacher.logits), sampled)
+            to_come = rewards_to_come(grid(rewards, response_mask), response_mask)[response_mask]
+            terms["long_range"] = -(divergence * importance * to_come).sum()
+            divergence = divergence * importance.detach()
         terms["direct"] = (divergence * divergences).sum()
     if config.em_weight:
         terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum()
@@ -110,9 +119,29 @@ def token_selective_loss(
     return weighted_sum(terms, config), metrics
 
 
+def require_sampled(
+    sampled: Sampled | None, teacher: TeacherSignal | TeacherHidden, config: TSDKDConfig
+) -> Sampled | None:
+    """What the long-range term needs, None without one. Raises InputError where it lacks."""
+    if not config.long_range_weight:
+        return None
+    if sampled is None:
+        raise InputError("The long-range term needs to know how the tokens were sampled.", "Pass a Sampled.")
+    if not isinstance(teacher, TeacherLogits | TeacherHidden):
+        raise InputError(
+            "The long-range term needs the teacher's probability of every token.", "Score with --signal hidden."
+        )
+    return sampled
+
+
 def weighted_sum(terms: dict[str, Tensor], config: TSDKDConfig) -> Tensor:
     """Eq. (13) from the unweighted terms."""
-    weight = {"indirect": config.alpha, "direct": config.direct_weight, "entropy": config.em_weight}
+    weight = {
+        "indirect": config.alpha,
+        "direct": config.direct_weight,
+        "entropy": config.em_weight,
+        "long_range": config.long_range_weight,
+    }
     return torch.stack([weight[name] * term for name, term in terms.items()]).sum()
 
 

@@ -18,7 +18,7 @@ Pair = Literal["qwen2.5", "gemma2", "qwen3"]
 """A teacher and a student of the paper, whose published numbers come along."""
 
 
-Policy = Literal["student", "teacher", "mixed", "speculative"]
+Policy = Literal["student", "teacher", "mixed", "speculative", "teacher-mixed"]
 EngineName = Literal["auto", "vllm", "transformers"]
 
 
@@ -28,13 +28,17 @@ class GenerateConfig:
 
     policy: Policy = "student"
     """Who answers: the student (on-policy), the teacher (off-policy), each its share of the prompts (mixed), or both
-    token by token (speculative)."""
+    token by token: the teacher mends what it would not say (speculative), or has a share in each (teacher-mixed)."""
     student_share: float = 0.5
     """Mixed: the paper's lambda, the share of prompts that the student answers."""
     accept_k: int = 25
     """Speculative: the student's tokens stay where they are among the teacher's best so many."""
     draft: int = 8
-    """Speculative: tokens the student proposes before the teacher reads them; changes the speed alone."""
+    """Speculative, teacher-mixed: tokens the student proposes before the teacher reads them; changes the speed
+    alone."""
+    teacher_share: float = 0.2
+    """Teacher-mixed: the alpha of Gu et al. 2024, the teacher's share of the distribution that tokens are sampled
+    from."""
     samples_per_prompt: int = 1
     temperature: float = 1.0
     """Sampling temperature; 0 is greedy."""
@@ -53,7 +57,8 @@ class GenerateConfig:
     system: str | None = None
     """System message of prompts that bring none."""
     engine: EngineName = "auto"
-    """"auto" is vLLM where it is installed, else transformers; speculative rollouts are transformers' alone."""
+    """"auto" is vLLM where it is installed, else transformers; what both write token by token is transformers'
+    alone."""
     batch_size: int = 32
     """Transformers: responses sampled at a time."""
     part_size: int | None = None
@@ -136,12 +141,17 @@ class LiveConfig:
     on_policy: float = 1.0
     """The paper's lambda: the share of prompts that the student answers afresh; the others keep recorded responses."""
     sampling: GenerateConfig = field(default_factory=GenerateConfig)
-    """How the student answers; who answers, and precision, are not its to say here."""
+    """How the student answers, alone or teacher-mixed; precision is not its to say here."""
     teacher_dtype: DType = "auto"
     teacher_device: str | None = None
     """None: where the student is; "auto": spread over what there is."""
     replay: ReplayConfig | None = None
     """Decides in place of `on_policy` when the student answers; None: nothing is learned from again."""
+
+    @property
+    def teacher_share(self) -> float:
+        """Of the distribution that fresh answers are sampled from."""
+        return self.sampling.teacher_share if self.sampling.policy == "teacher-mixed" else 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.on_policy <= 1:

@@ -38,7 +38,7 @@ def generate(
     *,
     teacher: str | None = None,
 ) -> Artifact:
-    """Answer prompts with a model; with the policies mixed and speculative it is the student, beside a `teacher`.
+    """Answer prompts with a model; where both models answer it is the student, beside a `teacher`.
 
     Raises InputError before anything is written, TsdkdError when the engine fails or says other than transformers.
     """

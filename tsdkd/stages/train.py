@@ -9,7 +9,7 @@ the update. Killed at any moment, a run continues from its last saved step and e
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tsdkd.artifacts import MANIFEST, Artifact, Model, read
@@ -54,6 +54,9 @@ def train(
     if scores is None and config.compile:
         raise InputError(f"{config.method} has nothing to compile.", "Leave out --compile.")
     objective.require_authors(authors(samples.rollouts))
+    objective.require_sampling(samples.rollouts.manifest.config)
+    if objective.loss.long_range_weight:
+        _require_samplers(samples)
     require_same_tokenizer(start, samples.teacher)
     learned, held = _split(samples, config)
     job = Job(
@@ -79,6 +82,18 @@ def _scored(rollouts: Path, scores: Path, start: Model, config: TrainConfig, rep
     if start.weights != scored.weights:
         reporter.warn(f"The student is another than the one that was scored ({scored.name}).")
     return samples
+
+
+def _require_samplers(samples: AnsweredSamples) -> None:
+    """Raise InputError when the models that were scored are not those that sampled."""
+    *_, last = samples.parents
+    scored = {model.role: model for model in last.manifest.models}
+    for sampler in samples.rollouts.manifest.models:
+        if sampler.weights != scored[sampler.role].weights:
+            raise InputError(
+                f"These scores are of another {sampler.role} than the one that sampled ({sampler.name}).",
+                f"Score with --{sampler.role} {sampler.name}.",
+            )
 
 
 def train_live(
@@ -122,8 +137,8 @@ def train_live(
         device, device_map = (None, "auto") if spread else (live.teacher_device, None)
         reader = load_model(teacher, live.teacher_dtype, device, device_map)
         longest = require_room(samples, (language_model, reader), live)
-        with _speaker(student, live.sampling, longest) as speaker:
-            source = LiveSamples(samples, reader, speaker, live.on_policy)
+        with _speaker(student, reader, live.sampling, longest) as speaker:
+            source = LiveSamples(samples, reader, speaker, live.on_policy, live.teacher_share)
             learned, held = _split(source, config)
             answered = source.answered([samples[i] for i in held], language_model, (seed,))
             measured = LiveSamples(answered, reader, speaker, live.on_policy) if held else None
@@ -140,6 +155,9 @@ def _require_responses(live: LiveConfig, objective: Objective, recorded: Artifac
     if not objective.teacher:
         raise InputError(f"{objective.name} needs no teacher but its answers.", "Give --rollouts alone.")
     objective.require_fresh(live.on_policy)
+    objective.require_sampling(asdict(live.sampling))
+    if objective.loss.long_range_weight and live.on_policy < 1:
+        raise InputError(f"{objective.name} learns live from fresh answers alone.", "Give --lambda 1, or none.")
     if recorded is None and live.on_policy < 1:
         or_fresh = ", or --lambda 1" if objective.fresh and not objective.replays else ""
         raise InputError(
@@ -159,14 +177,17 @@ def _resolved(live: LiveConfig, precision: str, reporter: Reporter) -> LiveConfi
         if live.sampling.engine == "vllm":
             raise InputError("vLLM serves one training process, not several.", "Leave out --engine vllm.")
         engine = "transformers"
-    reporter.say(f"The student answers with {engine}.")
+    who = "Student and teacher answer together" if live.teacher_share else "The student answers"
+    reporter.say(f"{who} with {engine}.")
     dtype: DType = "bfloat16" if precision == "bf16" else "float32"
     return replace(live, sampling=replace(live.sampling, engine=engine, dtype=dtype))
 
 
-def _speaker(student: str, sampling: GenerateConfig, longest: int) -> AbstractContextManager[Speaker]:
+def _speaker(
+    student: str, teacher: LanguageModel, sampling: GenerateConfig, longest: int
+) -> AbstractContextManager[Speaker]:
     if sampling.engine == "transformers":
-        return nullcontext(Here(sampling))
+        return nullcontext(Here(sampling, teacher if sampling.policy == "teacher-mixed" else None))
     from tsdkd.stages.training.served import served
 
     return served(student, sampling, longest)

@@ -4,6 +4,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.objectives import (
     distillm,
     gkd,
+    minillm,
     reverse_kl,
     seqkd,
     skd,
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Objective] = {
         skew_reverse_kl,
         distillm,
         skd,
+        minillm,
     )
 }
 

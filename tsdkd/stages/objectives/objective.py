@@ -7,10 +7,17 @@ from typing import Any
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 
-ANYBODY = ("student", "teacher", "both")
+ANYBODY = ("student", "teacher", "both", "mixture")
 EVERYWHERE: Mapping[str, Any] = {"alpha": 0.0, "em_weight": 0.0, "gate": False}
 """A divergence at every token alike, and nothing else."""
-WRITTEN_BY = {"teacher": "--policy teacher", "both": "--policy speculative"}
+WRITTEN_BY = {
+    "student": "--policy student",
+    "teacher": "--policy teacher",
+    "both": "--policy speculative",
+    "mixture": "--policy teacher-mixed",
+}
+UNTOLD: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "quantization": None}
+"""Sampling with nothing in it but the models' own probabilities, which are what scores record."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Objective:
     """May the student answer during training?"""
     teacher: bool = True
     """Is the teacher's view of the responses needed, or are they enough?"""
+    teacher_share: float = 0.0
+    """Of the distribution that live answers are sampled from, unless said otherwise."""
     replays: bool = False
     """Does a schedule decide when the student answers, and when its answers are learned from again?"""
 
@@ -62,6 +71,17 @@ class Objective:
                 f"{self.name} does not learn from responses by {' and '.join(others)}, which these rollouts hold.",
                 f"Generate them with {wanted}.",
             )
+
+    def require_sampling(self, sampling: Mapping[str, Any]) -> None:
+        """Raise InputError when it weighs tokens by the probability they were sampled with, and that is not known."""
+        if not self.loss.long_range_weight:
+            return
+        for name, plain in UNTOLD.items():
+            if sampling[name] != plain:
+                raise InputError(
+                    f"{self.name} must know how likely tokens were sampled, but {name} was {sampling[name]}.",
+                    f"Sample with {name} {plain:g}." if plain else f"Sample without {name}.",
+                )
 
     def require_fresh(self, on_policy: float) -> None:
         """Raise InputError when the student is to answer a share of the prompts that the objective has no use for."""

@@ -1,10 +1,8 @@
 """Reverse KL at every token, `1/L sum_t KL(q || p)`: GKD at beta = 1, and the single-step part of MiniLLM's gradient.
 
-MiniLLM (Gu et al., ICLR 2024), eq. (6), splits the policy gradient of the sequences' reverse KL into this and a part
-with the rewards to come, which is not here. Needs a teacher's signal; meant for the student's own responses, and takes
-any.
-
-Departs from MiniLLM: no long-range part, no teacher-mixed sampling, no language-modelling term.
+MiniLLM (Gu et al., ICLR 2024), eq. (3), splits the policy gradient of the sequences' reverse KL into this and a part
+with the rewards to come, which `minillm` adds. Needs a teacher's signal; meant for the student's own responses, and
+takes any.
 """
 
 from tsdkd.core.config import TSDKDConfig

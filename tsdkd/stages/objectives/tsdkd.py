@@ -17,5 +17,5 @@ OBJECTIVE = Objective(
         "where the student is unsure and the teacher sure, entropy minimised on the most uncertain tokens"
     ),
     loss=TSDKDConfig(),
-    options=tuple(field.name for field in fields(TSDKDConfig)),
+    options=tuple(field.name for field in fields(TSDKDConfig) if field.name != "long_range_weight"),
 )

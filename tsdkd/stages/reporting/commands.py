@@ -29,7 +29,7 @@ OPTIONS = {
     **{f"lora.{name}": f"lora-{name}" for name in ("rank", "alpha", "dropout", "targets")},
 }
 """Settings whose options are called otherwise than the last part of their name."""
-FOLLOWS = {"live.on_policy", "live.sampling.dtype", "live.sampling.part_size", "live.sampling.policy"}
+FOLLOWS = {"live.on_policy"} | {f"live.sampling.{name}" for name in ("dtype", "part_size", "policy", "teacher_share")}
 """Settings that are always given, or that others decide."""
 
 
@@ -78,6 +78,9 @@ def _train(run: Run, piece: Piece) -> list[object]:
         read = _input(run, piece, "rollouts", always=True) or _prompts(piece)
         words += [*_models(piece), *read]
         words += [] if config["live"]["replay"] else ["--lambda", config["live"]["on_policy"]]
+        sampling = config["live"]["sampling"]
+        share = sampling["teacher_share"] if sampling["policy"] == "teacher-mixed" else 0.0
+        words += [] if share == find(config["method"]).teacher_share else ["--teacher-share", share]
     if config["lora"] is not None:
         default["lora"] = asdict(LoRAConfig())
         words.append("--lora")

@@ -27,6 +27,7 @@ TRAINING = (
     Measure("Ranking term", "nats", {"indirect": ""}),
     Measure("Divergence term", "nats", {"direct": ""}),
     Measure("Entropy term: the most uncertain tokens", "nats", {"entropy": ""}),
+    Measure("Long-range term: what is to come", "nats", {"long_range": ""}),
 )
 HEALTH = (
     Measure("Mean entropy", "nats", {"student_entropy": "student", "teacher_entropy": "teacher"}),

@@ -76,6 +76,10 @@ def _rollouts(piece: Piece) -> str:
     who = " and ".join(names.values())
     how = {"mixed": f", each its share ({config['student_share']:g} the student's),"}
     how["speculative"] = f", token by token (the student's stay among the teacher's best {config['accept_k']}),"
+    if config["policy"] == "teacher-mixed":
+        how["teacher-mixed"] = (
+            f", token by token (the teacher's share of the distribution {config['teacher_share']:g}),"
+        )
     prompts = _source(piece.manifest)
     times = f", {config['samples_per_prompt']} times each," if config["samples_per_prompt"] > 1 else ""
     warm = f"at temperature {config['temperature']:g}" if config["temperature"] else "greedily"
@@ -125,7 +129,13 @@ def _responses(manifest: Manifest) -> str:
         return "from recorded scores" if scored else "from its recorded answers alone"
     if live["replay"]:
         return "which read along: a schedule decided when the student answered afresh, and when it was replayed"
-    return f"which read along: {_percent(live['on_policy'])} of the prompts were answered afresh as the student changed"
+    sampling = live["sampling"]
+    mixed = sampling["policy"] == "teacher-mixed"
+    share = f", {_percent(sampling['teacher_share'])} of each token's distribution the teacher's" if mixed else ""
+    return (
+        f"which read along: {_percent(live['on_policy'])} of the prompts were answered afresh as the student changed"
+        f"{share}"
+    )
 
 
 def _objective(method: str, objective: dict[str, Any]) -> str:
@@ -138,6 +148,7 @@ def _objective(method: str, objective: dict[str, Any]) -> str:
         f"ranking of {objective['k']} candidates in {long} of the entropy": objective["alpha"],
         f"{divergences.get(objective['divergence'], skewed)} {gate}": objective["direct_weight"],
         f"entropy of the {_percent(objective['em_ratio'])} most uncertain tokens": objective["em_weight"],
+        "long-range term on sampled tokens": objective.get("long_range_weight"),
     }
     said = [f"{weight:g} times the {term}" for term, weight in terms.items() if weight]
     released = f" The {', '.join(objective['released'])} as in the released code." if objective["released"] else ""

@@ -9,7 +9,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config import EngineName, GenerateConfig
 from tsdkd.stages.models import load_model
 from tsdkd.stages.outline import Outline
-from tsdkd.stages.rollouts.jobs import Engine
+from tsdkd.stages.rollouts.jobs import AUTHORS, TOGETHER, Engine
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
 """vLLM works on a whole part at a time: in a short one it has little to do at the end."""
@@ -21,10 +21,13 @@ def has_vllm() -> bool:
 
 def choose(config: GenerateConfig) -> EngineName:
     """The engine that `config` asks for, never "auto". Raises InputError where it cannot be had."""
+    together = AUTHORS[config.policy][0] in TOGETHER
     if config.engine == "auto":
-        return "vllm" if has_vllm() and config.policy != "speculative" else "transformers"
-    if config.engine == "vllm" and config.policy == "speculative":
-        raise InputError("Speculative rollouts need the transformers engine.", "Leave out --engine vllm.")
+        return "vllm" if has_vllm() and not together else "transformers"
+    if config.engine == "vllm" and together:
+        raise InputError(
+            f"{config.policy.capitalize()} responses need the transformers engine.", "Leave out --engine vllm."
+        )
     if config.engine == "vllm" and not has_vllm():
         raise InputError(
             "vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or sample with --engine transformers."
@@ -51,11 +54,11 @@ def library(engine: EngineName) -> dict[str, str]:
 @contextmanager
 def open_engine(author: str, models: Mapping[str, Outline], config: GenerateConfig, longest: int) -> Iterator[Engine]:
     """The engine of one author, for sequences of up to `longest` tokens; its memory is free again afterwards."""
-    if author == "both":
-        from tsdkd.stages.rollouts.speculative import SpeculativeEngine
+    if author in TOGETHER:
+        from tsdkd.stages.rollouts.together import TogetherEngine
 
         student, teacher = (load_model(models[role].name, config.dtype) for role in ("student", "teacher"))
-        yield SpeculativeEngine(student, teacher, config)
+        yield TogetherEngine(student, teacher, config)
     elif config.engine == "vllm":
         from tsdkd.stages.rollouts.vllm_engine import VllmEngine
 

@@ -17,8 +17,16 @@ from tsdkd.stages.config import GenerateConfig
 from tsdkd.stages.models import chat_ids
 from tsdkd.stages.rollouts.prompts import Prompt, Prompts
 
-AUTHORS = {"student": ("student",), "teacher": ("teacher",), "mixed": ("student", "teacher"), "speculative": ("both",)}
+AUTHORS = {
+    "student": ("student",),
+    "teacher": ("teacher",),
+    "mixed": ("student", "teacher"),
+    "speculative": ("both",),
+    "teacher-mixed": ("mixture",),
+}
 """Who writes a response, by policy."""
+TOGETHER = ("both", "mixture")
+"""Authors that are two models, token by token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Response:
     ids: list[int]
     """As the engine produced them, end token included."""
     replaced: int = 0
-    """How many of the student's tokens the teacher replaced."""
+    """How many of the tokens the teacher chose in the student's place."""
 
 
 class Engine(Protocol):

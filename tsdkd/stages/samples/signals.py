@@ -128,6 +128,11 @@ class Decoder:
                 "Scores with the signal 'ranks' carry no distribution, so the direct term cannot be formed.",
                 "Give --direct-weight 0, or score with --signal hidden or topk.",
             )
+        if self.head is None and objective.long_range_weight:
+            raise InputError(
+                f"Scores with the signal {self.signal!r} do not hold the teacher's probability of every token.",
+                "Score with --signal hidden.",
+            )
         if self.head is None and objective.temperature != 1:
             raise InputError(
                 f"Scores with the signal {self.signal!r} hold at temperature 1, not {objective.temperature}.",

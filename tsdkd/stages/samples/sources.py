@@ -22,6 +22,9 @@ Batch = dict[str, Any]
 class Source(Protocol):
     """Samples by index, and what a teacher says of them."""
 
+    teacher_share: float
+    """Of the distribution that responses were sampled from, token by token; the rest is the student's."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
@@ -88,6 +91,12 @@ def collate(samples: list[Sample], source: Source) -> Batch:
         "response_mask": mask,
         "recorded": source.recorded(samples),
     }
+
+
+def response_ids(batch_ids: Tensor, response_mask: Tensor) -> Tensor:
+    """Ids of a batch (batch, seq) -> those of the responses (tokens,)."""
+    ids: Tensor = batch_ids[:, -response_mask.shape[1] :][response_mask]
+    return ids
 
 
 def predicting(hidden: Tensor, response_mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tsdkd.artifacts import Artifact, Model, read
 from tsdkd.core import TeacherHidden, TeacherSignal, TeacherTokens
 from tsdkd.stages.models import LanguageModel
 from tsdkd.stages.samples.signals import HEAD_FILE, NEEDS_HEAD, Decoder, load_head
-from tsdkd.stages.samples.sources import Batch, Memory, Sample
+from tsdkd.stages.samples.sources import Batch, Memory, Sample, response_ids
 
 COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
 
@@ -26,6 +26,8 @@ class AnsweredSamples(torch.utils.data.Dataset[Sample]):
         """Raises ArtifactError when they are missing, broken or unfinished."""
         self.rollouts = read(rollouts, "rollouts")
         self._ids = self.rollouts.table().select(COLUMNS)
+        config = self.rollouts.manifest.config
+        self.teacher_share = config["teacher_share"] if config["policy"] == "teacher-mixed" else 0.0
 
     @property
     def parents(self) -> tuple[Artifact, ...]:
@@ -60,7 +62,7 @@ class AnsweredSamples(torch.utils.data.Dataset[Sample]):
         return {}
 
     def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
-        return TeacherTokens(_sampled(batch))
+        return TeacherTokens(response_ids(batch["input_ids"], batch["response_mask"]))
 
     def memory(self, batch: Batch) -> Memory | None:
         return None
@@ -107,7 +109,8 @@ class StagedSamples(AnsweredSamples):
 
     def memory(self, batch: Batch) -> Memory | None:
         recorded = batch["recorded"]
-        return Memory(_sampled(batch), recorded["student_logprob"], recorded["candidates"])
+        ids = response_ids(batch["input_ids"], batch["response_mask"])
+        return Memory(ids, recorded["student_logprob"], recorded["candidates"])
 
     @lru_cache(maxsize=1)  # noqa: B019  one object a run
     def _decoder_on(self, device: torch.device) -> Decoder:
@@ -117,13 +120,6 @@ class StagedSamples(AnsweredSamples):
 def authors(rollouts: Artifact) -> set[str]:
     """Who wrote the responses of rollouts."""
     return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
-
-
-def _sampled(batch: Batch) -> Tensor:
-    """The ids of a batch's responses (tokens,)."""
-    mask: Tensor = batch["response_mask"]
-    ids: Tensor = batch["input_ids"][:, -mask.shape[1] :][mask]
-    return ids
 
 
 def _cell(column: pa.ChunkedArray) -> Any:

@@ -21,6 +21,7 @@ SHOWN = {
     "indirect": "ranking",
     "direct": "divergence",
     "entropy": "top entropies",
+    "long_range": "long range",
     "student_entropy": "student entropy",
     "rank_agreement": "rank agreement",
     "response_length": "response length",

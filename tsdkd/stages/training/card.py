@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 from tsdkd.artifacts import Manifest, flat
 from tsdkd.stages.objectives import find
 
-CURVES = ("loss", "indirect", "direct", "entropy", "student_entropy", "top1_agreement", "grad_norm")
+CURVES = ("loss", "indirect", "direct", "entropy", "long_range", "student_entropy", "top1_agreement", "grad_norm")
 ROWS = 12
 """Steps in the table of curves, evenly spread."""
 

@@ -262,7 +262,7 @@ def precision_of(config: TrainConfig) -> str:
 
 def _summary(trainer: DistillationTrainer, collapsed: int | None) -> dict[str, float]:
     steps = trainer.logged_steps
-    shown = ("loss", "indirect", "direct", "entropy", "student_entropy", "candidate_overlap", "drift")
+    shown = ("loss", "indirect", "direct", "entropy", "long_range", "student_entropy", "candidate_overlap", "drift")
     ends = {"first": steps[0], "last": steps[-1]}
     summary = {"steps": len(steps)} | {
         f"{name}_{end}": entry[name] for end, entry in ends.items() for name in shown if name in entry

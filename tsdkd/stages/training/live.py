@@ -16,6 +16,7 @@ from tsdkd.stages.models import LanguageModel, chat_ids
 from tsdkd.stages.rollouts.jobs import Engine, Job, Part
 from tsdkd.stages.rollouts.prompts import Prompt, Prompts
 from tsdkd.stages.rollouts.sampling import TransformersEngine
+from tsdkd.stages.rollouts.together import TogetherEngine
 from tsdkd.stages.samples.sources import Batch, Sample, predicting
 from tsdkd.stages.samples.staged import COLUMNS
 from tsdkd.stages.training.sharing import whole
@@ -29,21 +30,33 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True)
 class Here:
-    """The student answers itself."""
+    """The student answers itself, or together with a teacher."""
 
     sampling: GenerateConfig
+    teacher: LanguageModel | None = None
 
     def answer(self, student: LanguageModel, jobs: list[Job]) -> list[list[int]]:
         devices = [student.device] if student.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
+            if self.teacher:
+                return ask(TogetherEngine(student, self.teacher, self.sampling), jobs)
             return ask(TransformersEngine(student, self.sampling), jobs)
 
 
 class LiveSamples(torch.utils.data.Dataset[Sample]):
     """Prompts, perhaps with recorded responses; a share `on_policy` of them is answered by the student each time."""
 
-    def __init__(self, samples: list[Sample], teacher: LanguageModel, speaker: Speaker, on_policy: float) -> None:
+    def __init__(
+        self,
+        samples: list[Sample],
+        teacher: LanguageModel,
+        speaker: Speaker,
+        on_policy: float,
+        teacher_share: float = 0.0,
+    ) -> None:
+        """`teacher_share`: of the distribution that the speaker samples from."""
         self.samples = samples
+        self.teacher_share = teacher_share
         self.teacher = teacher
         self.speaker = speaker
         self.on_policy = on_policy

@@ -22,11 +22,18 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from tsdkd.core import AdaptiveOpener, TeacherHidden, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
+from tsdkd.core import (
+    AdaptiveOpener,
+    Sampled,
+    TeacherHidden,
+    TeacherSignal,
+    TSDKDConfig,
+    token_selective_loss_from_hidden,
+)
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.models import LanguageModel, head_of, hidden_of, vocab_size
 from tsdkd.stages.samples.heldout import HeldOut, measure
-from tsdkd.stages.samples.sources import Batch, Memory, Sample, Source, blank, collate, predicting
+from tsdkd.stages.samples.sources import Batch, Memory, Sample, Source, blank, collate, predicting, response_ids
 from tsdkd.stages.training.health import of_responses
 from tsdkd.stages.training.lora import speaking
 from tsdkd.stages.training.sharing import Loader, MicroBatches, SharedOpener, require_known, whole
@@ -84,6 +91,7 @@ class DistillationTrainer(Trainer):
                 self.adaptive.choose([])
             return 0 * hidden.sum() + called, {}
         hidden, head = predicting(hidden, response_mask), head_of(model, self.vocab)
+        ids, then = response_ids(input_ids, response_mask), memory.log_probs if memory else None
         loss, metrics = token_selective_loss_from_hidden(
             hidden,
             head,
@@ -92,6 +100,7 @@ class DistillationTrainer(Trainer):
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
+            sampled=Sampled(ids, self.source.teacher_share, then),
         )
         if isinstance(output, FSDPModule):
             loss = loss + called
@@ -159,7 +168,9 @@ class DistillationTrainer(Trainer):
 
     def _refuse(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
         broken = [
-            name for name in ("indirect", "direct", "entropy") if not metrics.get(name, loss.new_zeros(())).isfinite()
+            name
+            for name in ("indirect", "direct", "entropy", "long_range")
+            if not metrics.get(name, loss.new_zeros(())).isfinite()
         ]
         raise TsdkdError(
             f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(broken) or 'sum'}), "

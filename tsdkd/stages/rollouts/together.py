@@ -1,8 +1,9 @@
-"""Speculative rollouts: student and teacher write together ("Speculative Knowledge Distillation", Xu et al. 2025).
+"""Responses that student and teacher write together: speculative (Xu et al. 2025), teacher-mixed (Gu et al. 2024).
 
-The student samples each token; where it is not among the teacher's best K, the teacher samples one of those K in its
-place. Token by token that costs a teacher's forward each; here the student drafts a block, the teacher reads it at
-once, and the block counts up to its first replaced token.
+The student samples each token. Speculative: where it is not among the teacher's best K, the teacher samples one of
+those K in its place. Teacher-mixed: with probability `teacher_share` the teacher samples in its place, so that tokens
+come from a mixture of both distributions. Token by token that costs a teacher's forward each; here the student drafts
+a block, the teacher reads it at once, and the block counts up to its first replaced token.
 
 Every position of every response has random numbers of its own, so that the result is that of the definition, whatever
 the length of a draft and whoever shares the batch.
@@ -24,7 +25,7 @@ from tsdkd.stages.rollouts.sampling import nucleus
 
 
 @dataclass(frozen=True)
-class SpeculativeEngine:
+class TogetherEngine:
     student: LanguageModel
     teacher: LanguageModel
     config: GenerateConfig
@@ -45,7 +46,7 @@ class SpeculativeEngine:
             Reader(model, ids[:, :-1], attention[:, :-1], vocab) for model in (self.student, self.teacher)
         )
         rows = [Row(job.seed, job.prompt_ids[-1], len(job.prompt_ids) - 1) for job in jobs]
-        with torch.inference_mode():
+        with torch.no_grad():
             while any(not self._done(row) for row in rows):
                 drafts, judged = self._draft(rows, student, teacher)
                 kept = [self._take(row, drafts[i], judged[i]) for i, row in enumerate(rows)]
@@ -67,18 +68,27 @@ class SpeculativeEngine:
 
     def _take(self, row: "Row", draft: list[int], judged: Tensor) -> int:
         """Add a draft up to its first replaced token; how many of the tokens just read are part of the response."""
-        best = judged.topk(min(self.config.accept_k, judged.shape[-1]), dim=-1).indices
         for i, token in enumerate(draft):
             if self._done(row):
                 return i
-            if bool((best[i] == token).any()):
-                row.add(token)
-                continue
-            among = torch.full_like(judged[i], -torch.inf).index_copy_(0, best[i], judged[i][best[i]])
-            row.add(self._sample(among, row, len(row.ids), "teacher"))
-            row.replaced += 1
-            return i + 1
+            among = self._teachers_choice(row, token, judged[i])
+            if among is not None:
+                row.add(self._sample(among, row, len(row.ids), "teacher"))
+                row.replaced += 1
+                return i + 1
+            row.add(token)
         return len(draft)
+
+    def _teachers_choice(self, row: "Row", token: int, judged: Tensor) -> Tensor | None:
+        """What the teacher samples from in place of the student's next token, None where that stays: (vocab,) logits
+        of the teacher's -> the same, -inf where it may not choose."""
+        if self.config.policy == "teacher-mixed":
+            draw = int(digest([row.seed, len(row.ids), "whose"])[:13], 16) / 16**13
+            return judged if draw < self.config.teacher_share else None
+        best = judged.topk(min(self.config.accept_k, len(judged))).indices
+        if bool((best == token).any()):
+            return None
+        return torch.full_like(judged, -torch.inf).index_copy_(0, best, judged[best])
 
     def _done(self, row: "Row") -> bool:
         ended = bool(row.ids) and row.ids[-1] in self.student.end_ids
@@ -119,7 +129,7 @@ class Reader:
         self.cache = DynamicCache()
         self.attention = attention[:, :0]
         self.pending = 0
-        with torch.inference_mode():
+        with torch.no_grad():
             if ids.shape[1]:
                 self._forward(ids, attention, positions(attention))
         self.attention = attention
