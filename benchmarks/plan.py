@@ -1,0 +1,83 @@
+"""What `tsdkd plan` reckons beside what stages took, on the embedded pair.
+
+    python benchmarks/plan.py [RESPONSES]
+
+Rates are measured before each stage, as other work on the machine counts in both. Rollouts are planned with the tokens
+that they turned out to have: what a plan made before knows of them is a bound.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tsdkd.artifacts import Artifact
+from tsdkd.cli.defaults import PROMPTS, embedded_student, embedded_teacher
+from tsdkd.stages.config import EvalConfig, GenerateConfig, ScoreConfig, TrainConfig
+from tsdkd.stages.eval import evaluate
+from tsdkd.stages.generate import generate
+from tsdkd.stages.planning import estimates
+from tsdkd.stages.planning.chain import Chain
+from tsdkd.stages.planning.models import find
+from tsdkd.stages.planning.rates import Rates, measure
+from tsdkd.stages.score import score
+from tsdkd.stages.train import train
+from tsdkd.stages.training.learning import precision_of
+
+RESPONSES = 48
+OPTIONS = {"engine": "transformers", "temperature": 0.5, "max_new_tokens": 32, "batch_size": 16}
+TRAIN = TrainConfig(epochs=1, batch_size=8, learning_rate=3e-5)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else RESPONSES
+    teacher, student = embedded_teacher(), embedded_student()
+    sampling, asked = GenerateConfig(**OPTIONS, limit=count), EvalConfig(tasks=("embedded",), limit=count)  # type: ignore[arg-type]
+    small, large = find(student), find(teacher)
+    table = Table("stage", "GFLOP/s", "GB/s", "planned s", "took s", "planned / took", "disk planned / written")
+
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory)
+        rollouts, scores = run / "rollouts", run / "scores"
+
+        def texts() -> estimates.Texts:
+            return Chain({}).rollouts(rollouts)
+
+        def row(name: str, work: Callable[[], Artifact], plan: Callable[[Rates], estimates.Estimate]) -> None:
+            rates, start = measure(), time.perf_counter()
+            artifact = work()
+            took, found = time.perf_counter() - start, plan(rates)
+            written = sum(part.bytes for part in artifact.manifest.parts)
+            numbers = [rates.flops / 1e9, rates.bytes / 1e9, found.seconds, took]
+            shares = [found.seconds / took, found.disk / written]
+            table.add_row(name, *(f"{number:,.1f}" for number in numbers), *(f"{share:.2f}" for share in shares))
+
+        row(
+            "generate",
+            lambda: generate(PROMPTS, student, rollouts, sampling),
+            lambda rates: estimates.generate([small], [1.0], texts(), sampling, rates),
+        )
+        row(
+            "score",
+            lambda: score(rollouts, student, teacher, scores, ScoreConfig()),
+            lambda rates: estimates.score(small, large, texts(), ScoreConfig(), rates),
+        )
+        row(
+            "train",
+            lambda: train(rollouts, scores, student, run / "checkpoint", TRAIN),
+            lambda rates: estimates.train(small, large, texts(), TRAIN, precision_of(TRAIN), rates),
+        )
+        row(
+            "eval",
+            lambda: evaluate(student, run / "results", asked),
+            lambda rates: estimates.evaluate([small], None, asked, rates),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
