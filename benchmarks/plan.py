@@ -2,8 +2,8 @@
 
     python benchmarks/plan.py [RESPONSES]
 
-Rates are measured before each stage, as other work on the machine counts in both. Rollouts are planned with the tokens
-that they turned out to have: what a plan made before knows of them is a bound.
+On a CPU seconds are the processor's, of rates and stages alike, so that other work on the machine does not count.
+Rollouts are planned with the tokens that they turned out to have: what a plan made before knows of them is a bound.
 """
 
 import sys
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
@@ -20,10 +21,11 @@ from tsdkd.cli.defaults import PROMPTS, embedded_student, embedded_teacher
 from tsdkd.stages.config import EvalConfig, GenerateConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.eval import evaluate
 from tsdkd.stages.generate import generate
+from tsdkd.stages.models import default_device
 from tsdkd.stages.planning import estimates
 from tsdkd.stages.planning.chain import Chain
 from tsdkd.stages.planning.models import find
-from tsdkd.stages.planning.rates import Rates, measure
+from tsdkd.stages.planning.rates import measure
 from tsdkd.stages.score import score
 from tsdkd.stages.train import train
 from tsdkd.stages.training.learning import precision_of
@@ -38,7 +40,10 @@ def main() -> None:
     teacher, student = embedded_teacher(), embedded_student()
     sampling, asked = GenerateConfig(**OPTIONS, limit=count), EvalConfig(tasks=("embedded",), limit=count)  # type: ignore[arg-type]
     small, large = find(student), find(teacher)
-    table = Table("stage", "GFLOP/s", "GB/s", "planned s", "took s", "planned / took", "disk planned / written")
+    clock = time.process_time if default_device() == "cpu" else time.perf_counter
+    with patch("tsdkd.stages.planning.rates.time.perf_counter", clock):
+        rates = measure()
+    table = Table("stage", "planned s", "took s", "planned / took", "disk planned / written")
 
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
@@ -47,36 +52,36 @@ def main() -> None:
         def texts() -> estimates.Texts:
             return Chain({}).rollouts(rollouts)
 
-        def row(name: str, work: Callable[[], Artifact], plan: Callable[[Rates], estimates.Estimate]) -> None:
-            rates, start = measure(), time.perf_counter()
+        def row(name: str, work: Callable[[], Artifact], plan: Callable[[], estimates.Estimate]) -> None:
+            start = clock()
             artifact = work()
-            took, found = time.perf_counter() - start, plan(rates)
+            took, found = clock() - start, plan()
             written = sum(part.bytes for part in artifact.manifest.parts)
-            numbers = [rates.flops / 1e9, rates.bytes / 1e9, found.seconds, took]
+            numbers = [found.seconds, took]
             shares = [found.seconds / took, found.disk / written]
             table.add_row(name, *(f"{number:,.1f}" for number in numbers), *(f"{share:.2f}" for share in shares))
 
         row(
             "generate",
             lambda: generate(PROMPTS, student, rollouts, sampling),
-            lambda rates: estimates.generate([small], [1.0], texts(), sampling, rates),
+            lambda: estimates.generate([small], [1.0], texts(), sampling, rates),
         )
         row(
             "score",
             lambda: score(rollouts, student, teacher, scores, ScoreConfig()),
-            lambda rates: estimates.score(small, large, texts(), ScoreConfig(), rates),
+            lambda: estimates.score(small, large, texts(), ScoreConfig(), rates),
         )
         row(
             "train",
             lambda: train(rollouts, scores, student, run / "checkpoint", TRAIN),
-            lambda rates: estimates.train(small, large, texts(), TRAIN, precision_of(TRAIN), rates),
+            lambda: estimates.train(small, large, texts(), TRAIN, precision_of(TRAIN), rates),
         )
         row(
             "eval",
             lambda: evaluate(student, run / "results", asked),
-            lambda rates: estimates.evaluate([small], None, asked, rates),
+            lambda: estimates.evaluate([small], None, asked, rates),
         )
-    Console().print(table)
+    Console().print(f"{rates.flops / 1e9:,.1f} GFLOP/s, {rates.bytes / 1e9:,.1f} GB/s", table)
 
 
 if __name__ == "__main__":

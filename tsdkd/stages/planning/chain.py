@@ -9,7 +9,6 @@ from tsdkd.artifacts import MANIFEST, Artifact, Kind, Manifest, load_manifest, r
 from tsdkd.errors import InputError
 from tsdkd.stages.models import chat_ids
 from tsdkd.stages.planning.models import Model, embedded, find, key
-from tsdkd.stages.rollouts.hub import rows_told
 from tsdkd.stages.rollouts.prompts import Prompts
 from tsdkd.stages.scoring.cost import lengths
 
@@ -79,8 +78,9 @@ class Chain:
     def prompts(self, source: Prompts, model: Model, most: int) -> Texts:
         """Prompts of up to `most` tokens. Raises InputError where they cannot be read, or counted before a download."""
         if source.on_hub:
-            count = rows_told(source.place, source.config_name, source.split) if source.limit is None else source.limit
-            return Texts(count, most, 0, most, at_most=True)
+            if source.limit is None:
+                raise InputError(f"How many prompts {source.place} has, only a download tells.", "Give --limit N.")
+            return Texts(source.limit, most, 0, most, at_most=True)
         prompts = iter(source)
         sizes = [min(most, len(chat_ids(model.tokenizer(), prompt.messages))) for prompt in islice(prompts, TOKENISED)]
         count = len(sizes) + sum(1 for _ in prompts)

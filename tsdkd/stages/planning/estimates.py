@@ -5,18 +5,20 @@ A token costs a forward two operations a weight that it is multiplied with, trai
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 
 from tsdkd.stages.config import DType, EvalConfig, GenerateConfig, ScoreConfig, TrainConfig
 from tsdkd.stages.evaluation.benchmarks import BENCHMARKS
-from tsdkd.stages.planning.benchmarks import LENGTHS
+from tsdkd.stages.planning.benchmarks import length
 from tsdkd.stages.planning.chain import Texts
 from tsdkd.stages.planning.models import Model
 from tsdkd.stages.planning.rates import Rates
 from tsdkd.stages.scoring.cost import BLOCK_BYTES, cost
 from tsdkd.stages.scoring.views import CHUNK_BYTES
 from tsdkd.stages.sizes import at_a_time, whole_memory
-from tsdkd.stages.training import memory
+from tsdkd.stages.training.memory import WIDE
+from tsdkd.stages.training.memory import estimate as memory_of_training
 
 FORWARD, FULL, ADAPTERS, AGAIN = 2, 6, 4, 2
 """Operations a weight and token: reading; training every weight, or adapters; reading again for the activations."""
@@ -61,7 +63,7 @@ def generate(
     peak = sum(needs) if sum(shares) > 1 else max(needs)
     if config.engine == "vllm":
         peak = int(config.memory_fraction * whole_memory(rates.device))
-    amount = f"{texts.count:,} x {texts.response:,.0f} tokens"
+    amount = f"{_most(texts)}{texts.count:,} x {texts.response:,.0f} tokens"
     return Estimate(amount, seconds, round(TEXT_BYTES * texts.tokens), peak, at_most=texts.at_most)
 
 
@@ -72,7 +74,7 @@ def score(student: Model, teacher: Model, texts: Texts, config: ScoreConfig, rat
     peak += batch * max(model.sequence(config.dtype, texts.longest, 0) for model in (student, teacher))
     peak += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written.bytes)
     flops = FORWARD * (student.size.multiplied + teacher.size.multiplied) * texts.tokens
-    amount = f"{texts.tokens:,.0f} tokens"
+    amount = f"{_most(texts)}{texts.tokens:,.0f} tokens"
     return Estimate(amount, rates.seconds(flops), written.bytes, peak, at_most=texts.at_most)
 
 
@@ -100,12 +102,14 @@ def train(
     seconds += rates.seconds(flops * learned * config.epochs)
     if config.eval_steps:
         seconds += steps // config.eval_steps * rates.seconds(FORWARD * student.size.multiplied * tokens * held)
-    width = 2 if precision == "bf16" else memory.WIDE
+    width = 2 if precision == "bf16" else WIDE
     parameters = student.size.parameters
     learning = config.lora.rank * student.size.ends if config.lora else parameters
-    kept = learning * memory.WIDE if config.lora and not config.lora.merge else parameters * width
+    kept = learning * WIDE if config.lora and not config.lora.merge else parameters * width
     saves = min(KEPT_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
-    peak = memory.estimate(student.config, teacher.config if teacher else None, texts.longest, config, precision).total
+    peak = memory_of_training(
+        student.config, teacher.config if teacher else None, texts.longest, config, precision
+    ).total
     amount = f"{steps:,} steps of {config.batch_size}"
     return Estimate(amount, seconds, kept, peak, saves * RESUME_BYTES * learning, texts.at_most)
 
@@ -113,8 +117,9 @@ def train(
 def evaluate(models: Sequence[Model], heldout: Texts | None, config: EvalConfig, rates: Rates) -> Estimate:
     seconds, disk, peak, documents, generated = 0.0, 0, 0, 0, False
     for name in config.tasks:
-        new = min(BENCHMARKS[name].max_new_tokens or 0, config.max_new_tokens or 2**31)
-        count, prompt = LENGTHS[name]
+        benchmark = BENCHMARKS[name]
+        new = min(benchmark.max_new_tokens or 0, config.max_new_tokens or 2**31)
+        count, prompt = length(benchmark)
         count = min(count, config.limit or count)
         asked = Texts(count, prompt, new, prompt + new, at_most=new > 0)
         documents, generated = documents + count, generated or new > 0
@@ -132,6 +137,18 @@ def evaluate(models: Sequence[Model], heldout: Texts | None, config: EvalConfig,
         peak = int(VLLM_SHARE * whole_memory(rates.device))
     amount = f"{len(models)} x {documents:,} documents"
     return Estimate(amount, seconds, disk, peak, at_most=generated)
+
+
+def total(found: Sequence[Estimate]) -> Estimate:
+    """Of stages one after the other: disk when it is fullest."""
+    kept = accumulate(one.disk for one in found)
+    disk = max((before + one.aside for before, one in zip(kept, found, strict=True)), default=0)
+    memory = max((one.memory for one in found), default=0)
+    return Estimate("", sum(one.seconds for one in found), disk, memory, at_most=any(one.at_most for one in found))
+
+
+def _most(texts: Texts) -> str:
+    return "≤ " if texts.at_most else ""
 
 
 def _answering(model: Model, dtype: DType, texts: Texts, share: float, together: int, rates: Rates) -> float:

@@ -43,7 +43,7 @@ class Lines:
         config = replace(config, engine=choose(config))
         require_served(config.engine, config)
         roles = self._roles(names, {})
-        on = f"{_listed(roles)}, {prompts.place.name}"
+        on = f"{_listed(roles)}\n{prompts.place.name}"
         if finished(output) and not overwrite:
             return Row.finished("generate", on)
         models = {role: self.chain.model(name) for role, name in roles.items()}
@@ -103,7 +103,7 @@ class Lines:
         self, models: Mapping[str, str], output: Path, heldout: Path | None, config: EvalConfig, overwrite: bool
     ) -> Row:
         """`models`: by the names that their results have."""
-        on = ", ".join(models)
+        on = "\n".join(models)
         left = [name for label, name in models.items() if overwrite or not finished(output / label)]
         if not left:
             return Row.finished("eval", on)
@@ -132,7 +132,7 @@ def _answered_live(texts: Texts, config: TrainConfig) -> Texts:
 
 
 def _listed(roles: Mapping[str, str]) -> str:
-    return ", ".join(map(_short, roles.values()))
+    return "\n".join(map(_short, roles.values()))
 
 
 def _short(name: str) -> str:

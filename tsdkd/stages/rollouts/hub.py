@@ -9,7 +9,12 @@ from tsdkd.errors import InputError
 
 def read_dataset(place: Path, config_name: str | None, split: str | None) -> Iterator[dict[str, Any]]:
     """Rows of one split (default: train), memory-mapped. Raises InputError where there is no such dataset."""
-    name = _named(place)
+    name = str(place)
+    if not place.is_dir() and (place.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1):
+        raise InputError(
+            f"{name} is no prompts file I can read, and no dataset.",
+            "Use a .jsonl, .json, .csv or .parquet file, a dataset's directory, or a hub id such as org/name.",
+        )
     import datasets
 
     datasets.disable_progress_bars()
@@ -23,31 +28,3 @@ def read_dataset(place: Path, config_name: str | None, split: str | None) -> Ite
             "Check the id, --config-name, --split and the network, or name a local file.",
         ) from None
     yield from rows
-
-
-def rows_told(place: Path, config_name: str | None, split: str | None) -> int:
-    """Rows of a split, as the dataset's card tells without a download. Raises InputError where it does not."""
-    name = _named(place)
-    import datasets
-
-    try:
-        told = datasets.load_dataset_builder(name, config_name).info.splits
-    except Exception as error:  # the hub, the network, and every file format raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"How many rows {name} has cannot be asked ({reason}).", "Give --limit N, or name a local file."
-        ) from None
-    if not told or (split or "train") not in told:
-        raise InputError(f"The card of {name} does not tell how many rows it has.", "Give --limit N.")
-    return int(told[split or "train"].num_examples)
-
-
-def _named(place: Path) -> str:
-    """Raises InputError for what can be no dataset."""
-    name = str(place)
-    if not place.is_dir() and (place.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1):
-        raise InputError(
-            f"{name} is no prompts file I can read, and no dataset.",
-            "Use a .jsonl, .json, .csv or .parquet file, a dataset's directory, or a hub id such as org/name.",
-        )
-    return name

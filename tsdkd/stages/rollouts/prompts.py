@@ -86,7 +86,7 @@ class Prompts:
 
     @property
     def on_hub(self) -> bool:
-        return not self._is_file and not self.place.is_dir()
+        return not self._is_file and not self.place.exists()
 
     @property
     def _is_file(self) -> bool:
