@@ -8,7 +8,7 @@ import torch
 
 from tsdkd.stages.models import default_device, has_bf16
 
-EFFICIENCY = 0.6
+EFFICIENCY = 0.4
 """Of the measured rates, what whole stages reach: `benchmarks/plan.py` compares."""
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the square matrices that are multiplied."""
