@@ -1,1 +1,1 @@
-"""What a chain of commands will take: the models' shapes, what each line leaves for the next, a measured roofline."""
+"""What a chain of commands will take: shapes of models, what each line leaves for the next, a measured roofline."""

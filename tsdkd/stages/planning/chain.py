@@ -81,8 +81,8 @@ class Chain:
             if source.limit is None:
                 raise InputError(f"How many prompts {source.place} has, only a download tells.", "Give --limit N.")
             return Texts(source.limit, most, 0, most, at_most=True)
-        prompts = iter(source)
-        sizes = [min(most, len(chat_ids(model.tokenizer(), prompt.messages))) for prompt in islice(prompts, TOKENISED)]
+        prompts, tokenizer = iter(source), model.tokenizer()
+        sizes = [min(most, len(chat_ids(tokenizer, prompt.messages))) for prompt in islice(prompts, TOKENISED)]
         count = len(sizes) + sum(1 for _ in prompts)
         if not count:
             raise InputError(f"No prompt of {source.place} is left: all are empty.", "Mend the file.")
