@@ -72,7 +72,7 @@ def test_stages_and_core_neither_print_nor_exit(module: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["inspect"], ["report"], ["artifact"]],
+    [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["inspect"], ["report"], ["artifact"], ["plan"]],
     ids=" ".join,
 )
 def test_help_loads_no_torch(command: list[str]) -> None:

@@ -256,7 +256,7 @@ def test_the_card_tells_what_was_done(run: Path, student: Path, tmp_path: Path) 
 
 @contextmanager
 def memory(monkeypatch: pytest.MonkeyPatch, available: int) -> object:
-    from tsdkd.stages.training import memory as module
+    from tsdkd.stages import sizes as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))

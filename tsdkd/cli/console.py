@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -96,7 +96,7 @@ def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=SIMPLE, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     out.print(escape(title))

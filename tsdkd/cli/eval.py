@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     places: Annotated[
         list[Path] | None, typer.Argument(help="With --compare: results, or runs that have some.", show_default=False)
     ] = None,
@@ -128,19 +129,9 @@ def command(
         return
     if places:
         raise InputError(f"{places[0]} is no option.", "Add --compare, or name models with --model NAME=MODEL.")
-    config = EvalConfig(
-        tasks=tuple(benchmark.name for benchmark in choose(tasks.split(","))),
-        limit=limit,
-        chat_template=chat_template,
-        max_new_tokens=max_new_tokens,
-        max_length=max_length,
-        engine=engine,
-        tensor_parallel=tensor_parallel,
-        batch_size=batch_size,
-        dtype=dtype,
-    )
-    models = _named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
-    more = _named("--also", also or [])
+    config = configured(context)
+    models = named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
+    more = named("--also", also or [])
     for name in models.keys() & more.keys():
         raise InputError(f"--also {name} is already measured as {models[name]}.", "Choose another name.")
     models |= more
@@ -160,7 +151,12 @@ def command(
         out.print(f"results: {place}", soft_wrap=True)
 
 
-def _named(option: str, models: list[str]) -> dict[str, str]:
+def configured(context: typer.Context) -> EvalConfig:
+    names = context.params["tasks"].split(",")
+    return options.configured(EvalConfig, context, tasks=tuple(benchmark.name for benchmark in choose(names)))
+
+
+def named(option: str, models: list[str]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in models]
     for name, equals, path in pairs:
         if not (name and equals and path) or "/" in name:

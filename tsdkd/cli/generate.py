@@ -2,12 +2,15 @@
 
 from typing import Annotated
 
+import typer
+
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.stages.config import EngineName, GenerateConfig, Policy
 
 
 def command(
+    context: typer.Context,
     run: options.Run = options.RUN,
     prompts: options.Prompts = None,
     column: options.Column = None,
@@ -80,32 +83,7 @@ def command(
     """Prompts -> rollouts: responses of the student (on-policy), of the teacher (off-policy), or of both."""
     from tsdkd.stages.generate import generate, left_out
 
-    config = GenerateConfig(
-        policy=policy,
-        student_share=student_share,
-        accept_k=accept_k,
-        draft=draft,
-        teacher_share=teacher_share,
-        samples_per_prompt=samples_per_prompt,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        limit=limit,
-        column=column,
-        config_name=config_name,
-        split=split,
-        system=system,
-        engine=engine,
-        batch_size=batch_size,
-        part_size=part_size,
-        dtype=dtype,
-        tensor_parallel=tensor_parallel,
-        data_parallel=data_parallel,
-        memory_fraction=memory_fraction,
-        max_model_len=max_model_len,
-        quantization=quantization,
-    )
+    config = options.configured(GenerateConfig, context)
     names = {} if policy == "teacher" else {"student": defaults.student(student)}
     names |= {} if policy == "student" else {"teacher": defaults.teacher(teacher)}
     artifact = generate(

@@ -11,7 +11,7 @@ import typer
 from tsdkd.cli import options
 from tsdkd.core.config import RELEASED, DivergenceName, TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config import ReplayConfig
+from tsdkd.stages.config import GenerateConfig, ReplayConfig
 from tsdkd.stages.objectives import OBJECTIVES, find
 
 PANEL = "Objective (the paper's symbols; others than tsdkd have few of them)"
@@ -89,7 +89,9 @@ def share_answered(name: str, lambda_: float | None) -> float:
 def mixture(name: str, share: float | None) -> dict[str, Any]:
     """Of `GenerateConfig`, who samples an answer's tokens: the student, or both where the teacher has a share."""
     share = find(name).teacher_share if share is None else share
-    return {"policy": "teacher-mixed", "teacher_share": share} if share else {}
+    if not share:
+        return {"policy": GenerateConfig.policy, "teacher_share": GenerateConfig.teacher_share}
+    return {"policy": "teacher-mixed", "teacher_share": share}
 
 
 def _given(context: typer.Context, config: type) -> dict[str, Any]:

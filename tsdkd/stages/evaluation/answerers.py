@@ -4,7 +4,6 @@ lm-eval says neither which answers were cut off at their limit nor which prompts
 Imports lm-eval, so it is imported late.
 """
 
-import os
 import random
 from collections import deque
 from typing import Any, cast
@@ -15,11 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
 from tsdkd.stages.models import LanguageModel
-
-SHARE = {"cuda": 0.7, "cpu": 0.25}
-"""Of the device's memory, what a batch may take beside the weights."""
-LARGEST_BATCH = {"cuda": 64, "cpu": 16}
-"""More are not faster: generating copies the cache of the whole batch for every token."""
+from tsdkd.stages.sizes import at_a_time, sequence_bytes
 
 
 class Notes:
@@ -107,21 +102,9 @@ class OnTransformers(Attentive, HFLM):
 
 def _fitting(language_model: LanguageModel, longest: int, logits: int) -> int:
     """Sequences that fit at a time: a power of two that depends on model, machine and lengths alone."""
-    config: Any = language_model.model.config.get_text_config()
+    config = language_model.model.config
     width = torch.finfo(language_model.model.dtype).bits // 8
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    cached = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * head_width * width * longest
-    projected = logits * config.vocab_size * (width + 8)  # logits, and their softmax in float32
-    passing = longest * width * (8 * config.hidden_size + 3 * config.intermediate_size)
-    attention = heads * longest * longest * (width + 4) if config._attn_implementation == "eager" else 0  # noqa: SLF001
+    eager = config.get_text_config()._attn_implementation == "eager"  # noqa: SLF001
     weights = sum(parameter.nbytes for parameter in language_model.model.parameters())
-    room = SHARE[language_model.device.type] * (_memory(language_model.device) - weights)
-    fitting = max(1, int(room / (cached + projected + passing + attention)))
-    return min(LARGEST_BATCH[language_model.device.type], 1 << (fitting.bit_length() - 1))
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    sequence = sequence_bytes(config, width, longest, logits, eager=eager)
+    return at_a_time(sequence, weights, language_model.device.type)

@@ -85,6 +85,10 @@ class Prompts:
         return Parent(DATASET, content, str(self.place))
 
     @property
+    def on_hub(self) -> bool:
+        return not self._is_file and not self.place.exists()
+
+    @property
     def _is_file(self) -> bool:
         return self.place.suffix.lower() in READERS
 

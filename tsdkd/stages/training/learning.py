@@ -20,10 +20,12 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.adapters import is_adapter
 from tsdkd.stages.config import SPEED_ALONE, DType, TrainConfig
 from tsdkd.stages.models import LanguageModel, default_device, has_bf16, libraries, load_model
+from tsdkd.stages.objectives import find
 from tsdkd.stages.places import resolve
 from tsdkd.stages.reporter import Reporter
 from tsdkd.stages.samples.heldout import HeldOut
 from tsdkd.stages.samples.sources import Source
+from tsdkd.stages.sizes import config_of
 from tsdkd.stages.training import memory
 from tsdkd.stages.training.callbacks import (
     FollowSchedule,
@@ -114,7 +116,8 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def _state_needs(job: Job, config: TrainConfig, precision: str, reporter: Reporter) -> None:
-    needed = memory.estimate(job.student.name, job.teacher.name, job.longest, config, precision)
+    teacher = config_of(job.teacher.name) if find(config.method).teacher else None
+    needed = memory.estimate(config_of(job.student.name), teacher, job.longest, config, precision)
     advice = memory.require(needed, config)
     reporter.table("What training will need", needed.rows())
     if advice:

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 
-import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from tsdkd.core.chunked import CHUNK_BYTES, TEACHER_SHARE
 from tsdkd.errors import InputError
 from tsdkd.stages.config import TrainConfig
 from tsdkd.stages.models import auto_dtype, default_device
-from tsdkd.stages.objectives import find
-from tsdkd.stages.places import resolve
+from tsdkd.stages.sizes import free_memory, size_of, whole_memory
 
 WIDE = 4
 """Bytes of float32."""
@@ -47,22 +45,24 @@ class Estimate:
         return [(name, f"{size / 1e9:,.1f} GB") for name, size in named.items()]
 
 
-def estimate(student: str, teacher: str, longest: int, config: TrainConfig, precision: str) -> Estimate:
-    """`longest`: tokens of the longest sequence, prompt included."""
+def estimate(
+    student: PreTrainedConfig, teacher: PreTrainedConfig | None, longest: int, config: TrainConfig, precision: str
+) -> Estimate:
+    """`teacher`: None where its answers are enough. `longest`: tokens of the longest sequence, prompt included."""
     narrow = 2 if precision == "bf16" else WIDE
-    parameters, inner = _parameters(student)
+    size, device = size_of(student), default_device()
+    parameters = size.parameters
     if config.lora:
-        learned = config.lora.rank * inner  # two thin matrices per linear layer
+        learned = config.lora.rank * size.ends  # two thin matrices per linear layer
         state = parameters * narrow + learned * 4 * WIDE
     else:
         state = parameters * (4 * WIDE + (narrow if narrow < WIDE else 0))  # autocast keeps a rounded copy
-    device = default_device()
     return Estimate(
         state=state,
         activations=_activations(student, longest, config, narrow),
         objective=CHUNK_BYTES[device] * (TEACHER_SHARE + 1) // TEACHER_SHARE,
-        teacher=_teacher(teacher, config) if config.live else _teachers_head(teacher, config),
-        available=torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
+        teacher=_teacher(teacher, config) if teacher else 0,
+        available=free_memory(device),
     )
 
 
@@ -82,39 +82,23 @@ def require(found: Estimate, config: TrainConfig) -> str | None:
     return None
 
 
-def _teachers_head(name: str, config: TrainConfig) -> int:
-    if not find(config.method).teacher:
-        return 0
-    shape = AutoConfig.from_pretrained(resolve(name)).get_text_config()
-    return int(shape.vocab_size * shape.hidden_size * 2)
-
-
-def _teacher(name: str, config: TrainConfig) -> int:
-    """Of a live teacher, and of vLLM where it answers, on the student's device."""
-    live, device = config.live, default_device()
-    assert live is not None
+def _teacher(teacher: PreTrainedConfig, config: TrainConfig) -> int:
+    """Its head; of a live one all that is on the student's device, and vLLM's share where that answers."""
+    live, device, shape = config.live, default_device(), teacher.get_text_config()
+    if live is None:
+        return int(shape.vocab_size * shape.hidden_size * 2)
     size = 0
     if device == "cpu" or live.teacher_device in {None, device}:
         wanted = live.teacher_dtype
-        dtype = auto_dtype(AutoConfig.from_pretrained(resolve(name)), device) if wanted == "auto" else wanted
-        size += _parameters(name)[0] * getattr(torch, dtype).itemsize
+        dtype = auto_dtype(teacher, device) if wanted == "auto" else wanted
+        size += size_of(teacher).parameters * getattr(torch, dtype).itemsize
     if live.sampling.engine == "vllm":
-        whole = torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total
-        size += int(live.sampling.memory_fraction * whole)
+        size += int(live.sampling.memory_fraction * whole_memory(device))
     return size
 
 
-def _parameters(name: str) -> tuple[int, int]:
-    """A model's parameters, and the inputs plus outputs of its linear layers but the head, summed."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(name)))
-    head = model.get_output_embeddings()
-    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    return sum(p.numel() for p in model.parameters()), sum(m.in_features + m.out_features for m in linear)
-
-
-def _activations(student: str, longest: int, config: TrainConfig, narrow: int) -> int:
-    shape: PreTrainedConfig = AutoConfig.from_pretrained(resolve(student)).get_text_config()
+def _activations(student: PreTrainedConfig, longest: int, config: TrainConfig, narrow: int) -> int:
+    shape: PreTrainedConfig = student.get_text_config()
     tokens = config.micro_batch_size * longest
     layers, heads, width, inner = (
         int(getattr(shape, name))

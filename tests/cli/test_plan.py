@@ -1,0 +1,150 @@
+"""tsdkd plan: lines in, one table out, nothing run and nothing written."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
+from typer.testing import CliRunner
+
+from tests.cli.test_bad_input import refuse
+from tests.cli.test_commands import run
+from tests.conftest import write_prompts
+from tsdkd.cli import app
+from tsdkd.stages.planning.rates import Rates
+
+COLUMNS = ("stage", "on", "work", "disk", "memory", "time")
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rates that are always the same, in an empty directory."""
+    monkeypatch.setattr("tsdkd.stages.planning.rates.measure", lambda: Rates("cpu", "float32", 1e9, 1e9))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def plan(*lines: str) -> list[dict[str, str]]:
+    """The table's rows by column."""
+    found = CliRunner().invoke(app, ["plan", "-"], input="\n".join(lines), env={"COLUMNS": "250"})
+    assert found.exit_code == 0, found.output
+    header, _, *body = found.stdout.split("Free here")[0].splitlines()[2:]
+    starts = [header.index(name) for name in COLUMNS]
+    ends = [*starts[1:], None]
+    rows = [
+        {name: row[start:end].strip() for name, start, end in zip(COLUMNS, starts, ends, strict=True)} for row in body
+    ]
+    return [row for row in rows if row["stage"]]
+
+
+def work(*lines: str) -> list[str]:
+    return [row["work"] for row in plan(*lines)]
+
+
+def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Ten prompts, answered with 8 tokens at most, in two epochs of three steps; then three models are asked."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 10)
+    before = sorted(tmp_path.rglob("*"))
+    rows = plan(
+        "# a recipe",
+        f"tsdkd generate --run runs/a --student {student} --prompts {prompts} --max-new-tokens 8",
+        "",
+        f"tsdkd score --run runs/a --teacher '{teacher}'",
+        "TSDKD_RUN=runs/a tsdkd train --batch-size 4 --epochs 2",
+        "NAME=x tsdkd eval --run runs/a --tasks mbpp,sciq --limit 3",
+        "tsdkd generate --run runs/b --student runs/a/checkpoint --limit 4",
+        "tsdkd artifact show runs/a/scores",
+        "tsdkd report runs/a",
+    )
+    found = [row["work"] for row in rows]
+    tokens = found[1].removeprefix("≤ ").removesuffix(" tokens")
+    assert found[0] == "≤ 10 x 8 tokens"
+    assert int(tokens.replace(",", "")) > 10 * 8
+    assert found[2:] == ["6 steps of 4", "3 x 6 documents", "≤ 4 x 512 tokens", "", "", ""]
+    assert [row["stage"] for row in rows[5:]] == ["artifact show", "report", "in all"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_there_is_read(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Rollouts have as many tokens as they turned out to have; a finished stage takes nothing."""
+    prompts = write_prompts(tmp_path / "p.jsonl", 4)
+    line = f"generate --run a --student {student} --prompts {prompts} --max-new-tokens 3"
+    run(*line.split())
+    from tsdkd.artifacts import Artifact, load_manifest
+
+    rollouts = Artifact(tmp_path / "a" / "rollouts", load_manifest(tmp_path / "a" / "rollouts"))
+    table = rollouts.table()
+    read = sum(len(row) for name in ("prompt_ids", "response_ids") for row in table[name].to_pylist())
+    found = work(f"tsdkd {line}", f"tsdkd score --run a --teacher {teacher}", f"tsdkd {line} --overwrite")
+    assert found == ["finished already", f"{read:,} tokens", "≤ 4 x 3 tokens", ""]
+
+
+def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 4)
+    generate = f"tsdkd generate --prompts {prompts} --max-new-tokens 3 --run"
+    lines = [f"tsdkd prune --teacher {teacher} --drop 2 --output small", f"{generate} a --student small"]
+    rows = plan(*lines, f"{generate} b --student {teacher}")
+    small, large = (float(row["memory"].split()[0]) for row in rows if row["stage"] == "generate")
+    assert small < large
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "remedy"),
+    [
+        ("tsdkd train --lerning-rate 3", "No such option: --lerning-rate", "`tsdkd train --help`"),
+        ("tsdkd train --batch-size many", "Invalid value for '--batch-size'", "`tsdkd train --help`"),
+        ("tsdkd prune", "Missing option '--output'", "`tsdkd prune --help`"),
+        ("tsdkd train --lora-rank 4", "Options of adapters are given without --lora.", "Give --lora"),
+        ("tsdkd eval --tasks poetry", "There is no benchmark 'poetry'", "gsm8k"),
+        ("tsdkd trian", "There is no command 'trian'.", "train"),
+        ("tsdkd artifact shwo", "There is no command 'shwo'.", "lineage"),
+        ("accelerate launch", "accelerate launch is no tsdkd command.", "`tsdkd train --lora`"),
+        ("tsdkd train 'a", "No closing quotation.", "Close the quotes."),
+        ("tsdkd score --run nowhere", "Found no rollouts at nowhere/rollouts.", "tsdkd generate"),
+        ("tsdkd generate --student ./none", "There is no model directory ./none.", "model directory"),
+        ("tsdkd generate --prompts none.jsonl --student STUDENT", "There is no prompts file none.jsonl.", "path"),
+        ("tsdkd generate --prompts org/name --student STUDENT", "How many prompts org/name has", "--limit"),
+        ("tsdkd generate --engine vllm --student STUDENT", "vLLM is not installed.", "pip install"),
+    ],
+)
+def test_a_line_that_would_not_run_is_refused_by_its_number(
+    line: str, cause: str, remedy: str, student: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "lines"
+    file.write_text(f"# first\n\n{line.replace('STUDENT', str(student))}\n")
+    found, told = refuse("plan", file)
+    assert found.startswith("Line 3: ")
+    assert cause in found
+    assert remedy in told
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def offline(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        raise OfflineModeIsEnabled("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    (tmp_path / "lines").write_text("tsdkd generate --student org/model")
+    found, remedy = refuse("plan", tmp_path / "lines")
+    assert found.startswith("Line 1: org/model is no local model directory, and the hub did not give it")
+    assert "network" in remedy
+    assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+
+
+def test_what_does_not_fit_is_marked(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 4)
+    line = f"tsdkd generate --student {student} --prompts {prompts}"
+    assert not any("does not fit" in row["memory"] for row in plan(line))
+    monkeypatch.setattr("tsdkd.stages.sizes.free_memory", lambda _: 1000)
+    assert all("does not fit" in row["memory"] for row in plan(line))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert "There is no file none" in refuse("plan", "none")[0]
+
+
+def test_help_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "…" not in run("plan", "--help")
