@@ -42,10 +42,10 @@ case $SCALE in
   tiny)
     TEACHER=embedded-teacher STUDENT=embedded-student EXTRAS=
     PROMPTS=tsdkd/embedded/prompts.jsonl COLUMN=prompt
-    SAMPLE="--engine transformers --limit 4 --max-prompt-tokens 128 --max-new-tokens 4"
+    SAMPLE="--engine transformers --limit 2 --max-prompt-tokens 128 --max-new-tokens 2"
     HELD_OUT="--held-out 0.5 --eval-steps 1"
-    EVAL="--tasks embedded --limit 4"
-    TRAIN="--lora --lora-rank 2 --epochs 1 --batch-size 2" ;;
+    EVAL="--tasks embedded --limit 2"
+    TRAIN="--lora --lora-rank 1 --lora-targets q_proj --epochs 1 --batch-size 1" ;;
   *) stop "There is no scale $SCALE." "SCALE=paper or tiny." ;;
 esac
 

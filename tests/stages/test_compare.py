@@ -199,7 +199,7 @@ def test_a_figure_is_compared_by_the_average_of_its_six_alone(tmp_path: Path) ->
 def test_without_a_benchmark_of_the_papers_that_is_said(tmp_path: Path) -> None:
     found = compare({"gate": results(tmp_path / "m", {"embedded": verdicts("10")})}, paper="table-3")
     assert not found.published
-    assert found.notes[-1] == "paper, table-3: it has none of these benchmarks"
+    assert found.notes == ("paper, table-3: it has none of these benchmarks",)
 
 
 def test_an_unknown_table_is_answered_with_those_there_are() -> None:
