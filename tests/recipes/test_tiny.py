@@ -44,37 +44,6 @@ def rows(said: str) -> set[str]:
     return set(header.split()[1:])
 
 
-ROWS = {
-    "table1": "seqkd supervised-kd distillm skd gkd tsdkd",
-    "table3": "gate gate+indirect gate+entropy",
-    "table4": "gkd",
-    "table5": "tsdkd",
-    "table6": "off-policy",
-    "table7": "tsdkd-adaptive",
-    "table9": "lora-tsdkd",
-    "figure3": "c-1.0",
-    "figure4": "k-20",
-    "figure5": "em-1.0",
-    "figure6": "beta-1.0",
-    "released": "released",
-}
-"""Of each recipe: one row of every kind; the others differ by an option, which test_lines.py tries."""
-
-
-@pytest.mark.parametrize("recipe", PAPER)
-def test_a_recipe_ends_with_its_table_and_the_report(recipe: str, tsdkd: Path, run: Path) -> None:
-    said = finish(start(f"paper/{recipe}", tsdkd, SCALE="tiny", RUN=run, PAIR="qwen2.5", ROWS=ROWS[recipe]))
-    assert rows(said) == {"teacher", "student", *ROWS[recipe].split()}
-    for row in rows(said):
-        assert load_manifest(run / "results" / row).state == "complete"
-    for row in ROWS[recipe].split():
-        assert load_manifest(run / row).summary["steps"] >= 1
-        assert row in (run / "report.html").read_text()
-    assert "difference to student on the same documents, points" in said
-    assert "paper, " in said
-    assert said.splitlines()[-1] == str(run / "report.html")
-
-
 def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_path: Path) -> None:
     told = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
     recipe = start("paper/table6", tsdkd, **told)
@@ -89,3 +58,34 @@ def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_
     assert "rollouts-teacher is complete: nothing to do." in said
     assert load_manifest(checkpoint).state == "complete"
     assert rows(said) == {"teacher", "student", "off-policy"}
+
+
+ROWS = {
+    "table1": "seqkd supervised-kd distillm skd gkd tsdkd",
+    "table3": "gate gate+indirect gate+entropy",
+    "table4": "gkd",
+    "table5": "tsdkd",
+    "table6": "off-policy",
+    "table7": "tsdkd-adaptive",
+    "table9": "lora-tsdkd",
+    "figure3": "c-1.0",
+    "figure4": "k-20",
+    "figure5": "em-1.0",
+    "figure6": "beta-1.0",
+    "released": "released",
+}
+"""Of each recipe: one row of every kind; the others differ by options that test_lines.py tries."""
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_a_recipe_ends_with_its_table_and_the_report(recipe: str, tsdkd: Path, run: Path) -> None:
+    said = finish(start(f"paper/{recipe}", tsdkd, SCALE="tiny", RUN=run, PAIR="qwen2.5", ROWS=ROWS[recipe]))
+    assert rows(said) == {"teacher", "student", *ROWS[recipe].split()}
+    for row in rows(said):
+        assert load_manifest(run / "results" / row).state == "complete"
+    for row in ROWS[recipe].split():
+        assert load_manifest(run / row).summary["steps"] >= 1
+        assert row in (run / "report.html").read_text()
+    assert "difference to student on the same documents, points" in said
+    assert "paper, " in said
+    assert said.splitlines()[-1] == str(run / "report.html")
