@@ -40,7 +40,7 @@ class Lines:
         self.place = place
 
     def of(self, recipe: str, **environment: str) -> list[str]:
-        recorded = self.place / shlex.quote(f"{recipe}{environment}".replace("/", "-"))
+        recorded = self.place / f"{recipe}{environment}".replace("/", "-")
         if not recorded.exists():
             finish(start(recipe, self.place, LINES_FILE=recorded, **environment))
         return recorded.read_text().splitlines()
