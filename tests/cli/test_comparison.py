@@ -32,23 +32,47 @@ def test_on_the_terminal(run: Path) -> None:
     assert "difference to student on the same documents, points" in shown
     line = next(line for line in shown.splitlines() if "+50.0" in line)
     assert line.split() == ["teacher", "gsm8k", "+50.0", "±", "28.9", "2", "0", "4", "0.500"]
-    assert "57.1" in shown  # the paper's student
+    assert ["gsm8k", "student", "25.0", "±", "25.0", "57.1"] in [
+        line.split() for line in shown.splitlines()
+    ]  # the paper's
+    assert ["gsm8k", "tsdkd", "60.1"] in [line.split() for line in shown.splitlines()]
+    assert "gkd" not in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_as_markdown(run: Path) -> None:
     lines = show(run, "--format", "markdown").splitlines()
-    header = next(line for line in lines if line.startswith("| benchmark"))
-    row = next(line for line in lines if line.startswith("| gsm8k"))
-    assert header.startswith("| benchmark | teacher | student | paper: teacher |")
-    assert header.count("|") == row.count("|")
-    assert "| 75.0 ± 25.0 | 25.0 ± 25.0 | 80.3 |" in row
+    assert "| benchmark | model | here | paper |" in lines
+    assert "| gsm8k | teacher | 75.0 ± 25.0 | 80.3 |" in lines
+    assert "| gsm8k | gkd |  | 57.9 |" in lines
+
+
+def test_without_the_paper_models_stand_side_by_side(tmp_path: Path) -> None:
+    results(tmp_path / "run" / "results" / "student", {"gsm8k": verdicts("10")})
+    assert "| gsm8k | 50.0 ± 50.0 |" in show(tmp_path / "run", "--format", "markdown").splitlines()
+
+
+def test_a_named_table_has_rows_of_the_same_names(tmp_path: Path) -> None:
+    results(tmp_path / "gate", {"gsm8k": verdicts("1100"), "ifeval": verdicts("1100")})
+    shown = show(tmp_path / "gate", "--paper", "table-3")
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["average", "gate", "50.0", "±", "20.4", "56.2"] in lines  # (58.3 + 54.2) / 2
+    assert ["average", "tsdkd", "57.6"] in lines
+    assert "paper, table-3: the check marks" in shown
+    assert "gate+entropy" not in shown
+
+
+def test_an_unknown_table_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    wrong = ["eval", "--paper", "table-0", "--model", "m=nowhere", "--results", str(tmp_path / "r")]
+    found = CliRunner().invoke(app, wrong)
+    assert found.exit_code == 2
+    assert "no 'table-0'" in found.stderr
+    assert "figure-4" in found.stderr
 
 
 def test_as_latex(run: Path) -> None:
     shown = show(run, "--format", "latex")
-    assert r"gsm8k & 75.0 $\pm$ 25.0 & 25.0 $\pm$ 25.0 & 80.3" in shown
-    assert r"paper: supervised\_kd" in shown
+    assert r"gsm8k & teacher & 75.0 $\pm$ 25.0 & 80.3" in shown
     assert shown.count(r"\begin{tabular}") == shown.count(r"\end{tabular}") == 2
 
 

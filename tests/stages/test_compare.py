@@ -11,13 +11,14 @@ import pytest
 from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Model
 from tsdkd.errors import InputError
 from tsdkd.stages.evaluation.benchmarks import PAPER
-from tsdkd.stages.evaluation.compare import AVERAGE, PAIRS, PUBLISHED, compare, paired, short_names
+from tsdkd.stages.evaluation.compare import Score, compare, paired, short_names
 from tsdkd.stages.evaluation.harness import mean
+from tsdkd.stages.evaluation.published import AVERAGE, PUBLISHED, find, tables
 from tsdkd.writer import Writer
 
 Scores = dict[str, list[tuple[float, float]]]
 """By benchmark: score and weight of each document."""
-METRICS = {"gsm8k": "exact_match,flexible-extract", "sciq": "acc,none", "ifeval": "inst_level_strict_acc,none"}
+METRICS = {"gsm8k": "exact_match,flexible-extract", "ifeval": "inst_level_strict_acc,none"}
 
 
 def results(place: Path, scores: Scores, model: str = "m", first: int = 0) -> Artifact:
@@ -32,7 +33,7 @@ def results(place: Path, scores: Scores, model: str = "m", first: int = 0) -> Ar
                     "subtask": name,
                     "document": i,
                     "hash": str(i),
-                    "metric": METRICS[name],
+                    "metric": METRICS.get(name, "acc,none"),
                     "score": s,
                     "weight": w,
                 }
@@ -42,7 +43,13 @@ def results(place: Path, scores: Scores, model: str = "m", first: int = 0) -> Ar
             writer.write_table(f"{name}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
             value, stderr = mean(rows)
             cut = {"truncated": 0, "prompts_cut": 0}
-            found[name] = {"metric": METRICS[name], "value": value, "stderr": stderr, "documents": len(rows), **cut}
+            found[name] = {
+                "metric": METRICS.get(name, "acc,none"),
+                "value": value,
+                "stderr": stderr,
+                "documents": len(rows),
+                **cut,
+            }
         return writer.finish(found)
 
 
@@ -165,16 +172,83 @@ def test_the_papers_rows_are_those_of_the_models_pair(name: str, teachers_gsm8k:
 
 
 def test_a_pair_can_be_named_and_its_average_is_the_papers(tmp_path: Path) -> None:
-    found = compare({"m": results(tmp_path / "m", {"gsm8k": verdicts("1"), "ifeval": [(0.5, 2)]})}, pair="gemma2")
+    found = compare({"m": results(tmp_path / "m", {"gsm8k": verdicts("1"), "ifeval": [(0.5, 2)]})}, paper="gemma2")
     assert found.published["tsdkd"][AVERAGE].value == pytest.approx((0.553 + 0.665) / 2)
 
 
+def test_a_table_averages_what_it_has(tmp_path: Path) -> None:
+    """Table 3 has no sciq: neither has the average that stands beside it, and that is said."""
+    ours = {"gsm8k": verdicts("1100"), "sciq": verdicts("1111"), "ifeval": [(0.9, 1)]}
+    found = compare({"gate": results(tmp_path / "m", ours)}, paper="table-3")
+    assert found.scores["gate"][AVERAGE].value == pytest.approx((0.5 + 0.9) / 2)
+    assert found.published["gate"][AVERAGE].value == pytest.approx((0.583 + 0.542) / 2)
+    assert "average: of gsm8k, ifeval, which table-3 of the paper has" in found.notes
+
+
+def test_a_figure_is_compared_by_the_average_of_its_six_alone(tmp_path: Path) -> None:
+    six = dict.fromkeys(find("figure-4").averaged, verdicts("10"))
+    all_of_them = compare({"k-20": results(tmp_path / "all", six | {"sciq": verdicts("11")})}, paper="figure-4")
+    assert all_of_them.published["k-20"] == {AVERAGE: Score(pytest.approx(0.445))}
+    assert all_of_them.scores["k-20"][AVERAGE].value == pytest.approx(0.5)
+    del six["math"]
+    fewer = compare({"k-20": results(tmp_path / "fewer", six)}, paper="figure-4")
+    assert not fewer.published
+    assert any("only the average of gsm8k" in note for note in fewer.notes)
+
+
+def test_without_a_benchmark_of_the_papers_that_is_said(tmp_path: Path) -> None:
+    found = compare({"gate": results(tmp_path / "m", {"embedded": verdicts("10")})}, paper="table-3")
+    assert not found.published
+    assert found.notes == ("paper, table-3: it has none of these benchmarks",)
+
+
+def test_an_unknown_table_is_answered_with_those_there_are() -> None:
+    with pytest.raises(InputError, match="no 'table-12'") as caught:
+        find("table-12")
+    assert "qwen2.5, table-1, table-2, table-7, table-8, table-3, gemma2" in caught.value.remedy
+
+
 def test_the_numbers_are_the_papers(shared: Path) -> None:
-    assert json.loads(PUBLISHED.read_text()) == json.loads((shared / "paper" / "tables.json").read_text())
+    """As they were read, under the names of recipes and options."""
+    read = json.loads((shared / "paper" / "tables.json").read_text())
+    main = {"qwen2.5": "tables_1_2_7_8_qwen2.5_14b_to_1.5b", "gemma2": "table_4_gemma2_9b_to_2b"}
+    main |= {"qwen3": "table_5_qwen3_8b_to_1.7b"}
+    for pair, table in main.items():
+        assert find(pair).rows == {NAMED.get(row, dashed(row)): dashes(found) for row, found in read[table].items()}
+    assert [*find("table-3").rows.values()] == [dashes(row) for row in read["table_3_ablation_qwen2.5"]["rows"]]
+    policies = read["table_6_off_vs_on_policy_qwen2.5"]
+    assert [*find("table-6").rows.values()] == [dashes(policies[name]) for name in ("off_policy", "on_policy")]
+    adapters = {f"lora-{dashed(row)}": dashes(found) for row, found in read["table_9_lora_qwen2.5"].items()}
+    assert find("table-9").rows == adapters
+    for figure, key in (("figure-4", "k"), ("figure-5", "em_ratio"), ("figure-6", "beta")):
+        points = [row[AVERAGE] for row in find(figure).rows.values()]
+        assert points == [*read["figures_average_score"][key].values()]
+    assert {dashed(name): n for name, n in read["shots"].items()} == json.loads(PUBLISHED.read_text())["shots"]
 
 
-def test_every_pair_has_a_table_of_known_benchmarks() -> None:
-    tables = json.loads(PUBLISHED.read_text())
-    for table, *_ in PAIRS.values():
-        for row in tables[table].values():
-            assert {name.replace("_", "-") for name in row} <= set(PAPER)
+NAMED = {"speculative_kd": "skd", "tsdkd_adaptive_c": "tsdkd-adaptive"}
+
+
+def dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def dashes(row: dict[str, float]) -> dict[str, float]:
+    return {dashed(name): value for name, value in row.items()}
+
+
+def test_rows_of_one_name_are_one_model() -> None:
+    """What has one name in several tables of a pair has one row of numbers, but for the MBPP that the notes tell."""
+    table, rest = find("table-1").rows, [find(name).rows for name in ("table-3", "table-6")]
+    for rows in rest:
+        for name in rows.keys() & table.keys():
+            differ = {one for one, value in rows[name].items() if value != table[name][one]}
+            assert differ <= {"mbpp"}
+    six = find("figure-4")
+    assert round(sum(table["tsdkd"][one] for one in six.averaged) / 6, 1) == six.rows["tsdkd"][AVERAGE]
+
+
+def test_every_table_has_known_benchmarks() -> None:
+    for table in tables():
+        for row in table.rows.values():
+            assert row.keys() <= {*PAPER, AVERAGE}

@@ -30,7 +30,7 @@ def show(comparison: Comparison, format_: Format) -> None:
         return
     for table in found:
         show_table(*table)
-    for line in cut(comparison):
+    for line in (*comparison.notes, *cut(comparison)):
         show_text(line)
     _show_answers(comparison)
 

@@ -14,16 +14,24 @@ EMBEDDED = Path(__file__).parents[1] / "embedded"
 PROMPTS = EMBEDDED / "prompts.jsonl"
 STUDENT_DROPS = 3
 """Layers the embedded student lacks."""
+EMBEDDED_TEACHER, EMBEDDED_STUDENT = "embedded-teacher", "embedded-student"
+"""By these names the embedded pair can be named."""
 
 
 def teacher(name: str | None, recorded: Manifest | None = None) -> str:
     """The teacher named, else the one that was recorded, else the embedded one, made on first use."""
-    return name or _recorded(recorded, "teacher") or embedded_teacher()
+    return model(name or _recorded(recorded, "teacher") or EMBEDDED_TEACHER)
 
 
 def student(name: str | None, recorded: Manifest | None = None) -> str:
     """The student named, else the one that was recorded, else the embedded one, made on first use."""
-    return name or _recorded(recorded, "student") or embedded_student()
+    return model(name or _recorded(recorded, "student") or EMBEDDED_STUDENT)
+
+
+def model(name: str) -> str:
+    """A model's directory or hub id; one of the embedded pair is made on first use."""
+    known = {EMBEDDED_TEACHER: embedded_teacher, EMBEDDED_STUDENT: embedded_student}
+    return known[name]() if name in known else name
 
 
 def embedded_teacher() -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsdkd.cli import options
+from tsdkd.cli import defaults, options
 from tsdkd.cli.comparison import Format, show
 from tsdkd.cli.console import Reporter, out
 from tsdkd.errors import InputError
-from tsdkd.stages.config import Engine, EvalConfig, Pair
+from tsdkd.stages.config import Engine, EvalConfig
+from tsdkd.stages.evaluation import published
 from tsdkd.stages.evaluation.benchmarks import choose
 
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ def command(
         ),
     ] = None,
     paper: Annotated[
-        Pair | None,
+        str | None,
         typer.Option(
-            help="The published rows beside it.",
+            metavar="NAME",
+            help="The published rows beside it: a pair such as qwen2.5, table-3, figure-4.",
             show_default="by the models' names",
             rich_help_panel=options.COMPARISON,
         ),
@@ -124,6 +126,8 @@ def command(
 
     A finished benchmark is not run again. `tsdkd eval --compare A B` puts finished results or runs side by side.
     """
+    if paper:
+        published.find(paper)  # before anything is measured
     if compare:
         _compare(_found(places or [run]), baseline, paper, format_)
         return
@@ -166,7 +170,7 @@ def named(option: str, models: list[str]) -> dict[str, str]:
             )
     if len({name for name, _, _ in pairs}) < len(pairs):
         raise InputError(f"{option} gives a name twice.", "Name every model once.")
-    return {name: path for name, _, path in pairs}
+    return {name: defaults.model(path) for name, _, path in pairs}
 
 
 def _of_run(checkpoint: Path) -> dict[str, str]:
@@ -177,10 +181,10 @@ def _of_run(checkpoint: Path) -> dict[str, str]:
     return {"teacher": named["teacher"], "student": named.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
-def _compare(artifacts: dict[str, Artifact], baseline: str | None, pair: Pair | None, format_: Format) -> None:
+def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | None, format_: Format) -> None:
     from tsdkd.stages.evaluation.compare import compare
 
-    show(compare(artifacts, baseline, pair), format_)
+    show(compare(artifacts, baseline, paper), format_)
 
 
 def _found(places: list[Path]) -> dict[str, Artifact]:

@@ -14,10 +14,6 @@ from tsdkd.stages.objectives import find
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations; "auto" is as it was saved; float32 on CPUs without bf16."""
 Engine = Literal["transformers", "vllm"]
-Pair = Literal["qwen2.5", "gemma2", "qwen3"]
-"""A teacher and a student of the paper, whose published numbers come along."""
-
-
 Policy = Literal["student", "teacher", "mixed", "speculative", "teacher-mixed"]
 EngineName = Literal["auto", "vllm", "transformers"]
 

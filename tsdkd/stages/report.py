@@ -87,7 +87,7 @@ def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
 
 def _intervals(comparison: Comparison) -> list[Chart]:
     scores: dict[str, Mapping[str, Score | Difference]] = dict(comparison.scores)
-    scores |= {f"paper: {one}": comparison.published[one] for one in SHOWN if comparison.published}
+    scores |= {f"paper: {one}": comparison.published[one] for one in SHOWN if one in comparison.published}
     charts = [_chart("Accuracy with 95 % intervals", "%", comparison.benchmarks, scores)]
     if any(comparison.differences.values()):
         title = f"Difference to {comparison.baseline}, with 95 % intervals"

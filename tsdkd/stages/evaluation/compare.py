@@ -3,7 +3,6 @@
 Reads results artifacts and the paper's numbers (paper.json); loads neither torch nor lm-eval.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import erfc, sqrt
@@ -15,19 +14,12 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts import Artifact
 from tsdkd.errors import InputError
-from tsdkd.stages.config import Pair
+from tsdkd.stages.evaluation import published
 from tsdkd.stages.evaluation.benchmarks import BENCHMARKS
+from tsdkd.stages.evaluation.published import AVERAGE
 
-PUBLISHED = Path(__file__).parents[2] / "paper.json"
-PAIRS: dict[Pair, tuple[str, str, str]] = {
-    "qwen2.5": ("tables_1_2_7_8_qwen2.5_14b_to_1.5b", "qwen2.5-14b", "qwen2.5-1.5b"),
-    "gemma2": ("table_4_gemma2_9b_to_2b", "gemma-2-9b", "gemma-2-2b"),
-    "qwen3": ("table_5_qwen3_8b_to_1.7b", "qwen3-8b", "qwen3-1.7b"),
-}
-"""Of each pair in the paper: its table, and what names its teacher and its student."""
 ORDER = {"teacher": 0, "student": 1, "distilled": 2}
 """In which results of one run are shown."""
-AVERAGE = "average"
 RESAMPLES = 10_000
 
 
@@ -58,26 +50,28 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     benchmarks: tuple[str, ...]
-    """In the table's order; more than one are followed by their average."""
+    """In the table's order; more than one are followed by their average: of those that the paper has, else of all."""
     baseline: str
     scores: dict[str, dict[str, Score]]
     """By model, then by benchmark."""
     differences: dict[str, dict[str, Difference]]
     published: dict[str, dict[str, Score]]
-    """The paper's rows of the matching pair, by method."""
+    """The paper's rows, by method; a benchmark that is not there is none of the paper's."""
     heldout: dict[str, dict[str, Any]]
     """Closeness to the teacher, where it was measured."""
+    notes: tuple[str, ...] = ()
+    """What to know of the paper's rows."""
     skipped: tuple[str, ...] = ()
     """Why there is no difference where two models share a benchmark."""
 
 
 def compare(
-    artifacts: dict[str, Artifact], baseline: str | None = None, pair: Pair | None = None, *, skip: bool = False
+    artifacts: dict[str, Artifact], baseline: str | None = None, paper: str | None = None, *, skip: bool = False
 ) -> Comparison:
-    """Results by the name to show. `baseline`: "student" where there is one, else the first; `pair`: by model names.
+    """Results by the name to show. `baseline`: "student" where there is one, else the first; `paper`: by model names.
 
-    Raises InputError for an unknown baseline, or when two models share a benchmark but no document of it: unless
-    `skip`, which leaves that difference out and says why.
+    Raises InputError for an unknown baseline or table of the paper, or when two models share a benchmark but no
+    document of it: unless `skip`, which leaves that difference out and says why.
     """
     baseline = baseline or ("student" if "student" in artifacts else next(iter(artifacts)))
     if baseline not in artifacts:
@@ -95,14 +89,17 @@ def compare(
                 if not skip:
                     raise
                 skipped.append(f"{error.cause} {error.remedy}")
-    published = _published(pair or _pair_of(artifacts), benchmarks)
+    table = published.find(paper) if paper else published.matching(_models(artifacts))
+    papers = {name: _as_scores(row) for name, row in table.shares(benchmarks).items()} if table else {}
+    notes = table.told(benchmarks) if table else []
     if len(benchmarks) > 1:
-        for rows in (scores, published):
-            rows.update({name: row | _average(row, benchmarks) for name, row in rows.items()})
-        differences = {name: row | _average_difference(row, benchmarks) for name, row in differences.items()}
+        averaged = (table and table.shared(benchmarks)) or benchmarks
+        for rows in (scores, papers):
+            rows.update({name: row | _average(row, averaged) for name, row in rows.items()})
+        differences = {name: row | _average_difference(row, averaged) for name, row in differences.items()}
         benchmarks = (*benchmarks, AVERAGE)
     heldout = {name: summary["heldout"] for name, summary in found.items() if "heldout" in summary}
-    return Comparison(benchmarks, baseline, scores, differences, published, heldout, tuple(skipped))
+    return Comparison(benchmarks, baseline, scores, differences, papers, heldout, tuple(notes), tuple(skipped))
 
 
 def in_order(results: Path) -> tuple[int, str]:
@@ -203,20 +200,9 @@ def _average_difference(row: dict[str, Difference], benchmarks: tuple[str, ...])
     return {AVERAGE: Difference(value, error, p, wins, losses, documents)}
 
 
-def _pair_of(artifacts: dict[str, Artifact]) -> Pair | None:
-    """The paper's pair to which one of the models belongs, by name."""
-    names = [model.name.lower() for artifact in artifacts.values() for model in artifact.manifest.models]
-    matching = [pair for pair, (_, *known) in PAIRS.items() if any(word in name for word in known for name in names)]
-    return matching[0] if matching else None
+def _models(artifacts: dict[str, Artifact]) -> list[str]:
+    return [model.name for artifact in artifacts.values() for model in artifact.manifest.models]
 
 
-def _published(pair: Pair | None, benchmarks: tuple[str, ...]) -> dict[str, dict[str, Score]]:
-    if pair is None:
-        return {}
-    table = json.loads(PUBLISHED.read_text())[PAIRS[pair][0]]
-    return {
-        method: {
-            one: Score(row[base] / 100) for one in benchmarks if (base := BENCHMARKS[one].base.replace("-", "_")) in row
-        }
-        for method, row in table.items()
-    }
+def _as_scores(row: dict[str, float]) -> dict[str, Score]:
+    return {benchmark: Score(value) for benchmark, value in row.items()}

@@ -6,23 +6,36 @@ Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
 SHOWN = ("teacher", "student", "tsdkd")
 """Of the paper's methods, where there is little room."""
+ACCURACY = "accuracy ± standard error, %"
 
 
 def benchmarks(comparison: Comparison, methods: tuple[str, ...]) -> list[Table]:
-    """Accuracies, with those `methods` of the paper beside our models, and differences to the baseline."""
+    """Accuracies, beside the paper's rows of the same names and of those `methods`, and differences to the baseline."""
     differences = [_differences(comparison)] if any(comparison.differences.values()) else []
-    return [_accuracy(comparison, methods), *differences]
+    accuracy = _beside_the_papers(comparison, methods) if comparison.published else _accuracy(comparison)
+    return [accuracy, *differences]
 
 
-def _accuracy(comparison: Comparison, methods: tuple[str, ...]) -> Table:
-    columns = comparison.scores | {
-        f"paper: {one}": comparison.published[one] for one in methods if comparison.published
-    }
-    rows = [
-        [benchmark, *(_percent(row[benchmark]) if benchmark in row else "" for row in columns.values())]
+def _accuracy(comparison: Comparison) -> Table:
+    columns = comparison.scores
+    rows = [[benchmark, *(_cell(row, benchmark) for row in columns.values())] for benchmark in comparison.benchmarks]
+    return ACCURACY, ["benchmark", *columns], rows
+
+
+def _beside_the_papers(comparison: Comparison, methods: tuple[str, ...]) -> Table:
+    """All models of a benchmark, one beneath the other, since so many would not stand side by side."""
+    scores, published = comparison.scores, comparison.published
+    names = [*scores, *(name for name in published if name in methods and name not in scores)]
+    cells = [
+        [benchmark, name, _cell(scores.get(name, {}), benchmark), _cell(published.get(name, {}), benchmark)]
         for benchmark in comparison.benchmarks
+        for name in names
     ]
-    return "accuracy ± standard error, %", ["benchmark", *columns], rows
+    return ACCURACY, ["benchmark", "model", "here", "paper"], [row for row in cells if any(row[2:])]
+
+
+def _cell(row: dict[str, Score], benchmark: str) -> str:
+    return _percent(row[benchmark]) if benchmark in row else ""
 
 
 def _differences(comparison: Comparison) -> Table:

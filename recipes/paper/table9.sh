@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Table 9: adapters in place of all weights.
+PAPER=table-9
+. "$(dirname "$0")/preamble.sh"
+
+row lora-supervised-kd teacher --lora --objective supervised-kd
+row lora-distillm teacher --lora --objective distillm $HELD_OUT
+row lora-gkd fresh --lora --objective gkd --beta 0.9
+row lora-tsdkd fresh --lora
+measure

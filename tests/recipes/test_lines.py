@@ -1,0 +1,161 @@
+"""Every recipe for every pair, expanded to its command lines: each is one that tsdkd takes, with values it takes."""
+
+import shlex
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tests.recipes import PAIRS, PAPER, finish, start
+from tsdkd.artifacts import Model
+from tsdkd.cli import app
+from tsdkd.stages.evaluation.published import find, tables
+
+TO_COME = {"minillm", "lora-minillm"}
+"""The paper's rows whose objective is not built."""
+RECORDER = """#!/usr/bin/env bash
+case $1 in
+  plan) cat "$2" ;;
+  *) printf tsdkd; printf ' %q' "$@"; echo ;;
+esac >>"$LINES_FILE"
+"""
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> "Lines":
+    place = tmp_path_factory.mktemp("recorder")
+    (place / "tsdkd").write_text(RECORDER)
+    (place / "tsdkd").chmod(0o755)
+    return Lines(place)
+
+
+class Lines:
+    """The commands that a recipe would run."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def of(self, recipe: str, **environment: str) -> list[str]:
+        recorded = self.place / f"{recipe}{environment}".replace("/", "-")
+        if not recorded.exists():
+            finish(start(recipe, self.place, LINES_FILE=recorded, **environment))
+        return recorded.read_text().splitlines()
+
+    def dry(self, recipe: str, **environment: str) -> list[str]:
+        return self.of(f"paper/{recipe}", DRY_RUN="1", **environment)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those that were reached, with a config that was accepted; none of them runs."""
+    reached: list[str] = []
+
+    def reach(name: str) -> None:
+        def stage(*_: object, **__: object) -> None:
+            reached.append(name)
+            raise typer.Exit
+
+        monkeypatch.setattr(name, stage)
+
+    for name in ("generate.generate", "score.score", "train.train", "train.train_live", "eval.evaluate"):
+        reach(f"tsdkd.stages.{name}")
+    reach("tsdkd.stages.report.report")
+    reach("tsdkd.artifacts.load_manifest")
+    models = [Model(role, role, "w", "t", "c") for role in ("teacher", "student")]
+    read = SimpleNamespace(manifest=SimpleNamespace(models=models))
+    monkeypatch.setattr("tsdkd.artifacts.read", lambda *_, **__: read)
+    monkeypatch.setattr("tsdkd.stages.places.resolve", lambda name: name)
+    for role in ("teacher", "student"):
+        monkeypatch.setattr(f"tsdkd.cli.defaults.embedded_{role}", lambda: "embedded")
+    return reached
+
+
+def require_accepted(lines: list[str], reached: list[str]) -> None:
+    for line in lines:
+        name, *words = shlex.split(line)
+        assert name == "tsdkd"
+        before = len(reached)
+        found = CliRunner().invoke(app, words)
+        assert found.exit_code == 0, f"{line}\n{found.output}"
+        assert len(reached) == before + 1, line
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_every_line_of_a_paper_recipe_is_accepted(recipe: str, lines: Lines, stages: list[str]) -> None:
+    for environment in (*({"PAIR": pair} for pair in PAIRS), {"SCALE": "tiny"}):
+        found = lines.dry(recipe, **environment)
+        assert [line.split()[1] for line in found[-2:]] == ["eval", "report"]
+        assert sum(" train " in line for line in found) >= 2
+        require_accepted(found, stages)
+
+
+@pytest.mark.parametrize(("recipe", "environment"), [("quickstart", {"GKD": "1"}), ("rounds", {"ROUNDS": "2"})])
+def test_every_line_of_the_other_recipes_is_accepted(
+    recipe: str, environment: dict[str, str], lines: Lines, stages: list[str]
+) -> None:
+    found = lines.of(recipe, **environment)
+    assert len(found) > 6
+    require_accepted(found, stages)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["tsdkd train --k ten", "tsdkd train --objectives gkd", "tsdkd train --objective seqkd --beta 1", "tsdkd eval x"],
+)
+def test_a_wrong_line_is_none(line: str, stages: list[str]) -> None:
+    with pytest.raises(AssertionError, match="tsdkd"):
+        require_accepted([line], stages)
+
+
+def trained(found: list[str]) -> dict[str, str]:
+    """By checkpoint: what trains it."""
+    words = [shlex.split(line) for line in found if line.startswith("tsdkd train")]
+    return {line[line.index("--checkpoint") + 1]: shlex.join(line) for line in words}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_one_name_is_one_model_in_all_recipes_of_a_pair(pair: str, lines: Lines) -> None:
+    known: dict[str, set[str]] = defaultdict(set)
+    for recipe in PAPER:
+        for checkpoint, line in trained(lines.dry(recipe, PAIR=pair)).items():
+            known[checkpoint].add(line)
+    assert f"runs/paper/{pair}/tsdkd" in known
+    assert all(len(ways) == 1 for ways in known.values())
+
+
+def test_every_published_row_is_a_row_here_with_its_table_beside_it(lines: Lines) -> None:
+    measured = defaultdict(set)
+    for recipe in PAPER:
+        words = shlex.split(lines.dry(recipe)[-2])
+        models = {word.partition("=")[0] for one, word in pairwise(words) if one == "--model"}
+        measured[find(words[-1]).names[0]] |= models
+    for table in tables():
+        assert table.rows.keys() - TO_COME <= measured[table.names[0]], table.names
+
+
+def test_the_pairs_have_their_models_and_rates(lines: Lines) -> None:
+    for pair, student, rate in (("gemma2", "google/gemma-2-2b-it", "1e-7"), ("qwen3", "Qwen/Qwen3-1.7B", "5e-6")):
+        for line in trained(lines.dry("table3", PAIR=pair)).values():
+            assert f"--student {student} " in line
+            assert f"--learning-rate {rate}" in line
+        assert lines.dry("table3", PAIR=pair)[-2].endswith(f"--paper {pair}")  # table 3 is of another pair
+    assert lines.dry("table4") == lines.dry("table1", PAIR="gemma2")
+
+
+def test_some_rows_alone(lines: Lines) -> None:
+    """What they do not need is not sampled; a name that is no row is refused with those there are."""
+    some = lines.dry("table1", ROWS="gkd tsdkd")
+    assert [line.split()[1] for line in some] == ["train", "train", "eval", "report"]
+    refused = finish(start("paper/table6", lines.place, LINES_FILE=lines.place / "lines", ROWS="x", DRY_RUN=1), 2)
+    assert refused.splitlines() == ["error: No row is named x.", "try:   ROWS with some of: off-policy tsdkd."]
+
+
+@pytest.mark.parametrize(("name", "value"), [("PAIR", "llama"), ("SCALE", "huge")])
+def test_unknown_pairs_and_scales_are_refused(name: str, value: str, lines: Lines) -> None:
+    said = finish(start("paper/table1", lines.place, **{name: value}), 2)
+    assert value in said.splitlines()[0]
+    assert said.splitlines()[1].startswith(f"try:   {name}=")

