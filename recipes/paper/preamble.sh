@@ -19,6 +19,7 @@ ROWS=${ROWS:-}
 # Table 10. Batches of 128, three epochs, warm-up and cosine are tsdkd's defaults; 512 tokens each make its length of 1,024.
 PROMPTS=${PROMPTS:-openbmb/UltraInteract_sft}
 COLUMN=${COLUMN:-instruction}
+COUNT=${COUNT:-86000}   # of its distinct prompts, about; what the plan reckons with
 SAMPLE="--max-prompt-tokens 512 --max-new-tokens 512"
 HELD_OUT="--held-out 0.05 --eval-steps 50"   # what DistiLLM's schedule follows
 EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs programs, confined
@@ -92,5 +93,5 @@ measure() {  # teacher, student and all rows, beside the published ones
   [ "${#models[@]}" -gt 4 ] || stop "No row is named $ROWS." "ROWS with some of:$known."
   tsdkd eval --results "$RUN/results" $EVAL "${models[@]}" --paper "$PAPER"
   tsdkd report "$RUN"
-  [ "${DRY_RUN:-0}" != 1 ] || command tsdkd plan "$plan"
+  [ "${DRY_RUN:-0}" != 1 ] || command tsdkd plan "$plan" --prompts "$COUNT"
 }

@@ -6,6 +6,7 @@ row seqkd text --objective seqkd
 row supervised-kd teacher --objective supervised-kd
 row distillm teacher --objective distillm $HELD_OUT
 row skd speculative --objective skd
+row minillm fresh --objective minillm
 row gkd fresh --objective gkd --beta 0.9
 row tsdkd fresh
 measure

@@ -5,6 +5,7 @@ PAPER=table-9
 
 row lora-supervised-kd teacher --lora --objective supervised-kd
 row lora-distillm teacher --lora --objective distillm $HELD_OUT
+row lora-minillm fresh --lora --objective minillm
 row lora-gkd fresh --lora --objective gkd --beta 0.9
 row lora-tsdkd fresh --lora
 measure

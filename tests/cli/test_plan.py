@@ -102,7 +102,7 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("tsdkd score --run nowhere", "Found no rollouts at nowhere/rollouts.", "tsdkd generate"),
         ("tsdkd generate --student ./none", "There is no model directory ./none.", "model directory"),
         ("tsdkd generate --prompts none.jsonl --student STUDENT", "There is no prompts file none.jsonl.", "path"),
-        ("tsdkd generate --prompts org/name --student STUDENT", "How many prompts org/name has", "--limit"),
+        ("tsdkd generate --prompts org/name --student STUDENT", "How many prompts org/name has", "--prompts N"),
         ("tsdkd generate --engine vllm --student STUDENT", "vLLM is not installed.", "pip install"),
     ],
 )
@@ -116,6 +116,15 @@ def test_a_line_that_would_not_run_is_refused_by_its_number(
     assert cause in found
     assert remedy in told
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_prompts_of_the_hub_are_as_many_as_one_says(student: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    line = f"tsdkd generate --prompts org/name --student {student} --max-new-tokens 4"
+    file.write_text(f"{line} --run a\n{line} --run b --limit 5\n")
+    table = run("plan", file, "--prompts", "70")
+    assert "≤ 70 x 4" in table
+    assert "≤ 5 x 4" in table
 
 
 def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_
 
 
 ROWS = {
-    "table1": "seqkd supervised-kd distillm skd gkd tsdkd",
+    "table1": "seqkd supervised-kd distillm skd minillm gkd tsdkd",
     "table3": "gate gate+indirect gate+entropy",
     "table4": "gkd",
     "table5": "tsdkd",

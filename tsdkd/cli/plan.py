@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Of the parser that typer brings."""
-EMBEDDED = {"embedded-teacher": 0, "embedded-student": defaults.STUDENT_DROPS}
+EMBEDDED = {defaults.EMBEDDED_TEACHER: 0, defaults.EMBEDDED_STUDENT: defaults.STUDENT_DROPS}
 
 
 def command(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Lines such as `tsdkd train --lora`; - is the input.")],
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many a dataset of the hub has.", show_default="its --limit"),
+    ] = None,
 ) -> None:
     """What a chain of commands will take, before it runs: disk, memory and time. Nothing is run or written."""
     root: Any = context.find_root().command
@@ -42,7 +46,7 @@ def command(
     from tsdkd.stages.planning.rates import measure
 
     rates = measure()
-    lines, rows = Lines(Chain(EMBEDDED), rates), []
+    lines, rows = Lines(Chain(EMBEDDED, prompts), rates), []
     for number, line in parsed:
         with _in_line(number):
             rows.append(row_of(line, lines))

@@ -46,6 +46,8 @@ class Texts:
 class Chain:
     lacking: Mapping[str, int]
     """The embedded models by name, with the layers that they lack."""
+    prompts_on_hub: int | None = None
+    """Of each dataset of the hub."""
     models: dict[Path, Model] = field(default_factory=dict)
     texts: dict[Path, Texts] = field(default_factory=dict)
     authors: dict[Path, dict[str, str]] = field(default_factory=dict)
@@ -78,9 +80,12 @@ class Chain:
     def prompts(self, source: Prompts, model: Model, most: int) -> Texts:
         """Prompts of up to `most` tokens. Raises InputError where they cannot be read, or counted before a download."""
         if source.on_hub:
-            if source.limit is None:
-                raise InputError(f"How many prompts {source.place} has, only a download tells.", "Give --limit N.")
-            return Texts(source.limit, most, 0, most, at_most=True)
+            count = min((n for n in (source.limit, self.prompts_on_hub) if n is not None), default=None)
+            if count is None:
+                raise InputError(
+                    f"How many prompts {source.place} has, only a download tells.", "Say it: tsdkd plan --prompts N."
+                )
+            return Texts(count, most, 0, most, at_most=True)
         prompts, tokenizer = iter(source), model.tokenizer()
         sizes = [min(most, len(chat_ids(tokenizer, prompt.messages))) for prompt in islice(prompts, TOKENISED)]
         count = len(sizes) + sum(1 for _ in prompts)
