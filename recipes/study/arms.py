@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-RATE = 5e-4
+RATE = 1e-4
 GKD, TSDKD = "--objective gkd --beta 0.9", "--k 5"
 LIGHT = f"{TSDKD} --em-weight 0.01"
 
@@ -17,8 +17,8 @@ class Arm:
     options: str
     start: int = 50
     """The student's accuracy in %, at the beginning."""
-    data: Literal["student", "teacher", "half"] = "student"
-    """Who answers: the student as it learns, the teacher before, or each its half of the prompts."""
+    data: Literal["student", "half", "replayed", "teacher"] = "student"
+    """Who answers: the student as it learns, the teacher before, each half of the prompts, or as a schedule says."""
     rate: float = RATE
 
     @property
@@ -49,6 +49,7 @@ MAIN = [
     Arm("gate, entropy", f"{TSDKD} --alpha 0"),
     Arm("gate, ranking, entropy (TSD-KD)", TSDKD),
 ]
+RATES = Question("Which learning rate?", [under(f"{rate:g}", rate=rate) for rate in (RATE / 4, RATE, RATE * 4)])
 QUESTIONS = [
     Question("What does each term do?", [MAIN]),
     Question(
@@ -66,10 +67,7 @@ QUESTIONS = [
             ]
         ],
     ),
-    Question(
-        "Which learning rate?",
-        [under(f"{rate:g}", rate=rate) for rate in (RATE / 5, RATE, RATE * 4)],
-    ),
+    RATES,
     Question("From which student?", [under(f"{start} %", start=start) for start in (25, 50, 85)]),
     Question("From whose answers?", [under(data, data=data) for data in ("student", "half", "teacher")]),
     Question(
@@ -82,6 +80,7 @@ QUESTIONS = [
                 Arm("skew KL", "--objective skew-kl"),
                 Arm("SeqKD", "--objective seqkd", data="teacher"),
                 Arm("supervised KD", "--objective supervised-kd", data="teacher"),
+                Arm("DistiLLM", "--objective distillm --held-out 0.05 --eval-steps 20", data="replayed"),
                 Arm("TSD-KD", TSDKD),
                 Arm("TSD-KD, adaptive opener", f"{TSDKD} --opener adaptive"),
             ]

@@ -27,7 +27,7 @@ class Shape:
 
 
 TEACHER = Shape(width=96, inner=256, layers=3, rate=2e-3, steps=1000)
-STUDENT = Shape(width=48, inner=144, layers=2, rate=3e-3, steps=2000)
+STUDENT = Shape(width=48, inner=144, layers=2, rate=1.5e-3, steps=2000)
 EVERY = 10
 """Steps between measurements."""
 

@@ -5,6 +5,7 @@ Seeds are replicates: mean and 95 % interval by Student's t. Differences are pai
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,106 +14,120 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from scipy.stats import t as student_t
 
-from recipes.study.arms import MAIN, QUESTIONS, Arm, Question
+from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
 from recipes.study.measures import LOG, RESULT
+from tsdkd.artifacts import load_manifest
 
-COLUMNS = ["", "accuracy %", "difference, points", "KL", "entropy", "cut off", "repeating", "degenerated"]
-HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
-Results = dict[int, dict[str, dict[str, float]]]
-"""By seed and directory."""
+COLUMNS = ["", "accuracy %", "difference, points", "KL", "difference", "entropy", "cut off", "repeating", "degenerated"]
+Runs = dict[int, dict[str, float]]
+"""By seed: measures by name."""
 
 
-def gather(place: Path) -> Results:
-    found: Results = {}
+def arms_of(place: Path) -> dict[str, Runs]:
+    """What was measured, by directory."""
+    found: dict[str, Runs] = defaultdict(dict)
     for file in sorted(place.glob(f"seed-*/*/{RESULT}")):
-        seed = int(file.parts[-3].removeprefix("seed-"))
-        found.setdefault(seed, {})[file.parent.name] = json.loads(file.read_text())
+        found[file.parent.name][int(file.parts[-3].removeprefix("seed-"))] = json.loads(file.read_text())
+    return found
+
+
+def pair_of(place: Path) -> dict[str, Runs]:
+    """What `tsdkd eval` measured of the embedded pair, by objective."""
+    found: dict[str, Runs] = defaultdict(dict)
+    for path in sorted(place.glob("pair/results/*/")):
+        summary, (name, _, seed) = load_manifest(path).summary, path.name.rpartition("-")
+        found[name or seed][int(seed) if name else 0] = summary["heldout"] | {"accuracy": summary["embedded"]["value"]}
     return found
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± half of the 95 % interval; the mean alone of one value."""
+    return f"{fmean(values):.{digits}f}" + (f" ± {half(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def half(values: Sequence[float]) -> float:
+    """Half of the mean's 95 % interval; 0 of one value."""
     if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):.{digits}f} ± {half:.{digits}f}"
+        return 0.0
+    return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def differences(results: Results, slug: str, reference: str) -> list[float]:
-    """Points of accuracy, of the seeds that have both."""
-    both = [runs for runs in results.values() if slug in runs and reference in runs]
-    return [100 * (runs[slug]["accuracy"] - runs[reference]["accuracy"]) for runs in both]
+def differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
+    """Of the seeds that have both."""
+    return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
 
 
-def row(results: Results, name: str, slug: str, reference: str) -> str:
-    runs = [runs[slug] for runs in results.values() if slug in runs]
-    first = slug == reference
-    difference = interval(differences(results, slug, reference))
-    degenerated = sum(run.get("degenerated", 0) for run in runs)
-    cells = [
-        name,
-        interval([100 * run["accuracy"] for run in runs]),
-        "" if first else difference if difference.startswith("-") else f"+{difference}",
-        interval([run["kl"] for run in runs], 3),
-        f"{fmean(run['entropy'] for run in runs):.3f}",
-        f"{fmean(run['truncated'] for run in runs):.1%}",
-        f"{fmean(run.get('repeating', 0) for run in runs):.1%}",
-        f"{degenerated} of {len(runs)}",
-    ]
+def table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
+    """`rows`: a name, what was measured, and what it is measured against."""
+    lines = [f"**{title}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
+    return "\n".join([*lines, *(_line(_cells(*row)) for row in rows if row[1])])
+
+
+def _cells(name: str, runs: Runs, reference: Runs) -> list[str]:
+    measured = [name]
+    for measure, scale, digits in (("accuracy", 100, 1), ("kl", 1, 3)):
+        measured.append(interval([scale * run[measure] for run in runs.values()], digits))
+        found = [scale * value for value in differences(runs, reference, measure)]
+        measured.append(
+            "" if runs is reference or not found else f"{'+' * (fmean(found) > 0)}{interval(found, digits)}"
+        )
+    shares = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
+    trained = [run["degenerated"] for run in runs.values() if "degenerated" in run]
+    degenerated = f"{sum(trained)} of {len(trained)}" if trained else ""
+    return [*measured, _mean(runs, "entropy", ".3f"), *shares, degenerated]
+
+
+def _mean(runs: Runs, measure: str, format_: str) -> str:
+    known = [run[measure] for run in runs.values() if measure in run]
+    return format(fmean(known), format_) if known else ""
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(results: Results, question: Question) -> str:
-    lines = [f"**{question.title}**", "", HEADER]
-    for group in question.groups:
-        done = [arm for arm in group if any(arm.slug in runs for runs in results.values())]
-        lines += [row(results, arm.name, arm.slug, group[0].slug) for arm in done]
-    return "\n".join(lines)
+def tables(place: Path) -> str:
+    found = arms_of(place)
+    before = sorted(name for name in found if name.startswith("before-"))
+    written = [table("Before", [(f"student at {n.removeprefix('before-')} %", found[n], found[n]) for n in before])]
+    for question in QUESTIONS:
+        rows = [(arm.name, found[arm.slug], found[group[0].slug]) for group in question.groups for arm in group]
+        written.append(table(question.title, rows))
+    if pair := pair_of(place):
+        written.append(table("On the embedded pair", [(name, runs, pair["gkd"]) for name, runs in pair.items()]))
+    return "\n\n".join(written) + "\n"
 
 
-def starts(results: Results) -> str:
-    names = sorted({name for runs in results.values() for name in runs if name.startswith("before-")})
-    lines = ["**Before**", "", HEADER]
-    lines += [row(results, f"student at {name.removeprefix('before-')} %", name, name) for name in names]
-    return "\n".join(lines)
-
-
-def courses(place: Path, arms: Iterable[Arm], output: Path) -> None:
+def draw_courses(place: Path, arms: Iterable[Arm], output: Path) -> None:
     """Agreement with the teacher and entropy on the student's own fresh answers, over the steps; means of seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for arm in arms:
-        logs = [_log(file) for file in sorted(place.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))]
+        files = sorted(place.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))
+        logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
         for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
-            means = [fmean(step[measure] for step in steps) for steps in zip(*logs, strict=False)]
-            axis.plot(range(1, len(means) + 1), means, label=arm.name, linewidth=1.2)
-    axes[0].set(xlabel="step", ylabel="share of tokens", title="Same best token as the teacher, own answers")
-    axes[1].set(xlabel="step", ylabel="nats a token", title="Student's entropy, own answers")
+            means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]
+            axis.plot(range(1, len(means) + 1), means, label=arm.name, linewidth=1)
+    axes[0].set(xlabel="step", ylabel="share of tokens", title="Same best token as the teacher")
+    axes[1].set(xlabel="step", ylabel="nats a token", title="Student's entropy")
     axes[0].legend(fontsize=7)
-    figure.savefig(output)
+    figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
 
 
-def rates(results: Results, output: Path) -> None:
+def draw_rates(found: dict[str, Runs], output: Path) -> None:
     """Accuracy over the learning rate, with 95 % intervals."""
-    (question,) = [question for question in QUESTIONS if "learning rate" in question.title]
     figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for arms in zip(*question.groups, strict=True):
-        points = [(arm.rate, _accuracies(results, arm)) for arm in arms if _accuracies(results, arm)]
-        means = [fmean(values) for _, values in points]
-        halves = [float(interval(values, 6).partition("±")[2] or 0) for _, values in points]
-        axis.errorbar([rate for rate, _ in points], means, halves, label=arms[0].name.partition(": ")[2], capsize=3)
+    for arms in zip(*RATES.groups, strict=True):
+        points = {arm.rate: [100 * run["accuracy"] for run in found[arm.slug].values()] for arm in arms}
+        points = {rate: values for rate, values in points.items() if values}
+        name = arms[0].name.partition(": ")[2]
+        axis.errorbar(
+            list(points), [*map(fmean, points.values())], [*map(half, points.values())], label=name, capsize=3
+        )
     axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %")
     axis.legend(fontsize=7)
-    figure.savefig(output)
+    figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
-
-
-def _accuracies(results: Results, arm: Arm) -> list[float]:
-    return [100 * runs[arm.slug]["accuracy"] for runs in results.values() if arm.slug in runs]
-
-
-def _log(file: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def main() -> None:
@@ -120,11 +135,9 @@ def main() -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "study"  # the same results draw the same bytes
     output.mkdir(parents=True, exist_ok=True)
-    results = gather(place)
-    tables = [starts(results), *(table(results, question) for question in QUESTIONS)]
-    (output / "tables.md").write_text("\n\n".join(tables) + "\n")
-    courses(place, MAIN, output / "courses.svg")
-    rates(results, output / "rates.svg")
+    (output / "tables.md").write_text(tables(place))
+    draw_courses(place, MAIN, output / "courses.svg")
+    draw_rates(arms_of(place), output / "rates.svg")
 
 
 if __name__ == "__main__":

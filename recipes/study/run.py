@@ -111,6 +111,7 @@ class Study:
         data = {
             "student": f"--prompts {self.place}/train.jsonl {live}",
             "half": f"{recorded} {live} --lambda 0.5",
+            "replayed": f"{recorded} {live}",
             "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {place}/train",
         }
         self._tsdkd(

@@ -13,10 +13,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-OPERANDS = 5
+OPERANDS = 6
 LETTERS = "0123456789+-pm=;#?"
 END = "<end>"
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 48
 """Half as long again as an answer is."""
 WORDS = {"+": "+p", "-": "-m"}
 
