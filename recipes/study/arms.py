@@ -6,7 +6,8 @@ from typing import Literal
 
 RATE = 1e-4
 GKD, TSDKD = "--objective gkd --beta 0.9", "--k 5"
-LIGHT = f"{TSDKD} --em-weight 0.01"
+MILD = f"{TSDKD} --direct-weight 10 --em-weight 0.01"
+"""The quickstart's weights."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Question:
 
 
 def under(name: str, **conditions: object) -> list[Arm]:
-    """GKD and TSD-KD, with the paper's weight of the entropy term and a hundredth of it, under the same conditions."""
-    kinds = {"GKD": GKD, "TSD-KD": TSDKD, "TSD-KD, entropy weight 0.01": LIGHT}
+    """GKD and TSD-KD, with the paper's weights and with mild ones, under the same conditions."""
+    kinds = {"GKD": GKD, "TSD-KD": TSDKD, "TSD-KD, mild": MILD}
     return [replace(Arm(f"{name}: {kind}", options), **conditions) for kind, options in kinds.items()]
 
 
@@ -53,17 +54,18 @@ RATES = Question("Which learning rate?", [under(f"{rate:g}", rate=rate) for rate
 QUESTIONS = [
     Question("What does each term do?", [MAIN]),
     Question(
-        "Which weights?",
+        "Which weights (divergence : ranking : entropy)?",
         [
             [
                 REFERENCE,
-                Arm("entropy 1 (the paper's)", TSDKD),
-                Arm("entropy 0.1", f"{TSDKD} --em-weight 0.1"),
-                Arm("entropy 0.01", LIGHT),
-                Arm("entropy 0.01, divergence 10", f"{LIGHT} --direct-weight 10"),
-                Arm("entropy 0.01, ranking 0.01", f"{LIGHT} --alpha 0.01"),
-                Arm("entropy 0.01, ranking 1", f"{LIGHT} --alpha 1"),
-                Arm("entropy 0.01, adaptive opener", f"{LIGHT} --opener adaptive"),
+                Arm("1 : 0.1 : 1 (the paper's)", TSDKD),
+                Arm("1 : 0.1 : 0.1", f"{TSDKD} --em-weight 0.1"),
+                Arm("1 : 0.1 : 0.01", f"{TSDKD} --em-weight 0.01"),
+                Arm("10 : 0.1 : 0.01 (mild: the quickstart's)", MILD),
+                Arm("100 : 0.1 : 0.01", f"{TSDKD} --direct-weight 100 --em-weight 0.01"),
+                Arm("1 : 0 : 0.01", f"{TSDKD} --alpha 0 --em-weight 0.01"),
+                Arm("10 : 0.1 : 0.01, adaptive opener", f"{MILD} --opener adaptive"),
+                Arm("10 : 0.1 : 0.01, two candidates", "--k 2 --direct-weight 10 --em-weight 0.01"),
             ]
         ],
     ),
