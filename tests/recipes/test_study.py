@@ -1,5 +1,6 @@
 """The miniature study: its task, its arms, its intervals, and a run of one arm from nothing to tables."""
 
+import json
 import random
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from recipes.study import report, task
+from recipes.study import measures, report, task
 from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
 from tsdkd.cli import app, objectives
 
@@ -32,6 +33,12 @@ def test_problems_are_distinct_and_none_is_learned_that_is_tested() -> None:
     tested = frozenset(islice(task.problems(0), 500))
     assert len(tested) == 500
     assert not tested & set(islice(task.problems(0, tested), 5000))
+
+
+def test_health_is_the_training_steps_and_not_the_measurements_between_them(tmp_path: Path) -> None:
+    log = [{"loss": 1.0, "repeating": 0.25}, {"eval_kl": 0.5}, {"loss": 1.0, "repeating": 0.75}]
+    (tmp_path / measures.LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    assert measures.of_training(tmp_path) == {"repeating": 0.5, "degenerated": False}
 
 
 def test_text_and_tokens_are_the_same() -> None:
@@ -61,10 +68,9 @@ def test_intervals_are_students() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    """Seeds differ by much more than arms; one seed has no reference yet."""
-    runs, reference = (
-        {seed: {"accuracy": value} for seed, value in enumerate(values)} for values in ([0.5, 0.9, 0.1], [0.4, 0.8])
-    )
+    """Seeds differ by much more than arms; one seed lacks the arm, another the reference."""
+    runs = {seed: {"accuracy": value} for seed, value in {0: 0.5, 1: 0.9, 2: 0.1}.items()}
+    reference = {seed: {"accuracy": value} for seed, value in {3: 0.3, 2: 0.0, 1: 0.8}.items()}
     assert report.differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
 
 
@@ -75,3 +81,4 @@ def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
     assert len(files) == 2  # the student before, and the arm
     subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
     assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
+    assert "| student at 0 % |" in report.tables(tmp_path / "study")
