@@ -50,7 +50,7 @@ def of_training(model: Path) -> dict[str, object]:
     """Health as training logged it, and whether it said that the run degenerates; nothing of what was not trained."""
     if not (model / LOG).is_file():
         return {}
-    log = [entry for line in (model / LOG).read_text().splitlines() if (entry := json.loads(line))]
+    log = [entry for line in (model / LOG).read_text().splitlines() if "loss" in (entry := json.loads(line))]
     warned = [warning for session in sessions(model) for warning in session.warnings]
     return {
         "repeating": fmean(step["repeating"] for step in log[-END:]),

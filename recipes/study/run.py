@@ -6,11 +6,13 @@ longer than an arm takes. What is finished is skipped, so a run that was stopped
 
 import argparse
 import contextlib
+import json
 import sys
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipes.study import measures, models, task
@@ -80,6 +82,8 @@ class Study:
             self.progress.advance(bar)
         for arm in self.arms:
             self._learn(arm, seed, place, starts[arm.start])
+            right = json.loads((place / arm.slug / measures.RESULT).read_text())["accuracy"]
+            self.progress.console.print(f"seed {seed}: {arm.name}: {right:.1%}", soft_wrap=True)
             self.progress.advance(bar)
 
     @property
@@ -156,7 +160,8 @@ def main() -> None:
     told = parser.parse_args()
     arms = every_arm() if told.scale == "full" else [replace(MAIN[-1], start=0)]
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
+    console = Console(file=sys.stdout)  # this one's: what commands say goes to their logs
+    with Progress(*columns, console=console) as progress:
         study = Study(told.place, SCALES[told.scale], arms, progress)
         study.prepare()
         for seed in map(int, told.seeds.split(",")):

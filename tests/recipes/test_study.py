@@ -76,7 +76,8 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "recipes.study.run", tmp_path / "study", "--seeds", "0", "--scale", "tiny"]
-    subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+    shown = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "seed 0: gate, ranking, entropy (TSD-KD): " in shown
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert len(files) == 2  # the student before, and the arm
     subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
