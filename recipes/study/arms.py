@@ -65,6 +65,7 @@ QUESTIONS = [
                 Arm("100 : 0.1 : 0.01", f"{TSDKD} --direct-weight 100 --em-weight 0.01"),
                 Arm("1 : 0 : 0.01", f"{TSDKD} --alpha 0 --em-weight 0.01"),
                 Arm("10 : 0.1 : 0.01, adaptive opener", f"{MILD} --opener adaptive"),
+                Arm("1 : 0.1 : 0, two candidates", "--k 2 --em-weight 0"),
                 Arm("10 : 0.1 : 0.01, two candidates", "--k 2 --direct-weight 10 --em-weight 0.01"),
             ]
         ],

@@ -18,7 +18,18 @@ from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
 from recipes.study.measures import LOG, RESULT
 from tsdkd.artifacts import load_manifest
 
-COLUMNS = ["", "accuracy %", "difference, points", "KL", "difference", "entropy", "cut off", "repeating", "degenerated"]
+COLUMNS = [
+    "",
+    "accuracy %",
+    "difference, points",
+    "KL",
+    "difference",
+    "entropy",
+    "tokens",
+    "cut off",
+    "repeating",
+    "degenerated",
+]
 Runs = dict[int, dict[str, float]]
 """By seed: measures by name."""
 
@@ -74,7 +85,7 @@ def _cells(name: str, runs: Runs, reference: Runs) -> list[str]:
     shares = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
     trained = [run["degenerated"] for run in runs.values() if "degenerated" in run]
     degenerated = f"{sum(trained)} of {len(trained)}" if trained else ""
-    return [*measured, _mean(runs, "entropy", ".3f"), *shares, degenerated]
+    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *shares, degenerated]
 
 
 def _mean(runs: Runs, measure: str, format_: str) -> str:
@@ -124,7 +135,10 @@ def draw_rates(found: dict[str, Runs], output: Path) -> None:
         axis.errorbar(
             list(points), [*map(fmean, points.values())], [*map(half, points.values())], label=name, capsize=3
         )
-    axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %")
+    tried = [group[0].rate for group in RATES.groups]
+    axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", ylim=(0, 100))
+    axis.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axis.minorticks_off()
     axis.legend(fontsize=7)
     figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
