@@ -99,7 +99,9 @@ def _step(model: LlamaForCausalLM, tokenizer: object, chosen: list[str], draw: r
 
 
 def _save(model: LlamaForCausalLM, tokenizer: object, place: Path) -> None:
-    """Whole, or not at all."""
+    """Whole, or not at all; what an interrupted run has saved is the same."""
+    if place.is_dir():
+        return
     aside = place.with_suffix(".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)

@@ -46,35 +46,36 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Study:
-    place: Path
+    """Lies in the working directory."""
+
     scale: Scale
     arms: list[Arm]
     progress: Progress
 
     def prepare(self) -> None:
         """Problems, the teacher, its answers to learn from and those that closeness is measured on."""
-        task.write(self.place / "test.jsonl", self.test)
-        task.write(self.place / "heldout.jsonl", self.test[: self.scale.heldout])
-        task.write(self.place / "train.jsonl", self._problems[-self.scale.prompts :])
-        self._make("teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: self.teacher}, decay=True)
+        task.write(Path("test.jsonl"), self.test)
+        task.write(Path("heldout.jsonl"), self.test[: self.scale.heldout])
+        task.write(Path("train.jsonl"), self._problems[-self.scale.prompts :])
+        self._make("teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True)
         for name in ("train", "heldout"):
             self._tsdkd(
-                self.place,
-                f"generate --policy teacher --teacher {self.teacher} --prompts {self.place}/{name}.jsonl "
-                f"--rollouts {self.place}/{name} --max-new-tokens {task.ANSWER_TOKENS} "
+                Path(),
+                f"generate --policy teacher --teacher teacher --prompts {name}.jsonl "
+                f"--rollouts {name} --max-new-tokens {task.ANSWER_TOKENS} "
                 "--engine transformers --batch-size 250",
             )
 
     def seed(self, seed: int) -> None:
         """Students of this seed's own, and all arms."""
-        place = self.place / f"seed-{seed}"
+        place = Path(f"seed-{seed}")
         starts = {arm.start: place / f"student-{arm.start}" for arm in self.arms}
         self._make(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
         for name in ("train", "heldout"):
             self._tsdkd(
                 place,
-                f"score --teacher {self.teacher} --student {starts[self.arms[0].start]} --k 5 "
-                f"--rollouts {self.place}/{name} --scores {place}/{name}",
+                f"score --teacher teacher --student {starts[self.arms[0].start]} --k 5 "
+                f"--rollouts {name} --scores {place}/{name}",
             )
         bar = self.progress.add_task(f"arms of seed {seed}", total=len(starts) + len(self.arms))
         for start, student in starts.items():
@@ -85,10 +86,6 @@ class Study:
             right = json.loads((place / arm.slug / measures.RESULT).read_text())["accuracy"]
             self.progress.console.print(f"seed {seed}: {arm.name}: {right:.1%}", soft_wrap=True)
             self.progress.advance(bar)
-
-    @property
-    def teacher(self) -> Path:
-        return self.place / "teacher"
 
     @property
     def test(self) -> list[str]:
@@ -110,10 +107,10 @@ class Study:
         output = place / arm.slug
         if (output / measures.RESULT).is_file():
             return
-        recorded, teacher = f"--rollouts {self.place}/train", f"--teacher {self.teacher}"
-        live = f"{teacher} --engine transformers --max-new-tokens {task.ANSWER_TOKENS} --sample-batch 32"
+        recorded = "--rollouts train"
+        live = f"--teacher teacher --engine transformers --max-new-tokens {task.ANSWER_TOKENS} --sample-batch 32"
         data = {
-            "student": f"--prompts {self.place}/train.jsonl {live}",
+            "student": f"--prompts train.jsonl {live}",
             "half": f"{recorded} {live} --lambda 0.5",
             "replayed": f"{recorded} {live}",
             "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {place}/train",
@@ -131,10 +128,10 @@ class Study:
             return
         self._tsdkd(
             output,
-            f"generate --student {model} --prompts {self.place}/test.jsonl --rollouts {output}/answers "
+            f"generate --student {model} --prompts test.jsonl --rollouts {output}/answers "
             f"--temperature 0 --max-new-tokens {task.ANSWER_TOKENS} --engine transformers --batch-size 250",
         )
-        measures.write(output, model, self.place / "heldout", output.parent / "heldout")
+        measures.write(output, model, Path("heldout"), output.parent / "heldout")
 
     def _tsdkd(self, place: Path, command: str) -> None:
         """Run one command; what it prints goes to a file. Ends the process where the command fails."""
@@ -161,8 +158,9 @@ def main() -> None:
     arms = every_arm() if told.scale == "full" else [replace(MAIN[-1], start=0)]
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     console = Console(file=sys.stdout)  # this one's: what commands say goes to their logs
-    with Progress(*columns, console=console) as progress:
-        study = Study(told.place, SCALES[told.scale], arms, progress)
+    told.place.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(told.place), Progress(*columns, console=console) as progress:
+        study = Study(SCALES[told.scale], arms, progress)
         study.prepare()
         for seed in map(int, told.seeds.split(",")):
             study.seed(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from recipes.study import measures, report, task
+from recipes.study import measures, models, report, task
 from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
 from tsdkd.cli import app, objectives
 
@@ -29,7 +29,7 @@ def test_anything_else_is_wrong(response: str) -> None:
     assert not task.is_right("7+8-3-9+4?", response)
 
 
-def test_problems_are_distinct_and_none_is_learned_that_is_tested() -> None:
+def test_problems_are_distinct_and_those_left_out_do_not_come() -> None:
     tested = frozenset(islice(task.problems(0), 500))
     assert len(tested) == 500
     assert not tested & set(islice(task.problems(0, tested), 5000))
@@ -39,6 +39,15 @@ def test_health_is_the_training_steps_and_not_the_measurements_between_them(tmp_
     log = [{"loss": 1.0, "repeating": 0.25}, {"eval_kl": 0.5}, {"loss": 1.0, "repeating": 0.75}]
     (tmp_path / measures.LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log))
     assert measures.of_training(tmp_path) == {"repeating": 0.5, "degenerated": False}
+
+
+def test_a_model_that_was_saved_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    shape = models.Shape(width=8, inner=8, layers=1, rate=1e-3, steps=models.EVERY, batch=2)
+    dev = list(islice(task.problems(0), 2))
+    (tmp_path / "0").mkdir()
+    models.make(shape, 0, {-1: tmp_path / "0", 0: tmp_path / "1"}, dev, lambda _: None, decay=False)
+    assert not list((tmp_path / "0").iterdir())
+    assert (tmp_path / "1" / "model.safetensors").is_file()
 
 
 def test_text_and_tokens_are_the_same() -> None:
