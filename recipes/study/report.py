@@ -46,7 +46,10 @@ def pair_of(place: Path) -> dict[str, Runs]:
     """What `tsdkd eval` measured of the embedded pair, by objective."""
     found: dict[str, Runs] = defaultdict(dict)
     for path in sorted(place.glob("pair/results/*/")):
-        summary, (name, _, seed) = load_manifest(path).summary, path.name.rpartition("-")
+        manifest, (name, _, seed) = load_manifest(path), path.name.rpartition("-")
+        if manifest.state != "complete":
+            continue
+        summary = manifest.summary
         found[name or seed][int(seed) if name else 0] = summary["heldout"] | {"accuracy": summary["embedded"]["value"]}
     return found
 
@@ -105,7 +108,9 @@ def tables(place: Path) -> str:
         rows = [(arm.name, found[arm.slug], found[group[0].slug]) for group in question.groups for arm in group]
         written.append(table(question.title, rows))
     if pair := pair_of(place):
-        written.append(table("On the embedded pair", [(name, runs, pair["gkd"]) for name, runs in pair.items()]))
+        written.append(
+            table("On the embedded pair", [(name, runs, pair.get("gkd", {})) for name, runs in pair.items()])
+        )
     return "\n\n".join(written) + "\n"
 
 

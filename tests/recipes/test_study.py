@@ -12,7 +12,9 @@ import typer.main
 
 from recipes.study import measures, models, report, task
 from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
+from tsdkd.artifacts import Manifest
 from tsdkd.cli import app, objectives
+from tsdkd.writer import Writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +83,16 @@ def test_differences_are_paired_by_seed() -> None:
     runs = {seed: {"accuracy": value} for seed, value in {0: 0.5, 1: 0.9, 2: 0.1}.items()}
     reference = {seed: {"accuracy": value} for seed, value in {3: 0.3, 2: 0.0, 1: 0.8}.items()}
     assert report.differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
+
+
+def test_the_embedded_pair_counts_where_it_is_finished(tmp_path: Path) -> None:
+    summary = {"embedded": {"value": 0.5}, "heldout": {"kl": 0.25}}
+    for name in ("before", "gkd-1", "gkd-2"):
+        with Writer.open(tmp_path / "pair" / "results" / name, Manifest("results", {}, 0)) as writer:
+            if name != "gkd-2":
+                writer.finish(summary)
+    measured = {"accuracy": 0.5, "kl": 0.25}
+    assert report.pair_of(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
 
 
 def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
