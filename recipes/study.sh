@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# When is TSD-KD worth it? Ablation, baselines, learning rates, weights, starting points and data, on models small
+# enough to be trained here: chains of arithmetic, a teacher of 334k parameters, students of 61k. Then three
+# objectives on the embedded pair, in language.
+#
+#   bash recipes/study.sh            SEEDS="0 1 2 3 4" bash recipes/study.sh            EMBEDDED=0 bash recipes/study.sh
+#
+# Every arm of a seed before the next seed, so what there is so far is a study too. Run it again to continue.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+SEEDS=${SEEDS:-0 1 2}
+SCALE=${SCALE:-full}       # tiny: one arm, in seconds, to see that it runs
+EMBEDDED=${EMBEDDED:-1}    # 0: without the embedded pair
+PROMPTS=${PROMPTS:-64}     # of the embedded pair: 8 steps of 8
+STORIES=${STORIES:-120}    # that its accuracy is measured on
+RUN=${RUN:-runs/study}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # models this small gain nothing from more threads
+
+. recipes/setup.sh
+
+python -m recipes.study.run "$RUN" --seeds "${SEEDS// /,}" --scale "$SCALE"
+python -m recipes.study.report "$RUN" "$RUN/report"
+
+if [ "$EMBEDDED" = 1 ]; then
+  pair=$RUN/pair
+  generate="--engine transformers --temperature 0.5 --max-new-tokens 32 --batch-size 64"
+  before=$(python -c "from tsdkd.cli.defaults import embedded_student; print(embedded_student())")
+  tsdkd generate --run "$pair/heldout" --policy teacher --prompts tsdkd/embedded/heldout.jsonl $generate
+  tsdkd score --run "$pair/heldout"
+  for seed in $SEEDS; do
+    run=$pair/seed-$seed
+    tsdkd generate --run "$run" --seed "$seed" --limit "$PROMPTS" $generate
+    tsdkd score --run "$run"
+    learn() { tsdkd train --run "$run" --checkpoint "$run/$1" --seed "$seed" --epochs 1 --batch-size 8 --learning-rate 3e-5 "${@:2}"; }
+    learn gkd --objective gkd --beta 0.9
+    learn tsdkd
+    learn tsdkd-mild --direct-weight 10 --em-weight 0.01
+    tsdkd eval --results "$pair/results" --tasks embedded --limit "$STORIES" --heldout "$pair/heldout" --model "before=$before" \
+      --model "gkd-$seed=$run/gkd" --model "tsdkd-$seed=$run/tsdkd" --model "tsdkd-mild-$seed=$run/tsdkd-mild"
+  done
+  python -m recipes.study.report "$RUN" "$RUN/report"
+fi
+echo "tables and plots: $RUN/report"

@@ -1,0 +1,111 @@
+"""What the study compares: questions, and arms that answer them, each a line of options of `tsdkd train`."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+RATE = 1e-4
+GKD, TSDKD = "--objective gkd --beta 0.9", "--k 5"
+MILD = f"{TSDKD} --direct-weight 10 --em-weight 0.01"
+"""The quickstart's weights."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to learn; the first three differ in what they learn from."""
+
+    name: str
+    options: str
+    start: int = 50
+    """The student's accuracy in %, at the beginning."""
+    data: Literal["student", "half", "replayed", "teacher"] = "student"
+    """Who answers: the student as it learns, the teacher before, each half of the prompts, or as a schedule says."""
+    rate: float = RATE
+
+    @property
+    def slug(self) -> str:
+        """What tells it from all others, as a directory's name."""
+        words = f"{self.options} start {self.start} {self.data} rate {self.rate:g}"
+        return re.sub(r"[^a-z0-9.,]+", "-", words.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Question:
+    title: str
+    groups: list[list[Arm]]
+    """What is compared with each other: the first of a group is what the others are measured against."""
+
+
+def under(name: str, **conditions: object) -> list[Arm]:
+    """GKD and TSD-KD, with the paper's weights and with mild ones, under the same conditions."""
+    kinds = {"GKD": GKD, "TSD-KD": TSDKD, "TSD-KD, mild": MILD}
+    return [replace(Arm(f"{name}: {kind}", options), **conditions) for kind, options in kinds.items()]
+
+
+REFERENCE = Arm("divergence (GKD, β 0.9)", GKD)
+MAIN = [
+    REFERENCE,
+    Arm("gate", f"{TSDKD} --alpha 0 --em-weight 0"),
+    Arm("gate, ranking", f"{TSDKD} --em-weight 0"),
+    Arm("gate, entropy", f"{TSDKD} --alpha 0"),
+    Arm("gate, ranking, entropy (TSD-KD)", TSDKD),
+]
+RATES = Question("Which learning rate?", [under(f"{rate:g}", rate=rate) for rate in (RATE / 4, RATE, RATE * 4)])
+QUESTIONS = [
+    Question("What does each term do?", [MAIN]),
+    Question(
+        "Which weights (divergence : ranking : entropy)?",
+        [
+            [
+                REFERENCE,
+                Arm("1 : 0.1 : 1 (the paper's)", TSDKD),
+                Arm("1 : 0.1 : 0.1", f"{TSDKD} --em-weight 0.1"),
+                Arm("1 : 0.1 : 0.01", f"{TSDKD} --em-weight 0.01"),
+                Arm("10 : 0.1 : 0.01 (mild: the quickstart's)", MILD),
+                Arm("100 : 0.1 : 0.01", f"{TSDKD} --direct-weight 100 --em-weight 0.01"),
+                Arm("1 : 0 : 0.01", f"{TSDKD} --alpha 0 --em-weight 0.01"),
+                Arm("10 : 0.1 : 0.01, adaptive opener", f"{MILD} --opener adaptive"),
+                Arm("1 : 0.1 : 0, two candidates", "--k 2 --em-weight 0"),
+                Arm("10 : 0.1 : 0.01, two candidates", "--k 2 --direct-weight 10 --em-weight 0.01"),
+            ]
+        ],
+    ),
+    RATES,
+    Question("From which student?", [under(f"{start} %", start=start) for start in (25, 50, 85)]),
+    Question("From whose answers?", [under(data, data=data) for data in ("student", "half", "teacher")]),
+    Question(
+        "Beside other methods?",
+        [
+            [
+                REFERENCE,
+                Arm("GKD, β 0.5", "--objective gkd --beta 0.5"),
+                Arm("reverse KL", "--objective reverse-kl"),
+                Arm("skew KL", "--objective skew-kl"),
+                Arm("SeqKD", "--objective seqkd", data="teacher"),
+                Arm("supervised KD", "--objective supervised-kd", data="teacher"),
+                Arm("DistiLLM", "--objective distillm --held-out 0.05 --eval-steps 20", data="replayed"),
+                Arm("TSD-KD", TSDKD),
+                Arm("TSD-KD, adaptive opener", f"{TSDKD} --opener adaptive"),
+            ]
+        ],
+    ),
+    Question(
+        "What does the released variant do?",
+        [
+            [
+                REFERENCE,
+                Arm("TSD-KD", TSDKD),
+                Arm("released", "--objective tsdkd-released --k 5"),
+                Arm("released ranking alone", f"{TSDKD} --released ranking"),
+                Arm("released opener alone", f"{TSDKD} --released opener"),
+                Arm("released entropy alone", f"{TSDKD} --released entropy"),
+            ]
+        ],
+    ),
+]
+
+
+def every_arm() -> list[Arm]:
+    """Each once, the questions' most telling ones first."""
+    arms = [arm for question in QUESTIONS for group in question.groups for arm in group]
+    return list({arm.slug: arm for arm in arms}.values())

@@ -1,0 +1,163 @@
+"""Tables and plots of what has run so far: python -m recipes.study.report PLACE OUTPUT
+
+Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired: seed by seed, from one student.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from scipy.stats import t as student_t
+
+from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
+from recipes.study.measures import LOG, RESULT
+from tsdkd.artifacts import load_manifest
+
+COLUMNS = [
+    "",
+    "accuracy %",
+    "difference, points",
+    "KL",
+    "difference",
+    "entropy",
+    "tokens",
+    "cut off",
+    "repeating",
+    "degenerated",
+]
+Runs = dict[int, dict[str, float]]
+"""By seed: measures by name."""
+
+
+def arms_of(place: Path) -> dict[str, Runs]:
+    """What was measured, by directory."""
+    found: dict[str, Runs] = defaultdict(dict)
+    for file in sorted(place.glob(f"seed-*/*/{RESULT}")):
+        found[file.parent.name][int(file.parts[-3].removeprefix("seed-"))] = json.loads(file.read_text())
+    return found
+
+
+def pair_of(place: Path) -> dict[str, Runs]:
+    """What `tsdkd eval` measured of the embedded pair, by objective."""
+    found: dict[str, Runs] = defaultdict(dict)
+    for path in sorted(place.glob("pair/results/*/")):
+        manifest, (name, _, seed) = load_manifest(path), path.name.rpartition("-")
+        if manifest.state != "complete":
+            continue
+        summary = manifest.summary
+        found[name or seed][int(seed) if name else 0] = summary["heldout"] | {"accuracy": summary["embedded"]["value"]}
+    return found
+
+
+def interval(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± half of the 95 % interval; the mean alone of one value."""
+    return f"{fmean(values):.{digits}f}" + (f" ± {half(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def half(values: Sequence[float]) -> float:
+    """Half of the mean's 95 % interval; 0 of one value."""
+    if len(values) == 1:
+        return 0.0
+    return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
+    """Of the seeds that have both."""
+    return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
+
+
+def table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
+    """`rows`: a name, what was measured, and what it is measured against."""
+    lines = [f"**{title}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
+    return "\n".join([*lines, *(_line(_cells(*row)) for row in rows if row[1])])
+
+
+def _cells(name: str, runs: Runs, reference: Runs) -> list[str]:
+    measured = [name]
+    for measure, scale, digits in (("accuracy", 100, 1), ("kl", 1, 3)):
+        measured.append(interval([scale * run[measure] for run in runs.values()], digits))
+        found = [scale * value for value in differences(runs, reference, measure)]
+        measured.append(
+            "" if runs is reference or not found else f"{'+' * (fmean(found) > 0)}{interval(found, digits)}"
+        )
+    shares = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
+    trained = [run["degenerated"] for run in runs.values() if "degenerated" in run]
+    degenerated = f"{sum(trained)} of {len(trained)}" if trained else ""
+    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *shares, degenerated]
+
+
+def _mean(runs: Runs, measure: str, format_: str) -> str:
+    known = [run[measure] for run in runs.values() if measure in run]
+    return format(fmean(known), format_) if known else ""
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def tables(place: Path) -> str:
+    found = arms_of(place)
+    before = sorted(name for name in found if name.startswith("before-"))
+    written = [table("Before", [(f"student at {n.removeprefix('before-')} %", found[n], found[n]) for n in before])]
+    for question in QUESTIONS:
+        rows = [(arm.name, found[arm.slug], found[group[0].slug]) for group in question.groups for arm in group]
+        written.append(table(question.title, rows))
+    if pair := pair_of(place):
+        written.append(
+            table("On the embedded pair", [(name, runs, pair.get("gkd", {})) for name, runs in pair.items()])
+        )
+    return "\n\n".join(written) + "\n"
+
+
+def draw_courses(place: Path, arms: Iterable[Arm], output: Path) -> None:
+    """Agreement with the teacher and entropy on the student's own fresh answers, over the steps; means of seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for arm in arms:
+        files = sorted(place.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))
+        logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
+            means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]
+            axis.plot(range(1, len(means) + 1), means, label=arm.name, linewidth=1)
+    axes[0].set(xlabel="step", ylabel="share of tokens", title="Same best token as the teacher")
+    axes[1].set(xlabel="step", ylabel="nats a token", title="Student's entropy")
+    axes[0].legend(fontsize=7)
+    figure.savefig(output, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_rates(found: dict[str, Runs], output: Path) -> None:
+    """Accuracy over the learning rate, with 95 % intervals."""
+    figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    for arms in zip(*RATES.groups, strict=True):
+        points = {arm.rate: [100 * run["accuracy"] for run in found[arm.slug].values()] for arm in arms}
+        points = {rate: values for rate, values in points.items() if values}
+        name = arms[0].name.partition(": ")[2]
+        axis.errorbar(
+            list(points), [*map(fmean, points.values())], [*map(half, points.values())], label=name, capsize=3
+        )
+    tried = [group[0].rate for group in RATES.groups]
+    axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", ylim=(0, 100))
+    axis.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
+    figure.savefig(output, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    place, output = map(Path, sys.argv[1:3])
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "study"  # the same results draw the same bytes
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "tables.md").write_text(tables(place))
+    draw_courses(place, MAIN, output / "courses.svg")
+    draw_rates(arms_of(place), output / "rates.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The miniature study: its task, its arms, its intervals, and a run of one arm from nothing to tables."""
+
+import json
+import random
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from recipes.study import measures, models, report, task
+from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
+from tsdkd.artifacts import Manifest
+from tsdkd.cli import app, objectives
+from tsdkd.writer import Writer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_solution_tells_every_step_and_ends_with_the_answer() -> None:
+    told = {task.solution("7+8-3-9+4?", random.Random(seed)) for seed in range(200)}
+    assert len(told) == 2**4  # a word of two for each sign
+    assert {text.translate(str.maketrans("pm", "+-")) for text in told} == {"7+8=5;5-3=2;2-9=3;3+4=7#7"}
+    assert all(task.is_right("7+8-3-9+4?", text) for text in told)
+
+
+@pytest.mark.parametrize("response", ["7+8=5;5-3=2;2-9=3;3+4=7#8", "7+8=5;5-3=2;2-9=3;3+4=7", "7", "", "#77"])
+def test_anything_else_is_wrong(response: str) -> None:
+    assert not task.is_right("7+8-3-9+4?", response)
+
+
+def test_problems_are_distinct_and_those_left_out_do_not_come() -> None:
+    tested = frozenset(islice(task.problems(0), 500))
+    assert len(tested) == 500
+    assert not tested & set(islice(task.problems(0, tested), 5000))
+
+
+def test_health_is_the_training_steps_and_not_the_measurements_between_them(tmp_path: Path) -> None:
+    log = [{"loss": 1.0, "repeating": 0.25}, {"eval_kl": 0.5}, {"loss": 1.0, "repeating": 0.75}]
+    (tmp_path / measures.LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    assert measures.of_training(tmp_path) == {"repeating": 0.5, "degenerated": False}
+
+
+def test_a_model_that_was_saved_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    shape = models.Shape(width=8, inner=8, layers=1, rate=1e-3, steps=models.EVERY, batch=2)
+    dev = list(islice(task.problems(0), 2))
+    (tmp_path / "0").mkdir()
+    models.make(shape, 0, {-1: tmp_path / "0", 0: tmp_path / "1"}, dev, lambda _: None, decay=False)
+    assert not list((tmp_path / "0").iterdir())
+    assert (tmp_path / "1" / "model.safetensors").is_file()
+
+
+def test_text_and_tokens_are_the_same() -> None:
+    tokenizer, text = task.tokenizer(), "7+8-3-9+4?7p8=5;5m3=2#2"
+    ids = tokenizer(text + task.END).input_ids
+    assert len(ids) == len(text) + 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("arm", every_arm(), ids=lambda arm: arm.slug)
+def test_every_arm_has_options_that_its_objective_knows(arm: Arm) -> None:
+    context = typer.main.get_command(app).commands["train"].make_context("train", arm.options.split())
+    objectives.chosen(context.params["objective"], context)
+
+
+def test_each_group_is_measured_against_gkd_and_no_two_arms_share_a_directory() -> None:
+    groups = [group for question in QUESTIONS for group in question.groups]
+    assert {group[0].options for group in groups} == {GKD}
+    settings = {(arm.options, arm.start, arm.data, arm.rate) for group in groups for arm in group}
+    assert len(settings) == len({arm.slug for arm in every_arm()}) == len(every_arm())
+
+
+def test_intervals_are_students() -> None:
+    """Three seeds: t is 4.303 with two degrees of freedom, the standard error 1 / sqrt 3."""
+    assert report.interval([1.0, 2.0, 3.0], 3) == "2.000 ± 2.484"
+    assert report.interval([1.5]) == "1.5"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seeds differ by much more than arms; one seed lacks the arm, another the reference."""
+    runs = {seed: {"accuracy": value} for seed, value in {0: 0.5, 1: 0.9, 2: 0.1}.items()}
+    reference = {seed: {"accuracy": value} for seed, value in {3: 0.3, 2: 0.0, 1: 0.8}.items()}
+    assert report.differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
+
+
+def test_the_embedded_pair_counts_where_it_is_finished(tmp_path: Path) -> None:
+    summary = {"embedded": {"value": 0.5}, "heldout": {"kl": 0.25}}
+    for name in ("before", "gkd-1", "gkd-2"):
+        with Writer.open(tmp_path / "pair" / "results" / name, Manifest("results", {}, 0)) as writer:
+            if name != "gkd-2":
+                writer.finish(summary)
+    measured = {"accuracy": 0.5, "kl": 0.25}
+    assert report.pair_of(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
+
+
+def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "recipes.study.run", tmp_path / "study", "--seeds", "0", "--scale", "tiny"]
+    shown = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "seed 0: gate, ranking, entropy (TSD-KD): " in shown
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
+    assert len(files) == 2  # the student before, and the arm
+    subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+    assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
+    assert "| student at 0 % |" in report.tables(tmp_path / "study")
