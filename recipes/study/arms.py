@@ -84,6 +84,7 @@ QUESTIONS = [
                 Arm("SeqKD", "--objective seqkd", data="teacher"),
                 Arm("supervised KD", "--objective supervised-kd", data="teacher"),
                 Arm("DistiLLM", "--objective distillm --held-out 0.05 --eval-steps 20", data="replayed"),
+                Arm("MiniLLM", "--objective minillm"),
                 Arm("TSD-KD", TSDKD),
                 Arm("TSD-KD, adaptive opener", f"{TSDKD} --opener adaptive"),
             ]
