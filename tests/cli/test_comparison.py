@@ -52,6 +52,14 @@ def test_without_the_paper_models_stand_side_by_side(tmp_path: Path) -> None:
     assert "| gsm8k | 50.0 ± 50.0 |" in show(tmp_path / "run", "--format", "markdown").splitlines()
 
 
+def test_many_models_stand_one_beneath_the_other(tmp_path: Path) -> None:
+    """Five columns would be folded on a terminal."""
+    for place in (tmp_path / f"supervised-kd-{i}" for i in range(5)):
+        results(place, {"gsm8k": verdicts("10")})
+    shown = show(*tmp_path.iterdir())
+    assert ["gsm8k", "supervised-kd-3", "50.0", "±", "50.0"] in [line.split() for line in shown.splitlines()]
+
+
 def test_a_named_table_has_rows_of_the_same_names(tmp_path: Path) -> None:
     results(tmp_path / "gate", {"gsm8k": verdicts("1100"), "ifeval": verdicts("1100")})
     shown = show(tmp_path / "gate", "--paper", "table-3")

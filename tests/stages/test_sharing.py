@@ -82,7 +82,8 @@ def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, to
     vocab = model.config.vocab_size
     x = inputs(vocab)
     rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
-    trainer = SimpleNamespace(vocab=vocab, objective=TSDKDConfig(k=4), adaptive=None, compiled=False)
+    source = SimpleNamespace(teacher_share=0.0)
+    trainer = SimpleNamespace(vocab=vocab, objective=TSDKDConfig(k=4), adaptive=None, compiled=False, source=source)
     model.forward = partial(DistillationTrainer.objective_of, trainer, model)
     if rank is not None:
         mesh = init_device_mesh("cpu", (2,))

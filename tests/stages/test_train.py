@@ -34,7 +34,7 @@ from tests.stages.learning import (
     same_update,
     weights,
 )
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss
+from tsdkd.core import Head, Sampled, TeacherHidden, TSDKDConfig, token_selective_loss
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.batches import align
 from tsdkd.stages.config import GenerateConfig, ScoreConfig
@@ -72,7 +72,7 @@ def test_fifty_steps_follow_the_reference(
     learn(run, student, tmp_path / "chunked", config)
 
     def by_logits(
-        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool
+        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool, sampled: Sampled
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return token_selective_loss(head.logits(hidden), teacher.formed(), *more)
 

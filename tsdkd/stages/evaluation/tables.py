@@ -7,23 +7,27 @@ Table = tuple[str, list[str], list[list[str]]]
 SHOWN = ("teacher", "student", "tsdkd")
 """Of the paper's methods, where there is little room."""
 ACCURACY = "accuracy ± standard error, %"
+SIDE_BY_SIDE = 4
+"""Models that a terminal has room for."""
 
 
 def benchmarks(comparison: Comparison, methods: tuple[str, ...]) -> list[Table]:
     """Accuracies, beside the paper's rows of the same names and of those `methods`, and differences to the baseline."""
     differences = [_differences(comparison)] if any(comparison.differences.values()) else []
-    accuracy = _beside_the_papers(comparison, methods) if comparison.published else _accuracy(comparison)
+    many = bool(comparison.published) or len(comparison.scores) > SIDE_BY_SIDE
+    accuracy = _beneath(comparison, methods) if many else _beside(comparison)
     return [accuracy, *differences]
 
 
-def _accuracy(comparison: Comparison) -> Table:
+def _beside(comparison: Comparison) -> Table:
+    """A column for each model."""
     columns = comparison.scores
     rows = [[benchmark, *(_cell(row, benchmark) for row in columns.values())] for benchmark in comparison.benchmarks]
     return ACCURACY, ["benchmark", *columns], rows
 
 
-def _beside_the_papers(comparison: Comparison, methods: tuple[str, ...]) -> Table:
-    """All models of a benchmark, one beneath the other, since so many would not stand side by side."""
+def _beneath(comparison: Comparison, methods: tuple[str, ...]) -> Table:
+    """A row for each model of a benchmark, with what the paper has for it."""
     scores, published = comparison.scores, comparison.published
     names = [*scores, *(name for name in published if name in methods and name not in scores)]
     cells = [
@@ -31,7 +35,10 @@ def _beside_the_papers(comparison: Comparison, methods: tuple[str, ...]) -> Tabl
         for benchmark in comparison.benchmarks
         for name in names
     ]
-    return ACCURACY, ["benchmark", "model", "here", "paper"], [row for row in cells if any(row[2:])]
+    rows = [row for row in cells if any(row[2:])]
+    if not published:
+        return ACCURACY, ["benchmark", "model", "accuracy"], [row[:3] for row in rows]
+    return ACCURACY, ["benchmark", "model", "here", "paper"], rows
 
 
 def _cell(row: dict[str, Score], benchmark: str) -> str:
