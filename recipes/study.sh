@@ -14,7 +14,7 @@ SCALE=${SCALE:-full}       # tiny: one arm, in seconds, to see that it runs
 EMBEDDED=${EMBEDDED:-1}    # 0: without the embedded pair
 PROMPTS=${PROMPTS:-64}     # of the embedded pair: 8 steps of 8
 STORIES=${STORIES:-120}    # that its accuracy is measured on
-RUN=${RUN:-runs/study}
+case $SCALE in full) RUN=${RUN:-runs/study} ;; *) RUN=${RUN:-runs/study-$SCALE} ;; esac
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # models this small gain nothing from more threads
 
 . recipes/setup.sh

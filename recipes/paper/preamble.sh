@@ -32,9 +32,9 @@ stop() {  # CAUSE REMEDY
 }
 
 case $PAIR in
-  qwen2.5) TEACHER=Qwen/Qwen2.5-14B-Instruct STUDENT=Qwen/Qwen2.5-1.5B-Instruct RATE=5e-6 PAPER=${PAPER:-qwen2.5} ;;
-  gemma2) TEACHER=google/gemma-2-9b-it STUDENT=google/gemma-2-2b-it RATE=1e-7 PAPER=gemma2 ;;
-  qwen3) TEACHER=Qwen/Qwen3-8B STUDENT=Qwen/Qwen3-1.7B RATE=5e-6 PAPER=qwen3 ;;   # the paper names no rate for it
+  qwen2.5) TEACHER=${TEACHER:-Qwen/Qwen2.5-14B-Instruct} STUDENT=${STUDENT:-Qwen/Qwen2.5-1.5B-Instruct} RATE=5e-6 PAPER=${PAPER:-qwen2.5} ;;
+  gemma2) TEACHER=${TEACHER:-google/gemma-2-9b-it} STUDENT=${STUDENT:-google/gemma-2-2b-it} RATE=1e-7 PAPER=gemma2 ;;
+  qwen3) TEACHER=${TEACHER:-Qwen/Qwen3-8B} STUDENT=${STUDENT:-Qwen/Qwen3-1.7B} RATE=5e-6 PAPER=qwen3 ;;   # the paper names no rate for it
   *) stop "There is no pair $PAIR." "PAIR=qwen2.5, gemma2 or qwen3." ;;
 esac
 
@@ -60,17 +60,20 @@ fi
 
 prompts=(--prompts "$PROMPTS" --column "$COLUMN")
 models=(--model "teacher=$TEACHER" --model "student=$STUDENT")
-known= recorded=
+known= recorded= rows=()
 
 # row NAME ANSWERS OPTIONS...: one model, which learns from ANSWERS:
 #   fresh         its own, given as it learns (the paper's setting)    speculative   the student's, mended by the teacher
 #   teacher       the teacher's                                        text          the teacher's, and not its view of them
 # All but the fresh ones are sampled once for all rows. There are no scores: the teacher reads along.
 row() {
+  known="$known $1"
+  case " ${ROWS:-$1} " in *" $1 "*) rows+=("$(printf '%q ' "$@")") ;; esac
+}
+
+learn() {  # NAME ANSWERS OPTIONS...
   local name=$1 answers=$2 source=(--teacher "$TEACHER" $SAMPLE)
   shift 2
-  known="$known $name"
-  case " ${ROWS:-$name} " in *" $name "*) ;; *) return 0 ;; esac
   case $answers in
     fresh) source+=("${prompts[@]}") ;;
     text) answers=teacher source=(--rollouts "$RUN/rollouts-teacher") ;;
@@ -90,7 +93,11 @@ record() {  # POLICY
 }
 
 measure() {  # teacher, student and all rows, beside the published ones
-  [ "${#models[@]}" -gt 4 ] || stop "No row is named $ROWS." "ROWS with some of:$known."
+  local name line
+  for name in $ROWS; do
+    case "$known " in *" $name "*) ;; *) stop "No row is named $name." "ROWS with some of:$known." ;; esac
+  done
+  for line in "${rows[@]}"; do eval "learn $line"; done
   tsdkd eval --results "$RUN/results" $EVAL "${models[@]}" --paper "$PAPER"
   tsdkd report "$RUN"
   [ "${DRY_RUN:-0}" != 1 ] || command tsdkd plan "$plan" --prompts "$COUNT"

@@ -144,7 +144,11 @@ class Study:
         ):
             status = app(sys.argv[1:], prog_name="tsdkd", standalone_mode=False)
         if status:
-            why = "stopped: the same line continues" if status == INTERRUPTED else f"failed, see {place}/log.txt"
+            why = (
+                "stopped: the same line continues"
+                if status == INTERRUPTED
+                else f"failed, see {(place / 'log.txt').resolve()}"
+            )
             self.progress.console.print(f"tsdkd {command}: {why}", soft_wrap=True)
             raise SystemExit(status)
 
@@ -161,9 +165,13 @@ def main() -> None:
     told.place.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(told.place), Progress(*columns, console=console) as progress:
         study = Study(SCALES[told.scale], arms, progress)
-        study.prepare()
-        for seed in map(int, told.seeds.split(",")):
-            study.seed(seed)
+        try:
+            study.prepare()
+            for seed in map(int, told.seeds.split(",")):
+                study.seed(seed)
+        except KeyboardInterrupt:
+            console.print("stopped: the same line continues")
+            raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

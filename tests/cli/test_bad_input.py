@@ -236,6 +236,7 @@ def test_objective_values(place: Path, more: list[str]) -> None:
         (["--max-new-tokens", "9"], "live training are given without it"),
         (["--lambda", "1.5"], "lambda is 1.5"),
         (["--lambda", "0.5"], "no responses to keep"),
+        (["--lambda", "0", "--teacher-share", "0.5"], "--teacher-share is of fresh answers"),
         (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
         (["--tracker", "nothing"], "tracker"),
         (["--stop-on-collapse", "--attention", "nothing"], "nothing"),

@@ -148,7 +148,7 @@ def test_some_rows_alone(lines: Lines) -> None:
     """What they do not need is not sampled; a name that is no row is refused with those there are."""
     some = lines.dry("table1", ROWS="gkd tsdkd")
     assert [line.split()[1] for line in some] == ["train", "train", "eval", "report"]
-    refused = finish(start("paper/table6", lines.place, LINES_FILE=lines.place / "lines", ROWS="x", DRY_RUN=1), 2)
+    refused = finish(start("paper/table6", lines.place, LINES_FILE=lines.place / "lines", ROWS="tsdkd x", DRY_RUN=1), 2)
     assert refused.splitlines() == ["error: No row is named x.", "try:   ROWS with some of: off-policy tsdkd."]
 
 

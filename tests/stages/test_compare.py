@@ -185,6 +185,15 @@ def test_a_table_averages_what_it_has(tmp_path: Path) -> None:
     assert "average: of gsm8k, ifeval, which table-3 of the paper has" in found.notes
 
 
+@pytest.mark.parametrize(("paper", "other"), [("gemma2", "sciq"), ("figure-4", "sciq")])
+def test_an_average_of_fewer_benchmarks_is_said(paper: str, other: str, tmp_path: Path) -> None:
+    """Of one alone; and where a figure's own average is of others."""
+    ours = {"gsm8k": verdicts("1100"), other: verdicts("1111")}
+    found = compare({"m": results(tmp_path / "m", ours)}, paper=paper)
+    assert found.scores["m"][AVERAGE].value == pytest.approx(0.5)
+    assert any(note.startswith("average: of gsm8k, which") for note in found.notes)
+
+
 def test_a_figure_is_compared_by_the_average_of_its_six_alone(tmp_path: Path) -> None:
     six = dict.fromkeys(find("figure-4").averaged, verdicts("10"))
     all_of_them = compare({"k-20": results(tmp_path / "all", six | {"sciq": verdicts("11")})}, paper="figure-4")

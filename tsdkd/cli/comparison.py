@@ -26,7 +26,8 @@ def show(comparison: Comparison, format_: Format) -> None:
     methods = SHOWN if format_ == "terminal" else tuple(comparison.published)
     found = [*benchmarks(comparison, methods), *closeness(comparison)]
     if format_ != "terminal":
-        show_text("\n".join((_markdown if format_ == "markdown" else _latex)(table) for table in found))
+        notes = [f"{'%' if format_ == 'latex' else '-'} {line}" for line in comparison.notes]
+        show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in found), *notes]))
         return
     for table in found:
         show_table(*table)

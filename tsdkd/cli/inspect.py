@@ -148,7 +148,7 @@ def _response(
         raise InputError("--teacher reads in place of --scores.", "Leave one of them out.")
     answered = rollouts or run / "rollouts"
     author = read(answered, "rollouts", "--rollouts", hashed=False).manifest
-    return inspect_models(answered, config, defaults.student(student, author), teacher, after)
+    return inspect_models(answered, config, defaults.student(student, author), defaults.model(teacher), after)
 
 
 def _positions(value: str | None) -> range | None:

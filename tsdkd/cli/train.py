@@ -222,6 +222,8 @@ def configured(context: typer.Context) -> TrainConfig:
         sampling=sampling,
         replay=objectives.replays(given["objective"], context),
     )
+    if given["teacher_share"] and not (sampled.on_policy or sampled.replay):
+        raise InputError("--teacher-share is of fresh answers, and there are none.", "Leave it out, or raise --lambda.")
     adapter = LoRAConfig(
         given["lora_rank"], given["lora_alpha"], given["lora_dropout"], given["lora_targets"], given["merge"]
     )

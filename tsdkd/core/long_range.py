@@ -38,7 +38,7 @@ def judge(log_q: Tensor, log_p: Tensor, sampled: Sampled) -> tuple[Tensor, Tenso
 
 
 def rewards_to_come(rewards: Tensor, response_mask: Tensor) -> Tensor:
-    """The mean reward of the tokens after each in its response, 0 at the last: (batch, seq), 0 off the response."""
+    """The mean reward of the tokens after each in its response, 0 at the last: (batch, seq), unknown elsewhere."""
     wide = rewards.double()
     after = response_mask.flip(-1).cumsum(-1).flip(-1) - 1
     sums = wide.flip(-1).cumsum(-1).flip(-1) - wide

@@ -82,7 +82,7 @@ def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
     names = short_names([piece.path for piece in pieces])
     baseline = next((name for name, piece in zip(names, pieces, strict=True) if piece.path.name == "student"), None)
     found = compare({name: piece.artifact for name, piece in zip(names, pieces, strict=True)}, baseline, skip=True)
-    return found, [*(f"Results are not compared: {why}" for why in found.skipped), *cut(found)]
+    return found, [*(f"Results are not compared: {why}" for why in found.skipped), *found.notes, *cut(found)]
 
 
 def _intervals(comparison: Comparison) -> list[Chart]:

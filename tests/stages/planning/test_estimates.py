@@ -88,6 +88,17 @@ def test_live_training_also_answers_and_has_the_teacher_read(small: Model, large
     assert found - before == pytest.approx((reading + answering) / 1e6)
 
 
+def test_a_teacher_that_answers_along_is_reckoned_with(small: Model, large: Model) -> None:
+    from tsdkd.stages.config import LiveConfig
+
+    alone, along = (
+        TrainConfig(batch_size=4, live=LiveConfig(sampling=GenerateConfig(engine="transformers", policy=policy)))
+        for policy in ("student", "teacher-mixed")
+    )
+    before, found = (estimates.train(small, large, TEXTS, one, "fp32", MOVING).seconds for one in (alone, along))
+    assert found > 2 * before
+
+
 def test_decoding_waits_for_multiplying_or_for_moving(small: Model) -> None:
     """Ten responses of five tokens, four at a time, are 15 steps; each moves the weights and four caches of 22.5."""
     config = GenerateConfig(engine="transformers", batch_size=4)

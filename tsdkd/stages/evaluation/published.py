@@ -45,11 +45,11 @@ class Published:
     def told(self, benchmarks: Sequence[str]) -> list[str]:
         """What to know when these benchmarks stand beside it."""
         name, shared = self.names[0], self.shared(benchmarks)
+        lines = [f"paper, {name}: {self.notes}"] if self.notes else []
         if self.rows and not self.shares(benchmarks):
             wanted = f"only the average of {', '.join(self.averaged)}" if self.averaged else "none of these benchmarks"
-            return [f"paper, {name}: it has {wanted}"]
-        lines = [f"paper, {name}: {self.notes}"] if self.notes else []
-        if 1 < len(shared) < len(benchmarks):
+            lines = [f"paper, {name}: it has {wanted}"]
+        if 0 < len(shared) < len(benchmarks):
             lines.append(f"average: of {', '.join(shared)}, which {name} of the paper has")
         return lines
 

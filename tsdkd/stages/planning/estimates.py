@@ -94,9 +94,9 @@ def train(
         share = 1.0 if config.live.replay else config.live.on_policy
         fresh = Texts(round(learned * config.epochs), texts.prompt, texts.response, texts.longest, at_most=True)
         dtype: DType = "bfloat16" if precision == "bf16" else "float32"
-        seconds += _answering(
-            student, dtype, fresh, share, min(config.live.sampling.batch_size, config.batch_size), rates
-        )
+        at_once = min(config.live.sampling.batch_size, config.batch_size)
+        for model in (student, teacher) if config.live.teacher_share else (student,):
+            seconds += _answering(model, dtype, fresh, share, at_once, rates)
     elif teacher:
         flops += FORWARD * teacher.head("auto").weight.numel() * texts.response
     seconds += rates.seconds(flops * learned * config.epochs)
