@@ -278,9 +278,9 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_reference(autocast: bool) -> No
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[module._Student] = []
-    init = module._Student.__init__
-    monkeypatch.setattr(module._Student, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    made: list[module.Projected] = []
+    init = module.Projected.__init__
+    monkeypatch.setattr(module.Projected, "__init__", lambda self, *args: made.append(self) or init(self, *args))
     case = make([9, 4])
     case.head.weight.requires_grad_(False)
     loss, _ = by_chunks(case, TSDKDConfig(k=4))
@@ -417,7 +417,7 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
 def test_chunks_are_bounded_and_fit_products(tokens: int) -> None:
     """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part of it stay below 0.25 GB."""
     head = Head(torch.empty(151936, 1))
-    chunk = module._chunk_tokens(module._Student(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
+    chunk = module._chunk_tokens(module.Projected(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
     assert chunk % module.STEP_TOKENS == 0
     assert chunk < tokens + module.STEP_TOKENS
     assert chunk * (1 + 1 / module.TEACHER_SHARE) * 151936 * 4 < 0.25e9

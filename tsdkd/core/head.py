@@ -56,6 +56,6 @@ class Head:
         scaled = linear.to(torch.promote_types(linear.dtype, torch.float32)) * self.logit_scale
         return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
 
-    def steepness(self, logits: Tensor) -> Tensor | float:
-        """Derivative of `bend` where it gave `logits`."""
-        return self.logit_scale * (1 - (logits / self.softcap).square()) if self.softcap else self.logit_scale
+    def steepness(self, logits: Tensor) -> Tensor | None:
+        """Derivative of the soft-cap where `bend` gave `logits`; None without one."""
+        return 1 - (logits / self.softcap).square() if self.softcap else None
