@@ -31,10 +31,11 @@ def test_rewards_to_come_are_means_of_what_follows() -> None:
 
 def test_importance_and_reward_by_hand() -> None:
     """q 0.5, p 0.2, then 0.25, a 0.2: w = 0.5 / (0.2 * 0.2 + 0.8 * 0.25) = 0.5 / 0.24; the reward is log 0.4."""
-    q, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.2, 0.8]]).log()
+    q, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]]).log()
     then = torch.tensor([0.25]).log()
     for share, recorded, weight in ((0.2, then, 0.5 / 0.24), (0.2, None, 0.5 / 0.44), (0.0, then, 2.0), (0, None, 1)):
-        importance, reward = judge(q, p, Sampled(torch.tensor([0]), share, recorded))
+        sampled = Sampled(torch.tensor([1]), share, recorded)
+        importance, reward = judge(sampled.of(q), sampled.of(p), sampled)
         assert importance.item() == pytest.approx(weight)
         assert reward.item() == pytest.approx(log(0.4))
 

@@ -28,7 +28,7 @@ CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**28}
 """Logits of the student that are formed at a time: enough rows for matrix products to run at full speed."""
 TEACHER_SHARE = 2
 """The teacher's are formed for a chunk's tokens in as many parts: one product of four is the teacher's."""
-BLOCK_LOGITS = {"cpu": 2**18, "cuda": 2**25}
+BLOCK_LOGITS = {"cpu": 2**18, "cuda": 2**24}
 """Logits of these that are worked on at a time in float32: on a CPU by each thread, in the cache of its core."""
 STEP_TOKENS = 64
 """Chunks are multiples of it, which products like, and one of it however little memory is free: with fewer tokens they
@@ -201,14 +201,11 @@ def _read(
     seen: list[_Seen] = []
     room: list[Tensor] = []
     for rows in _slices(len(student.hidden), chunk):
-        linear, judged, found = student.linear(rows), teacher.take(rows), []
-        known = sampled.take(rows) if sampled else None
+        linear, judged, known = student.linear(rows), teacher.take(rows), sampled and sampled.take(rows)
+        found: list[_Seen] = []
         for part in _slices(len(linear), -(-chunk // TEACHER_SHARE)):
-            view = _view(judged.take(part), room)
-            for block in _slices(len(linear[part]), _block_tokens(student)):
-                places = NO_PLACES if compiled else _places(student, len(linear[part][block]))
-                chosen = known.take(part).take(block) if known else None
-                found.append(_read_block(linear[part][block], view(block), student.head, config, places, chosen))
+            chosen = known and known.take(part)
+            found += _read_part(student, linear[part], judged.take(part), room, config, compiled, chosen)
         seen.append(_joined(found))
         if config.direct_weight and student.learns:
             weights, _ = divergence_weights(seen[-1].student_entropy, seen[-1].teacher_entropy, share[rows], config)
@@ -216,15 +213,32 @@ def _read(
     return _joined(seen)
 
 
-def _view(teacher: TeacherSignal | TeacherHidden, room: list[Tensor]) -> Callable[[slice], TeacherSignal]:
-    """What a chunk's teacher says of some of its tokens; its logits take the one place that `room` keeps."""
-    if not isinstance(teacher, TeacherHidden):
-        return teacher.take
-    head = teacher.head.cut
-    if not room:
-        room.append(head.weight.new_empty(len(teacher), len(head.weight)))
-    linear = head.linear(teacher.hidden, out=room[0][: len(teacher)])
-    return lambda block: TeacherLogits(head.bend(linear[block]))
+def _read_part(
+    student: Projected,
+    linear: Tensor,
+    teacher: TeacherSignal | TeacherHidden,
+    room: list[Tensor],
+    config: TSDKDConfig,
+    compiled: bool,
+    sampled: Sampled | None,
+) -> list[_Seen]:
+    """A chunk's tokens of which the teacher's logits exist at a time; `linear` becomes the divergence's gradient.
+
+    `room` keeps one place for these logits.
+    """
+    if isinstance(teacher, TeacherHidden):
+        head = teacher.head.cut
+        if not room:
+            room.append(head.weight.new_empty(len(teacher), len(head.weight)))
+        told = head.linear(teacher.hidden, out=room[0][: len(teacher)])
+        if compiled and _by_kernel(linear):
+            return [_fused(linear, student.head, told, head, config, sampled)]
+    found = []
+    for block in _slices(len(linear), _block_tokens(student)):
+        places = NO_PLACES if compiled else _places(student, len(linear[block]))
+        view = TeacherLogits(head.bend(told[block])) if isinstance(teacher, TeacherHidden) else teacher.take(block)
+        found.append(_read_block(linear[block], view, student.head, config, places, sampled and sampled.take(block)))
+    return found
 
 
 def _read_block(
@@ -269,7 +283,7 @@ def _compare(
     q, log_q = softmax(logits, config.temperature, *places[:2])
     p, log_p = softmax(teacher.logits, config.temperature, *places[2:4])
     student_entropy, teacher_entropy = -dot(q, log_q, places[4]), -dot(p, log_p, places[4])
-    judged = judge(log_q, log_p, sampled) if sampled else _unjudged(student_entropy)
+    judged = judge(sampled.of(log_q), sampled.of(log_p), sampled) if sampled else _unjudged(student_entropy)
     if config.direct_weight:
         divergence = divergence_slope(q, log_q, p, log_p, config.formula, steepness, places[4], out)
     else:
@@ -284,8 +298,28 @@ def _unjudged(like: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _compiled(function: Callable[..., _Seen]) -> Callable[..., _Seen]:
-    """The same function as fused loops: C++ on a CPU (a compiler is needed), Triton on a GPU."""
+    """The same function as fused loops in C++; a compiler is needed."""
     return torch.compile(function)
+
+
+def _by_kernel(linear: Tensor) -> bool:
+    """Is it for the Triton kernel, not for compiled loops?"""
+    return linear.is_cuda
+
+
+def _fused(
+    linear: Tensor, head: Head, told: Tensor, teacher_head: Head, config: TSDKDConfig, sampled: Sampled | None
+) -> _Seen:
+    """As `_read_block`, from both linear layers' outputs, in float32."""
+    from tsdkd.core.fused import compare
+
+    spoken = [each.bend(sampled.of(said)) for each, said in ((head, linear), (teacher_head, told)) if sampled]
+    found = compare(linear, head, told, teacher_head, config.formula, config.temperature)
+    if not sampled:
+        return _Seen(*found[:4], *_unjudged(found.divergence))
+    sums = found.student_log_sum, found.teacher_log_sum
+    now, teacher = (z.float() / config.temperature - log_sum for z, log_sum in zip(spoken, sums, strict=True))
+    return _Seen(*found[:4], *judge(now, teacher, sampled))
 
 
 def _read_again(

@@ -24,15 +24,17 @@ class Sampled:
         log_probs = None if self.log_probs is None else self.log_probs[tokens]
         return Sampled(self.ids[tokens], self.teacher_share, log_probs)
 
+    def of(self, values: Tensor) -> Tensor:
+        """Those of the tokens: (tokens, vocab) -> (tokens,)."""
+        return values.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
 
-def judge(log_q: Tensor, log_p: Tensor, sampled: Sampled) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's log-probabilities (tokens, vocab) -> importance weights and rewards, (tokens,) each.
+
+def judge(now: Tensor, teacher: Tensor, sampled: Sampled) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's log-probabilities of the tokens -> importance weights and rewards, all (tokens,).
 
     The weight is `w_t = q(y_t) / (share p(y_t) + (1 - share) q_then(y_t))`, with a gradient through q alone; the
     reward `log p(y_t) / q(y_t)`, without one.
     """
-    chosen = sampled.ids.unsqueeze(-1)
-    now, teacher = log_q.gather(-1, chosen).squeeze(-1), log_p.gather(-1, chosen).squeeze(-1)
     then = now.detach() if sampled.log_probs is None else sampled.log_probs.to(now)
     return (now - mixed(teacher, then, sampled.teacher_share)).exp(), (teacher - now).detach()
 

@@ -106,7 +106,7 @@ def token_selective_loss(
     if config.direct_weight:
         divergences = teacher.divergence(log_q, config.formula, config.temperature)
         if sampled and isinstance(teacher, TeacherLogits):
-            importance, rewards = judge(log_q, log_probs(teacher.logits), sampled)
+            importance, rewards = judge(sampled.of(log_q), sampled.of(log_probs(teacher.logits)), sampled)
             to_come = rewards_to_come(grid(rewards, response_mask), response_mask)[response_mask]
             terms["long_range"] = -(divergence * importance * to_come).sum()
             divergence = divergence * importance.detach()

@@ -9,6 +9,8 @@ from torch.autograd.function import once_differentiable
 from tsdkd.core.head import Head
 
 PLACES = 5
+SLAB = 2**26
+"""Numbers of a product that are formed at a time where its sum is of another precision."""
 
 
 class Projected:
@@ -97,8 +99,10 @@ def parts(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | None]:
 def _add_product(into: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == into.dtype:
         into.addmm_(a, b)
-    else:
-        into += a @ b
+        return
+    step = max(1, SLAB // b.shape[1])
+    for some, rows in zip(into.split(step), a.split(step), strict=True):
+        some.add_(rows @ b)
 
 
 class WithGradients(torch.autograd.Function):

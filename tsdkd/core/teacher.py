@@ -17,7 +17,6 @@ from tsdkd.core.head import Head
 from tsdkd.core.ranking import best_first, propose, rank
 from tsdkd.errors import InputError
 
-
 STRETCH = 128
 """Tokens of the vocabulary."""
 
@@ -215,7 +214,8 @@ def _best(logits: Tensor) -> Tensor:
         peaks = torch.cat([peaks, logits[:, whole:].amax(-1, keepdim=True)], -1)
     first = peaks.max(-1, keepdim=True).indices * STRETCH
     stretch = (first + torch.arange(STRETCH, device=logits.device)).clamp(max=logits.shape[-1] - 1)
-    return first.squeeze(-1) + logits.gather(-1, stretch).max(-1).indices
+    place: Tensor = first + logits.gather(-1, stretch).max(-1, keepdim=True).indices
+    return place.squeeze(-1)
 
 
 def _with_tail(top_log_probs: Tensor) -> Tensor:
