@@ -1,13 +1,16 @@
 """Time and peak memory of the whole objective beside the two bare head projections that any distillation needs.
 
     python benchmarks/objective.py [--tokens 512] [--vocab 151936] [--widths 384 640] [--device cpu] [--dtype float32]
-                                   [--repeats 7] [--growth 8192] [--profile]
+                                   [--repeats 7] [--growth 8192] [--profile] [--rows ours ...] [--chunks cuda]
 
 Rows: the bare projections (student forward and backward, teacher forward); the readable reference; the released
 research code's formula (prefix sums, 90 % of the positions, one opener for the batch) on full logits with autograd;
 ours, plain and compiled; and, where they are installed, TRL's chunked divergence and Liger-Kernel's chunked JSD, which
 are one term of the three. Rounds interleave the rows, so that a machine's moods meet all; ratios are of medians.
 Memory is the peak above inputs, weights and the weights' and inputs' gradients, each row in a process of its own.
+
+glibc gives large buffers back to the system and faults them in again, which the rows with all logits pay for most;
+with the recipes' settings (`. recipes/setup.sh`) it keeps them. Say which of the two you measured.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden, tsdkd_loss
+from tsdkd.core import Head, TeacherHidden, TSDKDConfig, chunked, token_selective_loss_from_hidden, tsdkd_loss
 
 RESPONSE = 256
 """Tokens a response."""
@@ -152,7 +155,15 @@ def timed(work: Callable[[Inputs], None], x: Inputs) -> float:
     return time.perf_counter() - start
 
 
+def chunk_as(device: str) -> None:
+    """Let CPUs form the logits of as many tokens at a time as `device`."""
+    threads = torch.get_num_threads() if device != "cpu" else 1
+    chunked.CHUNK_BYTES["cpu"] = chunked.CHUNK_BYTES[device]
+    chunked.BLOCK_LOGITS["cpu"] = chunked.BLOCK_LOGITS[device] // threads
+
+
 def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> None:
+    chunk_as(o.chunks)
     x = make(o, o.tokens)
     if work is ours_compiled:
         work(make(o, o.tokens))  # the kernel that is timed
@@ -173,10 +184,10 @@ def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> N
 
 
 def available(o: argparse.Namespace) -> dict[str, Callable[[Inputs], None]]:
-    """The rows that run here; why another does not is printed."""
+    """The rows that are wanted and run here; why another does not is printed."""
     found = {}
     x = make(o, RESPONSE)
-    for name, work in ROWS.items():
+    for name, work in ((name, work) for name, work in ROWS.items() if name in {*o.rows, next(iter(ROWS))}):
         try:
             work(x)
         except Exception as error:
@@ -236,10 +247,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--growth", type=int, default=0, help="also time ours at so many tokens")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="beside the bare one"
+    )
+    parser.add_argument("--chunks", choices=chunked.CHUNK_BYTES, default="cpu", help="sizes that a CPU takes over")
     parser.add_argument("--profile", action="store_true", help="also say where ours spends its time")
     o = parser.parse_args()
     if o.tokens % RESPONSE or o.growth % RESPONSE:
         parser.error(f"--tokens and --growth are made of responses of {RESPONSE} tokens")
+    chunk_as(o.chunks)
     rows = available(o)
     x = make(o, o.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in rows}

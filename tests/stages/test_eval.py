@@ -12,9 +12,11 @@ import nltk
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import GenerationConfig
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.conftest import write_prompts
+from tests.stages.test_adapters import save_adapter
 from tests.stages.test_score import bare_logits
 from tsdkd.artifacts import Artifact, read, verify
 from tsdkd.core import entropy
@@ -217,6 +219,23 @@ def test_a_template_that_is_not_there_is_refused(student: Path, rows: Path, tmp_
     ]
     with pytest.raises(InputError, match="has no chat template"):
         evaluate(str(base), tmp_path / "s", EvalConfig(("sciq",), chat_template=True), rows)
+
+
+def test_an_adapter_is_measured_as_its_merged_weights(
+    made_up: Artifact, student: Path, rows: Path, tmp_path: Path
+) -> None:
+    adapter = save_adapter(student, tmp_path / "adapter")
+    merged = shutil.copytree(student, tmp_path / "merged")
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student), adapter)
+    tuned.merge_and_unload().save_pretrained(merged)
+    config = replace(FOUR, tasks=("gsm8k", "sciq"))
+    one, other = (evaluate(str(path), tmp_path / path.name / "r", config, rows) for path in (adapter, merged))
+    assert one.manifest.summary == other.manifest.summary
+    answers = [
+        [row["answer"] for row in found.table().to_pylist() if row["task"] == "gsm8k"]
+        for found in (one, other, made_up)
+    ]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_several_processes_are_refused(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,42 @@
 """vLLM's answers are transformers' answers: one benchmark of each output type, in float32."""
 
 import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import save_tiny_model
+from tests.stages.test_adapters import save_adapter
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.eval import evaluate
+from tsdkd.stages.reporter import Silent
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 
 
-def test_both_engines_give_the_same_results(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=0, head_dim=32)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_both_engines_give_the_same_results(
+    served: Path, adapted: bool, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model, and of a LoRA adapter over it."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    model = str(save_tiny_model(tmp_path / "model", seed=2, padding_rows=0, head_dim=32))
-    config = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, dtype="float32")
-    ours = evaluate(model, tmp_path / "transformers", config, data=rows)
-    theirs = evaluate(model, tmp_path / "vllm", replace(config, engine="vllm", max_length=512), data=rows)
+    model = str(save_adapter(served, tmp_path / "adapter") if adapted else served)
+    ours = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
+    bars = Bars()
+    theirs = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, reporter=bars)
+    assert bars.totals == {"gsm8k answered": 6, "sciq answered": 24}
+    assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # as they are answered
     assert theirs.manifest.engine == "lm-eval 0.4.13 on vllm"
     assert theirs.manifest.summary == ours.manifest.summary
     for one, other in zip(ours.table().to_pylist(), theirs.table().to_pylist(), strict=True):
@@ -27,6 +45,19 @@ def test_both_engines_give_the_same_results(rows: Path, tmp_path: Path, monkeypa
         else:
             likelihoods = [[float(line.split()[0]) for line in row["answer"].splitlines()] for row in (one, other)]
             assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.01)
+
+
+class Bars(Silent):
+    """Remembers what was shown."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.steps: dict[str, list[int]] = {}
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+        self.totals[what] = total
+        yield self.steps.setdefault(what, []).append
 
 
 def _as_far_as_letters_go(row: dict[str, object]) -> dict[str, object]:

@@ -27,7 +27,6 @@ from tsdkd.stages.models import (
     load_tokenizer,
     require_same_tokenizer,
 )
-from tsdkd.stages.places import resolve
 from tsdkd.stages.reporter import Reporter, Silent
 from tsdkd.stages.samples.heldout import HeldOut, answer, measure, require_hidden
 from tsdkd.stages.samples.staged import StagedSamples
@@ -132,7 +131,7 @@ class _Loaded:
             vars(self).pop("whole", None)  # its memory is needed
             from tsdkd.stages.evaluation.answerers_vllm import OnVLLM
 
-            return OnVLLM(resolve(self.name), config)
+            return OnVLLM(self.name, config)
         from tsdkd.stages.evaluation.answerers import OnTransformers
 
         context = min(config.max_length or self.whole.context, self.whole.context)

@@ -6,6 +6,7 @@ Imports lm-eval, so it is imported late.
 
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -25,6 +26,10 @@ class Notes:
         self.cut_prompts: set[str] = set()
         self.cut: deque[bool] = deque()
         """Whether each of the answers that come next was cut off."""
+        self.advance: Callable[[int], None] = lambda _: None
+        """The progress bar's, while one is shown."""
+        self.tells = False
+        """Does the engine move the bar? lm-eval moves it when a batch is done, which may be all there is."""
 
     def add_partial(self, kind: str, request: tuple[str, Any], _: Any) -> None:
         if kind == "generate_until" and self.cut.popleft():

@@ -113,7 +113,7 @@ def ask(
     chosen = None if limit is None else spread({name: len(task.eval_docs) for name, task in tasks.items()}, limit)
     model.notes.cut_answers.clear()
     model.notes.cut_prompts.clear()
-    with _quiet(f"{benchmark.name} answered", reporter):
+    with _quiet(f"{benchmark.name} answered", reporter, model.notes):
         from lm_eval.evaluator import evaluate
 
         results = evaluate(
@@ -194,7 +194,7 @@ def _preferred(sample: dict[str, Any], by_length: bool) -> tuple[str, str, str]:
 
 
 @contextmanager
-def _quiet(what: str, reporter: Reporter) -> Iterator[None]:
+def _quiet(what: str, reporter: Reporter, notes: Any) -> Iterator[None]:
     """lm-eval with its progress shown by the reporter, and nothing else on the screen."""
     import lm_eval.api.model
     import lm_eval.api.task
@@ -204,7 +204,11 @@ def _quiet(what: str, reporter: Reporter) -> Iterator[None]:
 
         class Bar:
             def __init__(self, *_: Any, total: int = 0, **__: Any) -> None:
-                self.update = bars.enter_context(reporter.progress(what, total, "requests"))
+                notes.advance = bars.enter_context(reporter.progress(what, total, "requests"))
+
+            def update(self, count: int) -> None:
+                if not notes.tells:
+                    notes.advance(count)
 
             def close(self) -> None:
                 bars.close()
