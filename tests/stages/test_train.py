@@ -379,3 +379,17 @@ def test_compiling_without_hidden_states_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="needs the teacher's hidden states"):
         train(run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", replace(CONFIG, compile=True))
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("device", "cause"), [("cpu", "there is no nothing-compiles"), ("cuda", "needs Triton")])
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(
+    device: str, cause: str, run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "nothing-compiles")
+    monkeypatch.setattr(learning, "default_device", lambda: device)
+    monkeypatch.setattr(learning, "find_spec", lambda _: None)
+    monkeypatch.setattr(learning, "_arguments", lambda *_: None)
+    with pytest.raises(InputError, match=cause) as caught:
+        learn(run, student, tmp_path / "c", replace(CONFIG, compile=True))
+    assert "leave out --compile" in caught.value.remedy
+    assert not (tmp_path / "c").exists()

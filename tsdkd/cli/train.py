@@ -144,7 +144,7 @@ def command(
         bool,
         typer.Option(
             "--compile",
-            help="Faster steps with --signal hidden; compiling takes seconds.",
+            help="Faster steps with --signal hidden: C++ (compiled in seconds), Triton on a GPU.",
             rich_help_panel=options.ENGINE,
         ),
     ] = TrainConfig.compile,

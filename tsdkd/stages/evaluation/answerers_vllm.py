@@ -82,7 +82,7 @@ class _Told(tqdm):
 
 @contextmanager
 def _whole(name: str, dtype: DType) -> Iterator[Path]:
-    """A model's directory; an adapter is merged in a temporary one: vLLM fails on prompts' log-probabilities with it."""
+    """A model's directory; an adapter merged, in a temporary one: vLLM fails on prompts' log-probabilities with it."""
     base = base_of(resolve(name))
     if base is None:
         yield resolve(name)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def carry_out(job: Job, output: Path, config: TrainConfig, seed: int, reporter: 
     precision = precision_of(config)
     arguments = _arguments(config, precision, seed, resume)
     _require_no_adapter(job.student, config)
+    if config.compile:
+        _require_compiler(default_device())
     manifest = Manifest(
         kind="checkpoint",
         config=_identity(config) | {"precision": precision},
@@ -196,6 +199,19 @@ def _require_no_adapter(student: Model, config: TrainConfig) -> None:
         raise InputError(
             f"{student.name} is an adapter; training starts from full weights.",
             "Train it with --lora --merge, or merge it into its model, and name the result.",
+        )
+
+
+def _require_compiler(device: str) -> None:
+    if device == "cuda":
+        if find_spec("triton") is None:
+            raise InputError("--compile needs Triton on a GPU.", "Run `pip install triton`, or leave out --compile.")
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InputError(
+            f"--compile needs a C++ compiler, and there is no {compiler}.",
+            "Install one, name another by CXX, or leave out --compile.",
         )
 
 
