@@ -1,11 +1,11 @@
-"""Recorded top-K: what merging the rest into one bucket can lose, and no more."""
+"""Recorded top-K: what merging the rest into one bucket can lose, and no more; the likeliest token."""
 
 import math
 
 import pytest
 import torch
 
-from tsdkd.core import Divergence, TeacherRanks, TeacherTopK, generalized_jsd
+from tsdkd.core import Divergence, TeacherRanks, TeacherTopK, generalized_jsd, teacher
 
 TOKENS, VOCAB = 200, 60
 
@@ -48,3 +48,12 @@ def test_the_bound_is_reached_by_tails_that_share_no_token() -> None:
     assert float(kept) == pytest.approx(0, abs=1e-6)
     exact = generalized_jsd(q.clamp(min=-50), p.clamp(min=-50), beta)
     assert float(exact) == pytest.approx(0.5 * -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 127, 128, 129, 300, 1024])
+def test_the_likeliest_token_is_the_first_of_equals(vocab: int) -> None:
+    """Anywhere in the vocabulary, at the end of a stretch of it too; ties are frequent here."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randint(-60, 60, (200, vocab), generator=generator).float()
+    assert torch.equal(teacher._best(logits), logits.argmax(-1))
+    assert torch.equal(teacher._best(torch.eye(vocab)), torch.arange(vocab))

@@ -21,7 +21,7 @@ from tsdkd.stages.models import load_model, load_tokenizer
 from tsdkd.stages.outline import outline
 from tsdkd.stages.places import resolve
 
-os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1")
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
 
 def _version(package: str, known: Any = importlib.metadata.version) -> str:
@@ -52,6 +52,7 @@ class OnVLLM(Attentive, VLLM):
                 max_length=config.max_length,
                 batch_size=config.batch_size or AT_A_TIME,
                 tensor_parallel_size=config.tensor_parallel,
+                use_tqdm_on_load=False,
             )
         self.listen()
         self.notes.tells = True
