@@ -290,7 +290,7 @@ def main() -> None:
     Console().print(f"{shape}, {torch.get_num_threads()} threads", table)
     if o.growth:
         _show_growth(o, rows)
-    if o.profile:
+    if o.profile and "ours" in rows:
         _show_profile(o, rows["ours"])
 
 

@@ -20,6 +20,7 @@ from tsdkd.core import (
     TeacherTopK,
     TSDKDConfig,
     entropy,
+    projected,
     token_selective_loss,
     token_selective_loss_from_hidden,
     tsdkd_loss,
@@ -258,11 +259,23 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
 def test_bfloat16_is_as_near_to_the_truth_as_the_reference(
     lengths: list[int], seed: int, chunk: int | None, beta: float, autocast: bool
 ) -> None:
-    """On gradients of every kind. What rounding may decide is left out: all tokens are uncertain, none is ranked."""
+    """What rounding may decide is left out: all tokens are uncertain, none is ranked."""
     config = TSDKDConfig(alpha=0, direct_weight=3.0, beta=beta, em_ratio=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projected, "SLAB", 4 * WIDTH)
+        assert_as_near(lengths, seed, chunk, config, autocast)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_as_near_with_the_ranking_term(autocast: bool) -> None:
+    assert_as_near([40, 25], 3, None, TSDKDConfig(k=4, direct_weight=3.0), autocast)
+
+
+def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool) -> None:
+    """Both round; neither more than twice as much as the other, on gradients of every kind."""
     exact = make(lengths, seed, dtype=torch.float64)
-    tsdkd_reference, _ = reference(exact, config)
-    tsdkd_reference.backward()
+    truth, _ = reference(exact, config)
+    truth.backward()
     errors = []
     for function in (lambda *given: by_chunks(*given, chunk), reference):
         rounded = make(lengths, seed, dtype=torch.float32 if autocast else torch.bfloat16)
@@ -273,7 +286,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_reference(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss, _ = function(rounded, config)
         loss.backward()
-        assert loss.item() == pytest.approx(tsdkd_reference.item(), rel=0.02)
+        assert loss.item() == pytest.approx(truth.item(), rel=0.02)
         errors.append(
             [
                 float((mine.grad.double() - true.grad).norm() / true.grad.norm())

@@ -229,7 +229,7 @@ def test_an_adapter_is_measured_as_its_merged_weights(
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student), adapter)
     tuned.merge_and_unload().save_pretrained(merged)
     config = replace(FOUR, tasks=("gsm8k", "sciq"))
-    one, other = (evaluate(str(path), tmp_path / path.name / "r", config, rows) for path in (adapter, merged))
+    one, other = (evaluate(str(path), tmp_path / f"of-{path.name}", config, rows) for path in (adapter, merged))
     assert one.manifest.summary == other.manifest.summary
     answers = [
         [row["answer"] for row in found.table().to_pylist() if row["task"] == "gsm8k"]

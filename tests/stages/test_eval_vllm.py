@@ -1,17 +1,23 @@
 """vLLM's answers are transformers' answers: one benchmark of each output type, in float32."""
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import save_tiny_model
 from tests.stages.test_adapters import save_adapter
+from tsdkd.errors import InputError
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.eval import evaluate
+from tsdkd.stages.models import load_model
 from tsdkd.stages.reporter import Silent
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
@@ -45,6 +51,41 @@ def test_both_engines_give_the_same_results(
         else:
             likelihoods = [[float(line.split()[0]) for line in row["answer"].splitlines()] for row in (one, other)]
             assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.01)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "lm_head", "embed_tokens"])
+def test_an_adapter_is_merged_as_it_works(target: str, tmp_path: Path) -> None:
+    """Over a model whose head is its embedding too, with settings of sampling that contradict each other."""
+    from tsdkd.stages.evaluation.answerers_vllm import _whole
+
+    base = save_tiny_model(tmp_path / "base", seed=2, padding_rows=0, tie_word_embeddings=True)
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"do_sample": False, "temperature": 0.6}))
+    torch.manual_seed(0)
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, target_modules=[target], init_lora_weights=False),
+    )
+    tuned.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(12).unsqueeze(0)
+    with _whole(str(tmp_path / "adapter"), "float32") as place, torch.no_grad():
+        merged, adapted, plain = (load_model(str(path)) for path in (place, tmp_path / "adapter", base))
+        assert merged.end_ids == plain.end_ids
+        expected = adapted.model(ids).logits
+        torch.testing.assert_close(merged.model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (plain.model(ids).logits - expected).abs().max() > 0.01
+    assert not place.exists()
+
+
+def test_an_adapter_of_another_model_is_refused(served: Path, tmp_path: Path) -> None:
+    from tsdkd.stages.evaluation.answerers_vllm import _whole
+
+    other = save_tiny_model(tmp_path / "other", seed=2, width=48)
+    adapter = save_adapter(other, tmp_path / "adapter")
+    named = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(served)}
+    (adapter / "adapter_config.json").write_text(json.dumps(named))
+    with pytest.raises(InputError, match="does not fit its base"), _whole(str(adapter), "float32"):
+        pass
 
 
 class Bars(Silent):

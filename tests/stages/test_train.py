@@ -381,13 +381,27 @@ def test_compiling_without_hidden_states_is_refused_before_anything_is_written(
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize(("device", "cause"), [("cpu", "there is no nothing-compiles"), ("cuda", "needs Triton")])
+@pytest.mark.parametrize(
+    ("device", "triton", "cause"),
+    [
+        ("cpu", None, r"a C\+\+ compiler, and there is no nothing-compiles"),
+        ("cuda", None, "needs Triton"),
+        ("cuda", "there", "a C compiler, and there is no nothing-compiles"),
+    ],
+)
 def test_compiling_without_a_compiler_is_refused_before_anything_is_written(
-    device: str, cause: str, run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    triton: str | None,
+    cause: str,
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CXX", "nothing-compiles")
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, "nothing-compiles")
     monkeypatch.setattr(learning, "default_device", lambda: device)
-    monkeypatch.setattr(learning, "find_spec", lambda _: None)
+    monkeypatch.setattr(learning, "find_spec", lambda _: triton)
     monkeypatch.setattr(learning, "_arguments", lambda *_: None)
     with pytest.raises(InputError, match=cause) as caught:
         learn(run, student, tmp_path / "c", replace(CONFIG, compile=True))

@@ -249,7 +249,10 @@ def _read_block(
     places: Places,
     sampled: Sampled | None,
 ) -> _Seen:
-    """Some tokens (n,); `linear` (n, vocab) becomes the divergence's gradient at the tempered logits."""
+    """Some tokens (n,); `linear` (n, vocab) becomes the divergence's gradient, where that has a weight.
+
+    It is the gradient at the tempered logits before a soft-cap.
+    """
     logits = head.bend(linear)
     steepness = head.steepness(logits)
     if isinstance(teacher, TeacherLogits):
@@ -303,8 +306,8 @@ def _compiled(function: Callable[..., _Seen]) -> Callable[..., _Seen]:
 
 
 def _by_kernel(linear: Tensor) -> bool:
-    """Is it for the Triton kernel, not for compiled loops?"""
-    return linear.is_cuda
+    """Is it for the Triton kernel, not for compiled loops? The kernel computes in float32."""
+    return linear.is_cuda and linear.dtype != torch.float64
 
 
 def _fused(
@@ -313,7 +316,7 @@ def _fused(
     """As `_read_block`, from both linear layers' outputs, in float32."""
     from tsdkd.core.fused import compare
 
-    spoken = [each.bend(sampled.of(said)) for each, said in ((head, linear), (teacher_head, told)) if sampled]
+    spoken = [each.bend(sampled.of(said)) for each, said in ((head, linear), (teacher_head, told))] if sampled else []
     found = compare(linear, head, told, teacher_head, config.formula, config.temperature)
     if not sampled:
         return _Seen(*found[:4], *_unjudged(found.divergence))
@@ -428,14 +431,17 @@ def _places(student: Projected, tokens: int) -> Places:
 
 
 def _block_tokens(student: Projected) -> int:
-    at_once = torch.get_num_threads() if student.hidden.device.type == "cpu" else 1
-    return min(at_once * max(1, _by_device(BLOCK_LOGITS, student) // student.vocab), len(student.hidden))
+    return min(_at_once(student) * max(1, _by_device(BLOCK_LOGITS, student) // student.vocab), len(student.hidden))
 
 
 def _ranked_tokens(student: Projected, teacher: TeacherSignal | TeacherHidden, k: int) -> int:
     """Ranking gathers k rows of a head for each token."""
     widths = [tensor.shape[-1] for tensor in (student.hidden, getattr(teacher, "hidden", None)) if tensor is not None]
-    return max(1, _by_device(BLOCK_LOGITS, student) // (k * max(widths)))
+    return max(1, _at_once(student) * _by_device(BLOCK_LOGITS, student) // (k * max(widths)))
+
+
+def _at_once(student: Projected) -> int:
+    return torch.get_num_threads() if student.hidden.device.type == "cpu" else 1
 
 
 def _by_device(sizes: dict[str, int], student: Projected) -> int:

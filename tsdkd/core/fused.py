@@ -44,26 +44,27 @@ def compare(
     """
     tokens, vocab = student.shape
     results = student.new_empty(6, tokens, dtype=torch.float32)
-    _compare[(tokens,)](
-        student,
-        teacher,
-        results,
-        tokens,
-        vocab,
-        student.stride(0),
-        teacher.stride(0),
-        1 / temperature,
-        *_bend(student_head),
-        *_bend(teacher_head),
-        float(formula.mix),
-        float(formula.teacher),
-        float(formula.student),
-        kind=_kind(formula),
-        student_capped=student_head.softcap is not None,
-        teacher_capped=teacher_head.softcap is not None,
-        stretch=STRETCH,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(student):  # Triton launches on the current device
+        _compare[(tokens,)](
+            student,
+            teacher,
+            results,
+            tokens,
+            vocab,
+            student.stride(0),
+            teacher.stride(0),
+            1 / temperature,
+            *_bend(student_head),
+            *_bend(teacher_head),
+            float(formula.mix),
+            float(formula.teacher),
+            float(formula.student),
+            kind=_kind(formula),
+            student_capped=bool(student_head.softcap),
+            teacher_capped=bool(teacher_head.softcap),
+            stretch=STRETCH,
+            num_warps=WARPS,
+        )
     return Compared(*results)
 
 

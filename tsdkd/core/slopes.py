@@ -15,8 +15,10 @@ Place = Tensor | None
 def softmax(logits: Tensor, temperature: float, place: Place, log_place: Place) -> tuple[Tensor, Tensor]:
     """Softmax of `logits / temperature` and its logarithm, in float32 or better."""
     wide = torch.promote_types(logits.dtype, torch.float32)
+    if temperature != 1 or logits.dtype != wide:
+        logits = logits.to(wide, copy=True) if place is None else place.copy_(logits)
     if temperature != 1:
-        logits = torch.div(logits.to(wide), temperature, out=place)
+        logits /= temperature
     log_p = torch.log_softmax(logits, -1, dtype=wide, out=log_place)
     return torch.exp(log_p, out=place), log_p
 

@@ -13,11 +13,13 @@ from unittest.mock import patch
 import torch
 from peft import PeftModel
 from tqdm import tqdm
+from transformers import GenerationConfig
 
+from tsdkd.errors import InputError
 from tsdkd.stages.adapters import base_of
 from tsdkd.stages.config import DType, EvalConfig
 from tsdkd.stages.evaluation.answerers import Attentive, Notes
-from tsdkd.stages.models import load_model, load_tokenizer
+from tsdkd.stages.models import load_model
 from tsdkd.stages.outline import outline
 from tsdkd.stages.places import resolve
 
@@ -59,21 +61,16 @@ class OnVLLM(Attentive, VLLM):
         generate = self.model.generate
         self.model.generate = lambda *args, **settings: generate(*args, **settings | {"use_tqdm": self._bar})
 
-    def _bar(self, *args: Any, **settings: Any) -> tqdm:
-        return _Told(self.notes, *args, **settings)
-
-    def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
-        outputs = super()._model_generate(requests, generate, sampling_params)
-        if generate:
-            self.notes.cut.extend(output.outputs[0].finish_reason == "length" for output in outputs)
-        return outputs
+    def _bar(self, rows: Any = None, **settings: Any) -> Any:
+        """vLLM asks for one around the prompts too; only what is answered counts."""
+        return _Told(self.notes, **settings) if rows is None else rows
 
 
 class _Told(tqdm):
     """vLLM's bar, shown by ours."""
 
-    def __init__(self, notes: Notes, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings | {"file": io.StringIO()})
+    def __init__(self, notes: Notes, **settings: Any) -> None:
+        super().__init__(**settings | {"file": io.StringIO(), "disable": False})  # a disabled one knows no time
         self._notes = notes
 
     def update(self, n: float | None = 1) -> None:
@@ -88,9 +85,28 @@ def _whole(name: str, dtype: DType) -> Iterator[Path]:
     if base is None:
         yield resolve(name)
         return
+    known = outline(name)
     with TemporaryDirectory(prefix="tsdkd-merged-") as place:
-        model = PeftModel.from_pretrained(load_model(base, "float32", "cpu").model, resolve(name)).merge_and_unload()
-        model.to(getattr(torch, outline(name).dtype if dtype == "auto" else dtype)).save_pretrained(place)
-        load_tokenizer(name).save_pretrained(place)
+        model = _merged(base, resolve(name))
+        model.generation_config = GenerationConfig(eos_token_id=known.end_ids)  # others may be unfit to be saved
+        model.to(getattr(torch, known.dtype if dtype == "auto" else dtype)).save_pretrained(place)
+        known.tokenizer.save_pretrained(place)
         del model
+        os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"  # by this directory, which nobody names again
         yield Path(place)
+
+
+def _merged(base: str, adapter: Path) -> Any:
+    model: Any = load_model(base, "float32", "cpu").model
+    try:
+        tuned = PeftModel.from_pretrained(model, adapter)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{adapter} does not fit its base {base} ({str(error).splitlines()[0]}).", "Check which model it is of."
+        ) from None
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if ends[0].weight is ends[1].weight and any(hasattr(end, "get_delta_weight") for end in ends):
+        head = getattr(ends[1], "base_layer", ends[1])
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())  # what is added to one is not the other's
+        model.config.get_text_config().tie_word_embeddings = False
+    return tuned.merge_and_unload()

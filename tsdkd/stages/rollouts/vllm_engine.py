@@ -213,6 +213,9 @@ def _serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, de
         from vllm.lora.request import LoRARequest
 
         class Told(tqdm):
+            def __init__(self, **settings: Any) -> None:
+                super().__init__(**settings | {"disable": False})  # a disabled one knows no time, which vLLM asks for
+
             def update(self, n: int = 1) -> None:
                 pipe.send(n)
                 super().update(n)
@@ -232,7 +235,7 @@ def _serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, de
                 [{"prompt_token_ids": ids} for ids, _ in requests],
                 [SamplingParams(seed=seed, **sampling) for _, seed in requests],
                 lora_request=lora,
-                use_tqdm=Told,
+                use_tqdm=lambda rows=None, **settings: Told(**settings) if rows is None else rows,
             )
             pipe.send([_sung(output) for output in outputs])
     except Exception as error:  # whatever it was, the parent tells it

@@ -206,12 +206,14 @@ def _require_compiler(device: str) -> None:
     if device == "cuda":
         if find_spec("triton") is None:
             raise InputError("--compile needs Triton on a GPU.", "Run `pip install triton`, or leave out --compile.")
-        return
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+        language, variable, compilers = "C", "CC", ["gcc", "clang"]
+    else:
+        language, variable, compilers = "C++", "CXX", ["g++"]
+    compilers = [os.environ[variable]] if variable in os.environ else compilers
+    if not any(map(shutil.which, compilers)):
         raise InputError(
-            f"--compile needs a C++ compiler, and there is no {compiler}.",
-            "Install one, name another by CXX, or leave out --compile.",
+            f"--compile needs a {language} compiler, and there is no {' or '.join(compilers)}.",
+            f"Install one, name another by {variable}, or leave out --compile.",
         )
 
 
