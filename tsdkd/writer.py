@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,8 +47,10 @@ class Writer:
         self._claims: dict[str, IO[bytes]] = {}
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False) -> Self:
+    def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False, grows: Collection[str] = ()) -> Self:
         """Begin an artifact, resume a partial one, or find a complete one (`writer.complete`).
+
+        `grows`: what of the identity may be otherwise in an artifact that is there, which is then gone on with.
 
         Raises ArtifactError when something else is there: no artifact, another identity, or another process writing.
         """
@@ -62,7 +64,7 @@ class Writer:
         writer = cls(path, manifest, (path / LOCK).open("w"))
         try:
             writer._hold(fcntl.LOCK_EX)
-            writer._take_over(overwrite)
+            writer._take_over(overwrite, grows)
         except BaseException:
             writer._lock.close()
             raise
@@ -86,7 +88,7 @@ class Writer:
                 f"Another process is writing {self.path}.", "Wait for it, or choose another output directory."
             )
 
-    def _take_over(self, overwrite: bool) -> None:
+    def _take_over(self, overwrite: bool, grows: Collection[str]) -> None:
         if not (self.path / MANIFEST).exists():
             return self._save()
         if overwrite:
@@ -94,13 +96,19 @@ class Writer:
             return self._save()
         found = load_manifest(self.path)
         bare = found.state == "partial" and self._is_bare  # begun, but nothing is in it yet
+        grown = any(_plain(found).get(key) != _plain(self.manifest).get(key) for key in grows)
         if not bare:
-            _require_same(self.path, found, self.manifest)
+            if grown:
+                found = replace(found, state="partial", summary={})
+            _require_same(self.path, found, self.manifest, grows)
         for stray in self.path.glob("*.tmp"):
             _remove(stray)
         if bare:
             return self._save()
         check_parts(self.path, found)
+        if grown:
+            self.manifest = replace(self.manifest, parts=found.parts)
+            return self._save()
         self.manifest = found
         return None
 
@@ -239,12 +247,12 @@ def is_held(path: Path) -> bool:
         return not _locked(lock, fcntl.LOCK_EX)
 
 
-def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
-    was, now = (json.loads(json.dumps(manifest.identity)) for manifest in (found, wanted))
+def _require_same(path: Path, found: Manifest, wanted: Manifest, grows: Collection[str]) -> None:
+    was, now = _plain(found), _plain(wanted)
     differing = [
         f"{key} was {_brief(was.get(key))}, now {_brief(now.get(key))}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
+        if was.get(key) != now.get(key) and key not in grows
     ]
     versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (found, wanted)]
     if found.state == "partial" and versions[0] != versions[1]:
@@ -252,8 +260,14 @@ def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
     if differing:
         raise ArtifactError(
             f"{path} was made with another configuration: {'; '.join(differing)}.",
-            "Use another --run or output, or give --overwrite to replace it.",
+            "Choose another place for it (--run, or its own option), or give --overwrite to replace it.",
         )
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    """An identity as it comes back from a file."""
+    identity: dict[str, Any] = json.loads(json.dumps(manifest.identity))
+    return identity
 
 
 def _remove(path: Path) -> None:

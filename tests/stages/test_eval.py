@@ -110,6 +110,49 @@ def test_a_finished_benchmark_is_not_run_again(
     assert set(artifact.manifest.summary) == {"heldout", "embedded"}
 
 
+def test_benchmarks_are_added_to_results_that_are_there(
+    made_up: Artifact, student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is finished; another is added to it, and asking for the first alone takes nothing away."""
+
+    def measure(*tasks: str) -> Artifact:
+        return evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=tasks), rows)
+
+    measure("sciq")
+    before = (tmp_path / "r" / "sciq.json").stat().st_mtime_ns
+    both = measure("gsm8k")
+    assert (tmp_path / "r" / "sciq.json").stat().st_mtime_ns == before
+    verify(tmp_path / "r")
+    assert both.manifest.config["tasks"] == ["gsm8k", "sciq"]
+    assert {parent.kind for parent in both.manifest.parents} == {"gsm8k rows", "sciq rows"}
+    assert both.manifest.summary == {name: made_up.manifest.summary[name] for name in ("gsm8k", "sciq")}
+    monkeypatch.setattr(stage.harness, "ask", None)
+    assert measure("sciq").manifest == both.manifest
+    other = shutil.copytree(rows, tmp_path / "other")
+    (other / "sciq" / "README.md").write_text((rows / "sciq" / "README.md").read_text() + "changed")
+    with pytest.raises(ArtifactError, match="parent sciq rows was"):
+        evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("sciq", "mbpp")), other, allow_code_execution=True)
+    with pytest.raises(ArtifactError, match=r"config.limit was None, now 2\."):
+        evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("embedded",), limit=2))
+
+
+def test_a_benchmark_that_was_not_finished_may_be_left_out(
+    student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = stage.harness.ask
+
+    def ask(model: object, name: str, benchmark: object, *more: object) -> object:
+        if benchmark.name == "sciq":
+            raise KeyboardInterrupt
+        return known(model, name, benchmark, *more)
+
+    monkeypatch.setattr(stage.harness, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("gsm8k", "sciq")), rows)
+    alone = evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("gsm8k",)), rows)
+    assert list(alone.manifest.summary) == ["gsm8k"]
+
+
 def test_light_heldout_scores_are_refused(heldout: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(heldout / "rollouts", tmp_path / "h" / "rollouts")
     config = ScoreConfig(k=4, signal="ranks")

@@ -41,7 +41,7 @@ def test_both_engines_give_the_same_results(
     ours = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
     bars = Bars()
     theirs = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, reporter=bars)
-    assert bars.totals == {"gsm8k answered": 6, "sciq answered": 24}
+    assert bars.totals == {"vllm: gsm8k answered": 6, "vllm: sciq answered": 24}
     assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # as they are answered
     assert theirs.manifest.engine == "lm-eval 0.4.13 on vllm"
     assert theirs.manifest.summary == ours.manifest.summary

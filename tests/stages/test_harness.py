@@ -42,7 +42,7 @@ def tasks_of(name: str) -> Any:
 
 def score(name: str, answer: Answer, limit: int | None) -> tuple[float, list[dict[str, Any]]]:
     benchmark = BENCHMARKS[name]
-    rows = harness.ask(Fake(answer), benchmark, tasks_of(name), limit, False, Silent())
+    rows = harness.ask(Fake(answer), "fake", benchmark, tasks_of(name), limit, False, Silent())
     rows = [row for row in rows if row["metric"] == benchmark.metric]
     return mean(rows)[0], rows
 
@@ -107,7 +107,7 @@ def test_math_verify_reads_what_string_comparison_does_not(shared: Path) -> None
     }
     found = {}
     for kind, answer in answers.items():
-        rows = harness.ask(Fake(answer), BENCHMARKS["math"], tasks_of("math"), 54, False, Silent())
+        rows = harness.ask(Fake(answer), "fake", BENCHMARKS["math"], tasks_of("math"), 54, False, Silent())
         found[kind] = {
             key: mean([r for r in rows if r["metric"] == f"{key},none"])[0] for key in ("exact_match", "math_verify")
         }
@@ -119,7 +119,9 @@ def test_math_verify_reads_what_string_comparison_does_not(shared: Path) -> None
 def test_instructions_are_counted_by_prompt_and_one_by_one(shared: Path, punkt: None) -> None:
     """Nobody can follow every instruction by rote: here is one answer, and what it obeys is checked by hand."""
     name = "ifeval"
-    rows = harness.ask(Fake(lambda _: "no commas here"), BENCHMARKS[name], tasks_of(name), None, False, Silent())
+    rows = harness.ask(
+        Fake(lambda _: "no commas here"), "fake", BENCHMARKS[name], tasks_of(name), None, False, Silent()
+    )
     by_metric = {
         key: [row for row in rows if row["metric"] == key]
         for key in (BENCHMARKS[name].metric, *BENCHMARKS[name].others)
@@ -139,7 +141,7 @@ def test_instructions_are_counted_by_prompt_and_one_by_one(shared: Path, punkt: 
 def test_the_same_answer_has_the_same_verdict(shared: Path, punkt: None) -> None:
     """Left alone, langdetect takes "my name is" for English three times in four."""
     name = "ifeval"
-    rows = harness.ask(Fake(lambda _: "my name is"), BENCHMARKS[name], tasks_of(name), None, False, Silent())
+    rows = harness.ask(Fake(lambda _: "my name is"), "fake", BENCHMARKS[name], tasks_of(name), None, False, Silent())
     documents = tasks_of(name)["ifeval"].eval_docs
     alone = [
         row["score"]
@@ -184,6 +186,19 @@ def test_code_is_refused_unless_it_is_allowed() -> None:
     with pytest.raises(InputError, match="runs programs") as caught:
         harness.require([BENCHMARKS["mbpp"]], None, allow_code=False)
     assert "--allow-code-execution" in caught.value.remedy
+
+
+def test_all_that_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(InputError) as caught:
+        harness.require([BENCHMARKS[name] for name in ("sciq", "mbpp", "ifeval")], tmp_path, allow_code=False)
+    for name in ("sciq", "mbpp", "ifeval"):
+        assert f"{name} needs {tmp_path / name}" in caught.value.cause
+    assert "runs programs" in caught.value.cause
+    assert "punkt_tab" in caught.value.cause
+    assert caught.value.remedy.count("dataset's repository") == 3
 
 
 def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:

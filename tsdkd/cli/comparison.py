@@ -26,7 +26,7 @@ def show(comparison: Comparison, format_: Format) -> None:
     methods = SHOWN if format_ == "terminal" else tuple(comparison.published)
     found = [*benchmarks(comparison, methods), *closeness(comparison)]
     if format_ != "terminal":
-        notes = [f"{'%' if format_ == 'latex' else '-'} {line}" for line in comparison.notes]
+        notes = [f"{'%' if format_ == 'latex' else '-'} {line}" for line in (*comparison.notes, *cut(comparison))]
         show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in found), *notes]))
         return
     for table in found:

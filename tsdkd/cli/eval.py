@@ -13,7 +13,7 @@ from tsdkd.cli.console import Reporter, out
 from tsdkd.errors import InputError
 from tsdkd.stages.config import Engine, EvalConfig
 from tsdkd.stages.evaluation import published
-from tsdkd.stages.evaluation.benchmarks import choose
+from tsdkd.stages.evaluation.benchmarks import PAPER, choose
 
 if TYPE_CHECKING:
     from tsdkd.artifacts import Artifact
@@ -28,7 +28,7 @@ def command(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Benchmarks, with commas between; a variant is NAME:VARIANT.",
+            help=f"Of {', '.join(PAPER)}, with commas between; a variant is NAME:VARIANT.",
             show_default="all: the paper's ten",
             rich_help_panel=options.METHOD,
         ),
@@ -36,7 +36,8 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=MODEL: measure these, and only these; as often as needed.",
+            help="NAME=MODEL: measure these, and only these; as often as needed. MODEL is a directory (of an adapter, "
+            "too), a hub id, embedded-teacher or embedded-student.",
             show_default="teacher, student and distilled of the run",
             rich_help_panel=options.MODELS,
         ),
@@ -90,6 +91,9 @@ def command(
     tensor_parallel: Annotated[
         int, options.count("GPUs per model, with vLLM.", options.ENGINE)
     ] = EvalConfig.tensor_parallel,
+    memory_fraction: Annotated[
+        float, options.number("Of the GPU, for vLLM; without a GPU, of the machine.", options.ENGINE, least=0, most=1)
+    ] = EvalConfig.memory_fraction,
     max_length: Annotated[
         int | None, options.count("Tokens of prompt and answer.", options.ENGINE, default="the model's context")
     ] = EvalConfig.max_length,
@@ -165,7 +169,7 @@ def named(option: str, models: list[str]) -> dict[str, str]:
     for name, equals, path in pairs:
         if not (name and equals and path) or "/" in name:
             raise InputError(
-                f"{option} {name}{equals}{path} names no model.",
+                f"{option} {name}{equals}{path} is not NAME=MODEL, with a name that has no slash.",
                 f"Write {option} NAME=MODEL, such as mine=runs/a/checkpoint.",
             )
     if len({name for name, _, _ in pairs}) < len(pairs):
@@ -197,7 +201,13 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
         below = [place, *sorted(place.glob("*/")), *sorted(place.glob("results/*/"))]
         there = [path for path in below if (path / MANIFEST).is_file() and load_manifest(path).kind == "results"]
         if not there:
-            raise InputError(f"Found no results at {place}.", "Name results that `tsdkd eval` wrote, or their run.")
-        found += sorted(there, key=in_order)
+            raise InputError(
+                f"Found no results at {place}.", "Name the folder of results that `tsdkd eval` wrote, or their run."
+            )
+        finished = [path for path in there if load_manifest(path).state == "complete"]
+        if finished:
+            for path in sorted({*there} - {*finished}):
+                Reporter().say(f"{path} is not finished: left out.")
+        found += sorted(finished or there, key=in_order)
     found = list({path.resolve(): path for path in found}.values())
     return {name: read(path, "results") for name, path in zip(short_names(found), found, strict=True)}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import pairwise
 from math import inf, isfinite
 
@@ -17,7 +18,6 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -117,9 +117,24 @@ def sparkline(values: list[float], width: int) -> str:
 
 
 class RateColumn(ProgressColumn):
+    """Over all of the time: work that ends in batches has no other."""
+
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="cyan")
+        pace = _pace(task)
+        each, per = (pace, "s") if pace >= 1 else (60 * pace, "min")
+        return Text(f"{each:,.1f} {task.fields['unit']}/{per}" if pace else "", style="cyan")
+
+
+class LeftColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        pace = _pace(task)
+        left = timedelta(seconds=round((task.remaining or 0) / pace)) if pace else "-:--:--"
+        return Text(f"{left} left", style="cyan")
+
+
+def _pace(task: Task) -> float:
+    """Units a second, 0 where that is not known yet."""
+    return (task.completed - task.fields["before"]) / task.elapsed if task.elapsed else 0.0
 
 
 @contextmanager
@@ -133,10 +148,9 @@ def bar(
         MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        LeftColumn(),
     )
     progress, measures = Progress(*columns), Measures()
-    task = progress.add_task(what, total=total, completed=done, unit=unit)
+    task = progress.add_task(what, total=total, completed=done, unit=unit, before=done)
     with Live(Group(measures, progress), console=console):
         yield lambda count: progress.advance(task, count), measures.add

@@ -243,6 +243,8 @@ class EvalConfig:
     engine: Engine = "transformers"
     tensor_parallel: int = 1
     """GPUs that hold one model, with vLLM."""
+    memory_fraction: float = 0.9
+    """vLLM: share of each GPU's memory (without a GPU: of the machine's) for weights and cache; not recorded."""
     batch_size: int | None = None
     """Requests at a time; None: as many as fit. Without effect on the result, but for the rounding of 16 bits."""
     dtype: DType = "auto"

@@ -6,7 +6,7 @@ Every benchmark becomes one part with its samples; a finished one is not run aga
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from tsdkd.artifacts import SCHEMAS, Artifact, Manifest, Parent, content_digest, relative
+from tsdkd.artifacts import (
+    MANIFEST,
+    SCHEMAS,
+    Artifact,
+    Manifest,
+    Parent,
+    content_digest,
+    load_manifest,
+    relative,
+)
 from tsdkd.errors import InputError
 from tsdkd.stages.config import EvalConfig
 from tsdkd.stages.evaluation import harness
-from tsdkd.stages.evaluation.benchmarks import Benchmark, choose
+from tsdkd.stages.evaluation.benchmarks import BENCHMARKS, Benchmark, choose
 from tsdkd.stages.models import (
     LanguageModel,
     describe,
@@ -33,6 +42,8 @@ from tsdkd.stages.samples.staged import StagedSamples
 from tsdkd.writer import Writer
 
 HELDOUT_FILE = "heldout.json"
+ROWS = " rows"
+"""Ends the kind of parents that are copies of benchmarks."""
 
 
 def evaluate(
@@ -47,6 +58,8 @@ def evaluate(
 ) -> Artifact:
     """Measure one model. `data`: local benchmark folders; `heldout`: a run directory with rollouts and scores.
 
+    Benchmarks are added to results that are there. The results' last folder is what the model is called.
+
     Raises InputError before anything is written and before the first answer.
     """
     reporter = reporter or Silent()
@@ -55,8 +68,12 @@ def evaluate(
     harness.require(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config)
     samples = None if heldout is None else StagedSamples(heldout / "rollouts", heldout / "scores")
-    manifest = _manifest(model, output, config, benchmarks, data, samples)
-    with Writer.open(output, manifest, overwrite=overwrite) as writer, reporter.writing(output):
+    before = None if overwrite else _finished(output)
+    manifest = _manifest(model, output, config, benchmarks, data, samples, before)
+    with (
+        Writer.open(output, manifest, overwrite=overwrite, grows=_grows(before)) as writer,
+        reporter.writing(output),
+    ):
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
@@ -75,15 +92,21 @@ def evaluate(
             _write(writer, HELDOUT_FILE, closeness | answer(loaded.whole, samples))
         if left:
             _require_room(left, config, loaded.answering.max_length)
-            reporter.say(f"{model} is asked {'through its chat template' if chat else 'without a chat template'}.")
+            how = "through its chat template" if chat else "without a chat template"
+            reporter.say(f"{output.name} is {model}, asked {how}.")
         for benchmark in left:
             started = time.monotonic()
-            rows = harness.ask(loaded.answering, benchmark, tasks[benchmark.name], config.limit, chat, reporter)
+            asked = output.name, benchmark, tasks[benchmark.name], config.limit, chat
+            try:
+                rows = harness.ask(loaded.answering, *asked, reporter)
+            except KeyboardInterrupt:
+                reporter.say(f"{output.name}: {benchmark.name} will begin again; what was finished before it is kept.")
+                raise
             result = _result(benchmark, rows) | {"chat_template": chat}
             writer.write_table(f"{benchmark.key}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
             _write(writer, f"{benchmark.key}.json", result)
-            reporter.say(f"{_said(benchmark, result)}, {time.monotonic() - started:,.0f} s")
-        files = {benchmark.name: f"{benchmark.key}.json" for benchmark in benchmarks}
+            reporter.say(f"{output.name}: {_said(benchmark, result)}, {time.monotonic() - started:,.0f} s")
+        files = {benchmark.name: f"{benchmark.key}.json" for benchmark in choose(manifest.config["tasks"])}
         files |= {"heldout": HELDOUT_FILE} if samples is not None else {}
         return writer.finish({name: json.loads((output / file).read_text()) for name, file in files.items()})
 
@@ -95,23 +118,54 @@ def _manifest(
     benchmarks: list[Benchmark],
     data: Path | None,
     samples: StagedSamples | None,
+    before: Manifest | None,
 ) -> Manifest:
+    """`before`: results that are there, whose benchmarks stay."""
     record = describe("evaluated", model)
     copies = dict.fromkeys(copy for benchmark in benchmarks if (copy := benchmark.rows(data)))
-    parents = [Parent(f"{copy.name} rows", content_digest(copy), relative(copy, output)) for copy in copies]
+    parents = [Parent(f"{copy.name}{ROWS}", content_digest(copy), relative(copy, output)) for copy in copies]
+    tasks = {benchmark.name for benchmark in benchmarks}
+    if before:
+        known = {parent.kind for parent in parents}
+        parents += [parent for parent in before.parents if parent.kind.endswith(ROWS) and parent.kind not in known]
+        tasks |= set(before.config["tasks"])
+    settings = {name: value for name, value in asdict(config).items() if name != "memory_fraction"}
     if samples is not None:
         require_hidden(samples)
         require_same_tokenizer(record, samples.scores.manifest.model("teacher"))
         parents += [samples.scores.as_parent_of(output)]
     return Manifest(
         kind="results",
-        config=asdict(config),
+        config=settings | {"tasks": [benchmark.name for benchmark in choose(tasks)]},
         seed=0,
         parents=tuple(parents),
         models=(record,),
         engine=f"lm-eval 0.4.13 on {config.engine}",
         libraries=libraries(),
     )
+
+
+def _finished(output: Path) -> Manifest | None:
+    """The results that are there, with the benchmarks that were finished."""
+    if not (output / MANIFEST).is_file():
+        return None
+    found = load_manifest(output)
+    if found.kind != "results":
+        return None
+    files = {part.file for part in found.parts}
+    tasks = [one.name for one in choose(found.config["tasks"]) if f"{one.key}.json" in files]
+    kept = {f"{rows.name}{ROWS}" for one in choose(tasks) if (rows := one.rows(Path()))}
+    return replace(
+        found,
+        config=found.config | {"tasks": tasks},
+        parents=tuple(parent for parent in found.parents if parent.kind in kept),
+    )
+
+
+def _grows(before: Manifest | None) -> set[str]:
+    """What of the identity benchmarks that are added may change: not the rows of those that stay."""
+    kept = {parent.kind for parent in before.parents} if before else set()
+    return {"config.tasks"} | {f"parent {kind}" for kind in {f"{b.folder}{ROWS}" for b in BENCHMARKS.values()} - kept}
 
 
 class _Loaded:

@@ -6,7 +6,9 @@ Imports lm-eval, so it is imported late.
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -28,6 +30,8 @@ class Notes:
         """Whether each of the answers that come next was cut off."""
         self.advance: Callable[[int], None] = lambda _: None
         """The progress bar's, while one is shown."""
+        self.measures: Callable[[dict[str, float]], None] = lambda _: None
+        """Beside it."""
         self.tells = False
         """Does the engine move the bar? lm-eval moves it when a batch is done, which may be all there is."""
 
@@ -93,7 +97,7 @@ class OnTransformers(Attentive, HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
         # The model's own config (repetition penalty) would fill whatever is unset: it steps aside meanwhile.
-        with patch.object(self.model, "generation_config", self._greedy):
+        with patch.object(self.model, "generation_config", self._greedy), self._counting():
             output: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
         answers = output[:, context.shape[1] :]
         ended = torch.isin(answers, torch.tensor(self._asked.end_ids, device=answers.device)).any(1).tolist()
@@ -103,6 +107,16 @@ class OnTransformers(Attentive, HFLM):
             for ids, end in zip(answers.tolist(), ended, strict=True)
         )
         return output
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Shows how many tokens the answers at hand have: many answers end at once, and until then the bar stands."""
+        tokens = count(1)
+        hook = self.model.register_forward_hook(lambda *_: self.notes.measures({"tokens": next(tokens)}))
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _fitting(language_model: LanguageModel, longest: int, logits: int) -> int:

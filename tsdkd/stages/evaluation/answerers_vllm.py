@@ -54,6 +54,7 @@ class OnVLLM(Attentive, VLLM):
                 max_length=config.max_length,
                 batch_size=config.batch_size or AT_A_TIME,
                 tensor_parallel_size=config.tensor_parallel,
+                gpu_memory_utilization=config.memory_fraction,
                 use_tqdm_on_load=False,
             )
         self.listen()

@@ -21,6 +21,8 @@ from tsdkd.stages.evaluation.published import AVERAGE
 ORDER = {"teacher": 0, "student": 1, "distilled": 2}
 """In which results of one run are shown."""
 RESAMPLES = 10_000
+SETTINGS = ("limit", "max_new_tokens", "max_length", "chat_template", "engine", "dtype")
+"""Of an evaluation: what its means depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Comparison:
     heldout: dict[str, dict[str, Any]]
     """Closeness to the teacher, where it was measured."""
     notes: tuple[str, ...] = ()
-    """What to know of the paper's rows."""
+    """What to know of models that were measured otherwise, and of the paper's rows."""
     skipped: tuple[str, ...] = ()
     """Why there is no difference where two models share a benchmark."""
 
@@ -91,7 +93,8 @@ def compare(
                 skipped.append(f"{error.cause} {error.remedy}")
     table = published.find(paper) if paper else published.matching(_models(artifacts))
     papers = {name: _as_scores(row) for name, row in table.shares(benchmarks).items()} if table else {}
-    notes = table.told(benchmarks) if table else []
+    notes = [line for name in artifacts if (line := _otherwise(artifacts, name, baseline))]
+    notes += table.told(benchmarks) if table else []
     if len(benchmarks) > 1:
         averaged = (table and table.shared(benchmarks)) or benchmarks
         for rows in (scores, papers):
@@ -100,6 +103,17 @@ def compare(
         benchmarks = (*benchmarks, AVERAGE)
     heldout = {name: summary["heldout"] for name, summary in found.items() if "heldout" in summary}
     return Comparison(benchmarks, baseline, scores, differences, papers, heldout, tuple(notes), tuple(skipped))
+
+
+def _otherwise(artifacts: dict[str, Artifact], name: str, baseline: str) -> str | None:
+    """How a model was measured unlike the baseline, if it was: then means are not of the same."""
+    ours, theirs = (artifacts[one].manifest.config for one in (name, baseline))
+    unlike = [
+        f"{key.replace('_', ' ')} {ours.get(key)} ({theirs.get(key)})"
+        for key in SETTINGS
+        if ours.get(key) != theirs.get(key)
+    ]
+    return f"{name} was measured otherwise than {baseline}: {', '.join(unlike)}" if unlike else None
 
 
 def in_order(results: Path) -> tuple[int, str]:

@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,18 +24,33 @@ Tasks = dict[str, Any]
 
 
 def require(benchmarks: list[Benchmark], data: Path | None, allow_code: bool) -> None:
-    """Raise InputError unless all that a run needs is there; lm-eval would find out after the answers were made."""
-    for benchmark in benchmarks:
-        rows = benchmark.rows(data)
-        if rows is not None and not rows.is_dir():
-            raise InputError(
-                f"{benchmark.name} needs {rows}.",
-                "Put a copy of the dataset's repository there, or leave out --data to use the hub.",
-            )
-        if benchmark.runs_code:
-            _require_code(benchmark.name, allow_code)
-        if benchmark.base == "ifeval":
-            _require_sentences(benchmark.name)
+    """Raise InputError that names all of what a run needs and lacks; lm-eval would find out after all was answered."""
+    lacking = [error for benchmark in benchmarks for error in _lacking(benchmark, data, allow_code)]
+    if lacking:
+        raise InputError(*(" ".join(said) for said in zip(*((e.cause, e.remedy) for e in lacking), strict=True)))
+
+
+def _lacking(benchmark: Benchmark, data: Path | None, allow_code: bool) -> Iterator[InputError]:
+    rows = benchmark.rows(data)
+    checks: list[Callable[[], None]] = []
+    if rows:
+        checks.append(partial(_require_rows, benchmark.name, rows))
+    if benchmark.runs_code:
+        checks.append(partial(_require_code, benchmark.name, allow_code))
+    if benchmark.base == "ifeval":
+        checks.append(partial(_require_sentences, benchmark.name))
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            yield error
+
+
+def _require_rows(name: str, rows: Path) -> None:
+    if not rows.is_dir():
+        raise InputError(
+            f"{name} needs {rows}.", "Put a copy of the dataset's repository there, or leave out --data to use the hub."
+        )
 
 
 def _require_code(name: str, allowed: bool) -> None:
@@ -107,13 +123,13 @@ def _variants(benchmark: Benchmark) -> str:
 
 
 def ask(
-    model: Any, benchmark: Benchmark, tasks: Tasks, limit: int | None, chat: bool, reporter: Reporter
+    model: Any, name: str, benchmark: Benchmark, tasks: Tasks, limit: int | None, chat: bool, reporter: Reporter
 ) -> list[dict[str, Any]]:
-    """A row for each document and metric. `limit`: documents, spread over the benchmark's tasks."""
+    """A row for each document and metric. `name`: the model's; `limit`: documents, spread over the tasks."""
     chosen = None if limit is None else spread({name: len(task.eval_docs) for name, task in tasks.items()}, limit)
     model.notes.cut_answers.clear()
     model.notes.cut_prompts.clear()
-    with _quiet(f"{benchmark.name} answered", reporter, model.notes):
+    with _quiet(f"{name}: {benchmark.name} answered", reporter, model.notes):
         from lm_eval.evaluator import evaluate
 
         results = evaluate(
@@ -204,6 +220,7 @@ def _quiet(what: str, reporter: Reporter, notes: Any) -> Iterator[None]:
 
         class Bar:
             def __init__(self, *_: Any, total: int = 0, **__: Any) -> None:
+                notes.measures = reporter.measures
                 notes.advance = bars.enter_context(reporter.progress(what, total, "requests"))
 
             def update(self, count: int) -> None:
