@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,33 @@ def test_as_markdown(run: Path) -> None:
     assert "| benchmark | model | here | paper |" in lines
     assert "| gsm8k | teacher | 75.0 ± 25.0 | 80.3 |" in lines
     assert "| gsm8k | gkd |  | 57.9 |" in lines
+
+
+def test_other_settings_and_cut_answers_are_said(run: Path) -> None:
+    """In every format that is read by people."""
+    for name, limit, cut in (("teacher", 4, 3), ("student", 2, 0)):
+        manifest = run / "results" / name / "manifest.json"
+        content = json.loads(manifest.read_text())
+        content["config"]["limit"] = limit
+        content["summary"]["gsm8k"]["truncated"] = cut
+        manifest.write_text(json.dumps(content))
+    for format_ in ("terminal", "markdown", "latex"):
+        shown = " ".join(show(run, "--format", format_).split())
+        assert "teacher was measured otherwise than student: limit 4 (2)" in shown
+        assert "teacher, answers cut off at their limit: gsm8k 3 of 4" in shown
+    assert "otherwise" not in show(run / "results" / "student")
+
+
+def test_what_is_not_finished_is_left_out(run: Path) -> None:
+    manifest = run / "results" / "teacher" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"partial"'))
+    found = CliRunner().invoke(app, ["eval", "--compare", str(run)])
+    assert found.exit_code == 0
+    assert f"{run / 'results' / 'teacher'} is not finished: left out." in found.stderr.replace("\n", "")
+    assert "student" in found.stdout
+    assert "75.0 ±" not in found.stdout
+    alone = CliRunner().invoke(app, ["eval", "--compare", str(run / "results" / "teacher")])
+    assert alone.exit_code != 0
 
 
 def test_without_the_paper_models_stand_side_by_side(tmp_path: Path) -> None:

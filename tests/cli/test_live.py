@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 from rich.tree import Tree
 
 from tsdkd.cli import console, live
-from tsdkd.cli.live import BESIDE, BLOCKS, MOST, Course, Measures, sparkline
+from tsdkd.cli.live import BESIDE, BLOCKS, MOST, Course, LeftColumn, Measures, RateColumn, sparkline
 
 
 def test_a_sparkline_runs_from_lowest_to_highest() -> None:
@@ -33,6 +34,18 @@ def test_a_long_course_is_thinned_and_its_range_is_not() -> None:
     assert (course.low, course.high, course.last) == (-3.0, 100.0, -3.0)
     assert course.points[0] == pytest.approx(sum(values[:64]) / 64)
     assert course.points[-1] == pytest.approx(sum(values[99_968:]) / 31)
+
+
+def test_the_rate_is_over_all_of_the_time() -> None:
+    """A batch of ten ends at once after a minute; four had been there before."""
+    clock = [0.0]
+    progress = Progress(RateColumn(), LeftColumn(), get_time=lambda: clock[0])
+    task = progress.tasks[progress.add_task("x", total=34, completed=4, unit="requests", before=4)]
+    assert [column.render(task).plain for column in progress.columns] == ["", "-:--:-- left"]
+    clock[0] = 60.0
+    for _ in range(10):
+        progress.advance(task.id, 1)
+    assert [column.render(task).plain for column in progress.columns] == ["10.0 requests/min", "0:02:00 left"]
 
 
 def test_names_like_emoji_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
     from tsdkd.artifacts import MANIFEST, load_manifest, read
     from tsdkd.stages.evaluation.compare import in_order, short_names
 
-    found = []
+    reporter, found = Reporter(), []
     for place in places:
         below = [place, *sorted(place.glob("*/")), *sorted(place.glob("results/*/"))]
         there = [path for path in below if (path / MANIFEST).is_file() and load_manifest(path).kind == "results"]
@@ -207,7 +207,7 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
         finished = [path for path in there if load_manifest(path).state == "complete"]
         if finished:
             for path in sorted({*there} - {*finished}):
-                Reporter().say(f"{path} is not finished: left out.")
+                reporter.say(f"{path} is not finished: left out.")
         found += sorted(finished or there, key=in_order)
     found = list({path.resolve(): path for path in found}.values())
     return {name: read(path, "results") for name, path in zip(short_names(found), found, strict=True)}
