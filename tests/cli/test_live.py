@@ -40,7 +40,8 @@ def test_the_rate_is_over_all_of_the_time() -> None:
     """A batch of ten ends at once after a minute; four had been there before."""
     clock = [0.0]
     progress = Progress(RateColumn(), LeftColumn(), get_time=lambda: clock[0])
-    task = progress.tasks[progress.add_task("x", total=34, completed=4, unit="requests", before=4)]
+    progress.add_task("x", total=34, completed=4, unit="requests", before=4)
+    (task,) = progress.tasks
     assert [column.render(task).plain for column in progress.columns] == ["", "-:--:-- left"]
     clock[0] = 60.0
     for _ in range(10):
