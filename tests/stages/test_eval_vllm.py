@@ -1,7 +1,9 @@
 """vLLM's answers are transformers' answers: one benchmark of each output type, in float32."""
 
+import gc
 import importlib.util
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,11 +38,21 @@ def test_both_engines_give_the_same_results(
     served: Path, adapted: bool, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model, and of a LoRA adapter over it."""
+    from vllm import LLM
+
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     model = str(save_adapter(served, tmp_path / "adapter") if adapted else served)
     ours = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
-    bars = Bars()
+    bars, engines, make = Bars(), [], LLM.__init__
+
+    def made(self: LLM, *given: object, **settings: object) -> None:
+        engines.append(weakref.ref(self))
+        make(self, *given, **settings)
+
+    monkeypatch.setattr(LLM, "__init__", made)
     theirs = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, reporter=bars)
+    gc.collect()
+    assert [engine() for engine in engines] == [None]  # its memory is free again
     assert bars.totals == {"vllm: gsm8k answered": 6, "vllm: sciq answered": 24}
     assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # as they are answered
     assert theirs.manifest.engine == "lm-eval 0.4.13 on vllm"

@@ -6,6 +6,7 @@ Every benchmark becomes one part with its samples; a finished one is not run aga
 import json
 import os
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -73,13 +74,13 @@ def evaluate(
     with (
         Writer.open(output, manifest, overwrite=overwrite, grows=_grows(before)) as writer,
         reporter.writing(output),
+        closing(_Loaded(model, config)) as loaded,
     ):
         if writer.complete:
             reporter.say(f"{output} is complete: nothing to do.")
             return writer.artifact
         left = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.key}.json")]
         tasks = {one.name: harness.load(one, data, config.max_new_tokens) for one in left}
-        loaded = _Loaded(model, config)
         if samples is not None and not writer.has(HELDOUT_FILE):
             with reporter.progress("held-out responses read", len(samples), "responses") as advance:
                 closeness = measure(
@@ -190,6 +191,10 @@ class _Loaded:
 
         context = min(config.max_length or self.whole.context, self.whole.context)
         return OnTransformers(self.whole, context, config.batch_size)
+
+    def close(self) -> None:
+        if "answering" in vars(self):
+            self.answering.close()
 
 
 def _require_engine(config: EvalConfig) -> None:

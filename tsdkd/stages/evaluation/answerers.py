@@ -72,6 +72,9 @@ class Attentive:
     def choose_batch(self, longest: int, logits: int) -> None:
         """Called with the longest sequence of the requests that come next."""
 
+    def close(self) -> None:
+        """Called when nothing more will be asked."""
+
 
 class OnTransformers(Attentive, HFLM):
     """lm-eval's class for transformers: greedy whatever the model's own settings say, batches by memory."""

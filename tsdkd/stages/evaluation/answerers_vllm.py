@@ -38,6 +38,7 @@ def _version(package: str, known: Any = importlib.metadata.version) -> str:
 
 with patch("importlib.metadata.version", _version):
     from lm_eval.models.vllm_causallms import VLLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
 AT_A_TIME = 1024
 """Requests that vLLM is given at a time; it makes its own batches of them."""
@@ -61,6 +62,18 @@ class OnVLLM(Attentive, VLLM):
         self.notes.tells = True
         generate = self.model.generate
         self.model.generate = lambda *args, **settings: generate(*args, **settings | {"use_tqdm": self._bar})
+
+    def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
+        outputs = super()._model_generate(requests, generate, sampling_params)
+        if generate:
+            self.notes.cut.extend(output.outputs[0].finish_reason == "length" for output in outputs)
+        return outputs
+
+    def close(self) -> None:
+        """Gives the memory back, which the next model needs and Python's collector would not free."""
+        self.model.llm_engine.engine_core.shutdown()
+        del self.model
+        cleanup_dist_env_and_memory()
 
     def _bar(self, rows: Any = None, **settings: Any) -> Any:
         """vLLM asks for one around the prompts too; only what is answered counts."""
