@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -249,6 +249,7 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
+@settings(derandomize=True)  # no draw decides: the worst of 400 random cases was 1.6
 @given(
     lengths=st.lists(st.integers(10, 40), min_size=1, max_size=3),
     seed=st.integers(0, 10**6),
@@ -272,7 +273,7 @@ def test_bfloat16_is_as_near_with_the_ranking_term(autocast: bool) -> None:
 
 
 def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool) -> None:
-    """Both round: ours not much more than twice as much as the reference, on gradients of every kind."""
+    """Both round; ours no more than twice as much as the reference, on gradients of every kind."""
     exact = make(lengths, seed, dtype=torch.float64)
     truth, _ = reference(exact, config)
     truth.backward()
@@ -295,7 +296,7 @@ def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSD
         )
         assert all(mine.grad.dtype == mine.dtype for mine in rounded.leaves())
     for ours, theirs in zip(*errors, strict=True):
-        assert ours < 2 * theirs + torch.finfo(torch.bfloat16).eps / 2
+        assert ours < 2 * theirs
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
