@@ -12,9 +12,9 @@ from statistics import mean
 from typing import Any
 
 from tsdkd.errors import InputError
-from tsdkd.stages.evaluation import harness
-from tsdkd.stages.evaluation.benchmarks import BENCHMARKS
-from tsdkd.stages.models import load_tokenizer
+from tsdkd.stages.eval import harness
+from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.results.benchmarks import BENCHMARKS
 
 READ = 40
 
@@ -46,7 +46,7 @@ def main() -> None:
 
     for name, benchmark in BENCHMARKS.items():
         try:
-            found = [read(task) for task in harness.load(benchmark, Path(sys.argv[1]), None).values()]
+            found = [read(task) for task in harness.load_tasks(benchmark, Path(sys.argv[1]), None).values()]
         except InputError as error:
             print(f"{name:16} {error.cause[:90]}", flush=True)
             continue

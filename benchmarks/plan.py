@@ -16,19 +16,22 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from tsdkd.artifacts import Artifact
+from tsdkd.artifacts.reader import Artifact
 from tsdkd.cli.defaults import PROMPTS, embedded_student, embedded_teacher
-from tsdkd.stages.config import EvalConfig, GenerateConfig, ScoreConfig, TrainConfig
-from tsdkd.stages.eval import evaluate
-from tsdkd.stages.generate import generate
-from tsdkd.stages.models import default_device
-from tsdkd.stages.planning import estimates
-from tsdkd.stages.planning.chain import Chain
-from tsdkd.stages.planning.models import find
-from tsdkd.stages.planning.rates import measure
-from tsdkd.stages.score import score
-from tsdkd.stages.train import train
-from tsdkd.stages.training.learning import precision_of
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.eval.stage import evaluate
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.device import default_device
+from tsdkd.stages.plan import estimates
+from tsdkd.stages.plan.chain import Chain
+from tsdkd.stages.plan.models import find_planned_model
+from tsdkd.stages.plan.rates import measure_rates
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.loop import forward_precision
+from tsdkd.stages.train.stage import train_offline
 
 RESPONSES = 48
 OPTIONS = {"engine": "transformers", "temperature": 0.5, "max_new_tokens": 32, "batch_size": 16}
@@ -39,10 +42,10 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else RESPONSES
     teacher, student = embedded_teacher(), embedded_student()
     sampling, asked = GenerateConfig(**OPTIONS, limit=count), EvalConfig(tasks=("embedded",), limit=count)  # type: ignore[arg-type]
-    small, large = find(student), find(teacher)
+    small, large = find_planned_model(student), find_planned_model(teacher)
     clock = time.process_time if default_device() == "cpu" else time.perf_counter
-    with patch("tsdkd.stages.planning.rates.time.perf_counter", clock):
-        rates = measure()
+    with patch("tsdkd.stages.plan.rates.time.perf_counter", clock):
+        rates = measure_rates()
     table = Table("stage", "planned s", "took s", "planned / took", "disk planned / written")
 
     with tempfile.TemporaryDirectory() as directory:
@@ -73,8 +76,8 @@ def main() -> None:
         )
         row(
             "train",
-            lambda: train(rollouts, scores, student, run / "checkpoint", TRAIN),
-            lambda: estimates.train(small, large, texts(), TRAIN, precision_of(TRAIN), rates),
+            lambda: train_offline(rollouts, scores, student, run / "checkpoint", TRAIN),
+            lambda: estimates.train(small, large, texts(), TRAIN, forward_precision(TRAIN), rates),
         )
         row(
             "eval",

@@ -21,21 +21,21 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from tsdkd.stages import generate as stage
-from tsdkd.stages.config import GenerateConfig
-from tsdkd.stages.outline import outline
-from tsdkd.stages.reporter import Silent
-from tsdkd.stages.rollouts.jobs import Jobs
-from tsdkd.stages.rollouts.prompts import Prompts
-from tsdkd.stages.rollouts.vllm_engine import ENVIRONMENT, VllmEngine
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.engines.vllm_engine import ENVIRONMENT, VllmEngine
+from tsdkd.stages.generate import stage
+from tsdkd.stages.generate.requests import PromptRequests
+from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.observer import SilentObserver
 
 PART = 500
 EVERY = 5.0
 """Seconds between two looks at memory."""
 
 
-class Watch(Silent):
-    """A reporter that notes when responses were done, and how large our processes were."""
+class Watch(SilentObserver):
+    """A observer that notes when responses were done, and how large our processes were."""
 
     def __init__(self) -> None:
         self.done, self.memory, self.started = 0, list[tuple[int, float, float]](), 0.0
@@ -77,7 +77,7 @@ def ours(prompts: Path, student: str, config: GenerateConfig) -> tuple[float, fl
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place, patch.object(stage, "sing", begin):
-        made = stage.generate(prompts, student, Path(place) / "r", config, reporter=watch)
+        made = stage.generate(prompts, student, Path(place) / "r", config, observer=watch)
         watch.running = False
         now = time.perf_counter()
         return now - watch.started, now - start, made.manifest.summary["response_tokens"], watch
@@ -88,16 +88,16 @@ def bare(prompts: Path, student: str, config: GenerateConfig, queue: Any) -> Non
     start = time.perf_counter()
     from vllm import LLM, SamplingParams
 
-    model = outline(student)
-    jobs = Jobs(Prompts(prompts, limit=PART), model.tokenizer, config, PART, 0)
+    model = load_spec(student)
+    jobs = PromptRequests(Prompts(prompts, limit=PART), model.tokenizer, config, PART, 0)
     (part,) = jobs.parts("student", jobs.count())
-    longest = max(len(job.prompt_ids) for job in part.jobs) + config.max_new_tokens
+    longest = max(len(job.prompt_ids) for job in part.requests) + config.max_new_tokens
     engine = VllmEngine(model, config, longest)
     kept = ("model", "skip_tokenizer_init", "generation_config", "dtype", "gpu_memory_utilization", "max_model_len")
     llm = LLM(**{name: engine.arguments[name] for name in kept})
     sampling = SamplingParams(**engine.sampling)
     loaded = time.perf_counter()
-    outputs = llm.generate([{"prompt_token_ids": job.prompt_ids} for job in part.jobs], sampling, use_tqdm=False)
+    outputs = llm.generate([{"prompt_token_ids": job.prompt_ids} for job in part.requests], sampling, use_tqdm=False)
     now = time.perf_counter()
     queue.put((now - loaded, now - start, sum(len(output.outputs[0].token_ids) for output in outputs)))
 

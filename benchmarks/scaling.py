@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tsdkd.core import Head
-from tsdkd.stages.config import ScoreConfig
-from tsdkd.stages.scoring.cost import cost, in_words
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data.score_cost import format_bytes, score_cost
 
 VOCAB, WIDTH = 151_665, 5_120
 """Qwen2.5's real ids, and the hidden size of its 14B."""
@@ -30,14 +30,14 @@ def main() -> None:
     table = Table("responses", "signal", "bytes a token", "teacher's head", "total", "forward, PFLOP", "hours")
     for responses in (2_000, 20_000, ULTRA_INTERACT):
         for signal in ("hidden", "hidden8", "topk", "ranks"):
-            found = cost(ScoreConfig(signal=signal), head, responses * RESPONSE)
+            found = score_cost(ScoreConfig(signal=signal), head, responses * RESPONSE)
             read = responses * (PROMPT + RESPONSE)
             table.add_row(
                 f"{responses:,}",
                 signal,
                 f"{found.bytes_per_token:,}",
-                in_words(found.head_bytes) if found.head_bytes else "",
-                in_words(found.bytes),
+                format_bytes(found.head_bytes) if found.head_bytes else "",
+                format_bytes(found.bytes),
                 f"{2 * PARAMETERS * read / 1e15:,.0f}",
                 f"{read / rate / 3600:,.1f}" if rate else "",
             )

@@ -23,22 +23,25 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig
 
-from tsdkd.artifacts import load_manifest, read
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig
-from tsdkd.stages.batches import by_length, join, pad_left
-from tsdkd.stages.config import GenerateConfig, ScoreConfig, TrainConfig
-from tsdkd.stages.generate import generate
-from tsdkd.stages.models import load_model
-from tsdkd.stages.reporter import Silent
-from tsdkd.stages.score import score
-from tsdkd.stages.scoring.cost import MOST_PADDING
-from tsdkd.stages.train import train
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.data.batches import batches_by_length, join_right_padded, pad_left
+from tsdkd.stages.data.score_cost import MOST_PADDING
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.stage import train_offline
 
 Measure = tuple[float, int]
 """Seconds, and tokens read or sampled in them."""
 
 
-class Clock(Silent):
+class Clock(SilentObserver):
     """Times the stage's own progress bar: work without loading."""
 
     seconds = 0.0
@@ -63,12 +66,12 @@ def bare_generate(run: Path, student: str, teacher: str) -> Measure:
     """model.generate on the same prompts, length-sorted, without storing anything."""
     config = _config(GenerateConfig, run / "rollouts")
     reader = load_model(student)
-    prompts = read(run / "rollouts", "rollouts").table()["prompt_ids"].to_pylist()
+    prompts = read_artifact(run / "rollouts", "rollouts").table()["prompt_ids"].to_pylist()
     settings = GenerationConfig(
         do_sample=True, top_k=0, temperature=config.temperature, max_new_tokens=config.max_new_tokens
     )
     tokens, start = 0, time.perf_counter()
-    for batch in by_length([len(p) for p in prompts], size=config.batch_size):
+    for batch in batches_by_length([len(p) for p in prompts], size=config.batch_size):
         ids, mask = pad_left([prompts[i] for i in batch])
         with torch.inference_mode():
             made = reader.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
@@ -88,11 +91,13 @@ def bare_forward(run: Path, student: str, teacher: str) -> Measure:
     """Both models' own forward, length-sorted, as little padding: logits of all positions, nothing done with them."""
     config = _config(ScoreConfig, run / "scores")
     readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
-    rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
+    rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     start = time.perf_counter()
     lengths = [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows]
-    for batch in by_length(lengths, tokens=config.batch_tokens, padding=MOST_PADDING):
-        ids, mask, _ = join([rows[i]["prompt_ids"] for i in batch], [rows[i]["response_ids"] for i in batch])
+    for batch in batches_by_length(lengths, tokens=config.batch_tokens, padding=MOST_PADDING):
+        ids, mask, _ = join_right_padded(
+            [rows[i]["prompt_ids"] for i in batch], [rows[i]["response_ids"] for i in batch]
+        )
         with torch.inference_mode():
             for reader in readers:
                 reader.model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -105,7 +110,7 @@ def stage_train(run: Path, student: str, teacher: str) -> Measure:
     clock = Clock()
     with tempfile.TemporaryDirectory() as place:
         config = TrainConfig(objective=objective, **found | {"epochs": 1, "save_steps": 10**6})
-        train(run / "rollouts", run / "scores", student, Path(place) / "c", config, reporter=clock)
+        train_offline(run / "rollouts", run / "scores", student, Path(place) / "c", config, observer=clock)
     return clock.seconds, _tokens(run)
 
 
@@ -113,14 +118,14 @@ def bare_train(run: Path, student: str, teacher: str) -> Measure:
     """A plain AdamW loop with the cross-entropy of the same responses: no teacher, no selection."""
     config = load_manifest(run / "checkpoint").config
     model = load_model(student, "float32").model.train()
-    rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
+    rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     start = time.perf_counter()
     for at in range(0, len(rows), config["batch_size"]):
         batch = rows[at : at + config["batch_size"]]
-        ids, mask, predicting = join([r["prompt_ids"] for r in batch], [r["response_ids"] for r in batch])
+        ids, mask, predicting = join_right_padded([r["prompt_ids"] for r in batch], [r["response_ids"] for r in batch])
         labels = torch.where(predicting.roll(1, 1), ids, -100)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"] == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"] == "bfloat16"):
             model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -145,7 +150,7 @@ def _config(kind: type, artifact: Path) -> Any:
 
 def _tokens(run: Path) -> int:
     """Of all prompts and responses."""
-    rows = read(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
+    rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     return sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
 
 

@@ -25,14 +25,17 @@ from rich.console import Console
 from rich.table import Table
 
 from tsdkd.cli.defaults import PROMPTS
-from tsdkd.stages.config import GenerateConfig, LiveConfig, ScoreConfig, TrainConfig
-from tsdkd.stages.generate import generate
-from tsdkd.stages.models import has_bf16, load_model
-from tsdkd.stages.reporter import Silent
-from tsdkd.stages.rollouts.prompts import Prompts
-from tsdkd.stages.score import score
-from tsdkd.stages.train import train, train_live
-from tsdkd.stages.training.checkpoint import METRICS_FILE
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import OnlineConfig, TrainConfig
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.device import has_bf16
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.checkpoint import METRICS_FILE
+from tsdkd.stages.train.stage import train_offline, train_online
 
 STEPS, BATCH, TOKENS = 8, 8, 32
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=TOKENS, limit=STEPS * BATCH)
@@ -41,7 +44,7 @@ Measure = tuple[float, float]
 """Seconds, and response tokens learned from."""
 
 
-class Clock(Silent):
+class Clock(SilentObserver):
     """Times the bar of the training steps."""
 
     seconds = 0.0
@@ -60,19 +63,19 @@ def _learned(checkpoint: Path, clock: Clock) -> Measure:
 
 def staged(run: Path, student: str, teacher: str) -> Measure:
     score(run / "rollouts", student, teacher, run / "scores", ScoreConfig())
-    train(run / "rollouts", run / "scores", student, run / "staged", CONFIG, 0, clock := Clock())
+    train_offline(run / "rollouts", run / "scores", student, run / "staged", CONFIG, 0, clock := Clock())
     return _learned(run / "staged", clock)
 
 
 def live_recorded(run: Path, student: str, teacher: str) -> Measure:
-    config = replace(CONFIG, live=LiveConfig(on_policy=0.0, sampling=SAMPLING))
-    train_live(run / "rollouts", student, teacher, run / "recorded", config, 0, clock := Clock())
+    config = replace(CONFIG, online=OnlineConfig(student_fraction=0.0, sampling=SAMPLING))
+    train_online(run / "rollouts", student, teacher, run / "recorded", config, 0, clock := Clock())
     return _learned(run / "recorded", clock)
 
 
 def live(run: Path, student: str, teacher: str) -> Measure:
-    config = replace(CONFIG, live=LiveConfig(sampling=SAMPLING))
-    train_live(PROMPTS, student, teacher, run / "live", config, 0, clock := Clock())
+    config = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
+    train_online(PROMPTS, student, teacher, run / "live", config, 0, clock := Clock())
     return _learned(run / "live", clock)
 
 

@@ -14,16 +14,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tsdkd.artifacts import Artifact
+from tsdkd.artifacts.reader import Artifact
 from tsdkd.cli.defaults import PROMPTS
 from tsdkd.core import TSDKDConfig
-from tsdkd.stages.config import GenerateConfig, LiveConfig, LoRAConfig, ScoreConfig, TrainConfig
-from tsdkd.stages.generate import generate
-from tsdkd.stages.models import load_model
-from tsdkd.stages.samples.heldout import HeldOut, measure
-from tsdkd.stages.samples.staged import StagedSamples
-from tsdkd.stages.score import score
-from tsdkd.stages.train import train, train_live
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.data.held_out import HeldOut, measure_held_out
+from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.stage import train_offline, train_online
 
 SAMPLING = GenerateConfig(engine="transformers", temperature=0.5, max_new_tokens=32, batch_size=64, limit=128)
 OBJECTIVE = TSDKDConfig(direct_weight=10, em_weight=0.01)
@@ -34,12 +36,12 @@ RATES = {False: 3e-5, True: 3e-4}
 def main() -> None:
     run, student, teacher = Path(sys.argv[1]), *sys.argv[2:4]
     sampling = replace(SAMPLING, limit=int(sys.argv[4])) if len(sys.argv) > 4 else SAMPLING
-    samples = StagedSamples(run / "heldout" / "rollouts", run / "heldout" / "scores")
+    samples = OfflineSource(run / "held_out" / "rollouts", run / "held_out" / "scores")
     held_out = HeldOut(samples, range(len(samples)))
 
     def row(name: str, model: str, found: Artifact | None = None) -> list[str]:
         reader = load_model(model)
-        measured = measure(reader, reader.head, held_out)
+        measured = measure_held_out(reader, reader.head, held_out)
         numbers = [f"{measured['kl']:.4f} ± {measured['kl_stderr']:.4f}", f"{measured['agreement']:.3f}"]
         return [name, *numbers, str(found.manifest.summary["steps"] if found else 0)]
 
@@ -53,16 +55,16 @@ def main() -> None:
             name = ", ".join(["live" if live else "staged", "LoRA" if lora else "full", f"c {opener}"])
             config = TrainConfig(
                 objective=replace(OBJECTIVE, opener=opener),
-                live=LiveConfig(sampling=sampling) if live else None,
+                online=OnlineConfig(sampling=sampling) if live else None,
                 lora=LoRAConfig(merge=True) if lora else None,
                 learning_rate=RATES[lora],
                 epochs=1,
                 batch_size=8,
             )
             if live:
-                found = train_live(PROMPTS, student, teacher, place / name, config)
+                found = train_online(PROMPTS, student, teacher, place / name, config)
             else:
-                found = train(place / "rollouts", place / "scores", student, place / name, config)
+                found = train_offline(place / "rollouts", place / "scores", student, place / name, config)
             table.add_row(*row(name, str(found.path), found))
     Console().print(f"{len(samples)} held-out responses; {sampling.limit} responses learned from, once", table)
 

@@ -27,14 +27,14 @@ tsdkd score --run "$RUN"
 tsdkd train --run "$RUN" $TRAIN $WEIGHTS
 
 # Held-out: the teacher's own answers to prompts that nobody was trained on.
-tsdkd generate --run "$RUN/heldout" --policy teacher --prompts tsdkd/embedded/heldout.jsonl $GENERATE
-tsdkd score --run "$RUN/heldout"
+tsdkd generate --run "$RUN/held-out" --policy teacher --prompts tsdkd/stages/data/embedded/held_out.jsonl $GENERATE
+tsdkd score --run "$RUN/held-out"
 
 models=()
 if [ "$GKD" = 1 ]; then
-  tsdkd train --run "$RUN" $TRAIN --objective gkd --beta 0.9 --checkpoint "$RUN/gkd"
+  tsdkd train --run "$RUN" $TRAIN --method gkd --beta 0.9 --checkpoint "$RUN/gkd"
   models=(--also "gkd=$RUN/gkd")
 fi
-tsdkd eval --run "$RUN" --tasks embedded --heldout "$RUN/heldout" ${models[@]+"${models[@]}"}
+tsdkd eval --run "$RUN" --tasks embedded --held-out "$RUN/held-out" ${models[@]+"${models[@]}"}
 echo "quickstart: $((SECONDS - started)) seconds after the install"
 tsdkd report "$RUN"

@@ -26,17 +26,17 @@ if [ "$EMBEDDED" = 1 ]; then
   pair=$RUN/pair
   generate="--engine transformers --temperature 0.5 --max-new-tokens 32 --batch-size 64"
   before=$(python -c "from tsdkd.cli.defaults import embedded_student; print(embedded_student())")
-  tsdkd generate --run "$pair/heldout" --policy teacher --prompts tsdkd/embedded/heldout.jsonl $generate
-  tsdkd score --run "$pair/heldout"
+  tsdkd generate --run "$pair/held-out" --policy teacher --prompts tsdkd/stages/data/embedded/held_out.jsonl $generate
+  tsdkd score --run "$pair/held-out"
   for seed in $SEEDS; do
     run=$pair/seed-$seed
     tsdkd generate --run "$run" --seed "$seed" --limit "$PROMPTS" $generate
     tsdkd score --run "$run"
     learn() { tsdkd train --run "$run" --checkpoint "$run/$1" --seed "$seed" --epochs 1 --batch-size 8 --learning-rate 3e-5 "${@:2}"; }
-    learn gkd --objective gkd --beta 0.9
+    learn gkd --method gkd --beta 0.9
     learn tsdkd
     learn tsdkd-mild --direct-weight 10 --em-weight 0.01
-    tsdkd eval --results "$pair/results" --tasks embedded --limit "$STORIES" --heldout "$pair/heldout" --model "before=$before" \
+    tsdkd eval --results "$pair/results" --tasks embedded --limit "$STORIES" --held-out "$pair/held-out" --model "before=$before" \
       --model "gkd-$seed=$run/gkd" --model "tsdkd-$seed=$run/tsdkd" --model "tsdkd-mild-$seed=$run/tsdkd-mild"
   done
   python -m recipes.study.report "$RUN" "$RUN/report"

@@ -1,6 +1,5 @@
 """A family of tiny models that every test can afford: byte tokenizer, two to four layers, made on the spot."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -8,71 +7,22 @@ from unittest.mock import patch
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.rows import write_rows
-from tsdkd.artifacts import JOURNAL, LOCK
+from tests.helpers.benchmark_rows import write_rows
+from tests.helpers.models import save_tiny_model
+from tests.helpers.prompts import SHARED, write_prompts
+from tsdkd.artifacts.manifest import JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
 settings.register_profile("ours", deadline=None)  # a busy machine is no failure
 settings.load_profile("ours")
 
-SHARED = Path(__file__).parents[2] / "shared"
-CHAT = (
-    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_tokenizer(extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """One token per byte, two markers; the pad token is the end token, as in many real families."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<|start|>", "<|end|>", *extra])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>", chat_template=CHAT
-    )
-
-
-def save_tiny_model(
-    path: Path,
-    *,
-    seed: int,
-    layers: int = 2,
-    width: int = 32,
-    padding_rows: int = 6,
-    extra: tuple[str, ...] = (),
-    **more: object,
-) -> Path:
-    """`more` goes to the configuration."""
-    tokenizer = byte_tokenizer(extra)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + padding_rows,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **more,
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
 
 @pytest.fixture(autouse=True, scope="session")
 def auto_is_transformers() -> Iterator[None]:
     """Tests sample with transformers, whatever is installed: vLLM takes half a minute to load."""
-    with patch("tsdkd.stages.rollouts.engines.has_vllm", lambda: False):
+    with patch("tsdkd.stages.engines.choice.has_vllm", lambda: False):
         yield
 
 
@@ -96,12 +46,6 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     return write_prompts(tmp_path / "prompts.jsonl", 10)
-
-
-def write_prompts(path: Path, count: int) -> Path:
-    rows = [{"prompt": f"What is {i} plus {i * 7 % 5}{'?' * (i % 4 + 1)}"} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -142,5 +86,5 @@ def contents() -> Files:
     return lambda path: {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {LOCK, JOURNAL}
+        if file.is_file() and file.name not in {LOCK_FILE, JOURNAL_FILE}
     }

@@ -22,7 +22,7 @@ class ArtifactError(InputError):
     """An artifact that is missing, broken, unfinished, of another kind, or made from something else. Exit code 2."""
 
 
-class ToldElsewhereError(TsdkdError):
+class OtherRankError(TsdkdError):
     """Another process of this run failed and says why; this one only ends."""
 
     def __init__(self) -> None:

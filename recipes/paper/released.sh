@@ -3,7 +3,7 @@
 . "$(dirname "$0")/preamble.sh"
 
 row tsdkd fresh
-row released fresh --objective tsdkd-released
+row released fresh --method tsdkd-released
 for one in ranking opener entropy; do
   row "released-$one" fresh --released "$one"
 done

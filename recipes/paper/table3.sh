@@ -3,7 +3,7 @@
 PAPER=table-3
 . "$(dirname "$0")/preamble.sh"
 
-row gkd fresh --objective gkd --beta 0.9
+row gkd fresh --method gkd --beta 0.9
 row gate fresh --alpha 0 --em-weight 0
 row gate+indirect fresh --em-weight 0
 row gate+entropy fresh --alpha 0

@@ -3,9 +3,9 @@
 PAPER=table-9
 . "$(dirname "$0")/preamble.sh"
 
-row lora-supervised-kd teacher --lora --objective supervised-kd
-row lora-distillm teacher --lora --objective distillm $HELD_OUT
-row lora-minillm fresh --lora --objective minillm
-row lora-gkd fresh --lora --objective gkd --beta 0.9
+row lora-supervised-kd teacher --lora --method supervised-kd
+row lora-distillm teacher --lora --method distillm $HELD_OUT
+row lora-minillm fresh --lora --method minillm
+row lora-gkd fresh --lora --method gkd --beta 0.9
 row lora-tsdkd fresh --lora
 measure

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 RATE = 1e-4
-GKD, TSDKD = "--objective gkd --beta 0.9", "--k 5"
+GKD, TSDKD = "--method gkd --beta 0.9", "--k 5"
 MILD = f"{TSDKD} --direct-weight 10 --em-weight 0.01"
 """The quickstart's weights."""
 
@@ -78,13 +78,13 @@ QUESTIONS = [
         [
             [
                 REFERENCE,
-                Arm("GKD, β 0.5", "--objective gkd --beta 0.5"),
-                Arm("reverse KL", "--objective reverse-kl"),
-                Arm("skew KL", "--objective skew-kl"),
-                Arm("SeqKD", "--objective seqkd", data="teacher"),
-                Arm("supervised KD", "--objective supervised-kd", data="teacher"),
-                Arm("DistiLLM", "--objective distillm --held-out 0.05 --eval-steps 20", data="replayed"),
-                Arm("MiniLLM", "--objective minillm"),
+                Arm("GKD, β 0.5", "--method gkd --beta 0.5"),
+                Arm("reverse KL", "--method reverse-kl"),
+                Arm("skew KL", "--method skew-kl"),
+                Arm("SeqKD", "--method seqkd", data="teacher"),
+                Arm("supervised KD", "--method supervised-kd", data="teacher"),
+                Arm("DistiLLM", "--method distillm --held-out 0.05 --eval-steps 20", data="replayed"),
+                Arm("MiniLLM", "--method minillm"),
                 Arm("TSD-KD", TSDKD),
                 Arm("TSD-KD, adaptive opener", f"{TSDKD} --opener adaptive"),
             ]
@@ -96,7 +96,7 @@ QUESTIONS = [
             [
                 REFERENCE,
                 Arm("TSD-KD", TSDKD),
-                Arm("released", "--objective tsdkd-released --k 5"),
+                Arm("released", "--method tsdkd-released --k 5"),
                 Arm("released ranking alone", f"{TSDKD} --released ranking"),
                 Arm("released opener alone", f"{TSDKD} --released opener"),
                 Arm("released entropy alone", f"{TSDKD} --released entropy"),

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recipes.study import task
-from tsdkd.stages.models import LanguageModel
-from tsdkd.stages.rollouts.sampling import sample
+from tsdkd.stages.engines.transformers_engine import sample_responses
+from tsdkd.stages.models.load import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make(
 def accuracy(model: LanguageModel, problems: list[str]) -> float:
     """Share of problems answered rightly, greedily."""
     prompts = [model.tokenizer(problem).input_ids for problem in problems]
-    answers = sample(model, prompts, task.ANSWER_TOKENS, temperature=0)
+    answers = sample_responses(model, prompts, task.ANSWER_TOKENS, temperature=0)
     texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     return sum(map(task.is_right, problems, texts)) / len(problems)
 

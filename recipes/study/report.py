@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 
 from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
 from recipes.study.measures import LOG, RESULT
-from tsdkd.artifacts import load_manifest
+from tsdkd.artifacts.manifest import load_manifest
 
 COLUMNS = [
     "",
@@ -50,7 +50,7 @@ def pair_of(place: Path) -> dict[str, Runs]:
         if manifest.state != "complete":
             continue
         summary = manifest.summary
-        found[name or seed][int(seed) if name else 0] = summary["heldout"] | {"accuracy": summary["embedded"]["value"]}
+        found[name or seed][int(seed) if name else 0] = summary["held_out"] | {"accuracy": summary["embedded"]["value"]}
     return found
 
 

@@ -33,7 +33,7 @@ class Scale:
     """Learned from once, 32 a step."""
     test: int = 1000
     dev: int = 200
-    heldout: int = 200
+    held_out: int = 200
 
 
 SCALES = {
@@ -55,10 +55,10 @@ class Study:
     def prepare(self) -> None:
         """Problems, the teacher, its answers to learn from and those that closeness is measured on."""
         task.write(Path("test.jsonl"), self.test)
-        task.write(Path("heldout.jsonl"), self.test[: self.scale.heldout])
+        task.write(Path("held_out.jsonl"), self.test[: self.scale.held_out])
         task.write(Path("train.jsonl"), self._problems[-self.scale.prompts :])
         self._make("teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True)
-        for name in ("train", "heldout"):
+        for name in ("train", "held_out"):
             self._tsdkd(
                 Path(),
                 f"generate --policy teacher --teacher teacher --prompts {name}.jsonl "
@@ -71,7 +71,7 @@ class Study:
         place = Path(f"seed-{seed}")
         starts = {arm.start: place / f"student-{arm.start}" for arm in self.arms}
         self._make(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
-        for name in ("train", "heldout"):
+        for name in ("train", "held_out"):
             self._tsdkd(
                 place,
                 f"score --teacher teacher --student {starts[self.arms[0].start]} --k 5 "
@@ -108,7 +108,7 @@ class Study:
         if (output / measures.RESULT).is_file():
             return
         recorded = "--rollouts train"
-        live = f"--teacher teacher --engine transformers --max-new-tokens {task.ANSWER_TOKENS} --sample-batch 32"
+        live = f"--teacher teacher --engine transformers --max-new-tokens {task.ANSWER_TOKENS} --sample-batch-size 32"
         data = {
             "student": f"--prompts train.jsonl {live}",
             "half": f"{recorded} {live} --lambda 0.5",
@@ -131,7 +131,7 @@ class Study:
             f"generate --student {model} --prompts test.jsonl --rollouts {output}/answers "
             f"--temperature 0 --max-new-tokens {task.ANSWER_TOKENS} --engine transformers --batch-size 250",
         )
-        measures.write(output, model, Path("heldout"), output.parent / "heldout")
+        measures.write(output, model, Path("held_out"), output.parent / "held_out")
 
     def _tsdkd(self, place: Path, command: str) -> None:
         """Run one command; what it prints goes to a file. Ends the process where the command fails."""

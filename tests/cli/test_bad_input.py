@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from tests.conftest import write_prompts
-from tsdkd.artifacts import MANIFEST, load_manifest
+from tests.helpers.prompts import write_prompts
+from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.cli import app
-from tsdkd.writer import TablePart, Writer
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -29,7 +29,7 @@ def chain(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     for command in (
         ["generate", "--student", str(student), "--prompts", str(prompts), "--max-new-tokens", "6", "--part-size", "3"],
         ["score", "--teacher", str(teacher), "--k", "4"],
-        ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32"],
+        ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "float32"],
     ):
         found = CliRunner().invoke(app, [*command, "--run", run])
         assert found.exit_code == 0, found.output
@@ -101,7 +101,7 @@ def test_the_wrong_kind(place: Path) -> None:
 
 
 def test_a_newer_format(place: Path) -> None:
-    manifest = place / "run" / "rollouts" / MANIFEST
+    manifest = place / "run" / "rollouts" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 9}))
     found, remedy = refuse("score", "--run", place / "run")
     assert "has format 9" in found
@@ -143,7 +143,7 @@ def test_foreign_parents(place: Path, student: Path) -> None:
 
 
 def test_a_partial_parent(place: Path) -> None:
-    manifest = place / "run" / "rollouts" / MANIFEST
+    manifest = place / "run" / "rollouts" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
     found, remedy = refuse("score", "--run", place / "run")
     assert "is not finished: 2 parts" in found
@@ -172,7 +172,7 @@ def test_more_candidates_than_tokens(place: Path) -> None:
     shutil.rmtree(place / "run" / "scores")
     found, _ = refuse("score", "--run", place / "run", "--k", 258, "--teacher", place / "nobody")
     assert "no model directory" in found
-    teacher = json.loads((place / "run" / "checkpoint" / MANIFEST).read_text())["models"][1]["name"]
+    teacher = json.loads((place / "run" / "checkpoint" / MANIFEST_FILE).read_text())["models"][1]["name"]
     found, remedy = refuse("score", "--run", place / "run", "--k", 258, "--teacher", teacher)
     assert "--k is 258, but the vocabulary has only 258 tokens" in found
     assert "smaller --k" in remedy
@@ -236,19 +236,19 @@ def test_objective_values(place: Path, more: list[str]) -> None:
         (["--max-new-tokens", "9"], "live training are given without it"),
         (["--lambda", "1.5"], "lambda is 1.5"),
         (["--lambda", "0.5"], "no responses to keep"),
-        (["--lambda", "0", "--teacher-share", "0.5"], "--teacher-share is of fresh answers"),
+        (["--lambda", "0", "--teacher-fraction", "0.5"], "--teacher-fraction is of fresh answers"),
         (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
         (["--tracker", "nothing"], "tracker"),
         (["--stop-on-collapse", "--attention", "nothing"], "nothing"),
-        (["--objective", "gdk"], "no objective 'gdk'"),
-        (["--objective", "gkd", "--opener", "0.1"], "gkd has no --opener"),
-        (["--objective", "seqkd"], "does not learn from responses by student"),
-        (["--objective", "seqkd", "--scores", "elsewhere"], "seqkd needs no scores"),
-        (["--objective", "distillm"], "distillm is for live training"),
-        (["--objective", "minillm", "--teacher-share", "0.5"], "live training are given without it"),
-        (["--objective", "minillm", "--lambda", "0.5"], "minillm learns live from fresh answers alone"),
-        (["--objective", "minillm", "--lambda", "1", "--engine", "vllm"], "need the transformers engine"),
-        (["--capacity", "5"], "Options of replays are given without them"),
+        (["--method", "gdk"], "no objective 'gdk'"),
+        (["--method", "gkd", "--opener", "0.1"], "gkd has no --opener"),
+        (["--method", "seqkd"], "does not learn from responses by student"),
+        (["--method", "seqkd", "--scores", "elsewhere"], "seqkd needs no scores"),
+        (["--method", "distillm"], "distillm is for live training"),
+        (["--method", "minillm", "--teacher-fraction", "0.5"], "live training are given without it"),
+        (["--method", "minillm", "--lambda", "0.5"], "minillm learns live from fresh answers alone"),
+        (["--method", "minillm", "--lambda", "1", "--engine", "vllm"], "need the transformers engine"),
+        (["--replay-capacity", "5"], "Options of replays are given without them"),
         (["--released", "pace"], "released is"),
         (["--divergence", "skew-kl", "--skew", "1"], "skew is 1"),
     ],
@@ -272,7 +272,7 @@ def test_prompts_from_two_places(place: Path) -> None:
 
 
 def test_an_adapter_does_not_learn_further(place: Path) -> None:
-    shape = ["--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32", "--run", str(place / "run")]
+    shape = ["--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "float32", "--run", str(place / "run")]
     done = CliRunner().invoke(app, ["train", "--lora", "--checkpoint", str(place / "adapter"), *shape])
     assert done.exit_code == 0, done.output
     found, remedy = refuse("train", "--student", place / "adapter", "--checkpoint", place / "new", *shape)
@@ -284,9 +284,9 @@ def test_a_full_disk_keeps_what_was_finished(
     place: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the second part is written; with room again, the same command completes it."""
-    write, written = TablePart.write, 0
+    write, written = TableWriter.write, 0
 
-    def on_a_full_disk(part: TablePart, table: pa.Table) -> None:
+    def on_a_full_disk(part: TableWriter, table: pa.Table) -> None:
         nonlocal written
         written += 1
         if written == 2:
@@ -294,7 +294,7 @@ def test_a_full_disk_keeps_what_was_finished(
         write(part, table)
 
     command = generate_with(student, place / "full", "--prompts", place / "prompts.jsonl")
-    monkeypatch.setattr(TablePart, "write", on_a_full_disk)
+    monkeypatch.setattr(TableWriter, "write", on_a_full_disk)
     found, remedy = refuse(*command, code=1)
     assert "No space left on device" in found
     assert "Free space, and run again" in remedy
@@ -316,7 +316,7 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("more", "cause", "remedy"),
     [
-        (["--sample", "nobody"], "has no response nobody", "Name another, such as "),
+        (["--sample-id", "nobody"], "has no response nobody", "Name another, such as "),
         (["--k", "9"], "--k is 9, but only 4 candidates", "Lower --k"),
         (["--opener", "long"], "--opener is 'long'", "adaptive"),
         (["--em-ratio", "0"], "em_ratio is 0", "(0, 1]"),
@@ -344,7 +344,7 @@ def test_scores_that_cannot_be_looked_at(place: Path) -> None:
     assert "Found no rollouts at" in found
     assert "--rollouts" in remedy
     assert CliRunner().invoke(app, ["inspect", "--run", str(run), "--rollouts", str(place / "moved")]).exit_code == 0
-    manifest = run / "scores" / MANIFEST
+    manifest = run / "scores" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
     found, remedy = refuse("inspect", "--run", run, "--aggregate")
     assert "is not finished" in found
@@ -354,7 +354,7 @@ def test_scores_that_cannot_be_looked_at(place: Path) -> None:
 STAGES = {
     "generate": ["generate", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--part-size", "3"],
     "score": ["score", "--k", "4"],
-    "train": ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "fp32"],
+    "train": ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "float32"],
     "eval": ["eval", "--limit", "3", "--tasks", "embedded"],
     "prune": ["prune", "--prompts", "prompts.jsonl", "--output", "run/pruned", "--limit", "2"],
 }
@@ -396,7 +396,7 @@ def test_ctrl_c_in_the_middle(
     assert "same command" in remedy
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    assert json.loads((written / MANIFEST).read_text())["state"] == "partial"
+    assert json.loads((written / MANIFEST_FILE).read_text())["state"] == "partial"
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert contents(written) == before
@@ -406,7 +406,7 @@ def test_a_failure_of_ours_is_one_line_and_debug_shows_where(place: Path, monkey
     def fail(_: object) -> None:
         raise RuntimeError("inner workings\nand more")
 
-    monkeypatch.setattr("tsdkd.artifacts.load_manifest", fail)
+    monkeypatch.setattr("tsdkd.artifacts.manifest.load_manifest", fail)
     found, remedy = refuse("artifact", "show", place, code=1)
     assert found == "RuntimeError: inner workings"
     assert "--debug" in remedy

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.conftest import write_prompts
-from tsdkd.artifacts import load_manifest
+from tests.helpers.prompts import write_prompts
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.cli import app
-from tsdkd.cli.console import Reporter
+from tsdkd.cli.console import ConsoleObserver
 from tsdkd.core import TSDKDConfig
 
 
@@ -43,12 +43,12 @@ def test_live_training_with_an_adapter_and_a_second_round(student: Path, teacher
     """No rollouts and no scores; the adapter is a student like any other to generate, score and eval's parents."""
     prompts = write_prompts(tmp_path / "p.jsonl", 6)
     live = ["--prompts", prompts, "--teacher", teacher, "--max-new-tokens", 5, "--max-prompt-tokens", 64]
-    shape = ["--k", 4, "--batch-size", 2, "--epochs", 1, "--precision", "fp32", "--engine", "transformers"]
+    shape = ["--k", 4, "--batch-size", 2, "--epochs", 1, "--precision", "float32", "--engine", "transformers"]
     shown = run("train", "--run", tmp_path, "--student", student, "--lora", *live, *shape)
     assert "teacher (live)" in shown
     assert "What training will need" in shown
     manifest = load_manifest(tmp_path / "checkpoint")
-    assert manifest.config["live"]["sampling"]["max_new_tokens"] == 5
+    assert manifest.config["online"]["sampling"]["max_new_tokens"] == 5
     assert manifest.config["lora"]["targets"] == "all-linear"
     assert [parent.kind for parent in manifest.parents] == ["prompts"]
     second = tmp_path / "second"
@@ -99,15 +99,15 @@ def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path:
         run("score", "--run", place)
         manifest = load_manifest(place / "scores")
         assert {m.role: m.name for m in manifest.models} == {"student": str(student), "teacher": str(teacher)}
-    assert load_manifest(tmp_path / "mixed" / "rollouts").config["student_share"] == 0.5
-    learned = ("train", "--objective", "minillm", "--epochs", 1, "--batch-size", 6)
+    assert load_manifest(tmp_path / "mixed" / "rollouts").config["student_fraction"] == 0.5
+    learned = ("train", "--method", "minillm", "--epochs", 1, "--batch-size", 6)
     assert "long range (weight 1)" in run(*learned, "--run", place)
     told = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
-    for share, more in ((0.2, []), (0.5, ["--teacher-share", 0.5]), (None, ["--teacher-share", 0])):
+    for share, more in ((0.2, []), (0.5, ["--teacher-fraction", 0.5]), (None, ["--teacher-fraction", 0])):
         run(*learned, *told, *more, "--overwrite", "--run", tmp_path / "live")
-        sampling = load_manifest(tmp_path / "live" / "checkpoint").config["live"]["sampling"]
+        sampling = load_manifest(tmp_path / "live" / "checkpoint").config["online"]["sampling"]
         assert sampling["policy"] == ("teacher-mixed" if share else "student")
-        assert share in {None, sampling["teacher_share"]}
+        assert share in {None, sampling["teacher_fraction"]}
 
 
 def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_help_cuts_no_option_on_80_columns(command: str, monkeypatch: pytest.Mon
 
 def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter([0.0, 20.0, 60.0, 80.0, 120.0, 200.0])  # start, then one look per advance
-    monkeypatch.setattr("tsdkd.cli.live.time.monotonic", lambda: next(clock))
-    with Reporter().progress("student answers", 40, "responses", done=10) as advance:
+    monkeypatch.setattr("tsdkd.cli.progress.time.monotonic", lambda: next(clock))
+    with ConsoleObserver().progress("student answers", 40, "responses", done=10) as advance:
         for _ in range(5):
             advance(6)
     assert capsys.readouterr().err.splitlines() == [
@@ -226,7 +226,7 @@ def test_an_objective_by_name_and_what_of_it_is_given(rollouts: Path, teacher: P
         ("tsdkd", ["--released", "entropy,ranking", "--k", 4], {"released": ["ranking", "entropy"], "k": 4}),
         ("tsdkd-released", [], {"released": ["ranking", "opener", "entropy"]}),
     ):
-        shown = run("train", "--run", place, "--epochs", 1, "--objective", name, *more, "--overwrite")
+        shown = run("train", "--run", place, "--epochs", 1, "--method", name, *more, "--overwrite")
         assert name in shown
         found = load_manifest(place / "checkpoint").config
         assert found["method"] == name
@@ -237,7 +237,7 @@ def test_answers_of_the_teacher_need_no_scores(student: Path, teacher: Path, tmp
     prompts = write_prompts(tmp_path / "p.jsonl", 3)
     told = ["--prompts", prompts, "--teacher", teacher, "--policy", "teacher", "--max-new-tokens", 4]
     run("generate", "--run", tmp_path, *told)
-    shown = run("train", "--run", tmp_path, "--objective", "seqkd", "--student", student, "--epochs", 1)
+    shown = run("train", "--run", tmp_path, "--method", "seqkd", "--student", student, "--epochs", 1)
     assert "teacher (absent)" in shown
     assert not (tmp_path / "scores").exists()
     assert load_manifest(tmp_path / "checkpoint").model("teacher").name == str(teacher)

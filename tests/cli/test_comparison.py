@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.stages.test_compare import results, verdicts
+from tests.stages.results.test_compare import results, verdicts
 from tsdkd.cli import app
 
 

@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.conftest import write_prompts
-from tsdkd.cli import app, inspected
-from tsdkd.stages.config import InspectConfig
-from tsdkd.stages.inspect import inspect_scores
+from tests.helpers.prompts import write_prompts
+from tsdkd.cli import app, show_inspection
+from tsdkd.stages.config.inspect import InspectConfig
+from tsdkd.stages.inspect.stage import inspect_scores
 
 COMMANDS = (
     ["generate", "--max-new-tokens", "9"],
     ["score", "--k", "4"],
-    ["train", "--k", "3", "--opener", "0.5", "--batch-size", "2", "--epochs", "1", "--precision", "fp32"],
+    ["train", "--k", "3", "--opener", "0.5", "--batch-size", "2", "--epochs", "1", "--precision", "float32"],
 )
 
 
@@ -44,7 +44,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a user in front of a terminal of 80 columns sees, the pager's text aside."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system="truecolor", width=80, highlight=False)
-    monkeypatch.setattr("tsdkd.cli.inspected.out", console)
+    monkeypatch.setattr("tsdkd.cli.show_inspection.out", console)
     monkeypatch.setattr("tsdkd.cli.console.out", console)
     return screen
 
@@ -89,20 +89,20 @@ def test_a_page_says_where_it_is(trained: Path, tmp_path: Path) -> None:
 
 def test_models_read_where_there_are_no_scores(trained: Path, teacher: Path, tmp_path: Path) -> None:
     sample = inspect_scores(trained / "scores", InspectConfig()).sample_id
-    named = ["--rollouts", trained / "rollouts", "--teacher", teacher, "--sample", sample, "--k", 3, "--opener", 0.5]
+    named = ["--rollouts", trained / "rollouts", "--teacher", teacher, "--sample-id", sample, "--k", 3, "--opener", 0.5]
     live = run("inspect", "--run", tmp_path, *named).stdout
-    assert live == run("inspect", "--run", trained, "--sample", sample).stdout
+    assert live == run("inspect", "--run", trained, "--sample-id", sample).stdout
 
 
 def test_colours_on_a_terminal(trained: Path, terminal: io.StringIO) -> None:
     response = inspect_scores(trained / "scores", InspectConfig(opener=0.5))
-    inspected.show_response(response)
+    show_inspection.show_response(response)
     shown = terminal.getvalue()
     deepest = max(token.before.level for token in response.tokens)
-    red, green, blue = (int(inspected.COLOURS[deepest][-6:][i : i + 2], 16) for i in (0, 2, 4))
+    red, green, blue = (int(show_inspection.COLOURS[deepest][-6:][i : i + 2], 16) for i in (0, 2, 4))
     assert f"48;2;{red};{green};{blue}" in shown
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
-    assert "".join(t.text for t in response.tokens[: response.opener]) + inspected.OPENER_END in plain
+    assert "".join(t.text for t in response.tokens[: response.opener]) + show_inspection.OPENER_END in plain
     assert max(map(len, plain.splitlines())) <= 80
 
 
@@ -111,7 +111,7 @@ def test_a_terminal_gets_a_pager(trained: Path, terminal: io.StringIO, monkeypat
     monkeypatch.setattr("pydoc.pager", paged.append)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("LESS", "-R")
-    inspected.show_response(inspect_scores(trained / "scores", InspectConfig()))
+    show_inspection.show_response(inspect_scores(trained / "scores", InspectConfig()))
     assert "\x1b[" in paged[0]
     assert terminal.getvalue() == ""
 

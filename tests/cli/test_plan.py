@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from tests.cli.test_bad_input import refuse
 from tests.cli.test_commands import run
-from tests.conftest import write_prompts
+from tests.helpers.prompts import write_prompts
 from tsdkd.cli import app
-from tsdkd.stages.planning.rates import Rates
+from tsdkd.stages.plan.rates import Rates
 
 COLUMNS = ("stage", "on", "work", "disk", "memory", "time")
 
@@ -19,7 +19,7 @@ COLUMNS = ("stage", "on", "work", "disk", "memory", "time")
 @pytest.fixture(autouse=True)
 def still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Rates that are always the same, in an empty directory."""
-    monkeypatch.setattr("tsdkd.stages.planning.rates.measure", lambda: Rates("cpu", "float32", 1e9, 1e9))
+    monkeypatch.setattr("tsdkd.stages.plan.rates.measure_rates", lambda: Rates("cpu", "float32", 1e9, 1e9))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
@@ -70,7 +70,8 @@ def test_what_is_there_is_read(student: Path, teacher: Path, tmp_path: Path) -> 
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
     line = f"generate --run a --student {student} --prompts {prompts} --max-new-tokens 3"
     run(*line.split())
-    from tsdkd.artifacts import Artifact, load_manifest
+    from tsdkd.artifacts.manifest import load_manifest
+    from tsdkd.artifacts.reader import Artifact
 
     rollouts = Artifact(tmp_path / "a" / "rollouts", load_manifest(tmp_path / "a" / "rollouts"))
     table = rollouts.table()
@@ -161,7 +162,7 @@ def test_what_does_not_fit_is_marked(student: Path, tmp_path: Path, monkeypatch:
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
     line = f"tsdkd generate --student {student} --prompts {prompts}"
     assert not any("does not fit" in row["memory"] for row in plan(line))
-    monkeypatch.setattr("tsdkd.stages.sizes.free_memory", lambda _: 1000)
+    monkeypatch.setattr("tsdkd.stages.models.sizes.available_memory", lambda _: 1000)
     assert all("does not fit" in row["memory"] for row in plan(line))
 
 

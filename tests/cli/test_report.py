@@ -12,26 +12,21 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.cli.test_bad_input import refuse
-from tests.conftest import write_prompts
-from tests.runs import STUDENT, TEACHER, checkpoint, rollouts, scores
-from tsdkd.artifacts import Manifest, Parent
+from tests.helpers.prompts import write_prompts
+from tests.helpers.runs import STUDENT, TEACHER, checkpoint, rollouts, scores
+from tsdkd.artifacts.journal import read_sessions
+from tsdkd.artifacts.manifest import Manifest, Parent
 from tsdkd.cli import app
 from tsdkd.cli.console import _typed
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.journal import sessions
-from tsdkd.stages.config import (
-    EvalConfig,
-    GenerateConfig,
-    LiveConfig,
-    LoRAConfig,
-    PruneConfig,
-    ReplayConfig,
-    ScoreConfig,
-    TrainConfig,
-)
-from tsdkd.stages.objectives import find
-from tsdkd.stages.reporting.commands import rebuild
-from tsdkd.stages.reporting.gather import Piece, Run
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.prune import PruneConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
+from tsdkd.stages.methods import find_method
+from tsdkd.stages.report.commands import rebuild
+from tsdkd.stages.report.runs import Run, RunArtifact
 
 
 def test_stages_leave_journals_and_the_last_line_is_the_page(
@@ -47,9 +42,9 @@ def test_stages_leave_journals_and_the_last_line_is_the_page(
         monkeypatch.setattr(sys, "argv", ["tsdkd", *command])
         assert CliRunner().invoke(app, command).exit_code == 0
     for kind, command in zip(("rollouts", "scores"), commands, strict=True):
-        (session,) = sessions(tmp_path / "run" / kind)
+        (session,) = read_sessions(tmp_path / "run" / kind)
         assert (session.command, session.exit) == (shlex.join(["tsdkd", *command]), "finished")
-    monkeypatch.setattr("tsdkd.stages.report.render", lambda *_, **values: values["runs"][0]["typed"][1])
+    monkeypatch.setattr("tsdkd.stages.report.stage.render", lambda *_, **values: values["runs"][0]["typed"][1])
     shown = CliRunner().invoke(app, ["report", place])
     assert shown.stdout.splitlines()[-1] == f"{place}/report.html"
     assert (tmp_path / "run" / "report.html").read_text() == shlex.join(["tsdkd", *commands[1]])
@@ -81,7 +76,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 GENERATE = GenerateConfig(
     policy="mixed",
-    student_share=0.3,
+    student_fraction=0.3,
     temperature=0.5,
     top_p=0.9,
     max_new_tokens=7,
@@ -97,52 +92,58 @@ TRAIN = TrainConfig(
     learning_rate=3e-5,
     epochs=1.5,
     batch_size=4,
-    precision="fp32",
+    precision="float32",
     held_out=0.1,
     eval_steps=2,
     compile=True,
 )
 LIVE = TrainConfig(
-    live=LiveConfig(
-        on_policy=0.4,
+    online=OnlineConfig(
+        student_fraction=0.4,
         sampling=GenerateConfig(temperature=0.7, batch_size=3, max_new_tokens=9, engine="transformers"),
         teacher_dtype="float32",
     ),
     lora=LoRAConfig(rank=4, alpha=9, dropout=0.1, targets="q_proj", merge=True),
 )
 BASELINE = TrainConfig(
-    method="skew-kl", objective=replace(find("skew-kl").loss, skew=0.2, temperature=2.0), learning_rate=1e-5
+    method="skew-kl", objective=replace(find_method("skew-kl").objective, skew=0.2, temperature=2.0), learning_rate=1e-5
 )
 RELEASED = TrainConfig(objective=TSDKDConfig(k=7, released=("opener", "entropy")))
-ANSWERS = TrainConfig(method="seqkd", objective=find("seqkd").loss)
+ANSWERS = TrainConfig(method="seqkd", objective=find_method("seqkd").objective)
 REPLAYS = TrainConfig(
     method="distillm",
-    objective=find("distillm").loss,
-    live=LiveConfig(on_policy=0.0, sampling=GenerateConfig(engine="transformers"), replay=ReplayConfig(phi=0.3)),
+    objective=find_method("distillm").objective,
+    online=OnlineConfig(
+        student_fraction=0.0, sampling=GenerateConfig(engine="transformers"), replay=ReplayConfig(phi=0.3)
+    ),
     held_out=0.1,
     eval_steps=2,
 )
-MIXTURE = GenerateConfig(policy="teacher-mixed", teacher_share=0.4, engine="transformers", part_size=6)
+MIXTURE = GenerateConfig(policy="teacher-mixed", teacher_fraction=0.4, engine="transformers", part_size=6)
 MINILLM = TrainConfig(
     method="minillm",
-    objective=find("minillm").loss,
-    live=LiveConfig(sampling=GenerateConfig(policy="teacher-mixed", teacher_share=0.4, engine="transformers")),
+    objective=find_method("minillm").objective,
+    online=OnlineConfig(sampling=GenerateConfig(policy="teacher-mixed", teacher_fraction=0.4, engine="transformers")),
 )
-ALONE = replace(MINILLM, live=LiveConfig(sampling=GenerateConfig(engine="vllm")))
+ALONE = replace(MINILLM, online=OnlineConfig(sampling=GenerateConfig(engine="vllm")))
 CONFIGS = {
-    "mixture": (MIXTURE, "rollouts", "tsdkd.stages.generate.generate"),
-    "minillm": (MINILLM, "checkpoint", "tsdkd.stages.train.train_live"),
-    "alone": (ALONE, "checkpoint", "tsdkd.stages.train.train_live"),
-    "generate": (GENERATE, "rollouts", "tsdkd.stages.generate.generate"),
-    "score": (ScoreConfig(signal="topk", k=7, top_k=9), "scores", "tsdkd.stages.score.score"),
-    "train": (TRAIN, "checkpoint", "tsdkd.stages.train.train"),
-    "live": (LIVE, "checkpoint", "tsdkd.stages.train.train_live"),
-    "baseline": (BASELINE, "checkpoint", "tsdkd.stages.train.train"),
-    "released": (RELEASED, "checkpoint", "tsdkd.stages.train.train"),
-    "answers": (ANSWERS, "checkpoint", "tsdkd.stages.train.train"),
-    "replays": (REPLAYS, "checkpoint", "tsdkd.stages.train.train_live"),
+    "mixture": (MIXTURE, "rollouts", "tsdkd.stages.generate.stage.generate"),
+    "minillm": (MINILLM, "checkpoint", "tsdkd.stages.train.stage.train_online"),
+    "alone": (ALONE, "checkpoint", "tsdkd.stages.train.stage.train_online"),
+    "generate": (GENERATE, "rollouts", "tsdkd.stages.generate.stage.generate"),
+    "score": (ScoreConfig(signal="topk", k=7, top_k=9), "scores", "tsdkd.stages.score.stage.score"),
+    "train": (TRAIN, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
+    "live": (LIVE, "checkpoint", "tsdkd.stages.train.stage.train_online"),
+    "baseline": (BASELINE, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
+    "released": (RELEASED, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
+    "answers": (ANSWERS, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
+    "replays": (REPLAYS, "checkpoint", "tsdkd.stages.train.stage.train_online"),
     "prune": (PruneConfig(drop=2, limit=3), "checkpoint", "tsdkd.stages.prune.prune"),
-    "eval": (EvalConfig(tasks=("gsm8k",), limit=9, chat_template=False), "results", "tsdkd.stages.eval.evaluate"),
+    "eval": (
+        EvalConfig(tasks=("gsm8k",), limit=9, chat_template=False),
+        "results",
+        "tsdkd.stages.eval.stage.evaluate",
+    ),
 }
 
 
@@ -161,15 +162,17 @@ def test_a_rebuilt_command_tells_the_stage_the_same(name: str, tmp_path: Path, s
     models = tuple(type(m)("evaluated", str(student), "w", "t", "c") for m in models) if name == "eval" else models
     recorded = as_recorded(config)
     path = tmp_path / ("results/one" if name == "eval" else "pruned" if name == "prune" else kind)
-    piece = Piece(str(path), path, Manifest(kind, recorded, 5, parents, models), (), False, 0)
+    piece = RunArtifact(str(path), path, Manifest(kind, recorded, 5, parents, models), (), False, 0)
     words = shlex.split(rebuild(Run("run", tmp_path, (piece,)), piece))
     with patch(stage, side_effect=Stopped) as called:
         CliRunner().invoke(app, words[1:])
     told = [*called.call_args.args, *called.call_args.kwargs.values()]
     (found,) = [one for one in told if isinstance(one, type(config))]
     if name in {"live", "replays", "minillm", "alone"}:  # what serves speed alone is not recorded
-        assert found.live
-        found = replace(found, live=replace(found.live, sampling=replace(found.live.sampling, memory_fraction=0.9)))
+        assert found.online
+        found = replace(
+            found, online=replace(found.online, sampling=replace(found.online.sampling, memory_fraction=0.9))
+        )
     assert as_recorded(found) == recorded
     if name not in {"score", "prune", "eval"}:
         assert 5 in told

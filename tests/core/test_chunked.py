@@ -20,7 +20,7 @@ from tsdkd.core import (
     TeacherTopK,
     TSDKDConfig,
     entropy,
-    projected,
+    student,
     token_selective_loss,
     token_selective_loss_from_hidden,
     tsdkd_loss,
@@ -30,7 +30,7 @@ from tsdkd.core import chunked as module
 from tsdkd.errors import InputError
 
 VOCAB, WIDTH, TEACHER_WIDTH = 19, 5, 7
-MINILLM = TSDKDConfig(alpha=0, beta=1.0, gate=False, em_weight=0, long_range_weight=1.0)
+MINILLM = TSDKDConfig(alpha=0, beta=1.0, gate=False, em_weight=0, policy_gradient_weight=1.0)
 
 
 @dataclasses.dataclass
@@ -163,7 +163,7 @@ def test_chunks_give_the_reference(
     head=st.sampled_from([{}, {"bias": True}, {"logit_scale": 0.5, "softcap": 2.0}]),
     padding_rows=st.sampled_from([0, 3]),
 )
-def test_chunks_give_the_reference_of_the_long_range_term(
+def test_chunks_give_the_reference_of_the_policy_gradient_term(
     lengths: list[int],
     seed: int,
     chunk: int | None,
@@ -176,7 +176,7 @@ def test_chunks_give_the_reference_of_the_long_range_term(
     padding_rows: int,
 ) -> None:
     """`moved`: the student is another than the one that sampled."""
-    config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, long_range_weight=weight, **others)
+    config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, policy_gradient_weight=weight, **others)
     case = make(lengths, seed, padding_rows=padding_rows, **head)
     case.sampled = sampled(case, seed, share, moved)
     with pytest.MonkeyPatch.context() as patch:
@@ -263,7 +263,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_reference(
     """What rounding may decide is left out: all tokens are uncertain, none is ranked."""
     config = TSDKDConfig(alpha=0, direct_weight=3.0, beta=beta, em_ratio=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projected, "SLAB", 4 * WIDTH)
+        patch.setattr(student, "SLAB", 4 * WIDTH)
         assert_as_near(lengths, seed, chunk, config, autocast)
 
 
@@ -300,9 +300,9 @@ def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSD
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[module.Projected] = []
-    init = module.Projected.__init__
-    monkeypatch.setattr(module.Projected, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    made: list[module.StudentLogits] = []
+    init = module.StudentLogits.__init__
+    monkeypatch.setattr(module.StudentLogits, "__init__", lambda self, *args: made.append(self) or init(self, *args))
     case = make([9, 4])
     case.head.weight.requires_grad_(False)
     loss, _ = by_chunks(case, TSDKDConfig(k=4))
@@ -439,7 +439,7 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
 def test_chunks_are_bounded_and_fit_products(tokens: int) -> None:
     """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part of it stay below 0.25 GB."""
     head = Head(torch.empty(151936, 1))
-    chunk = module._chunk_tokens(module.Projected(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
+    chunk = module._chunk_tokens(module.StudentLogits(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
     assert chunk % module.STEP_TOKENS == 0
     assert chunk < tokens + module.STEP_TOKENS
     assert chunk * (1 + 1 / module.TEACHER_SHARE) * 151936 * 4 < 0.25e9

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_prompts
-from tsdkd.journal import sessions
+from tests.helpers.prompts import write_prompts
+from tsdkd.artifacts.journal import read_sessions
 
 Contents = Callable[[Path], dict[str, bytes]]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -69,7 +69,7 @@ def stages(student: Path, teacher: Path) -> dict[str, list[str]]:
         ),
         "scores": command("score", *run, "--teacher", teacher, "--batch-tokens", 200),
         "checkpoint": command(
-            "train", *run, "--batch-size", 4, "--epochs", 4, "--save-steps", 1, "--precision", "fp32"
+            "train", *run, "--batch-size", 4, "--epochs", 4, "--save-steps", 1, "--precision", "float32"
         ),
     }
 
@@ -87,7 +87,7 @@ def test_kill_9_in_every_stage(place: Path, student: Path, teacher: Path, conten
         assert status == -signal.SIGKILL
         assert '"state": "partial"' in (cut / "run" / kind / "manifest.json").read_text()
         complete(words, cut)
-        assert [session.exit for session in sessions(cut / "run" / kind)] == ["", "finished"]
+        assert [session.exit for session in read_sessions(cut / "run" / kind)] == ["", "finished"]
         assert contents(cut / "run" / kind) == contents(place / "whole" / "run" / kind), kind
 
 

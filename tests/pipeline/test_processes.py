@@ -14,17 +14,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import write_prompts
-from tests.stages.learning import same_update
-from tsdkd.journal import sessions
-from tsdkd.stages.config import GenerateConfig, ScoreConfig
-from tsdkd.stages.generate import generate
-from tsdkd.stages.score import score
+from tests.helpers.prompts import write_prompts
+from tests.helpers.training import same_update
+from tsdkd.artifacts.journal import read_sessions
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.score.stage import score
 
 ONE = [sys.executable, "-m", "tsdkd"]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
 TWO = [*LAUNCH, "tsdkd"]
-SHARDED = [*LAUNCH, "tests.pipeline.fsdp"]
+SHARDED = [*LAUNCH, "tests.helpers.fsdp_on_cpu"]
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -77,7 +78,7 @@ def test_two_processes_score_the_bytes_of_one(
     assert shown.count("next: tsdkd train") == 1
     assert shown.count("expected time") == 1
     expected, found = contents(scored_by_one), contents(tmp_path / "two")
-    assert [(one.processes, one.exit) for one in sessions(tmp_path / "two")] == [(2, "finished")]
+    assert [(one.processes, one.exit) for one in read_sessions(tmp_path / "two")] == [(2, "finished")]
     manifests = [json.loads(files.pop("manifest.json")) for files in (expected, found)]
     for manifest in manifests:
         manifest["parents"][0].pop("path")  # how one gets from the output to the rollouts
@@ -127,7 +128,7 @@ def test_what_is_wrong_is_said_once(many: Path, stranger: Path, teacher: Path, t
 def learn(
     launcher: list[str], output: Path, *options: object
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    command = [*launcher, "train", "--checkpoint", output, "--k", 4, "--precision", "fp32"]
+    command = [*launcher, "train", "--checkpoint", output, "--k", 4, "--precision", "float32"]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | (FSDP if launcher == SHARDED else {})
     done = subprocess.run(  # processes that wait for each other would wait forever

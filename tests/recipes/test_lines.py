@@ -10,10 +10,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.recipes import PAIRS, PAPER, finish, start
-from tsdkd.artifacts import Model
+from tests.helpers.recipes import PAIRS, PAPER, finish, start
+from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.cli import app
-from tsdkd.stages.evaluation.published import find, tables
+from tsdkd.stages.results.published import find_table, published_tables
 
 RECORDER = """#!/usr/bin/env bash
 case $1 in
@@ -59,14 +59,20 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(name, stage)
 
-    for name in ("generate.generate", "score.score", "train.train", "train.train_live", "eval.evaluate"):
+    for name in (
+        "generate.stage.generate",
+        "score.stage.score",
+        "train.stage.train_offline",
+        "train.stage.train_online",
+        "eval.stage.evaluate",
+    ):
         reach(f"tsdkd.stages.{name}")
-    reach("tsdkd.stages.report.report")
-    reach("tsdkd.artifacts.load_manifest")
-    models = [Model(role, role, "w", "t", "c") for role in ("teacher", "student")]
+    reach("tsdkd.stages.report.stage.report")
+    reach("tsdkd.artifacts.manifest.load_manifest")
+    models = [ModelRecord(role, role, "w", "t", "c") for role in ("teacher", "student")]
     read = SimpleNamespace(manifest=SimpleNamespace(models=models))
-    monkeypatch.setattr("tsdkd.artifacts.read", lambda *_, **__: read)
-    monkeypatch.setattr("tsdkd.stages.places.resolve", lambda name: name)
+    monkeypatch.setattr("tsdkd.artifacts.reader.read_artifact", lambda *_, **__: read)
+    monkeypatch.setattr("tsdkd.stages.models.paths.model_directory", lambda name: name)
     for role in ("teacher", "student"):
         monkeypatch.setattr(f"tsdkd.cli.defaults.embedded_{role}", lambda: "embedded")
     return reached
@@ -102,7 +108,7 @@ def test_every_line_of_the_other_recipes_is_accepted(
 
 @pytest.mark.parametrize(
     "line",
-    ["tsdkd train --k ten", "tsdkd train --objectives gkd", "tsdkd train --objective seqkd --beta 1", "tsdkd eval x"],
+    ["tsdkd train --k ten", "tsdkd train --objectives gkd", "tsdkd train --method seqkd --beta 1", "tsdkd eval x"],
 )
 def test_a_wrong_line_is_none(line: str, stages: list[str]) -> None:
     with pytest.raises(AssertionError, match="tsdkd"):
@@ -130,8 +136,8 @@ def test_every_published_row_is_a_row_here_with_its_table_beside_it(lines: Lines
     for recipe in PAPER:
         words = shlex.split(lines.dry(recipe)[-2])
         models = {word.partition("=")[0] for one, word in pairwise(words) if one == "--model"}
-        measured[find(words[-1]).names[0]] |= models
-    for table in tables():
+        measured[find_table(words[-1]).names[0]] |= models
+    for table in published_tables():
         assert table.rows.keys() <= measured[table.names[0]], table.names
 
 

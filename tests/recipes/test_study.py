@@ -12,9 +12,9 @@ import typer.main
 
 from recipes.study import measures, models, report, task
 from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
-from tsdkd.artifacts import Manifest
-from tsdkd.cli import app, objectives
-from tsdkd.writer import Writer
+from tsdkd.artifacts.manifest import Manifest
+from tsdkd.artifacts.writer import Writer
+from tsdkd.cli import app, train_methods
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,7 @@ def test_text_and_tokens_are_the_same() -> None:
 @pytest.mark.parametrize("arm", every_arm(), ids=lambda arm: arm.slug)
 def test_every_arm_has_options_that_its_objective_knows(arm: Arm) -> None:
     context = typer.main.get_command(app).commands["train"].make_context("train", arm.options.split())
-    objectives.chosen(context.params["objective"], context)
+    train_methods.chosen(context.params["method"], context)
 
 
 def test_each_group_is_measured_against_gkd_and_no_two_arms_share_a_directory() -> None:
@@ -86,7 +86,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_the_embedded_pair_counts_where_it_is_finished(tmp_path: Path) -> None:
-    summary = {"embedded": {"value": 0.5}, "heldout": {"kl": 0.25}}
+    summary = {"embedded": {"value": 0.5}, "held_out": {"kl": 0.25}}
     for name in ("before", "gkd-1", "gkd-2"):
         with Writer.open(tmp_path / "pair" / "results" / name, Manifest("results", {}, 0)) as writer:
             if name != "gkd-2":

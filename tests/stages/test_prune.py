@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tests.conftest import byte_tokenizer, save_tiny_model
+from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tsdkd.errors import InputError
-from tsdkd.stages.config import PruneConfig
-from tsdkd.stages.models import describe, load_model
+from tsdkd.stages.config.prune import PruneConfig
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.record import model_record
 from tsdkd.stages.prune import prune
 
 
@@ -36,7 +37,7 @@ def test_a_layer_that_does_nothing_goes_first_at_no_cost(tmp_path: Path, prompts
     kept = [i for i in range(4) if i not in summary["dropped_layers"]]
     full.model.model.layers = torch.nn.ModuleList(full.model.model.layers[i] for i in kept)
     assert torch.allclose(full.model(ids, use_cache=False).logits, pruned.model(ids).logits, atol=1e-5)
-    assert describe("a", str(place)).tokenizer == describe("b", str(tmp_path / "p")).tokenizer
+    assert model_record("a", str(place)).tokenizer == model_record("b", str(tmp_path / "p")).tokenizer
     assert pruned.model.generate(ids, max_new_tokens=3).shape[1] > 3  # the cache knows the new depth
 
 

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from tsdkd import __version__
 from tsdkd.cli.console import out, show_error
-from tsdkd.errors import ToldElsewhereError, TsdkdError
+from tsdkd.errors import OtherRankError, TsdkdError
 
 INTERRUPTED = 130
 NEEDS_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -44,7 +44,7 @@ class Guarded(TyperGroup):
 
 
 def _tell(error: TsdkdError) -> None:
-    if not isinstance(error, ToldElsewhereError):
+    if not isinstance(error, OtherRankError):
         show_error(error.cause, error.remedy)
 
 

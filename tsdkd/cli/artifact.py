@@ -13,7 +13,7 @@ from rich.tree import Tree
 from tsdkd.cli.console import out, show_pairs, show_tree
 
 if TYPE_CHECKING:
-    from tsdkd.artifacts import Manifest, Parent
+    from tsdkd.artifacts.manifest import Manifest, Parent
 
 app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
 Place = Annotated[Path, typer.Argument(help="An artifact's directory.", show_default=False)]
@@ -22,7 +22,7 @@ Place = Annotated[Path, typer.Argument(help="An artifact's directory.", show_def
 @app.command()
 def show(path: Place) -> None:
     """What an artifact is and what it was made from."""
-    from tsdkd.artifacts import flat, load_manifest
+    from tsdkd.artifacts.manifest import flatten, load_manifest
 
     manifest = load_manifest(path)
     show_pairs(
@@ -31,14 +31,14 @@ def show(path: Place) -> None:
             ("fingerprint", manifest.fingerprint),
             ("written by", f"tsdkd {manifest.tsdkd}, {manifest.engine}, {_pairs(manifest.libraries)}"),
             ("seed", str(manifest.seed)),
-            ("config", _pairs(flat(manifest.config))),
+            ("config", _pairs(flatten(manifest.config))),
             *[(model.role, f"{model.name} (weights {model.weights[:12]})") for model in manifest.models],
             *[
                 ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {_place(path, parent)}")
                 for parent in manifest.parents
             ],
             ("files", _files(manifest)),
-            *[(name, _shown(value)) for name, value in flat(manifest.summary).items()],
+            *[(name, _shown(value)) for name, value in flatten(manifest.summary).items()],
         ],
     )
 
@@ -46,9 +46,9 @@ def show(path: Place) -> None:
 @app.command("verify")
 def verify_(path: Place) -> None:
     """Check every file's hash, the columns, and that the parents are unchanged."""
-    from tsdkd.artifacts import verify
+    from tsdkd.artifacts.reader import verify_artifact
 
-    manifest = verify(path)
+    manifest = verify_artifact(path)
     fingerprint = manifest.fingerprint[:12]
     out.print(
         f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {fingerprint}", soft_wrap=True
@@ -58,7 +58,7 @@ def verify_(path: Place) -> None:
 @app.command()
 def lineage(path: Place) -> None:
     """The tree of everything an artifact was made from."""
-    from tsdkd.artifacts import load_manifest
+    from tsdkd.artifacts.manifest import load_manifest
 
     manifest = load_manifest(path)
     tree = Tree(_name(path, manifest))
@@ -68,9 +68,10 @@ def lineage(path: Place) -> None:
 
 def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
     """Draw parents and models; what stands `above` is not drawn again: a later round may have replaced it."""
-    from tsdkd.artifacts import MADE_BY, MANIFEST, load_manifest, parents_of
+    from tsdkd.artifacts.manifest import MADE_BY, MANIFEST_FILE, load_manifest
+    from tsdkd.artifacts.reader import check_parents
 
-    for parent, there, same in parents_of(path, manifest):
+    for parent, there, same in check_parents(path, manifest):
         place = path / parent.path
         state = "" if same else " [red](changed since)[/red]" if there else " [red](not there any more)[/red]"
         branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_place(path, parent))}")
@@ -79,7 +80,7 @@ def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
     for model in manifest.models:
         branch = tree.add(f"{model.role} {model.weights[:12]} {escape(model.name)}")
         place = Path(model.name)
-        if (place / MANIFEST).is_file() and place.resolve() not in above:
+        if (place / MANIFEST_FILE).is_file() and place.resolve() not in above:
             _grow(branch, place, load_manifest(place), above | {place.resolve()})
 
 
@@ -88,9 +89,9 @@ def _name(path: Path, manifest: Manifest) -> str:
 
 
 def _place(path: Path, parent: Parent) -> str:
-    from tsdkd.artifacts import DATASET
+    from tsdkd.artifacts.manifest import HUB_DATASET
 
-    return parent.path if parent.kind == DATASET else _from_here(path / parent.path)
+    return parent.path if parent.kind == HUB_DATASET else _from_here(path / parent.path)
 
 
 def _from_here(path: Path) -> str:

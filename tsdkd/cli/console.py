@@ -19,16 +19,17 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tsdkd.cli.live import Lines, bar
+from tsdkd.cli.progress import ProgressLines, progress_bar
+from tsdkd.ranks import rank
 
-FIRST = os.environ.get("RANK", "0") == "0"
+FIRST = rank() == 0
 """Of several processes (torchrun, accelerate launch) only the first speaks; all may fail."""
 out = Console(highlight=False, emoji=False, quiet=not FIRST)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 
-class Reporter:
-    """Shows what stages report (see `tsdkd.stages.reporter.Reporter`)."""
+class ConsoleObserver:
+    """Shows what stages report (see `tsdkd.stages.observer.Observer`)."""
 
     def __init__(self, *, plain: bool = False) -> None:
         """`plain`: lines for a log, even on a terminal."""
@@ -41,21 +42,21 @@ class Reporter:
         if not FIRST:
             yield lambda _: None
         elif self.plain or not err.is_terminal:
-            lines = Lines(err, what, total, unit, done)
+            lines = ProgressLines(err, what, total, unit, done)
             self._show_measures = lines.measures
             yield lines.advance
         else:
-            with bar(err, what, total, unit, done) as (advance, self._show_measures):
+            with progress_bar(err, what, total, unit, done) as (advance, self._show_measures):
                 yield advance
 
-    def measures(self, values: dict[str, float]) -> None:
+    def metrics(self, values: dict[str, float]) -> None:
         self._show_measures(values)
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         if FIRST:
             err.print(escape(message), soft_wrap=True)
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         self._warnings.append(message)
         if FIRST:
             err.print(escape(message), style="yellow", soft_wrap=True)
@@ -63,13 +64,13 @@ class Reporter:
     @contextmanager
     def writing(self, artifact: Path) -> Iterator[None]:
         """What it takes is noted in the artifact's journal; a finished artifact takes nothing."""
-        from tsdkd.artifacts import load_manifest
-        from tsdkd.journal import session
+        from tsdkd.artifacts.journal import record_session
+        from tsdkd.artifacts.manifest import load_manifest
 
         if not FIRST or load_manifest(artifact).state == "complete":
             yield
             return
-        with session(artifact, _typed(), self._warnings):
+        with record_session(artifact, _typed(), self._warnings):
             yield
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:

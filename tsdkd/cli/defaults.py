@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsdkd.cli.console import Reporter
+from tsdkd.cli.console import ConsoleObserver
 
 if TYPE_CHECKING:
-    from tsdkd.artifacts import Manifest
+    from tsdkd.artifacts.manifest import Manifest
 
-EMBEDDED = Path(__file__).parents[1] / "embedded"
+EMBEDDED = Path(__file__).parents[1] / "stages" / "data" / "embedded"
 PROMPTS = EMBEDDED / "prompts.jsonl"
 STUDENT_DROPS = 3
 """Layers the embedded student lacks."""
@@ -35,27 +35,30 @@ def model(name: str) -> str:
 
 
 def embedded_teacher() -> str:
-    from tsdkd.stages.embedded import ensure_teacher, teacher_dir
+    from tsdkd.stages.models.embedded import ensure_teacher, teacher_dir
 
     if not teacher_dir().exists():
-        Reporter().say("Preparing the embedded teacher, SmolLM2-135M-Instruct (once).")
+        ConsoleObserver().info("Preparing the embedded teacher, SmolLM2-135M-Instruct (once).")
     return str(ensure_teacher())
 
 
 def embedded_student() -> str:
     from dataclasses import asdict
 
-    from tsdkd.artifacts import MANIFEST, digest, file_digest, load_manifest
-    from tsdkd.stages.config import PruneConfig
-    from tsdkd.stages.models import cache_dir
+    from tsdkd.artifacts.hashing import file_digest, json_digest
+    from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+    from tsdkd.stages.config.prune import PruneConfig
+    from tsdkd.stages.models.load import cache_dir
     from tsdkd.stages.prune import prune
 
     teacher_, config = embedded_teacher(), PruneConfig(drop=STUDENT_DROPS)
     made_from = [file_digest(Path(teacher_) / "model.safetensors"), file_digest(PROMPTS), asdict(config)]
-    place = cache_dir() / f"embedded-student-{digest(made_from)[:12]}"
-    if not (place / MANIFEST).is_file() or load_manifest(place).state != "complete":
-        Reporter().say(f"Preparing the embedded student, the teacher without {STUDENT_DROPS} of its layers (once).")
-        prune(teacher_, PROMPTS, place, config, Reporter())
+    place = cache_dir() / f"embedded-student-{json_digest(made_from)[:12]}"
+    if not (place / MANIFEST_FILE).is_file() or load_manifest(place).state != "complete":
+        ConsoleObserver().info(
+            f"Preparing the embedded student, the teacher without {STUDENT_DROPS} of its layers (once)."
+        )
+        prune(teacher_, PROMPTS, place, config, ConsoleObserver())
     return str(place)
 
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsdkd.cli import defaults, options
-from tsdkd.cli.comparison import Format, show
-from tsdkd.cli.console import Reporter, out
+from tsdkd.cli.console import ConsoleObserver, out
+from tsdkd.cli.show_comparison import Format, show_comparison
 from tsdkd.errors import InputError
-from tsdkd.stages.config import Engine, EvalConfig
-from tsdkd.stages.evaluation import published
-from tsdkd.stages.evaluation.benchmarks import PAPER, choose
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.types import EvalEngine
+from tsdkd.stages.results import published
+from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS, choose_benchmarks
 
 if TYPE_CHECKING:
-    from tsdkd.artifacts import Artifact
+    from tsdkd.artifacts.reader import Artifact
 
 
 def command(
@@ -28,7 +29,7 @@ def command(
     tasks: Annotated[
         str,
         typer.Option(
-            help=f"Of {', '.join(PAPER)}, with commas between; a variant is NAME:VARIANT.",
+            help=f"Of {', '.join(PAPER_BENCHMARKS)}, with commas between; a variant is NAME:VARIANT.",
             show_default="all: the paper's ten",
             rich_help_panel=options.METHOD,
         ),
@@ -52,7 +53,7 @@ def command(
             help="Local copies of the datasets: DATA/gsm8k, ...", show_default="the hub", rich_help_panel=options.DATA
         ),
     ] = None,
-    heldout: Annotated[
+    held_out: Annotated[
         Path | None,
         typer.Option(
             help="Run directory with held-out rollouts and scores: divergence to the teacher.",
@@ -87,7 +88,7 @@ def command(
             rich_help_panel=options.MODELS,
         ),
     ] = False,
-    engine: Annotated[Engine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
+    engine: Annotated[EvalEngine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
     tensor_parallel: Annotated[
         int, options.count("GPUs per model, with vLLM.", options.ENGINE)
     ] = EvalConfig.tensor_parallel,
@@ -131,7 +132,7 @@ def command(
     A finished benchmark is not run again. `tsdkd eval --compare A B` puts finished results or runs side by side.
     """
     if paper:
-        published.find(paper)  # before anything is measured
+        published.find_table(paper)  # before anything is measured
     if compare:
         _compare(_found(places or [run]), baseline, paper, format_)
         return
@@ -144,14 +145,14 @@ def command(
         raise InputError(f"--also {name} is already measured as {models[name]}.", "Choose another name.")
     models = {name: defaults.model(path) for name, path in (models | more).items()}
 
-    from tsdkd.stages.eval import evaluate
-    from tsdkd.stages.places import resolve
+    from tsdkd.stages.eval.stage import evaluate
+    from tsdkd.stages.models.paths import model_directory
 
     for path in models.values():
-        resolve(path)
+        model_directory(path)
     place = results or run / "results"
     artifacts = {
-        name: evaluate(path, place / name, config, data, heldout, Reporter(), overwrite, allow_code_execution)
+        name: evaluate(path, place / name, config, data, held_out, ConsoleObserver(), overwrite, allow_code_execution)
         for name, path in models.items()
     }
     _compare(artifacts, baseline, paper, format_)
@@ -161,7 +162,9 @@ def command(
 
 def configured(context: typer.Context) -> EvalConfig:
     names = context.params["tasks"].split(",")
-    return options.configured(EvalConfig, context, tasks=tuple(benchmark.name for benchmark in choose(names)))
+    return options.configured(
+        EvalConfig, context, tasks=tuple(benchmark.name for benchmark in choose_benchmarks(names))
+    )
 
 
 def named(option: str, models: list[str]) -> dict[str, str]:
@@ -178,28 +181,29 @@ def named(option: str, models: list[str]) -> dict[str, str]:
 
 
 def _of_run(checkpoint: Path) -> dict[str, str]:
-    from tsdkd.artifacts import read
+    from tsdkd.artifacts.reader import read_artifact
 
-    manifest = read(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
+    manifest = read_artifact(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
     named = {model.role: model.name for model in manifest.models}
     return {"teacher": named["teacher"], "student": named.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
 def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | None, format_: Format) -> None:
-    from tsdkd.stages.evaluation.compare import compare
+    from tsdkd.stages.results.compare import compare
 
-    show(compare(artifacts, baseline, paper), format_)
+    show_comparison(compare(artifacts, baseline, paper), format_)
 
 
 def _found(places: list[Path]) -> dict[str, Artifact]:
     """Results by the shortest names that tell them apart: of artifacts, or of all that a run has."""
-    from tsdkd.artifacts import MANIFEST, load_manifest, read
-    from tsdkd.stages.evaluation.compare import in_order, short_names
+    from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+    from tsdkd.artifacts.reader import read_artifact
+    from tsdkd.stages.results.compare import in_order, short_names
 
-    reporter, found = Reporter(), []
+    observer, found = ConsoleObserver(), []
     for place in places:
         below = [place, *sorted(place.glob("*/")), *sorted(place.glob("results/*/"))]
-        there = [path for path in below if (path / MANIFEST).is_file() and load_manifest(path).kind == "results"]
+        there = [path for path in below if (path / MANIFEST_FILE).is_file() and load_manifest(path).kind == "results"]
         if not there:
             raise InputError(
                 f"Found no results at {place}.", "Name the folder of results that `tsdkd eval` wrote, or their run."
@@ -207,7 +211,7 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
         finished = [path for path in there if load_manifest(path).state == "complete"]
         if finished:
             for path in sorted({*there} - {*finished}):
-                reporter.say(f"{path} is not finished: left out.")
+                observer.info(f"{path} is not finished: left out.")
         found += sorted(finished or there, key=in_order)
     found = list({path.resolve(): path for path in found}.values())
-    return {name: read(path, "results") for name, path in zip(short_names(found), found, strict=True)}
+    return {name: read_artifact(path, "results") for name, path in zip(short_names(found), found, strict=True)}

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from tsdkd.cli import defaults, options
-from tsdkd.cli.console import Reporter, show_next, show_pairs
-from tsdkd.stages.config import EngineName, GenerateConfig, Policy
+from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.types import EngineName, Policy
 
 
 def command(
@@ -31,16 +32,18 @@ def command(
             options.METHOD,
         ),
     ] = GenerateConfig.policy,
-    student_share: Annotated[
+    student_fraction: Annotated[
         float, options.number("Mixed: share the student answers.", options.METHOD, 0, 1, "--lambda")
-    ] = GenerateConfig.student_share,
+    ] = GenerateConfig.student_fraction,
     accept_k: Annotated[
         int, options.count("Speculative: the teacher's best K stay.", options.METHOD)
     ] = GenerateConfig.accept_k,
-    draft: Annotated[int, options.count("Token by token: drafted at once.", options.METHOD)] = GenerateConfig.draft,
-    teacher_share: Annotated[
+    draft_tokens: Annotated[
+        int, options.count("Token by token: drafted at once.", options.METHOD)
+    ] = GenerateConfig.draft_tokens,
+    teacher_fraction: Annotated[
         float, options.number("Teacher-mixed: its part in each token.", options.METHOD, 0, 1)
-    ] = GenerateConfig.teacher_share,
+    ] = GenerateConfig.teacher_fraction,
     system: Annotated[
         str | None, options.text("System message of prompts without one.", options.METHOD, "none")
     ] = GenerateConfig.system,
@@ -81,7 +84,7 @@ def command(
     ] = GenerateConfig.quantization,
 ) -> None:
     """Prompts -> rollouts: responses of the student (on-policy), of the teacher (off-policy), or of both."""
-    from tsdkd.stages.generate import generate, left_out
+    from tsdkd.stages.generate.stage import format_left_out, generate
 
     config = options.configured(GenerateConfig, context)
     names = {} if policy == "teacher" else {"student": defaults.student(student)}
@@ -92,7 +95,7 @@ def command(
         rollouts or run / "rollouts",
         config,
         seed,
-        Reporter(),
+        ConsoleObserver(),
         overwrite,
         teacher=names.get("teacher"),
     )
@@ -105,7 +108,10 @@ def command(
             ("at", str(artifact.path)),
             *names.items(),
             ("engine", f"{manifest.engine} {manifest.libraries[manifest.engine]}"),
-            ("prompts", f"{found['prompts']:,} (left out: {left_out(found['prompts_left_out'], max_prompt_tokens)})"),
+            (
+                "prompts",
+                f"{found['prompts']:,} (left out: {format_left_out(found['prompts_left_out'], max_prompt_tokens)})",
+            ),
             ("responses", f"{found['responses']:,}, {found['truncated']:,} truncated"),
             ("tokens", f"{found['response_tokens']:,} ({per_response:.0f} a response{share})"),
         ],

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsdkd.cli import defaults, options
-from tsdkd.cli.console import Reporter, show_text
+from tsdkd.cli.console import ConsoleObserver, show_text
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config import InspectConfig
+from tsdkd.stages.config.inspect import InspectConfig
 
 if TYPE_CHECKING:
-    from tsdkd.stages.inspection.response import Response
+    from tsdkd.stages.inspect.response import Response
 
 SHOWN = "What is shown"
 TRAINED = "the checkpoint's, else {}"
@@ -32,10 +32,10 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page.", rich_help_panel=options.DATA)
     ] = None,
-    sample: Annotated[
+    sample_id: Annotated[
         str,
         typer.Option(metavar="ID", help="Or random, largest-gap or longest-opener.", rich_help_panel=SHOWN),
-    ] = InspectConfig.sample,
+    ] = InspectConfig.sample_id,
     seed: Annotated[int, options.count("Of the random choice.", SHOWN, least=0)] = InspectConfig.seed,
     positions: Annotated[
         str | None, typer.Option(metavar="FROM-TO", help="Rows of the table, from 1.", rich_help_panel=SHOWN)
@@ -90,13 +90,13 @@ def command(
     """Look at one response token by token, or at a whole artifact: what is taught, and what both models see."""
     wanted = _positions(positions)
     options.require_page(html)
-    if aggregate and (after or teacher or student or rollouts or positions or sample != InspectConfig.sample):
+    if aggregate and (after or teacher or student or rollouts or positions or sample_id != InspectConfig.sample_id):
         raise InputError(
             "--aggregate shows what scores hold, all of it.",
-            "Leave out --sample, --positions, --after, --student, --teacher and --rollouts.",
+            "Leave out --sample-id, --positions, --after, --student, --teacher and --rollouts.",
         )
     config = InspectConfig(
-        sample=sample,
+        sample_id=sample_id,
         seed=seed,
         opener=None if opener is None else options.opener_share(opener),
         em_ratio=em_ratio,
@@ -104,26 +104,26 @@ def command(
         tau=tau,
         k=k,
     )
-    from tsdkd.artifacts import read
-    from tsdkd.cli import inspected
-    from tsdkd.stages.inspect import inspect_all
-    from tsdkd.stages.inspection import page
+    from tsdkd.artifacts.reader import read_artifact
+    from tsdkd.cli import show_inspection
+    from tsdkd.stages.inspect import page
+    from tsdkd.stages.inspect.stage import inspect_all
 
     if checkpoint:
-        read(checkpoint, "checkpoint", hashed=False).require_parent(
-            read(scores or run / "scores", "scores", hashed=False)
+        read_artifact(checkpoint, "checkpoint", hashed=False).require_parent(
+            read_artifact(scores or run / "scores", "scores", hashed=False)
         )
     trained = checkpoint or run / "checkpoint"
     if aggregate:
-        found = inspect_all(scores or run / "scores", config, trained, Reporter())
-        inspected.show_aggregate(found)
-        written = page.of_aggregate(found, str(scores or run / "scores")) if html else ""
+        found = inspect_all(scores or run / "scores", config, trained, ConsoleObserver())
+        show_inspection.show_aggregate(found)
+        written = page.aggregate_page(found, str(scores or run / "scores")) if html else ""
     else:
         response = _response(run, scores, rollouts, trained, config, student, teacher, after)
         if wanted and wanted.start > len(response.tokens):
             raise InputError(f"The response has {len(response.tokens)} tokens.", "Give --positions within them.")
-        inspected.show_response(response, wanted)
-        written = page.of_response(response) if html else ""
+        show_inspection.show_response(response, wanted)
+        written = page.response_page(response) if html else ""
     if html is not None:
         html.write_text(written, encoding="utf-8")
         show_text(str(html))
@@ -139,15 +139,15 @@ def _response(
     teacher: str | None,
     after: str | None,
 ) -> Response:
-    from tsdkd.artifacts import read
-    from tsdkd.stages.inspect import inspect_models, inspect_scores
+    from tsdkd.artifacts.reader import read_artifact
+    from tsdkd.stages.inspect.stage import inspect_models, inspect_scores
 
     if teacher is None:
-        return inspect_scores(scores or run / "scores", config, rollouts, checkpoint, student, after, Reporter())
+        return inspect_scores(scores or run / "scores", config, rollouts, checkpoint, student, after, ConsoleObserver())
     if scores:
         raise InputError("--teacher reads in place of --scores.", "Leave one of them out.")
     answered = rollouts or run / "rollouts"
-    author = read(answered, "rollouts", "--rollouts", hashed=False).manifest
+    author = read_artifact(answered, "rollouts", "--rollouts", hashed=False).manifest
     return inspect_models(answered, config, defaults.student(student, author), defaults.model(teacher), after)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from tsdkd.errors import InputError
-from tsdkd.stages.config import DType
+from tsdkd.stages.config.types import DType
 
 MODELS = "Models"
 DATA = "Inputs and outputs"

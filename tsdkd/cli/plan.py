@@ -16,13 +16,13 @@ import typer
 
 from tsdkd.cli import defaults
 from tsdkd.cli.console import show_table, show_text
-from tsdkd.cli.planned import row_of
+from tsdkd.cli.plan_commands import plan_command
 from tsdkd.errors import InputError
 
 if TYPE_CHECKING:
-    from tsdkd.stages.planning.estimates import Estimate
-    from tsdkd.stages.planning.lines import Row
-    from tsdkd.stages.planning.rates import Rates
+    from tsdkd.stages.plan.estimates import Estimate
+    from tsdkd.stages.plan.rates import Rates
+    from tsdkd.stages.plan.stage import PlanRow
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Of the parser that typer brings."""
@@ -41,15 +41,15 @@ def command(
     root: Any = context.find_root().command
     parsed = [(number, _parsed(number, line, root)) for number, line in _lines(file)]
 
-    from tsdkd.stages.planning.chain import Chain
-    from tsdkd.stages.planning.lines import Lines
-    from tsdkd.stages.planning.rates import measure
+    from tsdkd.stages.plan.chain import Chain
+    from tsdkd.stages.plan.rates import measure_rates
+    from tsdkd.stages.plan.stage import Planner
 
-    rates = measure()
-    lines, rows = Lines(Chain(EMBEDDED, prompts), rates), []
+    rates = measure_rates()
+    lines, rows = Planner(Chain(EMBEDDED, prompts), rates), []
     for number, line in parsed:
         with _in_line(number):
-            rows.append(row_of(line, lines))
+            rows.append(plan_command(line, lines))
     _show(rows, rates)
 
 
@@ -100,18 +100,18 @@ def _in_line(number: int) -> Iterator[None]:
         raise InputError(f"Line {number}: {error.cause}", error.remedy) from None
 
 
-def _show(rows: list[Row], rates: Rates) -> None:
-    from tsdkd.stages.planning.estimates import total
-    from tsdkd.stages.planning.rates import EFFICIENCY
-    from tsdkd.stages.scoring.cost import in_words
-    from tsdkd.stages.sizes import free_memory
+def _show(rows: list[PlanRow], rates: Rates) -> None:
+    from tsdkd.stages.data.score_cost import format_bytes
+    from tsdkd.stages.models.sizes import available_memory
+    from tsdkd.stages.plan.estimates import total
+    from tsdkd.stages.plan.rates import EFFICIENCY
 
-    disk, memory = shutil.disk_usage(Path.cwd()).free, free_memory(rates.device)
+    disk, memory = shutil.disk_usage(Path.cwd()).free, available_memory(rates.device)
 
     def cells(name: str, on: str, found: Estimate, before: int = 0) -> list[str]:
-        size = in_words(found.disk) + (f"\n+ {in_words(found.aside)}" if found.aside else "")
+        size = format_bytes(found.disk) + (f"\n+ {format_bytes(found.aside)}" if found.aside else "")
         disk_ = _fitting(size, before + found.disk + found.aside, disk)
-        memory_ = _fitting(in_words(found.memory), found.memory, memory)
+        memory_ = _fitting(format_bytes(found.memory), found.memory, memory)
         return [name, on, found.amount, disk_, memory_, ("≤ " if found.at_most else "") + _time(found.seconds)]
 
     lines, kept = [], 0
@@ -122,7 +122,7 @@ def _show(rows: list[Row], rates: Rates) -> None:
     lines.append(cells("in all", "", total([row.estimate for row in rows if row.estimate])))
     show_table("plan", ["stage", "on", "work", "disk", "memory", "time"], lines)
     show_text(
-        f"Free here: {in_words(disk)} on disk, {in_words(memory)} of memory ({rates.device}). "
+        f"Free here: {format_bytes(disk)} on disk, {format_bytes(memory)} of memory ({rates.device}). "
         "Disk after + is needed while the stage runs.\n"
         f"Measured now, {rates.dtype}: {rates.flops / 1e9:,.0f} GFLOP/s, {rates.bytes / 1e9:,.1f} GB/s; "
         f"{EFFICIENCY:.0%} of them is reckoned with, in one process.\n"

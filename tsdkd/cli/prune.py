@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from tsdkd.cli import defaults, options
-from tsdkd.cli.console import Reporter, show_next, show_pairs
-from tsdkd.stages.config import PruneConfig
+from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
+from tsdkd.stages.config.prune import PruneConfig
 
 
 def command(
@@ -25,7 +25,9 @@ def command(
     from tsdkd.stages.prune import prune
 
     config = PruneConfig(drop=drop, limit=limit, max_tokens=max_tokens, column=column, dtype=dtype)
-    artifact = prune(defaults.teacher(teacher), prompts or defaults.PROMPTS, output, config, Reporter(), overwrite)
+    artifact = prune(
+        defaults.teacher(teacher), prompts or defaults.PROMPTS, output, config, ConsoleObserver(), overwrite
+    )
     found = artifact.manifest.summary
     steps = zip(found["dropped_layers"], found["kl_after_each"], strict=True)
     show_pairs(

@@ -24,6 +24,6 @@ def command(
     """
     options.require_page(html)
 
-    from tsdkd.stages.report import report
+    from tsdkd.stages.report.stage import report
 
     show_text(str(report(runs, html)))

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import typer
 
 from tsdkd.cli import defaults, options
-from tsdkd.cli.console import Reporter, show_next, show_pairs
-from tsdkd.stages.config import ScoreConfig
+from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
+from tsdkd.stages.config.score import ScoreConfig
 
 
 def command(
@@ -34,16 +34,16 @@ def command(
     ] = ScoreConfig.device_map,
 ) -> None:
     """Rollouts -> scores: the student's candidates, the teacher's ranks, both entropies, the teacher's distribution."""
-    from tsdkd.artifacts import read
+    from tsdkd.artifacts.reader import read_artifact
 
     place = rollouts or run / "rollouts"
-    parent = read(place, "rollouts", hashed=False).manifest
+    parent = read_artifact(place, "rollouts", hashed=False).manifest
 
-    from tsdkd.stages.score import score
+    from tsdkd.stages.score.stage import score
 
     config = options.configured(ScoreConfig, context)
     names = defaults.student(student, parent), defaults.teacher(teacher, parent)
-    artifact = score(place, *names, scores or run / "scores", config, Reporter(), overwrite)
+    artifact = score(place, *names, scores or run / "scores", config, ConsoleObserver(), overwrite)
     found = artifact.manifest.summary
     written = sum(part.bytes for part in artifact.manifest.parts)
     show_pairs(

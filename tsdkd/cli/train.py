@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tsdkd.cli import defaults, objectives, options
-from tsdkd.cli.console import Reporter, show_next, show_pairs
+from tsdkd.cli import defaults, options, train_methods
+from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config import DType, EngineName, GenerateConfig, LiveConfig, LoRAConfig, ReplayConfig, TrainConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
+from tsdkd.stages.config.types import DType, EngineName
 
 if TYPE_CHECKING:
-    from tsdkd.artifacts import Manifest
+    from tsdkd.artifacts.manifest import Manifest
 
 LIVE = "Live training (with --prompts, --teacher or --lambda: no scores are needed)"
 LORA = "Adapters (with --lora)"
@@ -57,11 +59,11 @@ def command(
     top_p: Annotated[float, options.number("Nucleus sampling.", LIVE, least=0, most=1)] = GenerateConfig.top_p,
     max_new_tokens: Annotated[int, options.count("Longest answer.", LIVE)] = GenerateConfig.max_new_tokens,
     max_prompt_tokens: Annotated[int, options.count("Longer prompts go.", LIVE)] = GenerateConfig.max_prompt_tokens,
-    sample_batch: Annotated[int, options.count("Answers sampled at a time.", LIVE)] = GenerateConfig.batch_size,
+    sample_batch_size: Annotated[int, options.count("Answers sampled at a time.", LIVE)] = GenerateConfig.batch_size,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Of prompts that bring none.", rich_help_panel=LIVE)
     ] = GenerateConfig.system,
-    teacher_share: Annotated[
+    teacher_fraction: Annotated[
         float | None,
         typer.Option(
             metavar="X",
@@ -78,11 +80,11 @@ def command(
     memory_fraction: Annotated[float, options.number("Of the GPU, for vLLM.", LIVE, least=0, most=1)] = 0.3,
     teacher_dtype: Annotated[
         DType, typer.Option(help="Precision; auto: as saved.", rich_help_panel=LIVE)
-    ] = LiveConfig.teacher_dtype,
+    ] = OnlineConfig.teacher_dtype,
     teacher_device: Annotated[
         str | None,
         typer.Option(help="Such as cpu, or auto: spread.", show_default="the student's", rich_help_panel=LIVE),
-    ] = LiveConfig.teacher_device,
+    ] = OnlineConfig.teacher_device,
     lora: Annotated[bool, typer.Option("--lora", help="Train adapters alone.", rich_help_panel=LORA)] = False,
     lora_rank: Annotated[int, options.count("Width of an adapter.", LORA)] = LoRAConfig.rank,
     lora_alpha: Annotated[int, options.count("Scale: alpha / rank.", LORA)] = LoRAConfig.alpha,
@@ -91,25 +93,25 @@ def command(
         str, typer.Option(metavar="NAMES", help="Modules, joined by commas.", rich_help_panel=LORA)
     ] = LoRAConfig.targets,
     merge: Annotated[bool, typer.Option("--merge", help="Save full weights.", rich_help_panel=LORA)] = LoRAConfig.merge,
-    objective: objectives.Name = TrainConfig.method,
-    alpha: objectives.Alpha = TSDKDConfig.alpha,
-    beta: objectives.Beta = TSDKDConfig.beta,
-    divergence: objectives.Divergence = TSDKDConfig.divergence,
-    skew: objectives.Skew = TSDKDConfig.skew,
-    tau: objectives.Tau = TSDKDConfig.tau,
-    gate: objectives.Gate = TSDKDConfig.gate,
-    k: objectives.K = TSDKDConfig.k,
-    opener: objectives.Opener = str(TSDKDConfig.opener),
-    em_ratio: objectives.EmRatio = TSDKDConfig.em_ratio,
-    temperature: objectives.Temperature = TSDKDConfig.temperature,
-    indirect_reduction: objectives.IndirectReduction = TSDKDConfig.indirect_reduction,
-    direct_weight: objectives.DirectWeight = TSDKDConfig.direct_weight,
-    em_weight: objectives.EmWeight = TSDKDConfig.em_weight,
-    released: objectives.Released = None,
-    phi: objectives.Phi = ReplayConfig.phi,
-    phi_rise: objectives.PhiRise = ReplayConfig.phi_rise,
-    tolerance: objectives.Tolerance = ReplayConfig.tolerance,
-    capacity: objectives.Capacity = ReplayConfig.capacity,
+    method: train_methods.Name = TrainConfig.method,
+    alpha: train_methods.Alpha = TSDKDConfig.alpha,
+    beta: train_methods.Beta = TSDKDConfig.beta,
+    divergence: train_methods.Divergence = TSDKDConfig.divergence,
+    skew: train_methods.Skew = TSDKDConfig.skew,
+    tau: train_methods.Tau = TSDKDConfig.tau,
+    gate: train_methods.Gate = TSDKDConfig.gate,
+    k: train_methods.K = TSDKDConfig.k,
+    opener: train_methods.Opener = str(TSDKDConfig.opener),
+    em_ratio: train_methods.EmRatio = TSDKDConfig.em_ratio,
+    temperature: train_methods.Temperature = TSDKDConfig.temperature,
+    indirect_reduction: train_methods.IndirectReduction = TSDKDConfig.indirect_reduction,
+    direct_weight: train_methods.DirectWeight = TSDKDConfig.direct_weight,
+    em_weight: train_methods.EmWeight = TSDKDConfig.em_weight,
+    released: train_methods.Released = None,
+    phi: train_methods.Phi = ReplayConfig.phi,
+    phi_step: train_methods.PhiRise = ReplayConfig.phi_step,
+    replay_tolerance: train_methods.Tolerance = ReplayConfig.replay_tolerance,
+    replay_capacity: train_methods.Capacity = ReplayConfig.replay_capacity,
     learning_rate: Annotated[
         float, options.number("AdamW's, at its highest.", options.METHOD, least=0)
     ] = TrainConfig.learning_rate,
@@ -131,7 +133,7 @@ def command(
         int, options.count("Responses per forward; does not change the result.", options.ENGINE)
     ] = TrainConfig.micro_batch_size,
     precision: Annotated[
-        Literal["auto", "bf16", "fp32"],
+        Literal["auto", "bfloat16", "float32"],
         options.choice("auto: bf16 where the hardware has it; weights stay float32.", options.ENGINE),
     ] = TrainConfig.precision,
     gradient_checkpointing: Annotated[
@@ -180,26 +182,28 @@ def command(
 ) -> None:
     """Rollouts + scores -> checkpoint: the student learns, the teacher is absent; or prompts + a live teacher."""
     config = configured(context)
-    output, reporter = checkpoint or run / "checkpoint", Reporter(plain=plain)
-    from tsdkd.artifacts import read
+    output, observer = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain)
+    from tsdkd.artifacts.reader import read_artifact
 
-    if config.live:
-        from tsdkd.stages.train import train_live
+    if config.online:
+        from tsdkd.stages.train.stage import train_online
 
-        recorded = read(rollouts, "rollouts", hashed=False).manifest if rollouts else None
+        recorded = read_artifact(rollouts, "rollouts", hashed=False).manifest if rollouts else None
         models = defaults.student(student, recorded), defaults.teacher(teacher, recorded)
         data = rollouts or prompts or defaults.PROMPTS
-        artifact = train_live(data, *models, output, config, seed, reporter, overwrite)
+        artifact = train_online(data, *models, output, config, seed, observer, overwrite)
     else:
-        answers, scored = rollouts or run / "rollouts", objectives.scores(objective, scores, run)
+        answers, scored = rollouts or run / "rollouts", train_methods.scores(method, scores, run)
         recorded = (
-            read(scored, "scores", hashed=False) if scored else read(answers, "rollouts", hashed=False)
+            read_artifact(scored, "scores", hashed=False)
+            if scored
+            else read_artifact(answers, "rollouts", hashed=False)
         ).manifest
 
-        from tsdkd.stages.train import train
+        from tsdkd.stages.train.stage import train_offline
 
         name = defaults.student(student, recorded)
-        artifact = train(answers, scored, name, output, config, seed, reporter, overwrite)
+        artifact = train_offline(answers, scored, name, output, config, seed, observer, overwrite)
     show_pairs("checkpoint", [("at", str(artifact.path)), *_rows(config, artifact.manifest)])
     show_next(f"tsdkd eval{options.at(run)}{options.named('--checkpoint', checkpoint)}")
 
@@ -207,33 +211,35 @@ def command(
 def configured(context: typer.Context) -> TrainConfig:
     """Raises InputError for options that do not go together."""
     given = context.params
-    live = any(given[name] is not None for name in ("prompts", "teacher", "lambda_"))
+    online = any(given[name] is not None for name in ("prompts", "teacher", "lambda_"))
     sampling = options.configured(
         GenerateConfig,
         context,
         temperature=given["sample_temperature"],
-        batch_size=given["sample_batch"],
-        **objectives.mixture(given["objective"], given["teacher_share"]),
+        batch_size=given["sample_batch_size"],
+        **train_methods.mixture(given["method"], given["teacher_fraction"]),
     )
     sampled = options.configured(
-        LiveConfig,
+        OnlineConfig,
         context,
-        on_policy=objectives.share_answered(given["objective"], given["lambda_"]),
+        student_fraction=train_methods.share_answered(given["method"], given["lambda_"]),
         sampling=sampling,
-        replay=objectives.replays(given["objective"], context),
+        replay=train_methods.replays(given["method"], context),
     )
-    if given["teacher_share"] and not (sampled.on_policy or sampled.replay):
-        raise InputError("--teacher-share is of fresh answers, and there are none.", "Leave it out, or raise --lambda.")
+    if given["teacher_fraction"] and not (sampled.student_fraction or sampled.replay):
+        raise InputError(
+            "--teacher-fraction is of fresh answers, and there are none.", "Leave it out, or raise --lambda."
+        )
     adapter = LoRAConfig(
         given["lora_rank"], given["lora_alpha"], given["lora_dropout"], given["lora_targets"], given["merge"]
     )
-    usual = GenerateConfig(**objectives.mixture(given["objective"], None), memory_fraction=0.3)
-    untold = LiveConfig(sampled.on_policy, usual, replay=sampled.replay)
-    if not live and sampled != untold:
+    usual = GenerateConfig(**train_methods.mixture(given["method"], None), memory_fraction=0.3)
+    untold = OnlineConfig(sampled.student_fraction, usual, replay=sampled.replay)
+    if not online and sampled != untold:
         raise InputError("Options of live training are given without it.", "Give --prompts, --teacher or --lambda.")
-    if live and given["scores"]:
+    if online and given["scores"]:
         raise InputError("--scores are for staged training.", "Leave out --scores, or the options of live training.")
-    if live and given["rollouts"] and (given["column"] or given["system"]):
+    if online and given["rollouts"] and (given["column"] or given["system"]):
         raise InputError("Rollouts have their prompts: --column and --system say nothing.", "Leave them out.")
     if given["prompts"] and given["rollouts"]:
         raise InputError("--prompts and --rollouts are both given.", "Choose where the prompts come from.")
@@ -242,9 +248,9 @@ def configured(context: typer.Context) -> TrainConfig:
     return options.configured(
         TrainConfig,
         context,
-        method=given["objective"],
-        objective=objectives.chosen(given["objective"], context),  # which of its options were given, the context knows
-        live=sampled if live else None,
+        method=given["method"],
+        objective=train_methods.chosen(given["method"], context),  # which of its options were given, the context knows
+        online=sampled if online else None,
         lora=adapter if given["lora"] else None,
         compile=given["compile_"],
         trackers=tuple(given["tracker"] or ()),
@@ -258,14 +264,14 @@ def _rows(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
         ("indirect", f"ranking (weight {objective.alpha:g})"),
         ("direct", f"divergence (weight {objective.direct_weight:g})"),
         ("entropy", f"top entropies (weight {objective.em_weight:g})"),
-        ("long_range", f"long range (weight {objective.long_range_weight:g})"),
+        ("policy_gradient", f"long range (weight {objective.policy_gradient_weight:g})"),
         ("student_entropy", "student's mean entropy"),
         ("candidate_overlap", "candidates as scored"),
         ("drift", "drift since scoring (nats)"),
     )
     rows = [
         ("student", manifest.model("student").name),
-        (f"teacher ({'live' if config.live else 'absent'})", manifest.model("teacher").name),
+        (f"teacher ({'live' if config.online else 'absent'})", manifest.model("teacher").name),
         ("objective", config.method),
         ("steps", f"{found['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]

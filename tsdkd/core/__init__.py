@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tsdkd.core.distributions import entropy as entropy
     from tsdkd.core.distributions import generalized_jsd as generalized_jsd
     from tsdkd.core.head import Head as Head
-    from tsdkd.core.long_range import Sampled as Sampled
     from tsdkd.core.objective import token_selective_loss as token_selective_loss
     from tsdkd.core.objective import tsdkd_loss as tsdkd_loss
+    from tsdkd.core.policy_gradient import Sampled as Sampled
     from tsdkd.core.ranking import plackett_luce_nll as plackett_luce_nll
     from tsdkd.core.ranking import ranking_nll as ranking_nll
     from tsdkd.core.selection import TokenWeights as TokenWeights
@@ -41,7 +41,7 @@ _NAMES = {
     "config": ["Divergence", "TSDKDConfig"],
     "distributions": ["entropy", "generalized_jsd"],
     "head": ["Head"],
-    "long_range": ["Sampled"],
+    "policy_gradient": ["Sampled"],
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.gradients import Buffer, divergence_grad, dot, softmax, write_product
 from tsdkd.core.head import Head
-from tsdkd.core.long_range import Sampled, judge, rewards_to_come
-from tsdkd.core.objective import grid, report, require_sampled, weighted_sum
-from tsdkd.core.projected import PLACES, Projected, WithGradients, parts
-from tsdkd.core.ranking import plackett_luce_nll, plackett_luce_slope, require_candidates
+from tsdkd.core.metrics import loss_metrics, to_grid
+from tsdkd.core.objective import require_sampled, weighted_sum
+from tsdkd.core.policy_gradient import Sampled, importance_and_rewards, mean_future_rewards
+from tsdkd.core.ranking import plackett_luce_grad, plackett_luce_nll, require_candidates
 from tsdkd.core.selection import OpenerFraction, check_rows, divergence_weights, select, shares
-from tsdkd.core.slopes import Place, divergence_slope, dot, softmax, write
+from tsdkd.core.student import BUFFERS, StudentLogits, WithPrecomputedGradients, differentiable_parts
 from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
@@ -34,8 +35,8 @@ STEP_TOKENS = 64
 """Chunks are multiples of it, which products like, and one of it however little memory is free: with fewer tokens they
 only wait for the head's weights."""
 
-Places = tuple[Place, ...]
-NO_PLACES: Places = (None,) * PLACES
+Places = tuple[Buffer, ...]
+NO_PLACES: Places = (None,) * BUFFERS
 """For compiled code, which keeps few of these results."""
 
 
@@ -108,20 +109,20 @@ def token_selective_loss_from_hidden(
     sampled = require_sampled(sampled, teacher, config)
     if config.alpha:
         require_candidates(config.k, len(student_head.cut.weight))
-    leaves = parts(student_hidden, student_head)
+    leaves = differentiable_parts(student_hidden, student_head)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in leaves]
     device = student_hidden.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden.dtype
     if precision == torch.float16:
         raise InputError("The objective cannot be computed in float16.", "Use bfloat16 or float32.")
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        student = Projected(student_hidden, student_head, precision, wanted)
+        student = StudentLogits(student_hidden, student_head, precision, wanted)
         chunk = chunk or _chunk_tokens(student)
         share = shares(response_mask)[response_mask].to(student.wide) / len(response_mask)
         seen = _read(student, teacher, share, config, chunk, compiled, sampled)
         weights = select(
-            grid(seen.student_entropy, response_mask),
-            grid(seen.teacher_entropy, response_mask),
+            to_grid(seen.student_entropy, response_mask),
+            to_grid(seen.teacher_entropy, response_mask),
             response_mask,
             config,
             opener_fraction,
@@ -130,8 +131,8 @@ def token_selective_loss_from_hidden(
             w[response_mask] / len(response_mask) for w in (weights.ranking, weights.divergence, weights.entropy)
         )
         divergence = divergence * seen.importance
-        to_come = rewards_to_come(grid(seen.reward, response_mask), response_mask)[response_mask]
-        credit = config.long_range_weight * divergence * to_come
+        to_come = mean_future_rewards(to_grid(seen.reward, response_mask), response_mask)[response_mask]
+        credit = config.policy_gradient_weight * divergence * to_come
         again = (ranking, certainty, credit)
         scores = _read_again(student, teacher, again, seen.student_entropy, sampled, config, chunk)
         terms: dict[str, Tensor] = {}
@@ -142,12 +143,12 @@ def token_selective_loss_from_hidden(
         if config.em_weight:
             terms["entropy"] = (certainty * seen.student_entropy).sum()
         if sampled:
-            terms["long_range"] = -(divergence * to_come).sum()
-        metrics = report(
+            terms["policy_gradient"] = -(divergence * to_come).sum()
+        metrics = loss_metrics(
             seen.student_entropy, seen.teacher_entropy, seen.agreement, weights, response_mask, terms, scores
         )
         loss = weighted_sum(terms, config)
-    attached: Tensor = WithGradients.apply(loss, student.gradients, *leaves)  # type: ignore[no-untyped-call]
+    attached: Tensor = WithPrecomputedGradients.apply(loss, student.gradients, *leaves)  # type: ignore[no-untyped-call]
     return attached, metrics
 
 
@@ -189,7 +190,7 @@ def _joined(pieces: Sequence[_Seen]) -> _Seen:
 
 
 def _read(
-    student: Projected,
+    student: StudentLogits,
     teacher: TeacherSignal | TeacherHidden,
     share: Tensor,
     config: TSDKDConfig,
@@ -214,7 +215,7 @@ def _read(
 
 
 def _read_part(
-    student: Projected,
+    student: StudentLogits,
     linear: Tensor,
     teacher: TeacherSignal | TeacherHidden,
     room: list[Tensor],
@@ -268,7 +269,7 @@ def _read_block(
             leaf = log_q.detach().requires_grad_()
             divergence = teacher.divergence(leaf, config.formula, config.temperature)
             (pull,) = torch.autograd.grad(divergence.sum(), leaf)
-        write(linear, pull.sub_(q.mul_(pull.sum(-1, keepdim=True))), steepness)
+        write_product(linear, pull.sub_(q.mul_(pull.sum(-1, keepdim=True))), steepness)
     return _Seen(student_entropy, teacher_entropy, agreement, divergence.detach(), *_unjudged(student_entropy))
 
 
@@ -286,9 +287,11 @@ def _compare(
     q, log_q = softmax(logits, config.temperature, *places[:2])
     p, log_p = softmax(teacher.logits, config.temperature, *places[2:4])
     student_entropy, teacher_entropy = -dot(q, log_q, places[4]), -dot(p, log_p, places[4])
-    judged = judge(sampled.of(log_q), sampled.of(log_p), sampled) if sampled else _unjudged(student_entropy)
+    judged = (
+        importance_and_rewards(sampled.of(log_q), sampled.of(log_p), sampled) if sampled else _unjudged(student_entropy)
+    )
     if config.direct_weight:
-        divergence = divergence_slope(q, log_q, p, log_p, config.formula, steepness, places[4], out)
+        divergence = divergence_grad(q, log_q, p, log_p, config.formula, steepness, places[4], out)
     else:
         divergence = torch.zeros_like(student_entropy)
     return _Seen(student_entropy, teacher_entropy, agreement, divergence, *judged)
@@ -314,7 +317,7 @@ def _fused(
     linear: Tensor, head: Head, told: Tensor, teacher_head: Head, config: TSDKDConfig, sampled: Sampled | None
 ) -> _Seen:
     """As `_read_block`, from both linear layers' outputs, in float32."""
-    from tsdkd.core.fused import compare
+    from tsdkd.core.triton_kernel import compare
 
     spoken = [each.bend(sampled.of(said)) for each, said in ((head, linear), (teacher_head, told))] if sampled else []
     found = compare(linear, head, told, teacher_head, config.formula, config.temperature)
@@ -322,11 +325,11 @@ def _fused(
         return _Seen(*found[:4], *_unjudged(found.divergence))
     sums = found.student_log_sum, found.teacher_log_sum
     now, teacher = (z.float() / config.temperature - log_sum for z, log_sum in zip(spoken, sums, strict=True))
-    return _Seen(*found[:4], *judge(now, teacher, sampled))
+    return _Seen(*found[:4], *importance_and_rewards(now, teacher, sampled))
 
 
 def _read_again(
-    student: Projected,
+    student: StudentLogits,
     teacher: TeacherSignal | TeacherHidden,
     weights: tuple[Tensor, Tensor, Tensor],
     entropies: Tensor,
@@ -366,7 +369,7 @@ def _read_again(
 
 
 def _rank(
-    student: Projected,
+    student: StudentLogits,
     teacher: TeacherSignal | TeacherHidden,
     rows: Tensor,
     linear: Tensor,
@@ -379,14 +382,14 @@ def _rank(
     chosen = logits.gather(-1, ids).to(student.wide)
     scores = chosen / config.temperature
     slopes = (config.alpha / config.temperature * weights).unsqueeze(-1)
-    slopes = slopes * plackett_luce_slope(scores, "ranking" in config.released)
+    slopes = slopes * plackett_luce_grad(scores, "ranking" in config.released)
     steepness = student.head.steepness(chosen)
     student.pull_at(rows, ids, slopes if steepness is None else slopes * steepness)
     return scores
 
 
 def _sharpen(
-    student: Projected, rows: Tensor, linear: Tensor, entropies: Tensor, weights: Tensor, config: TSDKDConfig
+    student: StudentLogits, rows: Tensor, linear: Tensor, entropies: Tensor, weights: Tensor, config: TSDKDConfig
 ) -> None:
     """Pull the entropy term's gradient, dH/dz = -q (log q + H)."""
 
@@ -396,7 +399,7 @@ def _sharpen(
     _pull_by_block(student, rows, linear, -config.em_weight / config.temperature * weights, config.temperature, slope)
 
 
-def _encourage(student: Projected, rows: Tensor, linear: Tensor, ids: Tensor, credit: Tensor) -> None:
+def _encourage(student: StudentLogits, rows: Tensor, linear: Tensor, ids: Tensor, credit: Tensor) -> None:
     """Pull the long-range term's gradient, `-credit dlog q(y)/dz = credit (q - [y])`."""
 
     def slope(block: slice, q: Tensor, _: Tensor) -> Tensor:
@@ -407,7 +410,7 @@ def _encourage(student: Projected, rows: Tensor, linear: Tensor, ids: Tensor, cr
 
 
 def _pull_by_block(
-    student: Projected,
+    student: StudentLogits,
     rows: Tensor,
     linear: Tensor,
     scale: Tensor,
@@ -418,7 +421,7 @@ def _pull_by_block(
     for block in _slices(len(rows), _block_tokens(student)):
         logits = student.head.bend(linear[block])
         slope = slope_of(block, *softmax(logits, temperature, *_places(student, len(logits))[:2]))
-        write(linear[block], slope, student.head.steepness(logits))
+        write_product(linear[block], slope, student.head.steepness(logits))
     student.pull(rows, linear, scale)
 
 
@@ -426,29 +429,29 @@ def _slices(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _places(student: Projected, tokens: int) -> Places:
+def _places(student: StudentLogits, tokens: int) -> Places:
     return student.places(tokens, _block_tokens(student))
 
 
-def _block_tokens(student: Projected) -> int:
+def _block_tokens(student: StudentLogits) -> int:
     return min(_at_once(student) * max(1, _by_device(BLOCK_LOGITS, student) // student.vocab), len(student.hidden))
 
 
-def _ranked_tokens(student: Projected, teacher: TeacherSignal | TeacherHidden, k: int) -> int:
+def _ranked_tokens(student: StudentLogits, teacher: TeacherSignal | TeacherHidden, k: int) -> int:
     """Ranking gathers k rows of a head for each token."""
     widths = [tensor.shape[-1] for tensor in (student.hidden, getattr(teacher, "hidden", None)) if tensor is not None]
     return max(1, _at_once(student) * _by_device(BLOCK_LOGITS, student) // (k * max(widths)))
 
 
-def _at_once(student: Projected) -> int:
+def _at_once(student: StudentLogits) -> int:
     return torch.get_num_threads() if student.hidden.device.type == "cpu" else 1
 
 
-def _by_device(sizes: dict[str, int], student: Projected) -> int:
+def _by_device(sizes: dict[str, int], student: StudentLogits) -> int:
     return sizes["cpu" if student.hidden.device.type == "cpu" else "cuda"]
 
 
-def _chunk_tokens(student: Projected) -> int:
+def _chunk_tokens(student: StudentLogits) -> int:
     """Chunks of nearly even size; on CPUs always the same, so that a run gives the same bytes twice."""
     tokens, device = len(student.hidden), student.hidden.device
     room = _by_device(CHUNK_BYTES, student)

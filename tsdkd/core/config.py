@@ -43,6 +43,15 @@ class Divergence:
         return cls(1 - skew, 0.0, 1.0)
 
 
+TERMS = {
+    "indirect": "alpha",
+    "direct": "direct_weight",
+    "entropy": "em_weight",
+    "policy_gradient": "policy_gradient_weight",
+}
+"""The terms of the loss, and the field of `TSDKDConfig` that weights each; config, log, screen and report use them."""
+
+
 @dataclass(frozen=True)
 class TSDKDConfig:
     """Hyperparameters of eq. (13), `L = alpha L_Indirect + L_Direct + L_EM`; defaults are Table 10's.
@@ -77,7 +86,7 @@ class TSDKDConfig:
     """Weight of the direct (divergence) term; 1 in the paper."""
     em_weight: float = 1.0
     """Weight of the entropy term; 1 in the paper."""
-    long_range_weight: float = 0.0
+    policy_gradient_weight: float = 0.0
     """Weight of MiniLLM's long-range term, which also brings its importance weights; 1 in MiniLLM."""
     released: tuple[str, ...] = ()
     """Where the released code's form is taken, of `RELEASED`."""
@@ -97,7 +106,7 @@ class TSDKDConfig:
             ("indirect_reduction", self.indirect_reduction in ("mean", "sum"), "'mean' or 'sum'"),
             ("direct_weight", self.direct_weight >= 0, "0 or more"),
             ("em_weight", self.em_weight >= 0, "0 or more"),
-            ("long_range_weight", self.long_range_weight >= 0, "0 or more"),
+            ("policy_gradient_weight", self.policy_gradient_weight >= 0, "0 or more"),
             ("released", _among(self.released, RELEASED), f"of {', '.join(RELEASED)}, each once"),
         ):
             if not good:
@@ -112,10 +121,10 @@ class TSDKDConfig:
             )
 
         plain = self.formula == Divergence.jsd(1) and not self.gate and self.temperature == 1
-        if self.long_range_weight and not (plain and self.direct_weight):
+        if self.policy_gradient_weight and not (plain and self.direct_weight):
             raise InputError(
                 "The long-range term completes the gradient of a reverse KL at every token, at temperature 1.",
-                "Give beta 1, no gate, temperature 1 and a direct_weight, or long_range_weight 0.",
+                "Give beta 1, no gate, temperature 1 and a direct_weight, or policy_gradient_weight 0.",
             )
 
     @property

@@ -22,7 +22,7 @@ def entropy_of(log_p: Tensor) -> Tensor:
 def divergence_of(log_p: Tensor, log_q: Tensor, formula: Divergence) -> Tensor:
     """A divergence, in nats, of teacher and student log-probabilities (..., n) -> (...)."""
     sides = ((formula.teacher, log_p), (formula.student, log_q))
-    log_m = mixed(log_p, log_q, formula.mix)
+    log_m = log_mixture(log_p, log_q, formula.mix)
     return torch.stack([share * _kl(log_side, log_m) for share, log_side in sides if share]).sum(0)
 
 
@@ -41,7 +41,7 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float)
     return divergence_of(log_probs(teacher_logits), log_probs(student_logits), Divergence.jsd(beta))
 
 
-def mixed(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
+def log_mixture(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
     """Logarithm of `mix p + (1 - mix) q`."""
     if mix in {0, 1}:
         return log_p if mix else log_q

@@ -6,11 +6,12 @@ This is the readable reference; `chunked` is the same without forming all logits
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
-from tsdkd.core.long_range import Sampled, judge, rewards_to_come
+from tsdkd.core.metrics import loss_metrics, to_grid
+from tsdkd.core.policy_gradient import Sampled, importance_and_rewards, mean_future_rewards
 from tsdkd.core.ranking import plackett_luce_nll
-from tsdkd.core.selection import OpenerFraction, TokenWeights, check_rows, select
+from tsdkd.core.selection import OpenerFraction, check_rows, select
 from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
@@ -73,7 +74,7 @@ def token_selective_loss(
 
     Returns:
         The loss, a scalar: the mean over responses, so pieces of a batch are weighed by their number of responses.
-        Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy", "long_range" (the
+        Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy", "policy_gradient" (the
         unweighted terms; one with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy",
         "gate", "opener_length", "rank_agreement" (Kendall's tau on the opener, beside the ranking term),
         "top1_agreement", "response_length". With a long-range term, "direct" is weighed by importance.
@@ -86,8 +87,8 @@ def token_selective_loss(
     student_entropy = entropy_of(log_q.detach())
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
     weights = select(
-        grid(student_entropy, response_mask),
-        grid(teacher_entropy, response_mask),
+        to_grid(student_entropy, response_mask),
+        to_grid(teacher_entropy, response_mask),
         response_mask,
         config,
         opener_fraction,
@@ -106,14 +107,16 @@ def token_selective_loss(
     if config.direct_weight:
         divergences = teacher.divergence(log_q, config.formula, config.temperature)
         if sampled and isinstance(teacher, TeacherLogits):
-            importance, rewards = judge(sampled.of(log_q), sampled.of(log_probs(teacher.logits)), sampled)
-            to_come = rewards_to_come(grid(rewards, response_mask), response_mask)[response_mask]
-            terms["long_range"] = -(divergence * importance * to_come).sum()
+            importance, rewards = importance_and_rewards(
+                sampled.of(log_q), sampled.of(log_probs(teacher.logits)), sampled
+            )
+            to_come = mean_future_rewards(to_grid(rewards, response_mask), response_mask)[response_mask]
+            terms["policy_gradient"] = -(divergence * importance * to_come).sum()
             divergence = divergence * importance.detach()
         terms["direct"] = (divergence * divergences).sum()
     if config.em_weight:
         terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum()
-    metrics = report(
+    metrics = loss_metrics(
         student_entropy, teacher_entropy, teacher.agrees(student_logits), weights, response_mask, terms, scores
     )
     return weighted_sum(terms, config), metrics
@@ -123,7 +126,7 @@ def require_sampled(
     sampled: Sampled | None, teacher: TeacherSignal | TeacherHidden, config: TSDKDConfig
 ) -> Sampled | None:
     """What the long-range term needs, None without one. Raises InputError where it lacks."""
-    if not config.long_range_weight:
+    if not config.policy_gradient_weight:
         return None
     if sampled is None:
         raise InputError("The long-range term needs to know how the tokens were sampled.", "Pass a Sampled.")
@@ -136,55 +139,4 @@ def require_sampled(
 
 def weighted_sum(terms: dict[str, Tensor], config: TSDKDConfig) -> Tensor:
     """Eq. (13) from the unweighted terms."""
-    weight = {
-        "indirect": config.alpha,
-        "direct": config.direct_weight,
-        "entropy": config.em_weight,
-        "long_range": config.long_range_weight,
-    }
-    return torch.stack([weight[name] * term for name, term in terms.items()]).sum()
-
-
-@torch.no_grad()
-def report(
-    student_entropy: Tensor,
-    teacher_entropy: Tensor,
-    agreement: Tensor,
-    weights: TokenWeights,
-    response_mask: Tensor,
-    terms: dict[str, Tensor],
-    scores: Tensor | None,
-) -> dict[str, Tensor]:
-    """The metrics of `token_selective_loss`, from values of response tokens (tokens,).
-
-    `scores`: the student's logits at its candidates on the opener (n, k), the teacher's favourite first.
-    """
-    opener = weights.ranking > 0
-    metrics = {name: term.detach() for name, term in terms.items()}
-    for name, values in (
-        ("student_entropy", student_entropy),
-        ("teacher_entropy", teacher_entropy),
-        ("top1_agreement", agreement),
-    ):
-        metrics[name] = _mean_of_means(grid(values, response_mask), response_mask)
-    metrics["gate"] = _mean_of_means(weights.gate, response_mask)
-    metrics["opener_length"] = opener.sum() / len(response_mask)
-    metrics["response_length"] = response_mask.sum() / len(response_mask)
-    if scores is not None and len(scores):
-        metrics["rank_agreement"] = _mean_of_means(grid(_kendall_tau(scores), opener), opener)
-    return metrics
-
-
-def grid(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Values of the mask's True positions (n,), row after row -> (batch, seq), 0 elsewhere."""
-    return tokens.new_zeros(mask.shape).masked_scatter(mask, tokens)
-
-
-def _mean_of_means(values: Tensor, mask: Tensor) -> Tensor:
-    return (values.where(mask, 0).sum(-1) / mask.sum(-1)).mean()
-
-
-def _kendall_tau(scores_best_first: Tensor) -> Tensor:
-    k = scores_best_first.shape[-1]
-    better = (torch.sign(scores_best_first[:, i : i + 1] - scores_best_first[:, i + 1 :]).sum(-1) for i in range(k - 1))
-    return torch.stack(list(better)).sum(0) / (k * (k - 1) / 2)
+    return torch.stack([getattr(config, TERMS[name]) * term for name, term in terms.items()]).sum()

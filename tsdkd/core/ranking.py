@@ -42,7 +42,7 @@ def plackett_luce_nll(scores: Tensor, released: bool = False) -> Tensor:
     return ((_prefix if released else _suffix)(wide) - wide).sum(-1)
 
 
-def plackett_luce_slope(scores: Tensor, released: bool = False) -> Tensor:
+def plackett_luce_grad(scores: Tensor, released: bool = False) -> Tensor:
     """Gradient of `plackett_luce_nll` at its scores (..., k): how often an item was to be chosen, less once."""
     competing, met = (_prefix, _suffix) if released else (_suffix, _prefix)
     return (scores + met(-competing(scores))).exp() - 1

@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from tsdkd.artifacts import Artifact, Manifest
+from tsdkd.artifacts.manifest import Manifest
+from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.writer import Writer
 from tsdkd.core import Divergence
 from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
-from tsdkd.stages.batches import by_length, pad_right
-from tsdkd.stages.config import PruneConfig
-from tsdkd.stages.models import LanguageModel, chat_ids, describe, libraries, load_model
-from tsdkd.stages.places import resolve
-from tsdkd.stages.reporter import Reporter, Silent
-from tsdkd.stages.rollouts.prompts import Prompts
-from tsdkd.writer import Writer
+from tsdkd.stages.config.prune import PruneConfig
+from tsdkd.stages.data.batches import batches_by_length, pad_right
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.record import library_versions, model_record
+from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
 """Tokens read and projected at a time."""
@@ -34,12 +37,12 @@ def prune(
     prompts: Path,
     output: Path,
     config: PruneConfig,
-    reporter: Reporter | None = None,
+    observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
     """Write the teacher without `config.drop` of its layers. Raises InputError when its layers cannot be found."""
-    reporter = reporter or Silent()
-    record = describe("teacher", teacher)
+    observer = observer or SilentObserver()
+    record = model_record("teacher", teacher)
     source = Prompts(prompts, config.column, config.limit)
     chosen = list(source)
     manifest = Manifest(
@@ -48,22 +51,22 @@ def prune(
         seed=0,
         parents=(source.parent(output),),
         models=(record,),
-        libraries=libraries(),
+        libraries=library_versions(),
     )
     language_model = load_model(teacher, config.dtype)
-    saved = AutoConfig.from_pretrained(resolve(teacher)).dtype if config.dtype == "auto" else None
+    saved = AutoConfig.from_pretrained(model_directory(teacher)).dtype if config.dtype == "auto" else None
     depth = _Depth(language_model.model.get_decoder())
     if not 0 < config.drop < len(depth.layers):
         raise InputError(
             f"--drop is {config.drop}, but {teacher} has {len(depth.layers)} layers.",
             "Drop at least one and keep at least one.",
         )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer, reporter.writing(output):
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(output):
         if writer.complete:
-            reporter.say(f"{output} is complete: nothing to do.")
+            observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        texts = [chat_ids(language_model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in chosen]
-        summary = _choose(language_model, depth, texts, config.drop, reporter)
+        texts = [chat_token_ids(language_model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in chosen]
+        summary = _choose(language_model, depth, texts, config.drop, observer)
         staging = output / "staging.tmp"
         language_model.model.to(saved).save_pretrained(staging)
         language_model.tokenizer.save_pretrained(staging)
@@ -92,7 +95,7 @@ class _Depth:
 
 
 def _choose(
-    language_model: LanguageModel, depth: _Depth, texts: list[list[int]], drop: int, reporter: Reporter
+    language_model: LanguageModel, depth: _Depth, texts: list[list[int]], drop: int, observer: Observer
 ) -> dict[str, Any]:
     """Leave out `drop` layers of the model in place; tell which, and the divergence after each."""
     kept = list(range(len(depth.layers)))
@@ -101,7 +104,7 @@ def _choose(
     dropped: list[int] = []
     costs: list[float] = []
     trials = sum(len(kept) - round_ for round_ in range(drop))
-    with reporter.progress("layers tried", trials, "trials") as advance, torch.inference_mode():
+    with observer.progress("layers tried", trials, "trials") as advance, torch.inference_mode():
         for _ in range(drop):
             cost: dict[int, float] = {}
             for layer in kept:
@@ -124,7 +127,7 @@ def _read(language_model: LanguageModel, texts: list[list[int]]) -> list[Tensor]
     """Hidden states (tokens, width) of all texts, in pieces."""
     pieces = []
     with torch.inference_mode():
-        for batch in by_length([len(text) for text in texts], tokens=FORWARD_TOKENS):
+        for batch in batches_by_length([len(text) for text in texts], tokens=FORWARD_TOKENS):
             ids, attention = pad_right([texts[i] for i in batch])
             device = language_model.device
             hidden = language_model.hidden(ids.to(device), attention.to(device))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import browser, opened
+from tests.helpers.browser import browser, opened
 from tsdkd.stages.pages.charts import MOST_VALUES, Series, bars, dots, lines
 from tsdkd.stages.pages.page import templates
 

@@ -1,0 +1,1 @@
+"""What several tests use; the only test code that other tests import."""

@@ -1,0 +1,32 @@
+"""The recipes as processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+PAPER = sorted(path.stem for path in (RECIPES / "paper").glob("*.sh") if path.stem != "preamble")
+PAIRS = ("qwen2.5", "gemma2", "qwen3")
+
+
+def start(recipe: str, tsdkd: Path, **environment: object) -> subprocess.Popen[str]:
+    """A recipe such as "paper/table1", which finds its `tsdkd` in that folder."""
+    told = {name: str(value) for name, value in environment.items()}
+    told |= {"INSTALLED": "1", "PYTHON": sys.executable, "PATH": f"{tsdkd}:{os.environ['PATH']}", "COLUMNS": "200"}
+    return subprocess.Popen(
+        ["bash", str(RECIPES / f"{recipe}.sh")],
+        env=os.environ | told,
+        cwd=tsdkd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    """What it said."""
+    said = process.communicate(timeout=1800)[0]
+    assert process.returncode == status, said
+    return said

@@ -1,0 +1,92 @@
+"""What tests of training share: a small configuration, a run of it, and what came out."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from tsdkd.core import TSDKDConfig, tsdkd_loss
+from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.train.checkpoint import METRICS_FILE
+from tsdkd.stages.train.stage import train_offline
+
+Weights = dict[str, torch.Tensor]
+OBJECTIVE = TSDKDConfig(k=4)
+CONFIG = TrainConfig(
+    objective=OBJECTIVE,
+    learning_rate=1e-3,
+    epochs=2,
+    batch_size=4,
+    micro_batch_size=2,
+    precision="float32",
+    save_steps=2,
+)
+
+
+class Listening(SilentObserver):
+    """Keeps what is said and warned of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def info(self, message: str) -> None:
+        self.said.append(message)
+
+    def warning(self, message: str) -> None:
+        self.warned.append(message)
+
+
+def learn(run: Path, student: Path, output: Path, config: TrainConfig = CONFIG, **more: object) -> Weights:
+    train_offline(run / "rollouts", run / "scores", str(student), output, config, **more)
+    return weights(output)
+
+
+def weights(path: Path) -> Weights:
+    return AutoModelForCausalLM.from_pretrained(path).state_dict()
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (path / METRICS_FILE).read_text().splitlines()]
+
+
+def same_update(one: Weights, other: Weights, start: Weights) -> bool:
+    """Do both move the weights alike? AdamW blows up the rounding of tiny gradients, so all are taken together."""
+    return distance(one, other) < 1e-3 * distance(one, start)
+
+
+def distance(one: Weights, other: Weights) -> float:
+    """Euclidean."""
+    return sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5
+
+
+def apart(one: Weights, other: Weights) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def loss_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[torch.Tensor, Weights]:
+    """The objective of all responses in one piece: two live models, full logits, padded."""
+    logits, mask = logits_of_two_models(rows, student, teacher)
+    return tsdkd_loss(*logits, mask, OBJECTIVE)
+
+
+def logits_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Both models' logits (response, token, vocab) where they predict the responses' tokens, and the mask of these."""
+    longest = max(len(row["response_ids"]) for row in rows)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    logits = []
+    for name in (student, teacher):
+        reader = load_model(str(name))
+        grid = torch.zeros(len(rows), longest, len(reader.tokenizer))
+        for i, row in enumerate(rows):
+            with torch.no_grad():
+                found = reader.model(torch.tensor([row["prompt_ids"] + row["response_ids"]])).logits[0]
+            start, length = len(row["prompt_ids"]) - 1, len(row["response_ids"])
+            grid[i, :length] = found[start : start + length, : grid.shape[-1]]
+            mask[i, :length] = True
+        logits.append(grid)
+    return logits, mask

@@ -1,0 +1,69 @@
+"""Batches of similar length, and padding that masks name exactly."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsdkd.stages.data.batches import (
+    align_responses,
+    batches_by_length,
+    consecutive_blocks,
+    join_right_padded,
+    pad_left,
+)
+
+PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 8))
+def test_every_sequence_once_in_batches_of_a_size(lengths: list[int], size: int) -> None:
+    batches = list(batches_by_length(lengths, size=size))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= size
+    longest = [lengths[batch[0]] for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
+def test_padded_tokens_stay_in_the_budget(lengths: list[int], tokens: int) -> None:
+    for batch in batches_by_length(lengths, tokens=tokens):
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= tokens
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=50), st.sampled_from([0.0, 0.1, 0.5]))
+def test_no_batch_holds_more_padding_than_it_may(lengths: list[int], padding: float) -> None:
+    batches = list(batches_by_length(lengths, tokens=10_000, padding=padding))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert padded - sum(lengths[i] for i in batch) <= padding * padded
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))
+def test_blocks_are_consecutive_and_bounded(sizes: list[int], most: int) -> None:
+    blocks = list(consecutive_blocks(sizes, most))
+    assert [i for block in blocks for i in block] == list(range(len(sizes)))
+    assert all(len(block) == 1 or sum(sizes[i] for i in block) <= most for block in blocks)
+    following = [sizes[block.stop] for block in blocks[:-1]]
+    assert all(sum(sizes[i] for i in b) + n > most for b, n in zip(blocks, following, strict=False))  # no smaller ones
+
+
+def test_pad_left() -> None:
+    ids, attention = pad_left(PROMPTS)
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert attention.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_join_names_the_positions_that_predict() -> None:
+    ids, attention, predicting = join_right_padded(PROMPTS, RESPONSES)
+    assert ids.tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
+    assert attention.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert predicting.tolist() == [[False, False, True, False], [True, True, False, False]]
+
+
+def test_align_begins_every_response_in_one_column() -> None:
+    ids, attention, mask = align_responses(PROMPTS, RESPONSES)
+    assert ids.tolist() == [[5, 6, 7, 1, 0], [0, 0, 8, 2, 3]]
+    assert attention.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert mask.tolist() == [[True, False], [True, True]]
+    assert torch.equal(ids[:, 3:][mask], torch.tensor([1, 2, 3]))

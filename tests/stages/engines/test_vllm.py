@@ -1,0 +1,211 @@
+"""vLLM for real, on a CPU: what it samples, whether it is the model that was named, and that it comes back."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.models import save_tiny_model
+from tests.helpers.prompts import write_prompts
+from tests.stages.models.test_adapters import save_adapter
+from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.reader import read_artifact
+from tsdkd.errors import TsdkdError
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.data.requests import RequestBatch
+from tsdkd.stages.engines import choice, engine_check
+from tsdkd.stages.engines.transformers_engine import sample_responses
+from tsdkd.stages.engines.vllm_engine import VllmEngine
+from tsdkd.stages.generate.requests import PromptRequests
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.spec import load_spec
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+Contents = Callable[[Path], dict[str, bytes]]
+CONFIG = GenerateConfig(engine="vllm", max_new_tokens=40, part_size=8, samples_per_prompt=2, memory_fraction=0.1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def vllm_is_there() -> Iterator[None]:
+    """Found again (see conftest), and without the half minute of compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "has_vllm", lambda: True)
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the smallest attention heads that vLLM has kernels for, and six padding rows."""
+    return save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=5, head_dim=32)
+
+
+@pytest.fixture(scope="module")
+def run(served: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole chain as a user types it, sampled with vLLM."""
+    place = tmp_path_factory.mktemp("chain")
+    prompts = write_prompts(place / "prompts.jsonl", 16)
+    options = ["--memory-fraction", "0.1", "--max-new-tokens", "40", "--part-size", "8", "--samples-per-prompt", "2"]
+    chain = [
+        ["generate", "--student", served, "--prompts", prompts, "--engine", "vllm", *options],
+        ["score", "--teacher", teacher, "--k", 4],
+        ["train", "--k", 4, "--epochs", 1, "--batch-size", 8, "--precision", "float32"],
+    ]
+    for stage in chain:
+        command = [sys.executable, "-m", "tsdkd", *map(str, stage), "--run", str(place / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "error" not in done.stderr
+    return place
+
+
+def test_the_chain_runs_on_its_rollouts(run: Path, served: Path) -> None:
+    manifest = load_manifest(run / "run" / "rollouts")
+    assert manifest.engine == manifest.config["engine"] == "vllm"
+    assert manifest.libraries["vllm"].startswith("0.")
+    rows = read_artifact(run / "run" / "rollouts", "rollouts").table().to_pylist()
+    assert len({row["sample_id"] for row in rows}) == len(rows) == 32
+    end = load_model(str(served)).tokenizer.eos_token_id
+    reasons = Counter(row["finish_reason"] for row in rows)
+    assert set(reasons) == {"stop", "length"}
+    for row in rows:
+        ids = row["response_ids"]
+        assert end not in ids[:-1]
+        assert row["finish_reason"] == ("stop" if ids[-1] == end else "length")
+        assert len(ids) == 40 or ids[-1] == end
+    assert max(token for row in rows for token in row["response_ids"]) <= 257  # no padding row
+    twins = [rows[i]["response_ids"] != rows[i + 1]["response_ids"] for i in range(0, 32, 2)]
+    assert all(twins)  # each sample has a seed of its own
+    assert load_manifest(run / "run" / "checkpoint").state == "complete"
+
+
+def test_a_resumed_run_on_two_copies_ends_with_the_same_bytes(run: Path, served: Path, contents: Contents) -> None:
+    """Killed after its first part; the other three are sampled by whichever copy is free."""
+    whole, cut = run / "run" / "rollouts", run / "run" / "cut"
+    shutil.copytree(whole, cut)
+    manifest = json.loads((cut / MANIFEST_FILE).read_text())
+    manifest |= {"state": "partial", "summary": {}, "parts": manifest["parts"][:1]}
+    (cut / MANIFEST_FILE).write_text(json.dumps(manifest))
+    for part in sorted(cut.glob("*.parquet"))[1:]:
+        part.unlink()
+    generate(run / "prompts.jsonl", str(served), cut, replace(CONFIG, data_parallel=2))
+    assert contents(cut) == contents(whole)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_process(prompts: Path, served: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Ctrl-C while vLLM loads exits 130; after kill -9 the process with the model notices that nobody is left."""
+    command = [sys.executable, "-m", "tsdkd", "generate", "--student", str(served), "--engine", "vllm"]
+    command += ["--prompts", str(prompts), "--run", str(tmp_path / "run"), "--max-new-tokens", "8"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    while not (children := children_of(process.pid)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait(timeout=120) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while [child for child in children if Path(f"/proc/{child}").exists()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if how == signal.SIGINT:
+        told = (tmp_path / "said").read_text()
+        assert "Interrupted" in told
+        assert "Traceback" not in told
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes below one, less multiprocessing's own tracker."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in found if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.fixture(scope="module")
+def tuned(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(served, tmp_path_factory.mktemp("tuned") / "adapter", rank=3)
+
+
+@pytest.fixture(scope="module")
+def part(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> RequestBatch:
+    prompts = Prompts(write_prompts(tmp_path_factory.mktemp("part") / "p.jsonl", 6))
+    jobs = PromptRequests(prompts, load_spec(str(tuned)).tokenizer, CONFIG, 8, 0)
+    return next(jobs.parts("student", jobs.count()))
+
+
+@pytest.fixture(scope="module")
+def engine(tuned: Path) -> Iterator[VllmEngine]:
+    """Serves the adapter."""
+    with VllmEngine(load_spec(str(tuned)), CONFIG, 200) as engine:
+        yield engine
+
+
+def test_the_canary_knows_the_adapter_from_its_base(
+    engine: VllmEngine, part: RequestBatch, tuned: Path, served: Path
+) -> None:
+    engine_check.check_engine(engine, part.requests, {"student": load_spec(str(tuned))}, "student", CONFIG)
+    with pytest.raises(TsdkdError, match="disagree about") as caught:
+        engine_check.check_engine(engine, part.requests, {"student": load_spec(str(served))}, "student", CONFIG)
+    assert caught.value.remedy == engine_check.WEIGHTS
+
+
+@pytest.mark.parametrize("transform", [{"top_k": 2}, {"temperature": 0.5}, {"repetition_penalty": 3.0}], ids=str)
+def test_the_canary_hears_another_transform(
+    engine: VllmEngine, part: RequestBatch, tuned: Path, monkeypatch: pytest.MonkeyPatch, transform: dict[str, float]
+) -> None:
+    monkeypatch.setattr(engine, "sampling", engine.sampling | transform)
+    with pytest.raises(TsdkdError, match="disagree about") as caught:
+        engine_check.check_engine(engine, part.requests, {"student": load_spec(str(tuned))}, "student", CONFIG)
+    if "repetition_penalty" not in transform:  # which looks like other weights as much
+        assert caught.value.remedy == engine_check.TEMPLATE
+
+
+def test_greedy_answers_are_transformers(
+    engine: VllmEngine, part: RequestBatch, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "sampling", engine.sampling | {"temperature": 0.0})
+    ((_, responses),) = engine.sample(iter([part]), lambda _: None)
+    reader = load_model(str(tuned))
+    expected = sample_responses(reader, [job.prompt_ids for job in part.requests], CONFIG.max_new_tokens, temperature=0)
+    assert [response.ids for response in responses] == expected
+
+
+def test_the_same_part_twice_and_progress(engine: VllmEngine, part: RequestBatch) -> None:
+    done: list[int] = []
+    (_, one), (_, again) = engine.sample(iter([part, part]), done.append)
+    assert one == again
+    assert sum(done) == 2 * len(part.requests)
+
+
+def test_more_prompts_than_one_step_reads(engine: VllmEngine, part: RequestBatch) -> None:
+    """10,000 tokens: no prompt is read in pieces, and each response is what it is among few."""
+    jobs = [replace(part.requests[0], prompt_ids=[i, *range(148)], seed=i) for i in range(70)]
+    few, many = (RequestBatch("p", "student", some) for some in (jobs[:8], jobs))
+    (_, alone), (_, among) = engine.sample(iter([few, many]), lambda _: None)
+    assert [response.ids[:5] for response in among[:8]] == [response.ids[:5] for response in alone]
+
+
+def test_what_vllm_refuses_is_one_line(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Attention heads of 8 have no kernel."""
+    with pytest.raises(TsdkdError, match="vLLM failed: ") as caught:
+        generate(prompts, str(student), tmp_path / "r", CONFIG)
+    assert "\n" not in caught.value.cause
+    assert "--engine transformers" in caught.value.remedy
+    log = Path(caught.value.remedy.split()[-1].rstrip("."))
+    assert "Traceback" in log.read_text()
+    log.unlink()
+    assert not (tmp_path / "r").exists()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

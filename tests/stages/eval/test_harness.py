@@ -1,0 +1,229 @@
+"""lm-eval's verdicts: an oracle is right wherever a gold answer can be, and who does not look is right by chance."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.prompts import SHARED
+from tsdkd.errors import InputError
+from tsdkd.stages.eval import harness, sandbox
+from tsdkd.stages.eval.harness import spread_limit, weighted_mean
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.results.benchmarks import BENCHMARKS
+
+Answer = Callable[[Any], Any]
+
+
+class Fake:
+    """Answers lm-eval's requests with a function of the document; knows no text."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, answer: Answer) -> None:
+        from tsdkd.stages.eval.lm_eval_transformers import TruncationLog
+
+        self.answer, self.notes = answer, TruncationLog()
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        return [self.answer(request) for request in requests]
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        return [(float(self.answer(request)), False) for request in requests]
+
+
+@cache
+def tasks_of(name: str) -> Any:
+    return harness.load_tasks(BENCHMARKS[name], SHARED / "benchmarks", None)
+
+
+def score(name: str, answer: Answer, limit: int | None) -> tuple[float, list[dict[str, Any]]]:
+    benchmark = BENCHMARKS[name]
+    rows = harness.run_benchmark(Fake(answer), "fake", benchmark, tasks_of(name), limit, False, SilentObserver())
+    rows = [row for row in rows if row["metric"] == benchmark.metric]
+    return weighted_mean(rows)[0], rows
+
+
+GOLD: dict[str, Answer] = {
+    "gsm8k": lambda r: r.doc["answer"],
+    "gsm-plus:mini": lambda r: r.doc["solution"],
+    "math": lambda r: r.doc["answer"],
+    "math:minerva": lambda r: r.doc["solution"],
+    "mmlu-pro-math": lambda r: f"The answer is ({r.doc['answer']}).",
+    "mmlu-stem": lambda r: r.idx == r.doc["answer"],
+    "sciq": lambda r: r.idx == 3,
+    "mbpp": lambda r: f"{r.doc['code']}\n```",
+    "mbpp:base": lambda r: r.doc["code"],
+    "bbh": lambda r: f"So the answer is {r.doc['target']}.",
+    "bbh:direct": lambda r: r.doc["target"],
+    "musr": lambda r: r.arguments[1].strip() == r.doc["answer_choice"],
+}
+NO_NUMBER = "None"
+"""GSM-Plus: the answer of 300 of the 2,400 small-set rows, whose question lacks something. No filter matches it."""
+
+
+@pytest.mark.parametrize("name", GOLD)
+def test_an_oracle_is_right_on_every_row(name: str, shared: Path) -> None:
+    if BENCHMARKS[name].runs_code and sandbox.why_unavailable():
+        pytest.skip("programs cannot be confined here")
+    count = {"mbpp": 12, "mbpp:base": 12, "math": 350}.get(name, 54)  # a process each; shots that look like lists
+    _, rows = score(name, GOLD[name], count)
+    assert len(rows) == count
+    wrong = [row for row in rows if row["score"] < 1]
+    if name == "gsm-plus:mini":
+        assert wrong
+        assert all(row["target"].endswith(NO_NUMBER) for row in wrong)
+    else:
+        assert not wrong
+
+
+@pytest.mark.parametrize(("name", "chance"), [("mmlu-stem", 1 / 4), ("sciq", 1 / 4), ("bbh:choice", None)])
+def test_who_does_not_read_the_question_is_right_by_chance(name: str, chance: float | None, shared: Path) -> None:
+    """The answer depends on document number and choice, not on what is asked; within four standard errors."""
+
+    def blind(request: Any) -> int:
+        return int.from_bytes(hashlib.sha256(f"{request.doc_id} {request.idx}".encode()).digest()[:6])
+
+    found, rows = score(name, blind, 300)
+    expected = chance or sum(1 / len(row["answer"].splitlines()) for row in rows) / len(rows)
+    assert abs(found - expected) < 4 * (expected * (1 - expected) / len(rows)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math", "mmlu-pro-math", "mbpp", "bbh", "bbh:direct"])
+def test_a_constant_answer_is_hardly_ever_right(name: str, shared: Path) -> None:
+    if BENCHMARKS[name].runs_code and sandbox.why_unavailable():
+        pytest.skip("programs cannot be confined here")
+    assert score(name, lambda _: "pass", 12)[0] == 0
+
+
+def test_math_verify_reads_what_string_comparison_does_not(shared: Path) -> None:
+    """A chat model's boxed sentence: 0 for the stock comparison, 1 as mathematics; a bare answer is 1 for both."""
+    answers = {
+        "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as was asked.",
+        "bare": lambda r: r.doc["answer"],
+    }
+    found = {}
+    for kind, answer in answers.items():
+        rows = harness.run_benchmark(
+            Fake(answer), "fake", BENCHMARKS["math"], tasks_of("math"), 54, False, SilentObserver()
+        )
+        found[kind] = {
+            key: weighted_mean([r for r in rows if r["metric"] == f"{key},none"])[0]
+            for key in ("exact_match", "math_verify")
+        }
+    assert found["boxed"]["exact_match"] == 0
+    assert found["boxed"]["math_verify"] > 0.9
+    assert found["bare"] == {"exact_match": 1, "math_verify": pytest.approx(1, abs=0.1)}
+
+
+def test_instructions_are_counted_by_prompt_and_one_by_one(shared: Path, punkt: None) -> None:
+    """Nobody can follow every instruction by rote: here is one answer, and what it obeys is checked by hand."""
+    name = "ifeval"
+    rows = harness.run_benchmark(
+        Fake(lambda _: "no commas here"), "fake", BENCHMARKS[name], tasks_of(name), None, False, SilentObserver()
+    )
+    by_metric = {
+        key: [row for row in rows if row["metric"] == key]
+        for key in (BENCHMARKS[name].metric, *BENCHMARKS[name].others)
+    }
+    strict = by_metric["inst_level_strict_acc,none"]
+    assert sum(row["weight"] for row in strict) == 834
+    prompts = by_metric["prompt_level_strict_acc,none"]
+    assert [row["score"] for row in prompts] == [float(row["score"] == 1) for row in strict]
+    documents = tasks_of(name)["ifeval"].eval_docs
+    for row in strict:
+        if documents[row["document"]]["instruction_id_list"] == ["punctuation:no_comma"]:
+            assert row["score"] == 1
+        if documents[row["document"]]["instruction_id_list"] == ["startend:quotation"]:
+            assert row["score"] == 0
+
+
+def test_the_same_answer_has_the_same_verdict(shared: Path, punkt: None) -> None:
+    """Left alone, langdetect takes "my name is" for English three times in four."""
+    name = "ifeval"
+    rows = harness.run_benchmark(
+        Fake(lambda _: "my name is"), "fake", BENCHMARKS[name], tasks_of(name), None, False, SilentObserver()
+    )
+    documents = tasks_of(name)["ifeval"].eval_docs
+    alone = [
+        row["score"]
+        for row in rows
+        if documents[row["document"]]["instruction_id_list"] == ["change_case:english_lowercase"]
+    ]
+    assert len(alone) > 40
+    assert len(set(alone)) == 1
+
+
+def test_means_are_lm_evals(shared: Path) -> None:
+    """Over a benchmark's subjects too: weighted by their size."""
+    from lm_eval.api.metrics import mean_stderr
+
+    value, rows = score("mmlu-stem", lambda r: r.idx == r.doc_id % 4, 100)
+    assert value == pytest.approx(sum(row["score"] for row in rows) / len(rows))
+    assert weighted_mean(rows)[1] == pytest.approx(mean_stderr([row["score"] for row in rows]))
+
+
+def test_a_weighted_means_error_is_a_ratios() -> None:
+    """Two of three instructions followed in one document, none of one in the other: 2/4; residuals 2/4 and -1/2."""
+    value, stderr = weighted_mean([{"score": 2 / 3, "weight": 3.0}, {"score": 0.0, "weight": 1.0}])
+    assert value == pytest.approx(0.5)
+    assert stderr == pytest.approx((2 * (0.5**2 + 0.5**2)) ** 0.5 / 4)
+    assert weighted_mean([{"score": 1.0, "weight": 2.0}]) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "expected"),
+    [
+        ({"a": 9, "b": 9, "c": 9}, 7, {"a": 2, "b": 2, "c": 3}),
+        ({"a": 9, "b": 1, "c": 9}, 7, {"a": 3, "b": 1, "c": 3}),
+        ({"a": 2, "b": 1}, 50, {"a": 2, "b": 1}),
+        ({"a": 5, "b": 5, "c": 5}, 2, {"b": 1, "c": 1}),
+    ],
+)
+def test_a_limit_is_spread_over_subjects(sizes: dict[str, int], limit: int, expected: dict[str, int]) -> None:
+    assert {name: len(documents) for name, documents in spread_limit(sizes, limit).items()} == expected
+
+
+def test_code_is_refused_unless_it_is_allowed() -> None:
+    with pytest.raises(InputError, match="runs programs") as caught:
+        harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=False)
+    assert "--allow-code-execution" in caught.value.remedy
+
+
+def test_all_that_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(InputError) as caught:
+        harness.require_prerequisites(
+            [BENCHMARKS[name] for name in ("sciq", "mbpp", "ifeval")], tmp_path, allow_code=False
+        )
+    for name in ("sciq", "mbpp", "ifeval"):
+        assert f"{name} needs {tmp_path / name}" in caught.value.cause
+    assert "runs programs" in caught.value.cause
+    assert "punkt_tab" in caught.value.cause
+    assert caught.value.remedy.count("dataset's repository") == 3
+
+
+def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "why_unavailable", lambda: "no libseccomp")
+    with pytest.raises(InputError, match="cannot be confined \\(no libseccomp\\)"):
+        harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
+
+
+def test_missing_tokenizer_data_is_said_before_anything_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(InputError, match="punkt_tab, which is not installed") as caught:
+        harness.require_prerequisites([BENCHMARKS["ifeval"]], None, allow_code=False)
+    assert "nltk.downloader" in caught.value.remedy
+
+
+def test_a_missing_split_names_the_variant_that_has_one(shared: Path) -> None:
+    with pytest.raises(InputError, match="gsm-plus cannot be loaded") as caught:
+        harness.load_tasks(BENCHMARKS["gsm-plus"], shared / "benchmarks", None)
+    assert "gsm-plus:mini" in caught.value.remedy

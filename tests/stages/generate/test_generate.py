@@ -1,0 +1,190 @@
+"""generate: what the model said, token for token, and the same bytes whatever happens on the way."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsdkd.errors import InputError
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.engines import choice, transformers_engine
+from tsdkd.stages.generate import stage
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.tokenizers import chat_token_ids
+
+Contents = Callable[[Path], dict[str, bytes]]
+CONFIG = GenerateConfig(max_new_tokens=12, batch_size=3, part_size=4)
+
+
+def test_greedy_is_the_models_argmax_whatever_the_batch(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Against one bare forward per token, unbatched and unpadded."""
+    artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, temperature=0.0))
+    reader = load_model(str(student), "float32")
+    for row in artifact.table().to_pylist()[:4]:
+        ids = chat_token_ids(reader.tokenizer, row["messages"])
+        assert row["prompt_ids"] == ids
+        expected: list[int] = []
+        while len(expected) < CONFIG.max_new_tokens and not (expected and expected[-1] in reader.end_ids):
+            with torch.no_grad():
+                logits = reader.model(torch.tensor([ids + expected])).logits[0, -1]
+            expected.append(int(logits[: len(reader.tokenizer)].argmax()))
+        assert row["response_ids"] == expected
+
+
+def test_the_end_token_is_kept_and_ends_the_response(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Pad and end token are one id here: nothing after the first may remain, and it must."""
+    artifact = generate(
+        prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=200, samples_per_prompt=4)
+    )
+    end = load_model(str(student)).tokenizer.eos_token_id
+    rows = artifact.table().to_pylist()
+    reasons = {row["finish_reason"] for row in rows}
+    assert reasons == {"stop", "length"}
+    for row in rows:
+        ids = row["response_ids"]
+        assert row["finish_reason"] == ("stop" if ids[-1] == end else "length")
+        assert end not in ids[:-1]
+        assert len(ids) == 200 or ids[-1] == end
+    summary = artifact.manifest.summary
+    assert summary["truncated"] == sum(row["finish_reason"] == "length" for row in rows)
+    assert summary["response_tokens"] == sum(len(row["response_ids"]) for row in rows)
+
+
+def test_padding_rows_of_the_head_are_never_sampled(student: Path, prompts: Path, tmp_path: Path) -> None:
+    reader = load_model(str(student))
+    assert len(reader.padding_ids) == 6
+    artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=60, samples_per_prompt=4))
+    sampled = {token for row in artifact.table()["response_ids"].to_pylist() for token in row}
+    assert max(sampled) < len(reader.tokenizer)
+
+
+def test_samples_differ_and_seeds_matter(student: Path, prompts: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, samples_per_prompt=2)
+    first = generate(prompts, str(student), tmp_path / "a", config, seed=0).table()
+    again = generate(prompts, str(student), tmp_path / "b", config, seed=0).table()
+    other = generate(prompts, str(student), tmp_path / "c", config, seed=1).table()
+    assert first.equals(again)
+    assert first["response_ids"] != other["response_ids"]
+    assert first["sample_id"].to_pylist()[:2] == [f"{first['prompt_id'][0]}-0", f"{first['prompt_id'][0]}-1"]
+    assert first["response_ids"][0] != first["response_ids"][1]
+
+
+def test_a_models_own_sampling_defaults_do_not_leak_in(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Qwen's generation config carries top-k and a repetition penalty; the rollouts must not."""
+    import json
+    import shutil
+
+    opinionated = tmp_path / "opinionated"
+    shutil.copytree(student, opinionated)
+    settings = json.loads((opinionated / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "top_k": 1, "repetition_penalty": 5.0, "temperature": 0.01}
+    (opinionated / "generation_config.json").write_text(json.dumps(settings))
+    plain = generate(prompts, str(student), tmp_path / "a", CONFIG).table()
+    found = generate(prompts, str(opinionated), tmp_path / "b", CONFIG).table()
+    assert found["response_ids"] == plain["response_ids"]
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    student: Path, prompts: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(prompts, str(student), tmp_path / "whole", CONFIG)
+    sampled = 0
+
+    def interrupted(*args: object) -> object:
+        nonlocal sampled
+        sampled += 1
+        if sampled == 3:  # in the second part
+            raise KeyboardInterrupt
+        return original(*args)
+
+    original = transformers_engine.sample_responses
+    monkeypatch.setattr(transformers_engine, "sample_responses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(prompts, str(student), tmp_path / "cut", CONFIG)
+    assert len(list((tmp_path / "cut").glob("*.parquet"))) == 1
+    monkeypatch.undo()
+    generate(prompts, str(student), tmp_path / "cut", CONFIG)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_long_prompts_are_left_out_and_counted(student: Path, prompts: Path, tmp_path: Path) -> None:
+    everything = generate(prompts, str(student), tmp_path / "all", CONFIG).table()["prompt_ids"].to_pylist()
+    longest = max(map(len, everything))
+    artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_prompt_tokens=longest - 1))
+    kept = artifact.table()["prompt_ids"].to_pylist()
+    assert max(map(len, kept)) < longest
+    assert artifact.manifest.summary["prompts_left_out"] == {"too_long": 10 - len(kept)}
+    assert len(kept) < 10
+    with pytest.raises(InputError, match="longer than 3 tokens"):
+        generate(prompts, str(student), tmp_path / "none", replace(CONFIG, max_prompt_tokens=3))
+    assert not (tmp_path / "none").exists()
+
+
+def test_responses_must_fit_the_models_context(student: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reads 512"):
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=500))
+    assert not (tmp_path / "r").exists()
+
+
+def test_mixed_rollouts_have_two_authors(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prompt gets the answer its author alone would give; the models are loaded in turn; a cut run resumes."""
+    config = replace(CONFIG, policy="mixed", temperature=0.0)
+    artifact = generate(prompts, str(student), tmp_path / "mixed", config, teacher=str(teacher))
+    alone = {
+        policy: generate(prompts, str(model), tmp_path / policy, replace(config, policy=policy)).table().to_pylist()
+        for policy, model in (("student", student), ("teacher", teacher))
+    }
+    expected = {(author, row["sample_id"]): row["response_ids"] for author, rows in alone.items() for row in rows}
+    rows = artifact.table().to_pylist()
+    assert sorted(row["sample_id"] for row in rows) == sorted(row["sample_id"] for row in alone["student"])
+    assert {row["author"] for row in rows} == {"student", "teacher"}
+    for row in rows:
+        assert row["response_ids"] == expected[row["author"], row["sample_id"]]
+        assert row["teacher_tokens"] == (len(row["response_ids"]) if row["author"] == "teacher" else 0)
+    assert [model.role for model in artifact.manifest.models] == ["student", "teacher"]
+
+    write = stage.Writer.write_table
+
+    def interrupted(self: stage.Writer, file: str, *args: object) -> None:
+        if file == artifact.tables[-1].file:  # the teacher's
+            raise KeyboardInterrupt
+        write(self, file, *args)
+
+    monkeypatch.setattr(stage.Writer, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+    monkeypatch.undo()
+    generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "mixed")
+
+
+def test_mixed_needs_one_vocabulary(student: Path, stranger: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="different tokenizers"):
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, policy="mixed"), teacher=str(stranger))
+
+
+def test_the_engine_is_chosen_and_recorded(
+    student: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto and its outcome are one configuration; what is not installed is refused."""
+    artifact = generate(prompts, str(student), tmp_path / "r", CONFIG)
+    assert artifact.manifest.engine == artifact.manifest.config["engine"] == "transformers"
+    generate(prompts, str(student), tmp_path / "r", replace(CONFIG, engine="transformers"))
+    with pytest.raises(InputError, match="vLLM is not installed"):
+        generate(prompts, str(student), tmp_path / "v", replace(CONFIG, engine="vllm"))
+    monkeypatch.setattr(choice, "has_vllm", lambda: True)
+    assert choice.choose_engine(CONFIG) == "vllm"
+    assert choice.choose_engine(replace(CONFIG, policy="speculative")) == "transformers"
+
+
+@pytest.mark.parametrize("changes", [{"tensor_parallel": 2}, {"data_parallel": 2}, {"quantization": "fp8"}])
+def test_options_of_vllm_are_not_ignored(
+    student: Path, prompts: Path, tmp_path: Path, changes: dict[str, int | str]
+) -> None:
+    with pytest.raises(InputError, match="only vLLM"):
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, **changes))

@@ -1,0 +1,316 @@
+"""score: every column against bare forwards of both models, one response at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.writer import TableWriter, Writer
+from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data import score_cost, scoring
+from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.data.teacher_signals import to_int8
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.score import stage
+from tsdkd.stages.score.stage import score
+
+Contents = Callable[[Path], dict[str, bytes]]
+CONFIG = ScoreConfig(k=4, top_k=8, batch_tokens=256)
+
+
+@pytest.fixture
+def rollouts(student: Path, prompts: Path, tmp_path: Path) -> Path:
+    generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=15, part_size=4))
+    return tmp_path / "rollouts"
+
+
+def bare_logits(reader: LanguageModel, row: dict[str, list[int]]) -> torch.Tensor:
+    """(response tokens, shared vocabulary), from the model's own forward."""
+    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+    with torch.no_grad():
+        logits = reader.model(ids).logits[0]
+    return logits[len(row["prompt_ids"]) - 1 : -1, : len(reader.tokenizer)]
+
+
+@pytest.mark.parametrize("signal", ["hidden", "hidden8", "topk", "ranks"])
+def test_columns_are_what_bare_forwards_say(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, signal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scoring.CHUNK_BYTES, "cpu", 3 * 4 * 258)  # three positions at a time
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal=signal))
+    readers = load_model(str(student)), load_model(str(teacher))
+    samples = OfflineSource(rollouts, tmp_path / "s")
+    rows = read_artifact(rollouts, "rollouts").table().to_pylist()
+    assert len(samples) == len(rows) == artifact.manifest.rows
+    for i, row in enumerate(rows):
+        sample = samples[i]
+        q, p = (bare_logits(reader, row) for reader in readers)
+        token = torch.tensor(row["response_ids"]).unsqueeze(-1)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        assert sample["sample_id"] == row["sample_id"]
+        np.testing.assert_allclose(sample["student_entropy"], entropy(q), **close)
+        np.testing.assert_allclose(sample["teacher_entropy"], entropy(p), **close)
+        np.testing.assert_allclose(sample["student_log_prob"], q.log_softmax(-1).gather(-1, token)[:, 0], **close)
+        np.testing.assert_allclose(sample["teacher_log_prob"], p.log_softmax(-1).gather(-1, token)[:, 0], **close)
+        candidates = sample["candidates"].reshape(-1, 4)
+        np.testing.assert_array_equal(candidates, q.topk(4).indices)
+        liked = p.gather(-1, torch.tensor(candidates, dtype=torch.long))
+        by_rank = liked.gather(-1, torch.tensor(sample["ranks"].reshape(-1, 4), dtype=torch.long).argsort(-1))
+        assert (by_rank.diff(dim=-1) <= 0).all()
+        if signal == "topk":
+            np.testing.assert_array_equal(sample["top_ids"].reshape(-1, 8), p.topk(8).indices)
+            np.testing.assert_allclose(
+                sample["top_log_probs"].reshape(-1, 8), p.log_softmax(-1).topk(8).values, **close
+            )
+
+
+def staged_and_live(
+    samples: OfflineSource, student: Path, teacher: Path, config: TSDKDConfig
+) -> tuple[float, float, float]:
+    """The loss of all samples from scores, from a live teacher, and the distance of their gradients."""
+    readers = load_model(str(student)), load_model(str(teacher))
+    chosen = [samples[i] for i in range(len(samples))]
+    longest = max(len(s["response_ids"]) for s in chosen)
+    mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
+    q, p = (torch.zeros(len(chosen), longest, len(readers[0].tokenizer)) for _ in range(2))
+    for i, sample in enumerate(chosen):
+        length = len(sample["response_ids"])
+        mask[i, :length] = True
+        q[i, :length], p[i, :length] = (bare_logits(reader, sample) for reader in readers)
+    q.requires_grad_()
+    live, _ = tsdkd_loss(q, p, mask, config)
+    (live_gradient,) = torch.autograd.grad(live, q)
+    signal = samples.decoder.decode(samples.decoder.tensors(chosen))
+    staged, _ = token_selective_loss(q[mask], signal, mask, config)
+    (staged_gradient,) = torch.autograd.grad(staged, q)
+    return staged.item(), live.item(), float((staged_gradient - live_gradient).abs().max() / live_gradient.abs().max())
+
+
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.0}, {"temperature": 2.0}, {"k": 7}, {"opener": 1.0, "gate": False}])
+def test_hidden_states_give_a_live_teachers_loss_to_rounding(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, changes: dict[str, float]
+) -> None:
+    """Any beta, any temperature, more candidates than were recorded: the teacher is gone and nothing is lost."""
+    score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
+    config = TSDKDConfig(**({"k": 4} | changes))
+    staged, live, apart = staged_and_live(OfflineSource(rollouts, tmp_path / "s"), student, teacher, config)
+    assert staged == pytest.approx(live, rel=1e-5)
+    assert apart < 1e-4
+
+
+def test_topk_bounds_the_direct_term_from_below(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk", top_k=40))
+    config = TSDKDConfig(k=4, alpha=0, em_weight=0)
+    staged, live, _ = staged_and_live(OfflineSource(rollouts, tmp_path / "s"), student, teacher, config)
+    assert 0.2 * live < staged < live
+    logged = read_artifact(tmp_path / "s", "scores").table()["top_log_probs"].combine_chunks().flatten().to_numpy()
+    mass = np.exp(logged).sum() / artifact.manifest.summary["tokens"]
+    assert artifact.manifest.summary["captured_mass"] == pytest.approx(mass)
+    assert 0.2 < mass < 1
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_batches_do_not_change_what_is_recorded(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, batch_tokens: int
+) -> None:
+    one = score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG).table()
+    other = score(
+        rollouts, str(student), str(teacher), tmp_path / "o", replace(CONFIG, batch_tokens=batch_tokens)
+    ).table()
+    assert one["candidates"] == other["candidates"]
+    assert one["ranks"] == other["ranks"]
+    for column in ("student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob"):
+        a, b = (table[column].combine_chunks().flatten().to_numpy() for table in (one, other))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    states = (b"".join(table["hidden"].to_pylist()) for table in (one, other))
+    a, b = (np.frombuffer(column, dtype=np.float32) for column in states)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["part-00001.parquet", "part-00002.parquet"])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    rollouts: Path,
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    """What fails in the thread that writes fails the stage, also at the very last part."""
+    score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
+    close = TableWriter.close
+
+    def interrupted(target: TableWriter) -> None:
+        if target._file == part:
+            raise OSError("the disk is gone")
+        close(target)
+
+    monkeypatch.setattr(TableWriter, "close", interrupted)
+    with pytest.raises(OSError, match="the disk is gone"):
+        score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    monkeypatch.undo()
+    score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+class Listener(SilentObserver):
+    """Keeps what a stage tells."""
+
+    def __init__(self) -> None:
+        self.tables: list[dict[str, str]] = []
+        self.said: list[str] = []
+
+    def info(self, message: str) -> None:
+        self.said.append(message)
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        self.tables.append(dict(rows))
+
+
+def test_the_cost_is_told_before_and_is_about_right(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    listener = Listener()
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG, observer=listener)
+    (cost,) = listener.tables
+    tokens = artifact.manifest.summary["tokens"]
+    assert cost["response tokens"] == f"{tokens:,}"
+    assert cost["bytes per token (hidden)"] == str(16 + 4 * 6 + 48 * 4)  # float32 teacher of width 48
+    hidden = sum(len(value) for value in artifact.table()["hidden"].to_pylist())
+    assert hidden == tokens * 48 * 4
+    assert cost["teacher's head, once"] == f"{258 * 48 * 4 / 1e6:.2f} MB"
+    assert cost["expected time"].endswith(" min")
+    assert artifact.manifest.summary["expected_bytes"] == tokens * (16 + 4 * 6 + 48 * 4) + 258 * 48 * 4
+
+
+def test_a_run_cut_before_its_seal_is_sealed_without_the_models(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part is there, the manifest still says partial."""
+    score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    monkeypatch.undo()
+    monkeypatch.setattr(stage, "load_model", interrupted)
+    score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_small_disk_is_refused_before_the_work(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Disk:
+        free = 1000
+
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: Disk)
+    with pytest.raises(TsdkdError, match="Scores need") as caught:
+        score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
+    assert not (tmp_path / "s").exists()
+    assert "--signal hidden8 or topk" in caught.value.remedy
+
+
+def test_a_reader_that_is_not_the_author_is_said(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    score(rollouts, str(teacher), str(student), tmp_path / "s", CONFIG, observer=listener)
+    assert any("come from another student" in message for message in listener.said)
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, k=258), replace(CONFIG, signal="topk", top_k=300)])
+def test_more_candidates_than_tokens_are_refused(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, config: ScoreConfig
+) -> None:
+    with pytest.raises(InputError, match="vocabulary has only 258"):
+        score(rollouts, str(student), str(teacher), tmp_path / "s", config)
+
+
+def test_small_blocks_and_small_parts_do_not_change_a_value(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of one response is written at a time; rows keep the order of the rollouts."""
+    whole = score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG).table()
+    monkeypatch.setattr(score_cost, "BLOCK_BYTES", 1)
+    one = score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
+    assert one.manifest.summary["padding"] == 0
+    assert whole["sample_id"] == one.table()["sample_id"] == read_artifact(rollouts, "rollouts").table()["sample_id"]
+    assert whole["candidates"] == one.table()["candidates"]
+
+
+def test_padding_is_what_the_batches_hold(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of 4, 4 and 2 responses, each one batch: every row is as long as its part's longest."""
+    monkeypatch.setattr(score_cost, "MOST_PADDING", 1.0)
+    config = replace(CONFIG, batch_tokens=10_000)
+    found = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
+    rows = read_artifact(rollouts, "rollouts").table().to_pylist()
+    sizes = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows]
+    read_tokens = sum(len(part) * max(part) for part in (sizes[:4], sizes[4:8], sizes[8:]))
+    assert found["padding"] == pytest.approx(1 - sum(sizes) / read_tokens)
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20))
+def test_int8_is_at_most_half_a_step_off(row: list[float]) -> None:
+    """A row's step is its largest magnitude over 127; a row of zeros stays one."""
+    hidden = torch.tensor([row])
+    coded, scale = to_int8(hidden)
+    step = max(map(abs, row)) / 127
+    assert float((coded * scale.unsqueeze(-1) - hidden).abs().max()) <= step / 2 * 1.001 + 1e-30
+
+
+def test_int8_halves_the_states_and_its_error_is_measured(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """The measured error is the distance of the losses; the exact divergence is that of a live teacher."""
+    config = replace(CONFIG, signal="hidden8")
+    found = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
+    samples = OfflineSource(rollouts, tmp_path / "s")
+    assert all(len(samples[i]["hidden"]) == 48 * len(samples[i]["response_ids"]) for i in range(len(samples)))
+    readers = load_model(str(student)), load_model(str(teacher))
+    exact, recorded = [], []
+    for i in range(len(samples)):
+        q, p = (bare_logits(reader, samples[i]) for reader in readers)
+        exact.append(generalized_jsd(q, p, TSDKDConfig.beta))
+        signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).formed()
+        recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig().formula, 1.0))
+    error = (torch.cat(exact) - torch.cat(recorded)).abs().mean()
+    assert found["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
+    assert found["recorded_divergence"] == pytest.approx(float(torch.cat(recorded).mean()), rel=1e-4)
+    assert found["divergence_error"] == pytest.approx(float(error), rel=1e-2)
+    assert 0 < found["divergence_error"] < 0.01 * found["divergence"]
+
+
+def test_topk_tells_how_much_mass_it_captures(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk", top_k=40))
+    found = artifact.manifest.summary
+    logged = artifact.table()["top_log_probs"].combine_chunks().flatten().to_numpy().reshape(-1, 40)
+    masses = np.exp(logged).sum(-1)
+    assert found["captured_mass"] == pytest.approx(masses.mean())
+    assert found["captured_mass_worst"] == pytest.approx(np.quantile(masses, 0.01, method="inverted_cdf"), abs=2e-4)
+    assert found["recorded_divergence"] < found["divergence"]
+    assert found["divergence_error"] == pytest.approx(found["divergence"] - found["recorded_divergence"], rel=1e-4)
+
+
+def test_a_device_map_changes_nothing(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents
+) -> None:
+    """Where a model lies is not part of what scores are."""
+    score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
+    score(rollouts, str(student), str(teacher), tmp_path / "auto", replace(CONFIG, device_map="auto"))
+    assert contents(tmp_path / "one") == contents(tmp_path / "auto")

@@ -1,0 +1,280 @@
+"""A run that degenerates says so, once for each sign, and can be ended with its last good step."""
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.helpers.training import CONFIG, learn, metrics, weights
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.metrics import health
+from tsdkd.stages.metrics.health import HealthMonitor, is_repeating, response_health
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.train import callbacks
+from tsdkd.stages.train.trainer import DistillationTrainer
+
+HEALTHY = {"student_entropy": 2.0, "response_length": 100.0, "repeating": 0.1}
+
+
+class Heard(SilentObserver):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.measured: list[dict[str, float]] = []
+        self.tables: list[str] = []
+
+    def info(self, message: str) -> None:
+        self.said.append(message)
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.measured.append(values)
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        self.tables.append(title)
+
+
+def test_repetition_is_counted_in_four_grams() -> None:
+    assert is_repeating([1, 2] * 10)  # 17 four-grams, 2 of them new
+    assert not is_repeating(list(range(20)))
+    assert not is_repeating([1, 2, 3] * 2)  # 3 four-grams, all new
+    assert is_repeating([5] * 6)
+    assert not is_repeating([5])
+    found = response_health(
+        [{"finish_reason": "length", "response_ids": [5] * 9}, {"finish_reason": "stop", "response_ids": [1, 2]}]
+    )
+    assert found == {"truncated": 0.5, "repeating": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bad"),
+    [
+        ("student_entropy", 0.41, False),
+        ("student_entropy", 0.39, True),
+        ("response_length", 19, True),
+        ("repeating", 0.45, False),
+        ("repeating", 0.6, True),
+    ],
+)
+def test_signs(name: str, value: float, bad: bool) -> None:
+    watch = HealthMonitor()
+    for _ in range(5):
+        assert watch.see(HEALTHY) == {}
+    found = [watch.see(HEALTHY | {name: value}) for _ in range(5)]
+    assert found[0] == {}  # one step is no collapse
+    assert found[-1].keys() == ({name} if bad else set())
+
+
+@pytest.fixture
+def collapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From step 4 on the run degenerates."""
+
+    def see(self: HealthMonitor, step: dict[str, float]) -> dict[str, str]:
+        self.first.append(step)
+        return {"student_entropy": "its entropy is gone"} if len(self.first) >= 4 else {}
+
+    monkeypatch.setattr(health.HealthMonitor, "see", see)
+
+
+def test_a_continued_run_shows_its_course_from_the_beginning() -> None:
+    history = [{"loss": 2.0, "step": 1}, {"eval_kl": 0.5, "step": 1}, {"loss": 1.0, "gate": 0.3, "step": 2}]
+    heard, state = Heard(), SimpleNamespace(max_steps=4, global_step=2, log_history=history)
+    with ExitStack() as stack:
+        callbacks.ShowProgress(heard, stack).on_train_begin(None, state, None)
+    assert heard.measured == [{"loss": 2.0}, {"held-out KL": 0.5}, {"loss": 1.0}]
+
+
+def test_a_degenerate_run_is_said_once(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    collapse: None,
+) -> None:
+    heard = Heard()
+    learn(run, student, tmp_path / "c", observer=heard)
+    assert [line for line in heard.said if "degenerates" in line] == [
+        "The run degenerates at step 4: its entropy is gone."
+    ]
+    assert len(metrics(tmp_path / "c")) == 6
+
+
+def test_a_continued_run_does_not_repeat_a_sign(collapse: None) -> None:
+    heard, state = Heard(), SimpleNamespace(global_step=6, log_history=[{"loss": 1.0, "step": i} for i in range(1, 6)])
+    judge = callbacks.MonitorHealth(heard, stop=False)
+    judge.on_train_begin(None, state, None)
+    judge.on_log(None, state, None, {"loss": 1.0})
+    assert heard.said == []
+
+
+def test_a_stopped_run_ends_with_its_last_good_step(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    collapse: None,
+) -> None:
+    """Saved every second step: step 2 is what remains, as it was then."""
+    then = {}
+    on_save = callbacks.MarkComplete.on_save
+
+    def remember(
+        self: object, args: object, state: object, control: object, model: torch.nn.Module, **_: object
+    ) -> None:
+        then[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+        on_save(self, args, state, control)
+
+    monkeypatch.setattr(callbacks.MarkComplete, "on_save", remember)
+    found = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True))
+    assert then.keys() == {2}
+    assert all(torch.equal(found[name], then[2][name]) for name in found)
+    assert not torch.equal(found["lm_head.weight"], weights(student)["lm_head.weight"])
+    assert len(metrics(tmp_path / "c")) == 2
+    assert load_manifest(tmp_path / "c").summary["collapsed_at"] == 4
+
+
+def test_a_collapse_before_anything_was_saved_is_an_error(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    collapse: None,
+) -> None:
+    with pytest.raises(TsdkdError, match="degenerated at step 4, before a step was saved"):
+        learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True, save_steps=50))
+
+
+def test_the_best_measured_step_is_kept(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The divergence on held-out prompts is made to be lowest after the second step."""
+    then, heard = [], Heard()
+    evaluate = DistillationTrainer.evaluate
+
+    def told(self: DistillationTrainer, *given: object, **more: object) -> dict[str, float]:
+        then.append({name: value.clone() for name, value in self.student.model.state_dict().items()})
+        return evaluate(self, *given, **more) | {"eval_kl": [3.0, 1.0, 2.0][min(len(then) - 1, 2)]}
+
+    monkeypatch.setattr(DistillationTrainer, "evaluate", told)
+    config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, learning_rate=1e-2)
+    found = learn(run, student, tmp_path / "c", config, observer=heard)
+    assert all(torch.equal(found[name], then[1][name]) for name in found)
+    assert not torch.equal(found["lm_head.weight"], then[-1]["lm_head.weight"])
+    summary = load_manifest(tmp_path / "c").summary
+    assert (summary["kept_step"], summary["kept_kl"]) == (2, 1.0)
+    assert sum("on held-out prompts" in line for line in heard.said) == len(then) > 2
+
+
+def test_a_stopped_run_that_was_measured_keeps_its_best_step(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collapse: None
+) -> None:
+    """Steps 1 to 3 are measured, the second is best; step 4 ends the run."""
+    then: list[dict[str, torch.Tensor]] = []
+    evaluate = DistillationTrainer.evaluate
+
+    def told(self: DistillationTrainer, *given: object, **more: object) -> dict[str, float]:
+        then.append({name: value.clone() for name, value in self.student.model.state_dict().items()})
+        return evaluate(self, *given, **more) | {"eval_kl": [3.0, 1.0, 2.0, 2.0][len(then) - 1]}
+
+    monkeypatch.setattr(DistillationTrainer, "evaluate", told)
+    config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, epochs=3, learning_rate=1e-2)
+    found = learn(run, student, tmp_path / "c", replace(config, stop_on_collapse=True))
+    assert len(then) == 3
+    assert all(torch.equal(found[name], then[1][name]) for name in found)
+    assert load_manifest(tmp_path / "c").summary["kept_step"] == 2
+
+
+def test_held_out_prompts_are_measured_and_not_learned_from(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned: set[str] = set()
+    compute_loss = DistillationTrainer.compute_loss
+
+    def spy(self: DistillationTrainer, model: object, inputs: dict, *more: object, **named: object) -> object:
+        learned.update(sample["sample_id"] for sample in inputs["samples"])
+        return compute_loss(self, model, inputs, *more, **named)
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", spy)
+    trainers: list[DistillationTrainer] = []
+    evaluate = DistillationTrainer.evaluate
+    monkeypatch.setattr(
+        DistillationTrainer, "evaluate", lambda self, *a, **k: (trainers.append(self), evaluate(self, *a, **k))[1]
+    )
+    learn(run, student, tmp_path / "c", replace(CONFIG, held_out=0.4, eval_steps=2, epochs=1))
+    held = trainers[0].held_out
+    measured = {held.source[i]["sample_id"] for i in held.indices}
+    assert measured
+    assert not measured & learned
+    assert len(measured | learned) == 10
+    steps = [step for step in metrics(tmp_path / "c") if "eval_kl" in step]
+    assert steps
+    assert all(step["eval_kl"] > 0 for step in steps)
+
+
+def test_logs_are_written_as_they_come_and_reach_trackers(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    lines: list[int] = []
+
+    def count(self: Heard, values: dict[str, float]) -> None:
+        lines.append(len((tmp_path / "c" / "resume" / "metrics.jsonl").read_text().splitlines()))
+
+    monkeypatch.setattr(Heard, "metrics", count)
+    learn(run, student, tmp_path / "c", replace(CONFIG, trackers=("tensorboard",)), observer=Heard())
+    assert lines == sorted(lines)
+    assert lines[-1] >= 5
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    found = [event.value for event in board.Scalars("train/direct")]
+    assert found == pytest.approx([step["direct"] for step in metrics(tmp_path / "c")], rel=1e-5)
+
+
+def test_the_card_tells_what_was_done(run: Path, student: Path, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    learn(run, student, tmp_path / "c")
+    card = ModelCard.load(tmp_path / "c" / "README.md")
+    assert card.data.base_model == str(student)
+    assert card.data.library_name == "transformers"
+    last = metrics(tmp_path / "c")[-1]
+    assert f"| {last['loss']:.4g} |" in card.content
+    assert "| objective.beta | 0.9 |" in card.content
+    assert load_manifest(tmp_path / "c").parents[0].fingerprint[:16] in card.content
+
+
+@contextmanager
+def available_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> object:
+    from tsdkd.stages.models import sizes as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        yield
+
+
+def test_too_little_memory(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard, config = Heard(), TrainConfig(**CONFIG.__dict__)
+    with available_memory(monkeypatch, 10_000), pytest.raises(InputError, match="for weights and optimizer alone"):
+        learn(run, student, tmp_path / "c", config)
+    assert not (tmp_path / "c").exists()
+    with available_memory(monkeypatch, 2_000_000):
+        learn(run, student, tmp_path / "c", config, observer=heard)
+    assert heard.tables == ["What training will need"]
+    assert any("may not fit" in line and "--lora" in line for line in heard.said)

@@ -1,0 +1,128 @@
+"""Adapters: they alone learn, they load without us, and one on the output head is part of the objective."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.training import CONFIG, metrics, same_update, weights
+from tsdkd.errors import InputError
+from tsdkd.stages.config.train import LoRAConfig, TrainConfig
+from tsdkd.stages.models.load import load_model, output_head
+from tsdkd.stages.models.lora import add_lora
+from tsdkd.stages.train import trainer as trainer_module
+from tsdkd.stages.train.stage import train_offline
+
+Contents = Callable[[Path], dict[str, bytes]]
+LORA = replace(CONFIG, lora=LoRAConfig(rank=4, alpha=8), learning_rate=1e-2)
+PROBE = torch.arange(3, 13).unsqueeze(0)
+
+
+def adapt(run: Path, student: Path, output: Path, config: TrainConfig = LORA) -> Path:
+    train_offline(run / "rollouts", run / "scores", str(student), output, config)
+    return output
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(PROBE).logits
+
+
+def test_an_adapter_is_saved_and_peft_loads_it(run: Path, student: Path, tmp_path: Path) -> None:
+    place = adapt(run, student, tmp_path / "c")
+    base = AutoModelForCausalLM.from_pretrained(student)
+    before = logits(base)
+    loaded = PeftModel.from_pretrained(base, place)
+    assert (logits(loaded) - before).abs().max() > 1e-2
+    saved = load_file(place / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in saved} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    assert not (place / "model.safetensors").exists()
+    first, *_, last = metrics(place)
+    assert last["loss"] < first["loss"]
+
+
+def test_merged_weights_are_the_adapted_model(run: Path, student: Path, tmp_path: Path) -> None:
+    adapted = adapt(run, student, tmp_path / "adapter")
+    merged = adapt(run, student, tmp_path / "merged", replace(LORA, lora=replace(LORA.lora, merge=True)))
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student), adapted)
+    assert torch.allclose(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(merged)), atol=1e-4)
+    assert set(weights(merged)) == set(weights(student))
+
+
+def test_the_base_does_not_move(run: Path, student: Path, tmp_path: Path) -> None:
+    only = replace(LORA, lora=LoRAConfig(rank=2, targets="q_proj", merge=True))
+    found, start = weights(adapt(run, student, tmp_path / "c", only)), weights(student)
+    moved = {name for name in start if not torch.equal(found[name], start[name])}
+    assert moved == {name for name in start if "q_proj" in name}
+
+
+def test_an_adapter_on_the_head_is_part_of_the_objective(student: Path) -> None:
+    learner = load_model(str(student))
+    learner = add_lora(learner, LoRAConfig(rank=4, targets="lm_head,q_proj"), seed=0)
+    layer = learner.model.get_output_embeddings()
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    head = output_head(learner.model, None)
+    hidden = learner.hidden(PROBE, torch.ones_like(PROBE))
+    assert torch.allclose(head.logits(hidden), learner.model(PROBE).logits, atol=1e-4)
+    head.logits(hidden).logsumexp(-1).sum().backward()
+    for matrix in (layer.lora_A["default"], layer.lora_B["default"]):
+        assert matrix.weight.grad.abs().sum() > 0
+    assert layer.base_layer.weight.grad is None
+
+
+def test_micro_batches_and_checkpointing_do_not_change_an_adapter(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+) -> None:
+    two = load_file(adapt(run, student, tmp_path / "two") / "adapter_model.safetensors")
+    config = replace(LORA, micro_batch_size=4, gradient_checkpointing=True)
+    four = load_file(adapt(run, student, tmp_path / "four", config) / "adapter_model.safetensors")
+    assert same_update(two, four, {name: 0 * value for name, value in two.items()})
+
+
+def test_a_cut_run_ends_with_the_same_bytes(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(LORA, lora=LoRAConfig(rank=4, dropout=0.2))
+    adapt(run, student, tmp_path / "whole", config)
+    compute_loss = trainer_module.DistillationTrainer.compute_loss
+
+    def cut(self: object, *given: object, **more: object) -> object:
+        if self.state.global_step == 3:
+            raise RuntimeError("cut")
+        return compute_loss(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            adapt(run, student, tmp_path / "cut", config)
+    adapt(run, student, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_what_adapters_refuse(run: Path, student: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no linear modules query") as caught:
+        adapt(run, student, tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="q_proj,query")))
+    assert "down_proj, gate_proj, k_proj, lm_head" in caught.value.remedy
+    with pytest.raises(InputError, match="output head"):
+        adapt(run, student, tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="lm_head", dropout=0.1)))
+    tied = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student, tie_word_embeddings=True))
+    tied.save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "tied")
+    with pytest.raises(InputError, match="shares its output head"):
+        adapt(run, tmp_path / "tied", tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="lm_head")))
+    place = adapt(run, student, tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"starts from full weights|no model"):
+        adapt(run, place, tmp_path / "c")

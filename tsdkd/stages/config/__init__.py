@@ -1,0 +1,1 @@
+"""The configuration of every stage. Imports no torch."""

@@ -1,0 +1,129 @@
+"""Rollouts, alone or with their scores, as one sequence of samples: for staged training and held-out measurement."""
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.core import TeacherHidden, TeacherSignal, TeacherTokens
+from tsdkd.stages.data.sources import Batch, Sample, ScoringSnapshot, response_ids
+from tsdkd.stages.data.teacher_signals import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
+from tsdkd.stages.models.load import LanguageModel
+
+ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
+
+
+class RolloutSource(torch.utils.data.Dataset[Sample]):
+    """Sample i is row i of the rollouts; the teacher is known by its answers alone."""
+
+    def __init__(self, rollouts: Path) -> None:
+        """Raises ArtifactError when they are missing, broken or unfinished."""
+        self.rollouts = read_artifact(rollouts, "rollouts")
+        self._ids = self.rollouts.table().select(ROLLOUT_COLUMNS)
+        config = self.rollouts.manifest.config
+        self.teacher_fraction = config["teacher_fraction"] if config["policy"] == "teacher-mixed" else 0.0
+
+    @property
+    def parents(self) -> tuple[Artifact, ...]:
+        return (self.rollouts,)
+
+    @property
+    def teacher(self) -> ModelRecord:
+        return self.rollouts.manifest.model("teacher")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def prompt_ids(self, index: int) -> list[int]:
+        return list(self._ids["prompt_ids"][index].as_py())
+
+    def length(self, index: int) -> int:
+        """Tokens of prompt and response."""
+        return len(self._ids["prompt_ids"][index]) + len(self._ids["response_ids"][index])
+
+    def prompt_id(self, index: int) -> str:
+        return str(self._ids["prompt_id"][index].as_py())
+
+    def __getitem__(self, index: int) -> Sample:
+        return {name: self._ids[name][index].as_py() for name in ROLLOUT_COLUMNS}
+
+    def with_responses(
+        self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
+    ) -> list[Sample]:
+        return samples
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        return {}
+
+    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+        return TeacherTokens(response_ids(batch["input_ids"], batch["response_mask"]))
+
+    def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:
+        return None
+
+
+class OfflineSource(RolloutSource):
+    """Sample i joins row i of the rollouts with row i of the scores, which is read when it is asked for.
+
+    A sample also holds the scores' columns.
+    """
+
+    def __init__(self, rollouts: Path, scores: Path) -> None:
+        """Raises ArtifactError when either is missing, broken or unfinished, or the scores are of other rollouts."""
+        super().__init__(rollouts)
+        self.scores = read_artifact(scores, "scores")
+        self.scores.require_parent(self.rollouts)
+        self._place = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
+        self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
+
+    @property
+    def parents(self) -> tuple[Artifact, ...]:
+        return (self.rollouts, self.scores)
+
+    @property
+    def teacher(self) -> ModelRecord:
+        return self.scores.manifest.model("teacher")
+
+    @cached_property
+    def decoder(self) -> SignalDecoder:
+        config = self.scores.manifest.config
+        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in SIGNALS_WITH_HEAD else None
+        return SignalDecoder(config["signal"], config["k"], config["top_k"], head)
+
+    def __getitem__(self, index: int) -> Sample:
+        file, group = self._place[index]
+        row = self._open(file).read_row_group(group, columns=list(self.decoder.columns))
+        return {name: _cell(row[name]) for name in row.column_names} | super().__getitem__(index)
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        return self.decoder.tensors(samples)
+
+    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+        return self._decoder_on(batch["input_ids"].device).decode(batch["recorded"])
+
+    def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:
+        recorded = batch["recorded"]
+        ids = response_ids(batch["input_ids"], batch["response_mask"])
+        return ScoringSnapshot(ids, recorded["student_log_prob"], recorded["candidates"])
+
+    @lru_cache(maxsize=1)  # noqa: B019  one object a run
+    def _decoder_on(self, device: torch.device) -> SignalDecoder:
+        return self.decoder.to(device)
+
+
+def response_authors(rollouts: Artifact) -> set[str]:
+    """Who wrote the responses of rollouts."""
+    return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
+
+
+def _cell(column: pa.ChunkedArray) -> Any:
+    """The only value of a column: a list as a numpy array, anything else as Python has it."""
+    value = column[0]
+    return value.values.to_numpy() if isinstance(value, pa.ListScalar) else value.as_py()

@@ -1,1 +1,0 @@
-"""Benchmarks through lm-eval: the table, who answers, confined programs, comparison."""

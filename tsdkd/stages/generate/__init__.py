@@ -1,0 +1,1 @@
+"""tsdkd generate: prompts to rollouts."""

@@ -1,0 +1,1 @@
+"""tsdkd inspect: token by token, which tokens are selected. Recorded scores are read without torch."""

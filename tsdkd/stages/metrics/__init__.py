@@ -1,0 +1,1 @@
+"""The metrics of training: their names, and the signs that a run degenerates. Imports no torch."""

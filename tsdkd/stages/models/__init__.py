@@ -1,0 +1,1 @@
+"""Models: paths, loading, sizes, memory, adapters, distribution, and the embedded pair."""

@@ -1,0 +1,44 @@
+"""One optimizer batch over several processes: who trains on which samples, and what all of them must agree on."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from peft import PeftModel, get_peft_model
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from tsdkd.errors import InputError
+from tsdkd.stages.models.load import LanguageModel
+
+
+def require_supported_strategy(distributed: DistributedType, fsdp: FullyShardedDataParallelPlugin | None) -> None:
+    """Raise InputError where weights would be shared out in a way that the objective does not see through."""
+    if distributed == DistributedType.DEEPSPEED or (fsdp and fsdp.fsdp_version != 2):
+        raise InputError(
+            f"Training under {'DeepSpeed' if fsdp is None else 'FSDP1'} is not supported.",
+            "Configure accelerate with FSDP and fsdp_version 2, or with neither (each process holds all weights).",
+        )
+
+
+def unsharded(student: LanguageModel) -> LanguageModel:
+    """The student with all weights in this process, which may call it as often as it likes.
+
+    A copy where FSDP2 shards it, else itself; all processes must ask.
+    """
+    model: Any = student.model
+    if not any(isinstance(part, FSDPModule) for part in model.modules()):
+        return student
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    weights = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in base.state_dict().items()
+    }
+    devices = [student.device] if student.device.type == "cuda" else []
+    with torch.device(student.device), torch.random.fork_rng(devices):
+        copy = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
+    copy.generation_config = base.generation_config
+    adapters = [get_peft_model(copy, config) for config in getattr(base, "peft_config", {}).values()]
+    copy.load_state_dict(weights)
+    return replace(student, model=(adapters[0] if isinstance(model, PeftModel) else copy).eval())

@@ -1,1 +1,0 @@
-"""What a chain of commands will take: shapes of models, what each line leaves for the next, a measured roofline."""

@@ -1,1 +1,0 @@
-"""Responses with the teacher's view of them: recorded, joined, measured on."""

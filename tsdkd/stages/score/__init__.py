@@ -1,0 +1,1 @@
+"""tsdkd score: rollouts to scores."""

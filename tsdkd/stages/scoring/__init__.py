@@ -1,1 +1,0 @@
-"""How scores are made: what both models see, what it costs, what it says."""

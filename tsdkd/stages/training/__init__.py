@@ -1,1 +1,0 @@
-"""One run of training: trainer, live rollouts, adapters, health, the finished checkpoint."""
