@@ -1,189 +1,193 @@
-"""record: what tiny models give at fixed seeds (old words)."""
+"""Do two states of the code compute the same numbers? Every method on tiny models at fixed seeds, to the last bit.
 
+    git stash; python benchmarks/same_numbers.py before.json; git stash pop
+    python benchmarks/same_numbers.py after.json --against before.json
+
+Records the columns of rollouts and scores, metrics.jsonl and the final weights: offline and online, full and LoRA, two
+processes, pruning. Bits depend on machine and versions, so both records come from one machine. Takes about a minute.
+"""
+
+import argparse
+import contextlib
 import hashlib
+import io
 import json
-import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-os.environ.update(OMP_NUM_THREADS="1", TSDKD_X="1")
 import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 
-sys.path.insert(0, ".")
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
+from tsdkd.cli import app
 
-torch.set_num_threads(1)
-TRAIN = "--k 4 --precision float32 --learning-rate 1e-3 --epochs 2 --batch-size 4 --micro-batch-size 2"
-ON = "--engine transformers --max-new-tokens 12 --max-prompt-tokens 60"
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node=2 -m -- tsdkd"
+SAMPLING = "--engine transformers --max-new-tokens 12"
+TRAINING = "--precision float32 --learning-rate 1e-3 --epochs 2 --batch-size 4 --micro-batch-size 2"
+BOTH = "--student {d}/student --teacher {d}/teacher"
+
+ROLLOUTS = {
+    "student": "--student {d}/student",
+    "teacher": "--teacher {d}/teacher --policy teacher",
+    "mixed": f"{BOTH} --policy mixed --lambda 0.5",
+    "speculative": f"{BOTH} --policy speculative --accept-k 5",
+    "teacher-mixed": f"{BOTH} --policy teacher-mixed",
+}
+SCORES = {
+    "hidden": ("student", ""),
+    "hidden8": ("student", "--signal hidden8"),
+    "topk": ("student", "--signal topk --top-k 16"),
+    "ranks": ("student", "--signal ranks"),
+    "teacher": ("teacher", ""),
+    "speculative": ("speculative", ""),
+    "teacher-mixed": ("teacher-mixed", ""),
+}
+OFFLINE = {
+    "tsdkd": ("student", "hidden", "--k 4"),
+    "tsdkd-adaptive": ("student", "hidden", "--k 4 --opener adaptive"),
+    "tsdkd-sum": ("student", "hidden", "--k 4 --indirect-reduction sum --no-gate"),
+    "tsdkd-lora": ("student", "hidden", "--k 4 --lora --lora-rank 4"),
+    "tsdkd-lora-merge": ("student", "hidden", "--k 4 --lora --lora-rank 4 --merge"),
+    "tsdkd-compile": ("student", "hidden", "--k 4 --compile"),
+    "tsdkd-held-out": ("student", "hidden", "--k 4 --held-out 0.3 --eval-steps 2"),
+    "tsdkd-checkpointing": ("student", "hidden", "--k 4 --gradient-checkpointing"),
+    "tsdkd-bfloat16": ("student", "hidden", "--k 4 --precision bfloat16"),
+    "tsdkd-released": ("student", "hidden", "--k 4 --method tsdkd-released"),
+    "tsdkd-hidden8": ("student", "hidden8", "--k 4"),
+    "tsdkd-topk": ("student", "topk", "--k 4"),
+    "tsdkd-ranks": ("student", "ranks", "--k 4 --direct-weight 0"),
+    "gkd": ("student", "hidden", "--method gkd"),
+    "gkd-lora": ("student", "hidden", "--method gkd --lora"),
+    "reverse-kl": ("student", "hidden", "--method reverse-kl"),
+    "skew-kl": ("student", "hidden", "--method skew-kl"),
+    "skew-reverse-kl": ("student", "hidden", "--method skew-reverse-kl"),
+    "seqkd": ("teacher", None, "--method seqkd --student {d}/student"),
+    "supervised-kd": ("teacher", "teacher", "--method supervised-kd"),
+    "skd": ("speculative", "speculative", "--method skd"),
+    "minillm": ("teacher-mixed", "teacher-mixed", "--method minillm"),
+}
+ONLINE = {
+    "tsdkd": "--k 4",
+    "tsdkd-lora": "--k 4 --lora",
+    "tsdkd-adaptive": "--k 4 --opener adaptive",
+    "tsdkd-held-out": "--k 4 --held-out 0.3 --eval-steps 2",
+    "tsdkd-released": "--k 4 --method tsdkd-released",
+    "gkd": "--method gkd",
+    "reverse-kl": "--method reverse-kl",
+    "skew-kl": "--method skew-kl",
+    "minillm": "--method minillm",
+}
+ONLINE_FROM_ROLLOUTS = {
+    "gkd-mixed": "--method gkd --lambda 0.5",
+    "distillm": "--method distillm --phi 0.5 --replay-capacity 4 --replay-tolerance 0 --held-out 0.3 --eval-steps 2",
+}
 
 
-def cases():
-    gen = {
-        "rollouts-student": "",
-        "rollouts-teacher": "--policy teacher",
-        "rollouts-mixed": "--policy mixed --lambda 0.5",
-        "rollouts-speculative": "--policy speculative --accept-k 5",
-        "rollouts-teacher-mixed": "--policy teacher-mixed",
-    }
-    for n, o in gen.items():
+def commands() -> Iterator[tuple[str, str, bool]]:
+    """The directory that a command writes, the command, and whether two processes run it."""
+    prompts = "--prompts {d}/prompts.jsonl"
+    for name, options in ROLLOUTS.items():
+        yield f"rollouts-{name}", f"generate --rollouts {{out}} {prompts} {SAMPLING} --part-size 4 {options}", False
+    for name, (rollouts, options) in SCORES.items():
         yield (
-            n,
-            f"generate --rollouts {{d}}/{n} --prompts {{d}}/prompts.jsonl {'' if n == 'rollouts-teacher' else '--student {d}/student'} {'--teacher {d}/teacher' if o else ''} {ON} --part-size 4 {o}",
+            f"scores-{name}",
+            f"score --rollouts {{d}}/rollouts-{rollouts} --scores {{out}} {BOTH} --k 4 {options}",
+            False,
         )
-    for n, r, o in (
-        ("scores", "rollouts-student", ""),
-        ("scores8", "rollouts-student", "--signal hidden8"),
-        ("scores-topk", "rollouts-student", "--signal topk --top-k 16"),
-        ("scores-ranks", "rollouts-student", "--signal ranks"),
-        ("scores-teacher", "rollouts-teacher", ""),
-        ("scores-spec", "rollouts-speculative", ""),
-        ("scores-mix", "rollouts-teacher-mixed", ""),
-    ):
-        yield (
-            n,
-            f"score --rollouts {{d}}/{r} --scores {{d}}/{n} --student {{d}}/student --teacher {{d}}/teacher --k 4 {o}",
-        )
-    off = {
-        "tsdkd": "",
-        "tsdkd-adaptive": "--opener adaptive",
-        "tsdkd-sum": "--indirect-reduction sum --no-gate",
-        "tsdkd-lora": "--lora --lora-rank 4",
-        "tsdkd-lora-merge": "--lora --lora-rank 4 --merge",
-        "tsdkd-compile": "--compile",
-        "tsdkd-heldout": "--held-out 0.3 --eval-steps 2",
-        "tsdkd-checkpointing": "--gradient-checkpointing",
-        "tsdkd-bf16": "--precision bfloat16",
-        "tsdkd-released": "--method tsdkd-released",
-        "gkd": "--method gkd",
-        "reverse-kl": "--method reverse-kl",
-        "skew-kl": "--method skew-kl",
-        "skew-reverse-kl": "--method skew-reverse-kl",
-        "gkd-lora": "--method gkd --lora",
-    }
-    for n, o in off.items():
-        k = "" if "--method gkd" in o or "kl" in o else "--k 4"
-        yield (
-            f"off-{n}",
-            f"train --rollouts {{d}}/rollouts-student --scores {{d}}/scores --checkpoint {{d}}/off-{n} {TRAIN.replace('--k 4', k)} {o}",
-        )
-    for n, s, o in (
-        ("topk", "scores-topk", "--k 4"),
-        ("ranks", "scores-ranks", "--k 4 --direct-weight 0"),
-        ("hidden8", "scores8", "--k 4"),
-    ):
-        yield (
-            f"off-{n}",
-            f"train --rollouts {{d}}/rollouts-student --scores {{d}}/{s} --checkpoint {{d}}/off-{n} {TRAIN.replace('--k 4', '')} {o}",
-        )
-    for n, r, s, o in (
-        ("seqkd", "rollouts-teacher", None, "--method seqkd --student {d}/student"),
-        ("supervised-kd", "rollouts-teacher", "scores-teacher", "--method supervised-kd"),
-        ("skd", "rollouts-speculative", "scores-spec", "--method skd"),
-        ("minillm", "rollouts-teacher-mixed", "scores-mix", "--method minillm"),
-    ):
-        yield (
-            f"off-{n}",
-            f"train --rollouts {{d}}/{r} {f'--scores {{d}}/{s}' if s else ''} --checkpoint {{d}}/off-{n} {TRAIN.replace('--k 4', '')} {o}",
-        )
-    on = {
-        "tsdkd": "--k 4",
-        "tsdkd-lora": "--k 4 --lora",
-        "tsdkd-adaptive": "--k 4 --opener adaptive",
-        "tsdkd-heldout": "--k 4 --held-out 0.3 --eval-steps 2",
-        "gkd": "--method gkd",
-        "minillm": "--method minillm",
-        "reverse-kl": "--method reverse-kl",
-        "skew-kl": "--method skew-kl",
-        "tsdkd-released": "--method tsdkd-released --k 4",
-    }
-    for n, o in on.items():
-        yield (
-            f"on-{n}",
-            f"train --prompts {{d}}/prompts.jsonl --student {{d}}/student --teacher {{d}}/teacher --checkpoint {{d}}/on-{n} {ON} {TRAIN.replace('--k 4', '')} {o}",
-        )
-    yield (
-        "on-gkd-mixed",
-        f"train --rollouts {{d}}/rollouts-teacher --student {{d}}/student --teacher {{d}}/teacher --lambda 0.5 --checkpoint {{d}}/on-gkd-mixed {ON.replace('--max-prompt-tokens 60', '')} {TRAIN.replace('--k 4', '')} --method gkd",
-    )
-    yield (
-        "on-distillm",
-        f"train --rollouts {{d}}/rollouts-teacher --student {{d}}/student --teacher {{d}}/teacher --checkpoint {{d}}/on-distillm {ON.replace('--max-prompt-tokens 60', '')} {TRAIN.replace('--k 4', '')} --method distillm --phi 0.5 --replay-capacity 4 --held-out 0.3 --eval-steps 2 --replay-tolerance 0",
-    )
-    two = {
-        "off-two": f"train --rollouts {{d}}/rollouts-student --scores {{d}}/scores --checkpoint {{d}}/off-two {TRAIN}",
-        "on-two": f"train --prompts {{d}}/prompts.jsonl --student {{d}}/student --teacher {{d}}/teacher --checkpoint {{d}}/on-two {ON} {TRAIN}",
-        "scores-two": "score --rollouts {d}/rollouts-student --scores {d}/scores-two --student {d}/student --teacher {d}/teacher --k 4",
-    }
-    for n, c in two.items():
-        yield n, "2 " + c
-    yield (
-        "pruned",
-        "prune --teacher {d}/teacher --prompts {d}/prompts.jsonl --drop 2 --dtype float32 --output {d}/pruned",
-    )
+    for name, (rollouts, scores, options) in OFFLINE.items():
+        recorded = f"--rollouts {{d}}/rollouts-{rollouts}" + (f" --scores {{d}}/scores-{scores}" if scores else "")
+        yield f"offline-{name}", f"train {recorded} --checkpoint {{out}} {TRAINING} {options}", False
+    for name, options in ONLINE.items():
+        yield f"online-{name}", f"train {prompts} {BOTH} --checkpoint {{out}} {SAMPLING} {TRAINING} {options}", False
+    for name, options in ONLINE_FROM_ROLLOUTS.items():
+        recorded = "--rollouts {d}/rollouts-teacher"
+        yield f"online-{name}", f"train {recorded} {BOTH} --checkpoint {{out}} {SAMPLING} {TRAINING} {options}", False
+    yield "two-scores", f"score --rollouts {{d}}/rollouts-student --scores {{out}} {BOTH} --k 4", True
+    recorded = "--rollouts {d}/rollouts-student --scores {d}/scores-hidden"
+    yield "two-offline", f"train {recorded} --checkpoint {{out}} {TRAINING} --k 4", True
+    yield "two-online", f"train {prompts} {BOTH} --checkpoint {{out}} {SAMPLING} {TRAINING} --k 4", True
+    yield "pruned", f"prune --teacher {{d}}/teacher {prompts} --drop 2 --dtype float32 --output {{out}}", False
 
 
-def digest(x):
-    return hashlib.sha256(x).hexdigest()[:16]
+def run(command: str, two_processes: bool) -> None:
+    if two_processes:
+        words = [sys.executable, *TORCHRUN.split(), *command.split()]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{command}\n{done.stderr}")
+        return
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        try:
+            app(command.split(), standalone_mode=False)
+        except SystemExit as end:
+            if end.code:
+                raise SystemExit(f"{command}\n{shown.getvalue()}") from None
 
 
-def found(path):
-    out = {}
-    for f in sorted(path.glob("*.parquet")):
-        t = pq.read_table(f)
-        for c in t.column_names:
-            if c in ("messages", "source"):
-                continue
-            out[f"{f.name} {c}"] = digest(json.dumps(t[c].to_pylist(), default=lambda b: b.hex()).encode())
-    for f in sorted(path.glob("*.safetensors")):
-        with safe_open(f, "pt") as s:
-            for k in sorted(s.keys()):
-                out[f"{f.name} {k}"] = digest(s.get_tensor(k).contiguous().view(torch.uint8).numpy().tobytes())
-    m = path / "metrics.jsonl"
-    if m.exists():
-        out["metrics"] = [json.loads(l) for l in m.read_text().splitlines()]
-    return out
+def numbers(artifact: Path) -> dict[str, Any]:
+    """Hashes of columns and tensors, and the metrics as they are."""
+    found: dict[str, Any] = {}
+    for file in sorted(artifact.glob("*.parquet")):
+        table = pq.read_table(file)
+        for name in table.column_names:
+            values = json.dumps(table[name].to_pylist(), default=bytes.hex)
+            found[f"{file.name} {name}"] = hashlib.sha256(values.encode()).hexdigest()[:16]
+    for file in sorted(artifact.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in sorted(tensors.keys()):
+                content = tensors.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes()
+                found[f"{file.name} {name}"] = hashlib.sha256(content).hexdigest()[:16]
+    metrics = artifact / "metrics.jsonl"
+    if metrics.exists():
+        found["metrics"] = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return found
+
+
+def record() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as place:
+        directory = Path(place)
+        save_tiny_model(directory / "teacher", seed=1, layers=4, width=48, padding_rows=14)
+        save_tiny_model(directory / "student", seed=2)
+        write_prompts(directory / "prompts.jsonl", 11)
+        recorded = {}
+        for name, command, two_processes in commands():
+            run(command.format(d=directory, out=directory / name), two_processes)
+            recorded[name] = numbers(directory / name)
+            print(f"{name}: {len(recorded[name])} values")
+    return recorded
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    names = dict.fromkeys([*before, *after])
+    return [
+        f"{name}: {key}"
+        for name in names
+        for key in dict.fromkeys([*before.get(name, {}), *after.get(name, {})])
+        if before.get(name, {}).get(key) != after.get(name, {}).get(key)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path, help="file to write")
+    parser.add_argument("--against", type=Path, help="an earlier record to compare with")
+    options = parser.parse_args()
+    recorded = record()
+    options.record.write_text(json.dumps(recorded, indent=1))
+    if options.against:
+        different = differences(json.loads(options.against.read_text()), recorded)
+        print(*different, sep="\n")
+        print(f"{len(recorded)} runs, {sum(map(len, recorded.values()))} values, {len(different)} differ")
+        raise SystemExit(bool(different))
 
 
 if __name__ == "__main__":
-    from tsdkd.cli import app
-
-    target = Path(sys.argv[1])
-    with tempfile.TemporaryDirectory() as d:
-        d = Path(d)
-        save_tiny_model(d / "teacher", seed=1, layers=4, width=48, padding_rows=14)
-        save_tiny_model(d / "student", seed=2)
-        write_prompts(d / "prompts.jsonl", 11)
-        result = {}
-        for n, c in cases():
-            args = c.format(d=d).split()
-            if args[0] == "2":
-                r = subprocess.run(
-                    [
-                        sys.executable,
-                        "-m",
-                        "torch.distributed.run",
-                        "--standalone",
-                        "--nproc-per-node=2",
-                        "-m",
-                        "--",
-                        "tsdkd",
-                        *args[1:],
-                    ],
-                    capture_output=True,
-                    text=True,
-                )
-                assert r.returncode == 0, (n, r.stderr)
-            else:
-                try:
-                    app(args, standalone_mode=False)
-                except SystemExit as e:
-                    assert not e.code, (n, e.code)
-            result[n] = found(d / n)
-            assert result[n], n
-            print(n, len(result[n]), file=sys.stderr)
-        target.write_text(json.dumps(result, indent=1))
+    main()
