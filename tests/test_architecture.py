@@ -31,7 +31,9 @@ ROOMS = (
     "stages.results",
 )
 """Each room imports only rooms listed before it; commands import all of them, and no other command."""
-COMMANDS = tuple(f"stages.{name}" for name in "generate score train eval prune inspect report plan".split())
+STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan")
+STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan")
+COMMANDS = tuple(f"stages.{name}" for name in STAGES)
 
 
 def imported(module: Path) -> set[str]:

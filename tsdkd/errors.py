@@ -1,8 +1,8 @@
-"""The errors a user can meet: each says what happened (cause) and what to do (remedy), one line each."""
+"""The errors that a user can meet: one line of cause, one line of remedy, and an exit code."""
 
 
 class TsdkdError(Exception):
-    """Something failed that is nobody's typing mistake: a full disk, a NaN loss. Exit code 1."""
+    """A failure that the command line did not cause, such as a full disk or a NaN loss. Exit code 1."""
 
     exit_code = 1
 
@@ -13,17 +13,17 @@ class TsdkdError(Exception):
 
 
 class InputError(TsdkdError, ValueError):
-    """An option, file, model or tensor that cannot be used as given. Exit code 2."""
+    """An option, file, model or tensor that cannot be used. Exit code 2."""
 
     exit_code = 2
 
 
 class ArtifactError(InputError):
-    """An artifact that is missing, broken, unfinished, of another kind, or made from something else. Exit code 2."""
+    """An artifact that is missing, damaged, partial, of another kind, or made from another parent. Exit code 2."""
 
 
 class OtherRankError(TsdkdError):
-    """Another process of this run failed and says why; this one only ends."""
+    """Another rank failed and reports why; this rank only ends."""
 
     def __init__(self) -> None:
-        super().__init__("Another process of this run failed.", "See what it says.")
+        super().__init__("Another rank of this run failed.", "Read its message.")

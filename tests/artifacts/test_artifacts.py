@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tsdkd.artifacts.hashing import file_digest
-from tsdkd.artifacts.manifest import MANIFEST_FILE, Manifest, ModelRecord, Parent, load_manifest
+from tsdkd.artifacts.manifest import FORMAT, MANIFEST_FILE, Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import check_parents, read_artifact, verify_artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
@@ -118,7 +118,7 @@ def test_an_artifact_without_content_takes_any_configuration(tmp_path: Path) -> 
 def test_a_directory_of_something_else_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(ArtifactError, match="is no artifact"):
+        with pytest.raises(ArtifactError, match="is not an artifact"):
             Writer.open(tmp_path, manifest(), overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -130,7 +130,7 @@ def test_overwrite_never_takes_another_kind_or_an_input(tmp_path: Path, contents
         Writer.open(tmp_path / "a", manifest(kind="scores"), overwrite=True)
     me = ModelRecord("student", str(tmp_path / "a"), "w", "t", "c")
     for inputs in ({"models": (me,)}, {"parents": (Parent("rollouts", "f", "."),)}):
-        with pytest.raises(ArtifactError, match="both input and output"):
+        with pytest.raises(ArtifactError, match="is an input and the output"):
             Writer.open(tmp_path / "a", manifest(**inputs), overwrite=True)
     assert contents(tmp_path / "a") == before
 
@@ -243,13 +243,40 @@ def test_reading_refuses_a_partial_artifact(tmp_path: Path) -> None:
 
 def test_reading_refuses_a_newer_format(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    edit(tmp_path / "a", format=2, a_field_of_the_future=1)
-    with pytest.raises(ArtifactError, match="has format 2; this tsdkd reads up to 1") as caught:
+    edit(tmp_path / "a", format=FORMAT + 1, a_field_of_the_future=1)
+    with pytest.raises(ArtifactError, match=f"has format {FORMAT + 1}; this tsdkd reads format {FORMAT}") as caught:
         read_artifact(tmp_path / "a", "rollouts")
     assert caught.value.remedy == "Update tsdkd."
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "kind": "poems"}'])
+def test_an_earlier_format_is_refused_and_replaced_with_overwrite(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    edit(tmp_path / "a", format=FORMAT - 1)
+    for attempt in (lambda: read_artifact(tmp_path / "a", "rollouts"), lambda: Writer.open(tmp_path / "a", manifest())):
+        with pytest.raises(ArtifactError, match=f"has format {FORMAT - 1} of an earlier tsdkd") as caught:
+            attempt()
+        assert caught.value.remedy == "Run `tsdkd generate` again with --overwrite, or in another directory."
+    with Writer.open(tmp_path / "a", manifest(), overwrite=True) as writer:
+        assert not writer.complete
+    assert load_manifest(tmp_path / "a").format == FORMAT
+
+
+def test_a_claim_holds_while_a_library_replaces_the_file(tmp_path: Path) -> None:
+    """safetensors writes under a name of its own and renames: a lock on the file itself would be gone."""
+    with Writer.open(tmp_path / "a", manifest()) as first:
+        first.share()
+        with Writer.join(tmp_path / "a") as second:
+            assert first.claim("head.safetensors")
+            for content in (b"old", b"new"):
+                (tmp_path / "elsewhere").write_bytes(content)
+                (tmp_path / "elsewhere").replace(first.aside("head.safetensors"))
+            assert not second.claim("head.safetensors")
+            first.add_file("head.safetensors")
+            assert not second.claim("head.safetensors")
+    assert {file.suffix for file in (tmp_path / "a").iterdir()} <= {"", ".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 2, "kind": "poems"}'])
 def test_reading_refuses_a_broken_manifest(tmp_path: Path, text: str) -> None:
     write(tmp_path / "a")
     (tmp_path / "a" / MANIFEST_FILE).write_text(text)
@@ -263,9 +290,9 @@ def test_reading_refuses_a_changed_part(tmp_path: Path) -> None:
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1  # one bit, the same length
     part.write_bytes(content)
-    with pytest.raises(ArtifactError, match="was changed"):
+    with pytest.raises(ArtifactError, match="has a hash that differs"):
         read_artifact(tmp_path / "a", "rollouts")
-    with pytest.raises(ArtifactError, match="was changed"):
+    with pytest.raises(ArtifactError, match="has a hash that differs"):
         verify_artifact(tmp_path / "a")
 
 
@@ -306,7 +333,7 @@ def test_verify_sees_a_parent_that_changed(tmp_path: Path) -> None:
 def test_verify_sees_columns_that_do_not_fit(tmp_path: Path) -> None:
     write(tmp_path / "a")
     edit(tmp_path / "a", kind="results")
-    with pytest.raises(ArtifactError, match="other columns or rows"):
+    with pytest.raises(ArtifactError, match="columns or rows that differ"):
         verify_artifact(tmp_path / "a")
 
 

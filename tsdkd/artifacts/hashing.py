@@ -1,12 +1,4 @@
-"""What lies between two stages: a directory with `manifest.json` and the files it lists. Knows no torch.
-
-A `writer.Writer` makes one; a `read` trusts nothing: kind, format, state, sizes, hashes and parents are checked before
-a stage sees a row.
-
-An artifact's *identity* is what it is made from: configuration, seed, parents, models, engine. Running a stage again
-with the same identity resumes or does nothing; with another it refuses. Its *fingerprint* adds the content, and
-children record it. Manifests hold no time: the same work gives the same bytes.
-"""
+"""SHA-256 of values, files and directories."""
 
 import hashlib
 import json
@@ -15,7 +7,7 @@ from typing import Any
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value, independent of key order."""
+    """SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -25,10 +17,9 @@ def file_digest(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """Of a file; or of a directory, by the names and contents of its files, hidden ones aside."""
+    """SHA-256 of a file, or of a directory by the names and contents of its files without hidden ones."""
     if path.is_file():
         return file_digest(path)
     names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    return json_digest(
-        [[name, file_digest(path / name)] for name in names if not any(p.startswith(".") for p in name.split("/"))]
-    )
+    visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    return json_digest([[name, file_digest(path / name)] for name in visible])

@@ -1,4 +1,4 @@
-"""What lies between two stages: a directory with `manifest.json` and the files it lists. Knows no torch."""
+"""The manifest of an artifact: what it is made from, the parts it lists, and how far it is written."""
 
 import json
 import os
@@ -10,13 +10,14 @@ from tsdkd import __version__
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
+"""Raised by a change that an older reader would misread, or that this reader cannot read."""
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 JOURNAL_FILE = ".journal.jsonl"
-"""What making it took (see journal.py); no part of the artifact."""
+"""The sessions that made the artifact (journal.py); neither a part nor covered by the fingerprint."""
 HUB_DATASET = "dataset"
-"""Kind of a parent that lies on the hub; its path is its name."""
+"""The kind of a parent on the hub; its path is the name of the dataset."""
 
 ArtifactKind = Literal["rollouts", "scores", "checkpoint", "results"]
 MADE_BY: dict[str, str] = {
@@ -29,7 +30,7 @@ MADE_BY: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of an artifact; `rows` is None where the file is no table."""
+    """One file of an artifact; `rows` is None unless the file is a table."""
 
     file: str
     rows: int | None
@@ -39,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """What an artifact was made from: another one, a file, folder or dataset. `path` is relative to the artifact."""
+    """An artifact, file, directory or dataset that an artifact was made from; `path` is relative to the artifact."""
 
     kind: str
     fingerprint: str
@@ -48,7 +49,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A model that took part, by content: fingerprints of weights, tokenizer and chat template."""
+    """A model that made the artifact, by its name and by fingerprints of weights, tokenizer and chat template."""
 
     role: str
     name: str
@@ -59,7 +60,7 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything an artifact says about itself."""
+    """The content of `manifest.json`."""
 
     kind: ArtifactKind
     config: dict[str, Any]
@@ -76,7 +77,7 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the artifact is made from, by content: names and paths do not count."""
+        """What the artifact is made from, by content: names and paths are left out."""
         return {
             "kind": self.kind,
             "seed": self.seed,
@@ -88,7 +89,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Identity and content in one hash; what children record."""
+        """One hash of identity and content, which children record."""
         content = [[part.file, part.rows, part.sha256] for part in self.parts]
         return json_digest({"identity": self.identity, "parts": content, "summary": self.summary})
 
@@ -101,11 +102,13 @@ class Manifest:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest of an artifact in any state; its files are not looked at."""
+    """Read the manifest of an artifact in any state, without its parts.
+
+    Raises ArtifactError for a directory without a manifest, an unreadable manifest, and another format.
+    """
     raw = read_raw_manifest(path)
     try:
-        newer = raw["format"] > FORMAT
-        if not newer:
+        if raw["format"] == FORMAT:
             known = {f.name for f in fields(Manifest)}
             raw |= {
                 "parents": tuple(Parent(**parent) for parent in raw["parents"]),
@@ -115,9 +118,17 @@ def load_manifest(path: Path) -> Manifest:
             manifest = Manifest(**{key: value for key, value in raw.items() if key in known})
             MADE_BY[manifest.kind]
             return manifest
+        if raw["format"] > FORMAT:
+            raise ArtifactError(
+                f"{path} has format {raw['format']}; this tsdkd reads format {FORMAT}.", "Update tsdkd."
+            )
+        raise ArtifactError(
+            f"{path} has format {raw['format']} of an earlier tsdkd; this one reads format {FORMAT}.",
+            f"Run `{MADE_BY.get(raw['kind'], 'the stage that wrote it')}` again with --overwrite, "
+            "or in another directory.",
+        )
     except (KeyError, TypeError) as error:
         raise _unreadable(path, error) from None
-    raise ArtifactError(f"{path} has format {raw['format']}; this tsdkd reads up to {FORMAT}.", "Update tsdkd.")
 
 
 def read_raw_manifest(path: Path) -> dict[str, Any]:
@@ -125,26 +136,28 @@ def read_raw_manifest(path: Path) -> dict[str, Any]:
         raw = json.loads((path / MANIFEST_FILE).read_text())
     except FileNotFoundError:
         raise ArtifactError(
-            f"{path} is no artifact: it has no {MANIFEST_FILE}.", "Name the directory of an artifact."
+            f"{path} holds no {MANIFEST_FILE}, so it is not an artifact.", "Name the directory of an artifact."
         ) from None
     except ValueError as error:
         raise _unreadable(path, error) from None
     if not isinstance(raw, dict):
-        raise _unreadable(path, TypeError("no JSON object"))
+        raise _unreadable(path, TypeError("not a JSON object"))
     return raw
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{path / MANIFEST_FILE} cannot be read ({error}).", "Restore it, or remove the directory.")
+    return ArtifactError(
+        f"{path / MANIFEST_FILE} cannot be read ({error}).", "Restore the file, or remove the directory."
+    )
 
 
 def relative_path(path: Path, start: Path) -> str:
-    """The way from an artifact to one of its parents, symbolic links resolved."""
+    """The path from the directory `start` to `path`, symbolic links resolved."""
     return os.path.relpath(path.resolve(), start.resolve())
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
+    """Nested dictionaries as one dictionary with dotted names."""
     names: dict[str, Any] = {}
     for key, value in values.items():
         names |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""What lies between two stages: a directory with `manifest.json` and the files it lists. Knows no torch."""
+"""Reading an artifact: kind, format, state, sizes, hashes and parents are checked before a stage sees a row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from tsdkd.errors import ArtifactError
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A finished artifact whose every listed file was found to be what the manifest says."""
+    """A complete artifact, opened by `read_artifact`."""
 
     path: Path
     manifest: Manifest
@@ -42,7 +42,7 @@ class Artifact:
         return pq.read_table(self.path / part.file, columns=columns)
 
     def table(self) -> pa.Table:
-        """All rows, in order."""
+        """All rows, in the order of the parts."""
         return pa.concat_tables(self.read_part(part) for part in self.tables)
 
     def as_parent_of(self, child: Path) -> Parent:
@@ -51,29 +51,31 @@ class Artifact:
     def require_parent(self, other: "Artifact") -> None:
         """Raise ArtifactError unless this artifact was made from `other`."""
         kind = other.manifest.kind
-        found = next((parent.fingerprint for parent in self.manifest.parents if parent.kind == kind), "none")
-        if found != other.fingerprint:
+        recorded = next((parent.fingerprint for parent in self.manifest.parents if parent.kind == kind), "none")
+        if recorded != other.fingerprint:
             raise ArtifactError(
-                f"{self.path} was made from other {kind} ({found[:12]}) than {other.path} ({other.fingerprint[:12]}).",
-                f"Name the {kind} it was made from, or run `{MADE_BY[self.manifest.kind]}` again with --overwrite.",
+                f"{self.path} was made from other {kind} ({recorded[:12]}) than {other.path} "
+                f"({other.fingerprint[:12]}).",
+                f"Name the {kind} that it was made from, or run `{MADE_BY[self.manifest.kind]}` with --overwrite.",
             )
 
 
 def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, hashed: bool = True) -> Artifact:
-    """Open a finished artifact of one kind; every file is hashed, unless only its manifest is wanted.
+    """Open a complete artifact of one kind; `hashed=False` leaves the hashes of its parts unchecked.
 
-    Raises ArtifactError, naming what was found, what was expected and what to run (or which `option` to give).
+    Raises ArtifactError that names the command to run, or the `option` to give.
     """
-    maker = MADE_BY[kind]
+    command = MADE_BY[kind]
     if not (path / MANIFEST_FILE).is_file():
         name = option or f"--{kind}"
-        raise ArtifactError(f"Found no {kind} at {path}.", f"Run `{maker}` first, or name it with {name}.")
+        raise ArtifactError(f"Found no {kind} at {path}.", f"Run `{command}` first, or name the {kind} with {name}.")
     manifest = load_manifest(path)
     if manifest.kind != kind:
-        raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}.", f"Name an artifact that `{maker}` wrote.")
+        raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}.", f"Name an artifact that `{command}` wrote.")
     if manifest.state != "complete":
         raise ArtifactError(
-            f"{path} is not finished: {len(manifest.parts)} parts so far.", f"Run `{maker}` again to finish it."
+            f"{path} is not finished: {len(manifest.parts)} parts are written.",
+            f"Run `{command}` again to complete it.",
         )
     if hashed:
         check_parts(path, manifest)
@@ -81,45 +83,49 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
 
 
 def verify_artifact(path: Path) -> Manifest:
-    """Check an artifact as `read` does, its tables' schemas and rows, and that parents still there are unchanged."""
+    """Check an artifact as `read_artifact` does, the columns and rows of its tables, and its parents.
+
+    Raises ArtifactError for the first difference. A parent that was removed is not a difference.
+    """
     manifest = load_manifest(path)
     artifact = read_artifact(path, manifest.kind)
     for part in artifact.tables:
-        found = pq.ParquetFile(path / part.file)
-        if found.schema_arrow != SCHEMAS[manifest.kind] or found.metadata.num_rows != part.rows:
+        file = pq.ParquetFile(path / part.file)
+        if file.schema_arrow != SCHEMAS[manifest.kind] or file.metadata.num_rows != part.rows:
             raise ArtifactError(
-                f"{path / part.file} has other columns or rows than its manifest says.",
+                f"{path / part.file} has columns or rows that differ from the manifest.",
                 f"Run `{MADE_BY[manifest.kind]}` again.",
             )
-    for parent, there, same in check_parents(path, manifest):
-        if there and not same:
+    for parent, exists, unchanged in check_parents(path, manifest):
+        if exists and not unchanged:
             raise ArtifactError(
-                f"The {parent.kind} at {path / parent.path} changed after {path} was made from them.",
-                f"Restore them, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
+                f"{path / parent.path} ({parent.kind}) changed after {path} was made from it.",
+                f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
             )
     return manifest
 
 
 def check_parents(path: Path, manifest: Manifest) -> Iterator[tuple[Parent, bool, bool]]:
-    """Each parent with two facts: is something at its path, and has that the recorded fingerprint?"""
+    """Yield each parent, whether its path exists, and whether it has the recorded fingerprint."""
     for parent in manifest.parents:
-        place = path / parent.path
+        location = path / parent.path
         if parent.kind == HUB_DATASET:
-            there = same = True  # not ours to look after
+            exists = unchanged = True  # a dataset of the hub is not checked
         elif parent.kind in MADE_BY:
-            there = (place / MANIFEST_FILE).is_file()
-            same = there and load_manifest(place).fingerprint == parent.fingerprint
+            exists = (location / MANIFEST_FILE).is_file()
+            unchanged = exists and load_manifest(location).fingerprint == parent.fingerprint
         else:
-            there = place.exists()
-            same = there and content_digest(place) == parent.fingerprint
-        yield parent, there, same
+            exists = location.exists()
+            unchanged = exists and content_digest(location) == parent.fingerprint
+        yield parent, exists, unchanged
 
 
 def check_parts(path: Path, manifest: Manifest) -> None:
+    """Raise ArtifactError for a part that is missing or has another hash than the manifest lists."""
     remedy = f"Restore it, or run `{MADE_BY.get(manifest.kind, 'the stage')}` again with --overwrite."
     for part in manifest.parts:
         file = path / part.file
         if not file.is_file():
             raise ArtifactError(f"{file} is missing.", remedy)
         if file.stat().st_size != part.bytes or file_digest(file) != part.sha256:
-            raise ArtifactError(f"{file} was changed: its hash differs from the manifest's.", remedy)
+            raise ArtifactError(f"{file} has a hash that differs from the manifest.", remedy)

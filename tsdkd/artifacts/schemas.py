@@ -1,4 +1,4 @@
-"""What lies between two stages: a directory with `manifest.json` and the files it lists. Knows no torch."""
+"""The columns of the tables of each kind of artifact."""
 
 import pyarrow as pa
 
@@ -11,14 +11,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("source", pa.string()),
             ("messages", MESSAGES),
             ("prompt_ids", pa.list_(pa.int32())),
-            ("response_ids", pa.list_(pa.int32())),  # as the engine produced them, end token included
-            ("response", pa.string()),  # for people; never tokenised again
+            ("response_ids", pa.list_(pa.int32())),  # from the engine, end token included
+            ("response", pa.string()),  # decoded for display; never tokenised again
             ("finish_reason", pa.string()),  # "stop" or "length"
             ("author", pa.string()),  # "student", "teacher", "both" (speculative) or "mixture" (teacher-mixed)
-            ("teacher_tokens", pa.int32()),  # how many of the response's tokens the teacher chose
+            ("teacher_tokens", pa.int32()),  # tokens of the response that the teacher chose
         ]
     ),
-    # Lists run over the response's tokens; those of k or K entries a token are flattened, token after token.
+    # Lists hold one entry per response token; those with k or K entries per token are flattened, token after token.
     "scores": pa.schema(
         [
             ("sample_id", pa.string()),
@@ -28,12 +28,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("teacher_log_prob", pa.list_(pa.float32())),
             ("candidates", pa.list_(pa.int32())),  # the student's k, best first
             ("ranks", pa.list_(pa.int16())),  # the teacher's rank of each, 0 is its favourite
-            ("hidden", pa.large_binary()),  # tokens x width; "hidden": the teacher's dtype, "hidden8": int8
-            ("hidden_scale", pa.list_(pa.float32())),  # signal "hidden8": what its int8 are multiplied with
+            ("hidden", pa.large_binary()),  # (tokens, width) in the teacher's dtype; signal "hidden8": in int8
+            ("hidden_scale", pa.list_(pa.float32())),  # signal "hidden8": one scale per token
             ("top_ids", pa.list_(pa.int32())),  # signal "topk": the teacher's K, best first
             ("top_log_probs", pa.list_(pa.float32())),
-            ("divergence", pa.list_(pa.float32())),  # of the student, as of scoring; only beside lossy signals
-            ("recorded_divergence", pa.list_(pa.float32())),  # the same from what the signal keeps
+            ("divergence", pa.list_(pa.float32())),  # of the scored student; only with lossy signals
+            ("recorded_divergence", pa.list_(pa.float32())),  # the same from the recorded signal
         ]
     ),
     "results": pa.schema(

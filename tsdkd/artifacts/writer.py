@@ -1,7 +1,7 @@
-"""Writing an artifact: one finished part after the other, killed at any moment without harm.
+"""Writing an artifact part by part; a kill at any moment leaves every listed part complete.
 
-A part is written aside, fsynced and renamed, and only then listed, by replacing the manifest atomically. Several
-processes can write one artifact: the first opens it, the others join, each claims parts that nobody has.
+A part is written under a temporary name, fsynced, renamed and then listed by replacing the manifest atomically. Several
+ranks can write one artifact: the first opens it, the others join, and each claims parts that no rank has claimed.
 """
 
 import fcntl
@@ -33,10 +33,10 @@ from tsdkd.errors import ArtifactError, TsdkdError
 
 
 class Writer:
-    """Writes one artifact, part by part; as a context it holds the directory's lock.
+    """Writes one artifact part by part; a context manager that holds the lock of the artifact.
 
-    One process holds it exclusively, or the processes of one run share it. The directory itself is locked for the
-    moment in which one of them lists a part.
+    One process holds the lock exclusively, or the ranks of one run share it. A rank locks the directory itself while it
+    lists a part.
     """
 
     def __init__(self, path: Path, manifest: Manifest, lock: IO[str]) -> None:
@@ -47,23 +47,23 @@ class Writer:
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False, grows: Collection[str] = ()) -> Self:
-        """Begin an artifact, resume a partial one, or find a complete one (`writer.complete`).
+        """Start an artifact, resume a partial one, or open a complete one (`writer.complete`).
 
-        `grows`: what of the identity may be otherwise in an artifact that is there, which is then gone on with.
+        grows: keys of the identity that may differ from an existing artifact, which is then extended.
 
-        Raises ArtifactError when something else is there: no artifact, another identity, or another process writing.
+        Raises ArtifactError where `path` is not an artifact, has another identity, or is being written by a process.
         """
-        begun = {LOCK_FILE, f"{MANIFEST_FILE}.tmp"}  # all that a stage killed at its very start leaves
+        begun = {LOCK_FILE, f"{MANIFEST_FILE}.tmp"}  # the files that a stage killed at its start leaves
         if path.exists() and not (path / MANIFEST_FILE).exists() and {file.name for file in path.iterdir()} - begun:
-            raise ArtifactError(f"{path} exists and is no artifact.", "Choose another output directory.")
+            raise ArtifactError(f"{path} exists and is not an artifact.", "Choose another output directory.")
         inputs = [path / parent.path for parent in manifest.parents] + [Path(model.name) for model in manifest.models]
-        if any(place.exists() and place.resolve() == path.resolve() for place in inputs):
-            raise ArtifactError(f"{path} is both input and output.", "Choose another output directory.")
+        if any(source.exists() and source.resolve() == path.resolve() for source in inputs):
+            raise ArtifactError(f"{path} is an input and the output.", "Choose another output directory.")
         path.mkdir(parents=True, exist_ok=True)
         writer = cls(path, manifest, (path / LOCK_FILE).open("w"))
         try:
             writer._hold(fcntl.LOCK_EX)
-            writer._take_over(overwrite, grows)
+            writer._start(overwrite, grows)
         except BaseException:
             writer._lock.close()
             raise
@@ -71,60 +71,61 @@ class Writer:
 
     @classmethod
     def join(cls, path: Path) -> Self:
-        """Help another process of the same run, which opened the artifact and shares it."""
+        """Open an artifact that another rank of the same run has opened and shares."""
         writer = cls(path, load_manifest(path), (path / LOCK_FILE).open("w"))
         writer._hold(fcntl.LOCK_SH)
         return writer
 
     def share(self) -> None:
-        """Let other processes join."""
+        """Let the other ranks of the run join."""
         self._hold(fcntl.LOCK_SH)
 
     def _hold(self, lock: int) -> None:
-        if not _locked(self._lock, lock):
+        if not _try_lock(self._lock, lock):
             self._lock.close()
             raise ArtifactError(
                 f"Another process is writing {self.path}.", "Wait for it, or choose another output directory."
             )
 
-    def _take_over(self, overwrite: bool, grows: Collection[str]) -> None:
+    def _start(self, overwrite: bool, grows: Collection[str]) -> None:
         if not (self.path / MANIFEST_FILE).exists():
             return self._save()
         if overwrite:
             self._clear()
             return self._save()
-        found = load_manifest(self.path)
-        bare = found.state == "partial" and self._is_bare  # begun, but nothing is in it yet
-        grown = any(_plain(found).get(key) != _plain(self.manifest).get(key) for key in grows)
-        if not bare:
-            if grown:
-                found = replace(found, state="partial", summary={})
-            _require_same(self.path, found, self.manifest, grows)
-        for stray in self.path.glob("*.tmp"):
-            _remove(stray)
-        if bare:
+        existing = load_manifest(self.path)
+        empty = existing.state == "partial" and self._is_empty  # started, without a part
+        before, after = _identity_as_json(existing), _identity_as_json(self.manifest)
+        extended = any(before.get(key) != after.get(key) for key in grows)
+        if not empty:
+            if extended:
+                existing = replace(existing, state="partial", summary={})
+            _require_same_identity(self.path, existing, self.manifest, grows)
+        for temporary in self.path.glob("*.tmp"):
+            _remove(temporary)
+        if empty:
             return self._save()
-        check_parts(self.path, found)
-        if grown:
-            self.manifest = replace(self.manifest, parts=found.parts)
+        check_parts(self.path, existing)
+        if extended:
+            self.manifest = replace(self.manifest, parts=existing.parts)
             return self._save()
-        self.manifest = found
+        self.manifest = existing
         return None
 
     def _clear(self) -> None:
-        """Remove all but the manifest, which goes last: cut off here, the rest is still known for what it was."""
+        """Remove every file but the manifest, which keeps the directory an artifact until it is replaced."""
         kind = read_raw_manifest(self.path).get("kind")
         if kind != self.manifest.kind:
             raise ArtifactError(
                 f"{self.path} holds {kind}, not {self.manifest.kind}.",
-                "Choose another output directory, or remove it yourself.",
+                "Choose another output directory, or remove this one.",
             )
         for file in self.path.iterdir():
             if file.name not in {LOCK_FILE, MANIFEST_FILE}:
                 _remove(file)
 
     @property
-    def _is_bare(self) -> bool:
+    def _is_empty(self) -> bool:
         return all(
             file.name in {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE} or file.suffix == ".tmp"
             for file in self.path.iterdir()
@@ -134,10 +135,10 @@ class Writer:
         return self
 
     def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
-        """Free the lock; a stage that failed before it had anything to keep leaves nothing behind."""
+        """Release the lock; an artifact that failed without a part is removed."""
         for claim in self._claims.values():
             claim.close()
-        if error and not self.complete and self._is_bare and _locked(self._lock, fcntl.LOCK_EX):  # nobody else is here
+        if error and not self.complete and self._is_empty and _try_lock(self._lock, fcntl.LOCK_EX):
             shutil.rmtree(self.path)
         self._lock.close()
 
@@ -149,35 +150,35 @@ class Writer:
         return any(part.file == file for part in self.manifest.parts)
 
     def claim(self, file: str) -> bool:
-        """Take a part that is not there yet and that no other process of this run has taken."""
+        """Claim a part that is neither listed nor claimed by another rank; False if it is."""
         with self._listing():
             if self.has(file):
                 return False
             claim = self._claim_path(file).open("ab")
-            if not _locked(claim, fcntl.LOCK_EX):
+            if not _try_lock(claim, fcntl.LOCK_EX):
                 claim.close()
                 return False
             self._claims[file] = claim
             return True
 
     def write_table(self, file: str, table: pa.Table) -> None:
-        """Add a Parquet part; the table is cast to the kind's schema."""
+        """Add a Parquet part; the table is cast to the schema of the kind."""
         part = TableWriter(self, file)
         part.write(table)
         part.close()
 
     def aside(self, file: str) -> Path:
-        """Where to write a file that `add_file` will then make a part."""
+        """The path to write a file to before `add_file` makes it a part."""
         return self.path / f"{file}.tmp"
 
     def _claim_path(self, file: str) -> Path:
-        """Locked while one process makes a part; a lock on the part itself would be lost when a library replaces it."""
+        """The file that is locked while a rank writes a part; a library that replaces the part would lose its lock."""
         return self.path / f"{file}.claim.tmp"
 
     def add_file(self, file: str, rows: int | None = None) -> None:
-        """Make what was written aside a part; `rows` where it is a table."""
+        """Make a part of the file at `aside(file)`; `rows` if it is a table."""
         aside = self.aside(file)
-        aside.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
+        aside.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         _fsync(aside)
         part = Part(file, rows, aside.stat().st_size, file_digest(aside))
         with self._listing():
@@ -190,7 +191,7 @@ class Writer:
             claim.close()
 
     def adopt(self, directory: Path) -> None:
-        """Make every file of a directory a part; `directory` is emptied."""
+        """Move every file of a directory into the artifact as a part."""
         for source in sorted(file for file in directory.rglob("*") if file.is_file()):
             name = str(source.relative_to(directory))
             self.aside(name).parent.mkdir(exist_ok=True, parents=True)
@@ -198,7 +199,7 @@ class Writer:
             self.add_file(name)
 
     def finish(self, summary: dict[str, Any]) -> Artifact:
-        """Seal the artifact, with all that any process has listed."""
+        """Complete the artifact with the parts that all ranks have listed."""
         self.manifest = load_manifest(self.path)
         parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
         self.manifest = replace(self.manifest, state="complete", summary=summary, parts=parts)
@@ -211,7 +212,7 @@ class Writer:
 
     @contextmanager
     def _listing(self) -> Iterator[None]:
-        """Alone with the manifest as it is now."""
+        """Hold the lock of the directory, with the manifest as it is on disk."""
         directory = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
@@ -229,7 +230,7 @@ class Writer:
 
 
 class TableWriter:
-    """A Parquet part on its way: pieces are written aside as they come, one row group each, and `close` lists it."""
+    """Writes a Parquet part in pieces, one row group each; `close` makes it a part of the artifact."""
 
     def __init__(self, writer: Writer, file: str) -> None:
         self._writer, self._file, self._rows = writer, file, 0
@@ -237,7 +238,7 @@ class TableWriter:
         self._parquet = pq.ParquetWriter(writer.aside(file), self._schema, compression="zstd", use_dictionary=False)
 
     def write(self, table: pa.Table) -> None:
-        """The table is cast to the kind's schema."""
+        """Write one row group; the table is cast to the schema of the kind."""
         self._parquet.write_table(table.cast(self._schema))
         self._rows += table.num_rows
 
@@ -247,32 +248,32 @@ class TableWriter:
 
 
 def is_locked(path: Path) -> bool:
-    """Is some process writing the artifact?"""
+    """Whether a process is writing the artifact."""
     if not (path / LOCK_FILE).exists():
         return False
     with (path / LOCK_FILE).open() as lock:
-        return not _locked(lock, fcntl.LOCK_EX)
+        return not _try_lock(lock, fcntl.LOCK_EX)
 
 
-def _require_same(path: Path, found: Manifest, wanted: Manifest, grows: Collection[str]) -> None:
-    was, now = _plain(found), _plain(wanted)
+def _require_same_identity(path: Path, existing: Manifest, wanted: Manifest, grows: Collection[str]) -> None:
+    before, after = _identity_as_json(existing), _identity_as_json(wanted)
     differing = [
-        f"{key} was {_brief(was.get(key))}, now {_brief(now.get(key))}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and key not in grows
+        f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in grows
     ]
-    versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (found, wanted)]
-    if found.state == "partial" and versions[0] != versions[1]:
+    versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (existing, wanted)]
+    if existing.state == "partial" and versions[0] != versions[1]:
         differing.append(f"versions were {versions[0]}, now {versions[1]}")
     if differing:
         raise ArtifactError(
             f"{path} was made with another configuration: {'; '.join(differing)}.",
-            "Choose another place for it (--run, or its own option), or give --overwrite to replace it.",
+            "Choose another directory (--run, or the option of the artifact), or replace it with --overwrite.",
         )
 
 
-def _plain(manifest: Manifest) -> dict[str, Any]:
-    """An identity as it comes back from a file."""
+def _identity_as_json(manifest: Manifest) -> dict[str, Any]:
+    """The identity with the types that JSON returns."""
     identity: dict[str, Any] = json.loads(json.dumps(manifest.identity))
     return identity
 
@@ -281,15 +282,15 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _brief(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     def short(item: Any) -> Any:
         return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
 
     return str([short(item) for item in value] if isinstance(value, list) else short(value))
 
 
-def _locked(file: IO[Any], lock: int) -> bool:
-    """Take a lock, or say that another process has it."""
+def _try_lock(file: IO[Any], lock: int) -> bool:
+    """Take a lock; False if another process holds it."""
     try:
         fcntl.flock(file, lock | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -309,7 +310,7 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     except OSError as error:
         raise TsdkdError(
-            f"{path} could not be written to disk ({error.strerror}).", "Check the disk and run again."
+            f"{path} could not be written to disk ({error.strerror}).", "Check the disk, and run the command again."
         ) from error
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""How a stage tells what it is doing; the command line shows it, a library user may ignore it."""
+"""What a stage reports while it runs; the command line shows it, a library user may ignore it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,26 +10,26 @@ class Observer(Protocol):
     def progress(
         self, what: str, total: int, unit: str, done: int = 0
     ) -> AbstractContextManager[Callable[[int], None]]:
-        """A bar with rate and time left; call what it yields with the units just done."""
+        """Open a progress bar; the function that it yields advances the bar by a number of units."""
 
     def metrics(self, values: dict[str, float]) -> None:
-        """Where the work on the bar stands, by name."""
+        """Report the current metrics of the work on the bar, by name."""
 
     def info(self, message: str) -> None:
-        """One line about something the user should know."""
+        """Report one line that the user should know."""
 
     def warning(self, message: str) -> None:
-        """One line about something that may be wrong; the artifact's journal keeps it."""
+        """Report one line about a possible fault; the journal of the artifact keeps it."""
 
     def writing(self, artifact: Path) -> AbstractContextManager[None]:
-        """Around the work on an artifact that is open for writing: what it took may be noted beside it."""
+        """Surround the work on an artifact that is open for writing, to record the session."""
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
-        """Names and values worth reading before the work starts."""
+        """Report names and values before the work starts."""
 
 
 class SilentObserver:
-    """Tells nobody."""
+    """Ignores every report."""
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
