@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Staged training in rounds: each round's rollouts come from what the last one trained, so they never grow stale.
+# Offline training in rounds: each round samples from the student that the last round trained, so rollouts stay on-policy.
 #
 #   STUDENT=... TEACHER=... PROMPTS=prompts.jsonl ROUNDS=3 bash recipes/rounds.sh
 #
-# Every stage resumes: run the same line again after an interruption.
+# Every stage resumes: after an interruption run the same command again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +24,7 @@ for round in $(seq "$ROUNDS"); do
   student=(--student "$RUN/$round/checkpoint")
 done
 
-# How far each round's student had moved from the one that answered, when the round ended.
+# How far the student of each round had moved from the one that sampled its rollouts.
 for round in $(seq "$ROUNDS"); do
   echo "round $round: $(tsdkd artifact show "$RUN/$round/checkpoint" | grep -E 'candidate_overlap_last|drift_last' | tr -s ' ' | tr '\n' ' ')"
 done

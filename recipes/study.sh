@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
-# When is TSD-KD worth it? Ablation, baselines, learning rates, weights, starting points and data, on models small
-# enough to be trained here: chains of arithmetic, a teacher of 334k parameters, students of 61k. Then three
-# objectives on the embedded pair, in language.
+# When does TSD-KD help? Ablation, baselines, learning rates, weights, starting points and data, on models that train
+# on a CPU: chains of arithmetic, a teacher of 334k parameters, students of 61k. Then three methods on the embedded pair.
 #
 #   bash recipes/study.sh            SEEDS="0 1 2 3 4" bash recipes/study.sh            EMBEDDED=0 bash recipes/study.sh
 #
-# Every arm of a seed before the next seed, so what there is so far is a study too. Run it again to continue.
+# All arms of one seed run before the next seed, so an interrupted study is a smaller study. Run it again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 SEEDS=${SEEDS:-0 1 2}
-SCALE=${SCALE:-full}       # tiny: one arm, in seconds, to see that it runs
-EMBEDDED=${EMBEDDED:-1}    # 0: without the embedded pair
-PROMPTS=${PROMPTS:-64}     # of the embedded pair: 8 steps of 8
-STORIES=${STORIES:-120}    # that its accuracy is measured on
+SCALE=${SCALE:-full}       # tiny: one arm, in seconds
+EMBEDDED=${EMBEDDED:-1}    # 0 leaves the embedded pair out
+PROMPTS=${PROMPTS:-64}     # for the embedded pair: 8 steps of 8
+STORIES=${STORIES:-120}    # on which the embedded pair is evaluated
 case $SCALE in full) RUN=${RUN:-runs/study} ;; *) RUN=${RUN:-runs/study-$SCALE} ;; esac
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # models this small gain nothing from more threads
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # more threads do not speed up models of this size
 
 . recipes/setup.sh
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Figure 3: the opener's share c of the entropy.
+# Figure 3: the fraction c of a response's entropy that the opener holds.
 PAPER=figure-3
-SHARES=${SHARES:-0.05 0.2 0.5 1.0}   # 0.1 is TSD-KD's
+FRACTIONS=${FRACTIONS:-0.05 0.2 0.5 1.0}   # 0.1 is the row tsdkd
 . "$(dirname "$0")/preamble.sh"
 
-row tsdkd fresh
-for share in $SHARES; do
-  row "c-$share" fresh --opener "$share"
+row tsdkd online
+for fraction in $FRACTIONS; do
+  row "c-$fraction" online --opener "$fraction"
 done
 measure

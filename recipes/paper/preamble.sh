@@ -1,12 +1,12 @@
-# Sourced by the recipes of this folder: which models and prompts, what a row of a table is, how the rows are measured.
+# Sourced by the recipes of this directory. It sets models and prompts, defines a row of a table, and measures the rows.
 #
 #   PAIR=qwen2.5|gemma2|qwen3   the paper's teacher and student
 #   ROWS="gkd tsdkd"            only these rows
-#   SCALE=tiny                  the embedded pair on a CPU, a step or two: does everything run?
-#   DRY_RUN=1                   nothing runs; `tsdkd plan` says what would, and what it would take
+#   SCALE=tiny                  the embedded pair on a CPU, one or two steps: shows that everything runs
+#   DRY_RUN=1                   runs nothing; `tsdkd plan` prints disk, memory and time of each stage
 #
-# Rows of one name are one model in all tables of a pair, so all share one directory: what is there is not made again, and
-# the same line again goes on where an interruption left it.
+# A row of one name is the same model in all tables of a pair, so all tables share one run directory: a complete row is
+# skipped, and the same command resumes an interrupted one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -16,13 +16,13 @@ RUN=${RUN:-runs/$SCALE/$PAIR}
 SEED=${SEED:-0}
 ROWS=${ROWS:-}
 
-# Table 10. Batches of 128, three epochs, warm-up and cosine are tsdkd's defaults; 512 tokens each make its length of 1,024.
+# Table 10: batch 128, three epochs, warm-up and cosine are the defaults of tsdkd; 512 + 512 tokens are its length of 1,024.
 PROMPTS=${PROMPTS:-openbmb/UltraInteract_sft}
 COLUMN=${COLUMN:-instruction}
-COUNT=${COUNT:-86000}   # of its distinct prompts, about; what the plan reckons with
+COUNT=${COUNT:-86000}   # its distinct prompts, roughly; used by the plan
 SAMPLE="--max-prompt-tokens 512 --max-new-tokens 512"
-HELD_OUT="--held-out 0.05 --eval-steps 50"   # what DistiLLM's schedule follows
-EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs programs, confined
+HELD_OUT="--held-out 0.05 --eval-steps 50"   # DistiLLM's schedule follows the held-out divergence
+EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs model-written programs in a sandbox
 TRAIN=${TRAIN:-}   # more options, such as --micro-batch-size 4 --gradient-checkpointing
 EXTRAS=${EXTRAS-[vllm]}
 
@@ -34,7 +34,7 @@ stop() {  # CAUSE REMEDY
 case $PAIR in
   qwen2.5) TEACHER=${TEACHER:-Qwen/Qwen2.5-14B-Instruct} STUDENT=${STUDENT:-Qwen/Qwen2.5-1.5B-Instruct} RATE=5e-6 PAPER=${PAPER:-qwen2.5} ;;
   gemma2) TEACHER=${TEACHER:-google/gemma-2-9b-it} STUDENT=${STUDENT:-google/gemma-2-2b-it} RATE=1e-7 PAPER=gemma2 ;;
-  qwen3) TEACHER=${TEACHER:-Qwen/Qwen3-8B} STUDENT=${STUDENT:-Qwen/Qwen3-1.7B} RATE=5e-6 PAPER=qwen3 ;;   # the paper names no rate for it
+  qwen3) TEACHER=${TEACHER:-Qwen/Qwen3-8B} STUDENT=${STUDENT:-Qwen/Qwen3-1.7B} RATE=5e-6 PAPER=qwen3 ;;   # the paper gives no learning rate
   *) stop "There is no pair $PAIR." "PAIR=qwen2.5, gemma2 or qwen3." ;;
 esac
 
@@ -62,24 +62,24 @@ prompts=(--prompts "$PROMPTS" --column "$COLUMN")
 models=(--model "teacher=$TEACHER" --model "student=$STUDENT")
 known= recorded= rows=()
 
-# row NAME ANSWERS OPTIONS...: one model, which learns from ANSWERS:
-#   fresh         its own, given as it learns (the paper's setting)    speculative   the student's, mended by the teacher
-#   teacher       the teacher's                                        text          the teacher's, and not its view of them
-# All but the fresh ones are sampled once for all rows. There are no scores: the teacher reads along.
+# row NAME RESPONSES OPTIONS...: one model, and the responses that it learns from:
+#   online        its own, sampled during training (the paper's setting)    teacher   the teacher's, with its distribution
+#   speculative   the student's, corrected by the teacher                   text      the teacher's, without it
+# All but the online responses are sampled once for all rows. The teacher is loaded, so no row needs scores.
 row() {
   known="$known $1"
   case " ${ROWS:-$1} " in *" $1 "*) rows+=("$(printf '%q ' "$@")") ;; esac
 }
 
-learn() {  # NAME ANSWERS OPTIONS...
-  local name=$1 answers=$2 source=(--teacher "$TEACHER" $SAMPLE)
+learn() {  # NAME RESPONSES OPTIONS...
+  local name=$1 responses=$2 source=(--teacher "$TEACHER" $SAMPLE)
   shift 2
-  case $answers in
-    fresh) source+=("${prompts[@]}") ;;
-    text) answers=teacher source=(--rollouts "$RUN/rollouts-teacher") ;;
-    *) source+=(--rollouts "$RUN/rollouts-$answers" --lambda 0) ;;
+  case $responses in
+    online) source+=("${prompts[@]}") ;;
+    text) responses=teacher source=(--rollouts "$RUN/rollouts-teacher") ;;
+    *) source+=(--rollouts "$RUN/rollouts-$responses" --lambda 0) ;;
   esac
-  [ "$answers" = fresh ] || record "$answers"
+  [ "$responses" = online ] || record "$responses"
   tsdkd train --checkpoint "$RUN/$name" --seed "$SEED" --student "$STUDENT" "${source[@]}" \
     --learning-rate "$RATE" $TRAIN "$@"
   models+=(--model "$name=$RUN/$name")
@@ -92,7 +92,7 @@ record() {  # POLICY
     "${prompts[@]}" $SAMPLE
 }
 
-measure() {  # teacher, student and all rows, beside the published ones
+measure() {  # evaluates teacher, student and all rows beside the published numbers
   local name line
   for name in $ROWS; do
     case "$known " in *" $name "*) ;; *) stop "No row is named $name." "ROWS with some of:$known." ;; esac

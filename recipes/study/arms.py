@@ -1,4 +1,4 @@
-"""What the study compares: questions, and arms that answer them, each a line of options of `tsdkd train`."""
+"""The study: its questions, and the arms that each compares. An arm is one set of options of `tsdkd train`."""
 
 import re
 from dataclasses import dataclass, replace
@@ -7,24 +7,24 @@ from typing import Literal
 RATE = 1e-4
 GKD, TSDKD = "--method gkd --beta 0.9", "--k 5"
 MILD = f"{TSDKD} --direct-weight 10 --em-weight 0.01"
-"""The quickstart's weights."""
+"""The weights of the quickstart."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to learn; the first three differ in what they learn from."""
+    """One training setting."""
 
     name: str
     options: str
     start: int = 50
-    """The student's accuracy in %, at the beginning."""
+    """The accuracy of the student before training, in percent."""
     data: Literal["student", "half", "replayed", "teacher"] = "student"
-    """Who answers: the student as it learns, the teacher before, each half of the prompts, or as a schedule says."""
+    """Whose responses are learned from: the student's (online), the teacher's (recorded), half of each, or replayed."""
     rate: float = RATE
 
     @property
     def slug(self) -> str:
-        """What tells it from all others, as a directory's name."""
+        """A directory name that is unique to the arm."""
         words = f"{self.options} start {self.start} {self.data} rate {self.rate:g}"
         return re.sub(r"[^a-z0-9.,]+", "-", words.lower()).strip("-")
 
@@ -33,28 +33,28 @@ class Arm:
 class Question:
     title: str
     groups: list[list[Arm]]
-    """What is compared with each other: the first of a group is what the others are measured against."""
+    """Arms that are compared; the first arm of a group is the reference of the others."""
 
 
 def under(name: str, **conditions: object) -> list[Arm]:
-    """GKD and TSD-KD, with the paper's weights and with mild ones, under the same conditions."""
+    """GKD, TSD-KD with the paper's weights, and TSD-KD with mild weights, under the same conditions."""
     kinds = {"GKD": GKD, "TSD-KD": TSDKD, "TSD-KD, mild": MILD}
     return [replace(Arm(f"{name}: {kind}", options), **conditions) for kind, options in kinds.items()]
 
 
-REFERENCE = Arm("divergence (GKD, β 0.9)", GKD)
+REFERENCE = Arm("direct (GKD, β 0.9)", GKD)
 MAIN = [
     REFERENCE,
     Arm("gate", f"{TSDKD} --alpha 0 --em-weight 0"),
-    Arm("gate, ranking", f"{TSDKD} --em-weight 0"),
+    Arm("gate, indirect", f"{TSDKD} --em-weight 0"),
     Arm("gate, entropy", f"{TSDKD} --alpha 0"),
-    Arm("gate, ranking, entropy (TSD-KD)", TSDKD),
+    Arm("gate, indirect, entropy (TSD-KD)", TSDKD),
 ]
 RATES = Question("Which learning rate?", [under(f"{rate:g}", rate=rate) for rate in (RATE / 4, RATE, RATE * 4)])
 QUESTIONS = [
     Question("What does each term do?", [MAIN]),
     Question(
-        "Which weights (divergence : ranking : entropy)?",
+        "Which weights (direct : indirect : entropy)?",
         [
             [
                 REFERENCE,
@@ -72,7 +72,7 @@ QUESTIONS = [
     ),
     RATES,
     Question("From which student?", [under(f"{start} %", start=start) for start in (25, 50, 85)]),
-    Question("From whose answers?", [under(data, data=data) for data in ("student", "half", "teacher")]),
+    Question("From whose responses?", [under(data, data=data) for data in ("student", "half", "teacher")]),
     Question(
         "Beside other methods?",
         [
@@ -97,9 +97,9 @@ QUESTIONS = [
                 REFERENCE,
                 Arm("TSD-KD", TSDKD),
                 Arm("released", "--method tsdkd-released --k 5"),
-                Arm("released ranking alone", f"{TSDKD} --released ranking"),
-                Arm("released opener alone", f"{TSDKD} --released opener"),
-                Arm("released entropy alone", f"{TSDKD} --released entropy"),
+                Arm("released ranking only", f"{TSDKD} --released ranking"),
+                Arm("released opener only", f"{TSDKD} --released opener"),
+                Arm("released entropy only", f"{TSDKD} --released entropy"),
             ]
         ],
     ),
@@ -107,6 +107,6 @@ QUESTIONS = [
 
 
 def every_arm() -> list[Arm]:
-    """Each once, the questions' most telling ones first."""
+    """Every arm once, in the order of the questions."""
     arms = [arm for question in QUESTIONS for group in question.groups for arm in group]
     return list({arm.slug: arm for arm in arms}.values())

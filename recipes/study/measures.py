@@ -1,4 +1,4 @@
-"""What is measured of a model: accuracy on the test, closeness to the teacher, and how it answers."""
+"""The measures of a model: accuracy on the test, divergence from the teacher, and health of training."""
 
 import json
 from pathlib import Path
@@ -14,45 +14,46 @@ from tsdkd.stages.models.load import load_model
 RESULT = "result.json"
 LOG = "metrics.jsonl"
 END = 10
-"""Steps at the end of training that health is a mean over."""
+"""The last steps of training, over which health is averaged."""
 
 
 def write(output: Path, model: Path, rollouts: Path, scores: Path) -> None:
-    """The measures of a model whose answers are in `output`, as one file there, written last.
+    """Write the measures of a model whose test responses are in `output`, as one file there, written last.
 
-    `rollouts` and `scores` are held-out responses of the teacher.
+    rollouts, scores: held-out responses of the teacher.
     """
-    found = of_answers(output / "answers") | _closeness(model, OfflineSource(rollouts, scores)) | of_training(model)
-    aside = output / f"{RESULT}.tmp"
-    aside.write_text(json.dumps(found))
-    aside.rename(output / RESULT)
+    measures = accuracy_of(output / "responses") | _divergence(model, OfflineSource(rollouts, scores))
+    measures |= training_health(model)
+    temporary = output / f"{RESULT}.tmp"
+    temporary.write_text(json.dumps(measures))
+    temporary.rename(output / RESULT)
 
 
-def of_answers(rollouts: Path) -> dict[str, float]:
-    """Shares of the problems that were answered rightly and that were cut off, and tokens of an answer."""
+def accuracy_of(rollouts: Path) -> dict[str, float]:
+    """Fractions of correct and of truncated responses, and tokens per response."""
     columns = ["messages", "response", "response_ids", "finish_reason"]
     rows = read_artifact(rollouts, "rollouts").table().select(columns).to_pylist()
     return {
-        "accuracy": fmean(task.is_right(row["messages"][-1]["content"], row["response"]) for row in rows),
+        "accuracy": fmean(task.is_correct(row["messages"][-1]["content"], row["response"]) for row in rows),
         "length": fmean(len(row["response_ids"]) for row in rows),
         "truncated": fmean(row["finish_reason"] == "length" for row in rows),
     }
 
 
-def _closeness(model: Path, samples: OfflineSource) -> dict[str, float]:
-    """KL from the teacher on its held-out answers and the model's entropy there, nats a token."""
+def _divergence(model: Path, samples: OfflineSource) -> dict[str, float]:
+    """KL from the teacher, top-1 agreement and the model's entropy on held-out responses, in nats per token."""
     reader = load_model(str(model))
-    found = measure_held_out(reader, reader.head, HeldOut(samples, range(len(samples))))
-    return {name: found[name] for name in ("kl", "agreement", "entropy")}
+    measured = measure_held_out(reader, reader.head, HeldOut(samples, range(len(samples))))
+    return {name: measured[name] for name in ("kl", "agreement", "entropy")}
 
 
-def of_training(model: Path) -> dict[str, object]:
-    """Health as training logged it, and whether it said that the run degenerates; nothing of what was not trained."""
+def training_health(model: Path) -> dict[str, object]:
+    """Health from the log of training, and whether training warned of degeneration; empty for an untrained model."""
     if not (model / LOG).is_file():
         return {}
     log = [entry for line in (model / LOG).read_text().splitlines() if "loss" in (entry := json.loads(line))]
-    warned = [warning for session in read_sessions(model) for warning in session.warnings]
+    warnings = [warning for session in read_sessions(model) for warning in session.warnings]
     return {
         "repeating": fmean(step["repeating"] for step in log[-END:]),
-        "degenerated": any("degenerat" in warning for warning in warned),
+        "degenerated": any("degenerat" in warning for warning in warnings),
     }

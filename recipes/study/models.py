@@ -1,4 +1,4 @@
-"""The study's models, trained from scratch on the task: one teacher, and students of several competences."""
+"""The models of the study, trained from scratch on the task: one teacher, and students of several accuracies."""
 
 import random
 import shutil
@@ -20,58 +20,64 @@ class Shape:
     inner: int
     layers: int
     rate: float
-    """Of learning, at its highest."""
+    """Peak learning rate."""
     steps: int
-    """At most."""
+    """Maximum number of steps."""
     batch: int = 32
 
 
 TEACHER = Shape(width=96, inner=256, layers=3, rate=2e-3, steps=1000)
 STUDENT = Shape(width=48, inner=144, layers=2, rate=1.5e-3, steps=2000)
 EVERY = 10
-"""Steps between measurements."""
+"""Steps between evaluations."""
 
 
 def make(
-    shape: Shape, seed: int, places: dict[int, Path], dev: list[str], advance: Callable[[int], None], *, decay: bool
+    shape: Shape,
+    seed: int,
+    directories: dict[int, Path],
+    dev: list[str],
+    advance: Callable[[int], None],
+    *,
+    decay: bool,
 ) -> None:
-    """Train a model on solutions and save it at each of `places`, as soon as its accuracy in % reaches the key.
+    """Train a model on solutions and save it in `directories[a]` once its accuracy reaches a percent.
 
-    `decay`: the learning rate falls to zero over all steps. Raises RuntimeError where an accuracy is not reached.
+    decay: the learning rate falls linearly to zero. Raises RuntimeError where an accuracy is not reached.
     """
     torch.manual_seed(seed)
-    model, tokenizer = _fresh(shape), task.tokenizer()
+    model, tokenizer = _new_model(shape), task.tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape.rate, betas=(0.9, 0.98))
-    fall = (lambda step: 1 - step / shape.steps) if decay else (lambda _: 1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * fall(step))
-    draw, source = random.Random(seed), task.problems(1000 + seed, frozenset(dev))
-    left, reached = sorted(places), 0.0
+    decayed = (lambda step: 1 - step / shape.steps) if decay else (lambda _: 1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * decayed(step))
+    generator, source = random.Random(seed), task.problems(1000 + seed, frozenset(dev))
+    remaining, reached = sorted(directories), 0.0
     for step in range(1, shape.steps + 1):
         chosen = [next(source) for _ in range(shape.batch)]
-        _step(model, tokenizer, chosen, draw)
+        _step(model, tokenizer, chosen, generator)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         advance(1)
         if step % EVERY == 0:
             reached = 100 * accuracy(LanguageModel("in training", model, tokenizer), dev)
-            while left and reached >= left[0]:
-                _save(model, tokenizer, places[left.pop(0)])
-            if not left:
+            while remaining and reached >= remaining[0]:
+                _save(model, tokenizer, directories[remaining.pop(0)])
+            if not remaining:
                 return
-    raise RuntimeError(f"The model reached {reached:.0f} %, not {left[0]} %: raise its steps.")
+    raise RuntimeError(f"The model reached {reached:.0f} %, not {remaining[0]} %: raise its steps.")
 
 
 def accuracy(model: LanguageModel, problems: list[str]) -> float:
-    """Share of problems answered rightly, greedily."""
+    """The fraction of problems with a correct greedy response."""
     prompts = [model.tokenizer(problem).input_ids for problem in problems]
-    answers = sample_responses(model, prompts, task.ANSWER_TOKENS, temperature=0)
-    texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    return sum(map(task.is_right, problems, texts)) / len(problems)
+    responses = sample_responses(model, prompts, task.RESPONSE_TOKENS, temperature=0)
+    texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
+    return sum(map(task.is_correct, problems, texts)) / len(problems)
 
 
-def _fresh(shape: Shape) -> LlamaForCausalLM:
-    """First values five times as wide as usual: the task is learned in hundreds of steps then, not thousands."""
+def _new_model(shape: Shape) -> LlamaForCausalLM:
+    """A model with five times the usual initializer range, which learns the task in hundreds of steps."""
     end = task.tokenizer().eos_token_id
     config = LlamaConfig(
         vocab_size=end + 1,
@@ -89,21 +95,21 @@ def _fresh(shape: Shape) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _step(model: LlamaForCausalLM, tokenizer: object, chosen: list[str], draw: random.Random) -> None:
-    """Gradients of the solutions' cross-entropy; all sequences have one length."""
-    ids = torch.tensor(tokenizer([p + task.solution(p, draw) + task.END for p in chosen]).input_ids)
+def _step(model: LlamaForCausalLM, tokenizer: object, chosen: list[str], generator: random.Random) -> None:
+    """Compute the gradients of the cross-entropy of solutions; all sequences have the same length."""
+    ids = torch.tensor(tokenizer([p + task.solution(p, generator) + task.END for p in chosen]).input_ids)
     labels = ids.clone()
     labels[:, : len(chosen[0])] = -100
     model.zero_grad()
     model(input_ids=ids, labels=labels).loss.backward()
 
 
-def _save(model: LlamaForCausalLM, tokenizer: object, place: Path) -> None:
-    """Whole, or not at all; what an interrupted run has saved is the same."""
-    if place.is_dir():
+def _save(model: LlamaForCausalLM, tokenizer: object, directory: Path) -> None:
+    """Save atomically; a model that an interrupted run saved is kept."""
+    if directory.is_dir():
         return
-    aside = place.with_suffix(".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    aside.rename(place)
+    temporary = directory.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(directory)

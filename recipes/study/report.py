@@ -1,6 +1,6 @@
-"""Tables and plots of what has run so far: python -m recipes.study.report PLACE OUTPUT
+"""Tables and plots of the complete arms: python -m recipes.study.report DIRECTORY OUTPUT
 
-Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired: seed by seed, from one student.
+Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired by seed, from the same student.
 """
 
 import json
@@ -26,26 +26,26 @@ COLUMNS = [
     "difference",
     "entropy",
     "tokens",
-    "cut off",
+    "truncated",
     "repeating",
     "degenerated",
 ]
 Runs = dict[int, dict[str, float]]
-"""By seed: measures by name."""
+"""Measures by name, for each seed."""
 
 
-def arms_of(place: Path) -> dict[str, Runs]:
-    """What was measured, by directory."""
+def arms_of(directory: Path) -> dict[str, Runs]:
+    """The measures of every arm, by the name of its directory."""
     found: dict[str, Runs] = defaultdict(dict)
-    for file in sorted(place.glob(f"seed-*/*/{RESULT}")):
+    for file in sorted(directory.glob(f"seed-*/*/{RESULT}")):
         found[file.parent.name][int(file.parts[-3].removeprefix("seed-"))] = json.loads(file.read_text())
     return found
 
 
-def pair_of(place: Path) -> dict[str, Runs]:
-    """What `tsdkd eval` measured of the embedded pair, by objective."""
+def pair_of(directory: Path) -> dict[str, Runs]:
+    """The results of `tsdkd eval` on the embedded pair, by method."""
     found: dict[str, Runs] = defaultdict(dict)
-    for path in sorted(place.glob("pair/results/*/")):
+    for path in sorted(directory.glob("pair/results/*/")):
         manifest, (name, _, seed) = load_manifest(path), path.name.rpartition("-")
         if manifest.state != "complete":
             continue
@@ -55,24 +55,24 @@ def pair_of(place: Path) -> dict[str, Runs]:
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± half of the 95 % interval; the mean alone of one value."""
+    """Mean ± half of the 95 % interval; one value has no interval."""
     return f"{fmean(values):.{digits}f}" + (f" ± {half(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def half(values: Sequence[float]) -> float:
-    """Half of the mean's 95 % interval; 0 of one value."""
+    """Half of the 95 % interval of the mean; 0 for one value."""
     if len(values) == 1:
         return 0.0
     return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
 def differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
-    """Of the seeds that have both."""
+    """The differences of the seeds that both have."""
     return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
 
 
 def table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
-    """`rows`: a name, what was measured, and what it is measured against."""
+    """A Markdown table; rows: a name, its measures, and the measures of its reference."""
     lines = [f"**{title}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
     return "\n".join([*lines, *(_line(_cells(*row)) for row in rows if row[1])])
 
@@ -100,38 +100,38 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def tables(place: Path) -> str:
-    found = arms_of(place)
+def tables(directory: Path) -> str:
+    found = arms_of(directory)
     before = sorted(name for name in found if name.startswith("before-"))
     written = [table("Before", [(f"student at {n.removeprefix('before-')} %", found[n], found[n]) for n in before])]
     for question in QUESTIONS:
         rows = [(arm.name, found[arm.slug], found[group[0].slug]) for group in question.groups for arm in group]
         written.append(table(question.title, rows))
-    if pair := pair_of(place):
+    if pair := pair_of(directory):
         written.append(
             table("On the embedded pair", [(name, runs, pair.get("gkd", {})) for name, runs in pair.items()])
         )
     return "\n\n".join(written) + "\n"
 
 
-def draw_courses(place: Path, arms: Iterable[Arm], output: Path) -> None:
-    """Agreement with the teacher and entropy on the student's own fresh answers, over the steps; means of seeds."""
+def draw_training(directory: Path, arms: Iterable[Arm], output: Path) -> None:
+    """Top-1 agreement and student entropy on the responses of each step; means over seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for arm in arms:
-        files = sorted(place.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))
+        files = sorted(directory.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))
         logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
         for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
             means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]
             axis.plot(range(1, len(means) + 1), means, label=arm.name, linewidth=1)
-    axes[0].set(xlabel="step", ylabel="share of tokens", title="Same best token as the teacher")
-    axes[1].set(xlabel="step", ylabel="nats a token", title="Student's entropy")
+    axes[0].set(xlabel="step", ylabel="fraction of tokens", title="Top-1 agreement with the teacher")
+    axes[1].set(xlabel="step", ylabel="nats per token", title="Student entropy")
     axes[0].legend(fontsize=7)
     figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
 
 
 def draw_rates(found: dict[str, Runs], output: Path) -> None:
-    """Accuracy over the learning rate, with 95 % intervals."""
+    """Accuracy by learning rate, with 95 % intervals."""
     figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for arms in zip(*RATES.groups, strict=True):
         points = {arm.rate: [100 * run["accuracy"] for run in found[arm.slug].values()] for arm in arms}
@@ -150,13 +150,13 @@ def draw_rates(found: dict[str, Runs], output: Path) -> None:
 
 
 def main() -> None:
-    place, output = map(Path, sys.argv[1:3])
+    directory, output = map(Path, sys.argv[1:3])
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "study"  # the same results draw the same bytes
+    mpl.rcParams["svg.hashsalt"] = "study"  # the same results give the same bytes
     output.mkdir(parents=True, exist_ok=True)
-    (output / "tables.md").write_text(tables(place))
-    draw_courses(place, MAIN, output / "courses.svg")
-    draw_rates(arms_of(place), output / "rates.svg")
+    (output / "tables.md").write_text(tables(directory))
+    draw_training(directory, MAIN, output / "training.svg")
+    draw_rates(arms_of(directory), output / "rates.svg")
 
 
 if __name__ == "__main__":

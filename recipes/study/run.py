@@ -1,7 +1,7 @@
-"""Runs the study: python -m recipes.study.run PLACE [--seeds 0,1,2] [--scale tiny]
+"""Runs the study: python -m recipes.study.run DIRECTORY [--seeds 0,1,2] [--scale tiny]
 
-Every arm is a `tsdkd train` and a greedy `tsdkd generate`, called in this process: a new one would load torch for
-longer than an arm takes. What is finished is skipped, so a run that was stopped continues by the same line.
+Every arm is a `tsdkd train` and a greedy `tsdkd generate`, called in this process: a new process would load torch for
+longer than an arm takes. Complete arms are skipped, so the same command resumes an interrupted study.
 """
 
 import argparse
@@ -24,13 +24,13 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything; `full` is the study, `tiny` shows that it runs."""
+    """Sizes of models and data; `full` is the study, `tiny` shows that it runs."""
 
     teacher: models.Shape = models.TEACHER
     student: models.Shape = models.STUDENT
     teacher_accuracy: int = 99
     prompts: int = 3200
-    """Learned from once, 32 a step."""
+    """One epoch, 32 per step."""
     test: int = 1000
     dev: int = 200
     held_out: int = 200
@@ -46,14 +46,14 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Study:
-    """Lies in the working directory."""
+    """One study, in the working directory."""
 
     scale: Scale
     arms: list[Arm]
     progress: Progress
 
     def prepare(self) -> None:
-        """Problems, the teacher, its answers to learn from and those that closeness is measured on."""
+        """Make the problems, the teacher, and its responses for training and for held-out measurement."""
         task.write(Path("test.jsonl"), self.test)
         task.write(Path("held_out.jsonl"), self.test[: self.scale.held_out])
         task.write(Path("train.jsonl"), self._problems[-self.scale.prompts :])
@@ -62,29 +62,29 @@ class Study:
             self._tsdkd(
                 Path(),
                 f"generate --policy teacher --teacher teacher --prompts {name}.jsonl "
-                f"--rollouts {name} --max-new-tokens {task.ANSWER_TOKENS} "
+                f"--rollouts {name} --max-new-tokens {task.RESPONSE_TOKENS} "
                 "--engine transformers --batch-size 250",
             )
 
     def seed(self, seed: int) -> None:
-        """Students of this seed's own, and all arms."""
-        place = Path(f"seed-{seed}")
-        starts = {arm.start: place / f"student-{arm.start}" for arm in self.arms}
+        """Make the students of one seed, and run all arms."""
+        directory = Path(f"seed-{seed}")
+        starts = {arm.start: directory / f"student-{arm.start}" for arm in self.arms}
         self._make(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
         for name in ("train", "held_out"):
             self._tsdkd(
-                place,
+                directory,
                 f"score --teacher teacher --student {starts[self.arms[0].start]} --k 5 "
-                f"--rollouts {name} --scores {place}/{name}",
+                f"--rollouts {name} --scores {directory}/{name}",
             )
         bar = self.progress.add_task(f"arms of seed {seed}", total=len(starts) + len(self.arms))
         for start, student in starts.items():
-            self._measure(place / f"before-{start}", student)
+            self._measure(directory / f"before-{start}", student)
             self.progress.advance(bar)
         for arm in self.arms:
-            self._learn(arm, seed, place, starts[arm.start])
-            right = json.loads((place / arm.slug / measures.RESULT).read_text())["accuracy"]
-            self.progress.console.print(f"seed {seed}: {arm.name}: {right:.1%}", soft_wrap=True)
+            self._learn(arm, seed, directory, starts[arm.start])
+            accuracy = json.loads((directory / arm.slug / measures.RESULT).read_text())["accuracy"]
+            self.progress.console.print(f"seed {seed}: {arm.name}: {accuracy:.1%}", soft_wrap=True)
             self.progress.advance(bar)
 
     @property
@@ -95,25 +95,27 @@ class Study:
     def _problems(self) -> list[str]:
         return list(islice(task.problems(0), self.scale.test + self.scale.dev + self.scale.prompts))
 
-    def _make(self, label: str, shape: models.Shape, seed: int, places: dict[int, Path], *, decay: bool) -> None:
-        if all(place.is_dir() for place in places.values()):
+    def _make(self, label: str, shape: models.Shape, seed: int, directories: dict[int, Path], *, decay: bool) -> None:
+        if all(directory.is_dir() for directory in directories.values()):
             return
-        bar = self.progress.add_task(f"{label} learn from solutions", total=shape.steps)
+        bar = self.progress.add_task(f"{label} are trained on solutions", total=shape.steps)
         dev = self._problems[self.scale.test :][: self.scale.dev]
-        models.make(shape, seed, places, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
+        models.make(shape, seed, directories, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
         self.progress.update(bar, completed=shape.steps)
 
-    def _learn(self, arm: Arm, seed: int, place: Path, student: Path) -> None:
-        output = place / arm.slug
+    def _learn(self, arm: Arm, seed: int, directory: Path, student: Path) -> None:
+        output = directory / arm.slug
         if (output / measures.RESULT).is_file():
             return
         recorded = "--rollouts train"
-        live = f"--teacher teacher --engine transformers --max-new-tokens {task.ANSWER_TOKENS} --sample-batch-size 32"
+        online = (
+            f"--teacher teacher --engine transformers --max-new-tokens {task.RESPONSE_TOKENS} --sample-batch-size 32"
+        )
         data = {
-            "student": f"--prompts train.jsonl {live}",
-            "half": f"{recorded} {live} --lambda 0.5",
-            "replayed": f"{recorded} {live}",
-            "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {place}/train",
+            "student": f"--prompts train.jsonl {online}",
+            "half": f"{recorded} {online} --lambda 0.5",
+            "replayed": f"{recorded} {online}",
+            "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {directory}/train",
         }
         self._tsdkd(
             output,
@@ -123,54 +125,54 @@ class Study:
         self._measure(output, output / "checkpoint")
 
     def _measure(self, output: Path, model: Path) -> None:
-        """Answer the test greedily, and write what came out."""
+        """Sample greedy responses to the test problems and write the measures."""
         if (output / measures.RESULT).is_file():
             return
         self._tsdkd(
             output,
-            f"generate --student {model} --prompts test.jsonl --rollouts {output}/answers "
-            f"--temperature 0 --max-new-tokens {task.ANSWER_TOKENS} --engine transformers --batch-size 250",
+            f"generate --student {model} --prompts test.jsonl --rollouts {output}/responses "
+            f"--temperature 0 --max-new-tokens {task.RESPONSE_TOKENS} --engine transformers --batch-size 250",
         )
         measures.write(output, model, Path("held_out"), output.parent / "held_out")
 
-    def _tsdkd(self, place: Path, command: str) -> None:
-        """Run one command; what it prints goes to a file. Ends the process where the command fails."""
-        place.mkdir(parents=True, exist_ok=True)
-        sys.argv = ["tsdkd", *command.split()]  # a journal records what was typed
+    def _tsdkd(self, directory: Path, command: str) -> None:
+        """Run one command with its output in a log file. Raises SystemExit where the command fails."""
+        directory.mkdir(parents=True, exist_ok=True)
+        sys.argv = ["tsdkd", *command.split()]  # the journal records the command
         with (
-            (place / "log.txt").open("a") as log,
+            (directory / "log.txt").open("a") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
             status = app(sys.argv[1:], prog_name="tsdkd", standalone_mode=False)
         if status:
-            why = (
-                "stopped: the same line continues"
+            reason = (
+                "interrupted: run the same command again to continue"
                 if status == INTERRUPTED
-                else f"failed, see {(place / 'log.txt').resolve()}"
+                else f"failed; see {(directory / 'log.txt').resolve()}"
             )
-            self.progress.console.print(f"tsdkd {command}: {why}", soft_wrap=True)
+            self.progress.console.print(f"tsdkd {command}: {reason}", soft_wrap=True)
             raise SystemExit(status)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("place", type=Path)
+    parser.add_argument("directory", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--scale", choices=SCALES, default="full")
-    told = parser.parse_args()
-    arms = every_arm() if told.scale == "full" else [replace(MAIN[-1], start=0)]
+    options = parser.parse_args()
+    arms = every_arm() if options.scale == "full" else [replace(MAIN[-1], start=0)]
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    console = Console(file=sys.stdout)  # this one's: what commands say goes to their logs
-    told.place.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(told.place), Progress(*columns, console=console) as progress:
-        study = Study(SCALES[told.scale], arms, progress)
+    console = Console(file=sys.stdout)  # the output of commands goes to their logs
+    options.directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(options.directory), Progress(*columns, console=console) as progress:
+        study = Study(SCALES[options.scale], arms, progress)
         try:
             study.prepare()
-            for seed in map(int, told.seeds.split(",")):
+            for seed in map(int, options.seeds.split(",")):
                 study.seed(seed)
         except KeyboardInterrupt:
-            console.print("stopped: the same line continues")
+            console.print("interrupted: run the same command again to continue")
             raise SystemExit(INTERRUPTED) from None
 
 

@@ -19,16 +19,16 @@ from tsdkd.cli import app, train_methods
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_solution_tells_every_step_and_ends_with_the_answer() -> None:
-    told = {task.solution("7+8-3-9+4?", random.Random(seed)) for seed in range(200)}
-    assert len(told) == 2**4  # a word of two for each sign
-    assert {text.translate(str.maketrans("pm", "+-")) for text in told} == {"7+8=5;5-3=2;2-9=3;3+4=7#7"}
-    assert all(task.is_right("7+8-3-9+4?", text) for text in told)
+def test_a_solution_writes_every_step_and_ends_with_the_answer() -> None:
+    solutions = {task.solution("7+8-3-9+4?", random.Random(seed)) for seed in range(200)}
+    assert len(solutions) == 2**4  # two ways to write each sign
+    assert {text.translate(str.maketrans("pm", "+-")) for text in solutions} == {"7+8=5;5-3=2;2-9=3;3+4=7#7"}
+    assert all(task.is_correct("7+8-3-9+4?", text) for text in solutions)
 
 
 @pytest.mark.parametrize("response", ["7+8=5;5-3=2;2-9=3;3+4=7#8", "7+8=5;5-3=2;2-9=3;3+4=7", "7", "", "#77"])
 def test_anything_else_is_wrong(response: str) -> None:
-    assert not task.is_right("7+8-3-9+4?", response)
+    assert not task.is_correct("7+8-3-9+4?", response)
 
 
 def test_problems_are_distinct_and_those_left_out_do_not_come() -> None:
@@ -40,7 +40,7 @@ def test_problems_are_distinct_and_those_left_out_do_not_come() -> None:
 def test_health_is_the_training_steps_and_not_the_measurements_between_them(tmp_path: Path) -> None:
     log = [{"loss": 1.0, "repeating": 0.25}, {"eval_kl": 0.5}, {"loss": 1.0, "repeating": 0.75}]
     (tmp_path / measures.LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    assert measures.of_training(tmp_path) == {"repeating": 0.5, "degenerated": False}
+    assert measures.training_health(tmp_path) == {"repeating": 0.5, "degenerated": False}
 
 
 def test_a_model_that_was_saved_before_an_interruption_is_kept(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_embedded_pair_counts_where_it_is_finished(tmp_path: Path) -> None:
 def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "recipes.study.run", tmp_path / "study", "--seeds", "0", "--scale", "tiny"]
     shown = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "seed 0: gate, ranking, entropy (TSD-KD): " in shown
+    assert "seed 0: gate, indirect, entropy (TSD-KD): " in shown
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert len(files) == 2  # the student before, and the arm
     subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
