@@ -26,7 +26,8 @@ FOREIGN = {
     "llama.cpp": "--outfile --outtype",
     "hf": "--repo-type --local-dir",
     "zensical": "--clean --strict",
-    "benchmarks/": "--profile",
+    "benchmarks": "--profile",
+    "tsdkd.cli.reference": "--check",
 }
 """Options of other programs that the pages name."""
 
@@ -102,25 +103,31 @@ def tsdkd_arguments(command: list[str]) -> list[str] | None:
     return words[1:] if words[:1] == ["tsdkd"] else None
 
 
+def subcommands(command: Any) -> dict[str, Any]:
+    """By name, with the options of each; empty for a command without any."""
+    found = getattr(command, "commands", {})
+    return {name: below.load() if hasattr(below, "load") else below for name, below in found.items()}
+
+
 def parse(arguments: list[str]) -> None:
-    """Raises typer's usage errors."""
+    """Raises the parser's usage errors, and AssertionError for a name that is no command."""
     command: Any = get_command(app)
     rest = [word for word in arguments if word != "--debug"]
-    names = []
-    while subcommands := getattr(command, "commands", None):
-        assert rest, "no command is named"
+    names = list[str]()
+    while known := subcommands(command):
+        assert rest, f"tsdkd {shlex.join(names)} names no command"
         if rest[0] in {"--version", "--help"}:
             return
         names.append(rest.pop(0))
-        assert names[-1] in subcommands, f"{names[-1]} is no command"
-        command = subcommands[names[-1]]
+        assert names[-1] in known, f"{names[-1]} is no command"
+        command = known[names[-1]]
     command.make_context(" ".join(names), rest)
 
 
 def options(command: Any) -> set[str]:
     """Of a command and all below it."""
     own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    return own.union(*(options(below) for below in getattr(command, "commands", {}).values()))
+    return own.union(*(options(below) for below in subcommands(command).values()))
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=id_of)
@@ -176,7 +183,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("page", TEXTS, ids=id_of)
 def test_options_exist(page: Path) -> None:
-    known = options(get_command(app)).union(*(names.split() for names in FOREIGN.values()))
+    known = options(get_command(app)).union({"--help"}, *(names.split() for names in FOREIGN.values()))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text()))
     assert named <= known
 
