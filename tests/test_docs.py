@@ -2,8 +2,12 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +170,21 @@ def test_the_site_has_every_page() -> None:
 
     navigation = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
     assert files(navigation) == {str(page.relative_to(DOCS)) for page in PAGES}
+
+
+@pytest.mark.skipif(not (find_spec("zensical") and find_spec("mkdocstrings")), reason="needs the docs extra")
+@pytest.mark.parametrize(("addition", "status"), [("", 0), ("[broken](nowhere.md)", 1), ("::: tsdkd.core.nothing", 1)])
+def test_the_site_builds_and_broken_pages_fail(addition: str, status: int, tmp_path: Path) -> None:
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    (tmp_path / "tsdkd").symlink_to(ROOT / "tsdkd")
+    with (tmp_path / "docs" / "api.md").open("a") as page:
+        page.write(f"\n{addition}\n")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == status, built.stdout + built.stderr
+    if not status:
+        assert "tsdkd_loss_from_hidden" in (tmp_path / "site" / "api" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=id_of)
