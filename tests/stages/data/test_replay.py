@@ -119,7 +119,7 @@ def test_a_run_learns_from_recorded_fresh_and_kept_answers(
         if choice == "fresh":
             said += responses
         if choice == "again":
-            assert all(response in said[-REPLAY.capacity :] for response in responses)
+            assert all(response in said[-REPLAY.replay_capacity :] for response in responses)
 
 
 def test_without_phi_it_learns_from_recorded_answers_until_the_divergence_rises(

@@ -12,8 +12,8 @@ from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
-from tsdkd.stages.data.prompts import Prompt, Prompts
-from tsdkd.stages.data.randomness import random_integer
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.data.sources import Batch, Sample, predicting_hidden
 from tsdkd.stages.models.distributed import unsharded
@@ -72,12 +72,10 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     @staticmethod
     def _job(sample: Sample, key: Sequence[int]) -> Request:
         sample_id = sample["sample_id"]
-        return Request(
-            sample_id, Prompt(sample["prompt_id"], "", []), sample["prompt_ids"], random_integer(*key, sample_id)
-        )
+        return Request(sample_id, sample["prompt_ids"], random_integer(*key, sample_id))
 
     def _is_fresh(self, sample: Sample, key: Sequence[int]) -> bool:
-        return random_integer(*key, "fresh", sample["sample_id"]) < self.student_fraction * 2**60
+        return random_uniform(*key, "fresh", sample["sample_id"]) < self.student_fraction
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
@@ -119,14 +117,7 @@ def samples_from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]
     return [row for row in rows if row["prompt_id"] in chosen]
 
 
-def require_context(samples: list[Sample], models: Sequence[LanguageModel], config: OnlineConfig) -> int:
-    """Tokens that a prompt and its response can reach. Raises InputError when a model's context is shorter."""
-    fresh = config.sampling.max_new_tokens if config.student_fraction or config.replay else 0
-    longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
-    for model in models:
-        if longest > model.context:
-            raise InputError(
-                f"A prompt and its response could reach {longest} tokens; {model.name} reads {model.context}.",
-                "Lower --max-new-tokens or --max-prompt-tokens.",
-            )
-    return longest
+def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:
+    """Tokens that a prompt and its response, recorded or sampled, can reach."""
+    sampled = config.sampling.max_new_tokens if config.student_fraction or config.replay else 0
+    return max(len(s["prompt_ids"]) + max(sampled, len(s["response_ids"])) for s in samples)

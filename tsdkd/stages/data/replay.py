@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tsdkd.stages.config.train import ReplayConfig
 from tsdkd.stages.data.online import OnlineSource, ResponseSampler
-from tsdkd.stages.data.randomness import random_integer
+from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.sources import Sample
 from tsdkd.stages.models.load import LanguageModel
 
@@ -65,7 +65,7 @@ class ReplaySource(OnlineSource):
     def with_responses(
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
     ) -> list[Sample]:
-        choice = self.schedule.choose(random_integer(*key, "schedule") / 2**60, progress)
+        choice = self.schedule.choose(random_uniform(*key, "schedule"), progress)
         if choice == "fresh":
             samples = super().with_responses(samples, student, key)
             self.schedule.kept.extend(samples)

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,6 +21,7 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import base_model_name
+from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, first_line, load_tokenizer, vocab_size
@@ -122,10 +122,6 @@ def output_head(model: PreTrainedModel, vocab: int | None) -> Head:
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Position ids that do not depend on padding: (batch, seq) -> (batch, seq)."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def context_length(config: PreTrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 2**31))
 
 
 def load_model(

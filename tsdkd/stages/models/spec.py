@@ -7,8 +7,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError
 from tsdkd.stages.models.adapters import base_model_name
+from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.load import context_length
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
 
