@@ -24,9 +24,9 @@ def context_length(config: PreTrainedConfig) -> int:
 
 
 def require_context(models: Iterable[ModelWithContext], tokens: int, limit: int | None = None) -> None:
-    """Check that each model reads a prompt with its response, of up to `tokens` tokens.
+    """Raises InputError for a model whose context is shorter than the longest prompt with its response, `tokens`.
 
-    `limit` shortens every context. Raises InputError.
+    `limit` shortens the contexts, such as vLLM's max_model_len.
     """
     for model in models:
         context = min(model.context, limit or model.context)
