@@ -61,7 +61,7 @@ def generate_with(student: Path, run: Path, *more: object) -> list[object]:
 @pytest.mark.parametrize(
     ("name", "text", "more", "cause"),
     [
-        ("p.jsonl", None, [], "no prompts file"),
+        ("p.jsonl", None, [], "does not exist"),
         ("p.jsonl", "", [], "holds no prompts"),
         ("p.jsonl", '{"question": "a", "level": 2}\n', [], "has no column 'messages' or 'prompt'"),
         ("p.jsonl", '{"prompt": "a"}\n', ["--column", "text"], "has no column 'text'"),
@@ -327,8 +327,8 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
         (["--aggregate", "--after", "m"], "what scores hold", "--after, --student"),
         (["--checkpoint", "nowhere"], "Found no checkpoint at nowhere", "--checkpoint"),
         (["--rollouts", "nowhere"], "Found no rollouts at nowhere", "--rollouts"),
-        (["--student", "nowhere"], "no model directory nowhere", "hub id"),
-        (["--after", "nowhere"], "no model directory nowhere", "hub id"),
+        (["--student", "nowhere"], "directory nowhere does not exist", "hub id"),
+        (["--after", "nowhere"], "directory nowhere does not exist", "hub id"),
     ],
 )
 def test_what_inspect_refuses(place: Path, more: list[str], cause: str, remedy: str) -> None:

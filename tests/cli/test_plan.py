@@ -103,7 +103,7 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("tsdkd train 'a", "No closing quotation.", "Close the quotes."),
         ("tsdkd score --run nowhere", "Found no rollouts at nowhere/rollouts.", "tsdkd generate"),
         ("tsdkd generate --student ./none", "The model directory ./none does not exist.", "model directory"),
-        ("tsdkd generate --prompts none.jsonl --student STUDENT", "There is no prompts file none.jsonl.", "path"),
+        ("tsdkd generate --prompts no.jsonl --student STUDENT", "The prompts file no.jsonl does not exist.", "path"),
         ("tsdkd generate --prompts org/name --student STUDENT", "How many prompts org/name has", "--prompts N"),
         ("tsdkd generate --engine vllm --student STUDENT", "vLLM is not installed.", "pip install"),
     ],

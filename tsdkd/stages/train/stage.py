@@ -85,7 +85,7 @@ def train_offline(
 
 def _scored(rollouts: Path, scores: Path, start: ModelRecord, config: TrainConfig, observer: Observer) -> OfflineSource:
     samples = OfflineSource(rollouts, scores)
-    samples.decoder.require(config.objective)
+    samples.decoder.require_support(config.objective)
     if config.compile and samples.decoder.head is None:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {samples.decoder.signal!r}.",
