@@ -30,7 +30,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.batches import batches_by_length, join_right_padded, pad_left
-from tsdkd.stages.data.score_cost import MOST_PADDING
+from tsdkd.stages.data.score_cost import MAX_PADDING
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
@@ -94,7 +94,7 @@ def bare_forward(run: Path, student: str, teacher: str) -> Measure:
     rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     start = time.perf_counter()
     lengths = [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows]
-    for batch in batches_by_length(lengths, tokens=config.batch_tokens, padding=MOST_PADDING):
+    for batch in batches_by_length(lengths, tokens=config.batch_tokens, padding=MAX_PADDING):
         ids, mask, _ = join_right_padded(
             [rows[i]["prompt_ids"] for i in batch], [rows[i]["response_ids"] for i in batch]
         )

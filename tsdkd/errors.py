@@ -27,3 +27,8 @@ class OtherRankError(TsdkdError):
 
     def __init__(self) -> None:
         super().__init__("Another rank of this run failed.", "Read its message.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the error's class name if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -61,7 +61,7 @@ def generate_with(student: Path, run: Path, *more: object) -> list[object]:
 @pytest.mark.parametrize(
     ("name", "text", "more", "cause"),
     [
-        ("p.jsonl", None, [], "no prompts file"),
+        ("p.jsonl", None, [], "does not exist"),
         ("p.jsonl", "", [], "holds no prompts"),
         ("p.jsonl", '{"question": "a", "level": 2}\n', [], "has no column 'messages' or 'prompt'"),
         ("p.jsonl", '{"prompt": "a"}\n', ["--column", "text"], "has no column 'text'"),
@@ -80,7 +80,7 @@ def test_prompts(student: Path, tmp_path: Path, name: str, text: str | None, mor
 
 def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for name, cause in ((tmp_path / "none", "There is no model directory"), (tmp_path / "empty", "is no model")):
+    for name, cause in ((tmp_path / "none", "The model directory"), (tmp_path / "empty", "is not a model directory")):
         found, _ = refuse(*generate_with(name, tmp_path / "run", "--prompts", chain / "prompts.jsonl"))
         assert cause in found
     assert not (tmp_path / "run").exists()
@@ -171,7 +171,7 @@ def test_an_output_with_another_configuration(place: Path, student: Path, conten
 def test_more_candidates_than_tokens(place: Path) -> None:
     shutil.rmtree(place / "run" / "scores")
     found, _ = refuse("score", "--run", place / "run", "--k", 258, "--teacher", place / "nobody")
-    assert "no model directory" in found
+    assert "nobody does not exist" in found
     teacher = json.loads((place / "run" / "checkpoint" / MANIFEST_FILE).read_text())["models"][1]["name"]
     found, remedy = refuse("score", "--run", place / "run", "--k", 258, "--teacher", teacher)
     assert "--k is 258, but the vocabulary has only 258 tokens" in found
@@ -327,8 +327,8 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
         (["--aggregate", "--after", "m"], "what scores hold", "--after, --student"),
         (["--checkpoint", "nowhere"], "Found no checkpoint at nowhere", "--checkpoint"),
         (["--rollouts", "nowhere"], "Found no rollouts at nowhere", "--rollouts"),
-        (["--student", "nowhere"], "no model directory nowhere", "hub id"),
-        (["--after", "nowhere"], "no model directory nowhere", "hub id"),
+        (["--student", "nowhere"], "directory nowhere does not exist", "hub id"),
+        (["--after", "nowhere"], "directory nowhere does not exist", "hub id"),
     ],
 )
 def test_what_inspect_refuses(place: Path, more: list[str], cause: str, remedy: str) -> None:

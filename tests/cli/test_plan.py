@@ -102,8 +102,8 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("accelerate launch", "accelerate launch is no tsdkd command.", "`tsdkd train --lora`"),
         ("tsdkd train 'a", "No closing quotation.", "Close the quotes."),
         ("tsdkd score --run nowhere", "Found no rollouts at nowhere/rollouts.", "tsdkd generate"),
-        ("tsdkd generate --student ./none", "There is no model directory ./none.", "model directory"),
-        ("tsdkd generate --prompts none.jsonl --student STUDENT", "There is no prompts file none.jsonl.", "path"),
+        ("tsdkd generate --student ./none", "The model directory ./none does not exist.", "model directory"),
+        ("tsdkd generate --prompts no.jsonl --student STUDENT", "The prompts file no.jsonl does not exist.", "path"),
         ("tsdkd generate --prompts org/name --student STUDENT", "How many prompts org/name has", "--prompts N"),
         ("tsdkd generate --engine vllm --student STUDENT", "vLLM is not installed.", "pip install"),
     ],
@@ -139,7 +139,7 @@ def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     (tmp_path / "lines").write_text("tsdkd generate --student org/model")
     found, remedy = refuse("plan", tmp_path / "lines")
-    assert found.startswith("Line 1: org/model is no local model directory, and the hub did not give it")
+    assert found.startswith("Line 1: org/model is not a local model directory, and the hub did not provide it")
     assert "network" in remedy
     assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_marked(student: Path, tmp_path: Path, monkeypatch:
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
     line = f"tsdkd generate --student {student} --prompts {prompts}"
     assert not any("does not fit" in row["memory"] for row in plan(line))
-    monkeypatch.setattr("tsdkd.stages.models.sizes.available_memory", lambda _: 1000)
+    monkeypatch.setattr("tsdkd.stages.models.device.available_memory", lambda _: 1000)
     assert all("does not fit" in row["memory"] for row in plan(line))
 
 

@@ -48,7 +48,7 @@ def embedded_student() -> str:
     from tsdkd.artifacts.hashing import file_digest, json_digest
     from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
     from tsdkd.stages.config.prune import PruneConfig
-    from tsdkd.stages.models.load import cache_dir
+    from tsdkd.stages.models.embedded import cache_dir
     from tsdkd.stages.prune import prune
 
     teacher_, config = embedded_teacher(), PruneConfig(drop=STUDENT_DROPS)

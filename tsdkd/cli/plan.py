@@ -102,7 +102,7 @@ def _in_line(number: int) -> Iterator[None]:
 
 def _show(rows: list[PlanRow], rates: Rates) -> None:
     from tsdkd.stages.data.score_cost import format_bytes
-    from tsdkd.stages.models.sizes import available_memory
+    from tsdkd.stages.models.device import available_memory
     from tsdkd.stages.plan.estimates import total
     from tsdkd.stages.plan.rates import EFFICIENCY
 

@@ -1,4 +1,4 @@
-"""Batches of similar length, and padding that masks name exactly."""
+"""Batches of similar length, and masks that mark padding."""
 
 import torch
 from hypothesis import given
@@ -16,7 +16,7 @@ PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 8))
-def test_every_sequence_once_in_batches_of_a_size(lengths: list[int], size: int) -> None:
+def test_batches_of_a_size_hold_every_sequence_once(lengths: list[int], size: int) -> None:
     batches = list(batches_by_length(lengths, size=size))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert max(map(len, batches)) <= size
@@ -25,13 +25,13 @@ def test_every_sequence_once_in_batches_of_a_size(lengths: list[int], size: int)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
-def test_padded_tokens_stay_in_the_budget(lengths: list[int], tokens: int) -> None:
+def test_padded_tokens_do_not_exceed_the_limit(lengths: list[int], tokens: int) -> None:
     for batch in batches_by_length(lengths, tokens=tokens):
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= tokens
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=50), st.sampled_from([0.0, 0.1, 0.5]))
-def test_no_batch_holds_more_padding_than_it_may(lengths: list[int], padding: float) -> None:
+def test_padding_does_not_exceed_its_fraction(lengths: list[int], padding: float) -> None:
     batches = list(batches_by_length(lengths, tokens=10_000, padding=padding))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -40,12 +40,13 @@ def test_no_batch_holds_more_padding_than_it_may(lengths: list[int], padding: fl
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))
-def test_blocks_are_consecutive_and_bounded(sizes: list[int], most: int) -> None:
-    blocks = list(consecutive_blocks(sizes, most))
+def test_blocks_are_consecutive_and_bounded(sizes: list[int], limit: int) -> None:
+    blocks = list(consecutive_blocks(sizes, limit))
     assert [i for block in blocks for i in block] == list(range(len(sizes)))
-    assert all(len(block) == 1 or sum(sizes[i] for i in block) <= most for block in blocks)
+    assert all(len(block) == 1 or sum(sizes[i] for i in block) <= limit for block in blocks)
     following = [sizes[block.stop] for block in blocks[:-1]]
-    assert all(sum(sizes[i] for i in b) + n > most for b, n in zip(blocks, following, strict=False))  # no smaller ones
+    # Blocks are maximal.
+    assert all(sum(sizes[i] for i in b) + n > limit for b, n in zip(blocks, following, strict=False))
 
 
 def test_pad_left() -> None:
@@ -54,14 +55,14 @@ def test_pad_left() -> None:
     assert attention.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_join_names_the_positions_that_predict() -> None:
+def test_join_right_padded_marks_the_predicting_positions() -> None:
     ids, attention, predicting = join_right_padded(PROMPTS, RESPONSES)
     assert ids.tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
     assert attention.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert predicting.tolist() == [[False, False, True, False], [True, True, False, False]]
 
 
-def test_align_begins_every_response_in_one_column() -> None:
+def test_align_responses_starts_all_responses_in_one_column() -> None:
     ids, attention, mask = align_responses(PROMPTS, RESPONSES)
     assert ids.tolist() == [[5, 6, 7, 1, 0], [0, 0, 8, 2, 3]]
     assert attention.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]

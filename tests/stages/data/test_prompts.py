@@ -1,4 +1,4 @@
-"""Prompts files in every format, and how a bad one is named."""
+"""Prompts files in every format and datasets; the errors for malformed ones."""
 
 import json
 from collections import Counter
@@ -30,22 +30,21 @@ def test_every_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
         file.write_text("prompt,source\none,a\ntwo,b\n")
     else:
         pq.write_table(pa.Table.from_pylist(ROWS), file)
-    found = read(file)
-    assert [(p.messages, p.source) for p in found] == [
+    assert [(p.messages, p.source) for p in read(file)] == [
         ([{"role": "user", "content": "one"}], "a"),
         ([{"role": "user", "content": "two"}], "b"),
     ]
 
 
-def test_messages_come_first_and_ids_ride_along(tmp_path: Path) -> None:
+def test_messages_precede_prompt_and_ids_are_kept(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"messages": messages, "prompt": "ignored", "prompt_id": 7}))
-    (found,) = read(file)
-    assert (found.prompt_id, found.messages, found.source) == ("7", messages, "p")
+    (prompt,) = read(file)
+    assert (prompt.prompt_id, prompt.messages, prompt.source) == ("7", messages, "p")
 
 
-def test_ids_follow_the_content_and_repeats_count_once(tmp_path: Path) -> None:
+def test_ids_depend_on_content_and_repeats_are_left_out(tmp_path: Path) -> None:
     for name, texts in (("a", ["x", "y", "x"]), ("b", ["y", "x"])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
     a, b = (read(tmp_path / f"{name}.jsonl") for name in "ab")
@@ -53,7 +52,7 @@ def test_ids_follow_the_content_and_repeats_count_once(tmp_path: Path) -> None:
     assert len(a) == 2
 
 
-def test_any_unicode_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_unicode_line_separators_and_a_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     text = "one\u2028two\x85three"
     file.write_text("\ufeff" + json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -72,26 +71,26 @@ def test_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "column", "cause", "remedy"),
     [
-        ("p.jsonl", None, None, "no prompts file", "Check the path"),
+        ("p.jsonl", None, None, "prompts file", "Check the path"),
         ("p.jsonl", "", None, "holds no prompts", "Add rows"),
         ("p.json", "[]", None, "holds no prompts", "Add rows"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', None, "line 2: not JSON", "Mend the line"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', None, "line 2: not JSON", "Correct the line"),
         ("p.jsonl", '{"prompt": "a"}\n[1]', None, "line 2: not a JSON object", "named fields"),
-        ("p.json", '[{"prompt": "a"},\n {"prompt": }]', None, "line 2: not JSON", "Mend"),
+        ("p.json", '[{"prompt": "a"},\n {"prompt": }]', None, "line 2: not JSON", "Correct"),
         ("p.jsonl", '{"question": "a", "id": 1}', None, "'messages' or 'prompt'", "question, id"),
         ("p.csv", "question,answer\na,b\n", "text", "column 'text'", "question, answer"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}', None, "row 2: 'prompt' is neither", "Mend the row"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}', None, "row 2: 'prompt' is neither", "Correct the row"),
         ("p.jsonl", '{"messages": [{"role": "user"}]}', None, "row 1: 'messages' is neither", "role and content"),
         ("p.jsonl", '{"prompt": "a", "prompt_id": 1}\n{"prompt": "b", "prompt_id": 1}', None, "two prompts", "unique"),
-        ("p.parquet", "not parquet", None, "no readable Parquet", "Check the file"),
-        ("p.csv", "prompt\n" + "x" * 200_000 + "\n", None, "no readable CSV", ".jsonl"),
-        ("p.csv", "id,prompt\n1,a\n2,Hello, there\n", None, "line 3: not the 2 cells", "quote cells"),
-        ("p.csv", "id,prompt\n1,a\n2\n", None, "line 3: not the 2 cells", "Mend the line"),
-        ("p.csv", 'id,prompt\n1,"Hello\n2,b\n', None, "no readable CSV", ".jsonl"),
-        ("p.txt", "a", None, "I can read", ".jsonl"),
+        ("p.parquet", "not parquet", None, "not a readable Parquet", "Check the file"),
+        ("p.csv", "prompt\n" + "x" * 200_000 + "\n", None, "not readable as CSV", ".jsonl"),
+        ("p.csv", "id,prompt\n1,a\n2,Hello, there\n", None, "line 3: the line does not have", "quote cells"),
+        ("p.csv", "id,prompt\n1,a\n2\n", None, "line 3: the line does not have the 2 cells", "Correct the line"),
+        ("p.csv", 'id,prompt\n1,"Hello\n2,b\n', None, "not readable as CSV", ".jsonl"),
+        ("p.txt", "a", None, "neither a prompts file nor a dataset", ".jsonl"),
     ],
 )  # fmt: skip
-def test_bad_files_are_named(
+def test_malformed_files_are_refused(
     tmp_path: Path, name: str, text: str | None, column: str | None, cause: str, remedy: str
 ) -> None:
     if text is not None:
@@ -102,8 +101,8 @@ def test_bad_files_are_named(
     assert remedy in caught.value.remedy or remedy in caught.value.cause
 
 
-def test_what_asks_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
-    """Blank text, no messages, an answer alone; repeated content, whatever its id."""
+def test_empty_and_repeated_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Empty: blank text, no messages, only an assistant message. Repeated: the same messages, whatever the id."""
     rows = [
         {"prompt": "a", "prompt_id": 1},
         {"prompt": " "},
@@ -117,47 +116,47 @@ def test_what_asks_nothing_is_left_out_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     left_out = Counter[str]()
-    found = list(Prompts(file).read(left_out))
-    assert [prompt.messages[0]["content"] for prompt in found] == ["a", "b"]
+    prompts = list(Prompts(file).read(left_out))
+    assert [prompt.messages[0]["content"] for prompt in prompts] == ["a", "b"]
     assert left_out == {"empty": 4, "repeated": 2}
 
 
-def test_answers_at_the_end_of_a_conversation_are_left_out(tmp_path: Path) -> None:
-    """Data sets for fine-tuning bring them; the last question is what is asked."""
+def test_assistant_messages_at_the_end_are_left_out(tmp_path: Path) -> None:
+    """As in datasets for fine-tuning: the prompt ends with the last user message."""
     turns = [{"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("user", "r"))]
     file = tmp_path / "p.json"
     file.write_text(json.dumps([{"messages": [*turns, {"role": "assistant", "content": "b"}]}]))
     assert read(file)[0].messages == turns
 
 
-def test_a_system_message_joins_prompts_without_one_and_leaves_ids_alone(tmp_path: Path) -> None:
+def test_the_system_message_completes_prompts_and_leaves_ids_unchanged(tmp_path: Path) -> None:
     own = [{"role": "system", "content": "own"}, {"role": "user", "content": "u"}]
     file = tmp_path / "p.json"
     file.write_text(json.dumps([{"messages": [{"role": "user", "content": "u"}]}, {"messages": own}]))
-    plain, asked = read(file), read(file, system="think")
-    assert [prompt.prompt_id for prompt in plain] == [prompt.prompt_id for prompt in asked]
-    assert asked[0].messages == [{"role": "system", "content": "think"}, {"role": "user", "content": "u"}]
-    assert asked[1].messages == own
+    plain, completed = read(file), read(file, system="think")
+    assert [prompt.prompt_id for prompt in plain] == [prompt.prompt_id for prompt in completed]
+    assert completed[0].messages == [{"role": "system", "content": "think"}, {"role": "user", "content": "u"}]
+    assert completed[1].messages == own
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Laid out as UltraInteract is on the hub: a text column among others, one split, rows in parts."""
-    place = tmp_path / "ultra"
-    (place / "data").mkdir(parents=True)
+    """The layout of UltraInteract on the hub: several columns, and the rows of one split in several files."""
+    path = tmp_path / "ultra"
+    (path / "data").mkdir(parents=True)
     for i in range(2):
         rows = [{"task": "Math", "instruction": f"question {n}", "response": "x"} for n in (2 * i, 2 * i + 1, 0)]
-        pq.write_table(pa.Table.from_pylist(rows), place / "data" / f"train-{i:05d}-of-00002.parquet")
-    pq.write_table(pa.Table.from_pylist([{"instruction": "t"}]), place / "data" / "test-00000-of-00001.parquet")
-    return place
+        pq.write_table(pa.Table.from_pylist(rows), path / "data" / f"train-{i:05d}-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist([{"instruction": "t"}]), path / "data" / "test-00000-of-00001.parquet")
+    return path
 
 
 def test_a_dataset_reads_like_a_file(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     left_out = Counter[str]()
-    found = list(Prompts(dataset, column="instruction").read(left_out))
-    assert [prompt.messages[0]["content"] for prompt in found] == [f"question {n}" for n in range(4)]
-    assert {prompt.source for prompt in found} == {"ultra"}
+    prompts = list(Prompts(dataset, column="instruction").read(left_out))
+    assert [prompt.messages[0]["content"] for prompt in prompts] == [f"question {n}" for n in range(4)]
+    assert {prompt.source for prompt in prompts} == {"ultra"}
     assert left_out == {"repeated": 2}
     assert len(read(dataset, column="instruction", split="test")) == 1
     parents = [Prompts(dataset, column="instruction", limit=n).parent(tmp_path / "out") for n in (3, 3, 4)]
@@ -173,7 +172,9 @@ def test_a_dataset_reads_like_a_file(dataset: Path, tmp_path: Path, monkeypatch:
         ({}, "has no column 'messages' or 'prompt'", "task, instruction, response"),
     ],
 )
-def test_a_dataset_that_is_not_there(dataset: Path, more: dict[str, str], cause: str, remedy: str) -> None:
+def test_a_missing_split_configuration_or_column_is_named(
+    dataset: Path, more: dict[str, str], cause: str, remedy: str
+) -> None:
     with pytest.raises(InputError) as caught:
         read(dataset, **more)
     assert cause in caught.value.cause
@@ -186,8 +187,8 @@ def test_a_file_has_no_splits(tmp_path: Path) -> None:
         read(tmp_path / "p.jsonl", split="train")
 
 
-def test_rows_are_read_one_after_the_other(tmp_path: Path) -> None:
-    """What lies behind the last prompt asked for is not looked at."""
+def test_rows_are_read_on_demand(tmp_path: Path) -> None:
+    """Rows after the last prompt that is used are not read."""
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\nno JSON\n')
     assert len(read(tmp_path / "p.jsonl", limit=1)) == 1
     assert next(iter(Prompts(tmp_path / "p.jsonl"))).messages[0]["content"] == "a"

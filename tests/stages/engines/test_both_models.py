@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tsdkd.artifacts.hashing import json_digest
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.data.prompts import Prompt
+from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.engines.both_models import BothModelsEngine, PartialResponse
 from tsdkd.stages.generate.stage import generate
@@ -46,7 +45,7 @@ def by_definition(
         token = engine._sample(student, row, len(ids), "student")
         best = teacher.topk(min(config.accept_k, VOCAB))
         if config.policy == "teacher-mixed":
-            if int(json_digest([seed, len(ids), "whose"])[:13], 16) < config.teacher_fraction * 16**13:
+            if random_uniform(seed, len(ids), "whose") < config.teacher_fraction:
                 token, replaced = engine._sample(teacher, row, len(ids), "teacher"), replaced + 1
         elif token not in best.indices.tolist():
             among = torch.full_like(teacher, -torch.inf)
@@ -85,7 +84,7 @@ def test_blocks_are_the_definition(
     artifact = generate(prompts, str(student), tmp_path / "r", config, teacher=str(teacher))
     rows = artifact.table().to_pylist()
     for row in rows:
-        seed = int(json_digest([0, row["sample_id"]])[:15], 16)
+        seed = random_integer(0, row["sample_id"])
         expected, replaced = by_definition(pair, config, row["prompt_ids"], seed)
         assert (row["response_ids"], row["teacher_tokens"]) == (expected, replaced)
         assert row["author"] == ("mixture" if config.policy == "teacher-mixed" else "both")
@@ -121,7 +120,7 @@ def test_tokens_come_from_the_mixture(pair: tuple[LanguageModel, LanguageModel])
         CONFIG, policy="teacher-mixed", teacher_fraction=0.4, temperature=WARM, max_new_tokens=2, draft_tokens=2
     )
     prompt = [65, 66, 67]
-    jobs = [Request(str(seed), Prompt("p", "", []), prompt, seed) for seed in range(3000)]
+    jobs = [Request(str(seed), prompt, seed) for seed in range(3000)]
     written = BothModelsEngine(*pair, config)._write(jobs)
     first = Counter(response.ids[0] for response in written)
     assert deviations(first, mixture(pair, prompt, 0.4)) < 4

@@ -193,7 +193,7 @@ def test_the_same_part_twice_and_progress(engine: VllmEngine, part: RequestBatch
 def test_more_prompts_than_one_step_reads(engine: VllmEngine, part: RequestBatch) -> None:
     """10,000 tokens: no prompt is read in pieces, and each response is what it is among few."""
     jobs = [replace(part.requests[0], prompt_ids=[i, *range(148)], seed=i) for i in range(70)]
-    few, many = (RequestBatch("p", "student", some) for some in (jobs[:8], jobs))
+    few, many = (RequestBatch(some) for some in (jobs[:8], jobs))
     (_, alone), (_, among) = engine.sample(iter([few, many]), lambda _: None)
     assert [response.ids[:5] for response in among[:8]] == [response.ids[:5] for response in alone]
 

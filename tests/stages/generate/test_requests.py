@@ -35,7 +35,7 @@ def jobs_of(file: Path, config: GenerateConfig = CONFIG, seed: int = 0) -> Promp
 def prompts_by_author(jobs: PromptRequests) -> dict[str, set[str]]:
     census = jobs.count()
     return {
-        author: {job.prompt.prompt_id for part in jobs.parts(author, census) for job in part.requests}
+        author: {prompt.prompt_id for part in jobs.parts(author, census) for prompt in part.prompts}
         for author in ("student", "teacher")
     }
 

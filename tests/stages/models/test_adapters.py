@@ -1,7 +1,8 @@
-"""A LoRA adapter in place of a model: base and adapter are found, loaded and fingerprinted together."""
+"""LoRA adapters named in place of a model: adapter and base model are loaded and fingerprinted together."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tsdkd.stages.models.spec import load_spec
 
 
 def save_adapter(base: Path, path: Path, *, seed: int = 0, rank: int = 4) -> Path:
-    """An adapter that changes what its base says."""
+    """Saves an adapter that changes its base model's logits."""
     torch.manual_seed(seed)
     settings = LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(path)
@@ -32,7 +33,7 @@ def adapter(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(student, tmp_path_factory.mktemp("adapter") / "a")
 
 
-def test_an_adapter_is_read_with_its_base(student: Path, adapter: Path) -> None:
+def test_an_adapter_is_loaded_with_its_base_model(student: Path, adapter: Path) -> None:
     base, tuned = load_model(str(student)), load_model(str(adapter))
     ids = torch.arange(8).unsqueeze(0)
     merged = AutoModelForCausalLM.from_pretrained(student)
@@ -40,47 +41,46 @@ def test_an_adapter_is_read_with_its_base(student: Path, adapter: Path) -> None:
 
     merged = PeftModel.from_pretrained(merged, adapter).merge_and_unload()
     with torch.no_grad():
-        found = tuned.model(ids).logits
-        torch.testing.assert_close(found, merged(ids).logits, rtol=1e-4, atol=1e-5)
-        assert (found - base.model(ids).logits).abs().max() > 0.1
+        logits = tuned.model(ids).logits
+        torch.testing.assert_close(logits, merged(ids).logits, rtol=1e-4, atol=1e-5)
+        assert (logits - base.model(ids).logits).abs().max() > 0.1
     head = tuned.head.logits(tuned.hidden(ids, torch.ones_like(ids)))
-    torch.testing.assert_close(head, found[..., :258], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head, logits[..., :258], rtol=1e-4, atol=1e-5)
 
 
-def test_its_outline_is_the_bases(student: Path, adapter: Path) -> None:
-    found = load_spec(str(adapter))
-    assert (found.directory, found.adapter) == (student, adapter)
-    reader = load_model(str(student))
-    assert (found.end_ids, found.context, found.dtype) == (reader.end_ids, reader.context, "float32")
+def test_its_spec_is_the_base_models(student: Path, adapter: Path) -> None:
+    spec = load_spec(str(adapter))
+    assert (spec.directory, spec.adapter) == (student, adapter)
+    base = load_model(str(student))
+    assert (spec.end_ids, spec.context, spec.dtype) == (base.end_ids, base.context, "float32")
     assert vllm_max_lora_rank(adapter) == 8
 
 
-def test_the_fingerprint_covers_both(student: Path, adapter: Path, tmp_path: Path) -> None:
-    """The same adapter over moved weights is the same; over other weights, or another adapter, it is not."""
-    one = model_record("student", str(adapter))
+def test_the_fingerprint_covers_adapter_and_base_model(student: Path, adapter: Path, tmp_path: Path) -> None:
+    """It ignores where the base model lies; other weights or another adapter change it."""
+    original = model_record("student", str(adapter))
     base = tmp_path / "base"
     shutil.copytree(student, base)
     moved = tmp_path / "moved"
     shutil.copytree(adapter, moved)
     settings = json.loads((moved / "adapter_config.json").read_text())
     (moved / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(base)}))
-    same = model_record("student", str(moved))
-    assert (same.weights, same.tokenizer, same.chat_template) == (one.weights, one.tokenizer, one.chat_template)
+    assert replace(model_record("student", str(moved)), name=original.name) == original
     model = AutoModelForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[0, 0] += 1e-3
     model.save_pretrained(base)
-    assert model_record("student", str(moved)).weights != one.weights
+    assert model_record("student", str(moved)).weights != original.weights
     other = save_adapter(student, tmp_path / "other", seed=1)
     assert len({model_record("student", str(path)).weights for path in (student, adapter, other)}) == 3
 
 
-def test_it_answers(student: Path, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_samples_other_responses_than_its_base_model(student: Path, adapter: Path, tmp_path: Path) -> None:
     prompts, config = write_prompts(tmp_path / "p.jsonl", 4), GenerateConfig(max_new_tokens=8, temperature=0)
     tuned = generate(prompts, str(adapter), tmp_path / "a", config).table()
     assert tuned["response_ids"] != generate(prompts, str(student), tmp_path / "b", config).table()["response_ids"]
 
 
-def test_what_is_no_lora_adapter_is_refused(tmp_path: Path) -> None:
+def test_other_adapters_are_refused(tmp_path: Path) -> None:
     for text, cause in (
         ('{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "x"}', "not LORA"),
         ("{", "cannot be read"),

@@ -1,4 +1,4 @@
-"""Families of models: logits rebuilt from hidden states are the model's own, or the model is refused."""
+"""Model families: logits computed from hidden states equal the model's own, or the model is refused."""
 
 from collections.abc import Callable
 
@@ -49,41 +49,41 @@ def tiny(family: str, dtype: torch.dtype = torch.float32, **more: object) -> Lan
 
 
 def sequences() -> tuple[torch.Tensor, torch.Tensor]:
-    """Three of different lengths, padded at the end."""
+    """Ids and mask of three sequences of different lengths, padded on the right."""
     mask = torch.arange(12) < torch.tensor([[12], [7], [3]])
     return torch.randint(258, (3, 12), generator=torch.Generator().manual_seed(1)) * mask, mask.long()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rebuilt_logits_are_the_models_own(family: str, dtype: torch.dtype) -> None:
-    """Also where it bends them: soft-caps, scales, embedding multipliers, a bias."""
-    reader = tiny(family, dtype)
+def test_logits_from_hidden_states_are_the_models_own(family: str, dtype: torch.dtype) -> None:
+    """With softcaps, scales, embedding multipliers and biases."""
+    language_model = tiny(family, dtype)
     ids, mask = sequences()
     with torch.no_grad():
-        expected = reader.model(input_ids=ids, attention_mask=mask).logits[..., :258].float()
-        found = reader.head.logits(reader.hidden(ids, mask)).float()
+        expected = language_model.model(input_ids=ids, attention_mask=mask).logits[..., :258].float()
+        logits = language_model.head.logits(language_model.hidden(ids, mask)).float()
     assert float(expected[mask.bool()].std()) > 0.01
-    noise = 1e-5 if dtype == torch.float32 else 0.01
+    tolerance = 1e-5 if dtype == torch.float32 else 0.01
     torch.testing.assert_close(
-        found[mask.bool()], expected[mask.bool()], rtol=noise, atol=noise * float(expected.max())
+        logits[mask.bool()], expected[mask.bool()], rtol=tolerance, atol=tolerance * float(expected.max())
     )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_read_does_not_depend_on_the_batch(family: str) -> None:
-    """A short sequence beside longer ones has the hidden states that it has alone."""
-    reader = tiny(family)
+def test_hidden_states_do_not_depend_on_the_batch(family: str) -> None:
+    """A short sequence has the same hidden states alone and beside longer ones."""
+    language_model = tiny(family)
     ids, mask = sequences()
     with torch.no_grad():
-        together = reader.hidden(ids, mask)
+        batched = language_model.hidden(ids, mask)
         for row, length in enumerate(mask.sum(-1).tolist()):
-            alone = reader.hidden(ids[row : row + 1, :length], mask[row : row + 1, :length])
-            torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
+            alone = language_model.hidden(ids[row : row + 1, :length], mask[row : row + 1, :length])
+            torch.testing.assert_close(batched[row, :length], alone[0], rtol=1e-4, atol=1e-5)
 
 
-def bend(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return lambda _module, _given, output: change(output)
+def hook(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda _module, _inputs, output: change(output)
 
 
 @pytest.mark.parametrize(
@@ -91,27 +91,27 @@ def bend(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.
     [torch.square, lambda z: 30 * torch.tanh(z / 30), lambda z: 1.001 * z, lambda z: z + 0.01, lambda z: z.roll(1, -1)],
     ids=["square", "cap at 30", "scale 1.001", "shift", "permutation"],
 )
-def test_a_head_that_does_more_than_we_know_is_refused(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Even where a few ordinary logits would hardly show it: all are below 1 here."""
-    reader = tiny("llama", initializer_range=0.02)
-    reader.model.lm_head.register_forward_hook(bend(change))
-    with pytest.raises(InputError, match="does more between"):
-        reader.head  # noqa: B018
+def test_an_unsupported_change_of_the_logits_is_refused(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Even though the model's ordinary logits are below 1, where a softcap hardly changes them."""
+    language_model = tiny("llama", initializer_range=0.02)
+    language_model.model.lm_head.register_forward_hook(hook(change))
+    with pytest.raises(InputError, match="transforms its logits"):
+        language_model.head  # noqa: B018
 
 
-def test_a_change_before_the_head_is_refused() -> None:
-    reader = tiny("llama")
-    reader.model.lm_head.register_forward_pre_hook(lambda _, given: (given[0] / 2,))
-    with pytest.raises(InputError, match="does more between"):
-        reader.head  # noqa: B018
+def test_an_unsupported_change_before_the_head_is_refused() -> None:
+    language_model = tiny("llama")
+    language_model.model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0] / 2,))
+    with pytest.raises(InputError, match="transforms its logits"):
+        language_model.head  # noqa: B018
 
 
 @pytest.mark.parametrize("more", [{"lm_head_multiplier": 0.5}, {}])
-def test_a_family_with_a_multiplier_of_its_own_is_known_or_refused(more: dict[str, float]) -> None:
-    """Falcon-H1 multiplies logits by a number that no other family has."""
-    reader = tiny("falcon_h1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, **more)
+def test_an_unsupported_multiplier_is_refused(more: dict[str, float]) -> None:
+    """Falcon-H1 multiplies logits by `lm_head_multiplier`, which no other family does."""
+    language_model = tiny("falcon_h1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, **more)
     if more:
-        with pytest.raises(InputError, match="does more between"):
-            reader.head  # noqa: B018
+        with pytest.raises(InputError, match="transforms its logits"):
+            language_model.head  # noqa: B018
     else:
-        assert reader.head.logit_scale == 1
+        assert language_model.head.logit_scale == 1

@@ -39,15 +39,15 @@ def large(teacher: Path) -> PlannedModel:
 
 
 def test_sizes_are_those_of_the_weights(small: PlannedModel, large: PlannedModel) -> None:
-    assert (small.size.parameters, small.size.multiplied) == (STUDENT, MULTIPLIED)
-    assert large.size.multiplied == TEACHER
+    assert (small.size.parameters, small.size.matmul_parameters) == (STUDENT, MULTIPLIED)
+    assert large.size.matmul_parameters == TEACHER
     assert small.weights("float32") == 2 * small.weights("bfloat16") == 4 * STUDENT
     assert small.without_layers(1).size.parameters == STUDENT - LAYER
 
 
 def test_a_tied_embedding_is_multiplied_with(small: PlannedModel) -> None:
     small.config.tie_word_embeddings = True
-    assert small.size.parameters == small.size.multiplied == MULTIPLIED
+    assert small.size.parameters == small.size.matmul_parameters == MULTIPLIED
 
 
 def test_reading_costs_two_operations_a_weight_and_token(small: PlannedModel, large: PlannedModel) -> None:

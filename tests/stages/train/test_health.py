@@ -257,7 +257,7 @@ def test_the_card_tells_what_was_done(run: Path, student: Path, tmp_path: Path) 
 
 @contextmanager
 def available_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> object:
-    from tsdkd.stages.models import sizes as module
+    from tsdkd.stages.models import device as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))

@@ -172,7 +172,7 @@ def test_what_live_training_refuses(
     generate(prompts, str(stranger), tmp_path / "rollouts", GenerateConfig(max_new_tokens=4))
     with pytest.raises(InputError, match="different tokenizers"):
         learn(tmp_path / "rollouts", student, teacher, tmp_path / "c")
-    with pytest.raises(InputError, match="could reach 6"):
+    with pytest.raises(InputError, match="can reach 6"):
         learn(
             prompts,
             student,

@@ -37,7 +37,7 @@ class ReplayConfig:
     phi_step: float = 0.1
     """Each time the held-out divergence is too high."""
     replay_tolerance: float = 0.1
-    """Nats by which it may be above its mark."""
+    """Nats by which it may exceed its reference."""
     replay_capacity: int = 1000
     """Responses that are kept to be learned from again."""
 

@@ -1,1 +1,1 @@
-"""Prompts, chat templates, batches, offline and online sources, and the teacher signal on disk."""
+"""Prompts, requests, batches, offline and online sources of training samples, and teacher signals on disk."""

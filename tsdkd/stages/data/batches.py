@@ -1,4 +1,4 @@
-"""Sequences into padded tensors, and batches of similar length. Padding ids are 0 and never looked at."""
+"""Batches of similar length, and token ids padded to tensors. The padding id is 0; masks exclude it everywhere."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,30 +11,31 @@ Ids = Sequence[int]
 def batches_by_length(
     lengths: Sequence[int], *, size: int | None = None, tokens: int | None = None, padding: float = 1.0
 ) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first (so that memory is at its peak at once).
+    """Indices of sequences in batches of similar length, longest first, so that memory peaks in the first batch.
 
-    At most `size` sequences, or at most `tokens` padded tokens (and one sequence at least), in a batch, of whose padded
-    tokens at most the share `padding` is padding.
+    A batch holds at most `size` sequences and at most `tokens` tokens, padding included, but at least one sequence.
+    Padding is at most the fraction `padding` of its tokens.
     """
     batch: list[int] = []
-    real = 0
+    unpadded = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         padded = lengths[batch[0]] * (len(batch) + 1) if batch else 0
-        full = len(batch) == size or (tokens and padded > tokens) or padded - real - lengths[index] > padding * padded
+        padding_tokens = padded - unpadded - lengths[index]
+        full = len(batch) == size or (tokens and padded > tokens) or padding_tokens > padding * padded
         if batch and full:
             yield batch
-            batch, real = [], 0
+            batch, unpadded = [], 0
         batch.append(index)
-        real += lengths[index]
+        unpadded += lengths[index]
     if batch:
         yield batch
 
 
-def consecutive_blocks(sizes: Sequence[int], most: int) -> Iterator[range]:
-    """Runs of consecutive indices whose sizes add up to at most `most` (and one index at least)."""
+def consecutive_blocks(sizes: Sequence[int], limit: int) -> Iterator[range]:
+    """Blocks of consecutive indices whose sizes sum to at most `limit`; each block has at least one index."""
     start = total = 0
     for index, size in enumerate(sizes):
-        if index > start and total + size > most:
+        if index > start and total + size > limit:
             yield range(start, index)
             start, total = index, 0
         total += size
@@ -43,20 +44,20 @@ def consecutive_blocks(sizes: Sequence[int], most: int) -> Iterator[range]:
 
 
 def pad_left(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (batch, seq), aligned at the end."""
+    """Ids and attention mask (batch, seq); sequences end in the last column."""
     width = max(map(len, rows))
     return _pad(rows, [width - len(row) for row in rows], width)
 
 
 def pad_right(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (batch, seq), aligned at the start."""
+    """Ids and attention mask (batch, seq); sequences start in the first column."""
     return _pad(rows, [0] * len(rows), max(map(len, rows)))
 
 
 def join_right_padded(prompts: Sequence[Ids], responses: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and responses -> ids, attention mask, and mask of the positions that predict a response token.
+    """Prompts with responses -> ids, attention mask, and mask of the positions that predict a response token.
 
-    All (batch, seq), aligned at the start: the least padding.
+    All are (batch, seq). Sequences start in the first column, which needs the least padding.
     """
     ids, attention = pad_right([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)])
     predicting = torch.zeros_like(ids, dtype=torch.bool)
@@ -66,21 +67,22 @@ def join_right_padded(prompts: Sequence[Ids], responses: Sequence[Ids]) -> tuple
 
 
 def align_responses(prompts: Sequence[Ids], responses: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and responses -> ids, attention mask (batch, seq) and response mask (batch, longest response).
+    """Prompts with responses -> ids, attention mask (batch, seq), and response mask (batch, longest response).
 
-    Every response begins in the same column: the logits of the last `1 + longest response` columns, less the last
-    one, predict it.
+    All responses start in one column. With n tokens in the longest response, the logits of columns -n - 1 to -2
+    predict them.
     """
-    before, after = max(map(len, prompts)), max(map(len, responses))
+    prompt_width, response_width = max(map(len, prompts)), max(map(len, responses))
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    ids, attention = _pad(rows, [before - len(prompt) for prompt in prompts], before + after)
-    return ids, attention, attention[:, before:].bool()
+    starts = [prompt_width - len(prompt) for prompt in prompts]
+    ids, attention = _pad(rows, starts, prompt_width + response_width)
+    return ids, attention, attention[:, prompt_width:].bool()
 
 
-def _pad(rows: Sequence[Ids], lefts: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
+def _pad(rows: Sequence[Ids], starts: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for i, (row, left) in enumerate(zip(rows, lefts, strict=True)):
-        ids[i, left : left + len(row)] = torch.tensor(row)
-        mask[i, left : left + len(row)] = 1
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[i, start : start + len(row)] = torch.tensor(row)
+        mask[i, start : start + len(row)] = 1
     return ids, mask

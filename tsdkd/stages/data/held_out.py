@@ -1,4 +1,4 @@
-"""How close a model is to the teacher on held-out responses: divergence, agreement and entropy per token."""
+"""Closeness of a model to the teacher on held-out responses: divergence, top-1 agreement and entropies per token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.data.batches import batches_by_length
 from tsdkd.stages.data.offline import OfflineSource
-from tsdkd.stages.data.sources import Source, collate, predicting_hidden
+from tsdkd.stages.data.sources import Sample, Source, collate, predicting_hidden
 from tsdkd.stages.models.load import LanguageModel
 
 CHUNK_TOKENS = 512
@@ -23,7 +23,7 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Samples, with responses, that nothing learns from."""
+    """Samples with responses that are measured on and never trained on."""
 
     source: Source
     indices: Sequence[int]
@@ -35,33 +35,34 @@ def measure_held_out(
     held_out: HeldOut,
     batch_tokens: int = BATCH_TOKENS,
     advance: Callable[[int], None] = lambda _: None,
-    process: int = 0,
-    processes: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[str, Any]:
-    """Means per response token, nats: "kl" is KL(teacher || model), with a standard error that knows the responses.
+    """Means per response token, in nats; "kl" is KL(teacher || model).
 
-    Each of several processes reads its share of the batches; all get the same result.
+    "kl_stderr" takes responses as the independent observations, since tokens of one response are correlated. Each rank
+    reads every `world_size`-th batch; all ranks return the same result. `advance` is called with numbers of responses.
     """
     source, indices = held_out.source, held_out.indices
     batches = list(batches_by_length([source.length(i) for i in indices], tokens=batch_tokens))
     totals: dict[int, tuple[int, Tensor]] = {}
-    for batch in batches[process::processes]:
+    for batch in batches[rank::world_size]:
         samples = [source[indices[i]] for i in batch]
-        per_token = _measure_batch(language_model, head, source, samples)
-        split = per_token.split([len(s["response_ids"]) for s in samples])
-        totals.update({i: (len(values), values.sum(0)) for i, values in zip(batch, split, strict=True)})
+        values = _measure_batch(language_model, head, source, samples)
+        by_response = values.split([len(s["response_ids"]) for s in samples])
+        totals.update({i: (len(tokens), tokens.sum(0)) for i, tokens in zip(batch, by_response, strict=True)})
         advance(len(batch))
-    if processes > 1:
-        totals = {i: found for part in gather_object([totals]) for i, found in part.items()}
+    if world_size > 1:
+        totals = {i: total for rank_totals in gather_object([totals]) for i, total in rank_totals.items()}
     counts = torch.tensor([float(totals[i][0]) for i in range(len(indices))], dtype=torch.float64)
     sums = torch.stack([totals[i][1] for i in range(len(indices))]).double()
     means = sums.sum(0) / counts.sum()
-    spread = (sums[:, 0] - means[0] * counts).square().sum() * len(counts) / max(len(counts) - 1, 1)
+    variance = (sums[:, 0] - means[0] * counts).square().sum() * len(counts) / max(len(counts) - 1, 1)
     return {
         "responses": len(counts),
         "tokens": int(counts.sum()),
         "kl": float(means[0]),
-        "kl_stderr": sqrt(float(spread)) / float(counts.sum()),
+        "kl_stderr": sqrt(float(variance)) / float(counts.sum()),
         "agreement": float(means[1]),
         "entropy": float(means[2]),
         "teacher_entropy": float(means[3]),
@@ -69,14 +70,15 @@ def measure_held_out(
 
 
 def require_hidden_signal(samples: OfflineSource) -> None:
+    """Raises InputError for scores with another signal."""
     if samples.decoder.signal != "hidden":
         raise InputError(
-            f"Held-out scores have the signal {samples.decoder.signal!r}.", "Score them with --signal hidden."
+            f"The held-out scores have the signal {samples.decoder.signal!r}.", "Score them with --signal hidden."
         )
 
 
-def _measure_batch(language_model: LanguageModel, head: Head, source: Source, samples: list[dict[str, Any]]) -> Tensor:
-    """(tokens, 4), on the CPU: KL, agreement, the model's entropy, the teacher's."""
+def _measure_batch(language_model: LanguageModel, head: Head, source: Source, samples: list[Sample]) -> Tensor:
+    """(tokens, 4) on the CPU: KL, agreement, the model's entropy, the teacher's entropy."""
     device = language_model.device
     batch = collate(samples, source)
     batch |= {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "response_mask")}

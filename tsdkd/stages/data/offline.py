@@ -1,4 +1,4 @@
-"""Rollouts, alone or with their scores, as one sequence of samples: for staged training and held-out measurement."""
+"""Recorded samples: rollouts, with or without their scores, for offline training and held-out measurement."""
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -21,12 +21,12 @@ ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "fini
 
 
 class RolloutSource(torch.utils.data.Dataset[Sample]):
-    """Sample i is row i of the rollouts; the teacher is known by its answers alone."""
+    """Sample i is row i of the rollouts. The teacher's signal is the response itself."""
 
     def __init__(self, rollouts: Path) -> None:
-        """Raises ArtifactError when they are missing, broken or unfinished."""
+        """Raises ArtifactError if the rollouts are missing, broken or unfinished."""
         self.rollouts = read_artifact(rollouts, "rollouts")
-        self._ids = self.rollouts.table().select(ROLLOUT_COLUMNS)
+        self._table = self.rollouts.table().select(ROLLOUT_COLUMNS)
         config = self.rollouts.manifest.config
         self.teacher_fraction = config["teacher_fraction"] if config["policy"] == "teacher-mixed" else 0.0
 
@@ -39,20 +39,20 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
         return self.rollouts.manifest.model("teacher")
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._table)
 
     def prompt_ids(self, index: int) -> list[int]:
-        return list(self._ids["prompt_ids"][index].as_py())
+        return list(self._table["prompt_ids"][index].as_py())
 
     def length(self, index: int) -> int:
-        """Tokens of prompt and response."""
-        return len(self._ids["prompt_ids"][index]) + len(self._ids["response_ids"][index])
+        """Tokens of a prompt with its response."""
+        return len(self._table["prompt_ids"][index]) + len(self._table["response_ids"][index])
 
     def prompt_id(self, index: int) -> str:
-        return str(self._ids["prompt_id"][index].as_py())
+        return str(self._table["prompt_id"][index].as_py())
 
     def __getitem__(self, index: int) -> Sample:
-        return {name: self._ids[name][index].as_py() for name in ROLLOUT_COLUMNS}
+        return {name: self._table[name][index].as_py() for name in ROLLOUT_COLUMNS}
 
     def with_responses(
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
@@ -70,17 +70,14 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
 
 
 class OfflineSource(RolloutSource):
-    """Sample i joins row i of the rollouts with row i of the scores, which is read when it is asked for.
-
-    A sample also holds the scores' columns.
-    """
+    """Sample i joins row i of the rollouts with row i of the scores, which is read from disk on access."""
 
     def __init__(self, rollouts: Path, scores: Path) -> None:
-        """Raises ArtifactError when either is missing, broken or unfinished, or the scores are of other rollouts."""
+        """Raises ArtifactError if either is missing, broken or unfinished, or the scores are of other rollouts."""
         super().__init__(rollouts)
         self.scores = read_artifact(scores, "scores")
         self.scores.require_parent(self.rollouts)
-        self._place = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
+        self._row_groups = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
         self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
 
     @property
@@ -98,9 +95,9 @@ class OfflineSource(RolloutSource):
         return SignalDecoder(config["signal"], config["k"], config["top_k"], head)
 
     def __getitem__(self, index: int) -> Sample:
-        file, group = self._place[index]
-        row = self._open(file).read_row_group(group, columns=list(self.decoder.columns))
-        return {name: _cell(row[name]) for name in row.column_names} | super().__getitem__(index)
+        file, row_group = self._row_groups[index]
+        row = self._open(file).read_row_group(row_group, columns=list(self.decoder.columns))
+        return {name: _single_value(row[name]) for name in row.column_names} | super().__getitem__(index)
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return self.decoder.tensors(samples)
@@ -113,17 +110,17 @@ class OfflineSource(RolloutSource):
         ids = response_ids(batch["input_ids"], batch["response_mask"])
         return ScoringSnapshot(ids, recorded["student_log_prob"], recorded["candidates"])
 
-    @lru_cache(maxsize=1)  # noqa: B019  one object a run
+    @lru_cache(maxsize=1)  # noqa: B019  a run has one source
     def _decoder_on(self, device: torch.device) -> SignalDecoder:
         return self.decoder.to(device)
 
 
 def response_authors(rollouts: Artifact) -> set[str]:
-    """Who wrote the responses of rollouts."""
+    """The authors of a rollouts artifact's responses."""
     return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
 
 
-def _cell(column: pa.ChunkedArray) -> Any:
-    """The only value of a column: a list as a numpy array, anything else as Python has it."""
+def _single_value(column: pa.ChunkedArray) -> Any:
+    """The value of a column of one row: a list as a numpy array, other values as Python objects."""
     value = column[0]
     return value.values.to_numpy() if isinstance(value, pa.ListScalar) else value.as_py()

@@ -1,4 +1,4 @@
-"""Samples made while training goes on: the student answers with its current weights, a live teacher reads along."""
+"""Samples of online training: the current student samples responses, the loaded teacher gives their signal."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,8 +12,8 @@ from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
-from tsdkd.stages.data.prompts import Prompt, Prompts
-from tsdkd.stages.data.randomness import random_integer
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.data.sources import Batch, Sample, predicting_hidden
 from tsdkd.stages.models.distributed import unsharded
@@ -22,13 +22,14 @@ from tsdkd.stages.models.tokenizers import chat_token_ids
 
 
 class ResponseSampler(Protocol):
-    """Answers with the student's weights as they are now."""
+    """Samples responses with the student's current weights."""
 
-    def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]: ...
+    def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]:
+        """Response ids with the end token, one response per request."""
 
 
 class OnlineSource(torch.utils.data.Dataset[Sample]):
-    """Prompts, perhaps with recorded responses; a share `student_fraction` of them is answered by the student each time."""
+    """Samples whose responses are recorded or sampled: each step draws which prompts the student responds to."""
 
     def __init__(
         self,
@@ -38,7 +39,11 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         student_fraction: float,
         teacher_fraction: float = 0.0,
     ) -> None:
-        """`teacher_fraction`: of the distribution that the sampler samples from."""
+        """`samples` without a response always get one from the student.
+
+        `student_fraction`: the probability of that for the others. `teacher_fraction`: the teacher's weight in the
+        mixture that the sampler samples from.
+        """
         self.samples = samples
         self.teacher_fraction = teacher_fraction
         self.teacher = teacher
@@ -60,24 +65,17 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def with_responses(
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
     ) -> list[Sample]:
-        asked = [i for i, s in enumerate(samples) if not s["response_ids"] or self._is_fresh(s, key)]
-        requests = [self._job(samples[i], key) for i in asked]
-        found = list(samples)
+        sampled = [i for i, s in enumerate(samples) if not s["response_ids"] or self._student_responds(s, key)]
+        requests = [_request(samples[i], key) for i in sampled]
+        result = list(samples)
         student = unsharded(student) if self.student_fraction else student
-        for i, ids in zip(asked, self.sampler.sample(student, requests) if requests else [], strict=True):
+        for i, ids in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
             reason = "stop" if ids[-1] in student.end_ids else "length"
-            found[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}
-        return found
+            result[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}
+        return result
 
-    @staticmethod
-    def _job(sample: Sample, key: Sequence[int]) -> Request:
-        sample_id = sample["sample_id"]
-        return Request(
-            sample_id, Prompt(sample["prompt_id"], "", []), sample["prompt_ids"], random_integer(*key, sample_id)
-        )
-
-    def _is_fresh(self, sample: Sample, key: Sequence[int]) -> bool:
-        return random_integer(*key, "fresh", sample["sample_id"]) < self.student_fraction * 2**60
+    def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:
+        return random_uniform(*key, "fresh", sample["sample_id"]) < self.student_fraction
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
@@ -91,42 +89,43 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def scoring_snapshot(self, batch: Batch) -> None:
         return None
 
-    @lru_cache(maxsize=1)  # noqa: B019  one object a run
+    @lru_cache(maxsize=1)  # noqa: B019  a run has one source
     def _head(self, device: torch.device) -> Head:
         return self.teacher.head.to(device)
 
 
-def samples_from_prompts(prompts: Prompts, student: LanguageModel, longest: int) -> tuple[list[Sample], int]:
-    """Prompts as samples without responses, and how many were too long. Raises InputError."""
+def _request(sample: Sample, key: Sequence[int]) -> Request:
+    sample_id = sample["sample_id"]
+    return Request(sample_id, sample["prompt_ids"], random_integer(*key, sample_id))
+
+
+def samples_from_prompts(prompts: Prompts, student: LanguageModel, max_tokens: int) -> tuple[list[Sample], int]:
+    """Samples without responses, of prompts of at most `max_tokens` tokens; and the number of longer prompts.
+
+    Raises InputError if all prompts are longer.
+    """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
         | {"prompt_ids": chat_token_ids(student.tokenizer, prompt.messages)}
         for prompt in prompts
     ]
-    kept = [s for s in samples if len(s["prompt_ids"]) <= longest]
-    if not kept:
+    fitting = [s for s in samples if len(s["prompt_ids"]) <= max_tokens]
+    if not fitting:
         raise InputError(
-            f"All {len(samples)} prompts of {prompts.place} are longer than {longest} tokens.",
+            f"All {len(samples)} prompts of {prompts.path} are longer than {max_tokens} tokens.",
             "Raise --max-prompt-tokens.",
         )
-    return kept, len(samples) - len(kept)
+    return fitting, len(samples) - len(fitting)
 
 
 def samples_from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
-    """Rollouts of the first prompts as samples that have a response already."""
+    """Samples with recorded responses, of the first `limit` prompts."""
     rows = rollouts.table().select(ROLLOUT_COLUMNS).to_pylist()
-    chosen = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
-    return [row for row in rows if row["prompt_id"] in chosen]
+    prompt_ids = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
+    return [row for row in rows if row["prompt_id"] in prompt_ids]
 
 
-def require_context(samples: list[Sample], models: Sequence[LanguageModel], config: OnlineConfig) -> int:
-    """Tokens that a prompt and its response can reach. Raises InputError when a model's context is shorter."""
-    fresh = config.sampling.max_new_tokens if config.student_fraction or config.replay else 0
-    longest = max(len(s["prompt_ids"]) + max(fresh, len(s["response_ids"])) for s in samples)
-    for model in models:
-        if longest > model.context:
-            raise InputError(
-                f"A prompt and its response could reach {longest} tokens; {model.name} reads {model.context}.",
-                "Lower --max-new-tokens or --max-prompt-tokens.",
-            )
-    return longest
+def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:
+    """Tokens of the longest prompt with its response, recorded or sampled."""
+    sampled = config.sampling.max_new_tokens if config.student_fraction or config.replay else 0
+    return max(len(s["prompt_ids"]) + max(sampled, len(s["response_ids"])) for s in samples)

@@ -1,6 +1,6 @@
-"""DistiLLM's schedule (Ko et al. 2024, Sec. 3.2 and Algorithm 1): when the student answers, and what it is replayed.
+"""DistiLLM's adaptive off-policy training (Ko et al. 2024, Sec. 3.2 and Algorithm 1): recorded, sampled or replayed.
 
-One draw decides for a whole optimizer step. All randomness hangs on seed and step; `state_dict` carries the rest.
+One random draw per optimizer step decides which responses the step trains on.
 """
 
 import random
@@ -11,50 +11,56 @@ from typing import Any, Literal
 
 from tsdkd.stages.config.train import ReplayConfig
 from tsdkd.stages.data.online import OnlineSource, ResponseSampler
-from tsdkd.stages.data.randomness import random_integer
+from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.sources import Sample
 from tsdkd.stages.models.load import LanguageModel
 
 
 class ReplaySchedule:
-    """How likely the student's own responses are (phi), and those that are kept."""
+    """The probability phi of the student's responses, and the replay buffer of those that it sampled."""
 
     def __init__(self, config: ReplayConfig) -> None:
         self.config = config
         self.phi = config.phi
-        self.mark: float | None = None
-        self.kept: deque[Sample] = deque(maxlen=config.replay_capacity)
+        self.reference: float | None = None
+        """The held-out divergence that the next ones are compared with, nats."""
+        self.replay_buffer: deque[Sample] = deque(maxlen=config.replay_capacity)
 
-    def judge(self, divergence: float) -> None:
-        """A held-out divergence, nats. The first is the mark; one that is higher by the tolerance raises phi and is the
-        next mark."""
+    def update(self, divergence: float) -> None:
+        """Increases phi if a held-out divergence, in nats, reaches the threshold: the reference plus the tolerance.
+
+        The first divergence is the reference, and then each one that reaches the threshold. Divergences that are not
+        finite are ignored.
+        """
         if not isfinite(divergence):
             return
-        if self.mark is None:
-            self.mark = divergence
-        elif divergence >= self.mark + self.config.replay_tolerance:
-            self.phi, self.mark = min(self.phi + self.config.phi_step, 1.0), divergence
+        if self.reference is None:
+            self.reference = divergence
+        elif divergence >= self.reference + self.config.replay_tolerance:
+            self.phi = min(self.phi + self.config.phi_step, 1.0)
+            self.reference = divergence
 
-    def choose(self, draw: float, progress: float) -> Literal["fresh", "again", "recorded"]:
-        """Whose responses a step learns from: `draw` in [0, 1), `progress` the share t/T of the steps behind.
+    def choose_responses(self, draw: float, progress: float) -> Literal["sampled", "replayed", "recorded"]:
+        """The responses of a step. `draw` in [0, 1); `progress`: the fraction t/T of steps that are done.
 
-        Fresh below phi (1 - t/T), and below phi while there is room for more; again below phi.
+        A draw below phi gives the student's responses: sampled below phi (1 - t/T) or while the replay buffer is not
+        full, else replayed. Other draws give recorded responses.
         """
-        full = len(self.kept) == self.config.replay_capacity
+        full = len(self.replay_buffer) == self.config.replay_capacity
         if draw < self.phi * (1 - progress) or (draw < self.phi and not full):
-            return "fresh"
-        return "again" if draw < self.phi else "recorded"
+            return "sampled"
+        return "replayed" if draw < self.phi else "recorded"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"phi": self.phi, "mark": self.mark, "kept": list(self.kept)}
+        return {"phi": self.phi, "reference": self.reference, "replay_buffer": list(self.replay_buffer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.phi, self.mark = state["phi"], state["mark"]
-        self.kept.extend(state["kept"])
+        self.phi, self.reference = state["phi"], state["reference"]
+        self.replay_buffer.extend(state["replay_buffer"])
 
 
 class ReplaySource(OnlineSource):
-    """Recorded responses, in whose place the schedule puts the student's own, step by step."""
+    """Recorded samples; the schedule replaces their responses by sampled ones, or the samples by replayed ones."""
 
     def __init__(
         self, samples: list[Sample], teacher: LanguageModel, sampler: ResponseSampler, schedule: ReplaySchedule
@@ -65,10 +71,11 @@ class ReplaySource(OnlineSource):
     def with_responses(
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
     ) -> list[Sample]:
-        choice = self.schedule.choose(random_integer(*key, "schedule") / 2**60, progress)
-        if choice == "fresh":
+        choice = self.schedule.choose_responses(random_uniform(*key, "schedule"), progress)
+        if choice == "sampled":
             samples = super().with_responses(samples, student, key)
-            self.schedule.kept.extend(samples)
-        if choice == "again":
-            samples = random.Random(random_integer(*key, "replay")).sample(list(self.schedule.kept), len(samples))
+            self.schedule.replay_buffer.extend(samples)
+        elif choice == "replayed":
+            generator = random.Random(random_integer(*key, "replay"))
+            samples = generator.sample(list(self.schedule.replay_buffer), len(samples))
         return samples

@@ -1,34 +1,31 @@
-"""From prompts to the parts of a rollouts artifact: which prompts stay, who answers each, with which seed.
-
-A first pass counts; later ones form the parts, one at a time. A part has one author, and what is in it depends on
-prompts, configuration and seed alone.
-"""
+"""The interface of the engines: requests in, responses out."""
 
 from dataclasses import dataclass
-
-from tsdkd.stages.data.prompts import Prompt
+from typing import TypeVar
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One response to be sampled, with random numbers of its own."""
+    """One response to sample. The seed decides its random numbers."""
 
     sample_id: str
-    prompt: Prompt
     prompt_ids: list[int]
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class RequestBatch:
-    file: str
-    author: str
+    """Requests that an engine samples as one unit. A subclass carries what its caller needs beside the responses."""
+
     requests: list[Request]
+
+
+AnyRequestBatch = TypeVar("AnyRequestBatch", bound=RequestBatch)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     ids: list[int]
-    """As the engine produced them, end token included."""
+    """As the engine sampled them, with the end token."""
     replaced: int = 0
-    """How many of the tokens the teacher chose in the student's place."""
+    """Number of tokens that the teacher sampled in the student's place."""

@@ -1,4 +1,4 @@
-"""What scoring costs: bytes on disk and tokens to read. Arithmetic on lengths; nothing is read or written here."""
+"""The cost of scoring: bytes on disk and tokens that both models read, computed from lengths."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from tsdkd.stages.data.batches import batches_by_length, consecutive_blocks
 from tsdkd.stages.data.teacher_signals import SIGNALS_WITH_HEAD, bytes_per_token
 
 BLOCK_BYTES = 2**30
-"""Of scores that are read before they are written; two blocks are in memory at a time."""
+"""Bytes of the scores in one block, which is written as a unit. Memory holds two blocks."""
 
-MOST_PADDING = 0.1
-"""Share of a batch; where lengths differ much, batches stay smaller than they may be."""
+MAX_PADDING = 0.1
+"""Fraction of a batch's tokens; batches of very different lengths get smaller."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreCost:
-    """Of scores on disk, before compression."""
+    """Size of scores on disk, before compression."""
 
     signal: str
     tokens: int
     """Response tokens."""
     bytes_per_token: int
     head_bytes: int
-    """The teacher's head, written once."""
+    """The teacher's head; 0 for signals without it."""
 
     @property
     def bytes(self) -> int:
         return self.tokens * self.bytes_per_token + self.head_bytes
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values for a person."""
+        """Labels and values of a table."""
         head = [("teacher's head, once", format_bytes(self.head_bytes))] if self.head_bytes else []
         return [
             ("response tokens", f"{self.tokens:,}"),
@@ -45,7 +45,7 @@ class ScoreCost:
 
 
 def score_cost(config: ScoreConfig, head: Head, tokens: int = 0) -> ScoreCost:
-    """Of so many response tokens; of the teacher's head only shape and dtype matter."""
+    """The cost of `tokens` response tokens. Only shape and dtype of the teacher's head matter."""
     weight = head.cut.weight
     per_token = bytes_per_token(config, weight.shape[1], weight.dtype)
     return ScoreCost(config.signal, tokens, per_token, weight.nbytes if config.signal in SIGNALS_WITH_HEAD else 0)
@@ -53,56 +53,58 @@ def score_cost(config: ScoreConfig, head: Head, tokens: int = 0) -> ScoreCost:
 
 @dataclass(frozen=True, slots=True)
 class ScoreWorkload:
-    """Tokens to be read."""
+    """Tokens of one forward pass over prompts with their responses."""
 
     tokens: int = 0
-    """Of prompts and responses."""
+    """Tokens of prompts and responses."""
     response_tokens: int = 0
-    read: int = 0
-    """Of prompts and responses, padding included."""
+    padded_tokens: int = 0
+    """Tokens of prompts and responses, and padding."""
 
     def __add__(self, other: "ScoreWorkload") -> "ScoreWorkload":
         return ScoreWorkload(
-            self.tokens + other.tokens, self.response_tokens + other.response_tokens, self.read + other.read
+            tokens=self.tokens + other.tokens,
+            response_tokens=self.response_tokens + other.response_tokens,
+            padded_tokens=self.padded_tokens + other.padded_tokens,
         )
 
     @property
     def padding(self) -> float:
-        """Share of what is read."""
-        return 1 - self.tokens / self.read
+        """The padding's fraction of `padded_tokens`."""
+        return 1 - self.tokens / self.padded_tokens
 
 
 def score_workload(table: pa.Table, config: ScoreConfig, head: Head) -> ScoreWorkload:
-    """Of a part of rollouts, in the batches that score makes of it."""
-    found, (_, responses) = sequence_lengths(table), _lengths(table)
-    read = sum(
-        len(batch) * found[batch[0]]
+    """The workload of one part of the rollouts, in the batches that score forms."""
+    lengths, (_, responses) = sequence_lengths(table), _lengths(table)
+    padded_tokens = sum(
+        len(batch) * lengths[batch[0]]
         for block in score_blocks(table, config, head)
-        for batch in score_batches(found, block, config)
+        for batch in score_batches(lengths, block, config)
     )
-    return ScoreWorkload(sum(found), sum(responses), read)
+    return ScoreWorkload(sum(lengths), sum(responses), padded_tokens)
 
 
 def score_blocks(table: pa.Table, config: ScoreConfig, head: Head) -> Iterator[range]:
-    """Rows of a part of rollouts, in order, whose scores take at most `BLOCK_BYTES`."""
+    """Blocks of consecutive rows of one part of the rollouts; the scores of a block take at most `BLOCK_BYTES`."""
     per_token = score_cost(config, head).bytes_per_token
     return consecutive_blocks([per_token * length for length in _lengths(table)[1]], BLOCK_BYTES)
 
 
 def score_batches(lengths: list[int], block: range, config: ScoreConfig) -> Iterator[list[int]]:
-    """Rows of a block that are read together."""
+    """Batches of a block's rows; `lengths` are the tokens of the part's sequences."""
     sizes = lengths[block.start : block.stop]
-    for batch in batches_by_length(sizes, tokens=config.batch_tokens, padding=MOST_PADDING):
+    for batch in batches_by_length(sizes, tokens=config.batch_tokens, padding=MAX_PADDING):
         yield [block[i] for i in batch]
 
 
 def sequence_lengths(table: pa.Table) -> list[int]:
-    """Tokens of each prompt with its response."""
+    """Tokens of each prompt with its response, in a table of rollouts."""
     return [prompt + response for prompt, response in zip(*_lengths(table), strict=True)]
 
 
 def _lengths(table: pa.Table) -> tuple[list[int], list[int]]:
-    """Tokens of prompts, and of responses."""
+    """Tokens of each prompt, tokens of each response."""
     prompts, responses = (pc.list_value_length(table[name]).to_pylist() for name in ("prompt_ids", "response_ids"))
     return prompts, responses
 

@@ -1,6 +1,6 @@
-"""What two models see in some responses: a forward pass each, then the vocabulary-sized work on chunks of tokens.
+"""Scores of responses: one forward pass of student and teacher, then their logits on chunks of tokens.
 
-Memory holds the logits of one chunk; (batch, seq, vocab) never exists.
+Memory holds the logits of one chunk, never (batch, seq, vocab).
 """
 
 from typing import Any
@@ -17,69 +17,72 @@ from tsdkd.stages.data.teacher_signals import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, 
 from tsdkd.stages.models.load import LanguageModel
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
-"""Logits of one model formed at a time, in float32."""
-LEAST_TOKENS = 64
-"""A chunk's tokens, however little memory is free: with fewer, products only wait for the head's weights."""
+"""Bytes of one model's logits in float32 that are formed at a time."""
+MIN_CHUNK_TOKENS = 64
+"""On a GPU, also if little memory is free: smaller matrix products are bound by reading the head's weights."""
 
 RECORDED = TSDKDConfig().formula
-"""The divergence that is recorded beside a lossy signal."""
+"""The divergence that scores with a lossy signal record."""
 
-Row = dict[str, Any]
-Readers = tuple[LanguageModel, LanguageModel]
-"""The student and the teacher."""
+RolloutRow = dict[str, Any]
+ScoreRow = dict[str, Any]
+ModelPair = tuple[LanguageModel, LanguageModel]
+"""Student and teacher."""
 
 
-def score_responses(rows: list[Row], readers: Readers, config: ScoreConfig) -> list[Row]:
+def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: ScoreConfig) -> list[ScoreRow]:
     """Rows of rollouts, read as one batch -> their rows of scores; columns are tensors (tokens, ...) on the CPU."""
-    responses = [row["response_ids"] for row in rows]
-    ids, attention, predicting = join_right_padded([row["prompt_ids"] for row in rows], responses)
+    responses = [row["response_ids"] for row in rollouts]
+    ids, attention, predicting = join_right_padded([row["prompt_ids"] for row in rollouts], responses)
     sampled = torch.tensor([token for response in responses for token in response])
     with torch.inference_mode():
-        student, teacher = (_hidden(reader, ids, attention, predicting) for reader in readers)
-        columns = _columns(student, teacher, sampled, readers, config)
+        student, teacher = (_predicting_hidden(model, ids, attention, predicting) for model in models)
+        columns = _score_columns(student, teacher, sampled, models, config)
     lengths = [len(response) for response in responses]
-    split = {name: values.split(lengths) for name, values in columns.items()}
+    by_response = {name: values.split(lengths) for name, values in columns.items()}
     return [
-        {"sample_id": row["sample_id"]} | {name: values[i] for name, values in split.items()}
-        for i, row in enumerate(rows)
+        {"sample_id": row["sample_id"]} | {name: values[i] for name, values in by_response.items()}
+        for i, row in enumerate(rollouts)
     ]
 
 
-def _hidden(reader: LanguageModel, ids: Tensor, attention: Tensor, predicting: Tensor) -> Tensor:
-    """Hidden states (tokens, width) where a response token is predicted."""
-    hidden = reader.hidden(ids.to(reader.device), attention.to(reader.device))
+def _predicting_hidden(language_model: LanguageModel, ids: Tensor, attention: Tensor, predicting: Tensor) -> Tensor:
+    """Hidden states (tokens, width) of the positions that predict a response token."""
+    hidden = language_model.hidden(ids.to(language_model.device), attention.to(language_model.device))
     return hidden[predicting.to(hidden.device)]
 
 
-def _columns(student: Tensor, teacher: Tensor, sampled: Tensor, readers: Readers, config: ScoreConfig) -> Row:
-    """Hidden states (tokens, width) of both, sampled ids (tokens,) -> the scores' columns (tokens, ...), on the CPU."""
-    heads = readers[0].head, readers[1].head
+def _score_columns(
+    student: Tensor, teacher: Tensor, sampled: Tensor, models: ModelPair, config: ScoreConfig
+) -> dict[str, Tensor]:
+    """Both models' hidden states (tokens, width), sampled ids (tokens,) -> columns (tokens, ...) on the CPU."""
+    heads = models[0].head, models[1].head
     chunk = _chunk_tokens(heads[1])
     pieces = [
-        {name: value.cpu() for name, value in _chunk(*tensors, heads, config).items()}
+        {name: value.cpu() for name, value in _score_chunk(*tensors, heads, config).items()}
         for tensors in zip(student.split(chunk), teacher.split(chunk), sampled.split(chunk), strict=True)
     ]
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _chunk(
+def _score_chunk(
     student: Tensor, teacher: Tensor, sampled: Tensor, heads: tuple[Head, Head], config: ScoreConfig
 ) -> dict[str, Tensor]:
-    """`_columns` for as many tokens as memory is good for, on the teacher's device."""
+    """`_score_columns` of one chunk, on the teacher's device."""
     device = teacher.device
     log_q, log_p = log_probs(heads[0].logits(student)).to(device), log_probs(heads[1].logits(teacher))
     candidates = propose(log_q, config.k)
-    liking = heads[1].logits_at(teacher, candidates)  # not from log_p: bf16 logits tie
-    chosen = sampled.to(device).unsqueeze(-1)
+    teacher_logits = heads[1].logits_at(teacher, candidates)  # in float32; bfloat16 log-probabilities have ties
+    ids = sampled.to(device).unsqueeze(-1)
     columns = {
         "student_entropy": entropy_of(log_q),
         "teacher_entropy": entropy_of(log_p),
-        "student_log_prob": log_q.gather(-1, chosen).squeeze(-1),
-        "teacher_log_prob": log_p.gather(-1, chosen).squeeze(-1),
+        "student_log_prob": log_q.gather(-1, ids).squeeze(-1),
+        "teacher_log_prob": log_p.gather(-1, ids).squeeze(-1),
         "candidates": candidates,
-        "ranks": liking.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1),
+        "ranks": teacher_logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1),
     }
-    columns |= encode_signal(teacher.to(heads[1].weight.dtype), log_p, config)  # hidden states as the head reads them
+    columns |= encode_signal(teacher.to(heads[1].weight.dtype), log_p, config)  # in the precision of the head's input
     if config.signal in LOSSY_SIGNALS:
         head = heads[1] if config.signal in SIGNALS_WITH_HEAD else None
         recorded = SignalDecoder(config.signal, config.k, config.top_k, head).decode(columns)
@@ -92,13 +95,13 @@ def _chunk(
 
 
 def _chunk_tokens(head: Head) -> int:
-    """On CPUs always the same, so that a run gives the same bytes twice; on a GPU no more than its memory is good for.
+    """A constant on CPUs, so that every run writes the same bytes; on a GPU limited by its free memory.
 
-    Some eight tensors of a chunk's size are alive at once; half of the free memory is left alone.
+    A chunk needs about eight tensors of its size; the limit leaves half of the free memory unused.
     """
     vocab, device = len(head.cut.weight), head.weight.device
     if device.type == "cpu":
         return max(1, CHUNK_BYTES["cpu"] // (4 * vocab))
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    room = min(CHUNK_BYTES["cuda"], (torch.cuda.mem_get_info(device)[0] + cached) // 16)
-    return max(LEAST_TOKENS, room // (4 * vocab))
+    chunk_bytes = min(CHUNK_BYTES["cuda"], (torch.cuda.mem_get_info(device)[0] + cached) // 16)
+    return max(MIN_CHUNK_TOKENS, chunk_bytes // (4 * vocab))

@@ -1,4 +1,4 @@
-"""Where training gets its responses and the teacher's view of them: recorded (`staged`) or made on the way (`live`)."""
+"""The interface of the trainer's sources: samples, the teacher's signal for a batch, and the student's at scoring."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,76 +14,80 @@ from tsdkd.stages.data.batches import align_responses
 from tsdkd.stages.models.load import LanguageModel
 
 Sample = dict[str, Any]
-"""One response: "sample_id", "prompt_ids", "response_ids", "finish_reason", and what the source adds."""
+"""One rollout: "sample_id", "prompt_ids", "response_ids", "finish_reason", and the columns that a source adds."""
 Batch = dict[str, Any]
-"""Samples as tensors: "input_ids", "attention_mask" (batch, seq), "response_mask" (batch, response), "recorded"."""
+"""Samples as tensors: "input_ids", "attention_mask" (batch, seq), "response_mask" (batch, longest response), and
+"recorded", the scores' columns (tokens, ...) by name."""
 
 
 class Source(Protocol):
-    """Samples by index, and what a teacher says of them."""
+    """Samples by index, and the teacher's signal for them."""
 
     teacher_fraction: float
-    """Of the distribution that responses were sampled from, token by token; the rest is the student's."""
+    """The teacher's weight in the mixture that each response token was sampled from."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
 
     def length(self, index: int) -> int:
-        """Tokens of prompt and response."""
+        """Tokens of a prompt with its response."""
 
     def prompt_id(self, index: int) -> str:
-        """What tells the prompts of samples apart."""
+        """The id that all samples of one prompt share."""
 
     def with_responses(
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
     ) -> list[Sample]:
-        """As many samples, with responses; `key` decides what is sampled, so that a resumed step samples the same.
+        """The samples of one optimizer step with the responses to train on.
 
-        `progress`: the share of all optimizer steps that is behind.
+        `key` decides all random draws, so that a resumed step samples the same responses. `progress`: the fraction of
+        all optimizer steps that are done.
         """
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """The teacher's view as far as it is stored."""
+        """The scores' columns as tensors (tokens, ...); empty without scores."""
 
     def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
-        """The teacher's view of a batch's response tokens."""
+        """The teacher's signal for the batch's response tokens."""
 
     def scoring_snapshot(self, batch: Batch) -> "ScoringSnapshot | None":
-        """What the student said of them when they were scored, if they were."""
+        """The student's log-probabilities and candidates at scoring; None without scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringSnapshot:
-    """The student's view of response tokens (tokens,) at the time of scoring; shows how stale rollouts have become."""
+    """The student's predictions of response tokens at scoring; the current student's drift is measured from them."""
 
-    SPARSE: ClassVar[int] = 64
-    """Tokens of a batch that are compared, evenly spread: an estimate that costs next to nothing."""
+    COMPARED_TOKENS: ClassVar[int] = 64
+    """Evenly spaced tokens of a batch; more would cost time in every step."""
 
-    sampled: Tensor
-    """The responses' ids."""
+    response_ids: Tensor
+    """(tokens,)"""
     log_probs: Tensor
-    """Of these ids."""
+    """Of the response ids (tokens,)."""
     candidates: Tensor
     """(tokens, k)"""
 
     @torch.no_grad()
     def compare(self, hidden: Tensor, head: Head) -> dict[str, Tensor]:
-        """With the student's hidden states (tokens, width) as they are now.
+        """Compares the snapshot with the current student, given its hidden states (tokens, width) and head.
 
-        "candidate_overlap": the share of its k candidates that it would still propose. "drift": by how many nats the
-        log-probability of its tokens fell; where it sampled them at temperature 1 this estimates KL(then || now).
+        "candidate_overlap": the fraction of the k candidates that the current student also proposes. "drift": the mean
+        decrease of the response tokens' log-probabilities in nats; it estimates KL(student at scoring || current
+        student) if the student at scoring sampled the responses at temperature 1.
         """
-        rows = torch.linspace(0, len(hidden) - 1, min(self.SPARSE, len(hidden)), device=hidden.device).long()
+        count = min(self.COMPARED_TOKENS, len(hidden))
+        rows = torch.linspace(0, len(hidden) - 1, count, device=hidden.device).long()
         log_q = log_probs(head.logits(hidden[rows]))
-        then, now = self.candidates[rows], propose(log_q, self.candidates.shape[-1])
-        kept = (then.unsqueeze(-1) == now.unsqueeze(-2)).any(-1)
-        drift = self.log_probs[rows] - log_q.gather(-1, self.sampled[rows].unsqueeze(-1)).squeeze(-1)
-        return {"candidate_overlap": kept.float().mean(), "drift": drift.mean()}
+        before, now = self.candidates[rows], propose(log_q, self.candidates.shape[-1])
+        proposed_again = (before.unsqueeze(-1) == now.unsqueeze(-2)).any(-1)
+        drift = self.log_probs[rows] - log_q.gather(-1, self.response_ids[rows].unsqueeze(-1)).squeeze(-1)
+        return {"candidate_overlap": proposed_again.float().mean(), "drift": drift.mean()}
 
 
 def collate(samples: list[Sample], source: Source) -> Batch:
-    """At least one sample -> a batch, every response beginning in the same column."""
+    """At least one sample -> a batch in which all responses start in one column."""
     ids, attention, mask = align_responses([s["prompt_ids"] for s in samples], [s["response_ids"] for s in samples])
     return {
         "input_ids": ids,
@@ -93,18 +97,18 @@ def collate(samples: list[Sample], source: Source) -> Batch:
     }
 
 
-def response_ids(batch_ids: Tensor, response_mask: Tensor) -> Tensor:
-    """Ids of a batch (batch, seq) -> those of the responses (tokens,)."""
-    ids: Tensor = batch_ids[:, -response_mask.shape[1] :][response_mask]
+def response_ids(input_ids: Tensor, response_mask: Tensor) -> Tensor:
+    """A batch's ids (batch, seq) -> the responses' ids (tokens,)."""
+    ids: Tensor = input_ids[:, -response_mask.shape[1] :][response_mask]
     return ids
 
 
 def predicting_hidden(hidden: Tensor, response_mask: Tensor) -> Tensor:
-    """Hidden states of a batch (batch, seq, width) -> those that predict a response token (tokens, width)."""
+    """A batch's hidden states (batch, seq, width) -> those that predict the response tokens (tokens, width)."""
     return hidden[:, -response_mask.shape[1] - 1 : -1][response_mask]
 
 
 def empty_batch() -> Batch:
-    """A batch without samples, for a process that must read along."""
-    one = torch.ones(1, 1, dtype=torch.long)
-    return {"input_ids": 0 * one, "attention_mask": one, "response_mask": one[:0].bool(), "recorded": {}}
+    """A batch without samples, for a rank that has none left but must take part in the step."""
+    ones = torch.ones(1, 1, dtype=torch.long)
+    return {"input_ids": 0 * ones, "attention_mask": ones, "response_mask": ones[:0].bool(), "recorded": {}}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tsdkd.artifacts.hashing import json_digest
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import batches_by_length, pad_left
-from tsdkd.stages.data.requests import Request, RequestBatch, Response
+from tsdkd.stages.data.randomness import random_integer, random_uniform
+from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
 from tsdkd.stages.models.load import LanguageModel, position_ids
 from tsdkd.stages.models.tokenizers import vocab_size
@@ -32,8 +32,8 @@ class BothModelsEngine:
     config: GenerateConfig
 
     def sample(
-        self, parts: Iterator[RequestBatch], advance: Callable[[int], None]
-    ) -> Iterator[tuple[RequestBatch, list[Response]]]:
+        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+    ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
         for part in parts:
             responses: dict[int, Response] = {}
             for batch in batches_by_length(
@@ -92,7 +92,7 @@ class BothModelsEngine:
         """What the teacher samples from in place of the student's next token, None where that stays: (vocab,) logits
         of the teacher's -> the same, -inf where it may not choose."""
         if self.config.policy == "teacher-mixed":
-            draw = int(json_digest([row.seed, len(row.ids), "whose"])[:13], 16) / 16**13
+            draw = random_uniform(row.seed, len(row.ids), "whose")
             return judged if draw < self.config.teacher_fraction else None
         best = judged.topk(min(self.config.accept_k, len(judged))).indices
         if bool((best == token).any()):
@@ -108,7 +108,7 @@ class BothModelsEngine:
         if self.config.temperature == 0:
             return int(logits.argmax())
         scaled = nucleus_logits(logits.float().unsqueeze(0) / self.config.temperature, self.config.top_p)[0]
-        generator = torch.Generator(logits.device).manual_seed(int(json_digest([row.seed, position, who])[:15], 16))
+        generator = torch.Generator(logits.device).manual_seed(random_integer(row.seed, position, who))
         return int((scaled - torch.empty_like(scaled).exponential_(generator=generator).log()).argmax())
 
 

@@ -29,5 +29,5 @@ class LocalSampler:
 
 def sample_requests(engine: Engine, requests: list[Request]) -> list[list[int]]:
     """An engine's responses to one list of requests."""
-    ((_, responses),) = engine.sample(iter([RequestBatch("", "student", requests)]), lambda _: None)
+    ((_, responses),) = engine.sample(iter([RequestBatch(requests)]), lambda _: None)
     return [response.ids for response in responses]

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from tsdkd.stages.data.requests import RequestBatch, Response
+from tsdkd.stages.data.requests import AnyRequestBatch, Response
 
 
 class Engine(Protocol):
     def sample(
-        self, parts: Iterator[RequestBatch], advance: Callable[[int], None]
-    ) -> Iterator[tuple[RequestBatch, list[Response]]]:
+        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+    ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
         """Every part with its responses in the requests' order, as they finish; `advance` is called with responses done.
 
         The same part gets the same responses, whatever came before it.

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, TopPLogitsWarper
 
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
-from tsdkd.stages.data.requests import Request, RequestBatch, Response
+from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.models.load import LanguageModel
 
 
@@ -22,8 +22,8 @@ class TransformersEngine:
     config: GenerateConfig
 
     def sample(
-        self, parts: Iterator[RequestBatch], advance: Callable[[int], None]
-    ) -> Iterator[tuple[RequestBatch, list[Response]]]:
+        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+    ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
         for part in parts:
             yield part, self._responses(part.requests, advance)
 

@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.data.requests import Request, RequestBatch, Response
+from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.tokenizers import vocab_size
@@ -73,9 +73,9 @@ class VllmEngine:
             copy.close()
 
     def sample(
-        self, parts: Iterator[RequestBatch], advance: Callable[[int], None]
-    ) -> Iterator[tuple[RequestBatch, list[Response]]]:
-        working: dict[Connection, tuple[EngineProcess, RequestBatch]] = {}
+        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+    ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
+        working: dict[Connection, tuple[EngineProcess, AnyRequestBatch]] = {}
         free = list(self.copies)
         while True:
             while free and (part := next(parts, None)) is not None:

@@ -7,9 +7,9 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from tsdkd.artifacts.hashing import json_digest
 from tsdkd.stages.config.generate import AUTHORS, GenerateConfig
 from tsdkd.stages.data.prompts import Prompt, Prompts
+from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, RequestBatch
 from tsdkd.stages.models.tokenizers import chat_token_ids
 
@@ -24,6 +24,16 @@ class PromptCounts:
     """By reason: "empty", "repeated", "too_long"."""
     longest: int
     """Tokens of the longest prompt that stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPart(RequestBatch):
+    """Requests with one author, whose responses become one file of the rollouts."""
+
+    file: str
+    author: str
+    prompts: list[Prompt]
+    """The prompt of each request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +52,29 @@ class PromptRequests:
             longest = max(longest, len(ids))
         return PromptCounts(counted, left_out, longest)
 
-    def parts(self, author: str, census: PromptCounts) -> Iterator[RequestBatch]:
+    def parts(self, author: str, census: PromptCounts) -> Iterator[RolloutPart]:
         """An author's parts in order; the student's come before the teacher's."""
         first = 0
         for earlier in AUTHORS[self.config.policy]:
             if earlier == author:
                 break
             first += -(-census.prompts[earlier] * self.config.samples_per_prompt // self.part_size)
-        jobs = self._jobs(author)
-        while some := list(islice(jobs, self.part_size)):
-            yield RequestBatch(f"part-{first:05d}.parquet", author, some)
+        requests = self._requests(author)
+        while chunk := list(islice(requests, self.part_size)):
+            yield RolloutPart(
+                [request for request, _ in chunk],
+                file=f"part-{first:05d}.parquet",
+                author=author,
+                prompts=[prompt for _, prompt in chunk],
+            )
             first += 1
 
-    def _jobs(self, author: str) -> Iterator[Request]:
+    def _requests(self, author: str) -> Iterator[tuple[Request, Prompt]]:
         for prompt, ids in self._fitting(Counter()):
             if self._author(prompt) == author:
                 for n in range(self.config.samples_per_prompt):
                     sample_id = f"{prompt.prompt_id}-{n}"
-                    yield Request(sample_id, prompt, ids, int(json_digest([self.seed, sample_id])[:15], 16))
+                    yield Request(sample_id, ids, random_integer(self.seed, sample_id)), prompt
 
     def _fitting(self, left_out: Counter[str]) -> Iterator[tuple[Prompt, list[int]]]:
         for prompt in self.prompts.read(left_out):
@@ -73,5 +88,5 @@ class PromptRequests:
         """With the policy "mixed" a draw of the prompt's own decides: more lambda only adds to the student's."""
         if self.config.policy != "mixed":
             return AUTHORS[self.config.policy][0]
-        draw = int(json_digest([self.seed, prompt.prompt_id])[:13], 16) / 16**13
-        return "student" if draw < self.config.student_fraction else "teacher"
+        by_student = random_uniform(self.seed, prompt.prompt_id) < self.config.student_fraction
+        return "student" if by_student else "teacher"

@@ -20,11 +20,12 @@ from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, SPEED_ONLY_FIELDS, GenerateConfig
-from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.data.requests import Request, RequestBatch, Response
+from tsdkd.stages.data.prompts import Prompt, Prompts
+from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.engines.choice import PART_SIZE, choose_engine, engine_version, open_engine, require_engine_options
 from tsdkd.stages.engines.engine_check import check_engine
-from tsdkd.stages.generate.requests import PromptCounts, PromptRequests
+from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
+from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -56,7 +57,8 @@ def generate(
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     jobs = PromptRequests(source, reader.tokenizer, config, part_size, seed)
     census = jobs.count()
-    _require_jobs(census, models, config, prompts)
+    _require_prompts(census, config, prompts)
+    require_context(models.values(), census.longest + config.max_new_tokens, limit=config.max_model_len)
     manifest = Manifest(
         kind="rollouts",
         config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
@@ -97,22 +99,14 @@ def _describe(policy: str, model: str, teacher: str | None) -> tuple[ModelRecord
     return records
 
 
-def _require_jobs(census: PromptCounts, models: Mapping[str, ModelSpec], config: GenerateConfig, prompts: Path) -> None:
+def _require_prompts(census: PromptCounts, config: GenerateConfig, prompts: Path) -> None:
     if not census.prompts:
         reasons = format_left_out(census.left_out, config.max_prompt_tokens)
         raise InputError(f"No prompt of {prompts} is left: {reasons}.", "Raise --max-prompt-tokens, or mend the file.")
-    longest = census.longest + config.max_new_tokens
-    for model in models.values():
-        context = min(model.context, config.max_model_len or model.context)
-        if longest > context:
-            raise InputError(
-                f"A prompt and its response could reach {longest} tokens; {model.name} reads {context}.",
-                "Lower --max-new-tokens or --max-prompt-tokens.",
-            )
 
 
 def _answer(
-    todo: Iterator[RequestBatch],
+    todo: Iterator[RolloutPart],
     author: str,
     models: Mapping[str, ModelSpec],
     config: GenerateConfig,
@@ -128,17 +122,18 @@ def _answer(
     with open_engine(author, models, config, longest_prompt + config.max_new_tokens) as engine:
         check_engine(engine, first.requests, models, author, config)
         for part, responses in engine.sample(chain([first], todo), advance):
-            rows = [_row(job, response, author, reader) for job, response in zip(part.requests, responses, strict=True)]
+            sampled = zip(part.prompts, part.requests, responses, strict=True)
+            rows = [_row(prompt, request, response, author, reader) for prompt, request, response in sampled]
             writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
 
 
-def _row(job: Request, response: Response, author: str, reader: ModelSpec) -> dict[str, Any]:
+def _row(prompt: Prompt, request: Request, response: Response, author: str, reader: ModelSpec) -> dict[str, Any]:
     return {
-        "sample_id": job.sample_id,
-        "prompt_id": job.prompt.prompt_id,
-        "source": job.prompt.source,
-        "messages": job.prompt.messages,
-        "prompt_ids": job.prompt_ids,
+        "sample_id": request.sample_id,
+        "prompt_id": prompt.prompt_id,
+        "source": prompt.source,
+        "messages": prompt.messages,
+        "prompt_ids": request.prompt_ids,
         "response_ids": response.ids,
         "response": reader.tokenizer.decode(response.ids, skip_special_tokens=True),
         "finish_reason": "stop" if response.ids[-1] in reader.end_ids else "length",

@@ -1,1 +1,1 @@
-"""Models: paths, loading, sizes, memory, adapters, distribution, and the embedded pair."""
+"""Models: names and files, specs and sizes, loading, adapters, distributed training, and the embedded teacher."""

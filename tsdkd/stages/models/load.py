@@ -1,36 +1,29 @@
-"""Models by name: fingerprint, load; and the few facts about them that stages need."""
+"""A causal language model in memory: loaded by name, read as hidden states and an output head."""
 
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from tsdkd.core import Head
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import base_model_name
+from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.tokenizers import end_token_ids, first_line, load_tokenizer, vocab_size
+from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer, vocab_size
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
-PROBED_LOGIT = 100.0
-"""Beyond every soft-cap in use."""
+PROBE_LOGIT = 100.0
+"""Exceeds every softcap in use."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +36,13 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
-        hook = getattr(self.model, "_hf_hook", None)  # of a model that is spread over devices
+        """The device of the model's inputs."""
+        hook = getattr(self.model, "_hf_hook", None)  # accelerate's, on a model that is spread over devices
         return torch.device(hook.execution_device if hook else self.model.device)
 
     @property
     def context(self) -> int:
-        """The longest sequence the model was made for, in tokens."""
+        """The longest sequence that the model reads, in tokens."""
         return context_length(self.model.config)
 
     @cached_property
@@ -59,32 +52,32 @@ class LanguageModel:
 
     @cached_property
     def padding_ids(self) -> list[int]:
-        """Rows of the output head past the tokenizer's last real id."""
+        """Rows of the output head past the tokenizer's largest id."""
         return list(range(vocab_size(self.tokenizer), self.model.get_output_embeddings().weight.shape[0]))
 
     @cached_property
     def head(self) -> Head:
-        """The output head, without gradients, cut to real ids and checked against the model's own logits.
+        """The output head, without gradients, cut to the tokenizer's ids.
 
-        The check stretches hidden states until logits are as large as `PROBED_LOGIT`, so that a bend shows.
-        Raises InputError when the model's logits are others.
+        The head's logits are compared with the model's own. The comparison scales hidden states until the largest
+        logit is `PROBE_LOGIT`, so that a softcap changes it. Raises InputError if the logits differ.
         """
         layer: Any = self.model.get_output_embeddings()
-        with align_module_device(layer):  # weights that wait on another device
+        with align_module_device(layer):  # loads weights that are offloaded from the device
             head = output_head(self.model, vocab_size(self.tokenizer))
             head = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
         probe = torch.arange(4, device=self.device).unsqueeze(0)
         with torch.no_grad():
             hidden = self.hidden(probe, torch.ones_like(probe)).to(head.weight.device)
-            stretch = PROBED_LOGIT / float(head.logits(hidden).abs().max().clamp(min=1e-6))
-            with layer.register_forward_pre_hook(lambda _, given: (given[0] * stretch, *given[1:])):
+            scale = PROBE_LOGIT / float(head.logits(hidden).abs().max().clamp(min=1e-6))
+            with layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale, *inputs[1:])):
                 expected = self.model(input_ids=probe).logits[..., : head.vocab_size].float()
-            found = head.logits(hidden * stretch).float().to(expected.device)
-        noise = PROBED_LOGIT * max(2 * torch.finfo(head.weight.dtype).eps, 1e-5)
-        if not torch.allclose(found, expected, rtol=0, atol=noise, equal_nan=True):
+            logits = head.logits(hidden * scale).float().to(expected.device)
+        tolerance = PROBE_LOGIT * max(2 * torch.finfo(head.weight.dtype).eps, 1e-5)
+        if not torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True):
             raise InputError(
-                f"{self.name} does more between its last hidden state and its logits than tsdkd knows.",
-                "Use a model with a linear head (scale and soft-cap are handled).",
+                f"{self.name} transforms its logits in a way that tsdkd does not support.",
+                "Use a model whose head is linear, or linear with a scale and a softcap.",
             )
         return head
 
@@ -104,7 +97,7 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
 
 
 def output_head(model: PreTrainedModel, vocab: int | None) -> Head:
-    """A model's own output head, cut to `vocab` ids."""
+    """A model's output head with its gradients and the weights of its adapters, cut to `vocab` ids."""
     config = model.config.get_text_config()
     layer: Any = model.get_output_embeddings()
     weight = layer.weight
@@ -124,10 +117,6 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def context_length(config: PreTrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 2**31))
-
-
 def load_model(
     name: str,
     dtype: DType = "auto",
@@ -135,16 +124,16 @@ def load_model(
     device_map: str | dict[str, str] | None = None,
     attention: str | None = None,
 ) -> LanguageModel:
-    """A model ready to run, without gradients in mind. Raises InputError when transformers cannot load it.
+    """Loads a model, or an adapter with its base model. Raises InputError if transformers cannot load it.
 
-    "auto" is the precision it was saved in, or float32 on a device that has no bf16 (see `auto_dtype`).
-    `device_map`: as transformers has it, for a model that one device cannot hold; else all of it is on `device`.
+    `dtype`: "auto" is the precision of the saved weights, or float32 on a device without bfloat16 (`auto_dtype`).
+    `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
     base = base_model_name(directory)
     device = device or default_device()
     if attention is None and device == "cpu":
-        attention = "eager"  # torch's fused bf16 attention is the slower one there
+        attention = "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
     source = model_directory(base) if base else directory
     try:
         if dtype == "auto" and device_map is None:
@@ -157,18 +146,12 @@ def load_model(
         )
         if base:
             model.load_adapter(str(directory))
-    except Exception as error:  # the libraries below raise whatever they like
+    except Exception as error:  # transformers, safetensors and peft raise errors of many types
         raise InputError(
-            f"{name} is no causal language model that transformers can load ({first_line(error)}).",
-            "Check the directory: config.json, weights and tokenizer are needed.",
+            f"{name} is not a causal language model that transformers can load ({first_line(error)}).",
+            "Check the directory: it needs config.json, weights and a tokenizer.",
         ) from None
     model.eval()
     if device_map is None:
         model.to(device)
     return LanguageModel(name, model, tokenizer)
-
-
-def cache_dir() -> Path:
-    """Where the embedded models live: TSDKD_CACHE, else the user's cache."""
-    root = os.environ.get("TSDKD_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tsdkd"

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: put on a student before it learns, saved or merged after."""
+"""LoRA adapters in memory (peft): attached to a student before training, merged into its weights afterwards."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,12 +11,12 @@ from tsdkd.stages.models.load import LanguageModel
 
 
 def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageModel:
-    """The student with fresh adapters, which alone require gradients. Raises InputError for unknown target modules."""
+    """The student with new adapters; only their weights require gradients. Raises InputError for unusable targets."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    targets = _targets(student, config)
-    set_seed(seed)  # of the adapters' first values
+    targets = _target_modules(student, config)
+    set_seed(seed)  # for the adapters' initial weights
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -28,12 +28,12 @@ def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageM
 
 
 def base_with_adapters(model: Any) -> Any:
-    """The model that transformers knows: with its adapters at work, where it has any."""
+    """The transformers model inside a peft wrapper, its adapters active; other models as they are."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def merged_state_dict(model: Any) -> dict[str, Tensor]:
-    """The weights of a model, under their names in its files, with what its adapters add to them."""
+    """The weights of a model with its adapters merged, under the names of the model's files."""
     weights = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
@@ -43,28 +43,26 @@ def merged_state_dict(model: Any) -> dict[str, Tensor]:
     return {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
 
 
-def _targets(student: LanguageModel, config: LoRAConfig) -> str | list[str]:
+def _target_modules(student: LanguageModel, config: LoRAConfig) -> str | list[str]:
     if config.targets == "all-linear":
         return config.targets
-    wanted = [name.strip() for name in config.targets.split(",")]
-    linear = [name for name, module in student.model.named_modules() if isinstance(module, nn.Linear)]
-    known = {name.rsplit(".", 1)[-1] for name in linear}
-    if unknown := [name for name in wanted if name not in known]:
+    targets = [name.strip() for name in config.targets.split(",")]
+    modules = dict(student.model.named_modules())
+    linear = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
+    if unknown := [name for name in targets if name not in linear]:
         raise InputError(
             f"{student.name} has no linear modules {', '.join(unknown)}.",
-            f"Choose of {', '.join(sorted(known))}, or all-linear.",
+            f"Choose from {', '.join(sorted(linear))}, or all-linear.",
         )
-    head = next(
-        name for name, module in student.model.named_modules() if module is student.model.get_output_embeddings()
-    )
-    if head in wanted and student.model.config.get_text_config().tie_word_embeddings:
+    head = next(name for name, module in modules.items() if module is student.model.get_output_embeddings())
+    if head in targets and student.model.config.get_text_config().tie_word_embeddings:
         raise InputError(
-            f"{student.name} shares its output head with its embeddings: what an adapter adds to one changes both.",
+            f"{student.name} shares its output head with its embeddings: an adapter on one changes both.",
             f"Leave {head} out of --lora-targets.",
         )
-    if head in wanted and config.dropout:
+    if head in targets and config.dropout:
         raise InputError(
-            "Dropout before an adapter on the output head cannot be part of the objective.",
+            "The objective does not support dropout before an adapter on the output head.",
             f"Give --lora-dropout 0, or leave {head} out of --lora-targets.",
         )
-    return wanted
+    return targets

@@ -1,4 +1,4 @@
-"""How much memory training needs, from the models' configs, before a weight is loaded."""
+"""An estimate of the memory that training needs, from the models' configs."""
 
 from dataclasses import dataclass
 
@@ -8,25 +8,24 @@ from transformers import PreTrainedConfig
 from tsdkd.core.chunked import CHUNK_BYTES, TEACHER_SHARE
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.sizes import available_memory, model_size, total_memory
+from tsdkd.stages.models.device import auto_dtype, available_memory, default_device, total_memory
+from tsdkd.stages.models.sizes import model_size
 
 FLOAT32_BYTES = 4
-"""Bytes of float32."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes."""
+    """In bytes."""
 
     state: int
-    """Weights, gradients and AdamW's two moments: needed whatever the batch."""
+    """Weights, gradients and AdamW's two moments: independent of the batch."""
     activations: int
-    """Of one micro-batch, at its longest."""
+    """One micro-batch of the longest sequences."""
     objective: int
-    """Chunks of logits, of student and teacher."""
+    """One chunk of the student's and the teacher's logits."""
     teacher: int
-    """Its head; all of it when it reads along, and vLLM's share where that answers."""
+    """The teacher's head offline; online, the whole teacher and vLLM's memory if they are on the same device."""
     available: int
 
     @property
@@ -34,82 +33,79 @@ class TrainingMemory:
         return self.state + self.activations + self.objective + self.teacher
 
     def rows(self) -> list[tuple[str, str]]:
-        named = {
+        """Labels and sizes of a table."""
+        sizes = {
             "weights, gradients, optimizer": self.state,
             "activations": self.activations,
             "objective": self.objective,
             "teacher": self.teacher,
-            "in all": self.total,
+            "total": self.total,
             "available": self.available,
         }
-        return [(name, f"{size / 1e9:,.1f} GB") for name, size in named.items()]
+        return [(label, f"{size / 1e9:,.1f} GB") for label, size in sizes.items()]
 
 
 def estimate_training_memory(
     student: PreTrainedConfig, teacher: PreTrainedConfig | None, longest: int, config: TrainConfig, precision: str
 ) -> TrainingMemory:
-    """`teacher`: None where its answers are enough. `longest`: tokens of the longest sequence, prompt included."""
-    narrow = 2 if precision == "bfloat16" else FLOAT32_BYTES
+    """`teacher`: None if only its responses are used. `longest`: tokens of the longest prompt with its response."""
+    itemsize = 2 if precision == "bfloat16" else FLOAT32_BYTES
     size, device = model_size(student), default_device()
-    parameters = size.parameters
     if config.lora:
-        learned = config.lora.rank * size.ends  # two thin matrices per linear layer
-        state = parameters * narrow + learned * 4 * FLOAT32_BYTES
+        trained = config.lora.rank * size.lora_parameters
+        state = size.parameters * itemsize + trained * 4 * FLOAT32_BYTES
     else:
-        state = parameters * (
-            4 * FLOAT32_BYTES + (narrow if narrow < FLOAT32_BYTES else 0)
-        )  # autocast keeps a rounded copy
+        autocast_copy = itemsize if itemsize < FLOAT32_BYTES else 0
+        state = size.parameters * (4 * FLOAT32_BYTES + autocast_copy)
     return TrainingMemory(
         state=state,
-        activations=_activations(student, longest, config, narrow),
+        activations=_activation_bytes(student, longest, config, itemsize),
         objective=CHUNK_BYTES[device] * (TEACHER_SHARE + 1) // TEACHER_SHARE,
-        teacher=_teacher(teacher, config) if teacher else 0,
+        teacher=_teacher_bytes(teacher, config) if teacher else 0,
         available=available_memory(device),
     )
 
 
-def require_memory(found: TrainingMemory, config: TrainConfig) -> str | None:
-    """Advice when it may not fit. Raises InputError when weights and optimizer alone do not."""
-    advice = ["a smaller --micro-batch-size", "--gradient-checkpointing"]
-    if config.lora is None:
-        advice.insert(0, "--lora")
-    if found.state + found.teacher > found.available:
+def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
+    """Returns a warning if training may not fit. Raises InputError if weights and optimizer alone do not fit."""
+    fixed = memory.state + memory.teacher
+    if fixed > memory.available:
         raise InputError(
-            f"Training needs {(found.state + found.teacher) / 1e9:.1f} GB for weights and optimizer alone; "
-            f"{found.available / 1e9:.1f} GB are available.",
+            f"Training needs {fixed / 1e9:.1f} GB for weights and optimizer alone; "
+            f"{memory.available / 1e9:.1f} GB are available.",
             "Give --lora, free memory, or train a smaller student." if config.lora is None else "Free memory.",
         )
-    if found.total > found.available:
-        return f"This may not fit ({found.total / 1e9:.1f} GB); what helps: {', '.join(advice)}."
+    if memory.total > memory.available:
+        options = ["--lora"] if config.lora is None else []
+        options += ["a smaller --micro-batch-size", "--gradient-checkpointing"]
+        return f"This may not fit ({memory.total / 1e9:.1f} GB). Options that save memory: {', '.join(options)}."
     return None
 
 
-def _teacher(teacher: PreTrainedConfig, config: TrainConfig) -> int:
-    """Its head; of a live one all that is on the student's device, and vLLM's share where that answers."""
-    online, device, shape = config.online, default_device(), teacher.get_text_config()
+def _teacher_bytes(teacher: PreTrainedConfig, config: TrainConfig) -> int:
+    online, device, text = config.online, default_device(), teacher.get_text_config()
     if online is None:
-        return int(shape.vocab_size * shape.hidden_size * 2)
+        return int(text.vocab_size * text.hidden_size * 2)
     size = 0
     if device == "cpu" or online.teacher_device in {None, device}:
-        wanted = online.teacher_dtype
-        dtype = auto_dtype(teacher, device) if wanted == "auto" else wanted
+        dtype = auto_dtype(teacher, device) if online.teacher_dtype == "auto" else online.teacher_dtype
         size += model_size(teacher).parameters * getattr(torch, dtype).itemsize
     if online.sampling.engine == "vllm":
         size += int(online.sampling.memory_fraction * total_memory(device))
     return size
 
 
-def _activations(student: PreTrainedConfig, longest: int, config: TrainConfig, narrow: int) -> int:
-    shape: PreTrainedConfig = student.get_text_config()
+def _activation_bytes(student: PreTrainedConfig, longest: int, config: TrainConfig, itemsize: int) -> int:
+    text: PreTrainedConfig = student.get_text_config()
     tokens = config.micro_batch_size * longest
-    layers, heads, width, inner = (
-        int(getattr(shape, name))
+    layers, heads, width, inner_width = (
+        int(getattr(text, name))
         for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
     )
     eager = config.attention == "eager" or (config.attention is None and default_device() == "cpu")
-    # Around the matrix products in the forward's precision, norms and residuals in float32.
-    layer = tokens * (narrow * (8 * width + 4 * inner) + FLOAT32_BYTES * 4 * width)
-    layer += eager * tokens * longest * heads * (2 * FLOAT32_BYTES + narrow)
+    # Inputs and outputs of matrix products in the forward's precision; norms and residuals in float32.
+    layer = tokens * (itemsize * (8 * width + 4 * inner_width) + FLOAT32_BYTES * 4 * width)
+    layer += eager * tokens * longest * heads * (2 * FLOAT32_BYTES + itemsize)
     if config.gradient_checkpointing:
         return layer + layers * tokens * width * FLOAT32_BYTES
     return layer * layers

@@ -1,11 +1,9 @@
-"""Models by name: fingerprint, load; and the few facts about them that stages need."""
+"""The models and library versions that a manifest records; models are compared by fingerprint."""
 
 import hashlib
 from importlib.metadata import version
 
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import ModelRecord
@@ -15,23 +13,23 @@ from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
-"""Files that decide what a model says."""
+"""Patterns of the files that decide a model's output."""
 
 
 def model_record(role: str, name: str) -> ModelRecord:
-    """What a manifest records of a model; the weights are hashed, not loaded. Raises InputError."""
+    """Fingerprints of a model's weights, tokenizer and chat template, without loading it. Raises InputError."""
     tokenizer = load_tokenizer(name)
     return ModelRecord(
         role=role,
         name=name,
-        weights=_weights(name),
+        weights=_weights_fingerprint(name),
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
 
 
-def _weights(name: str) -> str:
-    """The content of a model, or of an adapter and its base, in one hash."""
+def _weights_fingerprint(name: str) -> str:
+    """One hash of a model's files; for an adapter, of its files and its base model's."""
     directory = model_directory(name)
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
     if not any(file.suffix in {".safetensors", ".bin"} for file in files):
@@ -40,20 +38,22 @@ def _weights(name: str) -> str:
     base = base_model_name(directory)
     if base is None:
         return json_digest(content)
-    return json_digest([content, adapter_settings(directory) | {"base_model_name_or_path": _weights(base)}])
+    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base)}
+    return json_digest([content, settings])
 
 
-def require_same_tokenizer(one: ModelRecord, other: ModelRecord) -> None:
-    """Raise InputError unless two models map ids to the same tokens."""
-    if one.tokenizer != other.tokenizer:
-        ours, theirs = (_tokens_by_id(load_tokenizer(model.name)) for model in (one, other))
-        unlike = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
-        shown = [f"{i} ({ours.get(i)!r} against {theirs.get(i)!r})" for i in unlike[:3]]
-        raise InputError(
-            f"{one.role} {one.name} ({len(ours)} tokens) and {other.role} {other.name} ({len(theirs)}) have different "
-            f"tokenizers: {len(unlike)} ids differ, first {', '.join(shown)}.",
-            "Choose two models of one family; TSD-KD compares distributions over the same tokens.",
-        )
+def require_same_tokenizer(first: ModelRecord, second: ModelRecord) -> None:
+    """Raises InputError unless both models map the same ids to the same tokens."""
+    if first.tokenizer == second.tokenizer:
+        return
+    tokens, others = (_tokens_by_id(load_tokenizer(model.name)) for model in (first, second))
+    different = sorted(i for i in tokens.keys() | others.keys() if tokens.get(i) != others.get(i))
+    examples = [f"{i} ({tokens.get(i)!r} against {others.get(i)!r})" for i in different[:3]]
+    raise InputError(
+        f"{first.role} {first.name} ({len(tokens)} tokens) and {second.role} {second.name} ({len(others)}) have "
+        f"different tokenizers: {len(different)} ids differ, first {', '.join(examples)}.",
+        "Choose two models of one family; TSD-KD compares distributions over the same tokens.",
+    )
 
 
 def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -61,5 +61,5 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that decide the bytes a stage writes."""
+    """Versions of the libraries that decide the bytes of an artifact."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "accelerate", "pyarrow")}

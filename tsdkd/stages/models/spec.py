@@ -1,51 +1,79 @@
-"""What is known of a model before its weights are loaded."""
+"""Facts about a model that its config files state, before its weights are loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from tsdkd.errors import InputError
-from tsdkd.stages.models.adapters import base_model_name
+from tsdkd.errors import InputError, first_line
+from tsdkd.stages.models.adapters import ADAPTER_CONFIG, base_model_name
+from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.load import context_length
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model, or a LoRA adapter with its base."""
+    """A model, or a LoRA adapter with its base model."""
 
     name: str
     directory: Path
-    """Where the model lies: an adapter's base."""
+    """The model's directory; the base model's for an adapter."""
     adapter: Path | None
+    """The adapter's directory."""
     tokenizer: PreTrainedTokenizerBase
     context: int
-    """The longest sequence it was made for, in tokens."""
+    """The longest sequence that the model reads, in tokens."""
     end_ids: list[int]
     """Ids that end a response."""
     dtype: str
-    """Of its weights where nothing else is asked for, such as bfloat16."""
+    """The precision that "auto" stands for, such as bfloat16."""
 
 
 def load_spec(name: str) -> ModelSpec:
-    """Raises InputError when there is no such model."""
-    own, tokenizer = model_directory(name), load_tokenizer(name)
-    base = base_model_name(own)
-    directory = model_directory(base) if base else own
-    try:
+    """Raises InputError if the model does not exist or its config cannot be read."""
+    named, tokenizer = model_directory(name), load_tokenizer(name)
+    base = base_model_name(named)
+    directory = model_directory(base) if base else named
+    with _readable_config(name):
         config = AutoConfig.from_pretrained(directory)
-        recorded = (directory / "generation_config.json").is_file()
-        generation = (
-            GenerationConfig.from_pretrained(directory) if recorded else GenerationConfig.from_model_config(config)
-        )
+        if (directory / GENERATION_CONFIG).is_file():
+            generation = GenerationConfig.from_pretrained(directory)
+        else:
+            generation = GenerationConfig.from_model_config(config)
+    return ModelSpec(
+        name=name,
+        directory=directory,
+        adapter=named if base else None,
+        tokenizer=tokenizer,
+        context=context_length(config),
+        end_ids=end_token_ids(generation, tokenizer),
+        dtype=auto_dtype(config, default_device()),
+    )
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """A model's config; the base model's for an adapter. Downloads no other file from the hub. Raises InputError."""
+    directory = model_directory(name, ("config.json", ADAPTER_CONFIG))
+    base = base_model_name(directory)
+    if base:
+        return load_config(base)
+    with _readable_config(name):
+        return AutoConfig.from_pretrained(directory)
+
+
+@contextmanager
+def _readable_config(name: str) -> Iterator[None]:
+    """Turns the errors of transformers into InputError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{name} has a config that transformers cannot read ({str(error).splitlines()[0]}).",
-            "Check its config.json and generation_config.json.",
+            f"{name} has a config that transformers cannot read ({first_line(error)}).",
+            f"Check its config.json and {GENERATION_CONFIG}.",
         ) from None
-    end_ids = end_token_ids(generation, tokenizer)
-    dtype = auto_dtype(config, default_device())
-    return ModelSpec(name, directory, own if base else None, tokenizer, context_length(config), end_ids, dtype)

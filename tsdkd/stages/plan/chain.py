@@ -86,14 +86,14 @@ class Chain:
             count = min((n for n in (source.limit, self.prompts_on_hub) if n is not None), default=None)
             if count is None:
                 raise InputError(
-                    f"How many prompts {source.place} has, only a download tells.", "Say it: tsdkd plan --prompts N."
+                    f"How many prompts {source.path} has, only a download tells.", "Say it: tsdkd plan --prompts N."
                 )
             return Workload(count, most, 0, most, at_most=True)
         prompts, tokenizer = iter(source), model.tokenizer()
         sizes = [min(most, len(chat_token_ids(tokenizer, prompt.messages))) for prompt in islice(prompts, TOKENISED)]
         count = len(sizes) + sum(1 for _ in prompts)
         if not count:
-            raise InputError(f"No prompt of {source.place} is left: all are empty.", "Mend the file.")
+            raise InputError(f"No prompt of {source.path} is left: all are empty.", "Mend the file.")
         return Workload(count, sum(sizes) / len(sizes), 0, max(sizes), at_most=count > len(sizes))
 
 

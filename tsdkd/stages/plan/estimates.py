@@ -15,9 +15,10 @@ from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.score_cost import BLOCK_BYTES, score_cost
 from tsdkd.stages.data.scoring import CHUNK_BYTES
+from tsdkd.stages.models.device import total_memory
 from tsdkd.stages.models.memory import FLOAT32_BYTES
 from tsdkd.stages.models.memory import estimate_training_memory as memory_of_training
-from tsdkd.stages.models.sizes import fitting_batch_size, total_memory
+from tsdkd.stages.models.sizes import fitting_batch_size
 from tsdkd.stages.plan.benchmark_lengths import benchmark_length
 from tsdkd.stages.plan.chain import Workload
 from tsdkd.stages.plan.models import PlannedModel
@@ -77,7 +78,7 @@ def score(student: PlannedModel, teacher: PlannedModel, texts: Workload, config:
     peak = sum(model.weights(config.dtype) for model in (student, teacher))
     peak += batch * max(model.sequence(config.dtype, texts.longest, 0) for model in (student, teacher))
     peak += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written.bytes)
-    flops = FORWARD * (student.size.multiplied + teacher.size.multiplied) * texts.tokens
+    flops = FORWARD * (student.size.matmul_parameters + teacher.size.matmul_parameters) * texts.tokens
     amount = f"{_most(texts)}{texts.tokens:,.0f} tokens"
     return Estimate(amount, rates.seconds(flops), written.bytes, peak, at_most=texts.at_most)
 
@@ -96,10 +97,10 @@ def train(
     steps = ceil(config.epochs * ceil(learned / config.batch_size))
     tokens = texts.prompt + texts.response
     operations = (ADAPTERS if config.lora else FULL) + AGAIN * config.gradient_checkpointing
-    flops = operations * student.size.multiplied * tokens
+    flops = operations * student.size.matmul_parameters * tokens
     seconds = 0.0
     if config.online and teacher:
-        flops += FORWARD * teacher.size.multiplied * tokens
+        flops += FORWARD * teacher.size.matmul_parameters * tokens
         share = 1.0 if config.online.replay else config.online.student_fraction
         fresh = Workload(round(learned * config.epochs), texts.prompt, texts.response, texts.longest, at_most=True)
         dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
@@ -110,10 +111,10 @@ def train(
         flops += FORWARD * teacher.head("auto").weight.numel() * texts.response
     seconds += rates.seconds(flops * learned * config.epochs)
     if config.eval_steps:
-        seconds += steps // config.eval_steps * rates.seconds(FORWARD * student.size.multiplied * tokens * held)
+        seconds += steps // config.eval_steps * rates.seconds(FORWARD * student.size.matmul_parameters * tokens * held)
     width = 2 if precision == "bfloat16" else FLOAT32_BYTES
     parameters = student.size.parameters
-    learning = config.lora.rank * student.size.ends if config.lora else parameters
+    learning = config.lora.rank * student.size.lora_parameters if config.lora else parameters
     kept = learning * FLOAT32_BYTES if config.lora and not config.lora.merge else parameters * width
     saves = min(KEPT_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
     peak = memory_of_training(
@@ -141,7 +142,7 @@ def evaluate(models: Sequence[PlannedModel], held_out: Workload | None, config: 
             seconds += _answering(model, config.dtype, asked, 1, together, rates) / config.tensor_parallel
             peak = max(peak, weights + batch * one)
     if held_out:
-        seconds += rates.seconds(FORWARD * held_out.tokens * sum(model.size.multiplied for model in models))
+        seconds += rates.seconds(FORWARD * held_out.tokens * sum(model.size.matmul_parameters for model in models))
     if config.engine == "vllm":
         peak = int(VLLM_SHARE * total_memory(rates.device))
     amount = f"{len(models)} x {documents:,} documents"
@@ -164,7 +165,7 @@ def _answering(model: PlannedModel, dtype: DType, texts: Workload, share: float,
     """Seconds to read prompts and to answer them token by token, `together` at a time."""
     count = ceil(share * texts.count)
     together = min(together, count)
-    flops = FORWARD * model.size.multiplied
+    flops = FORWARD * model.size.matmul_parameters
     cached = texts.prompt + texts.response / 2
     moved = model.read_each_step(dtype, together, cached)
     steps = ceil(count / max(1, together)) * texts.response

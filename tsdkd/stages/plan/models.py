@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from tsdkd.core import Head
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.embedded import config_and_tokenizer
+from tsdkd.stages.models.embedded import teacher_config_and_tokenizer
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.sizes import ModelSize, kv_cache_bytes, load_config, model_size, sequence_bytes
+from tsdkd.stages.models.sizes import ModelSize, kv_cache_bytes, model_size, sequence_bytes
+from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.models.tokenizers import load_tokenizer
 
 TOKENIZER = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -56,7 +57,7 @@ class PlannedModel:
     def read_each_step(self, dtype: DType, responses: int, tokens: float) -> float:
         """Bytes that move for one more token of each response: the weights, and what is cached of so many tokens."""
         width = self._dtype(dtype).itemsize
-        return width * self.size.multiplied + responses * tokens * kv_cache_bytes(self.config, width)
+        return width * self.size.matmul_parameters + responses * tokens * kv_cache_bytes(self.config, width)
 
     def sequence(self, dtype: DType, tokens: int, logits: int) -> int:
         """Bytes of one sequence that is read or answered."""
@@ -75,7 +76,7 @@ def find_planned_model(name: str) -> PlannedModel:
 
 def embedded_planned_model(name: str, lacking: int) -> PlannedModel:
     """The embedded teacher, or with layers lacking the embedded student; made or not."""
-    config, tokenizer = config_and_tokenizer()
+    config, tokenizer = teacher_config_and_tokenizer()
     return PlannedModel(name, config, lambda: tokenizer).without_layers(lacking)
 
 

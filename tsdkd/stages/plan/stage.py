@@ -47,7 +47,7 @@ class Planner:
         config = replace(config, engine=choose_engine(config))
         require_engine_options(config.engine, config)
         roles = self._roles(names, {})
-        on = f"{_listed(roles)}\n{prompts.place.name}"
+        on = f"{_listed(roles)}\n{prompts.path.name}"
         if is_complete(output) and not overwrite:
             return PlanRow.finished("generate", on)
         models = {role: self.chain.model(name) for role, name in roles.items()}

@@ -28,7 +28,7 @@ from tsdkd.stages.data.score_cost import (
     score_workload,
     sequence_lengths,
 )
-from tsdkd.stages.data.scoring import Readers, Row, score_responses
+from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
 from tsdkd.stages.data.teacher_signals import HEAD_FILE, SIGNALS_WITH_HEAD, save_head, score_table
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
@@ -115,7 +115,7 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
             )
 
 
-def _read_parts(readers: Readers, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
+def _read_parts(readers: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
     """Read whatever no other process has taken."""
     if config.signal in SIGNALS_WITH_HEAD and writer.claim(HEAD_FILE):
         save_head(readers[1].head, writer.aside(HEAD_FILE))
@@ -138,25 +138,25 @@ def _read_parts(readers: Readers, parent: Artifact, writer: Writer, config: Scor
 
 
 def _read_part(
-    readers: Readers, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
-) -> Iterator[list[Row]]:
+    readers: ModelPair, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
+) -> Iterator[list[ScoreRow]]:
     """Rows of scores in order, block by block; within a block, sequences of similar length are read together."""
     found = sequence_lengths(table)
     for block in score_blocks(table, config, readers[1].head):
-        rows: dict[int, Row] = {}
+        rows: dict[int, ScoreRow] = {}
         for batch in score_batches(found, block, config):
             rows.update(zip(batch, score_responses(table.take(batch).to_pylist(), readers, config), strict=True))
             advance(len(batch))
         yield [rows[i] for i in block]
 
 
-def _write(target: TableWriter, rows: list[Row]) -> None:
+def _write(target: TableWriter, rows: list[ScoreRow]) -> None:
     for row in rows:  # one response per row group: training reads single rows in random order
         target.write(score_table(row))
 
 
 def _state_cost(
-    readers: Readers,
+    readers: ModelPair,
     parent: Artifact,
     todo: list[Part],
     config: ScoreConfig,
@@ -187,7 +187,7 @@ def _state_cost(
         )
 
 
-def _rate(readers: Readers, table: pa.Table, config: ScoreConfig) -> float:
+def _rate(readers: ModelPair, table: pa.Table, config: ScoreConfig) -> float:
     """Tokens per second of a small batch, after a smaller one that warms up."""
     found, small = sequence_lengths(table), replace(config, batch_tokens=min(config.batch_tokens, PROBE_TOKENS))
     *_, shortest = longest, *_ = list(score_batches(found, range(len(found)), small))

@@ -104,7 +104,7 @@ class UpdateReplaySchedule(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         before = self.schedule.phi
-        self.schedule.judge(more["metrics"]["eval_kl"])
+        self.schedule.update(more["metrics"]["eval_kl"])
         if self.schedule.phi > before:
             self.observer.info(
                 f"step {state.global_step}: phi, the share of the student's answers, is now {self.schedule.phi:.2f}"

@@ -35,7 +35,7 @@ from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.lora import add_lora
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import library_versions
-from tsdkd.stages.models.sizes import load_config
+from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.train.callbacks import (
     MarkComplete,

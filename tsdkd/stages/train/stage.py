@@ -23,17 +23,18 @@ from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_aut
 from tsdkd.stages.data.online import (
     OnlineSource,
     ResponseSampler,
-    require_context,
+    longest_sequence,
     samples_from_prompts,
     samples_from_rollouts,
 )
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.data.randomness import random_integer
+from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.sources import Source
 from tsdkd.stages.engines.choice import choose_engine
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import Method, find_method
+from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import model_record, require_same_tokenizer
@@ -84,7 +85,7 @@ def train_offline(
 
 def _scored(rollouts: Path, scores: Path, start: ModelRecord, config: TrainConfig, observer: Observer) -> OfflineSource:
     samples = OfflineSource(rollouts, scores)
-    samples.decoder.require(config.objective)
+    samples.decoder.require_support(config.objective)
     if config.compile and samples.decoder.head is None:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {samples.decoder.signal!r}.",
@@ -151,7 +152,8 @@ def train_online(
         spread = online.teacher_device == "auto"
         device, device_map = (None, "auto") if spread else (online.teacher_device, None)
         reader = load_model(teacher, online.teacher_dtype, device, device_map)
-        longest = require_context(samples, (language_model, reader), online)
+        longest = longest_sequence(samples, online)
+        require_context((language_model, reader), longest)
         with _speaker(student, reader, online.sampling, longest) as speaker:
             source = OnlineSource(samples, reader, speaker, online.student_fraction, online.teacher_fraction)
             learned, held = _split(source, config)
@@ -213,7 +215,7 @@ def _split(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:
     learned: list[int] = []
     held: list[int] = []
     for i in range(len(source)):
-        measured = config.held_out and random_integer("held out", source.prompt_id(i)) < config.held_out * 2**60
+        measured = config.held_out and random_uniform("held out", source.prompt_id(i)) < config.held_out
         (held if measured else learned).append(i)
     if config.held_out and not (learned and held):
         raise InputError(

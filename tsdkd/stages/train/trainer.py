@@ -199,7 +199,7 @@ class DistillationTrainer(Trainer):
         with self.inference_student() as inference:
             student = unsharded(inference)
             head = output_head(student.model, self.vocab)
-            processes = {"process": self.args.process_index, "processes": self.args.world_size}
+            processes = {"rank": self.args.process_index, "world_size": self.args.world_size}
             found = measure_held_out(student, head, self.held_out, **processes)
         metrics = {f"eval_{name}": found[name] for name in ("kl", "agreement", "entropy")}
         self.log(metrics)

@@ -1,1 +1,1 @@
-"""Prompts and a benchmark that come with the project, so that every command runs without a download."""
+"""Prompts and a benchmark that are part of the package, so that every command runs without a download."""

@@ -1,9 +1,9 @@
-"""Makes the embedded data: two-person stories with a question about one of the two.
+"""Writes the embedded data: stories of two people, each with a question about one of them.
 
     python -m tsdkd.stages.data.embedded.make
 
-Short enough for a 135M-parameter teacher, which is right three times in four; a student with a few layers removed loses
-track of who did what. Training prompts, held-out prompts and benchmark share the six kinds of story, and no story.
+The embedded teacher of 135M parameters answers three of four correctly; a student without some of its layers confuses
+the people. Training prompts, held-out prompts and benchmark share the six story kinds and no story.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HERE = Path(__file__).parent
+DIRECTORY = Path(__file__).parent
 SEED = 0
 SIZES = {"prompts": 384, "held_out": 64, "benchmark": 360}
 
@@ -44,52 +44,53 @@ NAMES = [
 THINGS = ["key", "coin", "cup", "ring", "ball", "hat", "book", "spoon", "lamp", "toy", "phone"]
 
 
-class Kind(NamedTuple):
+class StoryKind(NamedTuple):
     name: str
     fact: str
     question: str
     beginning: str
-    """Of the answer."""
+    """The words of the response before the answer."""
     values: str
+    """Separated by spaces."""
 
 
-KINDS = (
-    Kind(
+STORY_KINDS = (
+    StoryKind(
         "job",
         "{name} is a {value}.",
         "What is the job of {name}?",
         "{name} is a",
         "doctor teacher farmer pilot nurse baker lawyer singer painter driver",
     ),
-    Kind(
+    StoryKind(
         "place",
         "{name} put the {thing} in the {value}.",
         "Where is the {thing}?",
         "The {thing} is in the",
         "drawer kitchen car garage basket fridge bedroom box garden bag",
     ),
-    Kind(
+    StoryKind(
         "home",
         "{name} lives in {value}.",
         "Where does {name} live?",
         "{name} lives in",
         "France Japan Brazil Egypt Canada India Spain China Italy Germany",
     ),
-    Kind(
+    StoryKind(
         "hat",
         "{name} wears a {value} hat.",
         "What color is the hat of {name}?",
         "{name} wears a",
         "red blue green yellow white black brown",
     ),
-    Kind(
+    StoryKind(
         "trip",
         "{name} went to the {value}.",
         "Where did {name} go?",
         "{name} went to the",
         "library park school shop beach zoo bank museum station hospital",
     ),
-    Kind(
+    StoryKind(
         "purchase",
         "{name} bought a {value}.",
         "What did {name} buy?",
@@ -100,29 +101,36 @@ KINDS = (
 
 
 def stories(seed: int) -> Iterator[dict[str, object]]:
-    """Distinct stories without end, the kinds in turn."""
-    draw = random.Random(seed)
-    seen = set()
+    """Endless distinct stories, one of each kind in turn."""
+    generator = random.Random(seed)
+    prompts = set()
     while True:
-        for kind in KINDS:
-            people, things, chosen = draw.sample(NAMES, 2), draw.sample(THINGS, 2), draw.sample(kind.values.split(), 2)
-            facts = [kind.fact.format(name=n, thing=t, value=v) for n, t, v in zip(people, things, chosen, strict=True)]
-            asked = draw.randrange(2)
-            who = {"name": people[asked], "thing": things[asked]}
-            prompt = " ".join([*facts, kind.question.format(**who)])
-            if prompt not in seen:
-                seen.add(prompt)
-                answer = {"answer": chosen[asked], "choices": sorted(chosen), "beginning": kind.beginning.format(**who)}
-                yield {"kind": kind.name, "prompt": prompt, **answer}
+        for kind in STORY_KINDS:
+            names, things = generator.sample(NAMES, 2), generator.sample(THINGS, 2)
+            values = generator.sample(kind.values.split(), 2)
+            facts = [kind.fact.format(name=n, thing=t, value=v) for n, t, v in zip(names, things, values, strict=True)]
+            person = generator.randrange(2)
+            words = {"name": names[person], "thing": things[person]}
+            prompt = " ".join([*facts, kind.question.format(**words)])
+            if prompt in prompts:
+                continue
+            prompts.add(prompt)
+            yield {
+                "kind": kind.name,
+                "prompt": prompt,
+                "answer": values[person],
+                "choices": sorted(values),
+                "beginning": kind.beginning.format(**words),
+            }
 
 
 def main() -> None:
-    source = stories(SEED)
-    parts = {name: [next(source) for _ in range(size)] for name, size in SIZES.items()}
+    distinct = stories(SEED)
+    files = {name: [next(distinct) for _ in range(size)] for name, size in SIZES.items()}
     for name in ("prompts", "held_out"):
-        lines = [json.dumps({"prompt": story["prompt"], "source": story["kind"]}) for story in parts[name]]
-        (HERE / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    pq.write_table(pa.Table.from_pylist(parts["benchmark"]), HERE / "benchmark.parquet", compression="zstd")
+        lines = [json.dumps({"prompt": story["prompt"], "source": story["kind"]}) for story in files[name]]
+        (DIRECTORY / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    pq.write_table(pa.Table.from_pylist(files["benchmark"]), DIRECTORY / "benchmark.parquet", compression="zstd")
 
 
 if __name__ == "__main__":

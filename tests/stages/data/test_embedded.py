@@ -1,0 +1,41 @@
+"""The embedded data: the files equal the script's output, no story is in two files, answers are balanced."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tsdkd.stages.data.embedded import make
+
+DATA = Path(make.__file__).parent
+
+
+def prompts_of(name: str) -> list[str]:
+    if name == "benchmark":
+        return [row["prompt"] for row in pq.read_table(DATA / "benchmark.parquet").to_pylist()]
+    return [json.loads(line)["prompt"] for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "DIRECTORY", tmp_path)
+    make.main()
+    for name in ("prompts.jsonl", "held_out.jsonl"):
+        assert (tmp_path / name).read_text() == (DATA / name).read_text()
+    assert pq.read_table(tmp_path / "benchmark.parquet").equals(pq.read_table(DATA / "benchmark.parquet"))
+
+
+def test_no_story_is_in_two_files() -> None:
+    prompts = [prompt for name in make.SIZES for prompt in prompts_of(name)]
+    assert len(prompts) == len(set(prompts)) == sum(make.SIZES.values())
+
+
+def test_the_answer_is_in_its_story_first_as_often_as_last() -> None:
+    rows = pq.read_table(DATA / "benchmark.parquet").to_pylist()
+    first = 0
+    for row in rows:
+        (other,) = set(row["choices"]) - {row["answer"]}
+        assert row["answer"] in row["prompt"]
+        assert other in row["prompt"]
+        first += row["prompt"].index(row["answer"]) < row["prompt"].index(other)
+    assert 0.4 < first / len(rows) < 0.6

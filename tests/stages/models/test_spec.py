@@ -1,0 +1,29 @@
+"""Specs: they state the same facts as the loaded model, and name an unreadable config."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tsdkd.errors import InputError
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.spec import GENERATION_CONFIG, load_config, load_spec
+
+
+def test_a_spec_states_the_facts_of_the_loaded_model(student: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(student, bare, ignore=shutil.ignore_patterns(GENERATION_CONFIG))
+    for path in (student, bare):
+        spec, loaded = load_spec(str(path)), load_model(str(path))
+        assert (spec.directory, spec.adapter) == (path, None)
+        assert (spec.end_ids, spec.context) == (loaded.end_ids, loaded.context)
+        assert f"torch.{spec.dtype}" == str(loaded.model.dtype)
+        assert load_config(str(path)).hidden_size == loaded.model.config.hidden_size
+
+
+def test_an_unreadable_config_is_named(student: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(student, broken)
+    (broken / "config.json").write_text('{"model_type": "unheard-of"}')
+    with pytest.raises(InputError, match="has a config that transformers cannot read"):
+        load_config(str(broken))

@@ -1,0 +1,33 @@
+"""Tokenizers: the vocabulary, the end tokens and the chat template that prompts need."""
+
+from pathlib import Path
+
+import pytest
+from transformers import GenerationConfig
+
+from tsdkd.errors import InputError
+from tsdkd.stages.models.tokenizers import chat_token_ids, end_token_ids, load_tokenizer, vocab_size
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def test_vocab_size_counts_added_tokens(stranger: Path) -> None:
+    assert vocab_size(load_tokenizer(str(stranger))) == 259
+
+
+def test_end_tokens_come_from_the_generation_config_and_the_tokenizer(student: Path) -> None:
+    tokenizer = load_tokenizer(str(student))
+    own = tokenizer.eos_token_id
+    assert end_token_ids(None, tokenizer) == [own]
+    assert end_token_ids(GenerationConfig(eos_token_id=[own, 3]), tokenizer) == sorted({own, 3})
+
+
+def test_a_missing_or_refusing_chat_template_is_named(student: Path) -> None:
+    tokenizer = load_tokenizer(str(student))
+    assert chat_token_ids(tokenizer, MESSAGES)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InputError, match=r"refuses a prompt with the roles user \(no system role\)"):
+        chat_token_ids(tokenizer, MESSAGES)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        chat_token_ids(tokenizer, MESSAGES)
