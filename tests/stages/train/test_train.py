@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(run: Path, studen
         ("hidden", replace(OBJECTIVE, k=258), "allow only 257"),
         ("topk", replace(OBJECTIVE, k=5), "allow only 4"),
         ("topk", replace(OBJECTIVE, temperature=2.0), "hold at temperature 1"),
-        ("ranks", OBJECTIVE, "no distribution"),
+        ("ranks", OBJECTIVE, "no teacher distribution"),
     ],
 )
 def test_scores_that_cannot_serve_are_refused_before_anything_is_written(
