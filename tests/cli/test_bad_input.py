@@ -181,7 +181,7 @@ def test_more_candidates_than_tokens(place: Path) -> None:
 
 def test_an_unknown_task(place: Path) -> None:
     found, remedy = refuse("eval", "--run", place / "run", "--tasks", "gsm8k,poetry")
-    assert "no benchmark 'poetry'" in found
+    assert "'poetry' is not a benchmark" in found
     assert "gsm8k, gsm8k:strict, gsm-plus" in remedy
     assert not (place / "run" / "results").exists()
 
