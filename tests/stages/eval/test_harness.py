@@ -211,7 +211,7 @@ def test_all_missing_prerequisites_are_reported_together(monkeypatch: pytest.Mon
 
 def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "check_confinement", lambda: "no libseccomp")
-    with pytest.raises(InputError, match="cannot be confined \\(no libseccomp\\)"):
+    with pytest.raises(InputError, match="this machine cannot confine them \\(no libseccomp\\)"):
         harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
 
 
