@@ -61,21 +61,24 @@ def binary_scores(digits: str) -> list[tuple[float, float]]:
 
 def test_wins_losses_and_mcnemar() -> None:
     """Six wins and one loss of ten: (1 + 7) / 2^7, twice."""
-    ours, theirs = np.array([1, 1, 1, 1, 1, 1, 0, 1, 1, 0.0]), np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0.0])
-    found = paired_difference(ours, theirs, np.ones(10))
+    model_scores, baseline_scores = (
+        np.array([1, 1, 1, 1, 1, 1, 0, 1, 1, 0.0]),
+        np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0.0]),
+    )
+    found = paired_difference(model_scores, baseline_scores, np.ones(10))
     assert (found.wins, found.losses, found.documents) == (6, 1, 10)
     assert found.value == pytest.approx(0.5)
     assert found.p == pytest.approx(2 * (1 + 7) / 2**7)
-    assert found.stderr == pytest.approx(np.std(ours - theirs, ddof=1) / 10**0.5)
-    assert paired_difference(ours, ours, np.ones(10)).p == 1
+    assert found.stderr == pytest.approx(np.std(model_scores - baseline_scores, ddof=1) / 10**0.5)
+    assert paired_difference(model_scores, model_scores, np.ones(10)).p == 1
 
 
 def test_mcnemar_is_exact_for_many_documents() -> None:
     from math import comb
 
-    ours, theirs = np.zeros(2000), np.zeros(2000)
-    ours[:520], theirs[520:1000] = 1, 1
-    assert paired_difference(ours, theirs, np.ones(2000)).p == pytest.approx(
+    model_scores, baseline_scores = np.zeros(2000), np.zeros(2000)
+    model_scores[:520], baseline_scores[520:1000] = 1, 1
+    assert paired_difference(model_scores, baseline_scores, np.ones(2000)).p == pytest.approx(
         2 * sum(comb(1000, i) for i in range(481)) / 2**1000
     )
 
@@ -91,8 +94,8 @@ def test_graded_scores_are_bootstrapped() -> None:
 
 
 def test_weights_count_in_difference_and_error() -> None:
-    ours, theirs, weights = np.array([1.0, 0.5]), np.array([0.0, 0.5]), np.array([3.0, 1.0])
-    found = paired_difference(ours, theirs, weights)
+    model_scores, baseline_scores, weights = np.array([1.0, 0.5]), np.array([0.0, 0.5]), np.array([3.0, 1.0])
+    found = paired_difference(model_scores, baseline_scores, weights)
     assert found.value == pytest.approx(3 / 4)
     assert found.stderr == pytest.approx((2 * ((3 * 0.25) ** 2 + (1 * 0.75) ** 2)) ** 0.5 / 4)
 
@@ -111,9 +114,9 @@ def test_the_baseline_is_the_student_and_pairs_share_a_document(tmp_path: Path) 
 
 
 def test_averages_weight_benchmarks_equally(tmp_path: Path) -> None:
-    ours = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("11")}
-    theirs = {"gsm8k": binary_scores("0100"), "sciq": binary_scores("10")}
-    found = compare({"a": results(tmp_path / "a", ours), "b": results(tmp_path / "b", theirs)})
+    model_scores = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("11")}
+    baseline_scores = {"gsm8k": binary_scores("0100"), "sciq": binary_scores("10")}
+    found = compare({"a": results(tmp_path / "a", model_scores), "b": results(tmp_path / "b", baseline_scores)})
     assert found.benchmarks == ("gsm8k", "sciq", AVERAGE)
     assert found.baseline == "a"
     assert found.scores["a"][AVERAGE].value == pytest.approx(0.75)
@@ -132,8 +135,11 @@ def test_a_model_without_one_of_the_benchmarks_has_no_average(tmp_path: Path) ->
 
 
 def test_a_difference_without_common_documents_is_skipped_alone(tmp_path: Path) -> None:
-    ours, theirs = {"gsm8k": binary_scores("10")}, {"gsm8k": binary_scores("11"), "sciq": binary_scores("1")}
-    a, b = results(tmp_path / "a", ours, first=5), results(tmp_path / "b", theirs)
+    model_scores, baseline_scores = (
+        {"gsm8k": binary_scores("10")},
+        {"gsm8k": binary_scores("11"), "sciq": binary_scores("1")},
+    )
+    a, b = results(tmp_path / "a", model_scores, first=5), results(tmp_path / "b", baseline_scores)
     found = compare({"b": b, "a": a, "c": b}, skip_unpaired=True)
     assert found.scores.keys() == {"a", "b", "c"}
     assert (found.differences["a"], found.differences["c"].keys()) == ({}, {"gsm8k", "sciq", AVERAGE})
@@ -142,10 +148,10 @@ def test_a_difference_without_common_documents_is_skipped_alone(tmp_path: Path) 
 
 
 def test_shortened_paths_differ() -> None:
-    named = {("x/m", "x/n"): ["m", "n"], ("x/results/m", "y/results/m"): ["x/m", "y/m"]}
-    named["x/m", "x/results/m"] = ["x/m", "results/m"]
-    for places, names in named.items():
-        assert shorten_paths([Path(place) for place in places]) == names
+    shortened = {("x/m", "x/n"): ["m", "n"], ("x/results/m", "y/results/m"): ["x/m", "y/m"]}
+    shortened["x/m", "x/results/m"] = ["x/m", "results/m"]
+    for paths, names in shortened.items():
+        assert shorten_paths([Path(path) for path in paths]) == names
 
 
 def test_other_documents_and_unknown_baselines_are_refused(tmp_path: Path) -> None:
@@ -182,8 +188,8 @@ def test_a_pair_can_be_named_and_its_average_is_the_papers(tmp_path: Path) -> No
 
 def test_the_average_covers_the_benchmarks_of_the_paper(tmp_path: Path) -> None:
     """Table 3 does not report sciq, so the average leaves it out and a note says so."""
-    ours = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("1111"), "ifeval": [(0.9, 1)]}
-    found = compare({"gate": results(tmp_path / "m", ours)}, paper="table-3")
+    model_scores = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("1111"), "ifeval": [(0.9, 1)]}
+    found = compare({"gate": results(tmp_path / "m", model_scores)}, paper="table-3")
     assert found.scores["gate"][AVERAGE].value == pytest.approx((0.5 + 0.9) / 2)
     assert found.published["gate"][AVERAGE].value == pytest.approx((0.583 + 0.542) / 2)
     assert "average: it covers gsm8k, ifeval, which the paper reports in table-3" in found.notes
@@ -192,8 +198,8 @@ def test_the_average_covers_the_benchmarks_of_the_paper(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("paper", "other"), [("gemma2", "sciq"), ("figure-4", "sciq")])
 def test_an_average_of_fewer_benchmarks_is_noted(paper: str, other: str, tmp_path: Path) -> None:
     """The table reports one of them, or the figure averages over others."""
-    ours = {"gsm8k": binary_scores("1100"), other: binary_scores("1111")}
-    found = compare({"m": results(tmp_path / "m", ours)}, paper=paper)
+    model_scores = {"gsm8k": binary_scores("1100"), other: binary_scores("1111")}
+    found = compare({"m": results(tmp_path / "m", model_scores)}, paper=paper)
     assert found.scores["m"][AVERAGE].value == pytest.approx(0.5)
     assert any(note.startswith("average: it covers gsm8k, which") for note in found.notes)
 

@@ -149,18 +149,18 @@ BENCHMARKS = {
         GSM8K,
         replace(GSM8K, name="gsm8k:strict", metric=STRICT, other_metrics=(FLEXIBLE,)),
         GSM_PLUS,
+        # 2,400 of the 10,552 rows, which the authors of the data set chose.
         replace(
             GSM_PLUS,
             name="gsm-plus:mini",
-            # 2,400 of the 10,552 rows, chosen by the data set's authors
             stock_files=("gsm_plus/gsm_plus_mini.yaml",),
             split="testmini",
         ),
         MATH,
+        # The shots show reasoning; math_verify compares the answer.
         replace(
             MATH,
             name="math:minerva",
-            # shots with reasoning; math_verify compares the answer
             metric="math_verify,none",
             other_metrics=("exact_match,none",),
             stock_files=("minerva_math/minerva_math_*.yaml",),
@@ -181,9 +181,9 @@ BENCHMARKS = {
             stock_files=tuple(f"mmlu/default/mmlu_{subject}.yaml" for subject in STEM.split()),
             dataset="mmlu",
         ),
+        # The paper names no metric; acc is the first of lm-eval's.
         Benchmark(
             name="sciq",
-            # the paper does not name the metric; acc is lm-eval's first
             shots=0,
             metric="acc,none",
             other_metrics=("acc_norm,none",),
@@ -193,10 +193,10 @@ BENCHMARKS = {
             overrides={"training_split": None, "validation_split": None},
         ),
         MBPP,
+        # Three shots between [BEGIN] and [DONE], for base models.
         replace(
             MBPP,
             name="mbpp:base",
-            # three shots between [BEGIN] and [DONE], for base models
             shots=3,
             overrides=MBPP.overrides
             | {
@@ -210,18 +210,18 @@ BENCHMARKS = {
             },
         ),
         BBH,
+        # The shots show no reasoning.
         replace(
             BBH,
             name="bbh:direct",
-            # answers without reasoning
             metric="exact_match,none",
             stock_files=("bbh/fewshot/[!_]*.yaml",),
             max_new_tokens=256,
         ),
+        # 24 of the 27 tasks, as multiple choice.
         replace(
             BBH,
             name="bbh:choice",
-            # 24 of the 27 tasks, as multiple choice
             metric="acc_norm,none",
             stock_files=("leaderboard/bbh_mc/[!_]*.yaml",),
             max_new_tokens=None,
@@ -235,16 +235,16 @@ BENCHMARKS = {
             split="murder_mysteries, object_placements, team_allocation",
         ),
         IFEVAL,
+        # The share of prompts with all instructions followed.
         replace(
             IFEVAL,
             name="ifeval:prompt",
-            # the share of prompts whose instructions were all followed
             metric="prompt_level_strict_acc,none",
             other_metrics=("inst_level_strict_acc,none", "inst_level_loose_acc,none", "prompt_level_loose_acc,none"),
         ),
+        # Included in tsdkd: two-person stories for the embedded pair.
         Benchmark(
             name="embedded",
-            # included in tsdkd: two-person stories for the embedded pair
             shots=0,
             metric="acc,none",
             split="benchmark",
