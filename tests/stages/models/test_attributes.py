@@ -9,7 +9,11 @@ from tsdkd.stages.models.attributes import replaced_attribute
 
 def test_an_attribute_is_replaced_and_restored() -> None:
     owner = SimpleNamespace(name="original")
-    with pytest.raises(KeyError), replaced_attribute(owner, "name", "replaced"):
-        assert owner.name == "replaced"
-        raise KeyError
+
+    def fail() -> None:
+        with replaced_attribute(owner, "name", "replaced"):
+            raise KeyError(owner.name)
+
+    with pytest.raises(KeyError, match="replaced"):
+        fail()
     assert owner.name == "original"
