@@ -188,7 +188,7 @@ def test_an_unknown_task(place: Path) -> None:
 
 def test_benchmark_data_that_is_not_there(place: Path) -> None:
     found, remedy = refuse("eval", "--run", place / "run", "--tasks", "sciq", "--data", place)
-    assert f"sciq needs {place / 'sciq'}" in found
+    assert f"sciq needs the directory {place / 'sciq'}" in found
     assert "--data" in remedy
     assert not (place / "run" / "results").exists()
 
