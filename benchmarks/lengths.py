@@ -1,9 +1,9 @@
-"""Tokens that a model reads for one document of each benchmark: the table in `stages/planning/benchmarks.py`.
+"""Measures how many tokens a model reads for one document of each benchmark.
 
     python benchmarks/lengths.py DATA MODEL
 
-DATA is as `tsdkd eval --data` takes it; MODEL's tokenizer counts, through its chat template, the first `READ` documents
-of each subject. Nothing is answered.
+The results are the table in `tsdkd/stages/plan/benchmark_lengths.py`. DATA is the directory for `tsdkd eval --data`.
+The tokenizer and chat template of MODEL read the first `DOCUMENTS` documents of each task; no model runs.
 """
 
 import sys
@@ -16,44 +16,45 @@ from tsdkd.stages.eval import harness
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
-READ = 40
+DOCUMENTS = 40
 
 
 def main() -> None:
     tokenizer = load_tokenizer(sys.argv[2])
 
     def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        continued = not add_generation_prompt  # the answer's beginning is given, as HFLM has it
+        continued = not add_generation_prompt  # the prompt ends with the beginning of the response, as in HFLM
         text: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=continued
         )
         return text
 
-    def read(task: Any) -> tuple[int, float]:
-        """Documents, and tokens read for one; choices of one token are read together, as `HFLM` does."""
-        task.build_all_requests(limit=READ, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=template)
-        tokens, together = 0, set()
+    def measure(task: Any) -> tuple[int, float]:
+        """Documents, and tokens per document; HFLM reads a prompt once for all its choices of one token."""
+        task.build_all_requests(
+            limit=DOCUMENTS, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=template
+        )
+        tokens, counted = 0, set()
         for request in task.instances:
-            prompt, answer = request.args[0], request.args[1] if request.request_type == "loglikelihood" else ""
-            whole = len(tokenizer(prompt + answer, add_special_tokens=False).input_ids)
-            if answer and len(tokenizer(answer, add_special_tokens=False).input_ids) == 1:
-                if (request.doc_id, prompt) in together:
+            prompt, choice = request.args[0], request.args[1] if request.request_type == "loglikelihood" else ""
+            if choice and len(tokenizer(choice, add_special_tokens=False).input_ids) == 1:
+                if (request.doc_id, prompt) in counted:
                     continue
-                together.add((request.doc_id, prompt))
-            tokens += whole
+                counted.add((request.doc_id, prompt))
+            tokens += len(tokenizer(prompt + choice, add_special_tokens=False).input_ids)
         documents = len(task.eval_docs)
-        return documents, tokens / min(READ, documents)
+        return documents, tokens / min(DOCUMENTS, documents)
 
     for name, benchmark in BENCHMARKS.items():
         try:
-            found = [read(task) for task in harness.load_tasks(benchmark, Path(sys.argv[1]), None).values()]
+            lengths = [measure(task) for task in harness.load_tasks(benchmark, Path(sys.argv[1]), None).values()]
         except InputError as error:
             print(f"{name:16} {error.cause[:90]}", flush=True)
             continue
-        documents = sum(count for count, _ in found)
-        pooled = sum(count * tokens for count, tokens in found) / documents
-        even = mean(tokens for _, tokens in found)  # for MuSR, of which two subjects are mostly missing
-        print(f"{name:16} documents {documents:6,}  tokens {pooled:7,.0f}  subjects alike {even:7,.0f}", flush=True)
+        documents = sum(count for count, _ in lengths)
+        pooled = sum(count * tokens for count, tokens in lengths) / documents
+        per_task = mean(tokens for _, tokens in lengths)  # for MuSR, when the data holds few rows of two tasks
+        print(f"{name:16} documents {documents:6,}  tokens {pooled:7,.0f}  mean of tasks {per_task:7,.0f}", flush=True)
 
 
 if __name__ == "__main__":

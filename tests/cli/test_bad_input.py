@@ -181,14 +181,14 @@ def test_more_candidates_than_tokens(place: Path) -> None:
 
 def test_an_unknown_task(place: Path) -> None:
     found, remedy = refuse("eval", "--run", place / "run", "--tasks", "gsm8k,poetry")
-    assert "no benchmark 'poetry'" in found
+    assert "'poetry' is not a benchmark" in found
     assert "gsm8k, gsm8k:strict, gsm-plus" in remedy
     assert not (place / "run" / "results").exists()
 
 
 def test_benchmark_data_that_is_not_there(place: Path) -> None:
     found, remedy = refuse("eval", "--run", place / "run", "--tasks", "sciq", "--data", place)
-    assert f"sciq needs {place / 'sciq'}" in found
+    assert f"sciq needs the directory {place / 'sciq'}" in found
     assert "--data" in remedy
     assert not (place / "run" / "results").exists()
 

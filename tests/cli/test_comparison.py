@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.stages.results.test_compare import results, verdicts
+from tests.stages.results.test_compare import binary_scores, results
 from tsdkd.cli import app
 
 
@@ -16,7 +16,7 @@ from tsdkd.cli import app
 def run(tmp_path: Path) -> Path:
     """A run whose teacher is right three times in four, its student once."""
     for name, answers in (("teacher", "1110"), ("student", "1000")):
-        results(tmp_path / "run" / "results" / name, {"gsm8k": verdicts(answers)}, f"Qwen2.5-1.5B {name}")
+        results(tmp_path / "run" / "results" / name, {"gsm8k": binary_scores(answers)}, f"Qwen2.5-1.5B {name}")
     return tmp_path / "run"
 
 
@@ -43,24 +43,24 @@ def test_on_the_terminal(run: Path) -> None:
 
 def test_as_markdown(run: Path) -> None:
     lines = show(run, "--format", "markdown").splitlines()
-    assert "| benchmark | model | here | paper |" in lines
+    assert "| benchmark | model | measured | paper |" in lines
     assert "| gsm8k | teacher | 75.0 ± 25.0 | 80.3 |" in lines
     assert "| gsm8k | gkd |  | 57.9 |" in lines
 
 
-def test_other_settings_and_cut_answers_are_said(run: Path) -> None:
+def test_different_settings_and_truncated_responses_are_noted(run: Path) -> None:
     """In every format that is read by people."""
-    for name, limit, cut in (("teacher", 4, 3), ("student", 2, 0)):
+    for name, limit, truncated in (("teacher", 4, 3), ("student", 2, 0)):
         manifest = run / "results" / name / "manifest.json"
         content = json.loads(manifest.read_text())
         content["config"]["limit"] = limit
-        content["summary"]["gsm8k"]["truncated"] = cut
+        content["summary"]["gsm8k"]["truncated"] = truncated
         manifest.write_text(json.dumps(content))
     for format_ in ("terminal", "markdown", "latex"):
         shown = " ".join(show(run, "--format", format_).split())
-        assert "teacher was measured otherwise than student: limit 4 (2)" in shown
-        assert "teacher, answers cut off at their limit: gsm8k 3 of 4" in shown
-    assert "otherwise" not in show(run / "results" / "student")
+        assert "teacher: its settings differ from those of student (limit 4 instead of 2)" in shown
+        assert "teacher: responses are truncated at their limit (gsm8k 3 of 4)" in shown
+    assert "settings differ" not in show(run / "results" / "student")
 
 
 def test_what_is_not_finished_is_left_out(run: Path) -> None:
@@ -76,25 +76,25 @@ def test_what_is_not_finished_is_left_out(run: Path) -> None:
 
 
 def test_without_the_paper_models_stand_side_by_side(tmp_path: Path) -> None:
-    results(tmp_path / "run" / "results" / "student", {"gsm8k": verdicts("10")})
+    results(tmp_path / "run" / "results" / "student", {"gsm8k": binary_scores("10")})
     assert "| gsm8k | 50.0 ± 50.0 |" in show(tmp_path / "run", "--format", "markdown").splitlines()
 
 
 def test_many_models_stand_one_beneath_the_other(tmp_path: Path) -> None:
     """Five columns would be folded on a terminal."""
     for place in (tmp_path / f"supervised-kd-{i}" for i in range(5)):
-        results(place, {"gsm8k": verdicts("10")})
+        results(place, {"gsm8k": binary_scores("10")})
     shown = show(*tmp_path.iterdir())
     assert ["gsm8k", "supervised-kd-3", "50.0", "±", "50.0"] in [line.split() for line in shown.splitlines()]
 
 
 def test_a_named_table_has_rows_of_the_same_names(tmp_path: Path) -> None:
-    results(tmp_path / "gate", {"gsm8k": verdicts("1100"), "ifeval": verdicts("1100")})
+    results(tmp_path / "gate", {"gsm8k": binary_scores("1100"), "ifeval": binary_scores("1100")})
     shown = show(tmp_path / "gate", "--paper", "table-3")
     lines = [line.split() for line in shown.splitlines()]
     assert ["average", "gate", "50.0", "±", "20.4", "56.2"] in lines  # (58.3 + 54.2) / 2
     assert ["average", "tsdkd", "57.6"] in lines
-    assert "paper, table-3: the check marks" in shown
+    assert "paper, table-3: these numbers come from a text" in shown
     assert "gate+entropy" not in shown
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_table_is_refused_before_anything_is_measured(tmp_path: Path)
     wrong = ["eval", "--paper", "table-0", "--model", "m=nowhere", "--results", str(tmp_path / "r")]
     found = CliRunner().invoke(app, wrong)
     assert found.exit_code == 2
-    assert "no 'table-0'" in found.stderr
+    assert "'table-0' is not a table or figure of the paper" in found.stderr
     assert "figure-4" in found.stderr
 
 
@@ -117,12 +117,12 @@ def test_as_csv(run: Path) -> None:
     assert all(None not in row and None not in row.values() for row in rows)
     teacher = next(row for row in rows if row["model"] == "teacher")
     assert (teacher["accuracy"], teacher["documents"], teacher["difference"]) == ("0.75", "4", "0.5")
-    assert (teacher["won"], teacher["lost"], teacher["p"]) == ("2", "0", "0.5")
+    assert (teacher["wins"], teacher["losses"], teacher["p"]) == ("2", "0", "0.5")
     assert next(row["accuracy"] for row in rows if row["model"] == "paper: gkd") == "0.579"
 
 
 def test_results_are_named_as_short_as_tells_them_apart(run: Path, tmp_path: Path) -> None:
-    other = results(tmp_path / "other" / "results" / "student", {"gsm8k": verdicts("1100")})
+    other = results(tmp_path / "other" / "results" / "student", {"gsm8k": binary_scores("1100")})
     shown = show(run / "results" / "student", other.path, "--format", "csv", "--baseline", "run/student")
     assert {row["model"] for row in csv.DictReader(io.StringIO(shown)) if "paper" not in row["model"]} == {
         "run/student",

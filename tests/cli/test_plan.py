@@ -96,7 +96,7 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("tsdkd train --batch-size many", "Invalid value for '--batch-size'", "`tsdkd train --help`"),
         ("tsdkd prune", "Missing option '--output'", "`tsdkd prune --help`"),
         ("tsdkd train --lora-rank 4", "Options of adapters are given without --lora.", "Give --lora"),
-        ("tsdkd eval --tasks poetry", "There is no benchmark 'poetry'", "gsm8k"),
+        ("tsdkd eval --tasks poetry", "'poetry' is not a benchmark", "gsm8k"),
         ("tsdkd trian", "There is no command 'trian'.", "train"),
         ("tsdkd artifact shwo", "There is no command 'shwo'.", "lineage"),
         ("accelerate launch", "accelerate launch is no tsdkd command.", "`tsdkd train --lora`"),

@@ -1,4 +1,4 @@
-"""Made-up rows in the layout of the hub's datasets, for tests without real data: a few of each output type."""
+"""Synthetic datasets in the layout of the hub, for tests without real data: one of each output type."""
 
 import json
 from pathlib import Path
@@ -68,13 +68,13 @@ ROWS: dict[str, tuple[str, dict[str, list[dict[str, Any]]]]] = {
 }
 
 
-def write_rows(place: Path) -> Path:
-    """`place` as --data."""
+def write_rows(directory: Path) -> Path:
+    """Writes the datasets into `directory`, which fits --data."""
     for folder, (config, splits) in ROWS.items():
-        (place / folder).mkdir(parents=True)
+        (directory / folder).mkdir(parents=True)
         for split, rows in splits.items():
-            pq.write_table(pa.Table.from_pylist(rows), place / folder / f"{split}.parquet")
+            pq.write_table(pa.Table.from_pylist(rows), directory / folder / f"{split}.parquet")
         files = [{"split": split, "path": f"{split}.parquet"} for split in splits]
         card = {"configs": [{"config_name": config, "data_files": files}]}
-        (place / folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
-    return place
+        (directory / folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    return directory

@@ -109,10 +109,10 @@ def results(place: Path, name: str, verdicts: str, answer: str = "", first: int 
             "task": "gsm8k",
             "subtask": "gsm8k",
             "document": i,
-            "hash": str(i),
+            "document_hash": str(i),
             "metric": metric,
             "prompt": f"How many? {NASTY}",
-            "answer": f"{name} says {i} {answer}",
+            "response": f"{name} says {i} {answer}",
             "target": str(i),
             "score": float(verdict),
             "weight": weight,
@@ -123,9 +123,9 @@ def results(place: Path, name: str, verdicts: str, answer: str = "", first: int 
     near = {"responses": 64, "kl": len(name) / 10, "kl_stderr": 0.01, "agreement": 0.75, "entropy": 2.0}
     with Writer.open(place / "results" / name, manifest) as writer:
         writer.write_table("gsm8k.parquet", _table("results", rows))
-        found = {"metric": metric, "value": mean, "stderr": 0.125, "documents": count, "shots": 5, "others": {}}
-        held = {**near, "prompt": NASTY, "answer": f"{name} answers {NASTY}"}
-        writer.finish({"gsm8k": {**found, "truncated": 1, "prompts_cut": 0}, "held_out": held})
+        found = {"metric": metric, "value": mean, "stderr": 0.125, "documents": count, "shots": 5, "other_metrics": {}}
+        held = {**near, "prompt": NASTY, "response": f"{name} answers {NASTY}"}
+        writer.finish({"gsm8k": {**found, "truncated": 1, "prompts_truncated": 0}, "held_out": held})
 
 
 def _table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:

@@ -39,18 +39,18 @@ SCHEMAS: dict[str, pa.Schema] = {
     "results": pa.schema(
         [
             ("task", pa.string()),
-            ("subtask", pa.string()),  # lm-eval's task; a document is numbered in it
+            ("subtask", pa.string()),  # lm-eval's task, which numbers its documents
             ("document", pa.int32()),
-            ("hash", pa.string()),  # of the document
-            ("metric", pa.string()),  # a document has a row for each that is reported
+            ("document_hash", pa.string()),
+            ("metric", pa.string()),  # a document has one row per metric
             ("prompt", pa.string()),
-            ("answer", pa.string()),
+            ("response", pa.string()),  # of a multiple choice: every choice after its log-likelihood
             ("extracted", pa.string()),
             ("target", pa.string()),
             ("score", pa.float64()),
-            ("weight", pa.float64()),  # of the document in the mean: IFEval counts instructions
-            ("truncated", pa.bool_()),  # the answer was cut off at its limit
-            ("prompt_cut", pa.bool_()),  # the prompt was too long and lost its beginning
+            ("weight", pa.float64()),  # of the document in the mean; IFEval's is its number of instructions
+            ("truncated", pa.bool_()),  # the response reached its limit
+            ("prompt_truncated", pa.bool_()),  # the prompt lost its beginning to fit the context
         ]
     ),
 }

@@ -198,7 +198,7 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
     """Results by the shortest names that tell them apart: of artifacts, or of all that a run has."""
     from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
     from tsdkd.artifacts.reader import read_artifact
-    from tsdkd.stages.results.compare import in_order, short_names
+    from tsdkd.stages.results.compare import model_sort_key, shorten_paths
 
     observer, found = ConsoleObserver(), []
     for place in places:
@@ -212,6 +212,6 @@ def _found(places: list[Path]) -> dict[str, Artifact]:
         if finished:
             for path in sorted({*there} - {*finished}):
                 observer.info(f"{path} is not finished: left out.")
-        found += sorted(finished or there, key=in_order)
+        found += sorted(finished or there, key=model_sort_key)
     found = list({path.resolve(): path for path in found}.values())
-    return {name: read_artifact(path, "results") for name, path in zip(short_names(found), found, strict=True)}
+    return {name: read_artifact(path, "results") for name, path in zip(shorten_paths(found), found, strict=True)}

@@ -21,9 +21,9 @@ def show_comparison(comparison: Comparison, format_: Format) -> None:
     if format_ == "csv":
         show_text(_csv(comparison))
         return
-    from tsdkd.stages.results.tables import SHOWN, benchmark_tables, held_out_tables, truncation_notes
+    from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
 
-    methods = SHOWN if format_ == "terminal" else tuple(comparison.published)
+    methods = MAIN_METHODS if format_ == "terminal" else tuple(comparison.published)
     found = [*benchmark_tables(comparison, methods), *held_out_tables(comparison)]
     if format_ != "terminal":
         notes = [
@@ -42,7 +42,7 @@ def show_comparison(comparison: Comparison, format_: Format) -> None:
 def _show_answers(comparison: Comparison) -> None:
     if comparison.held_out:
         asked = next(iter(comparison.held_out.values()))["prompt"]
-        answers = [(name, near["answer"]) for name, near in comparison.held_out.items()]
+        answers = [(name, near["response"]) for name, near in comparison.held_out.items()]
         show_pairs("a held-out prompt, answered by all", [("prompt", asked), *answers])
 
 
@@ -73,15 +73,15 @@ def _csv(comparison: Comparison) -> str:
     for name, scores in comparison.scores.items():
         for benchmark, s in scores.items():
             difference = comparison.differences.get(name, {}).get(benchmark)
-            of_score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_cut]
+            of_score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated]
             writer.writerow([name, benchmark, *of_score, *_fields(difference)])
     for name, scores in comparison.published.items():
         writer.writerows([f"paper: {name}", one, round(s.value, 5), *[""] * 10] for one, s in scores.items())
     return file.getvalue()
 
 
-_SCORE = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_cut"]
-_DIFFERENCE = ["difference", "difference_stderr", "p", "won", "lost", "compared"]
+_SCORE = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated"]
+_DIFFERENCE = ["difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
 
 
 def _fields(difference: Difference | None) -> Sequence[object]:

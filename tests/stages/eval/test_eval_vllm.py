@@ -1,4 +1,4 @@
-"""vLLM's answers are transformers' answers: one benchmark of each output type, in float32."""
+"""vLLM and transformers give the same results: one benchmark of each output type, in float32."""
 
 import gc
 import importlib.util
@@ -37,71 +37,74 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_engines_give_the_same_results(
     served: Path, adapted: bool, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model, and of a LoRA adapter over it."""
+    """For a model, and for a LoRA adapter of it."""
     from vllm import LLM
 
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     model = str(save_adapter(served, tmp_path / "adapter") if adapted else served)
-    ours = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
-    bars, engines, make = Bars(), [], LLM.__init__
+    expected = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
+    bars, engines, initialize = RecordedBars(), [], LLM.__init__
 
-    def made(self: LLM, *given: object, **settings: object) -> None:
+    def record(self: LLM, *arguments: object, **settings: object) -> None:
         engines.append(weakref.ref(self))
-        make(self, *given, **settings)
+        initialize(self, *arguments, **settings)
 
-    monkeypatch.setattr(LLM, "__init__", made)
-    theirs = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, observer=bars)
+    monkeypatch.setattr(LLM, "__init__", record)
+    found = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, observer=bars)
     gc.collect()
-    assert [engine() for engine in engines] == [None]  # its memory is free again
-    assert bars.totals == {"vllm: gsm8k answered": 6, "vllm: sciq answered": 24}
-    assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # as they are answered
-    assert theirs.manifest.engine == "lm-eval 0.4.13 on vllm"
-    assert theirs.manifest.summary == ours.manifest.summary
-    for one, other in zip(ours.table().to_pylist(), theirs.table().to_pylist(), strict=True):
-        if one["task"] == "gsm8k":  # vLLM keeps back the first bytes of a letter that was cut off
-            assert _as_far_as_letters_go(one) == _as_far_as_letters_go(other)
+    assert [engine() for engine in engines] == [None]  # the memory is free again
+    assert bars.totals == {"vllm: gsm8k": 6, "vllm: sciq": 24}
+    assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # one step for each response
+    assert found.manifest.engine == "lm-eval 0.4.13 on vllm"
+    assert found.manifest.summary == expected.manifest.summary
+    for row, other in zip(expected.table().to_pylist(), found.table().to_pylist(), strict=True):
+        if row["task"] == "gsm8k":  # vLLM omits the first bytes of a truncated character
+            assert _without_truncated_character(row) == _without_truncated_character(other)
         else:
-            likelihoods = [[float(line.split()[0]) for line in row["answer"].splitlines()] for row in (one, other)]
+            likelihoods = [[float(line.split()[0]) for line in r["response"].splitlines()] for r in (row, other)]
             assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.01)
 
 
 @pytest.mark.parametrize("target", ["q_proj", "lm_head", "embed_tokens"])
-def test_an_adapter_is_merged_as_it_works(target: str, tmp_path: Path) -> None:
-    """Over a model whose head is its embedding too, with settings of sampling that contradict each other."""
-    from tsdkd.stages.eval.lm_eval_vllm import _whole
+def test_merged_weights_give_the_logits_of_the_adapter(target: str, tmp_path: Path) -> None:
+    """For a base model with tied embeddings, whose sampling settings contradict each other."""
+    from tsdkd.stages.eval.lm_eval_vllm import merged_model_directory
 
     base = save_tiny_model(tmp_path / "base", seed=2, padding_rows=0, tie_word_embeddings=True)
     settings = json.loads((base / "generation_config.json").read_text())
     (base / "generation_config.json").write_text(json.dumps(settings | {"do_sample": False, "temperature": 0.6}))
     torch.manual_seed(0)
-    tuned = get_peft_model(
+    adapted_model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(r=4, target_modules=[target], init_lora_weights=False),
     )
-    tuned.save_pretrained(tmp_path / "adapter")
+    adapted_model.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(12).unsqueeze(0)
-    with _whole(str(tmp_path / "adapter"), "float32") as place, torch.no_grad():
-        merged, adapted, plain = (load_model(str(path)) for path in (place, tmp_path / "adapter", base))
+    with merged_model_directory(str(tmp_path / "adapter"), "float32") as directory, torch.no_grad():
+        merged, adapted, plain = (load_model(str(path)) for path in (directory, tmp_path / "adapter", base))
         assert merged.end_ids == plain.end_ids
         expected = adapted.model(ids).logits
         torch.testing.assert_close(merged.model(ids).logits, expected, rtol=1e-4, atol=1e-4)
         assert (plain.model(ids).logits - expected).abs().max() > 0.01
-    assert not place.exists()
+    assert not directory.exists()
 
 
 def test_an_adapter_of_another_model_is_refused(served: Path, tmp_path: Path) -> None:
-    from tsdkd.stages.eval.lm_eval_vllm import _whole
+    from tsdkd.stages.eval.lm_eval_vllm import merged_model_directory
 
     other = save_tiny_model(tmp_path / "other", seed=2, width=48)
     adapter = save_adapter(other, tmp_path / "adapter")
     named = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(served)}
     (adapter / "adapter_config.json").write_text(json.dumps(named))
-    with pytest.raises(InputError, match="does not fit its base"), _whole(str(adapter), "float32"):
+    with (
+        pytest.raises(InputError, match="does not fit its base model"),
+        merged_model_directory(str(adapter), "float32"),
+    ):
         pass
 
 
-class Bars(SilentObserver):
-    """Remembers what was shown."""
+class RecordedBars(SilentObserver):
+    """Records the total and the steps of each progress bar."""
 
     def __init__(self) -> None:
         self.totals: dict[str, int] = {}
@@ -113,5 +116,5 @@ class Bars(SilentObserver):
         yield self.steps.setdefault(what, []).append
 
 
-def _as_far_as_letters_go(row: dict[str, object]) -> dict[str, object]:
-    return row | {"answer": str(row["answer"]).rstrip("\N{REPLACEMENT CHARACTER}")}
+def _without_truncated_character(row: dict[str, object]) -> dict[str, object]:
+    return row | {"response": str(row["response"]).rstrip("\N{REPLACEMENT CHARACTER}")}

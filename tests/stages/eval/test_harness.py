@@ -1,4 +1,4 @@
-"""lm-eval's verdicts: an oracle is right wherever a gold answer can be, and who does not look is right by chance."""
+"""lm-eval's scores: gold answers score 1 on every document, and responses that ignore the prompt score by chance."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,24 +15,24 @@ from tsdkd.stages.eval.harness import spread_limit, weighted_mean
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
-Answer = Callable[[Any], Any]
+Respond = Callable[[Any], Any]
 
 
-class Fake:
-    """Answers lm-eval's requests with a function of the document; knows no text."""
+class FakeModel:
+    """Responds to lm-eval's requests with a function of the request."""
 
     rank, world_size = 0, 1
 
-    def __init__(self, answer: Answer) -> None:
-        from tsdkd.stages.eval.lm_eval_transformers import TruncationLog
+    def __init__(self, respond: Respond) -> None:
+        from tsdkd.stages.eval.lm_eval_transformers import RequestProgress, TruncationLog
 
-        self.answer, self.notes = answer, TruncationLog()
+        self.respond, self.truncation_log, self.request_progress = respond, TruncationLog(), RequestProgress()
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        return [self.answer(request) for request in requests]
+        return [self.respond(request) for request in requests]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        return [(float(self.answer(request)), False) for request in requests]
+        return [(float(self.respond(request)), False) for request in requests]
 
 
 @cache
@@ -40,14 +40,14 @@ def tasks_of(name: str) -> Any:
     return harness.load_tasks(BENCHMARKS[name], SHARED / "benchmarks", None)
 
 
-def score(name: str, answer: Answer, limit: int | None) -> tuple[float, list[dict[str, Any]]]:
+def score(name: str, respond: Respond, limit: int | None) -> tuple[float, list[dict[str, Any]]]:
     benchmark = BENCHMARKS[name]
-    rows = harness.run_benchmark(Fake(answer), "fake", benchmark, tasks_of(name), limit, False, SilentObserver())
+    rows = harness.run_benchmark(FakeModel(respond), "fake", benchmark, tasks_of(name), limit, False, SilentObserver())
     rows = [row for row in rows if row["metric"] == benchmark.metric]
     return weighted_mean(rows)[0], rows
 
 
-GOLD: dict[str, Answer] = {
+GOLD: dict[str, Respond] = {
     "gsm8k": lambda r: r.doc["answer"],
     "gsm-plus:mini": lambda r: r.doc["solution"],
     "math": lambda r: r.doc["answer"],
@@ -62,14 +62,15 @@ GOLD: dict[str, Answer] = {
     "musr": lambda r: r.arguments[1].strip() == r.doc["answer_choice"],
 }
 NO_NUMBER = "None"
-"""GSM-Plus: the answer of 300 of the 2,400 small-set rows, whose question lacks something. No filter matches it."""
+"""GSM-Plus: the gold answer of 300 of the 2,400 rows of its small set, whose questions are incomplete. No filter
+matches it."""
 
 
 @pytest.mark.parametrize("name", GOLD)
-def test_an_oracle_is_right_on_every_row(name: str, shared: Path) -> None:
-    if BENCHMARKS[name].runs_code and sandbox.why_unavailable():
+def test_gold_answers_score_1_on_every_row(name: str, shared: Path) -> None:
+    if BENCHMARKS[name].runs_code and sandbox.check_confinement():
         pytest.skip("programs cannot be confined here")
-    count = {"mbpp": 12, "mbpp:base": 12, "math": 350}.get(name, 54)  # a process each; shots that look like lists
+    count = {"mbpp": 12, "mbpp:base": 12, "math": 350}.get(name, 54)  # a process for each; shots that look like lists
     _, rows = score(name, GOLD[name], count)
     assert len(rows) == count
     wrong = [row for row in rows if row["score"] < 1]
@@ -81,34 +82,34 @@ def test_an_oracle_is_right_on_every_row(name: str, shared: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "chance"), [("mmlu-stem", 1 / 4), ("sciq", 1 / 4), ("bbh:choice", None)])
-def test_who_does_not_read_the_question_is_right_by_chance(name: str, chance: float | None, shared: Path) -> None:
-    """The answer depends on document number and choice, not on what is asked; within four standard errors."""
+def test_responses_that_ignore_the_prompt_score_by_chance(name: str, chance: float | None, shared: Path) -> None:
+    """The response depends on the document's number and the choice alone; four standard errors are allowed."""
 
     def blind(request: Any) -> int:
         return int.from_bytes(hashlib.sha256(f"{request.doc_id} {request.idx}".encode()).digest()[:6])
 
     found, rows = score(name, blind, 300)
-    expected = chance or sum(1 / len(row["answer"].splitlines()) for row in rows) / len(rows)
+    expected = chance or sum(1 / len(row["response"].splitlines()) for row in rows) / len(rows)
     assert abs(found - expected) < 4 * (expected * (1 - expected) / len(rows)) ** 0.5
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math", "mmlu-pro-math", "mbpp", "bbh", "bbh:direct"])
-def test_a_constant_answer_is_hardly_ever_right(name: str, shared: Path) -> None:
-    if BENCHMARKS[name].runs_code and sandbox.why_unavailable():
+def test_a_constant_response_scores_0(name: str, shared: Path) -> None:
+    if BENCHMARKS[name].runs_code and sandbox.check_confinement():
         pytest.skip("programs cannot be confined here")
     assert score(name, lambda _: "pass", 12)[0] == 0
 
 
-def test_math_verify_reads_what_string_comparison_does_not(shared: Path) -> None:
-    """A chat model's boxed sentence: 0 for the stock comparison, 1 as mathematics; a bare answer is 1 for both."""
-    answers = {
+def test_math_verify_accepts_answers_that_string_comparison_rejects(shared: Path) -> None:
+    """A boxed answer in a sentence scores 0 as a string and 1 by math_verify; a bare answer scores 1 by both."""
+    responses = {
         "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as was asked.",
         "bare": lambda r: r.doc["answer"],
     }
     found = {}
-    for kind, answer in answers.items():
+    for kind, respond in responses.items():
         rows = harness.run_benchmark(
-            Fake(answer), "fake", BENCHMARKS["math"], tasks_of("math"), 54, False, SilentObserver()
+            FakeModel(respond), "fake", BENCHMARKS["math"], tasks_of("math"), 54, False, SilentObserver()
         )
         found[kind] = {
             key: weighted_mean([r for r in rows if r["metric"] == f"{key},none"])[0]
@@ -119,15 +120,15 @@ def test_math_verify_reads_what_string_comparison_does_not(shared: Path) -> None
     assert found["bare"] == {"exact_match": 1, "math_verify": pytest.approx(1, abs=0.1)}
 
 
-def test_instructions_are_counted_by_prompt_and_one_by_one(shared: Path, punkt: None) -> None:
-    """Nobody can follow every instruction by rote: here is one answer, and what it obeys is checked by hand."""
+def test_instructions_are_scored_by_prompt_and_one_by_one(shared: Path, punkt: None) -> None:
+    """One response to every prompt; the test knows which instructions it follows."""
     name = "ifeval"
     rows = harness.run_benchmark(
-        Fake(lambda _: "no commas here"), "fake", BENCHMARKS[name], tasks_of(name), None, False, SilentObserver()
+        FakeModel(lambda _: "no commas here"), "fake", BENCHMARKS[name], tasks_of(name), None, False, SilentObserver()
     )
     by_metric = {
         key: [row for row in rows if row["metric"] == key]
-        for key in (BENCHMARKS[name].metric, *BENCHMARKS[name].others)
+        for key in (BENCHMARKS[name].metric, *BENCHMARKS[name].other_metrics)
     }
     strict = by_metric["inst_level_strict_acc,none"]
     assert sum(row["weight"] for row in strict) == 834
@@ -141,24 +142,24 @@ def test_instructions_are_counted_by_prompt_and_one_by_one(shared: Path, punkt: 
             assert row["score"] == 0
 
 
-def test_the_same_answer_has_the_same_verdict(shared: Path, punkt: None) -> None:
-    """Left alone, langdetect takes "my name is" for English three times in four."""
+def test_the_same_response_gets_the_same_score(shared: Path, punkt: None) -> None:
+    """Without a seed, langdetect detects English in "my name is" three times in four."""
     name = "ifeval"
     rows = harness.run_benchmark(
-        Fake(lambda _: "my name is"), "fake", BENCHMARKS[name], tasks_of(name), None, False, SilentObserver()
+        FakeModel(lambda _: "my name is"), "fake", BENCHMARKS[name], tasks_of(name), None, False, SilentObserver()
     )
     documents = tasks_of(name)["ifeval"].eval_docs
-    alone = [
+    scores = [
         row["score"]
         for row in rows
         if documents[row["document"]]["instruction_id_list"] == ["change_case:english_lowercase"]
     ]
-    assert len(alone) > 40
-    assert len(set(alone)) == 1
+    assert len(scores) > 40
+    assert len(set(scores)) == 1
 
 
-def test_means_are_lm_evals(shared: Path) -> None:
-    """Over a benchmark's subjects too: weighted by their size."""
+def test_means_and_errors_equal_those_of_lm_eval(shared: Path) -> None:
+    """Also over the subjects of a benchmark, weighted by their size."""
     from lm_eval.api.metrics import mean_stderr
 
     value, rows = score("mmlu-stem", lambda r: r.idx == r.doc_id % 4, 100)
@@ -166,7 +167,7 @@ def test_means_are_lm_evals(shared: Path) -> None:
     assert weighted_mean(rows)[1] == pytest.approx(mean_stderr([row["score"] for row in rows]))
 
 
-def test_a_weighted_means_error_is_a_ratios() -> None:
+def test_the_error_of_a_weighted_mean_is_that_of_a_ratio() -> None:
     """Two of three instructions followed in one document, none of one in the other: 2/4; residuals 2/4 and -1/2."""
     value, stderr = weighted_mean([{"score": 2 / 3, "weight": 3.0}, {"score": 0.0, "weight": 1.0}])
     assert value == pytest.approx(0.5)
@@ -183,17 +184,17 @@ def test_a_weighted_means_error_is_a_ratios() -> None:
         ({"a": 5, "b": 5, "c": 5}, 2, {"b": 1, "c": 1}),
     ],
 )
-def test_a_limit_is_spread_over_subjects(sizes: dict[str, int], limit: int, expected: dict[str, int]) -> None:
+def test_a_limit_is_spread_over_tasks(sizes: dict[str, int], limit: int, expected: dict[str, int]) -> None:
     assert {name: len(documents) for name, documents in spread_limit(sizes, limit).items()} == expected
 
 
-def test_code_is_refused_unless_it_is_allowed() -> None:
+def test_code_needs_permission() -> None:
     with pytest.raises(InputError, match="runs programs") as caught:
         harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=False)
     assert "--allow-code-execution" in caught.value.remedy
 
 
-def test_all_that_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_missing_prerequisites_are_reported_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
@@ -202,19 +203,19 @@ def test_all_that_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
             [BENCHMARKS[name] for name in ("sciq", "mbpp", "ifeval")], tmp_path, allow_code=False
         )
     for name in ("sciq", "mbpp", "ifeval"):
-        assert f"{name} needs {tmp_path / name}" in caught.value.cause
+        assert f"{name} needs the directory {tmp_path / name}" in caught.value.cause
     assert "runs programs" in caught.value.cause
     assert "punkt_tab" in caught.value.cause
     assert caught.value.remedy.count("dataset's repository") == 3
 
 
 def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "why_unavailable", lambda: "no libseccomp")
-    with pytest.raises(InputError, match="cannot be confined \\(no libseccomp\\)"):
+    monkeypatch.setattr(sandbox, "check_confinement", lambda: "no libseccomp")
+    with pytest.raises(InputError, match="this machine cannot confine them \\(no libseccomp\\)"):
         harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
 
 
-def test_missing_tokenizer_data_is_said_before_anything_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sentence_data_is_reported_before_the_first_response(monkeypatch: pytest.MonkeyPatch) -> None:
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
@@ -223,7 +224,7 @@ def test_missing_tokenizer_data_is_said_before_anything_is_answered(monkeypatch:
     assert "nltk.downloader" in caught.value.remedy
 
 
-def test_a_missing_split_names_the_variant_that_has_one(shared: Path) -> None:
+def test_the_error_for_a_missing_split_names_the_variant_that_has_one(shared: Path) -> None:
     with pytest.raises(InputError, match="gsm-plus cannot be loaded") as caught:
         harness.load_tasks(BENCHMARKS["gsm-plus"], shared / "benchmarks", None)
     assert "gsm-plus:mini" in caught.value.remedy

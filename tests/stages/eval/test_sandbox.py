@@ -1,4 +1,4 @@
-"""A program that nobody has read: what it computes counts, and nothing it tries reaches beyond its process."""
+"""An untrusted program computes, and nothing that it tries reaches beyond its process."""
 
 import os
 from ctypes.util import find_library
@@ -12,15 +12,15 @@ pytestmark = pytest.mark.skipif(find_library("seccomp") is None, reason="needs l
 
 
 def test_this_machine_confines() -> None:
-    assert sandbox.why_unavailable() is None
+    assert sandbox.check_confinement() is None
 
 
-def test_only_a_program_that_comes_to_its_end_passes() -> None:
-    assert sandbox.run("import math, re, heapq, collections\nassert math.gcd(4, 6) == 2").passed
-    assert sandbox.run("assert 1 == 2, 'no'").why == "AssertionError: no"
-    assert sandbox.run("def f(:").why.startswith("SyntaxError")
-    for leaving in ("import sys; sys.exit(0)", "import os; os._exit(0)", "raise KeyboardInterrupt"):
-        assert not sandbox.run(f"{leaving}\nassert False").passed
+def test_only_a_program_that_ends_without_an_exception_passes() -> None:
+    assert sandbox.run_program("import math, re, heapq, collections\nassert math.gcd(4, 6) == 2").passed
+    assert sandbox.run_program("assert 1 == 2, 'no'").error == "AssertionError: no"
+    assert sandbox.run_program("def f(:").error.startswith("SyntaxError")
+    for early_exit in ("import sys; sys.exit(0)", "import os; os._exit(0)", "raise KeyboardInterrupt"):
+        assert not sandbox.run_program(f"{early_exit}\nassert False").passed
 
 
 REFUSED = {
@@ -35,90 +35,90 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused(what: str) -> None:
-    assert "PermissionError" in sandbox.run(REFUSED[what]).why
+@pytest.mark.parametrize("attempt", REFUSED)
+def test_a_refused_attempt(attempt: str) -> None:
+    assert "PermissionError" in sandbox.run_program(REFUSED[attempt]).error
 
 
 def test_threads_are_refused() -> None:
-    found = sandbox.run("import threading\nwhile True: threading.Thread(target=input).start()")
-    assert "can't start new thread" in found.why
+    found = sandbox.run_program("import threading\nwhile True: threading.Thread(target=input).start()")
+    assert "can't start new thread" in found.error
 
 
 def test_memory_is_limited() -> None:
-    assert sandbox.run("x = bytearray(2 * 1024 ** 3)").why.startswith("MemoryError")
-    assert not sandbox.run("x = []\nwhile True: x.append(bytearray(10 ** 6))").passed
+    assert sandbox.run_program("x = bytearray(2 * 1024 ** 3)").error.startswith("MemoryError")
+    assert not sandbox.run_program("x = []\nwhile True: x.append(bytearray(10 ** 6))").passed
 
 
-def test_a_limit_is_not_raised_again() -> None:
+def test_a_limit_cannot_be_raised() -> None:
     infinite = "resource.RLIM_INFINITY"
-    found = sandbox.run(f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({infinite}, {infinite}))")
+    found = sandbox.run_program(f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({infinite}, {infinite}))")
     assert not found.passed
 
 
 @pytest.mark.parametrize(
     "attempt",
     [
-        "open(PLACE / 'new', 'w').write('x')",
-        "open(PLACE / 'old', 'a').write('x')",
-        "(PLACE / 'old').unlink()",
-        "(PLACE / 'old').rename(PLACE / 'new')",
-        "(PLACE / 'new').mkdir()",
-        "(PLACE / 'new').symlink_to('old')",
-        "(PLACE / 'old').chmod(0)",
-        "os.truncate(PLACE / 'old', 0)",
+        "open(DIRECTORY / 'new', 'w').write('x')",
+        "open(DIRECTORY / 'old', 'a').write('x')",
+        "(DIRECTORY / 'old').unlink()",
+        "(DIRECTORY / 'old').rename(DIRECTORY / 'new')",
+        "(DIRECTORY / 'new').mkdir()",
+        "(DIRECTORY / 'new').symlink_to('old')",
+        "(DIRECTORY / 'old').chmod(0)",
+        "os.truncate(DIRECTORY / 'old', 0)",
     ],
 )
 def test_no_file_outside_is_written(attempt: str, tmp_path: Path) -> None:
-    (tmp_path / "old").write_text("as it was")
-    found = sandbox.run(f"import os, pathlib\nPLACE = pathlib.Path({str(tmp_path)!r})\n{attempt}")
-    assert "PermissionError" in found.why
+    (tmp_path / "old").write_text("unchanged")
+    found = sandbox.run_program(f"import os, pathlib\nDIRECTORY = pathlib.Path({str(tmp_path)!r})\n{attempt}")
+    assert "PermissionError" in found.error
     assert [file.name for file in tmp_path.iterdir()] == ["old"]
-    assert (tmp_path / "old").read_text() == "as it was"
+    assert (tmp_path / "old").read_text() == "unchanged"
 
 
-def test_home_is_an_empty_directory_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_directory_is_empty_and_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
-    found = sandbox.run(
+    found = sandbox.run_program(
         "import os\nassert os.environ['HOME'] == os.getcwd() and os.listdir() == [] and 'SECRET' not in os.environ\n"
         "raise ValueError(os.getcwd())"
     )
-    assert found.why.startswith("ValueError: /")
-    assert not Path(found.why.removeprefix("ValueError: ")).exists()
+    assert found.error.startswith("ValueError: /")
+    assert not Path(found.error.removeprefix("ValueError: ")).exists()
 
 
-def test_an_endless_loop_ends_by_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "WALL_SECONDS", 120.0)  # a busy machine gives little of its time
-    assert "ended by itself or by a limit (status -" in sandbox.run("while True: pass").why
+def test_an_endless_loop_exceeds_the_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 120.0)  # on a busy machine CPU time passes slowly
+    assert "exited, or exceeded a limit (status -" in sandbox.run_program("while True: pass").error
 
 
 @pytest.mark.parametrize("program", ["import time; time.sleep(60)", "while True: print('x' * 10 ** 6)"])
-def test_waiting_and_endless_output_end_by_the_clock(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_and_endless_output_exceed_the_time_limit(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "WALL_SECONDS", 1.0)
-    assert sandbox.run(program).why == "ran longer than 1 seconds"
+    assert sandbox.run_program(program).error == "ran longer than 1 seconds"
 
 
-def test_what_it_says_of_its_end_is_short() -> None:
-    assert len(sandbox.run("raise ValueError('x' * 10 ** 6)").why) == sandbox.REPORT_BYTES
+def test_the_error_is_short() -> None:
+    assert len(sandbox.run_program("raise ValueError('x' * 10 ** 6)").error) == sandbox.REPORT_BYTES
 
 
-def test_nothing_is_left_of_it() -> None:
+def test_no_process_or_open_file_is_left() -> None:
     before = set(Path("/proc/self/fd").iterdir())
-    sandbox.run("open(__file__)")
+    sandbox.run_program("open(__file__)")
     assert set(Path("/proc/self/fd").iterdir()) == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "reason"),
+    ("outcome", "failure"),
     [
-        (sandbox.Outcome(True, ""), "the network stayed open to a test program"),
+        (sandbox.Outcome(True, ""), "a test program could open a socket"),
         (sandbox.Outcome(False, "not confined: no libseccomp"), "not confined: no libseccomp"),
     ],
 )
-def test_a_machine_that_does_not_confine_is_found_out(
-    outcome: sandbox.Outcome, reason: str, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_that_does_not_confine_is_detected(
+    outcome: sandbox.Outcome, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "run", lambda _: outcome)
-    assert sandbox.why_unavailable() == reason
+    monkeypatch.setattr(sandbox, "run_program", lambda _: outcome)
+    assert sandbox.check_confinement() == failure

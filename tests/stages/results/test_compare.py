@@ -1,4 +1,4 @@
-"""Results side by side: tests and errors by hand, pairs by document, the paper's numbers as printed."""
+"""Comparison: errors and tests computed by hand, pairs by document, the paper's numbers as printed."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.eval.harness import weighted_mean
 from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS
-from tsdkd.stages.results.compare import Score, compare, paired, short_names
+from tsdkd.stages.results.compare import Score, compare, paired_difference, shorten_paths
 from tsdkd.stages.results.published import AVERAGE, PUBLISHED, find_table, published_tables
 
 Scores = dict[str, list[tuple[float, float]]]
@@ -23,18 +23,18 @@ Scores = dict[str, list[tuple[float, float]]]
 METRICS = {"gsm8k": "exact_match,flexible-extract", "ifeval": "inst_level_strict_acc,none"}
 
 
-def results(place: Path, scores: Scores, model: str = "m", first: int = 0) -> Artifact:
-    """A results artifact with these verdicts; documents are numbered from `first`."""
-    found = {}
+def results(directory: Path, scores: Scores, model: str = "m", first: int = 0) -> Artifact:
+    """A results artifact with these scores; documents are numbered from `first`."""
+    summary = {}
     manifest = Manifest(kind="results", config={}, seed=0, models=(ModelRecord("evaluated", model, "w", "t", "c"),))
-    with Writer.open(place, manifest) as writer:
+    with Writer.open(directory, manifest) as writer:
         for name, documents in scores.items():
             rows: list[dict[str, Any]] = [
                 {
                     "task": name,
                     "subtask": name,
                     "document": i,
-                    "hash": str(i),
+                    "document_hash": str(i),
                     "metric": METRICS.get(name, "acc,none"),
                     "score": s,
                     "weight": w,
@@ -44,61 +44,66 @@ def results(place: Path, scores: Scores, model: str = "m", first: int = 0) -> Ar
             table = [{**dict.fromkeys(SCHEMAS["results"].names), **row} for row in rows]
             writer.write_table(f"{name}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
             value, stderr = weighted_mean(rows)
-            cut = {"truncated": 0, "prompts_cut": 0}
-            found[name] = {
+            summary[name] = {
                 "metric": METRICS.get(name, "acc,none"),
                 "value": value,
                 "stderr": stderr,
                 "documents": len(rows),
-                **cut,
+                "truncated": 0,
+                "prompts_truncated": 0,
             }
-        return writer.finish(found)
+        return writer.finish(summary)
 
 
-def verdicts(text: str) -> list[tuple[float, float]]:
-    return [(float(digit), 1.0) for digit in text]
+def binary_scores(digits: str) -> list[tuple[float, float]]:
+    return [(float(digit), 1.0) for digit in digits]
 
 
 def test_wins_losses_and_mcnemar() -> None:
-    """Six won and one lost of ten: (1 + 7) / 2^7, twice."""
-    ours, theirs = np.array([1, 1, 1, 1, 1, 1, 0, 1, 1, 0.0]), np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0.0])
-    found = paired(ours, theirs, np.ones(10))
+    """Six wins and one loss of ten: (1 + 7) / 2^7, twice."""
+    model_scores, baseline_scores = (
+        np.array([1, 1, 1, 1, 1, 1, 0, 1, 1, 0.0]),
+        np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0.0]),
+    )
+    found = paired_difference(model_scores, baseline_scores, np.ones(10))
     assert (found.wins, found.losses, found.documents) == (6, 1, 10)
     assert found.value == pytest.approx(0.5)
     assert found.p == pytest.approx(2 * (1 + 7) / 2**7)
-    assert found.stderr == pytest.approx(np.std(ours - theirs, ddof=1) / 10**0.5)
-    assert paired(ours, ours, np.ones(10)).p == 1
+    assert found.stderr == pytest.approx(np.std(model_scores - baseline_scores, ddof=1) / 10**0.5)
+    assert paired_difference(model_scores, model_scores, np.ones(10)).p == 1
 
 
 def test_mcnemar_is_exact_for_many_documents() -> None:
     from math import comb
 
-    ours, theirs = np.zeros(2000), np.zeros(2000)
-    ours[:520], theirs[520:1000] = 1, 1
-    assert paired(ours, theirs, np.ones(2000)).p == pytest.approx(2 * sum(comb(1000, i) for i in range(481)) / 2**1000)
+    model_scores, baseline_scores = np.zeros(2000), np.zeros(2000)
+    model_scores[:520], baseline_scores[520:1000] = 1, 1
+    assert paired_difference(model_scores, baseline_scores, np.ones(2000)).p == pytest.approx(
+        2 * sum(comb(1000, i) for i in range(481)) / 2**1000
+    )
 
 
-def test_graded_scores_are_drawn_again() -> None:
+def test_graded_scores_are_bootstrapped() -> None:
     """The bootstrap's tail is that of the mean's error: a gain of two standard errors has p near 0.046."""
     generator = np.random.default_rng(1)
     gains = generator.normal(size=400)
     gains += 2 * gains.std(ddof=1) / 20 - gains.mean()
-    found = paired(0.5 + gains, np.full(400, 0.5), np.ones(400))
+    found = paired_difference(0.5 + gains, np.full(400, 0.5), np.ones(400))
     assert found.value == pytest.approx(2 * found.stderr)
     assert found.p == pytest.approx(0.046, abs=0.01)
 
 
 def test_weights_count_in_difference_and_error() -> None:
-    ours, theirs, weights = np.array([1.0, 0.5]), np.array([0.0, 0.5]), np.array([3.0, 1.0])
-    found = paired(ours, theirs, weights)
+    model_scores, baseline_scores, weights = np.array([1.0, 0.5]), np.array([0.0, 0.5]), np.array([3.0, 1.0])
+    found = paired_difference(model_scores, baseline_scores, weights)
     assert found.value == pytest.approx(3 / 4)
     assert found.stderr == pytest.approx((2 * ((3 * 0.25) ** 2 + (1 * 0.75) ** 2)) ** 0.5 / 4)
 
 
-def test_the_baseline_is_the_student_and_documents_are_those_both_answered(tmp_path: Path) -> None:
+def test_the_baseline_is_the_student_and_pairs_share_a_document(tmp_path: Path) -> None:
     artifacts = {
-        "teacher": results(tmp_path / "t", {"gsm8k": verdicts("1111")}),
-        "student": results(tmp_path / "s", {"gsm8k": verdicts("0011")}, first=1),
+        "teacher": results(tmp_path / "t", {"gsm8k": binary_scores("1111")}),
+        "student": results(tmp_path / "s", {"gsm8k": binary_scores("0011")}, first=1),
     }
     found = compare(artifacts)
     assert found.baseline == "student"
@@ -108,10 +113,10 @@ def test_the_baseline_is_the_student_and_documents_are_those_both_answered(tmp_p
     assert compare(artifacts, baseline="teacher").differences["student"]["gsm8k"].value == pytest.approx(-2 / 3)
 
 
-def test_averages_count_benchmarks_alike(tmp_path: Path) -> None:
-    ours = {"gsm8k": verdicts("1100"), "sciq": verdicts("11")}
-    theirs = {"gsm8k": verdicts("0100"), "sciq": verdicts("10")}
-    found = compare({"a": results(tmp_path / "a", ours), "b": results(tmp_path / "b", theirs)})
+def test_averages_weight_benchmarks_equally(tmp_path: Path) -> None:
+    model_scores = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("11")}
+    baseline_scores = {"gsm8k": binary_scores("0100"), "sciq": binary_scores("10")}
+    found = compare({"a": results(tmp_path / "a", model_scores), "b": results(tmp_path / "b", baseline_scores)})
     assert found.benchmarks == ("gsm8k", "sciq", AVERAGE)
     assert found.baseline == "a"
     assert found.scores["a"][AVERAGE].value == pytest.approx(0.75)
@@ -123,34 +128,37 @@ def test_averages_count_benchmarks_alike(tmp_path: Path) -> None:
 
 
 def test_a_model_without_one_of_the_benchmarks_has_no_average(tmp_path: Path) -> None:
-    a = results(tmp_path / "a", {"gsm8k": verdicts("10"), "sciq": verdicts("10")})
-    found = compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": verdicts("11")})})
+    a = results(tmp_path / "a", {"gsm8k": binary_scores("10"), "sciq": binary_scores("10")})
+    found = compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": binary_scores("11")})})
     assert AVERAGE not in found.scores["b"]
     assert set(found.differences["b"]) == {"gsm8k"}
 
 
-def test_a_difference_that_cannot_be_is_skipped_alone(tmp_path: Path) -> None:
-    ours, theirs = {"gsm8k": verdicts("10")}, {"gsm8k": verdicts("11"), "sciq": verdicts("1")}
-    a, b = results(tmp_path / "a", ours, first=5), results(tmp_path / "b", theirs)
-    found = compare({"b": b, "a": a, "c": b}, skip=True)
+def test_a_difference_without_common_documents_is_skipped_alone(tmp_path: Path) -> None:
+    model_scores, baseline_scores = (
+        {"gsm8k": binary_scores("10")},
+        {"gsm8k": binary_scores("11"), "sciq": binary_scores("1")},
+    )
+    a, b = results(tmp_path / "a", model_scores, first=5), results(tmp_path / "b", baseline_scores)
+    found = compare({"b": b, "a": a, "c": b}, skip_unpaired=True)
     assert found.scores.keys() == {"a", "b", "c"}
     assert (found.differences["a"], found.differences["c"].keys()) == ({}, {"gsm8k", "sciq", AVERAGE})
     assert len(found.skipped) == 1
-    assert found.skipped[0].startswith("a and b answered different documents of gsm8k.")
+    assert found.skipped[0].startswith("a and b have no documents of gsm8k in common.")
 
 
-def test_short_names_tell_apart() -> None:
-    named = {("x/m", "x/n"): ["m", "n"], ("x/results/m", "y/results/m"): ["x/m", "y/m"]}
-    named["x/m", "x/results/m"] = ["x/m", "results/m"]
-    for places, names in named.items():
-        assert short_names([Path(place) for place in places]) == names
+def test_shortened_paths_differ() -> None:
+    shortened = {("x/m", "x/n"): ["m", "n"], ("x/results/m", "y/results/m"): ["x/m", "y/m"]}
+    shortened["x/m", "x/results/m"] = ["x/m", "results/m"]
+    for paths, names in shortened.items():
+        assert shorten_paths([Path(path) for path in paths]) == names
 
 
 def test_other_documents_and_unknown_baselines_are_refused(tmp_path: Path) -> None:
-    a = results(tmp_path / "a", {"gsm8k": verdicts("10")})
-    with pytest.raises(InputError, match="different documents of gsm8k"):
-        compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": verdicts("10")}, first=5)})
-    with pytest.raises(InputError, match="no results named c") as caught:
+    a = results(tmp_path / "a", {"gsm8k": binary_scores("10")})
+    with pytest.raises(InputError, match="no documents of gsm8k in common"):
+        compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": binary_scores("10")}, first=5)})
+    with pytest.raises(InputError, match="c has no results") as caught:
         compare({"a": a}, baseline="c")
     assert "Choose from: a" in caught.value.remedy
 
@@ -165,7 +173,7 @@ def test_other_documents_and_unknown_baselines_are_refused(tmp_path: Path) -> No
     ],
 )
 def test_the_papers_rows_are_those_of_the_models_pair(name: str, teachers_gsm8k: float | None, tmp_path: Path) -> None:
-    published = compare({"m": results(tmp_path / "m", {"gsm8k": verdicts("10")}, name)}).published
+    published = compare({"m": results(tmp_path / "m", {"gsm8k": binary_scores("10")}, name)}).published
     if teachers_gsm8k is None:
         assert not published
     else:
@@ -174,31 +182,31 @@ def test_the_papers_rows_are_those_of_the_models_pair(name: str, teachers_gsm8k:
 
 
 def test_a_pair_can_be_named_and_its_average_is_the_papers(tmp_path: Path) -> None:
-    found = compare({"m": results(tmp_path / "m", {"gsm8k": verdicts("1"), "ifeval": [(0.5, 2)]})}, paper="gemma2")
+    found = compare({"m": results(tmp_path / "m", {"gsm8k": binary_scores("1"), "ifeval": [(0.5, 2)]})}, paper="gemma2")
     assert found.published["tsdkd"][AVERAGE].value == pytest.approx((0.553 + 0.665) / 2)
 
 
-def test_a_table_averages_what_it_has(tmp_path: Path) -> None:
-    """Table 3 has no sciq: neither has the average that stands beside it, and that is said."""
-    ours = {"gsm8k": verdicts("1100"), "sciq": verdicts("1111"), "ifeval": [(0.9, 1)]}
-    found = compare({"gate": results(tmp_path / "m", ours)}, paper="table-3")
+def test_the_average_covers_the_benchmarks_of_the_paper(tmp_path: Path) -> None:
+    """Table 3 does not report sciq, so the average leaves it out and a note says so."""
+    model_scores = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("1111"), "ifeval": [(0.9, 1)]}
+    found = compare({"gate": results(tmp_path / "m", model_scores)}, paper="table-3")
     assert found.scores["gate"][AVERAGE].value == pytest.approx((0.5 + 0.9) / 2)
     assert found.published["gate"][AVERAGE].value == pytest.approx((0.583 + 0.542) / 2)
-    assert "average: of gsm8k, ifeval, which table-3 of the paper has" in found.notes
+    assert "average: it covers gsm8k, ifeval, which the paper reports in table-3" in found.notes
 
 
 @pytest.mark.parametrize(("paper", "other"), [("gemma2", "sciq"), ("figure-4", "sciq")])
-def test_an_average_of_fewer_benchmarks_is_said(paper: str, other: str, tmp_path: Path) -> None:
-    """Of one alone; and where a figure's own average is of others."""
-    ours = {"gsm8k": verdicts("1100"), other: verdicts("1111")}
-    found = compare({"m": results(tmp_path / "m", ours)}, paper=paper)
+def test_an_average_of_fewer_benchmarks_is_noted(paper: str, other: str, tmp_path: Path) -> None:
+    """The table reports one of them, or the figure averages over others."""
+    model_scores = {"gsm8k": binary_scores("1100"), other: binary_scores("1111")}
+    found = compare({"m": results(tmp_path / "m", model_scores)}, paper=paper)
     assert found.scores["m"][AVERAGE].value == pytest.approx(0.5)
-    assert any(note.startswith("average: of gsm8k, which") for note in found.notes)
+    assert any(note.startswith("average: it covers gsm8k, which") for note in found.notes)
 
 
-def test_a_figure_is_compared_by_the_average_of_its_six_alone(tmp_path: Path) -> None:
-    six = dict.fromkeys(find_table("figure-4").averaged, verdicts("10"))
-    all_of_them = compare({"k-20": results(tmp_path / "all", six | {"sciq": verdicts("11")})}, paper="figure-4")
+def test_a_figure_is_compared_by_the_average_of_its_six_benchmarks_alone(tmp_path: Path) -> None:
+    six = dict.fromkeys(find_table("figure-4").averaged, binary_scores("10"))
+    all_of_them = compare({"k-20": results(tmp_path / "all", six | {"sciq": binary_scores("11")})}, paper="figure-4")
     assert all_of_them.published["k-20"] == {AVERAGE: Score(pytest.approx(0.445))}
     assert all_of_them.scores["k-20"][AVERAGE].value == pytest.approx(0.5)
     del six["math"]
@@ -207,20 +215,20 @@ def test_a_figure_is_compared_by_the_average_of_its_six_alone(tmp_path: Path) ->
     assert any("only the average of gsm8k" in note for note in fewer.notes)
 
 
-def test_without_a_benchmark_of_the_papers_that_is_said(tmp_path: Path) -> None:
-    found = compare({"gate": results(tmp_path / "m", {"embedded": verdicts("10")})}, paper="table-3")
+def test_a_table_without_any_of_the_benchmarks_is_noted(tmp_path: Path) -> None:
+    found = compare({"gate": results(tmp_path / "m", {"embedded": binary_scores("10")})}, paper="table-3")
     assert not found.published
-    assert found.notes == ("paper, table-3: it has none of these benchmarks",)
+    assert found.notes == ("paper, table-3: the paper reports none of these benchmarks",)
 
 
-def test_an_unknown_table_is_answered_with_those_there_are() -> None:
-    with pytest.raises(InputError, match="no 'table-12'") as caught:
+def test_an_unknown_table_is_refused_with_the_list() -> None:
+    with pytest.raises(InputError, match="'table-12' is not a table or figure of the paper") as caught:
         find_table("table-12")
     assert "qwen2.5, table-1, table-2, table-7, table-8, table-3, gemma2" in caught.value.remedy
 
 
 def test_the_numbers_are_the_papers(shared: Path) -> None:
-    """As they were read, under the names of recipes and options."""
+    """They equal the separate transcription, under the names of recipes and options."""
     read = json.loads((shared / "paper" / "tables.json").read_text())
     main = {"qwen2.5": "tables_1_2_7_8_qwen2.5_14b_to_1.5b", "gemma2": "table_4_gemma2_9b_to_2b"}
     main |= {"qwen3": "table_5_qwen3_8b_to_1.7b"}
@@ -250,8 +258,8 @@ def dashes(row: dict[str, float]) -> dict[str, float]:
     return {dashed(name): value for name, value in row.items()}
 
 
-def test_rows_of_one_name_are_one_model() -> None:
-    """What has one name in several tables of a pair has one row of numbers, but for the MBPP that the notes tell."""
+def test_rows_of_one_name_have_the_same_numbers() -> None:
+    """Across the tables of a pair; only MBPP differs, as the notes report."""
     table, rest = find_table("table-1").rows, [find_table(name).rows for name in ("table-3", "table-6")]
     for rows in rest:
         for name in rows.keys() & table.keys():

@@ -1,4 +1,4 @@
-"""lm-eval, seen from here: tasks are loaded, a model answers, and out come rows and means. Nothing else calls it."""
+"""The only module that runs lm-eval: checks prerequisites, loads tasks, and returns a row per document and metric."""
 
 import logging
 import sys
@@ -9,36 +9,37 @@ from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.eval import sandbox
+from tsdkd.stages.eval.overlays import task_overlays
+from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark
 
 SHOTS_SEED = 1234
-"""lm-eval's own, for shots that are drawn."""
+"""lm-eval's default seed for shots that are sampled."""
 Tasks = dict[str, Any]
 """lm-eval's tasks by name."""
 
 
 def require_prerequisites(benchmarks: list[Benchmark], data: Path | None, allow_code: bool) -> None:
-    """Raise InputError that names all of what a run needs and lacks; lm-eval would find out after all was answered."""
-    lacking = [error for benchmark in benchmarks for error in _lacking(benchmark, data, allow_code)]
-    if lacking:
-        raise InputError(*(" ".join(said) for said in zip(*((e.cause, e.remedy) for e in lacking), strict=True)))
+    """Raises InputError that reports all missing prerequisites together, before the first response is generated."""
+    missing = [error for benchmark in benchmarks for error in _missing_prerequisites(benchmark, data, allow_code)]
+    if missing:
+        raise InputError(" ".join(error.cause for error in missing), " ".join(error.remedy for error in missing))
 
 
-def _lacking(benchmark: Benchmark, data: Path | None, allow_code: bool) -> Iterator[InputError]:
-    rows = benchmark.rows(data)
+def _missing_prerequisites(benchmark: Benchmark, data: Path | None, allow_code: bool) -> Iterator[InputError]:
+    dataset = benchmark.local_dataset(data)
     checks: list[Callable[[], None]] = []
-    if rows:
-        checks.append(partial(_require_rows, benchmark.name, rows))
+    if dataset:
+        checks.append(partial(_require_dataset, benchmark.name, dataset))
     if benchmark.runs_code:
-        checks.append(partial(_require_code, benchmark.name, allow_code))
+        checks.append(partial(_require_sandbox, benchmark.name, allow_code))
     if benchmark.base == "ifeval":
-        checks.append(partial(_require_sentences, benchmark.name))
+        checks.append(partial(_require_sentence_splitter, benchmark.name))
     for check in checks:
         try:
             check()
@@ -46,29 +47,31 @@ def _lacking(benchmark: Benchmark, data: Path | None, allow_code: bool) -> Itera
             yield error
 
 
-def _require_rows(name: str, rows: Path) -> None:
-    if not rows.is_dir():
+def _require_dataset(name: str, dataset: Path) -> None:
+    if not dataset.is_dir():
         raise InputError(
-            f"{name} needs {rows}.", "Put a copy of the dataset's repository there, or leave out --data to use the hub."
+            f"{name} needs the directory {dataset}.",
+            "Put a copy of the dataset's repository there, or leave out --data to use the hub.",
         )
 
 
-def _require_code(name: str, allowed: bool) -> None:
+def _require_sandbox(name: str, allowed: bool) -> None:
     if not allowed:
         raise InputError(
             f"{name} runs programs that the model wrote.",
-            "Give --allow-code-execution (they run confined; see docs/evaluation.md), or leave it out of --tasks.",
+            "Give --allow-code-execution (programs run in a sandbox; see docs/evaluation.md), "
+            "or leave it out of --tasks.",
         )
-    reason = sandbox.why_unavailable()
-    if reason:
+    failure = sandbox.check_confinement()
+    if failure:
         raise InputError(
-            f"{name} runs programs that the model wrote, and here they cannot be confined ({reason}).",
+            f"{name} runs programs that the model wrote, and this machine cannot confine them ({failure}).",
             "Run on Linux with libseccomp, or leave it out of --tasks.",
         )
 
 
-def _require_sentences(name: str) -> None:
-    """lm-eval would download this at import, and without a network fail once everything is answered."""
+def _require_sentence_splitter(name: str) -> None:
+    """lm-eval would download the data at import; without a network it would fail after all responses."""
     import nltk
 
     try:
@@ -80,33 +83,39 @@ def _require_sentences(name: str) -> None:
         ) from None
 
 
-def load_tasks(benchmark: Benchmark, data: Path | None, most_new_tokens: int | None) -> Tasks:
-    """lm-eval's tasks with their rows read. Raises InputError when they cannot be had."""
+def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | None) -> Tasks:
+    """lm-eval's tasks of a benchmark with their documents.
+
+    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: may lower the benchmark's limit.
+
+    Raises InputError when a dataset cannot be loaded.
+    """
     import datasets
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    rows = benchmark.rows(data)
-    # By itself the library would know a folder by its name, and take rows it once read from another one.
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / f"tsdkd-{content_digest(rows)[:16]}" if rows else None
-    overlays = benchmark.overlays(rows, cache)
+    dataset = benchmark.local_dataset(data)
+    # The library caches a directory by its name: a cache by content keeps directories of one name apart.
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / f"tsdkd-{content_digest(dataset)[:16]}" if dataset else None
+    overlays = task_overlays(benchmark, dataset, cache)
     with TemporaryDirectory() as directory:
         for name, content in overlays.items():
             (Path(directory) / f"{name}.yaml").write_text(content)
         manager = TaskManager(include_path=directory, include_defaults=False)
         try:
             tasks: Tasks = manager.load(sorted(overlays))["tasks"]
-        except Exception as error:  # the hub, the builder, a missing column: each raises its own
+        except Exception as error:  # the hub, the builder and a missing column raise different types
             raise InputError(
-                f"{benchmark.name} cannot be loaded from {rows or 'the hub'} "
+                f"{benchmark.name} cannot be loaded from {dataset or 'the hub'} "
                 f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}).",
-                f"Needed: split {benchmark.split}{_variants(benchmark)}. Without a network, name copies with --data.",
+                f"It needs the split {benchmark.split}{_name_variants(benchmark)}. "
+                "Without a network, name local copies with --data.",
             ) from None
     for task in tasks.values():
         task.set_fewshot_seed(SHOTS_SEED)
         if benchmark.max_new_tokens:
-            limit = min(benchmark.max_new_tokens, most_new_tokens or benchmark.max_new_tokens)
+            limit = min(benchmark.max_new_tokens, max_new_tokens or benchmark.max_new_tokens)
             task.set_config("generation_kwargs", {"max_gen_toks": limit}, update=True)
     if benchmark.base == "ifeval":
         import langdetect
@@ -115,7 +124,8 @@ def load_tasks(benchmark: Benchmark, data: Path | None, most_new_tokens: int | N
     return tasks
 
 
-def _variants(benchmark: Benchmark) -> str:
+def _name_variants(benchmark: Benchmark) -> str:
+    """The variants of the benchmark that use another split."""
     names = [
         name for name, other in BENCHMARKS.items() if other.base == benchmark.base and other.split != benchmark.split
     ]
@@ -125,11 +135,14 @@ def _variants(benchmark: Benchmark) -> str:
 def run_benchmark(
     model: Any, name: str, benchmark: Benchmark, tasks: Tasks, limit: int | None, chat: bool, observer: Observer
 ) -> list[dict[str, Any]]:
-    """A row for each document and metric. `name`: the model's; `limit`: documents, spread over the tasks."""
+    """Evaluate a model and return a row per document and metric, as in the schema of results.
+
+    `model`: one of lm-eval's, with `TruncationTracking`; `name`: the name to show; `limit`: documents of all tasks
+    together; `chat`: apply the chat template.
+    """
     chosen = None if limit is None else spread_limit({name: len(task.eval_docs) for name, task in tasks.items()}, limit)
-    model.notes.cut_answers.clear()
-    model.notes.cut_prompts.clear()
-    with _quiet(f"{name}: {benchmark.name} answered", observer, model.notes):
+    model.truncation_log.clear()
+    with _progress_shown(f"{name}: {benchmark.name}", observer, model.request_progress):
         from lm_eval.evaluator import evaluate
 
         results = evaluate(
@@ -139,32 +152,38 @@ def run_benchmark(
             apply_chat_template=chat,
             fewshot_as_multiturn=True,
             bootstrap_iters=0,
-            confirm_run_unsafe_code=True,  # `require` has asked
+            confirm_run_unsafe_code=True,  # `require_prerequisites` asks for the user's permission
         )
     if results is None:
-        raise TsdkdError(f"lm-eval gave no results for {benchmark.name}.", "Run eval in a single process.")
+        raise TsdkdError(f"lm-eval returned no results for {benchmark.name}.", "Run eval in a single process.")
     return [
-        _row(benchmark, name, key, sample, model.notes)
-        for name, samples in sorted(results["samples"].items())
-        for key in (benchmark.metric, *benchmark.others)
+        _result_row(benchmark, task, metric, sample, model.truncation_log)
+        for task, samples in sorted(results["samples"].items())
+        for metric in (benchmark.metric, *benchmark.other_metrics)
         for sample in sorted(samples, key=lambda sample: sample["doc_id"])
-        if sample["filter"] == key.partition(",")[2]
+        if sample["filter"] == metric.partition(",")[2]
     ]
 
 
 def spread_limit(sizes: dict[str, int], limit: int) -> dict[str, list[int]]:
-    """The first documents of each task, `limit` in all, as even as sizes allow; tasks without any are left out."""
+    """Numbers of the first documents of each task, `limit` in total, as evenly as the tasks' sizes allow.
+
+    Tasks without any are left out.
+    """
     chosen, left = {}, limit
-    for place, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
-        share = min(sizes[name], left // (len(sizes) - place))
-        left -= share
-        if share:
-            chosen[name] = list(range(share))
+    for i, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
+        count = min(sizes[name], left // (len(sizes) - i))
+        left -= count
+        if count:
+            chosen[name] = list(range(count))
     return chosen
 
 
 def weighted_mean(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
-    """The weighted mean of the rows' scores, and its standard error: documents are drawn, not what is in them."""
+    """The weighted mean of the scores, and the standard error of a ratio estimator over documents.
+
+    The error is None for a single row.
+    """
     weights = [row["weight"] for row in rows]
     value = sum(row["score"] * row["weight"] for row in rows) / sum(weights)
     if len(rows) < 2:
@@ -173,69 +192,76 @@ def weighted_mean(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
     return value, sqrt(squares * len(rows) / (len(rows) - 1)) / sum(weights)
 
 
-def _row(benchmark: Benchmark, task: str, key: str, sample: dict[str, Any], notes: Any) -> dict[str, Any]:
+def _result_row(
+    benchmark: Benchmark, task: str, metric: str, sample: dict[str, Any], truncation_log: Any
+) -> dict[str, Any]:
     prompt = str(sample["arguments"][0][0])
-    verdict = sample[key.partition(",")[0]]
-    parts = [float(part) for part in verdict] if isinstance(verdict, list) else [float(verdict)]
-    answer, extracted, target = _said(sample) if benchmark.max_new_tokens else _preferred(sample, "norm" in key)
+    value = sample[metric.partition(",")[0]]
+    parts = [float(part) for part in value] if isinstance(value, list) else [float(value)]
+    texts = _generation_texts(sample) if benchmark.max_new_tokens else _choice_texts(sample, by_length="norm" in metric)
     return {
         "task": benchmark.name,
         "subtask": task,
         "document": sample["doc_id"],
-        "hash": sample["doc_hash"],
-        "metric": key,
+        "document_hash": sample["doc_hash"],
+        "metric": metric,
         "prompt": prompt,
-        "answer": answer,
-        "extracted": extracted,
-        "target": target,
+        **texts,
         "score": sum(parts) / len(parts),
         "weight": float(len(parts)),
-        "truncated": prompt in notes.cut_answers,
-        "prompt_cut": prompt in notes.cut_prompts,
+        "truncated": prompt in truncation_log.prompts_of_responses,
+        "prompt_truncated": prompt in truncation_log.prompts,
     }
 
 
-def _said(sample: dict[str, Any]) -> tuple[str, str, str]:
-    return str(sample["resps"][0][0]), str(sample["filtered_resps"][0]), str(sample["target"])
+def _generation_texts(sample: dict[str, Any]) -> dict[str, str]:
+    return {
+        "response": str(sample["resps"][0][0]),
+        "extracted": str(sample["filtered_resps"][0]),
+        "target": str(sample["target"]),
+    }
 
 
-def _preferred(sample: dict[str, Any], by_length: bool) -> tuple[str, str, str]:
-    """Of a multiple choice: every choice with its log-likelihood, the one preferred, and the right one."""
+def _choice_texts(sample: dict[str, Any], by_length: bool) -> dict[str, str]:
+    """Of a multiple choice: all choices with their log-likelihoods, the likeliest choice, and the right choice."""
     choices = [continuation.strip() for _, continuation in sample["arguments"]]
     likelihoods = [float(response[0][0]) for response in sample["resps"]]
-    ranks = [value / len(choice) if by_length else value for value, choice in zip(likelihoods, choices, strict=True)]
+    values = [value / len(choice) if by_length else value for value, choice in zip(likelihoods, choices, strict=True)]
     target = sample["target"]
-    listed = "\n".join(f"{value:.3f} {choice}" for value, choice in zip(likelihoods, choices, strict=True))
-    return listed, choices[ranks.index(max(ranks))], choices[target] if isinstance(target, int) else str(target)
+    return {
+        "response": "\n".join(f"{value:.3f} {choice}" for value, choice in zip(likelihoods, choices, strict=True)),
+        "extracted": choices[values.index(max(values))],
+        "target": choices[target] if isinstance(target, int) else str(target),
+    }
 
 
 @contextmanager
-def _quiet(what: str, observer: Observer, notes: Any) -> Iterator[None]:
-    """lm-eval with its progress shown by the observer, and nothing else on the screen."""
+def _progress_shown(title: str, observer: Observer, progress: Any) -> Iterator[None]:
+    """Replaces lm-eval's progress bars by the observer's. `progress`: the model's `RequestProgress`."""
     import lm_eval.api.model
     import lm_eval.api.task
 
     backends = [sys.modules.get(f"lm_eval.models.{name}") for name in ("huggingface", "vllm_causallms")]
-    with ExitStack() as patches, ExitStack() as bars:
+    with ExitStack() as replacements, ExitStack() as bars:
 
         class Bar:
             def __init__(self, *_: Any, total: int = 0, **__: Any) -> None:
-                notes.measures = observer.metrics
-                notes.advance = bars.enter_context(observer.progress(what, total, "requests"))
+                progress.show_metrics = observer.metrics
+                progress.advance = bars.enter_context(observer.progress(title, total, "requests"))
 
             def update(self, count: int) -> None:
-                if not notes.tells:
-                    notes.advance(count)
+                if not progress.counted_by_engine:
+                    progress.advance(count)
 
             def close(self) -> None:
                 bars.close()
 
         for module in filter(None, backends):
-            patches.enter_context(patch.object(module, "tqdm", Bar))
+            replacements.enter_context(replaced_attribute(module, "tqdm", Bar))
         for module in (lm_eval.api.task, lm_eval.api.model):
-            patches.enter_context(patch.object(module, "tqdm", _silent_bar))
+            replacements.enter_context(replaced_attribute(module, "tqdm", _without_bar))
         yield
 
 
-def _silent_bar(rows: Any, **_: Any) -> Any:
+def _without_bar(rows: Any, **_: Any) -> Any:
     return rows

@@ -1,4 +1,4 @@
-"""Verdicts that lm-eval's stock tasks do not give; the overlays of `benchmarks.py` name these functions."""
+"""Scorers that replace those of lm-eval's stock tasks. `stages/results/benchmarks.py` names these functions."""
 
 import re
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 from tsdkd.stages.eval import sandbox
 
 
-def hendrycks_math(doc: dict[str, Any], answers: list[str]) -> dict[str, float]:
-    """The stock comparison of strings, and beside it math_verify's of the same answer."""
+def score_hendrycks_math(doc: dict[str, Any], responses: list[str]) -> dict[str, float]:
+    """The stock comparison of strings as `exact_match`, and the comparison by math_verify."""
     from lm_eval.tasks.hendrycks_math.utils import process_results
     from math_verify import parse, verify
 
-    (answer,) = answers
+    (response,) = responses
     gold = parse(doc["solution"])
-    readings = (answer, f"${answer.strip()}$")  # the shots answer with bare LaTeX
-    verified = any(verify(gold, parse(reading)) for reading in readings)
-    return {"exact_match": float(process_results(doc, answers)["exact_match"]), "math_verify": float(verified)}
+    candidates = (response, f"${response.strip()}$")  # the shots show bare LaTeX
+    verified = any(verify(gold, parse(candidate)) for candidate in candidates)
+    return {"exact_match": float(process_results(doc, responses)["exact_match"]), "math_verify": float(verified)}
 
 
-def code_blocks(answers: list[list[str]], _: list[dict[str, Any]]) -> list[list[str]]:
-    """lm-eval's filter: the code of each answer."""
-    return [[code_of(answer) for answer in several] for several in answers]
+def extract_code_blocks(responses: list[list[str]], _: list[dict[str, Any]]) -> list[list[str]]:
+    """The code of each response, as a filter of lm-eval."""
+    return [[extract_code(response) for response in group] for group in responses]
 
 
-def code_of(answer: str) -> str:
-    """The first block of an answer that goes on after "```python"; one that was cut off goes to the end."""
-    blocks = re.findall(r"```\w*\n(.*?)(?:```|\Z)", f"```\n{answer}", re.DOTALL)
+def extract_code(response: str) -> str:
+    """The first code block of a response to a prompt that ends in "```python"; a truncated block runs to the end."""
+    blocks = re.findall(r"```\w*\n(.*?)(?:```|\Z)", f"```\n{response}", re.DOTALL)
     return next((block for block in blocks if block.strip()), "")
 
 
-def mbpp(doc: dict[str, Any], answers: list[str]) -> dict[str, float]:
-    """1 where the code passes the row's tests."""
-    program = "\n".join([answers[0], doc["test_setup_code"], *doc["test_list"]])
-    return {"pass_at_1": float(sandbox.run(program).passed)}
+def score_mbpp(doc: dict[str, Any], responses: list[str]) -> dict[str, float]:
+    """`pass_at_1` is 1 when the code passes the document's tests."""
+    program = "\n".join([responses[0], doc["test_setup_code"], *doc["test_list"]])
+    return {"pass_at_1": float(sandbox.run_program(program).passed)}

@@ -1,6 +1,6 @@
-"""eval: any model -> results. Benchmarks through lm-eval, and closeness to the teacher on held-out responses.
+"""eval: any model -> results. Benchmarks through lm-eval, and divergence from the teacher on held-out responses.
 
-Every benchmark becomes one part with its samples; a finished one is not run again.
+Each benchmark is a part of its own with its samples; a complete benchmark is skipped.
 """
 
 import json
@@ -33,8 +33,8 @@ from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
-ROWS = " rows"
-"""Ends the kind of parents that are copies of benchmarks."""
+DATASET_KIND = " rows"
+"""Suffix of the kind of a parent that is a local dataset."""
 
 
 def evaluate(
@@ -47,59 +47,64 @@ def evaluate(
     overwrite: bool = False,
     allow_code_execution: bool = False,
 ) -> Artifact:
-    """Measure one model. `data`: local benchmark folders; `held_out`: a run directory with rollouts and scores.
+    """Evaluate one model and write results to `output`, whose last component is the model's name in comparisons.
 
-    Benchmarks are added to results that are there. The results' last folder is what the model is called.
+    `data`: a directory of local datasets; `held_out`: a run directory with rollouts and scores. New benchmarks are
+    added to existing results.
 
-    Raises InputError before anything is written and before the first answer.
+    Raises InputError before anything is written and before the first response.
     """
     observer = observer or SilentObserver()
     benchmarks = choose_benchmarks(config.tasks)
     _require_engine(config)
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config)
-    samples = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
-    before = None if overwrite else _finished(output)
-    manifest = _manifest(model, output, config, benchmarks, data, samples, before)
+    source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
+    previous = None if overwrite else _previous_results(output)
+    manifest = _manifest(model, output, config, benchmarks, data, source, previous)
     with (
-        Writer.open(output, manifest, overwrite=overwrite, grows=_grows(before)) as writer,
+        Writer.open(output, manifest, overwrite=overwrite, grows=_extendable_fields(previous)) as writer,
         observer.writing(output),
-        closing(_Loaded(model, config)) as loaded,
+        closing(_EvaluatedModel(model, config)) as evaluated,
     ):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        left = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.key}.json")]
-        tasks = {one.name: harness.load_tasks(one, data, config.max_new_tokens) for one in left}
-        if samples is not None and not writer.has(HELD_OUT_FILE):
-            with observer.progress("held-out responses read", len(samples), "responses") as advance:
-                closeness = measure_held_out(
-                    loaded.whole,
-                    loaded.whole.head,
-                    HeldOut(samples, range(len(samples))),
-                    (config.batch_size or 16) * 512,
-                    advance,
-                )
-            _write(writer, HELD_OUT_FILE, closeness | greedy_response(loaded.whole, samples))
-        if left:
-            _require_room(left, config, loaded.answering.max_length)
-            how = "through its chat template" if chat else "without a chat template"
-            observer.info(f"{output.name} is {model}, asked {how}.")
-        for benchmark in left:
-            started = time.monotonic()
-            asked = output.name, benchmark, tasks[benchmark.name], config.limit, chat
-            try:
-                rows = harness.run_benchmark(loaded.answering, *asked, observer)
-            except KeyboardInterrupt:
-                observer.info(f"{output.name}: {benchmark.name} will begin again; what was finished before it is kept.")
-                raise
-            result = _result(benchmark, rows) | {"chat_template": chat}
-            writer.write_table(f"{benchmark.key}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
-            _write(writer, f"{benchmark.key}.json", result)
-            observer.info(f"{output.name}: {_said(benchmark, result)}, {time.monotonic() - started:,.0f} s")
-        files = {benchmark.name: f"{benchmark.key}.json" for benchmark in choose_benchmarks(manifest.config["tasks"])}
-        files |= {"held_out": HELD_OUT_FILE} if samples is not None else {}
+        incomplete = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.file_stem}.json")]
+        tasks = {b.name: harness.load_tasks(b, data, config.max_new_tokens) for b in incomplete}
+        if source is not None and not writer.has(HELD_OUT_FILE):
+            _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
+        if incomplete:
+            _require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
+            template = "its chat template" if chat else "no chat template"
+            observer.info(f"{output.name}: {model} is prompted with {template}.")
+        for benchmark in incomplete:
+            _add_benchmark(writer, evaluated.lm_eval_model, benchmark, tasks[benchmark.name], config, chat, observer)
+        files = {b.name: f"{b.file_stem}.json" for b in choose_benchmarks(manifest.config["tasks"])}
+        files |= {"held_out": HELD_OUT_FILE} if source is not None else {}
         return writer.finish({name: json.loads((output / file).read_text()) for name, file in files.items()})
+
+
+def _add_benchmark(
+    writer: Writer,
+    lm_eval_model: Any,
+    benchmark: Benchmark,
+    tasks: harness.Tasks,
+    config: EvalConfig,
+    chat: bool,
+    observer: Observer,
+) -> None:
+    """Run a benchmark and write its samples and its result."""
+    model, started = writer.path.name, time.monotonic()
+    try:
+        rows = harness.run_benchmark(lm_eval_model, model, benchmark, tasks, config.limit, chat, observer)
+    except KeyboardInterrupt:
+        observer.info(f"{model}: the next run starts {benchmark.name} again and skips complete benchmarks.")
+        raise
+    result = _summarize(benchmark, rows) | {"chat_template": chat}
+    writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
+    _write_json(writer, f"{benchmark.file_stem}.json", result)
+    observer.info(f"{model}: {_result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")
 
 
 def _manifest(
@@ -108,23 +113,25 @@ def _manifest(
     config: EvalConfig,
     benchmarks: list[Benchmark],
     data: Path | None,
-    samples: OfflineSource | None,
-    before: Manifest | None,
+    source: OfflineSource | None,
+    previous: Manifest | None,
 ) -> Manifest:
-    """`before`: results that are there, whose benchmarks stay."""
+    """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
     record = model_record("evaluated", model)
-    copies = dict.fromkeys(copy for benchmark in benchmarks if (copy := benchmark.rows(data)))
-    parents = [Parent(f"{copy.name}{ROWS}", content_digest(copy), relative_path(copy, output)) for copy in copies]
+    datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
+    parents = [
+        Parent(f"{path.name}{DATASET_KIND}", content_digest(path), relative_path(path, output)) for path in datasets
+    ]
     tasks = {benchmark.name for benchmark in benchmarks}
-    if before:
-        known = {parent.kind for parent in parents}
-        parents += [parent for parent in before.parents if parent.kind.endswith(ROWS) and parent.kind not in known]
-        tasks |= set(before.config["tasks"])
+    if previous:
+        kinds = {parent.kind for parent in parents}
+        parents += [p for p in previous.parents if p.kind.endswith(DATASET_KIND) and p.kind not in kinds]
+        tasks |= set(previous.config["tasks"])
     settings = {name: value for name, value in asdict(config).items() if name != "memory_fraction"}
-    if samples is not None:
-        require_hidden_signal(samples)
-        require_same_tokenizer(record, samples.scores.manifest.model("teacher"))
-        parents += [samples.scores.as_parent_of(output)]
+    if source is not None:
+        require_hidden_signal(source)
+        require_same_tokenizer(record, source.scores.manifest.model("teacher"))
+        parents += [source.scores.as_parent_of(output)]
     return Manifest(
         kind="results",
         config=settings | {"tasks": [benchmark.name for benchmark in choose_benchmarks(tasks)]},
@@ -136,55 +143,56 @@ def _manifest(
     )
 
 
-def _finished(output: Path) -> Manifest | None:
-    """The results that are there, with the benchmarks that were finished."""
+def _previous_results(output: Path) -> Manifest | None:
+    """The manifest of existing results, reduced to the complete benchmarks and their datasets."""
     if not (output / MANIFEST_FILE).is_file():
         return None
-    found = load_manifest(output)
-    if found.kind != "results":
+    manifest = load_manifest(output)
+    if manifest.kind != "results":
         return None
-    files = {part.file for part in found.parts}
-    tasks = [one.name for one in choose_benchmarks(found.config["tasks"]) if f"{one.key}.json" in files]
-    kept = {f"{rows.name}{ROWS}" for one in choose_benchmarks(tasks) if (rows := one.rows(Path()))}
+    files = {part.file for part in manifest.parts}
+    complete = [b for b in choose_benchmarks(manifest.config["tasks"]) if f"{b.file_stem}.json" in files]
+    kinds = {f"{b.dataset}{DATASET_KIND}" for b in complete if b.dataset}
     return replace(
-        found,
-        config=found.config | {"tasks": tasks},
-        parents=tuple(parent for parent in found.parents if parent.kind in kept),
+        manifest,
+        config=manifest.config | {"tasks": [benchmark.name for benchmark in complete]},
+        parents=tuple(parent for parent in manifest.parents if parent.kind in kinds),
     )
 
 
-def _grows(before: Manifest | None) -> set[str]:
-    """What of the identity benchmarks that are added may change: not the rows of those that stay."""
-    kept = {parent.kind for parent in before.parents} if before else set()
-    return {"config.tasks"} | {f"parent {kind}" for kind in {f"{b.folder}{ROWS}" for b in BENCHMARKS.values()} - kept}
+def _extendable_fields(previous: Manifest | None) -> set[str]:
+    """Fields of the identity that new benchmarks may change: the tasks, and datasets that no complete one used."""
+    used = {parent.kind for parent in previous.parents} if previous else set()
+    kinds = {f"{benchmark.dataset}{DATASET_KIND}" for benchmark in BENCHMARKS.values()}
+    return {"config.tasks"} | {f"parent {kind}" for kind in kinds - used}
 
 
-class _Loaded:
-    """The model, loaded when first needed: whole, to read held-out responses, and as lm-eval asks it."""
+class _EvaluatedModel:
+    """The model, loaded at its first use: for held-out responses, and for lm-eval."""
 
     def __init__(self, name: str, config: EvalConfig) -> None:
         self.name, self.config = name, config
 
     @cached_property
-    def whole(self) -> LanguageModel:
+    def language_model(self) -> LanguageModel:
         return load_model(self.name, self.config.dtype)
 
     @cached_property
-    def answering(self) -> Any:
+    def lm_eval_model(self) -> Any:
         config = self.config
         if config.engine == "vllm":
-            vars(self).pop("whole", None)  # its memory is needed
+            vars(self).pop("language_model", None)  # vLLM needs its memory
             from tsdkd.stages.eval.lm_eval_vllm import VllmModel
 
             return VllmModel(self.name, config)
         from tsdkd.stages.eval.lm_eval_transformers import TransformersModel
 
-        context = min(config.max_length or self.whole.context, self.whole.context)
-        return TransformersModel(self.whole, context, config.batch_size)
+        context = min(config.max_length or self.language_model.context, self.language_model.context)
+        return TransformersModel(self.language_model, context, config.batch_size)
 
     def close(self) -> None:
-        if "answering" in vars(self):
-            self.answering.close()
+        if "lm_eval_model" in vars(self):
+            self.lm_eval_model.close()
 
 
 def _require_engine(config: EvalConfig) -> None:
@@ -196,58 +204,74 @@ def _require_engine(config: EvalConfig) -> None:
         )
 
 
-def _require_room(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
+def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
     for benchmark in benchmarks:
         limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or context)
         if limit >= context:
             raise InputError(
-                f"{benchmark.name} answers with up to {limit:,} tokens; prompt and answer together have {context:,}.",
+                f"{benchmark.name} generates up to {limit:,} tokens, but prompt and response share {context:,}.",
                 "Give a smaller --max-new-tokens, or leave the benchmark out.",
             )
 
 
 def _uses_chat_template(model: str, config: EvalConfig) -> bool:
-    there = load_tokenizer(model).chat_template is not None
-    if config.chat_template and not there:
+    has_template = load_tokenizer(model).chat_template is not None
+    if config.chat_template and not has_template:
         raise InputError(f"{model} has no chat template.", "Leave out --chat-template.")
-    return there if config.chat_template is None else config.chat_template
+    return has_template if config.chat_template is None else config.chat_template
 
 
-def _result(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def of(key: str) -> list[dict[str, Any]]:
-        return [row for row in rows if row["metric"] == key]
+def _measure_held_out(
+    language_model: LanguageModel, source: OfflineSource, config: EvalConfig, observer: Observer
+) -> dict[str, Any]:
+    """Divergence from the teacher on held-out responses, with one greedy response."""
+    with observer.progress("held-out responses read", len(source), "responses") as advance:
+        measures = measure_held_out(
+            language_model,
+            language_model.head,
+            HeldOut(source, range(len(source))),
+            (config.batch_size or 16) * 512,
+            advance,
+        )
+    return measures | greedy_response(language_model, source)
 
-    headline = of(benchmark.metric)
+
+def greedy_response(language_model: LanguageModel, source: OfflineSource, max_new_tokens: int = 40) -> dict[str, str]:
+    """The first held-out prompt and the model's greedy response."""
+    prompt = source.rollouts.table()["messages"][0].as_py()[-1]["content"]
+    (ids,) = sample_responses(language_model, [source.prompt_ids(0)], max_new_tokens, temperature=0)
+    return {"prompt": prompt, "response": language_model.tokenizer.decode(ids, skip_special_tokens=True)}
+
+
+def _summarize(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means, standard errors and counts of a benchmark, as the results' summary keeps them."""
+    by_metric: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_metric.setdefault(row["metric"], []).append(row)
+    headline = by_metric[benchmark.metric]
     value, stderr = harness.weighted_mean(headline)
     return {
         "metric": benchmark.metric,
         "value": value,
         "stderr": stderr,
         "documents": len(headline),
-        "others": {key: list(harness.weighted_mean(of(key))) for key in benchmark.others},
+        "other_metrics": {metric: list(harness.weighted_mean(by_metric[metric])) for metric in benchmark.other_metrics},
         "shots": benchmark.shots,
         "truncated": sum(row["truncated"] for row in headline),
-        "prompts_cut": sum(row["prompt_cut"] for row in headline),
+        "prompts_truncated": sum(row["prompt_truncated"] for row in headline),
     }
 
 
-def _said(benchmark: Benchmark, result: dict[str, Any]) -> str:
+def _result_line(benchmark: Benchmark, result: dict[str, Any]) -> str:
     error = "" if result["stderr"] is None else f" ± {100 * result['stderr']:.1f}"
-    said = f"{benchmark.name}: {100 * result['value']:.1f}{error} % of {result['documents']:,} documents"
+    line = f"{benchmark.name}: {100 * result['value']:.1f}{error} % of {result['documents']:,} documents"
     if result["truncated"]:
-        said += f", {result['truncated']:,} answers cut off at their limit"
-    if result["prompts_cut"]:
-        said += f", {result['prompts_cut']:,} prompts cut on the left to fit the context"
-    return said
+        line += f", {result['truncated']:,} responses truncated at their limit"
+    if result["prompts_truncated"]:
+        line += f", {result['prompts_truncated']:,} prompts truncated on the left to fit the context"
+    return line
 
 
-def _write(writer: Writer, file: str, content: dict[str, Any]) -> None:
+def _write_json(writer: Writer, file: str, content: dict[str, Any]) -> None:
     writer.aside(file).write_text(json.dumps(content))
     writer.add_file(file)
-
-
-def greedy_response(language_model: LanguageModel, samples: OfflineSource, max_new_tokens: int = 40) -> dict[str, str]:
-    """The first held-out prompt and the model's greedy answer to it."""
-    prompt = samples.rollouts.table()["messages"][0].as_py()[-1]["content"]
-    (ids,) = sample_responses(language_model, [samples.prompt_ids(0)], max_new_tokens, temperature=0)
-    return {"prompt": prompt, "answer": language_model.tokenizer.decode(ids, skip_special_tokens=True)}

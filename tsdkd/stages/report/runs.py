@@ -14,7 +14,7 @@ from tsdkd.artifacts.reader import Artifact, check_parents
 from tsdkd.artifacts.writer import is_locked
 from tsdkd.errors import InputError
 from tsdkd.stages.methods import METHODS
-from tsdkd.stages.results.compare import ORDER, short_names
+from tsdkd.stages.results.compare import MODEL_ORDER, shorten_paths
 
 STAGES = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
 """What to run for a kind, in order."""
@@ -121,7 +121,7 @@ def find_runs(places: Sequence[Path]) -> list[Run]:
     paths = [run for place in places for run in _runs_at(place)]
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError("A run is named twice.", "Name every run once.")
-    return [Run(name, path, _pieces(path)) for name, path in zip(short_names(paths), paths, strict=True)]
+    return [Run(name, path, _pieces(path)) for name, path in zip(shorten_paths(paths), paths, strict=True)]
 
 
 def _runs_at(place: Path) -> list[Path]:
@@ -162,7 +162,7 @@ def _ours(file: Path) -> bool:
 def _pieces(run: Path) -> tuple[RunArtifact, ...]:
     found = [_piece(run, file.parent) for file in _manifests(run, DEEPEST)]
     kinds = list(STAGES)
-    order = list(ORDER)
+    order = list(MODEL_ORDER)
 
     def place(piece: RunArtifact) -> tuple[Any, ...]:
         name = piece.path.name

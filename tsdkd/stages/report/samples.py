@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.report.runs import Run
 from tsdkd.stages.results.benchmarks import BENCHMARKS
-from tsdkd.stages.results.compare import verdicts
+from tsdkd.stages.results.compare import document_scores
 
 BEFORE, AFTER = "student", "distilled"
 EACH = 3
@@ -50,7 +50,7 @@ def before_and_after(run: Run) -> list[Sample] | None:
     both = 0
     for benchmark in BENCHMARKS:
         if all(benchmark in model.manifest.summary for model in models):
-            then, now = (verdicts(model, benchmark) for model in models)
+            then, now = (document_scores(model, benchmark) for model in models)
             common = sorted(then.keys() & now.keys())
             both += len(common)
             for document in common:
@@ -95,7 +95,7 @@ def _drawn(from_: list[T]) -> list[T]:
 def _judged(models: tuple[Artifact, Artifact], benchmark: str, document: Document, how: str) -> Sample:
     rows = [_row(model, benchmark, document) for model in models]
     answers = tuple(
-        Answer(who, short(str(row["answer"])), _verdict(float(str(row["score"]))))
+        Answer(who, short(str(row["response"])), _verdict(float(str(row["score"]))))
         for who, row in zip((BEFORE, AFTER), rows, strict=True)
     )
     title = f"{how}: {benchmark}, document {document[1]} of {document[0]}"
@@ -103,9 +103,9 @@ def _judged(models: tuple[Artifact, Artifact], benchmark: str, document: Documen
 
 
 def _row(model: Artifact, benchmark: str, document: Document) -> dict[str, object]:
-    file = model.path / f"{BENCHMARKS[benchmark].key}.parquet"
+    file = model.path / f"{BENCHMARKS[benchmark].file_stem}.parquet"
     subtask, number, hash_ = document
-    wanted = (pc.field("subtask") == subtask) & (pc.field("document") == number) & (pc.field("hash") == hash_)
+    wanted = (pc.field("subtask") == subtask) & (pc.field("document") == number) & (pc.field("document_hash") == hash_)
     wanted &= pc.field("metric") == model.manifest.summary[benchmark]["metric"]
     (row,) = pq.read_table(file, filters=wanted).to_pylist()
     return dict(row)

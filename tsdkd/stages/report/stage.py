@@ -10,8 +10,8 @@ from tsdkd.stages.pages.charts import Chart, Series, dots
 from tsdkd.stages.pages.page import render
 from tsdkd.stages.report import commands, costs, curves, descriptions, notes, samples
 from tsdkd.stages.report.runs import Run, RunArtifact, find_runs
-from tsdkd.stages.results.compare import Comparison, Difference, Score, compare, short_names
-from tsdkd.stages.results.tables import SHOWN, benchmark_tables, held_out_tables, truncation_notes
+from tsdkd.stages.results.compare import Comparison, Difference, Score, compare, shorten_paths
+from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
 
 ERRORS_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
@@ -32,7 +32,7 @@ def report(places: Sequence[Path], html: Path | None = None) -> Path:
         "report.html",
         runs=[_of_run(run) for run in runs],
         differences=descriptions.differences(runs),
-        benchmarks=benchmark_tables(comparison, SHOWN) if comparison else [],
+        benchmarks=benchmark_tables(comparison, MAIN_METHODS) if comparison else [],
         closeness=held_out_tables(comparison) if comparison else [],
         intervals=_intervals(comparison) if comparison else [],
         answers=_answers(comparison) if comparison else {},
@@ -79,9 +79,11 @@ def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
     pieces = list(kept.values())
     if not pieces:
         return None, []
-    names = short_names([piece.path for piece in pieces])
+    names = shorten_paths([piece.path for piece in pieces])
     baseline = next((name for name, piece in zip(names, pieces, strict=True) if piece.path.name == "student"), None)
-    found = compare({name: piece.artifact for name, piece in zip(names, pieces, strict=True)}, baseline, skip=True)
+    found = compare(
+        {name: piece.artifact for name, piece in zip(names, pieces, strict=True)}, baseline, skip_unpaired=True
+    )
     return found, [
         *(f"Results are not compared: {why}" for why in found.skipped),
         *found.notes,
@@ -91,7 +93,7 @@ def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
 
 def _intervals(comparison: Comparison) -> list[Chart]:
     scores: dict[str, Mapping[str, Score | Difference]] = dict(comparison.scores)
-    scores |= {f"paper: {one}": comparison.published[one] for one in SHOWN if one in comparison.published}
+    scores |= {f"paper: {one}": comparison.published[one] for one in MAIN_METHODS if one in comparison.published}
     charts = [_chart("Accuracy with 95 % intervals", "%", comparison.benchmarks, scores)]
     if any(comparison.differences.values()):
         title = f"Difference to {comparison.baseline}, with 95 % intervals"
@@ -122,5 +124,5 @@ def _answers(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
     """By held-out prompt: each model's answer."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name, near in comparison.held_out.items():
-        found.setdefault(near["prompt"], []).append((name, near["answer"]))
+        found.setdefault(near["prompt"], []).append((name, near["response"]))
     return found

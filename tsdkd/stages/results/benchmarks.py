@@ -1,16 +1,12 @@
-"""The benchmarks by name: which lm-eval tasks stand for each, with the paper's shots and the metric that is reported.
+"""The benchmarks by name: lm-eval tasks with the paper's shots, a headline metric and a limit on new tokens.
 
-Loads without lm-eval and torch. A task reaches lm-eval as an overlay: a YAML file that includes the stock task and
-changes what stands in the table, and, for local data, where the rows are.
+Imports neither lm-eval nor torch. `stages/eval/overlays.py` turns a benchmark into task files for lm-eval.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tsdkd.errors import InputError
 
@@ -21,118 +17,88 @@ STEM = """abstract_algebra anatomy astronomy college_biology college_chemistry c
     high_school_mathematics high_school_physics high_school_statistics machine_learning"""
 
 
-class Function(str):
-    """A Python function that lm-eval imports by name."""
+class FunctionName(str):
+    """The dotted name of a Python function that lm-eval imports."""
 
     __slots__ = ()
 
 
-class Dumper(yaml.SafeDumper):
-    """YAML as lm-eval reads it."""
-
-
-Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
-
-
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One row of the table. A variant of a benchmark is called NAME:VARIANT."""
+    """A benchmark; a variant of it is named BENCHMARK:VARIANT."""
 
     name: str
-    reason: str
-    """Why this task and this metric, where the paper leaves room."""
     shots: int
     metric: str
-    """Headline "metric,filter" key."""
-    others: tuple[str, ...] = ()
-    """Keys reported beside it."""
-    stock: tuple[str, ...] = ()
-    """The stock files, as patterns below lm_eval/tasks; none where `settings` say everything."""
-    folder: str = ""
-    """Below --data: a copy of the dataset's repository on the hub. Empty where rows only come along."""
+    """The headline, in lm-eval's form "metric,filter"."""
+    other_metrics: tuple[str, ...] = ()
+    """Metrics reported beside the headline."""
+    stock_files: tuple[str, ...] = ()
+    """lm-eval's task files, as patterns below lm_eval/tasks; empty when `overrides` define the whole task."""
+    dataset: str = ""
+    """The directory below --data that holds a copy of the hub dataset; empty for data that tsdkd includes."""
     split: str = "test"
-    """What is measured."""
+    """The split whose documents are evaluated."""
     max_new_tokens: int | None = None
-    """Where an answer is cut; None where answers are not generated."""
+    """The limit of a response; None for multiple choice."""
     runs_code: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What the overlay changes."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings that replace those of the stock files."""
 
-    def overlays(self, rows: Path | None = None, cache: Path | None = None) -> dict[str, str]:
-        """The YAML files that lm-eval loads, by task. `rows`: a local copy and its `cache`; None is the hub."""
-        content = {"num_fewshot": self.shots, **self.settings}
-        if rows is not None:
-            content |= {"dataset_path": str(rows.resolve()), "dataset_kwargs": {"cache_dir": str(cache)}}
-        if not self.stock:
-            return {self.key: _dumped({"task": self.key, **content})}
-        files = sorted(file for pattern in self.stock for file in _lm_eval_tasks().glob(pattern))
-        return {file.stem: _dumped({"include": str(file), "task": file.stem, **content}) for file in files}
-
-    def rows(self, data: Path | None) -> Path | None:
-        """The local copy below --data; None where the rows come from the hub, or come along."""
-        return data / self.folder if data is not None and self.folder else None
+    def local_dataset(self, data: Path | None) -> Path | None:
+        """The copy of the dataset below `data`; None when the hub or tsdkd itself provides it."""
+        return data / self.dataset if data is not None and self.dataset else None
 
     @property
-    def key(self) -> str:
-        """The name as a file name."""
+    def file_stem(self) -> str:
         return self.name.replace(":", "-")
 
     @property
     def base(self) -> str:
+        """The name without its variant."""
         return self.name.partition(":")[0]
 
 
-def _lm_eval_tasks() -> Path:
-    spec = find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        raise InputError("lm-eval is not installed.", "Run `pip install 'lm-eval[hf,ifeval,math]==0.4.13'`.")
-    return Path(spec.origin).parent / "tasks"
-
-
-def _dumped(content: dict[str, Any]) -> str:
-    return yaml.dump(content, Dumper=Dumper)
-
-
 FLEXIBLE, STRICT = "exact_match,flexible-extract", "exact_match,strict-match"
+# The paper names no filter. strict-match asks for "####", which chat models leave out.
 GSM8K = Benchmark(
     name="gsm8k",
-    reason="the paper does not name the filter; flexible-extract does not punish answers without '####'",
     shots=5,
     metric=FLEXIBLE,
-    others=(STRICT,),
-    stock=("gsm8k/gsm8k.yaml",),
-    folder="gsm8k",
+    other_metrics=(STRICT,),
+    stock_files=("gsm8k/gsm8k.yaml",),
+    dataset="gsm8k",
     max_new_tokens=512,
 )
-GSM_PLUS = replace(GSM8K, name="gsm-plus", stock=("gsm_plus/gsm_plus.yaml",), folder="gsm_plus")
+GSM_PLUS = replace(GSM8K, name="gsm-plus", stock_files=("gsm_plus/gsm_plus.yaml",), dataset="gsm_plus")
+# The paper's teacher scores hardly above its student. Bare-answer shots and string comparison explain that.
 MATH = Benchmark(
     name="math",
-    reason="the paper's teacher is hardly above its student: bare-answer shots and string comparison do that",
     shots=4,
     metric="exact_match,none",
-    others=("math_verify,none",),
-    stock=("hendrycks_math/hendrycks_math_*.yaml",),
-    folder="math",
+    other_metrics=("math_verify,none",),
+    stock_files=("hendrycks_math/hendrycks_math_*.yaml",),
+    dataset="math",
     max_new_tokens=1024,
-    settings={
-        "doc_to_target": "answer",  # the stock template reads "[-9,9]" as a list and crashes
-        "process_results": Function("tsdkd.stages.eval.scorers.hendrycks_math"),
+    overrides={
+        "doc_to_target": "answer",  # the stock template parses "[-9,9]" as a list, and lm-eval crashes
+        "process_results": FunctionName("tsdkd.stages.eval.scorers.score_hendrycks_math"),
         "metric_list": [
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}
             for metric in ("exact_match", "math_verify")
         ],
     },
 )
-# Stand-alone: the stock file loads a metric from the hub when it is imported, and its extractor eats the code's `def`.
+# mbpp_instruct without lm-eval's file, which scores chat models 0: its extractor drops the code's `def`. At import it
+# also loads a metric from the hub.
 MBPP = Benchmark(
     name="mbpp",
-    reason="stock mbpp and mbpp_instruct score chat models 0; this is mbpp_instruct with a working extractor",
     shots=0,
     metric="pass_at_1,extract_code",
-    folder="mbpp",
+    dataset="mbpp",
     max_new_tokens=512,
     runs_code=True,
-    settings={
+    overrides={
         "dataset_path": "google-research-datasets/mbpp",
         "dataset_name": "full",
         "output_type": "generate_until",
@@ -143,36 +109,36 @@ MBPP = Benchmark(
         "gen_prefix": "\n```python\n",
         "target_delimiter": "",
         "generation_kwargs": {"until": ["\n```\n"], "do_sample": False},
-        "process_results": Function("tsdkd.stages.eval.scorers.mbpp"),
+        "process_results": FunctionName("tsdkd.stages.eval.scorers.score_mbpp"),
         "metric_list": [{"metric": "pass_at_1", "aggregation": "mean", "higher_is_better": True}],
         "filter_list": [
             {
                 "name": "extract_code",
                 "filter": [
-                    {"function": "custom", "filter_fn": Function("tsdkd.stages.eval.scorers.code_blocks")},
+                    {"function": "custom", "filter_fn": FunctionName("tsdkd.stages.eval.scorers.extract_code_blocks")},
                     {"function": "take_first"},
                 ],
             }
         ],
     },
 )
+# lm-eval's README names the chain-of-thought tasks "bbh".
 BBH = Benchmark(
     name="bbh",
-    reason="'bbh' is the chain-of-thought group in lm-eval",
     shots=3,
     metric="exact_match,get-answer",
-    stock=("bbh/cot_fewshot/[!_]*.yaml",),
-    folder="bbh",
+    stock_files=("bbh/cot_fewshot/[!_]*.yaml",),
+    dataset="bbh",
     max_new_tokens=1024,
 )
+# The paper's 85.9 and 53.1 fit the accuracy over instructions, not over prompts.
 IFEVAL = Benchmark(
     name="ifeval",
-    reason="the paper's 85.9 and 53.1 fit the share of instructions, not of prompts",
     shots=0,
     metric="inst_level_strict_acc,none",
-    others=("prompt_level_strict_acc,none", "inst_level_loose_acc,none", "prompt_level_loose_acc,none"),
-    stock=("ifeval/ifeval.yaml",),
-    folder="ifeval",
+    other_metrics=("prompt_level_strict_acc,none", "inst_level_loose_acc,none", "prompt_level_loose_acc,none"),
+    stock_files=("ifeval/ifeval.yaml",),
+    dataset="ifeval",
     split="train",
     max_new_tokens=1280,
 )
@@ -181,59 +147,58 @@ BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         GSM8K,
-        replace(GSM8K, name="gsm8k:strict", reason="the other filter", metric=STRICT, others=(FLEXIBLE,)),
+        replace(GSM8K, name="gsm8k:strict", metric=STRICT, other_metrics=(FLEXIBLE,)),
         GSM_PLUS,
+        # 2,400 of the 10,552 rows, which the authors of the data set chose.
         replace(
             GSM_PLUS,
             name="gsm-plus:mini",
-            reason="2,400 of the 10,552 rows, chosen by its authors",
-            stock=("gsm_plus/gsm_plus_mini.yaml",),
+            stock_files=("gsm_plus/gsm_plus_mini.yaml",),
             split="testmini",
         ),
         MATH,
+        # The shots show reasoning; math_verify compares the answer.
         replace(
             MATH,
             name="math:minerva",
-            reason="shots that reason; the answer is compared as mathematics",
             metric="math_verify,none",
-            others=("exact_match,none",),
-            stock=("minerva_math/minerva_math_*.yaml",),
-            settings={},
+            other_metrics=("exact_match,none",),
+            stock_files=("minerva_math/minerva_math_*.yaml",),
+            overrides={},
         ),
         Benchmark(
             name="mmlu-pro-math",
-            reason="lm-eval's task of that name",
             shots=5,
             metric="exact_match,custom-extract",
-            stock=("mmlu_pro/mmlu_pro_math.yaml",),
-            folder="mmlu_pro",
+            stock_files=("mmlu_pro/mmlu_pro_math.yaml",),
+            dataset="mmlu_pro",
             max_new_tokens=2048,
         ),
         Benchmark(
             name="mmlu-stem",
-            reason="lm-eval's group of that name",
             shots=5,
             metric="acc,none",
-            stock=tuple(f"mmlu/default/mmlu_{subject}.yaml" for subject in STEM.split()),
-            folder="mmlu",
+            stock_files=tuple(f"mmlu/default/mmlu_{subject}.yaml" for subject in STEM.split()),
+            dataset="mmlu",
         ),
+        # The paper names no metric; acc is the first of lm-eval's.
         Benchmark(
             name="sciq",
-            reason="the paper does not say whether lengths are normalised; acc is lm-eval's first",
             shots=0,
             metric="acc,none",
-            others=("acc_norm,none",),
-            stock=("sciq/sciq.yaml",),
-            folder="sciq",
-            settings={"training_split": None, "validation_split": None},  # loaded for shots that are not used
+            other_metrics=("acc_norm,none",),
+            stock_files=("sciq/sciq.yaml",),
+            dataset="sciq",
+            # lm-eval loads these splits for shots, and the benchmark has none
+            overrides={"training_split": None, "validation_split": None},
         ),
         MBPP,
+        # Three shots between [BEGIN] and [DONE], for base models.
         replace(
             MBPP,
             name="mbpp:base",
-            reason="three shots between [BEGIN] and [DONE], for base models",
             shots=3,
-            settings=MBPP.settings
+            overrides=MBPP.overrides
             | {
                 "doc_to_text": "You are an expert Python programmer, and here is your task: {{text}} "
                 "Your code should pass these tests:\n\n{{test_list[0]}}\n{{test_list[1]}}\n{{test_list[2]}}\n[BEGIN]\n",
@@ -245,46 +210,45 @@ BENCHMARKS = {
             },
         ),
         BBH,
+        # The shots show no reasoning.
         replace(
             BBH,
             name="bbh:direct",
-            reason="answers without reasoning",
             metric="exact_match,none",
-            stock=("bbh/fewshot/[!_]*.yaml",),
+            stock_files=("bbh/fewshot/[!_]*.yaml",),
             max_new_tokens=256,
         ),
+        # 24 of the 27 tasks, as multiple choice.
         replace(
             BBH,
             name="bbh:choice",
-            reason="24 of the 27 tasks, as multiple choice",
             metric="acc_norm,none",
-            stock=("leaderboard/bbh_mc/[!_]*.yaml",),
+            stock_files=("leaderboard/bbh_mc/[!_]*.yaml",),
             max_new_tokens=None,
         ),
         Benchmark(
             name="musr",
-            reason="lm-eval's only MuSR",
             shots=0,
             metric="acc_norm,none",
-            stock=("leaderboard/musr/musr_*.yaml",),
-            folder="musr",
+            stock_files=("leaderboard/musr/musr_*.yaml",),
+            dataset="musr",
             split="murder_mysteries, object_placements, team_allocation",
         ),
         IFEVAL,
+        # The share of prompts with all instructions followed.
         replace(
             IFEVAL,
             name="ifeval:prompt",
-            reason="the share of prompts of which every instruction was followed",
             metric="prompt_level_strict_acc,none",
-            others=("inst_level_strict_acc,none", "inst_level_loose_acc,none", "prompt_level_loose_acc,none"),
+            other_metrics=("inst_level_strict_acc,none", "inst_level_loose_acc,none", "prompt_level_loose_acc,none"),
         ),
+        # Included in tsdkd: two-person stories for the embedded pair.
         Benchmark(
             name="embedded",
-            reason="comes along: two-person stories for the embedded pair",
             shots=0,
             metric="acc,none",
             split="benchmark",
-            settings={
+            overrides={
                 "include": str(EMBEDDED_DATA / "benchmark.yaml"),
                 "dataset_kwargs": {"data_files": {"benchmark": str(EMBEDDED_DATA / "benchmark.parquet")}},
             },
@@ -292,18 +256,18 @@ BENCHMARKS = {
     )
 }
 PAPER_BENCHMARKS = tuple(name for name in BENCHMARKS if ":" not in name and name != "embedded")
-"""The paper's ten."""
+"""The ten benchmarks of the paper."""
 
 
 def choose_benchmarks(names: Iterable[str]) -> list[Benchmark]:
-    """Benchmarks by name, in the table's order; "all" adds those of the paper's ten of which no variant is named.
+    """Benchmarks by name, in the order of `BENCHMARKS`. "all" adds each of the paper's ten unless a variant is named.
 
-    Raises InputError listing those known.
+    Raises InputError that lists the known names.
     """
-    known = [name.strip().lower().replace("_", "-") for name in names]
-    for name in known:
+    normalized = [name.strip().lower().replace("_", "-") for name in names]
+    for name in normalized:
         if name not in BENCHMARKS and name != "all":
-            raise InputError(f"There is no benchmark {name!r}.", f"Choose from: all, {', '.join(BENCHMARKS)}.")
-    bases = {BENCHMARKS[name].base for name in known if name != "all"}
-    ten = [name for name in PAPER_BENCHMARKS if name not in bases] if "all" in known else []
-    return [benchmark for name, benchmark in BENCHMARKS.items() if name in {*known, *ten}]
+            raise InputError(f"{name!r} is not a benchmark.", f"Choose from: all, {', '.join(BENCHMARKS)}.")
+    bases = {BENCHMARKS[name].base for name in normalized if name != "all"}
+    added = [name for name in PAPER_BENCHMARKS if name not in bases] if "all" in normalized else []
+    return [benchmark for name, benchmark in BENCHMARKS.items() if name in {*normalized, *added}]

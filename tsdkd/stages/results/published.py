@@ -1,4 +1,4 @@
-"""The paper's numbers (paper.json): its tables and figures by name, rows named as the recipes name theirs."""
+"""The paper's numbers (paper.json): tables and figures by name; rows carry the names that the recipes use."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,48 +15,51 @@ AVERAGE = "average"
 
 @dataclass(frozen=True, slots=True)
 class PublishedTable:
-    """A table, or a figure's points."""
+    """A table of the paper, or the points of a figure."""
 
     names: tuple[str, ...]
-    """The model pair first, where the table is the main one of a pair."""
+    """The main table of a model pair starts with the pair's name."""
     rows: dict[str, dict[str, float]]
     """By method, then by benchmark: accuracies in percent."""
     models: tuple[str, ...] = ()
-    """What names the pair's teacher and its student."""
+    """Parts of the names of the pair's teacher and student."""
     averaged: tuple[str, ...] = ()
-    """Of a figure, which has the average alone: the benchmarks it is of."""
+    """Of a figure, whose rows hold only an average: the benchmarks in it."""
     notes: str = ""
 
-    def shared(self, benchmarks: Iterable[str]) -> tuple[str, ...]:
-        """Those of these benchmarks that the paper has here."""
-        known = {*self.averaged, *(one for row in self.rows.values() for one in row)}
-        return tuple(one for one in benchmarks if BENCHMARKS[one].base in known)
+    def common_benchmarks(self, benchmarks: Iterable[str]) -> tuple[str, ...]:
+        """Those of the given benchmarks that the table reports."""
+        reported = {*self.averaged, *(benchmark for row in self.rows.values() for benchmark in row)}
+        return tuple(name for name in benchmarks if BENCHMARKS[name].base in reported)
 
-    def shares(self, benchmarks: Sequence[str]) -> dict[str, dict[str, float]]:
-        """The rows in [0, 1] by these benchmarks; none where a figure's average is of others."""
-        if self.averaged and {BENCHMARKS[one].base for one in self.shared(benchmarks)} != {*self.averaged}:
+    def accuracies(self, benchmarks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The rows in [0, 1] by the given benchmarks; empty when a figure averages over other benchmarks."""
+        if self.averaged and {BENCHMARKS[name].base for name in self.common_benchmarks(benchmarks)} != {*self.averaged}:
             return {}
-        of = {one: BENCHMARKS[one].base for one in benchmarks} | {AVERAGE: AVERAGE}
-        found = {
-            name: {one: row[base] / 100 for one, base in of.items() if base in row} for name, row in self.rows.items()
+        bases = {name: BENCHMARKS[name].base for name in benchmarks} | {AVERAGE: AVERAGE}
+        rows = {
+            method: {name: row[base] / 100 for name, base in bases.items() if base in row}
+            for method, row in self.rows.items()
         }
-        return {name: row for name, row in found.items() if row}
+        return {method: row for method, row in rows.items() if row}
 
-    def told(self, benchmarks: Sequence[str]) -> list[str]:
-        """What to know when these benchmarks stand beside it."""
-        name, shared = self.names[0], self.shared(benchmarks)
-        lines = [f"paper, {name}: {self.notes}"] if self.notes else []
-        if self.rows and not self.shares(benchmarks):
-            wanted = f"only the average of {', '.join(self.averaged)}" if self.averaged else "none of these benchmarks"
-            lines = [f"paper, {name}: it has {wanted}"]
-        if 0 < len(shared) < len(benchmarks):
-            lines.append(f"average: of {', '.join(shared)}, which {name} of the paper has")
-        return lines
+    def describe(self, benchmarks: Sequence[str]) -> list[str]:
+        """Notes for a comparison of the given benchmarks with this table."""
+        name, common = self.names[0], self.common_benchmarks(benchmarks)
+        notes = [f"paper, {name}: {self.notes}"] if self.notes else []
+        if self.rows and not self.accuracies(benchmarks):
+            reported = (
+                f"only the average of {', '.join(self.averaged)}" if self.averaged else "none of these benchmarks"
+            )
+            notes = [f"paper, {name}: the paper reports {reported}"]
+        if 0 < len(common) < len(benchmarks):
+            notes.append(f"average: it covers {', '.join(common)}, which the paper reports in {name}")
+        return notes
 
 
 @cache
 def published_tables() -> tuple[PublishedTable, ...]:
-    """All there are, in the paper's order."""
+    """All tables and figures, in the paper's order."""
     return tuple(
         PublishedTable(
             names=tuple(table["names"]),
@@ -70,16 +73,16 @@ def published_tables() -> tuple[PublishedTable, ...]:
 
 
 def find_table(name: str) -> PublishedTable:
-    """By any of its names. Raises InputError that lists them."""
-    named = {known: table for table in published_tables() for known in table.names}
-    if name not in named:
-        raise InputError(f"The paper has no {name!r} here.", f"Choose from: {', '.join(named)}.")
-    return named[name]
+    """The table with this name. Raises InputError that lists all names."""
+    tables = {known: table for table in published_tables() for known in table.names}
+    if name not in tables:
+        raise InputError(f"{name!r} is not a table or figure of the paper.", f"Choose from: {', '.join(tables)}.")
+    return tables[name]
 
 
 def matching_table(models: Iterable[str]) -> PublishedTable | None:
-    """The main table of the pair to which one of the models belongs, by name."""
+    """The main table of the pair to which one of the models belongs by its name."""
     names = [model.lower() for model in models]
     return next(
-        (table for table in published_tables() if any(word in name for word in table.models for name in names)), None
+        (table for table in published_tables() if any(part in name for part in table.models for name in names)), None
     )
