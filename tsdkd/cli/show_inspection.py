@@ -91,7 +91,7 @@ def _token_table(tokens: Sequence[InspectedToken], *, compared: bool) -> Table:
     table.add_column("token", overflow="fold", max_width=14)
     for name in ("student", "teacher", "agree", "gate"):
         table.add_column(name, justify="right")
-    table.add_column(Text("student's candidates [teacher's rank]"), ratio=1)
+    table.add_column(Text("candidates [teacher's rank]"), ratio=1)
     for token in tokens:
         marks = "o" * token.in_opener + "e" * token.in_entropy_term
         text = Text(show_whitespace(token.text), COLOURS[token.before.level])

@@ -80,8 +80,10 @@ class Aggregate:
         has_gate = self.objective.gate
         self.gates.add(gate_weights(student, teacher, self.objective.tau) if has_gate else np.ones(len(student)))
         self.same_best += int((ranks[:, 0] == 0).sum())
-        for arrays in zip(*map(batch.split, (student, teacher, agreement)), strict=True):
-            self._add_response(*arrays, choose_fraction(*arrays[:2]))
+        split = map(batch.split, (student, teacher, agreement))
+        for response_student, response_teacher, response_agreement in zip(*split, strict=True):
+            fraction = choose_fraction(response_student, response_teacher)
+            self._add_response(response_student, response_teacher, response_agreement, fraction)
 
     def _add_response(self, student: Array, teacher: Array, agreement: Array, fraction: float) -> None:
         length, opener = len(student), opener_length(student, fraction)

@@ -167,7 +167,8 @@ def _describe_objective(method: str, objective: dict[str, Any]) -> str:
 
 def _describe_divergence(objective: dict[str, Any]) -> str:
     if objective["divergence"] != "jsd":
-        return objective["divergence"].replace("-", " ").replace("kl", "KL") + f" of {objective['skew']:g}"
+        name = objective["divergence"].replace("-", " ").replace("kl", "KL")
+        return f"{name} of {objective['skew']:g}"
     jsd = f"JSD with β = {objective['beta']:g}"
     return {0: f"forward KL, {jsd}", 1: f"reverse KL, {jsd}"}.get(objective["beta"], jsd)
 
