@@ -1,4 +1,4 @@
-"""Tokens that a model reads for one document of each benchmark: the table in `stages/planning/benchmarks.py`.
+"""Tokens that a model reads for one document of each benchmark: the table in `stages/plan/benchmark_lengths.py`.
 
     python benchmarks/lengths.py DATA MODEL
 

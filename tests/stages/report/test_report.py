@@ -297,7 +297,9 @@ def test_artifacts_are_described_in_sentences(tmp_path: Path) -> None:
         "Method tsdkd: 0.1 \u00d7 indirect (ranking of 10 candidates in an adaptive opener) + 1 \u00d7 direct "
         "(JSD with β = 0.9, without a gate)."
     )
-    assert texts["results/student"] == "student measured on gsm8k (4 documents, 5 shots), and on 64 held-out responses."
+    assert texts["results/student"] == (
+        "The model student was measured on gsm8k (4 documents, 5 shots) and on 64 held-out responses."
+    )
     assert descriptions.differences_to_paper(run) == [
         ("objective.gate", "False", "True"),
         ("objective.opener", "adaptive", "0.1"),

@@ -181,8 +181,8 @@ def _describe_results(artifact: RunArtifact) -> str:
         if name != "held_out"
     ]
     model, tasks = base_name(artifact.manifest.model("evaluated").name), ", ".join(benchmarks or config["tasks"])
-    held_out = f", and on {summary['held_out']['responses']:,} held-out responses" if "held_out" in summary else ""
-    return f"{model} measured on {tasks}{held_out}."
+    held_out = f" and on {summary['held_out']['responses']:,} held-out responses" if "held_out" in summary else ""
+    return f"The model {model} was measured on {tasks}{held_out}."
 
 
 _DESCRIPTIONS = {
