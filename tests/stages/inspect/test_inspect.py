@@ -212,45 +212,45 @@ def test_a_different_tokenizer_is_reported(run: Path, stranger: Path) -> None:
 @pytest.mark.parametrize("opener", [0.3, "adaptive"])
 def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, opener: Any) -> None:
     observer, objective = RecordingObserver(), TSDKDConfig(opener=opener, k=3)
-    found = inspect_all(run / "scores", InspectConfig(opener=opener, k=3), observer=observer)
+    aggregate = inspect_all(run / "scores", InspectConfig(opener=opener, k=3), observer=observer)
     assert observer.done == len(rows)
     responses = [inspect_run(run, sample_id=row["sample_id"], opener=opener, k=3) for row in rows]
     tokens = [token for response in responses for token in response.tokens]
-    assert (found.responses, found.tokens) == (len(rows), len(tokens))
-    for role, means in zip(("student", "teacher"), found.mean_entropy_by_position, strict=True):
+    assert (aggregate.responses, aggregate.tokens) == (len(rows), len(tokens))
+    for role, means in zip(("student", "teacher"), aggregate.mean_entropy_by_position, strict=True):
         for position, mean in enumerate(means):
             entropies = [row[f"{role}_entropy"][position] for row in rows if len(row["response_ids"]) > position]
             assert mean == pytest.approx(np.mean(entropies))
-            assert found.responses_by_position[position] == len(entropies)
-    assert sorted(found.opener_lengths.elements()) == sorted(response.opener_length for response in responses)
-    assert sum(count for _, count in found.opener_length_bins) == len(rows)
-    assert sorted(found.opener_fractions.elements()) == sorted(response.opener_fraction for response in responses)
+            assert aggregate.responses_by_position[position] == len(entropies)
+    assert sorted(aggregate.opener_lengths.elements()) == sorted(response.opener_length for response in responses)
+    assert sum(count for _, count in aggregate.opener_length_bins) == len(rows)
+    assert sorted(aggregate.opener_fractions.elements()) == sorted(response.opener_fraction for response in responses)
     shares = [
         sum(t.before.student_entropy for t in r.tokens if t.in_opener) / sum(t.before.student_entropy for t in r.tokens)
         for r in responses
     ]
-    assert found.opener_entropy_share / len(rows) == pytest.approx(np.mean(shares))
-    assert found.gates.counts.tolist() == np.histogram([t.gate for t in tokens], 10, (0, 1))[0].tolist()
-    assert found.gates.mean == pytest.approx(np.mean([t.gate for t in tokens]))
-    assert found.agreement.mean == pytest.approx(np.mean([t.before.agreement for t in tokens]))
-    assert found.opener_agreement == pytest.approx(sum(t.before.agreement for t in tokens if t.in_opener))
-    assert found.same_best == sum(t.before.candidates[0].rank == 1 for t in tokens)
-    assert not found.captured_mass.counts.any()
-    assert found.objective == objective
+    assert aggregate.opener_entropy_share / len(rows) == pytest.approx(np.mean(shares))
+    assert aggregate.gates.counts.tolist() == np.histogram([t.gate for t in tokens], 10, (0, 1))[0].tolist()
+    assert aggregate.gates.mean == pytest.approx(np.mean([t.gate for t in tokens]))
+    assert aggregate.agreement.mean == pytest.approx(np.mean([t.before.agreement for t in tokens]))
+    assert aggregate.opener_agreement == pytest.approx(sum(t.before.agreement for t in tokens if t.in_opener))
+    assert aggregate.same_best == sum(t.before.candidates[0].rank == 1 for t in tokens)
+    assert not aggregate.captured_mass.counts.any()
+    assert aggregate.objective == objective
 
 
 def test_long_openers_share_bins(run: Path) -> None:
-    found = inspect_all(run / "scores", InspectConfig())
-    found.opener_lengths.clear()
-    found.opener_lengths.update({1: 3, 2: 1, 3: 4, 24: 2})
-    assert found.opener_length_bins[:3] == [(1, 4), (3, 4), (5, 0)]
-    assert found.opener_length_bins[-1] == (23, 2)
-    assert len(found.opener_length_bins) == 12
+    aggregate = inspect_all(run / "scores", InspectConfig())
+    aggregate.opener_lengths.clear()
+    aggregate.opener_lengths.update({1: 3, 2: 1, 3: 4, 24: 2})
+    assert aggregate.opener_length_bins[:3] == [(1, 4), (3, 4), (5, 0)]
+    assert aggregate.opener_length_bins[-1] == (23, 2)
+    assert len(aggregate.opener_length_bins) == 12
 
 
 def test_captured_mass_equals_the_summary_of_score(run: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
     config = ScoreConfig(signal="topk", k=4, top_k=8)
     scores: Artifact = score(run / "rollouts", str(student), str(teacher), tmp_path / "scores", config)
-    found = inspect_all(scores.path, InspectConfig())
-    assert found.captured_mass.mean == pytest.approx(scores.manifest.summary["captured_mass"])
-    assert found.captured_mass.counts.sum() == found.tokens
+    aggregate = inspect_all(scores.path, InspectConfig())
+    assert aggregate.captured_mass.mean == pytest.approx(scores.manifest.summary["captured_mass"])
+    assert aggregate.captured_mass.counts.sum() == aggregate.tokens

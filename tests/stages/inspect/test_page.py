@@ -186,9 +186,9 @@ def test_the_content_policy_blocks_other_scripts(
 
 
 def test_the_aggregate_page_shows_the_aggregates(chromium: Any, run: Path, tmp_path: Path) -> None:
-    found = inspect_all(run / "scores", InspectConfig(opener=0.3))
-    found.captured_mass.add(np.array([0.25, 0.95, 0.96]))
-    with open_page(chromium, write_page(tmp_path, page.aggregate_page(found, MARKUP)), **PHONE) as tab:
+    aggregate = inspect_all(run / "scores", InspectConfig(opener=0.3))
+    aggregate.captured_mass.add(np.array([0.25, 0.95, 0.96]))
+    with open_page(chromium, write_page(tmp_path, page.aggregate_page(aggregate, MARKUP)), **PHONE) as tab:
         assert tab.inner_text("h1").endswith(MARKUP)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         titles = tab.eval_on_selector_all("figcaption", "all => all.map(e => e.innerText)")
@@ -198,8 +198,11 @@ def test_the_aggregate_page_shows_the_aggregates(chromium: Any, run: Path, tmp_p
         )
     values = dict(zip(titles, tables, strict=True))
     means = np.array(values["Mean entropy by position"])[:, 1:]
-    assert means == pytest.approx(found.mean_entropy_by_position.T, rel=1e-3)
-    assert [tuple(map(int, row)) for row in values["Opener lengths"]] == found.opener_length_bins
-    for title, histogram in (("Gate weights", found.gates), ("Agreement of student and teacher", found.agreement)):
+    assert means == pytest.approx(aggregate.mean_entropy_by_position.T, rel=1e-3)
+    assert [tuple(map(int, row)) for row in values["Opener lengths"]] == aggregate.opener_length_bins
+    for title, histogram in (
+        ("Gate weights", aggregate.gates),
+        ("Agreement of student and teacher", aggregate.agreement),
+    ):
         assert [row[1] for row in values[title]] == histogram.counts.tolist()
     assert [row for row in values["Captured mass"] if row[1]] == [[0.25, 1], [0.95, 2]]

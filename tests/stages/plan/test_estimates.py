@@ -52,10 +52,10 @@ def test_a_tied_embedding_counts_as_the_head(small: PlannedModel) -> None:
 
 def test_scoring_costs_two_operations_per_weight_and_token(small: PlannedModel, large: PlannedModel) -> None:
     """250 tokens by both models; on disk 10 x 5 tokens of 16 + 10 x 6 + 48 x 4 bytes, and the teacher's head."""
-    found = estimates.estimate_score(small, large, WORKLOAD, ScoreConfig(k=10), COMPUTE_BOUND)
-    assert found.seconds == pytest.approx(2 * (MULTIPLIED + TEACHER) * 250 / 1e6)
-    assert found.disk == 50 * (16 + 60 + 192) + 272 * 48 * 4
-    assert found.work == "250 tokens"
+    estimate = estimates.estimate_score(small, large, WORKLOAD, ScoreConfig(k=10), COMPUTE_BOUND)
+    assert estimate.seconds == pytest.approx(2 * (MULTIPLIED + TEACHER) * 250 / 1e6)
+    assert estimate.disk == 50 * (16 + 60 + 192) + 272 * 48 * 4
+    assert estimate.work == "250 tokens"
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_training_costs_six_operations_four_with_lora_and_two_more_with_gradient
 ) -> None:
     """Three epochs of 10 responses in batches of 4 are nine steps; the teacher's head computes 150 response tokens."""
     config = TrainConfig(batch_size=4, epochs=3, save_steps=8, **changes)
-    found = estimates.estimate_train(small, large, WORKLOAD, config, "float32", COMPUTE_BOUND)
-    assert found.work == "9 steps of 4"
+    estimate = estimates.estimate_train(small, large, WORKLOAD, config, "float32", COMPUTE_BOUND)
+    assert estimate.work == "9 steps of 4"
     flops = operations * MULTIPLIED * 750 + 2 * 272 * 48 * 150
-    assert found.seconds == pytest.approx(flops / 1e6)
+    assert estimate.seconds == pytest.approx(flops / 1e6)
     # Adapters for q, k, v, o, gate, up and down in two layers.
     trained_weights = 2 * 2 * (64 + 48 + 48 + 64 + 3 * 96) if "lora" in changes else STUDENT
-    assert found.disk == 4 * trained_weights
-    assert found.temporary_disk == 2 * 12 * trained_weights  # steps 8 and 9 are saved
+    assert estimate.disk == 4 * trained_weights
+    assert estimate.temporary_disk == 2 * 12 * trained_weights  # steps 8 and 9 are saved
 
 
 def test_online_training_adds_sampling_and_the_teachers_forward_pass(small: PlannedModel, large: PlannedModel) -> None:
@@ -109,12 +109,12 @@ def test_a_teacher_mixed_policy_adds_the_teachers_sampling(small: PlannedModel, 
 def test_decoding_is_bound_by_compute_or_by_memory(small: PlannedModel) -> None:
     """Ten responses of five tokens, four at a time, are 15 steps; each moves the weights and four caches of 22.5."""
     config = GenerateConfig(engine="transformers", batch_size=4)
-    found = estimates.estimate_generate([small], [1.0], WORKLOAD, config, COMPUTE_BOUND)
-    assert found.seconds == pytest.approx(2 * MULTIPLIED * (200 + 15 * 4) / 1e6)
+    estimate = estimates.estimate_generate([small], [1.0], WORKLOAD, config, COMPUTE_BOUND)
+    assert estimate.seconds == pytest.approx(2 * MULTIPLIED * (200 + 15 * 4) / 1e6)
     cached = 2 * 2 * 2 * 8 * 4  # keys and values, two layers, two heads of 8, float32
-    found = estimates.estimate_generate([small], [1.0], WORKLOAD, config, MEMORY_BOUND)
-    assert found.seconds == pytest.approx(15 * (4 * MULTIPLIED + 4 * 22.5 * cached) / 1e6, rel=1e-6)
-    assert found.memory == 4 * STUDENT + 4 * small.sequence_bytes("float32", 30, 1)
+    estimate = estimates.estimate_generate([small], [1.0], WORKLOAD, config, MEMORY_BOUND)
+    assert estimate.seconds == pytest.approx(15 * (4 * MULTIPLIED + 4 * 22.5 * cached) / 1e6, rel=1e-6)
+    assert estimate.memory == 4 * STUDENT + 4 * small.sequence_bytes("float32", 30, 1)
 
 
 def test_two_fractions_cost_less_than_both_models_in_full(small: PlannedModel, large: PlannedModel) -> None:
@@ -161,5 +161,5 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "COPY_BYTES", {"cpu": 100})
     monkeypatch.setattr("tsdkd.stages.plan.rates.time.perf_counter", lambda: next(clock) / 10)
     monkeypatch.setattr(rates, "default_device", lambda: "cpu")
-    found = rates.measure_rates()
-    assert (found.flops_per_second, found.bytes_per_second) == (pytest.approx(10_240), pytest.approx(2_000))
+    measured = rates.measure_rates()
+    assert (measured.flops_per_second, measured.bytes_per_second) == (pytest.approx(10_240), pytest.approx(2_000))

@@ -96,11 +96,11 @@ def test_every_chart_shows_its_own_metrics(chromium: Any, page: Path) -> None:
 
 def test_benchmarks_and_divergence_match_the_results(chromium: Any, page: Path) -> None:
     with open_page(chromium, page) as tab:
-        found = table_rows(tab, "tr")
-        assert ["benchmark", "teacher", "student", "distilled"] in found
-        assert ["gsm8k", "100.0 ± 12.5", "50.0 ± 12.5", "75.0 ± 12.5"] in found
-        assert ["distilled", "gsm8k", "+25.0 ± 47.9", "2", "1", "4", "1.000"] in found
-        assert ["distilled", "0.9000 ± 0.0100", "0.750", "2.000"] in found  # KL: see tests/helpers/runs.py
+        rows = table_rows(tab, "tr")
+        assert ["benchmark", "teacher", "student", "distilled"] in rows
+        assert ["gsm8k", "100.0 ± 12.5", "50.0 ± 12.5", "75.0 ± 12.5"] in rows
+        assert ["distilled", "gsm8k", "+25.0 ± 47.9", "2", "1", "4", "1.000"] in rows
+        assert ["distilled", "0.9000 ± 0.0100", "0.750", "2.000"] in rows  # KL: see tests/helpers/runs.py
         _, values = chart_rows(tab, "Accuracy with 95 % intervals")
         assert values == ["gsm8k", "100 (75.5 to 124.5)", "50 (25.5 to 74.5)", "75 (50.5 to 99.5)"]
 
@@ -151,11 +151,11 @@ def test_print_is_black_on_white(chromium: Any, page: Path) -> None:
 def test_several_runs_are_compared_and_differences_come_first(chromium: Any, several: Path) -> None:
     with open_page(chromium, several) as tab:
         assert tab.inner_text("h2 >> nth=0") == "Differences between the runs"
-        found = table_rows(tab, "tr")
-        assert found[0] == ["setting", "a", "b"]
-        assert ["checkpoint: objective.direct_weight", "10", "1"] in found
-        assert ["rollouts: seed", "0", "1"] in found
-        assert not any(row[0] == "rollouts: temperature" for row in found[: found.index(["rollouts: seed", "0", "1"])])
+        rows = table_rows(tab, "tr")
+        assert rows[0] == ["setting", "a", "b"]
+        assert ["checkpoint: objective.direct_weight", "10", "1"] in rows
+        assert ["rollouts: seed", "0", "1"] in rows
+        assert not any(row[0] == "rollouts: temperature" for row in rows[: rows.index(["rollouts: seed", "0", "1"])])
         head, *values = chart_rows(tab, "Loss")
         assert head == ["step", "a", "b"]
         assert values[7] == ["8", "1.008", "1.008"]
@@ -167,10 +167,10 @@ def test_several_runs_are_compared_and_differences_come_first(chromium: Any, sev
 
 def test_an_artifact_in_one_run_alone_is_one_difference(run: Path, tmp_path: Path) -> None:
     rollouts(tmp_path / "bare")
-    found = descriptions.differences_between(load_runs([run, tmp_path / "bare"]))
-    assert [row for row in found if row[0].startswith("scores")] == [["scores", "yes", "-"]]
-    assert found[0][1:] == ["yes", "-"]
-    assert not any(row[0].startswith("checkpoint:") for row in found)
+    rows = descriptions.differences_between(load_runs([run, tmp_path / "bare"]))
+    assert [row for row in rows if row[0].startswith("scores")] == [["scores", "yes", "-"]]
+    assert rows[0][1:] == ["yes", "-"]
+    assert not any(row[0].startswith("checkpoint:") for row in rows)
 
 
 def test_results_that_runs_share_are_compared_once(run: Path, tmp_path: Path) -> None:
@@ -206,11 +206,11 @@ def test_costs_and_commands_come_from_journals(run: Path, chromium: Any, tmp_pat
     (directory / "rollouts" / JOURNAL_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "scores" / JOURNAL_FILE).write_text(json.dumps(lines[0] | {"command": "tsdkd score"}) + "\n")
     with open_page(chromium, report([directory])) as tab:
-        found = {row[0]: row[1:7] for row in table_rows(tab, "#cost + * tr")}
+        costs = {row[0]: row[1:7] for row in table_rows(tab, "#cost + * tr")}
         ends = "1 interrupted, 1 finished"
-        assert found["rollouts"] == [ends, "20 min 34 s", "1,234 tokens", "1.0", "3.00 GB", ""]
-        assert found["scores"][:4] == ["1 killed", "unknown", "1,234 tokens", ""]
-        assert found["checkpoint"][:2] == ["unknown", "unknown"]
+        assert costs["rollouts"] == [ends, "20 min 34 s", "1,234 tokens", "1.0", "3.00 GB", ""]
+        assert costs["scores"][:4] == ["1 killed", "unknown", "1,234 tokens", ""]
+        assert costs["checkpoint"][:2] == ["unknown", "unknown"]
         text = tab.inner_text("main")
         assert text.count("rollouts: The disk is slow.") == 1
         assert "Killed and running sessions have no recorded time: scores." in text
@@ -339,12 +339,12 @@ def test_long_runs_make_small_pages(tmp_path: Path) -> None:
 
 def test_thinned_curves_keep_mean_range_and_end() -> None:
     entries = [{"loss": float(step % 2), "step": step} for step in range(1, 10_001)]
-    found = curves.thin("x", entries, "loss", 100)
-    assert len(found.x) == 100
-    assert found.x[-1] == 10_000
-    assert set(found.y) == {0.5}
-    assert found.low == [0.0] * 100
-    assert found.high == [1.0] * 100
+    curve = curves.thin("x", entries, "loss", 100)
+    assert len(curve.x) == 100
+    assert curve.x[-1] == 10_000
+    assert set(curve.y) == {0.5}
+    assert curve.low == [0.0] * 100
+    assert curve.high == [1.0] * 100
     few = curves.thin("x", entries[:3], "loss", 100)
     assert (few.x, few.y, few.low) == ([1, 2, 3], [1.0, 0.0, 1.0], None)
 

@@ -83,7 +83,7 @@ def _compare_results(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
     names = short_names([artifact.path for artifact in distinct.values()])
     artifacts = dict(zip(names, distinct.values(), strict=True))
     baseline = next((name for name, artifact in artifacts.items() if artifact.path.name == "student"), None)
-    comparison = compare({name: found.as_artifact() for name, found in artifacts.items()}, baseline, skip=True)
+    comparison = compare({name: artifact.as_artifact() for name, artifact in artifacts.items()}, baseline, skip=True)
     return comparison, [
         *(f"Results are not compared: {reason}" for reason in comparison.skipped),
         *comparison.notes,
