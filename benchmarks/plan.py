@@ -1,9 +1,9 @@
-"""What `tsdkd plan` reckons beside what stages took, on the embedded pair.
+"""Compares the estimates of `tsdkd plan` with the measured cost of each stage, on the embedded pair.
 
     python benchmarks/plan.py [RESPONSES]
 
-On a CPU seconds are the processor's, of rates and stages alike, so that other work on the machine does not count.
-Rollouts are planned with the tokens that they turned out to have: what a plan made before knows of them is a bound.
+On a CPU, rates and stages are timed in processor seconds, which exclude other work on the machine. Estimates use the
+real lengths of the rollouts; a plan made before `tsdkd generate` knows only an upper bound.
 """
 
 import sys
@@ -24,13 +24,12 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.device import default_device
+from tsdkd.stages.models.device import default_device, forward_precision
 from tsdkd.stages.plan import estimates
-from tsdkd.stages.plan.chain import Chain
-from tsdkd.stages.plan.models import find_planned_model
+from tsdkd.stages.plan.chain import Chain, Workload
+from tsdkd.stages.plan.models import load_planned_model
 from tsdkd.stages.plan.rates import measure_rates
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.loop import forward_precision
 from tsdkd.stages.train.stage import train_offline
 
 RESPONSES = 48
@@ -41,50 +40,52 @@ TRAIN = TrainConfig(epochs=1, batch_size=8, learning_rate=3e-5)
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else RESPONSES
     teacher, student = embedded_teacher(), embedded_student()
-    sampling, asked = GenerateConfig(**OPTIONS, limit=count), EvalConfig(tasks=("embedded",), limit=count)  # type: ignore[arg-type]
-    small, large = find_planned_model(student), find_planned_model(teacher)
+    sampling = GenerateConfig(**OPTIONS, limit=count)  # type: ignore[arg-type]
+    evaluation = EvalConfig(tasks=("embedded",), limit=count)
+    small, large = load_planned_model(student), load_planned_model(teacher)
     clock = time.process_time if default_device() == "cpu" else time.perf_counter
     with patch("tsdkd.stages.plan.rates.time.perf_counter", clock):
         rates = measure_rates()
-    table = Table("stage", "planned s", "took s", "planned / took", "disk planned / written")
+    table = Table("stage", "estimated s", "measured s", "estimated / measured", "disk estimated / written")
 
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
         rollouts, scores = run / "rollouts", run / "scores"
 
-        def texts() -> estimates.Texts:
+        def workload() -> Workload:
             return Chain({}).rollouts(rollouts)
 
-        def row(name: str, work: Callable[[], Artifact], plan: Callable[[], estimates.Estimate]) -> None:
+        def add_row(stage: str, work: Callable[[], Artifact], estimate: Callable[[], estimates.Estimate]) -> None:
             start = clock()
             artifact = work()
-            took, found = clock() - start, plan()
+            measured, estimated = clock() - start, estimate()
             written = sum(part.bytes for part in artifact.manifest.parts)
-            numbers = [found.seconds, took]
-            shares = [found.seconds / took, found.disk / written]
-            table.add_row(name, *(f"{number:,.1f}" for number in numbers), *(f"{share:.2f}" for share in shares))
+            seconds = [f"{estimated.seconds:,.1f}", f"{measured:,.1f}"]
+            table.add_row(stage, *seconds, f"{estimated.seconds / measured:.2f}", f"{estimated.disk / written:.2f}")
 
-        row(
+        add_row(
             "generate",
             lambda: generate(PROMPTS, student, rollouts, sampling),
-            lambda: estimates.generate([small], [1.0], texts(), sampling, rates),
+            lambda: estimates.estimate_generate([small], [1.0], workload(), sampling, rates),
         )
-        row(
+        add_row(
             "score",
             lambda: score(rollouts, student, teacher, scores, ScoreConfig()),
-            lambda: estimates.score(small, large, texts(), ScoreConfig(), rates),
+            lambda: estimates.estimate_score(small, large, workload(), ScoreConfig(), rates),
         )
-        row(
+        add_row(
             "train",
             lambda: train_offline(rollouts, scores, student, run / "checkpoint", TRAIN),
-            lambda: estimates.train(small, large, texts(), TRAIN, forward_precision(TRAIN), rates),
+            lambda: estimates.estimate_train(
+                small, large, workload(), TRAIN, forward_precision(TRAIN.precision), rates
+            ),
         )
-        row(
+        add_row(
             "eval",
-            lambda: evaluate(student, run / "results", asked),
-            lambda: estimates.evaluate([small], None, asked, rates),
+            lambda: evaluate(student, run / "results", evaluation),
+            lambda: estimates.estimate_eval([small], None, evaluation, rates),
         )
-    Console().print(f"{rates.flops / 1e9:,.1f} GFLOP/s, {rates.bytes / 1e9:,.1f} GB/s", table)
+    Console().print(f"{rates.flops_per_second / 1e9:,.1f} GFLOP/s, {rates.bytes_per_second / 1e9:,.1f} GB/s", table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `tsdkd inspect` shows in a terminal, and that it says where the page is."""
+"""`tsdkd inspect` on the command line: terminal output and the path of the page."""
 
 import io
 import re
@@ -22,26 +22,26 @@ COMMANDS = (
 )
 
 
-def run(*command: object) -> Any:
-    found = CliRunner().invoke(app, [str(word) for word in command])
-    assert found.exit_code == 0, found.output
-    return found
+def run(*words: object) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result
 
 
 @pytest.fixture(scope="module")
 def trained(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a checkpoint."""
-    place = tmp_path_factory.mktemp("trained")
-    prompts = write_prompts(place / "prompts.jsonl", 4)
-    named = (["--student", student, "--prompts", prompts], ["--teacher", teacher], [])
-    for command, names in zip(COMMANDS, named, strict=True):
-        run(*command, "--run", place, *names)
-    return place
+    """A run directory with a checkpoint."""
+    directory = tmp_path_factory.mktemp("trained")
+    prompts = write_prompts(directory / "prompts.jsonl", 4)
+    inputs = (["--student", student, "--prompts", prompts], ["--teacher", teacher], [])
+    for command, options in zip(COMMANDS, inputs, strict=True):
+        run(*command, "--run", directory, *options)
+    return directory
 
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What a user in front of a terminal of 80 columns sees, the pager's text aside."""
+    """The output on a terminal of 80 columns, without paged text."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system="truecolor", width=80, highlight=False)
     monkeypatch.setattr("tsdkd.cli.show_inspection.out", console)
@@ -49,60 +49,63 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def test_piped_it_is_plain_text_of_80_columns(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piped_output_is_plain_text_of_80_columns(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for more in ([], ["--aggregate"], ["--after", trained / "checkpoint"]):
-        shown = run("inspect", "--run", trained, *more).stdout
+    for options in ([], ["--aggregate"], ["--after", trained / "checkpoint"]):
+        shown = run("inspect", "--run", trained, *options).stdout
         assert "\x1b" not in shown
         assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_a_table_of_the_positions_asked_for(trained: Path) -> None:
-    """Each with its marks, both entropies, agreement, gate, and the candidates in the student's order."""
-    found = inspect_scores(trained / "scores", InspectConfig(k=3, opener=0.5))
+def test_the_table_shows_the_requested_positions(trained: Path) -> None:
+    """With marks, both entropies, agreement, gate, and the candidates in the student's order."""
+    response = inspect_scores(trained / "scores", InspectConfig(k=3, opener=0.5))
     shown = run("inspect", "--run", trained, "--positions", "2-4").stdout
     table = shown[shown.index("[teacher's") :]
     assert re.findall(r"^ *(\d+) [o ]", table, re.MULTILINE) == ["2", "3", "4"]
-    for token in found.tokens[1:4]:
+    for token in response.tokens[1:4]:
         (line,) = [line for line in table.splitlines() if line.split()[:1] == [str(token.position)]]
         before = token.before
         assert f"{before.student_entropy:.2f} " in line
         assert f"{before.teacher_entropy:.2f} {before.agreement:.2f} {token.gate:.2f}" in " ".join(line.split())
-        assert re.match(r" *\d+ (o?e?)", line)[1] == "o" * token.opener + "e" * token.uncertain
+        assert re.match(r" *\d+ (o?e?)", line)[1] == "o" * token.in_opener + "e" * token.in_entropy_term
         order = [f"[{candidate.rank}]" for candidate in before.candidates]
         assert re.findall(r"\[\d+\]", table[table.index(line) :])[:3] == order
 
 
-def test_the_checkpoints_objective_is_the_default_and_that_is_said(trained: Path) -> None:
-    found = run("inspect", "--run", trained, "--em-ratio", 0.3)
-    assert f"as {trained / 'checkpoint'} was trained" in found.stderr
-    assert "(c = 0.5)" in found.stdout
-    assert "(ratio 0.3)" in found.stdout
+def test_the_checkpoints_objective_is_the_default_and_is_reported(trained: Path) -> None:
+    result = run("inspect", "--run", trained, "--em-ratio", 0.3)
+    assert f"those that trained {trained / 'checkpoint'}" in " ".join(result.stderr.split())
+    assert "(c = 0.5)" in result.stdout
+    assert "(ratio 0.3)" in result.stdout
 
 
-def test_a_page_says_where_it_is(trained: Path, tmp_path: Path) -> None:
-    for more, title in (([], "token by token"), (["--aggregate"], "What is selected")):
+def test_the_last_line_is_the_path_of_the_page(trained: Path, tmp_path: Path) -> None:
+    for options, title in (([], "token by token"), (["--aggregate"], "Selection in")):
         page = tmp_path / "page.html"
-        assert run("inspect", "--run", trained, "--html", page, *more).stdout.splitlines()[-1] == str(page)
+        assert run("inspect", "--run", trained, "--html", page, *options).stdout.splitlines()[-1] == str(page)
         assert title in page.read_text()
 
 
-def test_models_read_where_there_are_no_scores(trained: Path, teacher: Path, tmp_path: Path) -> None:
+def test_models_replace_missing_scores(trained: Path, teacher: Path, tmp_path: Path) -> None:
     sample = inspect_scores(trained / "scores", InspectConfig()).sample_id
-    named = ["--rollouts", trained / "rollouts", "--teacher", teacher, "--sample-id", sample, "--k", 3, "--opener", 0.5]
-    live = run("inspect", "--run", tmp_path, *named).stdout
-    assert live == run("inspect", "--run", trained, "--sample-id", sample).stdout
+    options = ["--rollouts", trained / "rollouts", "--teacher", teacher, "--sample-id", sample]
+    options += ["--k", 3, "--opener", 0.5]
+    assert (
+        run("inspect", "--run", tmp_path, *options).stdout
+        == run("inspect", "--run", trained, "--sample-id", sample).stdout
+    )
 
 
-def test_colours_on_a_terminal(trained: Path, terminal: io.StringIO) -> None:
+def test_a_terminal_shows_colours(trained: Path, terminal: io.StringIO) -> None:
     response = inspect_scores(trained / "scores", InspectConfig(opener=0.5))
     show_inspection.show_response(response)
     shown = terminal.getvalue()
-    deepest = max(token.before.level for token in response.tokens)
-    red, green, blue = (int(show_inspection.COLOURS[deepest][-6:][i : i + 2], 16) for i in (0, 2, 4))
+    level = max(token.before.level for token in response.tokens)
+    red, green, blue = (int(show_inspection.COLOURS[level][-6:][i : i + 2], 16) for i in (0, 2, 4))
     assert f"48;2;{red};{green};{blue}" in shown
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
-    assert "".join(t.text for t in response.tokens[: response.opener]) + show_inspection.OPENER_END in plain
+    assert "".join(t.text for t in response.tokens[: response.opener_length]) + show_inspection.OPENER_END in plain
     assert max(map(len, plain.splitlines())) <= 80
 
 
@@ -116,12 +119,12 @@ def test_a_terminal_gets_a_pager(trained: Path, terminal: io.StringIO, monkeypat
     assert terminal.getvalue() == ""
 
 
-@pytest.mark.parametrize("name", ["page.txt", "folder.html", "none/page.html"])
-def test_only_a_page_is_written(trained: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["page.txt", "folder.html", "missing/page.html"])
+def test_only_html_files_are_written(trained: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.html").mkdir()
-    (tmp_path / "page.txt").write_text("mine")
+    (tmp_path / "page.txt").write_text("before")
     for command in ("inspect", "--run"), ("report",):
-        found = CliRunner().invoke(app, [*command, str(trained), "--html", str(tmp_path / name)])
-        assert found.exit_code == 2
-        assert "--html" in found.stderr or ".html" in found.stderr
-    assert (tmp_path / "page.txt").read_text() == "mine"
+        result = CliRunner().invoke(app, [*command, str(trained), "--html", str(tmp_path / name)])
+        assert result.exit_code == 2
+        assert "--html" in result.stderr or ".html" in result.stderr
+    assert (tmp_path / "page.txt").read_text() == "before"

@@ -77,7 +77,7 @@ def test_what_is_there_is_read(student: Path, teacher: Path, tmp_path: Path) -> 
     table = rollouts.table()
     read = sum(len(row) for name in ("prompt_ids", "response_ids") for row in table[name].to_pylist())
     found = work(f"tsdkd {line}", f"tsdkd score --run a --teacher {teacher}", f"tsdkd {line} --overwrite")
-    assert found == ["finished already", f"{read:,} tokens", "≤ 4 x 3 tokens", ""]
+    assert found == ["already complete", f"{read:,} tokens", "≤ 4 x 3 tokens", ""]
 
 
 def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> None:
@@ -104,7 +104,11 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("tsdkd score --run nowhere", "Found no rollouts at nowhere/rollouts.", "tsdkd generate"),
         ("tsdkd generate --student ./none", "The model directory ./none does not exist.", "model directory"),
         ("tsdkd generate --prompts no.jsonl --student STUDENT", "The prompts file no.jsonl does not exist.", "path"),
-        ("tsdkd generate --prompts org/name --student STUDENT", "How many prompts org/name has", "--prompts N"),
+        (
+            "tsdkd generate --prompts org/name --student STUDENT",
+            "The number of prompts in org/name is unknown",
+            "--prompts N",
+        ),
         ("tsdkd generate --engine vllm --student STUDENT", "vLLM is not installed.", "pip install"),
     ],
 )

@@ -44,7 +44,9 @@ def test_stages_leave_journals_and_the_last_line_is_the_page(
     for kind, command in zip(("rollouts", "scores"), commands, strict=True):
         (session,) = read_sessions(tmp_path / "run" / kind)
         assert (session.command, session.exit) == (shlex.join(["tsdkd", *command]), "finished")
-    monkeypatch.setattr("tsdkd.stages.report.stage.render", lambda *_, **values: values["runs"][0]["typed"][1])
+    monkeypatch.setattr(
+        "tsdkd.stages.report.stage.render", lambda *_, **values: values["runs"][0]["recorded_commands"][1]
+    )
     shown = CliRunner().invoke(app, ["report", place])
     assert shown.stdout.splitlines()[-1] == f"{place}/report.html"
     assert (tmp_path / "run" / "report.html").read_text() == shlex.join(["tsdkd", *commands[1]])

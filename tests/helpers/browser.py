@@ -1,4 +1,4 @@
-"""A real headless Chromium for pages; tests that use it skip where there is none, but not in CI."""
+"""A headless Chromium for page tests; the tests skip without Chromium, except in CI."""
 
 import os
 import shutil
@@ -13,30 +13,33 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
+def open_browser() -> Iterator[Any]:
     """Playwright's browser object."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None and not os.environ.get("CI"):
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None and not os.environ.get("CI"):
         pytest.skip("needs Chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         try:
-            yield one
+            yield browser
         finally:
-            one.close()
+            browser.close()
 
 
 @contextmanager
-def opened(one: Any, page: Path, **context: Any) -> Iterator[Any]:
-    """A page offline, with a phone's or a desk's `viewport`, `color_scheme` ...; no error may reach its console."""
-    room = one.new_context(offline=True, **context)
-    tab = room.new_page()
+def open_page(browser: Any, file: Path, **options: Any) -> Iterator[Any]:
+    """A page opened offline; fails if its console receives an error or a warning.
+
+    `options` are those of Playwright's `new_context`, such as `viewport` and `color_scheme`.
+    """
+    context = browser.new_context(offline=True, **options)
+    page = context.new_page()
     errors: list[str] = []
-    tab.on("console", lambda message: errors.append(message.text) if message.type in {"error", "warning"} else None)
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.goto(page.resolve().as_uri())
-    yield tab
-    room.close()
+    page.on("console", lambda message: errors.append(message.text) if message.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(file.resolve().as_uri())
+    yield page
+    context.close()
     assert not errors

@@ -1,4 +1,4 @@
-"""Run directories as the stages leave them, made without a model: what reports are tested on."""
+"""Writes run directories like those of the stages, without models, to test reports."""
 
 import json
 from dataclasses import asdict, replace
@@ -19,41 +19,41 @@ from tsdkd.stages.methods import find_method
 
 STUDENT = ModelRecord("student", "models/small", "a" * 64, "t", "c")
 TEACHER = ModelRecord("teacher", "models/large", "b" * 64, "t", "c")
-NASTY = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"> & {{ 7 * 7 }}"
+MARKUP = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"> & {{ 7 * 7 }}"
 KEYS = [
     *("loss", "indirect", "direct", "entropy", "student_entropy", "teacher_entropy", "top1_agreement"),
     *("rank_agreement", "candidate_overlap", "drift", "gate", "response_length", "opener_length"),
     *("truncated", "repeating", "grad_norm", "learning_rate"),
 ]
 VERDICTS = {"teacher": "1111", "student": "1100", "distilled": "0111"}
-"""Of four documents: the distilled model lost the first and gained the last two."""
+"""Scores of four documents: the distilled model lost the first and gained the last two."""
 
 
 def log(steps: int, measured: int = 0) -> list[dict[str, float]]:
-    """Every measure has values of its own: the number of its name, plus a thousandth a step."""
+    """Each metric logs its number in `KEYS`, plus a thousandth per step; `measured`: steps between measurements."""
     entries = []
     for step in range(1, steps + 1):
         entry = {name: number + step / 1000 for number, name in enumerate(KEYS, 1)}
         entries.append({**entry, "repeating": 0.0, "step": step})
         if measured and step % measured == 0:
-            near = {"eval_kl": 2 / step, "eval_agreement": 0.5 + step / 1000, "eval_entropy": 3 + step / 1000}
-            entries.append({**near, "step": step})
+            held_out = {"eval_kl": 2 / step, "eval_agreement": 0.5 + step / 1000, "eval_entropy": 3 + step / 1000}
+            entries.append({**held_out, "step": step})
     return entries
 
 
-def make_run(place: Path, *, seed: int = 0, steps: int = 8, response: str = NASTY, **objective: Any) -> Path:
-    """A finished run; `objective` are settings that are not the paper's."""
-    rollouts(place, seed, response)
-    scores(place)
-    checkpoint(place, seed, log(steps, 4), **objective)
+def make_run(directory: Path, *, seed: int = 0, steps: int = 8, response: str = MARKUP, **objective: Any) -> Path:
+    """A complete run; `objective`: settings that differ from the paper's."""
+    rollouts(directory, seed, response)
+    scores(directory)
+    checkpoint(directory, seed, log(steps, 4), **objective)
     for name, verdicts in VERDICTS.items():
-        results(place, name, verdicts, response)
-    return place
+        results(directory, name, verdicts, response)
+    return directory
 
 
-def rollouts(place: Path, seed: int = 0, response: str = NASTY) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    prompts = place / "prompts.jsonl"
+def rollouts(directory: Path, seed: int = 0, response: str = MARKUP) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    prompts = directory / "prompts.jsonl"
     prompts.write_text('{"prompt": "one"}\n')
     manifest = Manifest(
         kind="rollouts",
@@ -66,41 +66,43 @@ def rollouts(place: Path, seed: int = 0, response: str = NASTY) -> None:
         {
             "sample_id": f"p{i}-0",
             "prompt_id": f"p{i}",
-            "messages": [{"role": "user", "content": f"Question {i}? {NASTY}"}],
+            "messages": [{"role": "user", "content": f"Question {i}? {MARKUP}"}],
             "response": f"{response} by seed {seed}",
         }
         for i in range(4)
     ]
-    with Writer.open(place / "rollouts", manifest) as writer:
+    with Writer.open(directory / "rollouts", manifest) as writer:
         writer.write_table("part-00000.parquet", _table("rollouts", rows))
         counts = {"responses": 4, "response_tokens": 1234, "teacher_tokens": 0, "truncated": 1}
         writer.finish({"prompts": 4, "prompts_left_out": {}, **counts})
 
 
-def scores(place: Path) -> None:
-    parent = Parent("rollouts", _fingerprint(place / "rollouts"), "../rollouts")
+def scores(directory: Path) -> None:
+    parent = Parent("rollouts", _fingerprint(directory / "rollouts"), "../rollouts")
     manifest = Manifest("scores", asdict(ScoreConfig()), 0, (parent,), (STUDENT, TEACHER))
-    with Writer.open(place / "scores", manifest) as writer:
+    with Writer.open(directory / "scores", manifest) as writer:
         writer.write_table("part-00000.parquet", _table("scores", [{"sample_id": f"p{i}-0"} for i in range(4)]))
         writer.finish({"tokens": 1234})
 
 
 def checkpoint(
-    place: Path, seed: int, entries: list[dict[str, float]], method: str = "tsdkd", **objective: Any
+    directory: Path, seed: int, entries: list[dict[str, float]], method: str = "tsdkd", **objective: Any
 ) -> None:
-    loss = replace(find_method(method).objective, **objective)
-    config = asdict(TrainConfig(method=method, objective=loss, batch_size=8, epochs=1.0)) | {"precision": "float32"}
+    method_objective = replace(find_method(method).objective, **objective)
+    config = asdict(TrainConfig(method=method, objective=method_objective, batch_size=8, epochs=1.0)) | {
+        "precision": "float32"
+    }
     del config["trackers"], config["save_steps"]
-    parents = tuple(Parent(kind, _fingerprint(place / kind), f"../{kind}") for kind in ("rollouts", "scores"))
+    parents = tuple(Parent(kind, _fingerprint(directory / kind), f"../{kind}") for kind in ("rollouts", "scores"))
     manifest = Manifest("checkpoint", config, seed, parents, (STUDENT, TEACHER))
-    with Writer.open(place / "checkpoint", manifest) as writer:
+    with Writer.open(directory / "checkpoint", manifest) as writer:
         writer.aside("metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         writer.add_file("metrics.jsonl")
         writer.finish({"steps": sum("loss" in entry for entry in entries)})
 
 
-def results(place: Path, name: str, verdicts: str, answer: str = "", first: int = 0, weight: float = 1.0) -> None:
-    """`first`: number of the first document."""
+def results(directory: Path, name: str, verdicts: str, answer: str = "", first: int = 0, weight: float = 1.0) -> None:
+    """Results of the model `name`: one verdict, 0 or 1, per document; `first`: number of the first document."""
     model = ModelRecord("evaluated", f"models/{name}", name, "t", "c")
     manifest = Manifest("results", asdict(EvalConfig(tasks=("gsm8k",))), 0, (), (model,))
     metric = "exact_match,flexible-extract"
@@ -111,7 +113,7 @@ def results(place: Path, name: str, verdicts: str, answer: str = "", first: int 
             "document": i,
             "document_hash": str(i),
             "metric": metric,
-            "prompt": f"How many? {NASTY}",
+            "prompt": f"How many? {MARKUP}",
             "response": f"{name} says {i} {answer}",
             "target": str(i),
             "score": float(verdict),
@@ -120,12 +122,19 @@ def results(place: Path, name: str, verdicts: str, answer: str = "", first: int 
         for i, verdict in enumerate(verdicts, first)
     ]
     mean, count = verdicts.count("1") / len(verdicts), len(verdicts)
-    near = {"responses": 64, "kl": len(name) / 10, "kl_stderr": 0.01, "agreement": 0.75, "entropy": 2.0}
-    with Writer.open(place / "results" / name, manifest) as writer:
+    held_out = {"responses": 64, "kl": len(name) / 10, "kl_stderr": 0.01, "agreement": 0.75, "entropy": 2.0}
+    with Writer.open(directory / "results" / name, manifest) as writer:
         writer.write_table("gsm8k.parquet", _table("results", rows))
-        found = {"metric": metric, "value": mean, "stderr": 0.125, "documents": count, "shots": 5, "other_metrics": {}}
-        held = {**near, "prompt": NASTY, "response": f"{name} answers {NASTY}"}
-        writer.finish({"gsm8k": {**found, "truncated": 1, "prompts_truncated": 0}, "held_out": held})
+        benchmark = {
+            "metric": metric,
+            "value": mean,
+            "stderr": 0.125,
+            "documents": count,
+            "shots": 5,
+            "other_metrics": {},
+        }
+        held_out |= {"prompt": MARKUP, "response": f"{name} answers {MARKUP}"}
+        writer.finish({"gsm8k": {**benchmark, "truncated": 1, "prompts_truncated": 0}, "held_out": held_out})
 
 
 def _table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:
@@ -133,5 +142,4 @@ def _table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _fingerprint(path: Path) -> str:
-
     return load_manifest(path).fingerprint

@@ -15,7 +15,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import InspectConfig
 
 if TYPE_CHECKING:
-    from tsdkd.stages.inspect.response import Response
+    from tsdkd.stages.inspect.response import InspectedResponse
 
 SHOWN = "What is shown"
 TRAINED = "the checkpoint's, else {}"
@@ -138,7 +138,7 @@ def _response(
     student: str | None,
     teacher: str | None,
     after: str | None,
-) -> Response:
+) -> InspectedResponse:
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.inspect.stage import inspect_models, inspect_scores
 

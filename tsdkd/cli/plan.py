@@ -103,28 +103,31 @@ def _in_line(number: int) -> Iterator[None]:
 def _show(rows: list[PlanRow], rates: Rates) -> None:
     from tsdkd.stages.data.score_cost import format_bytes
     from tsdkd.stages.models.device import available_memory
-    from tsdkd.stages.plan.estimates import total
+    from tsdkd.stages.plan.estimates import sum_estimates
     from tsdkd.stages.plan.rates import EFFICIENCY
 
     disk, memory = shutil.disk_usage(Path.cwd()).free, available_memory(rates.device)
 
     def cells(name: str, on: str, found: Estimate, before: int = 0) -> list[str]:
-        size = format_bytes(found.disk) + (f"\n+ {format_bytes(found.aside)}" if found.aside else "")
-        disk_ = _fitting(size, before + found.disk + found.aside, disk)
+        size = format_bytes(found.disk) + (f"\n+ {format_bytes(found.temporary_disk)}" if found.temporary_disk else "")
+        disk_ = _fitting(size, before + found.disk + found.temporary_disk, disk)
         memory_ = _fitting(format_bytes(found.memory), found.memory, memory)
-        return [name, on, found.amount, disk_, memory_, ("≤ " if found.at_most else "") + _time(found.seconds)]
+        return [name, on, found.work, disk_, memory_, ("≤ " if found.is_upper_bound else "") + _time(found.seconds)]
 
     lines, kept = [], 0
     for row in rows:
         found = row.estimate
-        lines.append(cells(row.stage, row.on, found, kept) if found else [row.stage, row.on, row.note, "", "", ""])
+        lines.append(
+            cells(row.stage, row.inputs, found, kept) if found else [row.stage, row.inputs, row.note, "", "", ""]
+        )
         kept += found.disk if found else 0
-    lines.append(cells("in all", "", total([row.estimate for row in rows if row.estimate])))
+    lines.append(cells("in all", "", sum_estimates([row.estimate for row in rows if row.estimate])))
     show_table("plan", ["stage", "on", "work", "disk", "memory", "time"], lines)
     show_text(
         f"Free here: {format_bytes(disk)} on disk, {format_bytes(memory)} of memory ({rates.device}). "
         "Disk after + is needed while the stage runs.\n"
-        f"Measured now, {rates.dtype}: {rates.flops / 1e9:,.0f} GFLOP/s, {rates.bytes / 1e9:,.1f} GB/s; "
+        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, "
+        f"{rates.bytes_per_second / 1e9:,.1f} GB/s; "
         f"{EFFICIENCY:.0%} of them is reckoned with, in one process.\n"
         "≤: as if every response were as long as --max-new-tokens lets it be."
     )

@@ -1,4 +1,4 @@
-"""The pages in a real browser: the artifact's numbers, opened by mouse, finger and keyboard; rollouts stay text."""
+"""Inspection pages in a browser: the artifact's numbers, selection by mouse, touch and keyboard, and escaped text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.browser import browser, opened
+from tests.helpers.browser import open_browser, open_page
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig
 from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.inspect import page
-from tsdkd.stages.inspect.response import LEVELS, Candidate, PositionView, Response, Token
+from tsdkd.stages.inspect.response import ENTROPY_LEVELS, Candidate, InspectedResponse, InspectedToken, TokenScores
 from tsdkd.stages.inspect.stage import inspect_all, inspect_scores
 
-NASTY = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+MARKUP = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 CONTRAST = """
 ([element, behind]) => {
@@ -32,35 +32,43 @@ CONTRAST = """
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with browser() as one:
-        yield one
+    with open_browser() as chromium:
+        yield chromium
 
 
-def seen(entropy: float, ranks: list[int], texts: tuple[str, str] = ("a", "b")) -> PositionView:
-    return PositionView(entropy, 1.0, 1.0, [Candidate(text, rank) for text, rank in zip(texts, ranks, strict=True)])
+def token_scores(entropy: float, ranks: list[int], texts: tuple[str, str] = ("a", "b")) -> TokenScores:
+    return TokenScores(entropy, 1.0, 1.0, [Candidate(text, rank) for text, rank in zip(texts, ranks, strict=True)])
 
 
-def written(tmp_path: Path, content: str) -> Path:
+def write_page(tmp_path: Path, content: str) -> Path:
     (tmp_path / "page.html").write_text(content, encoding="utf-8")
     return tmp_path / "page.html"
 
 
 @pytest.fixture
-def nasty() -> Response:
-    """Tokens of every colour, of which the fourth is much too long; markup wherever a rollout may put some."""
-    texts = [NASTY, " two", "\n", "x" * 300, " five", " six"]
-    entropies = [0.0, *LEVELS]
+def response_with_markup() -> InspectedResponse:
+    """Tokens of every colour, one of them very long, and markup in every field of a rollout."""
+    texts = [MARKUP, " two", "\n", "x" * 300, " five", " six"]
+    entropies = [0.0, *ENTROPY_LEVELS]
     tokens = [
-        Token(i + 1, text, 0.25, i < 2, i == 5, seen(entropy, [2, 1], (NASTY, " b")), seen(5 - entropy, [1, 2]))
+        InspectedToken(
+            position=i + 1,
+            text=text,
+            gate=0.25,
+            in_opener=i < 2,
+            in_entropy_term=i == 5,
+            before=token_scores(entropy, [2, 1], (MARKUP, " b")),
+            after=token_scores(5 - entropy, [1, 2]),
+        )
         for i, (text, entropy) in enumerate(zip(texts, entropies, strict=True))
     ]
-    return Response(NASTY, "stop", NASTY, [("user", NASTY)], TSDKDConfig(k=2), 0.1, 2, tokens, NASTY)
+    return InspectedResponse(MARKUP, "stop", MARKUP, [("user", MARKUP)], TSDKDConfig(k=2), 0.1, 2, tokens, MARKUP)
 
 
-def test_the_numbers_are_the_artifacts(chromium: Any, run: Path, tmp_path: Path) -> None:
+def test_the_table_shows_the_artifacts_numbers(chromium: Any, run: Path, tmp_path: Path) -> None:
     row = read_artifact(run / "scores", "scores").table().to_pylist()[2]
-    found = inspect_scores(run / "scores", InspectConfig(sample_id=row["sample_id"]))
-    with opened(chromium, written(tmp_path, page.response_page(found))) as tab:
+    response = inspect_scores(run / "scores", InspectConfig(sample_id=row["sample_id"]))
+    with open_page(chromium, write_page(tmp_path, page.response_page(response))) as tab:
         cells = tab.evaluate(
             "[...document.querySelectorAll('#positions tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
         )
@@ -70,72 +78,82 @@ def test_the_numbers_are_the_artifacts(chromium: Any, run: Path, tmp_path: Path)
     gaps = np.array(row["student_entropy"]) - np.array(row["teacher_entropy"])
     assert [float(line[5]) for line in cells] == pytest.approx(1 / (1 + np.exp(-gaps)), abs=6e-4)
     assert ranks == row["ranks"]
-    assert ["opener" in line[2] for line in cells] == [token.opener for token in found.tokens]
-    assert ["entropy" in line[2] for line in cells] == [token.uncertain for token in found.tokens]
+    assert ["opener" in line[2] for line in cells] == [token.in_opener for token in response.tokens]
+    assert ["entropy" in line[2] for line in cells] == [token.in_entropy_term for token in response.tokens]
 
 
-def test_a_click_opens_what_both_models_see(chromium: Any, run: Path, tmp_path: Path) -> None:
-    found = inspect_scores(run / "scores", InspectConfig())
-    expected = [f"{one.text} {one.rank}" for one in found.tokens[3].before.candidates]
-    with opened(chromium, written(tmp_path, page.response_page(found))) as tab:
+def test_a_click_shows_a_tokens_scores(chromium: Any, run: Path, tmp_path: Path) -> None:
+    response = inspect_scores(run / "scores", InspectConfig())
+    expected = [f"{candidate.text} {candidate.rank}" for candidate in response.tokens[3].before.candidates]
+    with open_page(chromium, write_page(tmp_path, page.response_page(response))) as tab:
         assert tab.is_hidden("#panel")
         tab.click("#tokens a >> nth=3")
-        assert tab.eval_on_selector_all("#panel li", "items => items.map(one => one.innerText)") == expected
-        assert f"{found.tokens[3].before.student_entropy:.3f}" in tab.inner_text("#panel")
-        assert tab.evaluate("location.hash") == ""  # the page stays where it is
+        assert tab.eval_on_selector_all("#panel li", "items => items.map(item => item.innerText)") == expected
+        assert f"{response.tokens[3].before.student_entropy:.3f}" in tab.inner_text("#panel")
+        assert tab.evaluate("location.hash") == ""  # the page does not scroll
         tab.hover("#tokens a >> nth=5")
         assert tab.inner_text("#panel dd") == "6"
         tab.hover("h1")
         assert tab.inner_text("#panel dd") == "4"
 
 
-def test_the_keyboard_opens_it_and_a_finger_does(chromium: Any, nasty: Response, tmp_path: Path) -> None:
-    file = written(tmp_path, page.response_page(nasty))
-    with opened(chromium, file) as tab:
+def test_keyboard_and_touch_show_a_tokens_scores(
+    chromium: Any, response_with_markup: InspectedResponse, tmp_path: Path
+) -> None:
+    file = write_page(tmp_path, page.response_page(response_with_markup))
+    with open_page(chromium, file) as tab:
         tab.focus("#tokens a")
         tab.keyboard.press("ArrowRight")
         assert tab.inner_text("#panel dd") == "2"
         tab.keyboard.press("ArrowLeft")
-        tab.keyboard.press("ArrowLeft")  # there is none before the first
+        tab.keyboard.press("ArrowLeft")  # the first token has no left neighbour
         assert tab.inner_text("#panel dd") == "1"
         tab.keyboard.press("Tab")
         assert tab.inner_text("#panel dd") == "2"
-    with opened(chromium, file, **PHONE) as tab:
+    with open_page(chromium, file, **PHONE) as tab:
         tab.tap("#tokens a >> nth=4")
         assert tab.inner_text("#panel dd") == "5"
         box = tab.query_selector("#panel").bounding_box()
         assert box["y"] + box["height"] <= PHONE["viewport"]["height"]
 
 
-def test_without_scripts_a_token_leads_to_its_row(chromium: Any, nasty: Response, tmp_path: Path) -> None:
-    with opened(chromium, written(tmp_path, page.response_page(nasty)), java_script_enabled=False) as tab:
+def test_without_scripts_a_token_links_to_its_row(
+    chromium: Any, response_with_markup: InspectedResponse, tmp_path: Path
+) -> None:
+    with open_page(
+        chromium, write_page(tmp_path, page.response_page(response_with_markup)), java_script_enabled=False
+    ) as tab:
         tab.click("#tokens a >> nth=1")
         assert tab.url.endswith("#t2")
         assert "student 0.50, teacher 1.00 nats, gate 0.25" in tab.get_attribute("#tokens a >> nth=1", "title")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("more", [PHONE, {"viewport": {"width": 1200, "height": 900}}], ids=["phone", "desk"])
-def test_markup_shows_as_text_and_everything_can_be_read(
-    chromium: Any, nasty: Response, tmp_path: Path, scheme: str, more: dict[str, Any]
+@pytest.mark.parametrize("screen", [PHONE, {"viewport": {"width": 1200, "height": 900}}], ids=["phone", "desktop"])
+def test_markup_stays_text_and_text_stays_legible(
+    chromium: Any, response_with_markup: InspectedResponse, tmp_path: Path, scheme: str, screen: dict[str, Any]
 ) -> None:
-    with opened(chromium, written(tmp_path, page.response_page(nasty)), color_scheme=scheme, **more) as tab:
+    with open_page(
+        chromium, write_page(tmp_path, page.response_page(response_with_markup)), color_scheme=scheme, **screen
+    ) as tab:
         tab.click("#tokens a >> nth=0")
-        assert tab.title() == f"Response {NASTY}, token by token"
-        assert tab.inner_text("pre") == NASTY
-        assert tab.inner_text("#tokens a >> nth=0") == NASTY
-        assert tab.inner_text("#panel li >> nth=0").startswith(NASTY.replace(" ", "\u2423"))
+        assert tab.title() == f"Response {MARKUP}, token by token"
+        assert tab.inner_text("pre") == MARKUP
+        assert tab.inner_text("#tokens a >> nth=0") == MARKUP
+        assert tab.inner_text("#panel li >> nth=0").startswith(MARKUP.replace(" ", "\u2423"))
         assert tab.locator("img").count() == 0
         assert tab.locator("script").count() == 1
-        assert tab.evaluate("document.documentElement.scrollWidth") <= more["viewport"]["width"]
+        assert tab.evaluate("document.documentElement.scrollWidth") <= screen["viewport"]["width"]
         body = tab.query_selector("body")
         for token in tab.query_selector_all("#tokens a"):
             assert tab.evaluate(CONTRAST, [token, body]) >= 4.5
 
 
-def test_marks_and_colours(chromium: Any, nasty: Response, tmp_path: Path) -> None:
-    """Six colours; the opener ends behind the second token; after training the colours are the other way round."""
-    with opened(chromium, written(tmp_path, page.response_page(nasty))) as tab:
+def test_tokens_show_selection_and_entropy(
+    chromium: Any, response_with_markup: InspectedResponse, tmp_path: Path
+) -> None:
+    """Each level has a colour; the opener ends after the second token; the switch shows entropies after training."""
+    with open_page(chromium, write_page(tmp_path, page.response_page(response_with_markup))) as tab:
 
         def colours() -> list[str]:
             return list(
@@ -144,42 +162,47 @@ def test_marks_and_colours(chromium: Any, nasty: Response, tmp_path: Path) -> No
 
         before = colours()
         assert len(set(before)) == 6
-        marks = tab.evaluate("[...document.querySelectorAll('#tokens > *')].map(one => one.className.split(' ')[0])")
+        marks = tab.evaluate("[...document.querySelectorAll('#tokens > *')].map(e => e.className.split(' ')[0])")
         assert marks == ["token", "token", "end", "token", "token", "token", "token"]
         boxed = tab.eval_on_selector_all("#tokens a", "all => all.map(a => getComputedStyle(a).boxShadow !== 'none')")
         assert boxed == [False] * 5 + [True]
         tab.check("#after")
-        levels = [sum(5 - bound >= level for level in LEVELS) for bound in (0.0, *LEVELS)]
+        levels = [sum(5 - bound >= level for level in ENTROPY_LEVELS) for bound in (0.0, *ENTROPY_LEVELS)]
         assert colours() == [before[level] for level in levels]
         assert "0.500 \u2192 4.500" in tab.inner_text("#t2")
 
 
-def test_only_our_script_may_run(chromium: Any, nasty: Response, tmp_path: Path) -> None:
-    """Were a rollout's script to reach the page as one, its hash would still not be allowed."""
-    broken = page.response_page(nasty).replace("<h1>", "<script>document.title = 'run'</script><h1>")
+def test_the_content_policy_blocks_other_scripts(
+    chromium: Any, response_with_markup: InspectedResponse, tmp_path: Path
+) -> None:
+    """An injected script does not run, because its hash is not allowed."""
+    broken = page.response_page(response_with_markup).replace("<h1>", "<script>document.title = 'run'</script><h1>")
     tab = chromium.new_page()
-    tab.goto(written(tmp_path, broken).as_uri())
+    tab.goto(write_page(tmp_path, broken).as_uri())
     assert tab.title() != "run"
     tab.click("#tokens a >> nth=1")
     assert tab.inner_text("#panel dd") == "2"
     tab.close()
 
 
-def test_aggregates_as_charts_with_their_values(chromium: Any, run: Path, tmp_path: Path) -> None:
-    found = inspect_all(run / "scores", InspectConfig(opener=0.3))
-    found.mass.add(np.array([0.25, 0.95, 0.96]))
-    with opened(chromium, written(tmp_path, page.aggregate_page(found, NASTY)), **PHONE) as tab:
-        assert tab.inner_text("h1").endswith(NASTY)
+def test_the_aggregate_page_shows_the_aggregates(chromium: Any, run: Path, tmp_path: Path) -> None:
+    aggregate = inspect_all(run / "scores", InspectConfig(opener=0.3))
+    aggregate.captured_mass.add(np.array([0.25, 0.95, 0.96]))
+    with open_page(chromium, write_page(tmp_path, page.aggregate_page(aggregate, MARKUP)), **PHONE) as tab:
+        assert tab.inner_text("h1").endswith(MARKUP)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-        titles = tab.eval_on_selector_all("figcaption", "all => all.map(one => one.innerText)")
-        tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+        titles = tab.eval_on_selector_all("figcaption", "all => all.map(e => e.innerText)")
+        tab.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
         tables = tab.eval_on_selector_all(
             "figure tbody", "all => all.map(t => [...t.rows].map(r => [...r.cells].map(c => Number(c.innerText))))"
         )
     values = dict(zip(titles, tables, strict=True))
     means = np.array(values["Mean entropy by position"])[:, 1:]
-    assert means == pytest.approx(found.by_position.T, rel=1e-3)
-    assert [tuple(map(int, row)) for row in values["Opener lengths"]] == found.lengths
-    for title, one in (("Gate weights", found.gates), ("Agreement of both rankings", found.agreement)):
-        assert [row[1] for row in values[title]] == one.counts.tolist()
+    assert means == pytest.approx(aggregate.mean_entropy_by_position.T, rel=1e-3)
+    assert [tuple(map(int, row)) for row in values["Opener lengths"]] == aggregate.opener_length_bins
+    for title, histogram in (
+        ("Gate weights", aggregate.gates),
+        ("Agreement of student and teacher", aggregate.agreement),
+    ):
+        assert [row[1] for row in values[title]] == histogram.counts.tolist()
     assert [row for row in values["Captured mass"] if row[1]] == [[0.25, 1], [0.95, 2]]

@@ -1,4 +1,4 @@
-"""Texts of tokens: spaces kept, pieces of characters told, nothing that commands a terminal."""
+"""Token texts keep spaces, show the bytes of split characters, and escape control characters."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from tsdkd.stages.models.record import model_record
 
 
 @pytest.fixture(scope="module")
-def by_bytes() -> Tokenizer:
+def byte_level() -> Tokenizer:
     return byte_tokenizer().backend_tokenizer
 
 
 @pytest.fixture(scope="module")
-def by_pieces() -> Tokenizer:
-    """As SentencePiece has it: a mark for spaces, the first of which is dropped, and single bytes for the rest."""
+def sentencepiece() -> Tokenizer:
+    """Like SentencePiece: a mark for spaces, byte fallback, and a decoder that drops the first space."""
     words = ["\u2581Hello", "\u2581you", "!", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence(
@@ -28,69 +28,72 @@ def by_pieces() -> Tokenizer:
     return tokenizer
 
 
-def along(tokenizer: Tokenizer, text: str) -> list[str]:
-    return TokenTexts(tokenizer).along(tokenizer.encode(text).ids)
+def texts_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    return TokenTexts(tokenizer).decode_sequence(tokenizer.encode(text).ids)
 
 
-def test_what_can_be_read_stays_as_it_is(by_bytes: Tokenizer) -> None:
-    assert "".join(along(by_bytes, "a <b>\n\tc")) == "a <b>\n\tc"
-    assert along(by_bytes, "<|end|>") == ["<|end|>"]
+def test_visible_text_is_unchanged(byte_level: Tokenizer) -> None:
+    assert "".join(texts_of(byte_level, "a <b>\n\tc")) == "a <b>\n\tc"
+    assert texts_of(byte_level, "<|end|>") == ["<|end|>"]
 
 
-def test_pieces_of_a_character_are_told_and_the_last_shows_it(by_bytes: Tokenizer) -> None:
-    assert along(by_bytes, "a\u2615\u2615") == ["a", *["\u27e8e2\u27e9", "\u27e898\u27e9", "\u27e895=\u2615\u27e9"] * 2]
-    coffee = by_bytes.encode("\u2615").ids
-    assert TokenTexts(by_bytes).along([*coffee[:2], *by_bytes.encode("a").ids, coffee[2]])[2:] == [
+def test_split_characters_show_their_bytes_and_then_the_character(byte_level: Tokenizer) -> None:
+    assert texts_of(byte_level, "a\u2615\u2615") == [
+        "a",
+        *["\u27e8e2\u27e9", "\u27e898\u27e9", "\u27e895=\u2615\u27e9"] * 2,
+    ]
+    coffee = byte_level.encode("\u2615").ids
+    assert TokenTexts(byte_level).decode_sequence([*coffee[:2], *byte_level.encode("a").ids, coffee[2]])[2:] == [
         "a",
         "\u27e895\u27e9",
     ]
 
 
-def test_the_space_before_a_word_is_kept(by_pieces: Tokenizer) -> None:
-    texts = TokenTexts(by_pieces)
-    assert [texts.of(token) for token in (0, 1, 2)] == [" Hello", " you", "!"]
+def test_the_space_before_a_word_is_kept(sentencepiece: Tokenizer) -> None:
+    texts = TokenTexts(sentencepiece)
+    assert [texts.decode(token) for token in (0, 1, 2)] == [" Hello", " you", "!"]
     bytes_of_coffee = [3 + byte for byte in "\u2615".encode()]
-    assert texts.along(bytes_of_coffee) == ["\u27e8e2\u27e9", "\u27e898\u27e9", "\u27e895=\u2615\u27e9"]
+    assert texts.decode_sequence(bytes_of_coffee) == ["\u27e8e2\u27e9", "\u27e898\u27e9", "\u27e895=\u2615\u27e9"]
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("\x1b", "\u27e81b\u27e9"), ("\r", "\u27e80d\u27e9"), ("\u202e", "\u27e8ae=\u27e8202e\u27e9\u27e9")],
 )
-def test_nothing_commands_a_terminal_or_turns_text(by_bytes: Tokenizer, text: str, shown: str) -> None:
-    assert along(by_bytes, text)[-1] == shown
+def test_control_and_bidirectional_characters_are_escaped(byte_level: Tokenizer, text: str, shown: str) -> None:
+    assert texts_of(byte_level, text)[-1] == shown
 
 
-def test_an_id_without_a_text_is_shown_as_a_number(by_bytes: Tokenizer) -> None:
-    assert TokenTexts(by_bytes).of(9999) == "#9999"
+def test_an_unknown_id_is_shown_as_a_number(byte_level: Tokenizer) -> None:
+    assert TokenTexts(byte_level).decode(9999) == "#9999"
 
 
-def test_on_one_line() -> None:
+def test_whitespace_is_shown_on_one_line() -> None:
     assert show_whitespace(" a\n\t") == "\u2423a\u21b5\u21e5"
 
 
-def test_a_model_directory_an_adapter_and_a_hub_id(
+def test_token_texts_load_from_a_directory_an_adapter_and_the_hub(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a hub id only the tokenizer is fetched, not the weights."""
-    known = model_record("student", str(student)).tokenizer
-    assert load_token_texts(str(student)).fingerprint == known
+    """Of a hub model only the tokenizer is fetched."""
+    expected = model_record("student", str(student)).tokenizer
+    assert load_token_texts(str(student)).fingerprint == expected
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(student)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
-    assert load_token_texts(str(tmp_path)).fingerprint == known
-    wanted: list[str] = []
+    assert load_token_texts(str(tmp_path)).fingerprint == expected
+    patterns: list[str] = []
 
     def snapshot(_: str, allow_patterns: list[str]) -> str:
-        wanted.extend(allow_patterns)
+        patterns.extend(allow_patterns)
         return str(student)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert load_token_texts("org/model").fingerprint == known
-    assert "tokenizer.json" in wanted
-    assert not [name for name in wanted if "safetensors" in name]
+    assert load_token_texts("org/model").fingerprint == expected
+    assert "tokenizer.json" in patterns
+    assert not [name for name in patterns if "safetensors" in name]
 
 
-def test_a_model_without_a_tokenizer_file(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"no tokenizer\.json that can be read"):
+    with pytest.raises(InputError, match=r"no readable tokenizer\.json"):
         load_token_texts(str(tmp_path))

@@ -1,1 +1,1 @@
-"""tsdkd inspect: token by token, which tokens are selected. Recorded scores are read without torch."""
+"""`tsdkd inspect`: which tokens of a response are selected, and what both models predict there."""

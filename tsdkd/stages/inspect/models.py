@@ -1,32 +1,31 @@
-"""One response read by models, where nothing is recorded of it: before training, after it, or both. Loads torch."""
+"""Scores one response with loaded models, for rollouts without scores or a student after training. Loads torch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.scoring import score_responses
-from tsdkd.stages.inspect.recorded import RecordedView, Row
+from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
 from tsdkd.stages.models.load import LanguageModel, load_model
 
+COLUMNS = ("student_entropy", "teacher_entropy", "candidates", "ranks")
 
-def model_views(row: Row, students: Sequence[str], teacher: str, k: int, dtype: DType = "auto") -> list[RecordedView]:
-    """What each student sees in a row of rollouts, beside the teacher. Raises InputError where tokenizers differ."""
+
+def score_with_models(
+    rollout: Rollout, students: Sequence[str], teacher: str, k: int, dtype: DType = "auto"
+) -> list[ResponseScores]:
+    """The scores of one rollout by each student and the teacher. Raises InputError if tokenizers differ."""
     config = ScoreConfig(signal="ranks", k=k, dtype=dtype)
-    reader = load_model(teacher, dtype)
-    found = []
+    teacher_model = load_model(teacher, dtype)
+    scores = []
     for name in students:
-        student = load_model(name, dtype)
-        _require_same_tokenizer(student, reader)
-        found.append(_view(score_responses([row], (student, reader), config)[0]))
-        del student  # the next one takes its memory
-    return found
-
-
-def _view(row: dict[str, Any]) -> RecordedView:
-    names = ("student_entropy", "teacher_entropy", "candidates", "ranks")
-    return RecordedView(*(row[name].numpy() for name in names))
+        student_model = load_model(name, dtype)
+        _require_same_tokenizer(student_model, teacher_model)
+        (columns,) = score_responses([rollout], (student_model, teacher_model), config)
+        scores.append(ResponseScores(*(columns[column].numpy() for column in COLUMNS)))
+        del student_model  # frees the memory for the next student
+    return scores
 
 
 def _require_same_tokenizer(student: LanguageModel, teacher: LanguageModel) -> None:

@@ -1,49 +1,53 @@
-"""What was found as one HTML file: the same numbers as in the terminal, everything a rollout says escaped."""
+"""HTML pages of one inspected response and of a whole artifact."""
 
 from base64 import b64encode
 from hashlib import sha256
 
 from markupsafe import Markup
 
-from tsdkd.stages.inspect.aggregate import Aggregate, Distribution
-from tsdkd.stages.inspect.response import LEVELS, Response
+from tsdkd.stages.inspect.aggregate import Aggregate, Histogram
+from tsdkd.stages.inspect.response import ENTROPY_LEVELS, InspectedResponse
 from tsdkd.stages.inspect.token_texts import show_whitespace
-from tsdkd.stages.pages.charts import Chart, Series, bars, lines
-from tsdkd.stages.pages.page import render, templates
+from tsdkd.stages.pages.charts import Chart, Series, bar_chart, line_chart
+from tsdkd.stages.pages.page import load_templates, render
 
 
-def response_page(response: Response) -> str:
-    """Its tokens in colours; a click, a tap or the keyboard opens what both models see at one."""
-    script = templates().get_template("response.js").render()
+def response_page(response: InspectedResponse) -> str:
+    """A page with the coloured response; selecting a token shows its scores."""
+    script = load_templates().get_template("response.js").render()
     return render(
         "response.html",
         response=response,
-        levels=list(zip((0.0, *LEVELS), (*LEVELS, None), strict=True)),
-        visible=show_whitespace,
+        level_ranges=list(zip((0.0, *ENTROPY_LEVELS), (*ENTROPY_LEVELS, None), strict=True)),
+        show_whitespace=show_whitespace,
         script=Markup(script),
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
     )
 
 
-def aggregate_page(found: Aggregate, name: str) -> str:
-    """Charts of all responses of the artifact `name`, each with its values."""
-    return render("aggregate.html", name=name, facts=found.facts, charts=_charts(found))
+def aggregate_page(aggregate: Aggregate, name: str) -> str:
+    """A page with charts over all responses of the artifact `name`."""
+    return render("aggregate.html", name=name, summary=aggregate.summary, charts=_charts(aggregate))
 
 
-def _charts(found: Aggregate) -> list[Chart]:
-    positions = [float(i + 1) for i in range(len(found.reached))]
-    curves = zip(("student", "teacher"), found.by_position, strict=True)
-    entropy = [Series(who, positions, values.tolist()) for who, values in curves]
-    lengths = found.lengths
-    openers = Series("openers", [float(first) for first, _ in lengths], [count for _, count in lengths])
-    return [
-        lines("Mean entropy by position", "position in the response", "nats", entropy),
-        *([bars("Opener lengths", "tokens", "openers", [openers])] if found.objective.alpha else []),
-        *([_histogram("Gate weights", "gate", found.gates)] if found.gated else []),
-        _histogram("Agreement of both rankings", "Kendall's tau", found.agreement),
-        *([_histogram("Captured mass", "share of the teacher's mass", found.mass)] if found.mass.counts.any() else []),
-    ]
+def _charts(aggregate: Aggregate) -> list[Chart]:
+    positions = [float(i + 1) for i in range(len(aggregate.responses_by_position))]
+    curves = zip(("student", "teacher"), aggregate.mean_entropy_by_position, strict=True)
+    entropies = [Series(role, positions, values.tolist()) for role, values in curves]
+    charts = [line_chart("Mean entropy by position", "position in the response", "nats", entropies)]
+    if aggregate.objective.alpha:
+        lengths, counts = zip(*aggregate.opener_length_bins, strict=True)
+        openers = Series("openers", [float(length) for length in lengths], counts)
+        charts.append(bar_chart("Opener lengths", "tokens", "openers", [openers]))
+    if aggregate.has_gate:
+        charts.append(_histogram_chart("Gate weights", "gate", aggregate.gates))
+    charts.append(_histogram_chart("Agreement of student and teacher", "Kendall's tau", aggregate.agreement))
+    if aggregate.captured_mass.counts.any():
+        label = "share of the teacher's probability mass"
+        charts.append(_histogram_chart("Captured mass", label, aggregate.captured_mass))
+    return charts
 
 
-def _histogram(title: str, what: str, one: Distribution) -> Chart:
-    return bars(title, f"{what} (middle of the bin)", "tokens", [Series("tokens", one.centres, one.counts.tolist())])
+def _histogram_chart(title: str, label: str, histogram: Histogram) -> Chart:
+    tokens = Series("tokens", histogram.bin_centres, histogram.counts.tolist())
+    return bar_chart(title, f"{label} (middle of the bin)", "tokens", [tokens])

@@ -1,6 +1,6 @@
-"""Rows of rollouts and of their scores, read where they lie: one response, or the light columns of all, part by part.
+"""Reads rollouts and scores of one response, or streams the light columns of all responses.
 
-Nothing is hashed: to look at one response, terabytes need not be read.
+Files are not hashed, so that inspecting one response of a large artifact reads one row group.
 """
 
 from collections.abc import Iterator
@@ -19,75 +19,79 @@ from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.inspect.selection import Array
 
-Row = dict[str, Any]
-ENTROPIES = ("student_entropy", "teacher_entropy")
-TOLD = ["sample_id", "messages", "prompt_ids", "response_ids", "finish_reason", "author"]
-ROWS_AT_ONCE = 64
+Rollout = dict[str, Any]
+ENTROPY_COLUMNS = ("student_entropy", "teacher_entropy")
+ROLLOUT_COLUMNS = ["sample_id", "messages", "prompt_ids", "response_ids", "finish_reason", "author"]
+STREAMED_ROWS = 64
+"""Responses per `ColumnBatch`."""
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedView:
-    """What a student and the teacher see in a response; arrays run over its tokens."""
+class ResponseScores:
+    """The scores of one response."""
 
     student_entropy: Array
+    """Nats, (tokens,)."""
     teacher_entropy: Array
+    """Nats, (tokens,)."""
     candidates: Array
-    """The student's, best first: ids (tokens, k)."""
+    """Token ids that the student proposes, most likely first: (tokens, k)."""
     ranks: Array
-    """The teacher's rank of each, 0 is its favourite: (tokens, k)."""
+    """The teacher's rank of each candidate, 0 is its favourite: (tokens, k)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnBatch:
-    """Columns of some responses, one response's tokens after the other's."""
+    """Columns of several responses; the tokens of all responses are concatenated."""
 
     lengths: Array
     """Tokens of each response."""
     columns: dict[str, Array]
 
     def split(self, values: Array) -> list[Array]:
-        """Values of all tokens -> those of each response."""
+        """Split values of all tokens by response."""
         return np.split(values, self.lengths.cumsum()[:-1])
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedRollouts:
-    """Responses by their place in the artifact."""
+class RolloutsReader:
+    """Reads rollouts by their row number in the artifact."""
 
     artifact: Artifact
 
     def __len__(self) -> int:
         return self.artifact.manifest.rows
 
-    def find(self, sample_id: str) -> int:
-        """Raises InputError, naming a few that exist."""
-        before, some = 0, list[str]()
+    def index_of(self, sample_id: str) -> int:
+        """The row number of a rollout. Raises InputError, naming existing ids, for an unknown one."""
+        rows_before, examples = 0, list[str]()
         for part in self.artifact.tables:
-            with _opened(self.artifact, part.file) as file:
+            with _open_parquet(self.artifact, part.file) as file:
                 ids = file.read(columns=["sample_id"])["sample_id"]
-            found = int(pc.index(ids, sample_id).as_py())
-            if found >= 0:
-                return before + found
-            before, some = before + len(ids), some or ids[:3].to_pylist()
+            index = int(pc.index(ids, sample_id).as_py())
+            if index >= 0:
+                return rows_before + index
+            rows_before, examples = rows_before + len(ids), examples or ids[:3].to_pylist()
         raise InputError(
-            f"{self.artifact.path} has no response {sample_id}.", f"Name another, such as {', '.join(some)}."
+            f"{self.artifact.path} has no response {sample_id}.", f"Name another, such as {', '.join(examples)}."
         )
 
-    def __getitem__(self, index: int) -> Row:
-        file_name, row = _place(self.artifact, index)
-        with _opened(self.artifact, file_name) as file:
-            found: Row = file.read(columns=TOLD).slice(row, 1).to_pylist()[0]
-        return found
+    def __getitem__(self, index: int) -> Rollout:
+        file_name, row = _locate_row(self.artifact, index)
+        with _open_parquet(self.artifact, file_name) as file:
+            rollout: Rollout = file.read(columns=ROLLOUT_COLUMNS).slice(row, 1).to_pylist()[0]
+        return rollout
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedScores:
-    """What was recorded of each response, at the same place as in the rollouts."""
+class ScoresReader:
+    """Reads scores; a response has the same row number in scores and rollouts."""
 
     artifact: Artifact
 
     @property
     def k(self) -> int:
+        """Candidates per token."""
         return int(self.artifact.manifest.config["k"])
 
     def __len__(self) -> int:
@@ -96,36 +100,35 @@ class RecordedScores:
     def model(self, role: str) -> ModelRecord:
         return self.artifact.manifest.model(role)
 
-    def __getitem__(self, index: int) -> RecordedView:
-        file_name, row = _place(self.artifact, index)
-        with _opened(self.artifact, file_name) as file:
-            table = file.read_row_group(row, columns=[*ENTROPIES, "candidates", "ranks"])
-        return RecordedView(
-            *(_flat(table[name]) for name in ENTROPIES), *(self._by_k(table[n]) for n in ("candidates", "ranks"))
+    def __getitem__(self, index: int) -> ResponseScores:
+        file_name, row = _locate_row(self.artifact, index)
+        with _open_parquet(self.artifact, file_name) as file:
+            table = file.read_row_group(row, columns=[*ENTROPY_COLUMNS, "candidates", "ranks"])
+        return ResponseScores(
+            *(_flatten(table[name]) for name in ENTROPY_COLUMNS),
+            *(_flatten(table[name]).reshape(-1, self.k) for name in ("candidates", "ranks")),
         )
 
     def stream(self, columns: list[str]) -> Iterator[ColumnBatch]:
-        """All responses in order, a few at a time."""
+        """All responses in order, `STREAMED_ROWS` at a time."""
         for part in self.artifact.tables:
-            with _opened(self.artifact, part.file) as file:
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
+            with _open_parquet(self.artifact, part.file) as file:
+                for batch in file.iter_batches(STREAMED_ROWS, columns=columns, use_threads=False):
                     lengths = batch.column(columns[0]).value_lengths().to_numpy()
                     yield ColumnBatch(lengths, {name: batch.column(name).flatten().to_numpy() for name in columns})
 
-    def _by_k(self, column: pa.ChunkedArray) -> Array:
-        return _flat(column).reshape(-1, self.k)
+
+def open_scores(scores: Path, rollouts: Path | None = None) -> tuple[RolloutsReader, ScoresReader]:
+    """Scores and the rollouts they were made from; `rollouts` None: at the recorded path. Raises ArtifactError."""
+    scores_artifact = read_artifact(scores, "scores", hashed=False)
+    (parent,) = scores_artifact.manifest.parents
+    rollouts_artifact = read_artifact(rollouts or scores / parent.path, "rollouts", "--rollouts", hashed=False)
+    scores_artifact.require_parent(rollouts_artifact)
+    return RolloutsReader(rollouts_artifact), ScoresReader(scores_artifact)
 
 
-def open_recorded(scores: Path, rollouts: Path | None = None) -> tuple[RecordedRollouts, RecordedScores]:
-    """Scores with the rollouts they were made from, by default where they lay then. Raises ArtifactError."""
-    scored = read_artifact(scores, "scores", hashed=False)
-    (parent,) = scored.manifest.parents
-    answered = read_artifact(rollouts or scores / parent.path, "rollouts", "--rollouts", hashed=False)
-    scored.require_parent(answered)
-    return RecordedRollouts(answered), RecordedScores(scored)
-
-
-def _place(artifact: Artifact, index: int) -> tuple[str, int]:
+def _locate_row(artifact: Artifact, index: int) -> tuple[str, int]:
+    """The part file that holds a row, and the row's number in it."""
     for part in artifact.tables:
         if index < (part.rows or 0):
             return part.file, index
@@ -134,17 +137,17 @@ def _place(artifact: Artifact, index: int) -> tuple[str, int]:
 
 
 @contextmanager
-def _opened(artifact: Artifact, file: str) -> Iterator[pq.ParquetFile]:
+def _open_parquet(artifact: Artifact, file_name: str) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(artifact.path / file) as opened:
-            yield opened
+        with pq.ParquetFile(artifact.path / file_name) as file:
+            yield file
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(
-            f"{artifact.path / file} cannot be read ({str(error).splitlines()[0]}).",
-            f"`tsdkd artifact verify {artifact.path}` tells what is wrong with it.",
+            f"{artifact.path / file_name} cannot be read ({str(error).splitlines()[0]}).",
+            f"Run `tsdkd artifact verify {artifact.path}` to find the damaged files.",
         ) from None
 
 
-def _flat(column: pa.ChunkedArray) -> Array:
-    values: Array = column.combine_chunks().flatten().to_numpy()  # numpy's own way would import pandas
+def _flatten(column: pa.ChunkedArray) -> Array:
+    values: Array = column.combine_chunks().flatten().to_numpy()  # ChunkedArray.to_numpy would import pandas
     return values

@@ -1,164 +1,183 @@
-"""One response, token by token: what is taught of it, and what student and teacher see at each of its tokens."""
+"""One response token by token: which terms use a token, and what student and teacher predict there."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.stages.inspect.recorded import RecordedView, Row
-from tsdkd.stages.inspect.selection import Selection, first_ranks, kendall_tau
+from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
+from tsdkd.stages.inspect.selection import ResponseSelection, kendall_tau, ranks_of_first
 from tsdkd.stages.inspect.token_texts import TokenTexts, escape_controls
 
-NONE = "none: the objective has no such term"
-LEVELS = (0.5, 1.0, 2.0, 3.0, 4.0)
-"""Entropies (nats) at which a token gets the next deeper colour."""
+TERM_OFF = "none (weight 0)"
+ENTROPY_LEVELS = (0.5, 1.0, 2.0, 3.0, 4.0)
+"""Student entropies, in nats, at which a token gets the next deeper colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """A token that the student proposes."""
+
     text: str
     rank: int
-    """The teacher's, among the candidates; 1 is its favourite."""
+    """The teacher's rank among the candidates; 1 is its favourite."""
 
 
 @dataclass(frozen=True, slots=True)
-class PositionView:
-    """One position as a student and the teacher see it."""
+class TokenScores:
+    """What student and teacher predict at one position."""
 
     student_entropy: float
+    """Nats."""
     teacher_entropy: float
+    """Nats."""
     agreement: float
-    """Kendall's tau of both orders of the candidates."""
+    """Kendall's tau of the student's and the teacher's order of the candidates."""
     candidates: list[Candidate]
-    """The student's, best first."""
+    """Most likely first, by the student."""
 
     @property
     def level(self) -> int:
-        """How many of `LEVELS` the student's entropy reaches."""
-        return sum(self.student_entropy >= bound for bound in LEVELS)
+        """The number of `ENTROPY_LEVELS` that the student's entropy reaches."""
+        return sum(self.student_entropy >= bound for bound in ENTROPY_LEVELS)
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class InspectedToken:
+    """One token of a response."""
+
     position: int
-    """The first token of a response has 1."""
+    """Counted from 1."""
     text: str
     gate: float
-    opener: bool
-    uncertain: bool
-    """Is entropy minimised here?"""
-    before: PositionView
-    after: PositionView | None
+    """Weight of the divergence."""
+    in_opener: bool
+    in_entropy_term: bool
+    before: TokenScores
+    """By the recorded student."""
+    after: TokenScores | None
+    """By the model of `InspectedResponse.after`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class InspectedResponse:
+    """A response with its prompt, its selection and its scores."""
+
     sample_id: str
     finish_reason: str
     author: str
     messages: list[tuple[str, str]]
-    """Role and content of the prompt's."""
+    """Role and content of the prompt's messages."""
     objective: TSDKDConfig
-    fraction: float
-    """The share c of the entropy that the opener was to hold."""
-    opener: int
-    """Tokens of the opener."""
-    tokens: list[Token]
+    opener_fraction: float
+    """The fraction c of the entropy that the opener holds."""
+    opener_length: int
+    """Tokens in the opener."""
+    tokens: list[InspectedToken]
     after: str | None
-    """The model that `Token.after` is of."""
+    """The model that `InspectedToken.after` belongs to."""
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
-        """Names and values for a person."""
-        tokens, objective = self.tokens, self.objective
-        total = sum(token.before.student_entropy for token in tokens)
-        held = sum(token.before.student_entropy for token in tokens if token.opener)
-        c = f"adaptive, here {self.fraction:g}" if objective.opener == "adaptive" else f"{self.fraction:g}"
-        share = held / total if total else 1
-        gates = float(np.mean([token.gate for token in tokens]))
-        uncertain = ", ".join(str(token.position) for token in tokens if token.uncertain)
-        facts = [
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values to show above the response."""
+        tokens = self.tokens
+        gate_mean = float(np.mean([token.gate for token in tokens]))
+        rows = [
             ("sample", self.sample_id),
             ("tokens", f"{len(tokens)}, written by {self.author}, finish reason: {self.finish_reason}"),
-            (
-                "opener (c)",
-                f"{self.opener} token{'s' * (self.opener != 1)} with {share:.1%} of the entropy (c = {c})"
-                if self.opener
-                else NONE,
-            ),
-            ("entropy minimised", f"positions {uncertain} (ratio {objective.em_ratio:g})" if uncertain else NONE),
-            ("gate", gate_in_words(objective, gates)),
-            *_means("", [token.before for token in tokens]),
+            ("opener", self._describe_opener()),
+            ("entropy term", self._describe_entropy_term()),
+            ("gate", describe_gate(self.objective, gate_mean)),
+            *_mean_rows("", [token.before for token in tokens]),
         ]
         if self.after:
-            facts += [("after", self.after), *_means("after: ", [token.after for token in tokens if token.after])]
-        return facts
+            after = [token.after for token in tokens if token.after]
+            rows += [("after", self.after), *_mean_rows("after: ", after)]
+        return rows
+
+    def _describe_opener(self) -> str:
+        if not self.opener_length:
+            return TERM_OFF
+        entropies = np.array([token.before.student_entropy for token in self.tokens], dtype=np.float64)
+        total = entropies.sum()
+        share = entropies[: self.opener_length].sum() / total if total else 1
+        adaptive = "adaptive, " if self.objective.opener == "adaptive" else ""
+        tokens = f"{self.opener_length} token{'s' * (self.opener_length != 1)}"
+        return f"{tokens} with {share:.1%} of the entropy ({adaptive}c = {self.opener_fraction:g})"
+
+    def _describe_entropy_term(self) -> str:
+        positions = ", ".join(str(token.position) for token in self.tokens if token.in_entropy_term)
+        return f"positions {positions} (ratio {self.objective.em_ratio:g})" if positions else TERM_OFF
 
 
-def gate_in_words(objective: TSDKDConfig, mean: float) -> str:
+def describe_gate(objective: TSDKDConfig, mean: float) -> str:
+    """The gate of the direct term in a few words, with its mean weight."""
     if not objective.direct_weight:
-        return NONE
+        return TERM_OFF
     return f"mean {mean:.3f} (tau {objective.tau:g})" if objective.gate else "off: every token has weight 1"
 
 
-def assemble(
-    row: Row,
+def build_response(
+    rollout: Rollout,
     texts: TokenTexts,
     objective: TSDKDConfig,
-    selection: Selection,
-    before: RecordedView,
-    after: RecordedView | None = None,
-    model: str | None = None,
-) -> Response:
-    """A row of rollouts with what is selected of it, as seen before and perhaps after (by `model`) training."""
-    seen = _seen(before, texts, objective.k)
-    later = _seen(after, texts, objective.k) if after else [None] * len(seen)
+    selection: ResponseSelection,
+    before: ResponseScores,
+    after: ResponseScores | None = None,
+    after_model: str | None = None,
+) -> InspectedResponse:
+    """Join a rollout with its selection and its scores, `before` training and optionally `after` it."""
+    scores_before = _token_scores(before, texts, objective.k)
+    scores_after = _token_scores(after, texts, objective.k) if after else [None] * len(scores_before)
     tokens = [
-        Token(
+        InspectedToken(
             position=i + 1,
             text=text,
             gate=float(selection.gate[i]),
-            opener=i < selection.opener,
-            uncertain=bool(selection.uncertain[i]),
-            before=seen[i],
-            after=later[i],
+            in_opener=i < selection.opener_length,
+            in_entropy_term=bool(selection.in_entropy_term[i]),
+            before=scores_before[i],
+            after=scores_after[i],
         )
-        for i, text in enumerate(texts.along(row["response_ids"]))
+        for i, text in enumerate(texts.decode_sequence(rollout["response_ids"]))
     ]
-    messages = [(escape_controls(message["role"]), escape_controls(message["content"])) for message in row["messages"]]
-    return Response(
-        escape_controls(row["sample_id"]),
-        escape_controls(row["finish_reason"]),
-        escape_controls(row["author"]),
-        messages,
+    return InspectedResponse(
+        escape_controls(rollout["sample_id"]),
+        escape_controls(rollout["finish_reason"]),
+        escape_controls(rollout["author"]),
+        [(escape_controls(message["role"]), escape_controls(message["content"])) for message in rollout["messages"]],
         objective,
-        selection.fraction,
-        selection.opener,
+        selection.opener_fraction,
+        selection.opener_length,
         tokens,
-        model,
+        after_model,
     )
 
 
-def _seen(view: RecordedView, texts: TokenTexts, k: int) -> list[PositionView]:
-    ranks = first_ranks(view.ranks, k)
+def _token_scores(scores: ResponseScores, texts: TokenTexts, k: int) -> list[TokenScores]:
+    ranks = ranks_of_first(scores.ranks, k)
     return [
-        PositionView(
+        TokenScores(
             float(student),
             float(teacher),
             float(agreement),
-            [Candidate(texts.of(int(token)), int(rank) + 1) for token, rank in zip(tokens[:k], order, strict=True)],
+            [
+                Candidate(texts.decode(int(token)), int(rank) + 1)
+                for token, rank in zip(candidates[:k], token_ranks, strict=True)
+            ],
         )
-        for student, teacher, agreement, tokens, order in zip(
-            view.student_entropy, view.teacher_entropy, kendall_tau(ranks), view.candidates, ranks, strict=True
+        for student, teacher, agreement, candidates, token_ranks in zip(
+            scores.student_entropy, scores.teacher_entropy, kendall_tau(ranks), scores.candidates, ranks, strict=True
         )
     ]
 
 
-def _means(prefix: str, seen: list[PositionView]) -> list[tuple[str, str]]:
-    student, teacher = (np.mean([getattr(one, f"{who}_entropy") for one in seen]) for who in ("student", "teacher"))
-    agreement = np.mean([one.agreement for one in seen])
-    best = np.mean([one.candidates[0].rank == 1 for one in seen])
+def _mean_rows(prefix: str, scores: list[TokenScores]) -> list[tuple[str, str]]:
+    student = np.mean([token.student_entropy for token in scores])
+    teacher = np.mean([token.teacher_entropy for token in scores])
+    agreement = np.mean([token.agreement for token in scores])
+    same_best = np.mean([token.candidates[0].rank == 1 for token in scores])
     return [
-        (f"{prefix}entropy", f"student {student:.3f}, teacher {teacher:.3f} nats a token"),
-        (f"{prefix}agreement", f"Kendall's tau {agreement:.3f} on all tokens, the same favourite on {best:.1%}"),
+        (f"{prefix}mean entropy", f"student {student:.3f}, teacher {teacher:.3f} nats per token"),
+        (f"{prefix}agreement", f"Kendall's tau {agreement:.3f}, same best candidate on {same_best:.1%} of the tokens"),
     ]

@@ -1,6 +1,6 @@
-"""The rules of `core/selection.py` for one response, on numpy: looking at what is recorded loads no torch.
+"""The selection rules of `core/selection.py` in numpy, so that inspecting recorded scores loads no torch.
 
-Arrays run over the response's tokens. Tests hold both equal.
+Arrays hold one value per response token. Tests compare both implementations.
 """
 
 from collections.abc import Callable
@@ -17,75 +17,80 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What of a response is taught, and how much."""
+class ResponseSelection:
+    """Which tokens of one response each term uses."""
 
-    fraction: float
-    """The share c of the entropy that the opener was to hold."""
-    opener: int
-    """Tokens of the opener; 0 without a ranking term."""
-    uncertain: Array
-    """Is entropy minimised here?"""
+    opener_fraction: float
+    """The fraction c of the entropy that the opener holds."""
+    opener_length: int
+    """Tokens in the opener; 0 without an indirect term."""
+    in_entropy_term: Array
+    """Boolean, (tokens,)."""
     gate: Array
+    """Weights of the divergence, (tokens,); 0 without a direct term."""
 
 
-def select(student: Array, teacher: Array, objective: TSDKDConfig, fraction: float) -> Selection:
-    """By the objective's terms, from both models' entropies.
-
-    `fraction` is the opener's c, chosen for this response where it is adaptive.
-    """
-    weight = gate(student, teacher, objective.tau) if objective.gate else np.ones(len(student))
-    uncertain = top_entropy(student, objective.em_ratio)
-    return Selection(
-        fraction,
-        opener_length(student, fraction) if objective.alpha else 0,
-        uncertain if objective.em_weight else np.zeros_like(uncertain),
-        weight if objective.direct_weight else np.zeros_like(weight),
+def select_tokens(
+    student_entropy: Array, teacher_entropy: Array, objective: TSDKDConfig, opener_fraction: float
+) -> ResponseSelection:
+    """The tokens that the objective's terms use; `opener_fraction` is the c of this response."""
+    gate = gate_weights(student_entropy, teacher_entropy, objective.tau)
+    if not objective.gate:
+        gate = np.ones_like(gate)
+    top_entropies = top_entropy_mask(student_entropy, objective.em_ratio)
+    return ResponseSelection(
+        opener_fraction,
+        opener_length(student_entropy, opener_fraction) if objective.alpha else 0,
+        top_entropies if objective.em_weight else np.zeros_like(top_entropies),
+        gate if objective.direct_weight else np.zeros_like(gate),
     )
 
 
-def opener_length(student: Array, fraction: float) -> int:
-    """Tokens of the shortest beginning that holds `fraction` of the entropy; all of them where it is 1."""
-    cumulated = student.astype(np.float64).cumsum()
+def opener_length(student_entropy: Array, fraction: float) -> int:
+    """Tokens of the shortest prefix that holds `fraction` of the entropy; all tokens for a fraction of 1."""
+    cumulated = student_entropy.astype(np.float64).cumsum()
     reached = cumulated >= fraction * cumulated[-1] * (1 - ROUNDING)
-    return int(reached.argmax()) + 1 if fraction < 1 and reached.any() else len(student)
+    return int(reached.argmax()) + 1 if fraction < 1 and reached.any() else len(student_entropy)
 
 
-def top_entropy(student: Array, ratio: float) -> Array:
-    """Is a position among the `max(1, ceil(ratio * L))` most uncertain? Of equals, the earlier."""
-    count = max(1, ceil(len(student) * ratio * (1 - ROUNDING)))
-    chosen = np.zeros(len(student), dtype=bool)
-    chosen[np.argsort(-student, kind="stable")[:count]] = True
-    return chosen
+def top_entropy_mask(student_entropy: Array, ratio: float) -> Array:
+    """Mask of the `max(1, ceil(ratio * tokens))` most uncertain tokens; earlier tokens win ties."""
+    count = max(1, ceil(len(student_entropy) * ratio * (1 - ROUNDING)))
+    mask = np.zeros(len(student_entropy), dtype=bool)
+    mask[np.argsort(-student_entropy, kind="stable")[:count]] = True
+    return mask
 
 
-def gate(student: Array, teacher: Array, tau: float) -> Array:
-    """sigma_tau(H(student) - H(teacher)), without overflow."""
-    weights: Array = np.exp(-np.logaddexp(0, (teacher.astype(np.float64) - student) / tau))
+def gate_weights(student_entropy: Array, teacher_entropy: Array, tau: float) -> Array:
+    """sigma_tau(H(student) - H(teacher)), computed without overflow."""
+    weights: Array = np.exp(-np.logaddexp(0, (teacher_entropy.astype(np.float64) - student_entropy) / tau))
     return weights
 
 
-def gap(student: Array, teacher: Array) -> float:
-    """By how much the student is less sure than the teacher, mean nats a token."""
-    return float(student.mean(dtype=np.float64) - teacher.mean(dtype=np.float64))
+def entropy_gap(student_entropy: Array, teacher_entropy: Array) -> float:
+    """Mean student entropy minus mean teacher entropy, in nats per token."""
+    return float(student_entropy.mean(dtype=np.float64) - teacher_entropy.mean(dtype=np.float64))
 
 
-def fraction_chooser(objective: TSDKDConfig) -> Callable[[Array, Array], float]:
-    """What gives the opener's c of one response after the other, from their entropies (student's, teacher's)."""
+def opener_fraction_chooser(objective: TSDKDConfig) -> Callable[[Array, Array], float]:
+    """A function that returns the opener's c of each next response, given (student_entropy, teacher_entropy).
+
+    For an adaptive opener the function keeps the state of earlier responses.
+    """
     opener, adaptive = objective.opener, AdaptiveOpener()
     if opener != "adaptive":
         return lambda *_: opener
-    return lambda student, teacher: adaptive.choose([float(1 / (1 + np.exp(-gap(student, teacher))))])[0]
+    return lambda student, teacher: adaptive.choose([float(1 / (1 + np.exp(-entropy_gap(student, teacher))))])[0]
 
 
-def first_ranks(ranks: Array, k: int) -> Array:
-    """The teacher's ranks (tokens, n) of the student's candidates -> those among its k best alone (tokens, k)."""
-    among: Array = ranks[:, :k].argsort(axis=-1).argsort(axis=-1)
-    return among
+def ranks_of_first(ranks: Array, k: int) -> Array:
+    """Rank the student's first k candidates among themselves: teacher's ranks (tokens, n) -> (tokens, k)."""
+    reranked: Array = ranks[:, :k].argsort(axis=-1).argsort(axis=-1)
+    return reranked
 
 
 def kendall_tau(ranks: Array) -> Array:
-    """Agreement of two orders: ranks (tokens, k) of items in the other order -> 1 (the same) to -1 (tokens,)."""
+    """Agreement of the teacher's and the student's order: ranks (tokens, k) -> (tokens,), 1 equal, -1 reversed."""
     k = ranks.shape[-1]
     pairs = (np.sign(ranks[:, i + 1 :] - ranks[:, i : i + 1]).sum(-1) for i in range(k - 1))
     agreement: Array = np.sum(list(pairs), axis=0) / (k * (k - 1) / 2)

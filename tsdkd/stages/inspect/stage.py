@@ -1,7 +1,6 @@
-"""inspect: what the method does to one response, token by token, and over a whole artifact. Writes nothing.
+"""inspect: shows what the objective selects in one response, or in a whole artifact. Writes nothing.
 
-What `score` recorded is looked at without torch; models are loaded where nothing is recorded, or to compare with a
-trained one.
+Recorded scores are read without torch. Models are loaded for rollouts without scores, and for a student after training.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from tsdkd.core.adaptive import WINDOW
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import LARGEST_GAP, LONGEST_OPENER, RANDOM, InspectConfig
-from tsdkd.stages.inspect.aggregate import Aggregate, aggregate
-from tsdkd.stages.inspect.recorded import ENTROPIES, RecordedRollouts, RecordedScores, open_recorded
-from tsdkd.stages.inspect.response import Response, assemble
-from tsdkd.stages.inspect.selection import Array, fraction_chooser, gap, opener_length, select
+from tsdkd.stages.inspect.aggregate import Aggregate, aggregate_scores
+from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, RolloutsReader, ScoresReader, open_scores
+from tsdkd.stages.inspect.response import InspectedResponse, build_response
+from tsdkd.stages.inspect.selection import Array, entropy_gap, opener_fraction_chooser, opener_length, select_tokens
 from tsdkd.stages.inspect.token_texts import TokenTexts, load_token_texts
 from tsdkd.stages.observer import Observer, SilentObserver
 
@@ -30,128 +29,132 @@ def inspect_scores(
     student: str | None = None,
     after: str | None = None,
     observer: Observer | None = None,
-) -> Response:
-    """One response as it was scored; `after`: a model that reads it, too, to compare.
+) -> InspectedResponse:
+    """One scored response; the model `after` scores it again for comparison.
 
-    A `checkpoint` made from these scores says what was selected. `student`: whose tokenizer shows the tokens.
-    Raises InputError.
+    A `checkpoint` that was trained on these scores sets the objective. The tokenizer of `student` decodes the tokens
+    (None: the recorded student's). Raises InputError.
     """
     observer = observer or SilentObserver()
-    answered, scored = open_recorded(scores, rollouts)
-    objective = _objective(scored, config, checkpoint, observer)
-    texts = _texts(scored, student, observer)
-    index = _chosen(answered, scored, config, objective, observer)
-    row, view = answered[index], scored[index]
-    selection = select(view.student_entropy, view.teacher_entropy, objective, _fraction(scored, index, objective))
-    later = None
+    rollouts_reader, scores_reader = open_scores(scores, rollouts)
+    objective = _objective(scores_reader, config, checkpoint, observer)
+    texts = _load_texts(scores_reader, student, observer)
+    index = _choose_index(rollouts_reader, scores_reader, config, objective, observer)
+    rollout, before = rollouts_reader[index], scores_reader[index]
+    fraction = _opener_fraction(scores_reader, index, objective)
+    selection = select_tokens(before.student_entropy, before.teacher_entropy, objective, fraction)
+    scores_after = None
     if after:
-        from tsdkd.stages.inspect.models import model_views
+        from tsdkd.stages.inspect.models import score_with_models
 
-        dtype = scored.artifact.manifest.config["dtype"]
-        (later,) = model_views(row, [after], scored.model("teacher").name, objective.k, dtype)
-    return assemble(row, texts, objective, selection, view, later, after)
+        dtype = scores_reader.artifact.manifest.config["dtype"]
+        teacher = scores_reader.model("teacher").name
+        (scores_after,) = score_with_models(rollout, [after], teacher, objective.k, dtype)
+    return build_response(rollout, texts, objective, selection, before, scores_after, after)
 
 
 def inspect_models(
     rollouts: Path, config: InspectConfig, student: str, teacher: str, after: str | None = None
-) -> Response:
-    """One response of rollouts that are not scored, read by both models. Raises InputError."""
-    answered, objective = (
-        RecordedRollouts(read_artifact(rollouts, "rollouts", hashed=False)),
-        config.objective(TSDKDConfig()),
-    )
+) -> InspectedResponse:
+    """One response of rollouts without scores; the models score it now. Raises InputError."""
+    reader = RolloutsReader(read_artifact(rollouts, "rollouts", hashed=False))
+    objective = config.objective(TSDKDConfig())
     if config.sample_id in {LARGEST_GAP, LONGEST_OPENER} or objective.opener == "adaptive":
         raise InputError(
-            "The largest gap, the longest opener and the adaptive opener are known of scores alone.",
-            "Run `tsdkd score` first, or choose a sample by its id and --opener by a share.",
+            f"{LARGEST_GAP}, {LONGEST_OPENER} and the adaptive opener need scores.",
+            "Run `tsdkd score` first, or choose a sample by its id and a number for --opener.",
         )
-    row = answered[_index(answered, config)]
+    rollout = reader[_index_by_id(reader, config)]
 
-    from tsdkd.stages.inspect.models import model_views
+    from tsdkd.stages.inspect.models import score_with_models
 
-    before, *later = model_views(row, [student, *([after] if after else [])], teacher, objective.k)
-    fraction = fraction_chooser(objective)(before.student_entropy, before.teacher_entropy)
-    selection = select(before.student_entropy, before.teacher_entropy, objective, fraction)
-    return assemble(row, load_token_texts(student), objective, selection, before, later[0] if later else None, after)
+    students = [student, after] if after else [student]
+    before, *scores_after = score_with_models(rollout, students, teacher, objective.k)
+    fraction = opener_fraction_chooser(objective)(before.student_entropy, before.teacher_entropy)
+    selection = select_tokens(before.student_entropy, before.teacher_entropy, objective, fraction)
+    texts = load_token_texts(student)
+    return build_response(rollout, texts, objective, selection, before, scores_after[0] if after else None, after)
 
 
 def inspect_all(
     scores: Path, config: InspectConfig, checkpoint: Path | None = None, observer: Observer | None = None
 ) -> Aggregate:
-    """What is selected in all responses of an artifact. Raises InputError."""
+    """Statistics over all responses of a scores artifact. Raises InputError."""
     observer = observer or SilentObserver()
-    scored = RecordedScores(read_artifact(scores, "scores", hashed=False))
-    objective = _objective(scored, config, checkpoint, observer)
-    with observer.progress("scores read", len(scored), "responses") as advance:
-        return aggregate(scored, objective, advance)
+    reader = ScoresReader(read_artifact(scores, "scores", hashed=False))
+    objective = _objective(reader, config, checkpoint, observer)
+    with observer.progress("scores read", len(reader), "responses") as advance:
+        return aggregate_scores(reader, objective, advance)
 
 
-def _objective(
-    scores: RecordedScores, config: InspectConfig, checkpoint: Path | None, observer: Observer
-) -> TSDKDConfig:
-    """As the checkpoint was trained, if it was made from these scores; else the paper's; with what is given."""
+def _objective(scores: ScoresReader, config: InspectConfig, checkpoint: Path | None, observer: Observer) -> TSDKDConfig:
+    """The objective of a checkpoint that was trained on these scores, else the paper's; `config` overrides both."""
     recorded = TSDKDConfig()
     if checkpoint is not None and (checkpoint / MANIFEST_FILE).is_file():
         manifest = load_manifest(checkpoint)
         if scores.artifact.fingerprint in {parent.fingerprint for parent in manifest.parents}:
             recorded = TSDKDConfig(**manifest.config["objective"])
-            observer.info(f"What is taught is as {checkpoint} was trained, where no option says otherwise.")
+            observer.info(f"Settings without an option are those that trained {checkpoint}.")
         else:
-            observer.info(f"{checkpoint} was not made from these scores: what is taught is as in the paper.")
+            observer.info(f"{checkpoint} was not trained on these scores; settings without an option are the paper's.")
     if recorded.released:
-        observer.info(f"It was trained with the released code's {', '.join(recorded.released)}; the paper's are shown.")
+        terms = ", ".join(recorded.released)
+        observer.info(f"Training used the released code's {terms}; the selection shown is the paper's.")
     if recorded.temperature != 1:
-        observer.info(f"Entropies are those at temperature 1; training divides logits by {recorded.temperature:g}.")
+        observer.info(f"Entropies are at temperature 1; training divides logits by {recorded.temperature:g}.")
     return config.objective(recorded, scores.k)
 
 
-def _texts(scores: RecordedScores, student: str | None, observer: Observer) -> TokenTexts:
-    """Of the `student` named here, else of the one that was recorded."""
+def _load_texts(scores: ScoresReader, student: str | None, observer: Observer) -> TokenTexts:
+    """Token texts of `student`, else of the recorded student."""
     recorded = scores.model("student")
     texts = load_token_texts(student or recorded.name)
     if student and texts.fingerprint != recorded.tokenizer:
-        observer.info(f"The tokenizer of {student} is another than the recorded one: texts may be wrong.")
+        observer.info(f"The tokenizer of {student} differs from the recorded one; texts may be wrong.")
     return texts
 
 
-def _chosen(
-    rollouts: RecordedRollouts,
-    scores: RecordedScores,
+def _choose_index(
+    rollouts: RolloutsReader,
+    scores: ScoresReader,
     config: InspectConfig,
     objective: TSDKDConfig,
     observer: Observer,
 ) -> int:
     if config.sample_id == LARGEST_GAP:
-        return _first_largest(scores, gap, observer)
+        return _index_of_largest(scores, entropy_gap, observer)
     if config.sample_id == LONGEST_OPENER:
-        fraction = fraction_chooser(objective)
-        return _first_largest(scores, lambda s, t: opener_length(s, fraction(s, t)), observer)
-    return _index(rollouts, config)
+        choose_fraction = opener_fraction_chooser(objective)
+        return _index_of_largest(
+            scores, lambda student, teacher: opener_length(student, choose_fraction(student, teacher)), observer
+        )
+    return _index_by_id(rollouts, config)
 
 
-def _index(rollouts: RecordedRollouts, config: InspectConfig) -> int:
+def _index_by_id(rollouts: RolloutsReader, config: InspectConfig) -> int:
     if config.sample_id == RANDOM:
         return Random(config.seed).randrange(len(rollouts))
-    return rollouts.find(config.sample_id)
+    return rollouts.index_of(config.sample_id)
 
 
-def _first_largest(scores: RecordedScores, measure: Callable[[Array, Array], float], observer: Observer) -> int:
-    """Of all responses, by what their entropies (student's, teacher's) measure."""
-    best, found, seen = float("-inf"), 0, 0
+def _index_of_largest(scores: ScoresReader, measure: Callable[[Array, Array], float], observer: Observer) -> int:
+    """The response with the largest `measure(student_entropy, teacher_entropy)`; the first one wins ties."""
+    largest, index_of_largest, rows_before = float("-inf"), 0, 0
     with observer.progress("entropies read", len(scores), "responses") as advance:
-        for batch in scores.stream(list(ENTROPIES)):
-            rows = zip(*(batch.split(batch.columns[name]) for name in ENTROPIES), strict=True)
-            for index, (student, teacher) in enumerate(rows, seen):
+        for batch in scores.stream(list(ENTROPY_COLUMNS)):
+            responses = zip(*(batch.split(batch.columns[name]) for name in ENTROPY_COLUMNS), strict=True)
+            for index, (student, teacher) in enumerate(responses, rows_before):
                 value = measure(student, teacher)
-                if value > best:
-                    best, found = value, index
-            seen += len(batch.lengths)
+                if value > largest:
+                    largest, index_of_largest = value, index
+            rows_before += len(batch.lengths)
             advance(len(batch.lengths))
-    return found
+    return index_of_largest
 
 
-def _fraction(scores: RecordedScores, index: int, objective: TSDKDConfig) -> float:
-    """The opener's c; where it is adaptive, the responses before this one count, too."""
-    choose, before = fraction_chooser(objective), WINDOW - 1 if objective.opener == "adaptive" else 0
-    nearest = [scores[i] for i in range(max(0, index - before), index + 1)]
-    return [choose(view.student_entropy, view.teacher_entropy) for view in nearest][-1]
+def _opener_fraction(scores: ScoresReader, index: int, objective: TSDKDConfig) -> float:
+    """The opener's c of one response; an adaptive opener also depends on the responses before it."""
+    choose_fraction = opener_fraction_chooser(objective)
+    before = WINDOW - 1 if objective.opener == "adaptive" else 0
+    responses = [scores[i] for i in range(max(0, index - before), index + 1)]
+    return [choose_fraction(response.student_entropy, response.teacher_entropy) for response in responses][-1]

@@ -1,7 +1,7 @@
-"""Token ids as text that can be shown: by the student's own tokenizer file, without transformers.
+"""Texts of token ids, by the student's tokenizer file alone, without transformers.
 
-What has no visible form is written in angle brackets: ⟨1b⟩ is a control character, ⟨e2 98⟩ two bytes of a character
-that several tokens make together; the one that completes it shows it, as in ⟨83=☃⟩.
+Angle brackets hold what has no visible form: ⟨1b⟩ is a control character, ⟨e2 98⟩ are two bytes of a character that
+spans several tokens. The token that completes the character shows it: ⟨83=☃⟩.
 """
 
 import codecs
@@ -16,100 +16,101 @@ from tsdkd.errors import InputError
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, base_model_name
 from tsdkd.stages.models.paths import model_directory
 
-FILE = "tokenizer.json"
-LOST = "\ufffd"
-"""What a decoder puts where bytes are no character."""
-BYTE = re.compile("<0x([0-9A-F]{2})>")
-"""A byte in a vocabulary that falls back to bytes."""
+TOKENIZER_FILE = "tokenizer.json"
+REPLACEMENT = "\ufffd"
+"""What decoders write for bytes that are no character."""
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""A byte in a vocabulary with byte fallback."""
 UNDECODED = re.compile("[\udc80-\udcff]+")
-"""Bytes that are no character, as "surrogateescape" has them."""
+"""Bytes that are no character, as the "surrogateescape" handler encodes them."""
 
 
 class TokenTexts:
-    """Texts of one tokenizer's tokens."""
+    """Decodes the tokens of one tokenizer for display."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
 
     @property
     def fingerprint(self) -> str:
-        """As a manifest records it."""
+        """The tokenizer's fingerprint, as manifests record it."""
         return json_digest(sorted(self._tokenizer.get_vocab(with_added_tokens=True).items()))
 
-    def of(self, token: int) -> str:
-        """A token alone."""
-        if token not in self._known:
-            raw = self._bytes(token)
-            self._known[token] = escape_controls(self._decoded(token)) if raw is None else _bracketed(raw)
-        return self._known[token]
+    def decode(self, token: int) -> str:
+        """The text of a single token."""
+        if token not in self._texts:
+            raw = self._incomplete_bytes(token)
+            self._texts[token] = escape_controls(self._decode_alone(token)) if raw is None else _bracket_bytes(raw)
+        return self._texts[token]
 
-    def along(self, tokens: list[int]) -> list[str]:
-        """Tokens one after the other: where several make a character, the last of them shows it."""
+    def decode_sequence(self, tokens: list[int]) -> list[str]:
+        """The texts of consecutive tokens; the last token of a split character shows the character."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         texts = []
         for token in tokens:
-            text, raw = self.of(token), self._bytes(token)
+            text, raw = self.decode(token), self._incomplete_bytes(token)
             if raw is None:
                 decoder.reset()
             else:
-                begun = bool(decoder.getstate()[0])
-                whole = decoder.decode(raw)
-                if begun and whole and whole[0] != LOST:
-                    text = text.replace("\u27e9", f"={escape_controls(whole[0])}\u27e9", 1)
+                in_character = bool(decoder.getstate()[0])
+                decoded = decoder.decode(raw)
+                if in_character and decoded and decoded[0] != REPLACEMENT:
+                    text = text.replace("\u27e9", f"={escape_controls(decoded[0])}\u27e9", 1)
             texts.append(text)
         return texts
 
-    def _decoded(self, token: int) -> str:
-        """With the space before it: decoders may drop that of a text's first token."""
+    def _decode_alone(self, token: int) -> str:
+        """Decode the token after itself: decoders may drop the space before the first token of a text."""
         once, twice = (self._tokenizer.decode([token] * n, skip_special_tokens=False) for n in (1, 2))
         return twice[len(once) :] or f"#{token}"
 
-    def _bytes(self, token: int) -> bytes | None:
-        """A token that is not text by itself; None for the others."""
-        if LOST not in self._tokenizer.decode([token], skip_special_tokens=False):
+    def _incomplete_bytes(self, token: int) -> bytes | None:
+        """The bytes of a token that holds part of a character; None for all other tokens."""
+        if REPLACEMENT not in self._tokenizer.decode([token], skip_special_tokens=False):
             return None
         name = self._tokenizer.id_to_token(token) or ""
-        if found := BYTE.fullmatch(name):
-            return bytes([int(found[1], 16)])
+        if match := BYTE_TOKEN.fullmatch(name):
+            return bytes([int(match[1], 16)])
         alphabet = _byte_alphabet()
         return bytes(alphabet[c] for c in name) if name and all(c in alphabet for c in name) else None
 
 
 def load_token_texts(model: str) -> TokenTexts:
-    """Of a model directory, adapter or hub id. Raises InputError where it has no tokenizer file."""
-    directory = model_directory(model, (FILE, "config.json", ADAPTER_CONFIG))
-    if not (directory / FILE).is_file() and (base := base_model_name(directory)):
+    """Token texts of a model directory, adapter or hub id. Raises InputError without a readable tokenizer file."""
+    directory = model_directory(model, (TOKENIZER_FILE, "config.json", ADAPTER_CONFIG))
+    if not (directory / TOKENIZER_FILE).is_file() and (base := base_model_name(directory)):
         return load_token_texts(base)
     try:
-        return TokenTexts(Tokenizer.from_file(str(directory / FILE)))
-    except Exception as error:  # the library raises nothing more precise
+        return TokenTexts(Tokenizer.from_file(str(directory / TOKENIZER_FILE)))
+    except Exception as error:  # tokenizers raises nothing more precise
         raise InputError(
-            f"{model} has no {FILE} that can be read ({str(error).splitlines()[0]}).",
-            "Name a model of the same family that has one with --student.",
+            f"{model} has no readable {TOKENIZER_FILE} ({str(error).splitlines()[0]}).",
+            "With --student, name a model of the same family that has one.",
         ) from None
 
 
 def escape_controls(text: str) -> str:
-    """With line breaks and tabs, but without anything that commands a terminal or turns the direction of text."""
+    """Escape control and bidirectional characters, so that no text can command a terminal; keeps \\n and \\t."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\u27e8{ord(c):02x}\u27e9" for c in text)
 
 
 def show_whitespace(text: str) -> str:
-    """On one line, spaces and line breaks shown."""
+    """The text on one line, with visible signs for spaces, line breaks and tabs."""
     return text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
 
 
-def _bracketed(raw: bytes) -> str:
-    parts = UNDECODED.split(text := raw.decode("utf-8", "surrogateescape"))
-    lost = [found.encode("utf-8", "surrogateescape").hex(" ") for found in UNDECODED.findall(text)]
-    shown = [escape_controls(part) for part in parts]
-    return shown[0] + "".join(f"\u27e8{one}\u27e9{part}" for one, part in zip(lost, shown[1:], strict=True))
+def _bracket_bytes(raw: bytes) -> str:
+    """Decode the complete characters, and write the other bytes as hexadecimal in brackets."""
+    text = raw.decode("utf-8", "surrogateescape")
+    first, *rest = map(escape_controls, UNDECODED.split(text))
+    incomplete = [match.encode("utf-8", "surrogateescape").hex(" ") for match in UNDECODED.findall(text)]
+    return first + "".join(f"\u27e8{digits}\u27e9{part}" for digits, part in zip(incomplete, rest, strict=True))
 
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level vocabularies: printable ones for themselves."""
+    """The characters that stand for bytes in byte-level vocabularies; printable characters stand for themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: one layout, charts as inline SVG, everything a rollout says escaped."""
+"""Self-contained HTML pages: one layout, escaped text, charts as inline SVG."""

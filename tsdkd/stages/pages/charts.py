@@ -1,4 +1,4 @@
-"""Charts as inline SVG that takes its text colour from the page, each with its values as a table beside it."""
+"""Charts as inline SVG in the page's text colour, each with its values for a table."""
 
 import io
 import warnings
@@ -11,107 +11,107 @@ from typing import Any
 import markupsafe
 
 INK = "#010203"
-"""Drawn as the page's own text colour, so that charts follow light and dark."""
+"""Replaced by the page's text colour, so that charts follow light and dark."""
 COLOURS = ("#2f7ed8", "#d9730d", "#2e9e5b", "#b04ad8", "#c83c3c", "#8a8a2a")
 """Of series, in order; each has contrast 3 or more on white and on near-black."""
 STROKES = ("-", "--", ":", "-.")
-"""Of lines whose colours come again."""
-MARKS = ("o", "s", "^", "D", "v", "P")
-"""Of dots, so that they can be told apart without colours."""
-MOST_VALUES = 12
-"""Rows of a chart's table of values, evenly spread."""
+"""Line styles; the next one starts when the colours repeat."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Of dots, which must differ without colours."""
+MAX_VALUES = 12
+"""Rows in a chart's table of values, evenly spread."""
 WIDTH = 5.2
-"""Inches, at 10 points a letter: what a phone still shows readably."""
+"""Inches; at a font size of 10 points, a phone shows such a chart legibly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, set of bars or set of dots."""
+    """One line, one set of bars or one set of dots."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
-    """With `high`: a band, or error bars; nan where it is not known."""
+    """With `high`: a band or error bars; nan where unknown."""
     high: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a template shows: `chart.svg` beside `chart.columns` and `chart.rows`, its text alternative."""
+    """A drawn chart with its text alternatives."""
 
     title: str
     svg: markupsafe.Markup
     columns: list[str]
+    """Of the table of values."""
     rows: list[list[str]]
-    said: str = ""
-    """The same in a sentence."""
+    description: str = ""
+    """The chart in a sentence."""
 
 
-def lines(title: str, x: str, y: str, series: Sequence[Series], said: str = "") -> Chart:
-    """Curves over a common axis."""
+def line_chart(title: str, x: str, y: str, series: Sequence[Series], description: str = "") -> Chart:
+    """Lines over a common axis."""
 
     def draw(axes: Any) -> list[Any]:
         handles: list[Any] = []
-        for number, one in enumerate(series):
+        for number, line in enumerate(series):
             colour, stroke = COLOURS[number % len(COLOURS)], STROKES[number // len(COLOURS) % len(STROKES)]
-            mark = "." if len(one.x) < 3 else ""
-            handles += axes.plot(one.x, one.y, color=colour, linestyle=stroke, linewidth=1.8, marker=mark)
-            if one.low is not None and one.high is not None:
-                axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
+            marker = "." if len(line.x) < 3 else ""
+            handles += axes.plot(line.x, line.y, color=colour, linestyle=stroke, linewidth=1.8, marker=marker)
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel=x, ylabel=y)
         axes.grid(axis="y", color=INK, alpha=0.12)
         return handles
 
-    return Chart(title, _svg(title, draw, series), [x, *(one.name for one in series)], _values(series), said)
+    columns = [x, *(line.name for line in series)]
+    return Chart(title, _draw_svg(title, draw, series), columns, _value_rows(series), description)
 
 
-def bars(title: str, x: str, y: str, series: Sequence[Series], said: str = "") -> Chart:
-    """Counts or shares over bins; series share their x."""
+def bar_chart(title: str, x: str, y: str, series: Sequence[Series]) -> Chart:
+    """Counts or shares over bins; all series have the same x."""
 
     def draw(axes: Any) -> list[Any]:
         handles: list[Any] = []
-        for number, one in enumerate(series):
-            width = (one.x[1] - one.x[0] if len(one.x) > 1 else 1) / len(series)
+        for number, bars in enumerate(series):
+            width = (bars.x[1] - bars.x[0] if len(bars.x) > 1 else 1) / len(series)
             colour = COLOURS[number % len(COLOURS)]
-            handles.append(axes.bar([at + number * width for at in one.x], one.y, width * 0.9, color=colour))
+            handles.append(axes.bar([x + number * width for x in bars.x], bars.y, width * 0.9, color=colour))
         axes.set(xlabel=x, ylabel=y)
         axes.grid(axis="y", color=INK, alpha=0.12)
         return handles
 
-    return Chart(title, _svg(title, draw, series), [x, *(one.name for one in series)], _values(series), said)
+    columns = [x, *(bars.name for bars in series)]
+    return Chart(title, _draw_svg(title, draw, series), columns, _value_rows(series))
 
 
-def dots(title: str, x: str, labels: Sequence[str], series: Sequence[Series], *, zero: bool = False) -> Chart:
-    """A row for each label, with each series' value and its interval; a series' `x` are the numbers of its rows.
-
-    `zero`: a line there, for differences.
-    """
+def dot_chart(title: str, x: str, labels: Sequence[str], series: Sequence[Series], *, zero_line: bool = False) -> Chart:
+    """A row for each label with a value and an interval of each series; a series' `x` are row numbers."""
 
     def draw(axes: Any) -> list[Any]:
         handles: list[Any] = []
-        for number, one in enumerate(series):
-            at = [row + 0.7 * ((number + 0.5) / len(series) - 0.5) for row in one.x]
-            low, high = one.low or one.y, one.high or one.y
-            spread = [
-                [y - edge for y, edge in zip(one.y, low, strict=True)],
-                [edge - y for y, edge in zip(one.y, high, strict=True)],
+        for number, dots in enumerate(series):
+            heights = [row + 0.7 * ((number + 0.5) / len(series) - 0.5) for row in dots.x]
+            low, high = dots.low or dots.y, dots.high or dots.y
+            errors = [
+                [y - edge for y, edge in zip(dots.y, low, strict=True)],
+                [edge - y for y, edge in zip(dots.y, high, strict=True)],
             ]
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)], "linestyle": ""}
-            handles.append(axes.errorbar(one.y, at, xerr=spread, capsize=3, **style))
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
+            handles.append(axes.errorbar(dots.y, heights, xerr=errors, capsize=3, **style))
         axes.set(xlabel=x, yticks=range(len(labels)), yticklabels=labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        if zero:
+        if zero_line:
             axes.axvline(0, color=INK, linewidth=1)
         axes.grid(axis="x", color=INK, alpha=0.12)
         return handles
 
-    rows = [[label, *(_interval(one, row) for one in series)] for row, label in enumerate(labels)]
+    rows = [[label, *(_format_interval(dots, row) for dots in series)] for row, label in enumerate(labels)]
     height = 1.2 + 0.18 * len(labels) * (len(series) + 1)
-    return Chart(title, _svg(title, draw, series, height), ["", *(one.name for one in series)], rows)
+    return Chart(title, _draw_svg(title, draw, series, height), ["", *(dots.name for dots in series)], rows)
 
 
-def _interval(series: Series, row: int) -> str:
+def _format_interval(series: Series, row: int) -> str:
     if row not in series.x:
         return ""
     i = list(series.x).index(row)
@@ -119,17 +119,18 @@ def _interval(series: Series, row: int) -> str:
     return f"{series.y[i]:.4g}" + ("" if isnan(low) or isnan(high) else f" ({low:.4g} to {high:.4g})")
 
 
-def _svg(
+def _draw_svg(
     title: str, draw: Callable[[Any], list[Any]], series: Sequence[Series], height: float = 2.7
 ) -> markupsafe.Markup:
-    """`draw` returns what the legend of more than one series shows; `height` in inches, without it."""
+    """`draw` returns the handles of the legend, which several series have; `height` in inches, without the legend."""
     with _figure(title) as figure:
         figure.set_size_inches(WIDTH, height + (0.22 * ((len(series) + 1) // 2) if len(series) > 1 else 0))
         axes = figure.subplots()
         handles = draw(axes)
         axes.spines[["top", "right"]].set_visible(False)
         if len(series) > 1:
-            figure.legend(handles, [one.name for one in series], loc="outside lower left", ncols=2, frameon=False)
+            names = [one.name for one in series]
+            figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False)
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     svg = target.getvalue()
@@ -144,20 +145,20 @@ def _figure(title: str) -> Iterator[Any]:
 
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": title,  # ids differ from chart to chart, and not from run to run
+        "svg.hashsalt": title,  # makes ids differ between charts and equal between runs
         "font.family": "sans-serif",
         "font.size": 10,
         "text.parse_math": False,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     }
     with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser draws the text, in fonts of its own
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser draws the text with its own fonts
         yield Figure(layout="constrained")
 
 
-def _values(series: Sequence[Series]) -> list[list[str]]:
-    points = sorted({at for one in series for at in one.x})
-    if len(points) > MOST_VALUES:
-        points = [points[round(i * (len(points) - 1) / (MOST_VALUES - 1))] for i in range(MOST_VALUES)]
-    known = [dict(zip(one.x, one.y, strict=True)) for one in series]
-    return [[f"{at:g}", *(f"{values[at]:.4g}" if at in values else "" for values in known)] for at in points]
+def _value_rows(series: Sequence[Series]) -> list[list[str]]:
+    xs = sorted({x for one in series for x in one.x})
+    if len(xs) > MAX_VALUES:
+        xs = [xs[round(i * (len(xs) - 1) / (MAX_VALUES - 1))] for i in range(MAX_VALUES)]
+    values = [dict(zip(one.x, one.y, strict=True)) for one in series]
+    return [[f"{x:g}", *(f"{ys[x]:.4g}" if x in ys else "" for ys in values)] for x in xs]

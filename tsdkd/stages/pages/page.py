@@ -1,4 +1,4 @@
-"""Fills a template: one file that opens offline, with styles and charts inside."""
+"""Renders templates into HTML files that open offline, with styles and charts inside."""
 
 from functools import cache
 from typing import Any
@@ -7,10 +7,11 @@ import jinja2
 
 
 @cache
-def templates() -> jinja2.Environment:
+def load_templates() -> jinja2.Environment:
+    """The templates of `templates/`."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("tsdkd.stages.pages"),
-        autoescape=True,  # a response may hold any text, markup too
+        autoescape=True,  # a response may contain markup
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -18,5 +19,5 @@ def templates() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from `templates/`; strings are escaped, `markupsafe.Markup` is not."""
-    return templates().get_template(template).render(**values)
+    """Fill a template of `templates/`; strings are escaped, `markupsafe.Markup` is not."""
+    return load_templates().get_template(template).render(**values)

@@ -1,1 +1,1 @@
-"""tsdkd plan: disk, memory and time of a chain of commands, from model shapes and measured rates."""
+"""`tsdkd plan`: disk, memory and time of a chain of commands, from model shapes and measured rates."""

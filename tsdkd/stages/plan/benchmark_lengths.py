@@ -1,10 +1,10 @@
-"""How long the benchmarks are, for an estimate before any of them is loaded."""
+"""Documents and tokens of each benchmark, so that a plan loads no benchmark."""
 
 from tsdkd.stages.results.benchmarks import Benchmark
 
 _LENGTHS = {
     "gsm8k": (1_319, 1_164),
-    "gsm-plus": (10_552, 1_149),  # tokens as of its small set
+    "gsm-plus": (10_552, 1_149),  # tokens of gsm-plus:mini
     "gsm-plus:mini": (2_400, 1_149),
     "math": (5_000, 520),
     "math:minerva": (5_000, 846),
@@ -16,15 +16,15 @@ _LENGTHS = {
     "bbh": (6_511, 1_005),
     "bbh:direct": (6_511, 466),
     "bbh:choice": (5_761, 2_756),
-    "musr": (756, 2_892),  # its three subjects alike
+    "musr": (756, 2_892),  # the mean of its three subjects
     "ifeval": (541, 72),
     "embedded": (360, 53),
 }
-"""Documents of the split that is measured, and tokens read for one: its prompt with shots, where choices are compared
-once a choice. By `benchmarks/lengths.py`, real rows and the embedded pair's tokenizer: the mean of 40 documents a
-subject, subjects by their size."""
+"""Documents of the evaluated split, and tokens read per document: the prompt with its shots, once per choice in
+multiple-choice benchmarks. Measured by `benchmarks/lengths.py` with the embedded pair's tokenizer: the mean of 40
+documents per subject, weighted by the sizes of the subjects."""
 
 
 def benchmark_length(benchmark: Benchmark) -> tuple[int, int]:
-    """Documents, and tokens read for one; a variant that only judges otherwise has its benchmark's."""
+    """(documents, tokens read per document); a variant that differs only in its metric has its benchmark's lengths."""
     return _LENGTHS.get(benchmark.name) or _LENGTHS[benchmark.base]

@@ -1,4 +1,4 @@
-"""What the lines of a plan leave for those after them, beside what lies on disk already."""
+"""What each command of a plan can read: artifacts that exist, and artifacts that earlier commands will write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,99 +11,118 @@ from tsdkd.errors import InputError
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.score_cost import sequence_lengths
 from tsdkd.stages.models.tokenizers import chat_token_ids
-from tsdkd.stages.plan.models import PlannedModel, embedded_planned_model, find_planned_model, path_key
+from tsdkd.stages.plan.models import PlannedModel, embedded_planned_model, load_planned_model, path_key
 
-TOKENISED = 256
-"""Prompts whose tokens are counted; more are like them."""
+TOKENIZED_PROMPTS = 256
+"""Prompts whose tokens are counted; further prompts are assumed to have the same mean length."""
+LENGTH_COLUMNS = ["prompt_ids", "response_ids"]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts and responses."""
+    """Sizes of prompts with or without responses."""
 
     count: int
-    prompt: float
-    """Tokens of one, on average."""
-    response: float
-    longest: int
-    """Tokens of a prompt with its response."""
-    at_most: bool
-    """Are these bounds?"""
+    """Prompts with their responses."""
+    prompt_tokens: float
+    """Mean per prompt."""
+    response_tokens: float
+    """Mean per response; 0 for prompts alone."""
+    max_tokens: int
+    """Tokens of the longest prompt with its response."""
+    is_upper_bound: bool
 
     @property
-    def tokens(self) -> float:
-        return self.count * (self.prompt + self.response)
+    def total_tokens(self) -> float:
+        return self.count * (self.prompt_tokens + self.response_tokens)
 
     @property
-    def response_tokens(self) -> int:
-        return round(self.count * self.response)
+    def total_response_tokens(self) -> int:
+        return round(self.count * self.response_tokens)
 
-    def answered(self, samples: int, new: int) -> "Workload":
-        """Prompts alone, answered so often with so many tokens at most."""
-        return Workload(self.count * samples, self.prompt, new, self.longest + new, at_most=True)
+    def with_responses(self, per_prompt: int, max_new_tokens: int) -> "Workload":
+        """Prompts with responses of the largest length."""
+        max_tokens = self.max_tokens + max_new_tokens
+        return Workload(self.count * per_prompt, self.prompt_tokens, max_new_tokens, max_tokens, is_upper_bound=True)
 
 
 @dataclass
 class Chain:
-    lacking: Mapping[str, int]
-    """The embedded models by name, with the layers that they lack."""
-    prompts_on_hub: int | None = None
-    """Of each dataset of the hub."""
-    models: dict[Path, PlannedModel] = field(default_factory=dict)
-    texts: dict[Path, Workload] = field(default_factory=dict)
-    authors: dict[Path, dict[str, str]] = field(default_factory=dict)
-    """Names of the models that an artifact comes from, by role."""
-    found: dict[str, PlannedModel] = field(default_factory=dict)
+    """The state of a plan after the commands so far. Keys are paths (`path_key`) unless noted."""
+
+    embedded_models: Mapping[str, int]
+    """The number of layers that each embedded model drops, by name."""
+    hub_prompts: int | None = None
+    """Assumed number of prompts of every hub dataset."""
+    written_models: dict[Path, PlannedModel] = field(default_factory=dict)
+    written_rollouts: dict[Path, Workload] = field(default_factory=dict)
+    written_roles: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """Names of the models that an artifact is made from, by role."""
+    loaded_models: dict[str, PlannedModel] = field(default_factory=dict)
+    """By name."""
 
     def model(self, name: str) -> PlannedModel:
-        """Raises InputError where there is none and no line makes it."""
-        if made := self.models.get(path_key(name)):
-            return made
-        if name not in self.found:
-            self.found[name] = (
-                embedded_planned_model(name, self.lacking[name]) if name in self.lacking else find_planned_model(name)
+        """Raises InputError for a model that neither exists nor is written by an earlier command."""
+        if written := self.written_models.get(path_key(name)):
+            return written
+        if name not in self.loaded_models:
+            embedded = name in self.embedded_models
+            self.loaded_models[name] = (
+                embedded_planned_model(name, self.embedded_models[name]) if embedded else load_planned_model(name)
             )
-        return self.found[name]
+        return self.loaded_models[name]
 
-    def roles(self, place: Path, kind: ArtifactKind) -> dict[str, str]:
-        """Who an artifact comes from. Raises ArtifactError where there is none and no line makes it."""
-        if made := self.authors.get(path_key(place)):
-            return made
-        return {model.role: model.name for model in _manifest(place, kind).models}
+    def roles(self, path: Path, kind: ArtifactKind) -> dict[str, str]:
+        """Names of the models that an artifact is made from, by role.
 
-    def rollouts(self, place: Path) -> Workload:
-        """Raises ArtifactError where there are none and no line makes them."""
-        if made := self.texts.get(path_key(place)):
-            return made
-        artifact = Artifact(place, _manifest(place, "rollouts"))
-        found = [length for part in artifact.tables for length in sequence_lengths(artifact.read_part(part, COLUMNS))]
-        responses = int(artifact.manifest.summary["response_tokens"]) / len(found)
-        return Workload(len(found), sum(found) / len(found) - responses, responses, max(found), at_most=False)
+        Raises ArtifactError for an artifact that neither exists nor is written by an earlier command.
+        """
+        if written := self.written_roles.get(path_key(path)):
+            return written
+        return {model.role: model.name for model in _load_manifest(path, kind).models}
 
-    def prompts(self, source: Prompts, model: PlannedModel, most: int) -> Workload:
-        """Prompts of up to `most` tokens. Raises InputError where they cannot be read, or counted before a download."""
+    def rollouts(self, path: Path) -> Workload:
+        """Raises ArtifactError for rollouts that neither exist nor are written by an earlier command."""
+        if written := self.written_rollouts.get(path_key(path)):
+            return written
+        artifact = Artifact(path, _load_manifest(path, "rollouts"))
+        lengths = [
+            length for part in artifact.tables for length in sequence_lengths(artifact.read_part(part, LENGTH_COLUMNS))
+        ]
+        count = len(lengths)
+        response_tokens = int(artifact.manifest.summary["response_tokens"]) / count
+        prompt_tokens = sum(lengths) / count - response_tokens
+        return Workload(count, prompt_tokens, response_tokens, max(lengths), is_upper_bound=False)
+
+    def prompts(self, source: Prompts, model: PlannedModel, max_prompt_tokens: int) -> Workload:
+        """Prompts of up to `max_prompt_tokens` tokens.
+
+        Raises InputError for prompts that cannot be read, and for a hub dataset of unknown size.
+        """
         if source.on_hub:
-            count = min((n for n in (source.limit, self.prompts_on_hub) if n is not None), default=None)
+            count = min((n for n in (source.limit, self.hub_prompts) if n is not None), default=None)
             if count is None:
                 raise InputError(
-                    f"How many prompts {source.path} has, only a download tells.", "Say it: tsdkd plan --prompts N."
+                    f"The number of prompts in {source.path} is unknown before its download.",
+                    "Give it: tsdkd plan --prompts N.",
                 )
-            return Workload(count, most, 0, most, at_most=True)
-        prompts, tokenizer = iter(source), model.tokenizer()
-        sizes = [min(most, len(chat_token_ids(tokenizer, prompt.messages))) for prompt in islice(prompts, TOKENISED)]
-        count = len(sizes) + sum(1 for _ in prompts)
+            return Workload(count, max_prompt_tokens, 0, max_prompt_tokens, is_upper_bound=True)
+        prompts, tokenizer = iter(source), model.load_tokenizer()
+        lengths = [
+            min(max_prompt_tokens, len(chat_token_ids(tokenizer, prompt.messages)))
+            for prompt in islice(prompts, TOKENIZED_PROMPTS)
+        ]
+        count = len(lengths) + sum(1 for _ in prompts)
         if not count:
-            raise InputError(f"No prompt of {source.path} is left: all are empty.", "Mend the file.")
-        return Workload(count, sum(sizes) / len(sizes), 0, max(sizes), at_most=count > len(sizes))
+            raise InputError(f"All prompts of {source.path} are empty.", "Correct the file.")
+        mean = sum(lengths) / len(lengths)
+        return Workload(count, mean, 0, max(lengths), is_upper_bound=count > len(lengths))
 
 
-COLUMNS = ["prompt_ids", "response_ids"]
+def is_complete(path: Path) -> bool:
+    """Whether a stage would skip its work because this artifact is complete."""
+    return (path / MANIFEST_FILE).is_file() and load_manifest(path).state == "complete"
 
 
-def is_complete(place: Path) -> bool:
-    """Is there an artifact that its stage would leave as it is?"""
-    return (place / MANIFEST_FILE).is_file() and load_manifest(place).state == "complete"
-
-
-def _manifest(place: Path, kind: ArtifactKind) -> Manifest:
-    return read_artifact(place, kind, hashed=False).manifest
+def _load_manifest(path: Path, kind: ArtifactKind) -> Manifest:
+    return read_artifact(path, kind, hashed=False).manifest

@@ -1,6 +1,6 @@
-"""What one stage will take, in bytes and seconds: arithmetic on shapes, tokens and two rates.
+"""Estimates the bytes and seconds of one stage from model shapes, token counts and two measured rates.
 
-A token costs a forward two operations a weight that it is multiplied with, training two or four more backward.
+A forward pass costs two operations per weight and token; training adds two to four for the backward pass.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.score_cost import BLOCK_BYTES, score_cost
 from tsdkd.stages.data.scoring import CHUNK_BYTES
 from tsdkd.stages.models.device import total_memory
-from tsdkd.stages.models.memory import FLOAT32_BYTES
-from tsdkd.stages.models.memory import estimate_training_memory as memory_of_training
+from tsdkd.stages.models.memory import FLOAT32_BYTES, estimate_training_memory
 from tsdkd.stages.models.sizes import fitting_batch_size
 from tsdkd.stages.plan.benchmark_lengths import benchmark_length
 from tsdkd.stages.plan.chain import Workload
@@ -25,148 +24,198 @@ from tsdkd.stages.plan.models import PlannedModel
 from tsdkd.stages.plan.rates import Rates
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
-FORWARD, FULL, ADAPTERS, AGAIN = 2, 6, 4, 2
-"""Operations a weight and token: reading; training every weight, or adapters; reading again for the activations."""
-TEXT_BYTES = 8
-"""Of a token in rollouts and results, as id and as text: more than it was ever seen to be."""
+FORWARD_FLOPS, FULL_TRAINING_FLOPS, LORA_TRAINING_FLOPS, CHECKPOINTING_FLOPS = 2, 6, 4, 2
+"""Operations per weight and token; gradient checkpointing repeats the forward pass."""
+TOKEN_BYTES = 8
+"""Of a token in rollouts and results, as id and as text; an upper bound in practice."""
 RESUME_BYTES = 12
-"""Of a weight that learns, in a saved step: itself and AdamW's two moments, in float32."""
-KEPT_STEPS = 3
-"""Saved steps at most: two, and the next one before the oldest goes."""
-AT_ONCE = 256
+"""Of a trained weight in a saved step: the weight and AdamW's two moments, in float32."""
+MAX_SAVED_STEPS = 3
+"""Two saved steps, and the next one before the oldest is removed."""
+VLLM_RESPONSES = 256
 """Responses that vLLM samples together."""
-VLLM_SHARE = 0.9
-"""Of the GPU's memory, where eval asks vLLM."""
+VLLM_MEMORY_FRACTION = 0.9
+"""Of the GPU's memory that `tsdkd eval` gives to vLLM."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    amount: str
-    """Responses, tokens or steps."""
+    """Cost of one stage."""
+
+    work: str
+    """Responses, tokens, steps or documents."""
     seconds: float
     disk: int
+    """Bytes of the artifact."""
     memory: int
-    """At its peak."""
-    aside: int = 0
-    """More bytes on disk while it runs."""
-    at_most: bool = False
+    """Peak bytes."""
+    temporary_disk: int = 0
+    """Further bytes on disk while the stage runs."""
+    is_upper_bound: bool = False
 
 
-def generate(
-    models: Sequence[PlannedModel], shares: Sequence[float], texts: Workload, config: GenerateConfig, rates: Rates
+def estimate_generate(
+    models: Sequence[PlannedModel],
+    fractions: Sequence[float],
+    workload: Workload,
+    config: GenerateConfig,
+    rates: Rates,
 ) -> Estimate:
-    """`models` answer `shares` of the texts; in a policy token by token both answer all."""
-    together = AT_ONCE if config.engine == "vllm" else config.batch_size
-    copies = config.tensor_parallel * config.data_parallel
+    """Each model responds to its fraction of the prompts; with a token-by-token policy each fraction is 1."""
+    batch = VLLM_RESPONSES if config.engine == "vllm" else config.batch_size
+    gpus = config.tensor_parallel * config.data_parallel
     seconds = sum(
-        _answering(model, config.dtype, texts, share, together, rates) / copies
-        for model, share in zip(models, shares, strict=True)
+        _sampling_seconds(model, config.dtype, workload, fraction, batch, rates) / gpus
+        for model, fraction in zip(models, fractions, strict=True)
     )
     needs = [
-        model.weights(config.dtype) + together * model.sequence(config.dtype, texts.longest, 1) for model in models
+        model.weight_bytes(config.dtype) + batch * model.sequence_bytes(config.dtype, workload.max_tokens, 1)
+        for model in models
     ]
-    peak = sum(needs) if sum(shares) > 1 else max(needs)
+    memory = sum(needs) if sum(fractions) > 1 else max(needs)
     if config.engine == "vllm":
-        peak = int(config.memory_fraction * total_memory(rates.device))
-    amount = f"{_most(texts)}{texts.count:,} x {texts.response:,.0f} tokens"
-    return Estimate(amount, seconds, round(TEXT_BYTES * texts.tokens), peak, at_most=texts.at_most)
+        memory = int(config.memory_fraction * total_memory(rates.device))
+    work = f"{_bound_sign(workload)}{workload.count:,} x {workload.response_tokens:,.0f} tokens"
+    disk = round(TOKEN_BYTES * workload.total_tokens)
+    return Estimate(work, seconds, disk, memory, is_upper_bound=workload.is_upper_bound)
 
 
-def score(student: PlannedModel, teacher: PlannedModel, texts: Workload, config: ScoreConfig, rates: Rates) -> Estimate:
-    written = score_cost(config, teacher.head(config.dtype), texts.response_tokens)
-    batch = max(1, config.batch_tokens // texts.longest)
-    peak = sum(model.weights(config.dtype) for model in (student, teacher))
-    peak += batch * max(model.sequence(config.dtype, texts.longest, 0) for model in (student, teacher))
-    peak += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written.bytes)
-    flops = FORWARD * (student.size.matmul_parameters + teacher.size.matmul_parameters) * texts.tokens
-    amount = f"{_most(texts)}{texts.tokens:,.0f} tokens"
-    return Estimate(amount, rates.seconds(flops), written.bytes, peak, at_most=texts.at_most)
+def estimate_score(
+    student: PlannedModel, teacher: PlannedModel, workload: Workload, config: ScoreConfig, rates: Rates
+) -> Estimate:
+    written = score_cost(config, teacher.head(config.dtype), workload.total_response_tokens)
+    batch = max(1, config.batch_tokens // workload.max_tokens)
+    models = (student, teacher)
+    memory = sum(model.weight_bytes(config.dtype) for model in models)
+    memory += batch * max(model.sequence_bytes(config.dtype, workload.max_tokens, 0) for model in models)
+    memory += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written.bytes)
+    flops = FORWARD_FLOPS * (student.size.matmul_parameters + teacher.size.matmul_parameters) * workload.total_tokens
+    work = f"{_bound_sign(workload)}{workload.total_tokens:,.0f} tokens"
+    return Estimate(work, rates.seconds(flops), written.bytes, memory, is_upper_bound=workload.is_upper_bound)
 
 
-def train(
+def estimate_train(
     student: PlannedModel,
     teacher: PlannedModel | None,
-    texts: Workload,
+    workload: Workload,
     config: TrainConfig,
     precision: str,
     rates: Rates,
 ) -> Estimate:
-    """`teacher`: None where its answers are enough. `texts`: with fresh answers at their longest."""
-    held = round(config.held_out * texts.count)
-    learned = texts.count - held
-    steps = ceil(config.epochs * ceil(learned / config.batch_size))
-    tokens = texts.prompt + texts.response
-    operations = (ADAPTERS if config.lora else FULL) + AGAIN * config.gradient_checkpointing
-    flops = operations * student.size.matmul_parameters * tokens
-    seconds = 0.0
+    """teacher: None for a method without a teacher signal. workload: online, with responses of the largest length."""
+    held_out = round(config.held_out * workload.count)
+    trained = workload.count - held_out
+    steps = ceil(config.epochs * ceil(trained / config.batch_size))
+    seconds = rates.seconds(_training_flops(student, teacher, workload, config) * trained * config.epochs)
     if config.online and teacher:
-        flops += FORWARD * teacher.size.matmul_parameters * tokens
-        share = 1.0 if config.online.replay else config.online.student_fraction
-        fresh = Workload(round(learned * config.epochs), texts.prompt, texts.response, texts.longest, at_most=True)
-        dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
-        at_once = min(config.online.sampling.batch_size, config.batch_size)
-        for model in (student, teacher) if config.online.teacher_fraction else (student,):
-            seconds += _answering(model, dtype, fresh, share, at_once, rates)
-    elif teacher:
-        flops += FORWARD * teacher.head("auto").weight.numel() * texts.response
-    seconds += rates.seconds(flops * learned * config.epochs)
+        seconds += _online_sampling_seconds(student, teacher, workload, trained, config, precision, rates)
     if config.eval_steps:
-        seconds += steps // config.eval_steps * rates.seconds(FORWARD * student.size.matmul_parameters * tokens * held)
-    width = 2 if precision == "bfloat16" else FLOAT32_BYTES
+        tokens = workload.prompt_tokens + workload.response_tokens
+        measurement = rates.seconds(FORWARD_FLOPS * student.size.matmul_parameters * tokens * held_out)
+        seconds += steps // config.eval_steps * measurement
     parameters = student.size.parameters
-    learning = config.lora.rank * student.size.lora_parameters if config.lora else parameters
-    kept = learning * FLOAT32_BYTES if config.lora and not config.lora.merge else parameters * width
-    saves = min(KEPT_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
-    peak = memory_of_training(
-        student.config, teacher.config if teacher else None, texts.longest, config, precision
-    ).total
-    amount = f"{steps:,} steps of {config.batch_size}"
-    return Estimate(amount, seconds, kept, peak, saves * RESUME_BYTES * learning, texts.at_most)
+    trained_weights = config.lora.rank * student.size.lora_parameters if config.lora else parameters
+    width = 2 if precision == "bfloat16" else FLOAT32_BYTES
+    disk = trained_weights * FLOAT32_BYTES if config.lora and not config.lora.merge else parameters * width
+    saved_steps = min(MAX_SAVED_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
+    temporary_disk = saved_steps * RESUME_BYTES * trained_weights
+    teacher_config = teacher.config if teacher else None
+    memory = estimate_training_memory(student.config, teacher_config, workload.max_tokens, config, precision).total
+    work = f"{steps:,} steps of {config.batch_size}"
+    return Estimate(work, seconds, disk, memory, temporary_disk, workload.is_upper_bound)
 
 
-def evaluate(models: Sequence[PlannedModel], held_out: Workload | None, config: EvalConfig, rates: Rates) -> Estimate:
-    seconds, disk, peak, documents, generated = 0.0, 0, 0, 0, False
+def estimate_eval(
+    models: Sequence[PlannedModel], held_out: Workload | None, config: EvalConfig, rates: Rates
+) -> Estimate:
+    seconds, disk, memory, documents, generates = 0.0, 0, 0, 0, False
     for name in config.tasks:
         benchmark = BENCHMARKS[name]
-        new = min(benchmark.max_new_tokens or 0, config.max_new_tokens or 2**31)
-        count, prompt = benchmark_length(benchmark)
+        new_tokens = min(benchmark.max_new_tokens or 0, config.max_new_tokens or 2**31)
+        count, prompt_tokens = benchmark_length(benchmark)
         count = min(count, config.limit or count)
-        asked = Workload(count, prompt, new, prompt + new, at_most=new > 0)
-        documents, generated = documents + count, generated or new > 0
-        disk += round(TEXT_BYTES * asked.tokens) * len(models)
+        max_tokens = prompt_tokens + new_tokens
+        workload = Workload(count, prompt_tokens, new_tokens, max_tokens, is_upper_bound=new_tokens > 0)
+        documents, generates = documents + count, generates or new_tokens > 0
+        disk += round(TOKEN_BYTES * workload.total_tokens) * len(models)
         for model in models:
-            weights = model.weights(config.dtype)
-            one = model.sequence(config.dtype, asked.longest, 1 if new else prompt)
-            batch = config.batch_size or fitting_batch_size(one, weights, rates.device)
-            together = AT_ONCE if config.engine == "vllm" else batch
-            seconds += _answering(model, config.dtype, asked, 1, together, rates) / config.tensor_parallel
-            peak = max(peak, weights + batch * one)
+            weights = model.weight_bytes(config.dtype)
+            sequence = model.sequence_bytes(config.dtype, max_tokens, 1 if new_tokens else prompt_tokens)
+            batch = config.batch_size or fitting_batch_size(sequence, weights, rates.device)
+            responses = VLLM_RESPONSES if config.engine == "vllm" else batch
+            sampling = _sampling_seconds(model, config.dtype, workload, 1, responses, rates)
+            seconds += sampling / config.tensor_parallel
+            memory = max(memory, weights + batch * sequence)
     if held_out:
-        seconds += rates.seconds(FORWARD * held_out.tokens * sum(model.size.matmul_parameters for model in models))
+        matmul_parameters = sum(model.size.matmul_parameters for model in models)
+        seconds += rates.seconds(FORWARD_FLOPS * held_out.total_tokens * matmul_parameters)
     if config.engine == "vllm":
-        peak = int(VLLM_SHARE * total_memory(rates.device))
-    amount = f"{len(models)} x {documents:,} documents"
-    return Estimate(amount, seconds, disk, peak, at_most=generated)
+        memory = int(VLLM_MEMORY_FRACTION * total_memory(rates.device))
+    work = f"{len(models)} x {documents:,} documents"
+    return Estimate(work, seconds, disk, memory, is_upper_bound=generates)
 
 
-def total(found: Sequence[Estimate]) -> Estimate:
-    """Of stages one after the other: disk when it is fullest."""
-    kept = accumulate(one.disk for one in found)
-    disk = max((before + one.aside for before, one in zip(kept, found, strict=True)), default=0)
-    memory = max((one.memory for one in found), default=0)
-    return Estimate("", sum(one.seconds for one in found), disk, memory, at_most=any(one.at_most for one in found))
+def sum_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """The cost of consecutive stages, with peak disk and peak memory."""
+    disk_after = accumulate(estimate.disk for estimate in estimates)
+    pairs = zip(disk_after, estimates, strict=True)
+    disk = max((after + estimate.temporary_disk for after, estimate in pairs), default=0)
+    memory = max((estimate.memory for estimate in estimates), default=0)
+    seconds = sum(estimate.seconds for estimate in estimates)
+    return Estimate("", seconds, disk, memory, is_upper_bound=any(estimate.is_upper_bound for estimate in estimates))
 
 
-def _most(texts: Workload) -> str:
-    return "≤ " if texts.at_most else ""
+def _bound_sign(workload: Workload) -> str:
+    return "≤ " if workload.is_upper_bound else ""
 
 
-def _answering(model: PlannedModel, dtype: DType, texts: Workload, share: float, together: int, rates: Rates) -> float:
-    """Seconds to read prompts and to answer them token by token, `together` at a time."""
-    count = ceil(share * texts.count)
-    together = min(together, count)
-    flops = FORWARD * model.size.matmul_parameters
-    cached = texts.prompt + texts.response / 2
-    moved = model.read_each_step(dtype, together, cached)
-    steps = ceil(count / max(1, together)) * texts.response
-    return rates.seconds(flops * count * texts.prompt) + steps * rates.seconds(flops * together, moved)
+def _training_flops(
+    student: PlannedModel, teacher: PlannedModel | None, workload: Workload, config: TrainConfig
+) -> float:
+    """Operations per prompt with its response, without sampling."""
+    tokens = workload.prompt_tokens + workload.response_tokens
+    per_weight = LORA_TRAINING_FLOPS if config.lora else FULL_TRAINING_FLOPS
+    per_weight += CHECKPOINTING_FLOPS * config.gradient_checkpointing
+    flops = per_weight * student.size.matmul_parameters * tokens
+    if teacher and config.online:
+        flops += FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
+    elif teacher:
+        flops += FORWARD_FLOPS * teacher.head("auto").weight.numel() * workload.response_tokens
+    return flops
+
+
+def _online_sampling_seconds(
+    student: PlannedModel,
+    teacher: PlannedModel,
+    workload: Workload,
+    trained: int,
+    config: TrainConfig,
+    precision: str,
+    rates: Rates,
+) -> float:
+    assert config.online is not None
+    fraction = 1.0 if config.online.replay else config.online.student_fraction
+    dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
+    batch = min(config.online.sampling.batch_size, config.batch_size)
+    sampled = Workload(
+        round(trained * config.epochs),
+        workload.prompt_tokens,
+        workload.response_tokens,
+        workload.max_tokens,
+        is_upper_bound=True,
+    )
+    models = (student, teacher) if config.online.teacher_fraction else (student,)
+    return sum(_sampling_seconds(model, dtype, sampled, fraction, batch, rates) for model in models)
+
+
+def _sampling_seconds(
+    model: PlannedModel, dtype: DType, workload: Workload, fraction: float, batch: int, rates: Rates
+) -> float:
+    """Seconds to read a fraction of the prompts and to sample their responses, `batch` at a time."""
+    count = ceil(fraction * workload.count)
+    batch = min(batch, count)
+    flops = FORWARD_FLOPS * model.size.matmul_parameters
+    cached_tokens = workload.prompt_tokens + workload.response_tokens / 2
+    moved_bytes = model.bytes_per_step(dtype, batch, cached_tokens)
+    steps = ceil(count / max(1, batch)) * workload.response_tokens
+    return rates.seconds(flops * count * workload.prompt_tokens) + steps * rates.seconds(flops * batch, moved_bytes)

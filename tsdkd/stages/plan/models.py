@@ -1,4 +1,4 @@
-"""Models of a plan: by name, as an earlier line will make them, or the embedded ones before they are made."""
+"""Models as a plan knows them: configuration and tokenizer, without weights."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,8 +18,8 @@ from tsdkd.stages.models.sizes import ModelSize, kv_cache_bytes, model_size, seq
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.models.tokenizers import load_tokenizer
 
-TOKENIZER = ("*.json", "*.jinja", "*.model", "*.txt")
-"""Files of a model on the hub."""
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""Patterns of the files to fetch from the hub."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class PlannedModel:
 
     name: str
     config: PreTrainedConfig
-    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
 
     @cached_property
     def size(self) -> ModelSize:
         return model_size(self.config)
 
-    def named(self, name: str) -> "PlannedModel":
-        """The same shape under another name."""
+    def renamed(self, name: str) -> "PlannedModel":
         return replace(self, name=name)
 
     def without_layers(self, count: int) -> "PlannedModel":
+        """The model after `tsdkd prune` drops `count` layers."""
         config = deepcopy(self.config)
         config.num_hidden_layers -= count
         if getattr(config, "layer_types", None):
@@ -46,40 +46,40 @@ class PlannedModel:
         return replace(self, config=config)
 
     def head(self, dtype: DType) -> Head:
-        """Its shape and dtype."""
+        """A head of the model's shape and dtype, without values."""
         shape = self.config.get_text_config()
-        return Head(torch.empty(shape.vocab_size, shape.hidden_size, dtype=self._dtype(dtype), device="meta"))
+        return Head(torch.empty(shape.vocab_size, shape.hidden_size, dtype=self._torch_dtype(dtype), device="meta"))
 
-    def weights(self, dtype: DType) -> int:
-        """Bytes."""
-        return self.size.parameters * self._dtype(dtype).itemsize
+    def weight_bytes(self, dtype: DType) -> int:
+        return self.size.parameters * self._torch_dtype(dtype).itemsize
 
-    def read_each_step(self, dtype: DType, responses: int, tokens: float) -> float:
-        """Bytes that move for one more token of each response: the weights, and what is cached of so many tokens."""
-        width = self._dtype(dtype).itemsize
-        return width * self.size.matmul_parameters + responses * tokens * kv_cache_bytes(self.config, width)
+    def bytes_per_step(self, dtype: DType, responses: int, cached_tokens: float) -> float:
+        """Bytes that a decoding step moves: the weights, and the cache of `cached_tokens` tokens per response."""
+        width = self._torch_dtype(dtype).itemsize
+        return width * self.size.matmul_parameters + responses * cached_tokens * kv_cache_bytes(self.config, width)
 
-    def sequence(self, dtype: DType, tokens: int, logits: int) -> int:
-        """Bytes of one sequence that is read or answered."""
-        eager = default_device() == "cpu"  # as `load_model` chooses
-        return sequence_bytes(self.config, self._dtype(dtype).itemsize, tokens, logits, eager=eager)
+    def sequence_bytes(self, dtype: DType, tokens: int, logits: int) -> int:
+        """Memory of one sequence in a forward pass, with `logits` positions of logits."""
+        eager = default_device() == "cpu"  # as in `load_model`
+        return sequence_bytes(self.config, self._torch_dtype(dtype).itemsize, tokens, logits, eager=eager)
 
-    def _dtype(self, dtype: DType) -> torch.dtype:
-        found: torch.dtype = getattr(torch, auto_dtype(self.config, default_device()) if dtype == "auto" else dtype)
-        return found
-
-
-def find_planned_model(name: str) -> PlannedModel:
-    """A model that is there, or on the hub: its config, and once it is wanted its tokenizer. Raises InputError."""
-    return PlannedModel(name, load_config(name), lambda: load_tokenizer(str(model_directory(name, TOKENIZER))))
+    def _torch_dtype(self, dtype: DType) -> torch.dtype:
+        name = auto_dtype(self.config, default_device()) if dtype == "auto" else dtype
+        torch_dtype: torch.dtype = getattr(torch, name)
+        return torch_dtype
 
 
-def embedded_planned_model(name: str, lacking: int) -> PlannedModel:
-    """The embedded teacher, or with layers lacking the embedded student; made or not."""
+def load_planned_model(name: str) -> PlannedModel:
+    """A model directory or hub model; the tokenizer is fetched when it is needed. Raises InputError."""
+    return PlannedModel(name, load_config(name), lambda: load_tokenizer(str(model_directory(name, TOKENIZER_FILES))))
+
+
+def embedded_planned_model(name: str, dropped_layers: int) -> PlannedModel:
+    """The embedded teacher without `dropped_layers` layers; the model need not exist yet."""
     config, tokenizer = teacher_config_and_tokenizer()
-    return PlannedModel(name, config, lambda: tokenizer).without_layers(lacking)
+    return PlannedModel(name, config, lambda: tokenizer).without_layers(dropped_layers)
 
 
-def path_key(place: str | Path) -> Path:
-    """Equal for names of one place."""
-    return Path(place).expanduser().absolute().resolve()
+def path_key(path: str | Path) -> Path:
+    """One key for all names of a path."""
+    return Path(path).expanduser().absolute().resolve()

@@ -1,4 +1,4 @@
-"""How fast this machine is: two rates, measured in about a second, and the share of them that is reached."""
+"""Measures the speed of this machine in about a second: matrix products and memory copies."""
 
 import time
 from collections.abc import Callable
@@ -9,54 +9,53 @@ import torch
 from tsdkd.stages.models.device import default_device, has_bf16
 
 EFFICIENCY = 0.4
-"""Of the measured rates, what whole stages reach: `benchmarks/plan.py` compares."""
-SIDE = {"cpu": 1024, "cuda": 8192}
-"""Of the square matrices that are multiplied."""
-COPIED = {"cpu": 2**28, "cuda": 2**31}
-"""Bytes."""
-PATIENCE = 0.4
-"""Seconds for each rate."""
+"""The fraction of the measured rates that whole stages reach (compared by `benchmarks/plan.py`)."""
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices that are multiplied."""
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+SECONDS_PER_RATE = 0.4
 
 
 @dataclass(frozen=True)
 class Rates:
+    """Speed of one device."""
+
     device: str
     dtype: str
-    """What is multiplied: bfloat16 where the hardware computes in it."""
-    flops: float
-    """Of matrix products, a second."""
-    bytes: float
-    """Read and written, a second."""
+    """Of the matrices: bfloat16 if the hardware computes in it, else float32."""
+    flops_per_second: float
+    bytes_per_second: float
+    """Bytes read and written."""
 
-    def seconds(self, flops: float, moved: float = 0) -> float:
-        """Whichever takes longer, multiplying or moving."""
-        return max(flops / self.flops, moved / self.bytes) / EFFICIENCY
+    def seconds(self, flops: float, moved_bytes: float = 0) -> float:
+        """Expected seconds: of multiplying or of moving, whichever takes longer."""
+        return max(flops / self.flops_per_second, moved_bytes / self.bytes_per_second) / EFFICIENCY
 
 
 def measure_rates() -> Rates:
-    """Of the default device."""
+    """Measure the default device."""
     device = default_device()
     dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    side = SIDE[device]
-    one = torch.ones(side, side, device=device, dtype=dtype)
-    source = torch.ones(COPIED[device], device=device, dtype=torch.uint8)
+    side = MATRIX_SIDE[device]
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    source = torch.ones(COPY_BYTES[device], device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    flops = 2 * side**3 / _shortest(lambda: one @ one, device)
-    moved = 2 * COPIED[device] / _shortest(lambda: target.copy_(source), device)
-    return Rates(device, str(dtype).removeprefix("torch."), flops, moved)
+    flops_per_second = 2 * side**3 / _fastest_seconds(lambda: matrix @ matrix, device)
+    bytes_per_second = 2 * COPY_BYTES[device] / _fastest_seconds(lambda: target.copy_(source), device)
+    return Rates(device, str(dtype).removeprefix("torch."), flops_per_second, bytes_per_second)
 
 
-def _shortest(work: Callable[[], object], device: str) -> float:
-    """Seconds; the first time, which allocates, does not count."""
-    found: list[float] = []
+def _fastest_seconds(work: Callable[[], object], device: str) -> float:
+    """The shortest of repeated runs, after a first run that allocates."""
+    seconds: list[float] = []
     work()
-    end = time.perf_counter() + PATIENCE
-    while not found or time.perf_counter() < end:
+    end = time.perf_counter() + SECONDS_PER_RATE
+    while not seconds or time.perf_counter() < end:
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,4 +1,4 @@
-"""The lines of a plan, one after the other: what each takes, given what those before it leave."""
+"""plan: estimates each command of a chain, given what exists and what earlier commands will write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.engines.choice import choose_engine, require_engine_options
-from tsdkd.stages.methods import find_method as objective
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.plan import estimates
 from tsdkd.stages.plan.chain import Chain, Workload, is_complete
@@ -18,132 +18,140 @@ from tsdkd.stages.plan.estimates import Estimate
 from tsdkd.stages.plan.models import path_key
 from tsdkd.stages.plan.rates import Rates
 
-Names = Mapping[str, str | None]
-"""Models by role; None where nobody named one."""
+GivenModels = Mapping[str, str | None]
+"""Model names by role; None for a model that no option names."""
 
 
 @dataclass(frozen=True)
 class PlanRow:
+    """One command of a plan."""
+
     stage: str
-    on: str
+    inputs: str
+    """Models and prompts, one per line."""
     estimate: Estimate | None
     note: str = ""
-    """In place of an estimate."""
+    """Shown instead of an estimate."""
 
     @classmethod
-    def finished(cls, stage: str, on: str) -> "PlanRow":
-        """Its artifact is there, and would be left as it is."""
-        return cls(stage, on, None, "finished already")
+    def complete(cls, stage: str, inputs: str) -> "PlanRow":
+        """A command that is skipped because its artifact is complete."""
+        return cls(stage, inputs, None, "already complete")
 
 
 @dataclass
 class Planner:
+    """Estimates the commands of a chain in order; each method also records what its command will write."""
+
     chain: Chain
     rates: Rates
 
     def generate(
-        self, prompts: Prompts, names: Names, output: Path, config: GenerateConfig, overwrite: bool
+        self, prompts: Prompts, models: GivenModels, output: Path, config: GenerateConfig, overwrite: bool
     ) -> PlanRow:
         config = replace(config, engine=choose_engine(config))
         require_engine_options(config.engine, config)
-        roles = self._roles(names, {})
-        on = f"{_listed(roles)}\n{prompts.path.name}"
+        roles = _resolve_roles(models, {})
+        inputs = f"{_short_names(roles)}\n{prompts.path.name}"
         if is_complete(output) and not overwrite:
-            return PlanRow.finished("generate", on)
-        models = {role: self.chain.model(name) for role, name in roles.items()}
-        asked = self.chain.prompts(prompts, next(iter(models.values())), config.max_prompt_tokens)
-        texts = asked.answered(config.samples_per_prompt, config.max_new_tokens)
-        self.chain.texts[path_key(output)], self.chain.authors[path_key(output)] = texts, roles
-        shares = {"student": config.student_fraction, "teacher": 1 - config.student_fraction}
-        alone = len(AUTHORS[config.policy]) == 1
-        answered = [1.0 if alone else shares[role] for role in models]
-        return PlanRow("generate", on, estimates.generate(list(models.values()), answered, texts, config, self.rates))
+            return PlanRow.complete("generate", inputs)
+        planned = {role: self.chain.model(name) for role, name in roles.items()}
+        prompts_alone = self.chain.prompts(prompts, next(iter(planned.values())), config.max_prompt_tokens)
+        workload = prompts_alone.with_responses(config.samples_per_prompt, config.max_new_tokens)
+        self.chain.written_rollouts[path_key(output)] = workload
+        self.chain.written_roles[path_key(output)] = roles
+        fraction_of = {"student": config.student_fraction, "teacher": 1 - config.student_fraction}
+        one_author = len(AUTHORS[config.policy]) == 1
+        fractions = [1.0 if one_author else fraction_of[role] for role in planned]
+        estimate = estimates.estimate_generate(list(planned.values()), fractions, workload, config, self.rates)
+        return PlanRow("generate", inputs, estimate)
 
-    def score(self, rollouts: Path, names: Names, output: Path, config: ScoreConfig, overwrite: bool) -> PlanRow:
-        roles = self._roles(names, self.chain.roles(rollouts, "rollouts"))
-        on = _listed(roles)
+    def score(self, rollouts: Path, models: GivenModels, output: Path, config: ScoreConfig, overwrite: bool) -> PlanRow:
+        roles = _resolve_roles(models, self.chain.roles(rollouts, "rollouts"))
+        inputs = _short_names(roles)
         if is_complete(output) and not overwrite:
-            return PlanRow.finished("score", on)
-        self.chain.authors[path_key(output)] = roles
+            return PlanRow.complete("score", inputs)
+        self.chain.written_roles[path_key(output)] = roles
         student, teacher = (self.chain.model(roles[role]) for role in ("student", "teacher"))
-        return PlanRow(
-            "score", on, estimates.score(student, teacher, self.chain.rollouts(rollouts), config, self.rates)
-        )
+        workload = self.chain.rollouts(rollouts)
+        return PlanRow("score", inputs, estimates.estimate_score(student, teacher, workload, config, self.rates))
 
     def train(
         self,
         rollouts: Path | None,
         scores: Path | None,
         prompts: Prompts | None,
-        names: Names,
+        models: GivenModels,
         output: Path,
         config: TrainConfig,
         overwrite: bool,
     ) -> PlanRow:
-        """`prompts`: of live training, where there are no rollouts. With neither scores nor prompts, rollouts alone."""
+        """`prompts` are used for online training without rollouts; rollouts alone suffice without a teacher signal."""
         recorded = self.chain.roles(scores, "scores") if scores else {}
         if rollouts and not scores:
             recorded = self.chain.roles(rollouts, "rollouts")
-        roles = self._roles(names, recorded)
-        on = _short(roles["student"])
+        roles = _resolve_roles(models, recorded)
+        inputs = _short_name(roles["student"])
         if is_complete(output) and not overwrite:
-            return PlanRow.finished("train", on)
+            return PlanRow.complete("train", inputs)
         student = self.chain.model(roles["student"])
-        teacher = self.chain.model(roles["teacher"]) if objective(config.method).teacher else None
-        self.chain.models[path_key(output)] = student.named(str(output))
-        self.chain.authors[path_key(output)] = roles
+        teacher = self.chain.model(roles["teacher"]) if find_method(config.method).teacher else None
+        self.chain.written_models[path_key(output)] = student.renamed(str(output))
+        self.chain.written_roles[path_key(output)] = roles
         if config.online:
             sampling = replace(config.online.sampling, engine=choose_engine(config.online.sampling))
             config = replace(config, online=replace(config.online, sampling=sampling))
         if rollouts:
-            texts = self.chain.rollouts(rollouts)
+            workload = self.chain.rollouts(rollouts)
         else:
             assert prompts is not None
             assert config.online is not None
-            texts = self.chain.prompts(prompts, student, config.online.sampling.max_prompt_tokens)
+            workload = self.chain.prompts(prompts, student, config.online.sampling.max_prompt_tokens)
         if config.online:
-            texts = _answered_live(texts, config)
-        return PlanRow(
-            "train",
-            on,
-            estimates.train(student, teacher, texts, config, forward_precision(config.precision), self.rates),
-        )
+            workload = _online_workload(workload, config)
+        precision = forward_precision(config.precision)
+        estimate = estimates.estimate_train(student, teacher, workload, config, precision, self.rates)
+        return PlanRow("train", inputs, estimate)
 
     def evaluate(
         self, models: Mapping[str, str], output: Path, held_out: Path | None, config: EvalConfig, overwrite: bool
     ) -> PlanRow:
-        """`models`: by the names that their results have."""
-        on = "\n".join(models)
-        left = [name for label, name in models.items() if overwrite or not is_complete(output / label)]
-        if not left:
-            return PlanRow.finished("eval", on)
-        found = [self.chain.model(name) for name in left]
-        read = self.chain.rollouts(held_out / "rollouts") if held_out else None
-        return PlanRow("eval", on, estimates.evaluate(found, read, config, self.rates))
+        """models: model names by the names of their results."""
+        inputs = "\n".join(models)
+        names = [name for result, name in models.items() if overwrite or not is_complete(output / result)]
+        if not names:
+            return PlanRow.complete("eval", inputs)
+        planned = [self.chain.model(name) for name in names]
+        held_out_workload = self.chain.rollouts(held_out / "rollouts") if held_out else None
+        return PlanRow("eval", inputs, estimates.estimate_eval(planned, held_out_workload, config, self.rates))
 
     def prune(self, teacher: str | None, output: Path, drop: int) -> None:
-        name = self._roles({"teacher": teacher}, {})["teacher"]
-        self.chain.models[path_key(output)] = self.chain.model(name).without_layers(drop).named(str(output))
-
-    @staticmethod
-    def _roles(names: Names, recorded: Mapping[str, str]) -> dict[str, str]:
-        """The names given, else recorded, else the embedded model's."""
-        return {role: name or recorded.get(role) or f"embedded-{role}" for role, name in names.items()}
+        name = _resolve_roles({"teacher": teacher}, {})["teacher"]
+        pruned = self.chain.model(name).without_layers(drop)
+        self.chain.written_models[path_key(output)] = pruned.renamed(str(output))
 
 
-def _answered_live(texts: Workload, config: TrainConfig) -> Workload:
-    """Responses of the student, as long as they may be, in place of its share of those recorded."""
+def _resolve_roles(given: GivenModels, recorded: Mapping[str, str]) -> dict[str, str]:
+    """By role: the given name, else the recorded one, else the embedded model's."""
+    return {role: name or recorded.get(role) or f"embedded-{role}" for role, name in given.items()}
+
+
+def _online_workload(workload: Workload, config: TrainConfig) -> Workload:
+    """Replace the student's fraction of the responses by responses of the largest length."""
     assert config.online is not None
-    sampling, share = config.online.sampling, config.online.student_fraction
-    fresh = float(sampling.max_new_tokens)
-    response = max(fresh, texts.response) if config.online.replay else share * fresh + (1 - share) * texts.response
-    longest = sampling.max_prompt_tokens + sampling.max_new_tokens
-    return Workload(min(texts.count, sampling.limit or texts.count), texts.prompt, response, longest, at_most=True)
+    sampling, fraction = config.online.sampling, config.online.student_fraction
+    sampled, recorded = float(sampling.max_new_tokens), workload.response_tokens
+    response_tokens = fraction * sampled + (1 - fraction) * recorded
+    if config.online.replay:
+        response_tokens = max(sampled, recorded)
+    max_tokens = sampling.max_prompt_tokens + sampling.max_new_tokens
+    count = min(workload.count, sampling.limit or workload.count)
+    return Workload(count, workload.prompt_tokens, response_tokens, max_tokens, is_upper_bound=True)
 
 
-def _listed(roles: Mapping[str, str]) -> str:
-    return "\n".join(map(_short, roles.values()))
+def _short_names(roles: Mapping[str, str]) -> str:
+    return "\n".join(map(_short_name, roles.values()))
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return Path(name).name

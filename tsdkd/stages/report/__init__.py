@@ -1,1 +1,1 @@
-"""tsdkd report: one HTML page about one or several runs. Imports no torch."""
+"""`tsdkd report`: one HTML page about one or several runs. Imports no torch."""

@@ -31,13 +31,13 @@ FOLLOWS = {"online.student_fraction"} | {
 
 def typed(run: Run) -> list[str]:
     """Of every artifact with a journal, the last command that worked on it; oldest first."""
-    known = [piece.sessions[-1] for piece in run.pieces if piece.sessions]
+    known = [piece.sessions[-1] for piece in run.artifacts if piece.sessions]
     return list(dict.fromkeys(session.command for session in sorted(known, key=lambda one: one.started)))
 
 
 def rebuilt(run: Run) -> list[str]:
     """Of every artifact without a journal, a command with its inputs and all settings that are not the default."""
-    return [rebuild(run, piece) for piece in run.pieces if not piece.sessions]
+    return [rebuild(run, piece) for piece in run.artifacts if not piece.sessions]
 
 
 def rebuild(run: Run, piece: RunArtifact) -> str:

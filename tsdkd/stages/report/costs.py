@@ -1,100 +1,102 @@
-"""What a run cost: tokens, time, memory and disk, from manifests and journals."""
+"""Time, work, memory and disk of each artifact, from manifests and journals."""
 
 from dataclasses import dataclass
 
 from tsdkd.artifacts.journal import Session
 from tsdkd.stages.report.runs import Run, RunArtifact
 
-COLUMNS = ["artifact", "sessions", "time", "work", "per second", "memory", "GPU memory", "on disk"]
-UNKNOWN = "not known"
+COST_COLUMNS = ["artifact", "sessions", "time", "work", "per second", "peak memory", "peak GPU memory", "disk"]
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a stage did, in units of its own; `about` where the last batches may have been smaller."""
+    """Tokens or documents that a stage processed."""
 
     count: float
     unit: str
-    about: bool = False
+    approximate: bool = False
 
     def __str__(self) -> str:
-        return f"{'about ' if self.about else ''}{self.count:,.0f} {self.unit}"
+        return f"{'about ' if self.approximate else ''}{self.count:,.0f} {self.unit}"
 
 
-def rows(run: Run) -> list[list[str]]:
-    """Of `COLUMNS`, a row for each artifact and one for all."""
-    found = [_row(piece) for piece in run.pieces]
-    seconds = sum(session.seconds or 0 for piece in run.pieces for session in piece.sessions)
-    size = in_bytes(sum(piece.bytes for piece in run.pieces))
-    return [*found, ["in all", "", in_time(seconds) if seconds else UNKNOWN, "", "", "", "", size]]
+def cost_rows(run: Run) -> list[list[str]]:
+    """A row of `COST_COLUMNS` for each artifact, and one for all."""
+    rows = [_cost_row(artifact) for artifact in run.artifacts]
+    seconds = sum(session.seconds or 0 for artifact in run.artifacts for session in artifact.sessions)
+    disk = format_bytes(sum(artifact.bytes for artifact in run.artifacts))
+    return [*rows, ["total", "", format_seconds(seconds) if seconds else UNKNOWN, "", "", "", "", disk]]
 
 
-def notes(run: Run) -> list[str]:
-    """What the table cannot say."""
-    found = []
-    if blank := [piece.name for piece in run.pieces if not piece.sessions]:
-        found.append(f"No journal, so time and memory are not known: {', '.join(blank)}.")
-    if killed := [piece.name for piece in run.pieces if any(map(_unknown, piece.sessions))]:
-        found.append(f"Sessions that were killed, or are still at work, count with no time: {', '.join(killed)}.")
-    machines = dict.fromkeys(session.machine for piece in run.pieces for session in piece.sessions)
-    return [*found, f"Made on: {'; '.join(machines)}."] if machines else found
+def cost_notes(run: Run) -> list[str]:
+    """Sentences below the table: artifacts with unknown costs, and the machines."""
+    notes = []
+    if names := [artifact.name for artifact in run.artifacts if not artifact.sessions]:
+        notes.append(f"No journal records time and memory of {', '.join(names)}.")
+    if names := [artifact.name for artifact in run.artifacts if any(map(_has_no_time, artifact.sessions))]:
+        notes.append(f"Killed and running sessions have no recorded time: {', '.join(names)}.")
+    machines = dict.fromkeys(session.machine for artifact in run.artifacts for session in artifact.sessions)
+    return [*notes, f"Machines: {'; '.join(machines)}."] if machines else notes
 
 
-def work(piece: RunArtifact) -> Work | None:
-    """None where nothing is known yet."""
-    found = piece.manifest.summary
-    if piece.kind == "checkpoint":
-        lengths = [entry["response_length"] for entry in piece.log if "response_length" in entry]
-        return Work(sum(lengths) * piece.manifest.config["batch_size"], "tokens", about=True) if lengths else None
-    if not found:
+def work_of(artifact: RunArtifact) -> Work | None:
+    """None if nothing is recorded yet."""
+    summary = artifact.manifest.summary
+    if artifact.kind == "checkpoint":
+        lengths = [entry["response_length"] for entry in artifact.log if "response_length" in entry]
+        tokens = sum(lengths) * artifact.manifest.config["batch_size"] if lengths else 0
+        return Work(tokens, "tokens", approximate=True) if lengths else None  # last batches may be smaller
+    if not summary:
         return None
-    if piece.kind == "results":
-        return Work(sum(one["documents"] for name, one in found.items() if name != "held_out"), "documents")
-    return Work(found["response_tokens" if piece.kind == "rollouts" else "tokens"], "tokens")
+    if artifact.kind == "results":
+        return Work(sum(result["documents"] for name, result in summary.items() if name != "held_out"), "documents")
+    return Work(summary["response_tokens" if artifact.kind == "rollouts" else "tokens"], "tokens")
 
 
-def in_time(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Such as "1 h 5 min", "5 min 3 s" or "3.2 s"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    hours, minutes, left = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def in_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Such as "0.13 GB", "52.1 MB" or "3.0 kB"."""
     if count >= 1e8:
         return f"{count / 1e9:,.2f} GB"
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
-def _row(piece: RunArtifact) -> list[str]:
-    done, seconds = work(piece), sum(session.seconds or 0 for session in piece.sessions)
-    timed = bool(piece.sessions) and not any(map(_unknown, piece.sessions))
-    ends = [_ended(session, piece) for session in piece.sessions]
+def _cost_row(artifact: RunArtifact) -> list[str]:
+    sessions = artifact.sessions
+    work, seconds = work_of(artifact), sum(session.seconds or 0 for session in sessions)
+    all_timed = bool(sessions) and not any(map(_has_no_time, sessions))
+    outcomes = [_outcome(session, artifact) for session in sessions]
     return [
-        piece.name,
-        ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)) or UNKNOWN,
-        in_time(seconds) if seconds else UNKNOWN,
-        str(done) if done else "",
-        f"{done.count / seconds:,.1f}" if done and timed and seconds else "",
-        _most([session.memory for session in piece.sessions]),
-        _most([session.gpu_memory for session in piece.sessions]),
-        in_bytes(piece.bytes),
+        artifact.name,
+        ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)) or UNKNOWN,
+        format_seconds(seconds) if seconds else UNKNOWN,
+        str(work) if work else "",
+        f"{work.count / seconds:,.1f}" if work and all_timed and seconds else "",
+        _format_peak([session.memory for session in sessions]),
+        _format_peak([session.gpu_memory for session in sessions]),
+        format_bytes(artifact.bytes),
     ]
 
 
-def _unknown(session: Session) -> bool:
+def _has_no_time(session: Session) -> bool:
     return session.seconds is None
 
 
-def _ended(session: Session, piece: RunArtifact) -> str:
+def _outcome(session: Session, artifact: RunArtifact) -> str:
     if session.exit:
         return session.exit
-    return "at work" if piece.busy and session is piece.sessions[-1] else "killed"
+    return "running" if artifact.locked and session is artifact.sessions[-1] else "killed"
 
 
-def _most(values: list[int | None]) -> str:
+def _format_peak(values: list[int | None]) -> str:
     known = [value for value in values if value is not None]
-    return in_bytes(max(known)) if known else ""
+    return format_bytes(max(known)) if known else ""

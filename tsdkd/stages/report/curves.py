@@ -1,90 +1,91 @@
-"""Training's log as charts: one a measure, one curve a run, thinned to what a page can show."""
+"""Charts of the training log: one chart per metric or unit, one curve per run, thinned to what a page can show."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from tsdkd.stages.pages.charts import Chart, Series, lines
+from tsdkd.stages.pages.charts import Chart, Series, line_chart
 from tsdkd.stages.report.runs import Run
 
-POINTS = 1200
-"""Of all curves of a chart together; of each, at least `FEWEST`."""
-FEWEST = 60
-Entry = dict[str, float]
+MAX_POINTS = 1200
+"""Of all curves in a chart; each curve keeps at least `MIN_CURVE_POINTS`."""
+MIN_CURVE_POINTS = 60
+LogEntry = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A chart: what it shows, in which unit, and the log's names of its curves with what tells them apart."""
+class MetricChart:
+    """Metrics of one unit in one chart."""
 
     title: str
     unit: str
-    curves: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """The curve's label of each log key; empty if the chart has a single metric."""
 
 
-TRAINING = (
-    Measure("Loss", "nats", {"loss": ""}),
-    Measure("Ranking term", "nats", {"indirect": ""}),
-    Measure("Divergence term", "nats", {"direct": ""}),
-    Measure("Entropy term: the most uncertain tokens", "nats", {"entropy": ""}),
-    Measure("Long-range term: what is to come", "nats", {"policy_gradient": ""}),
+TERM_CHARTS = (
+    MetricChart("Loss", "nats", {"loss": ""}),
+    MetricChart("Indirect", "nats", {"indirect": ""}),
+    MetricChart("Direct", "nats", {"direct": ""}),
+    MetricChart("Entropy", "nats", {"entropy": ""}),
+    MetricChart("Policy gradient", "nats", {"policy_gradient": ""}),
 )
-HEALTH = (
-    Measure("Mean entropy", "nats", {"student_entropy": "student", "teacher_entropy": "teacher"}),
-    Measure("Same best token as the teacher", "share of tokens", {"top1_agreement": ""}),
-    Measure("Agreement on the candidates' order", "Kendall's tau", {"rank_agreement": ""}),
-    Measure("Candidates as scored", "share", {"candidate_overlap": ""}),
-    Measure("Drift since scoring", "nats", {"drift": ""}),
-    Measure("Weight of the gate", "mean over tokens", {"gate": ""}),
-    Measure("Length", "tokens", {"response_length": "response", "opener_length": "opener"}),
-    Measure("Responses cut off or repeating", "share", {"truncated": "cut off", "repeating": "repeating"}),
-    Measure("Gradient norm before clipping", "norm", {"grad_norm": ""}),
-    Measure("Learning rate", "rate", {"learning_rate": ""}),
+HEALTH_CHARTS = (
+    MetricChart("Mean entropy", "nats per token", {"student_entropy": "student", "teacher_entropy": "teacher"}),
+    MetricChart("Top-1 agreement", "fraction of tokens", {"top1_agreement": ""}),
+    MetricChart("Rank agreement", "Kendall's tau", {"rank_agreement": ""}),
+    MetricChart("Candidate overlap", "fraction of candidates", {"candidate_overlap": ""}),
+    MetricChart("Drift", "nats per token", {"drift": ""}),
+    MetricChart("Gate", "mean over tokens", {"gate": ""}),
+    MetricChart("Length", "tokens", {"response_length": "response", "opener_length": "opener"}),
+    MetricChart(
+        "Truncated and repeating responses",
+        "fraction of responses",
+        {"truncated": "truncated", "repeating": "repeating"},
+    ),
+    MetricChart("Gradient norm", "norm before clipping", {"grad_norm": ""}),
+    MetricChart("Learning rate", "rate", {"learning_rate": ""}),
 )
-HELD_OUT = (
-    Measure("KL to the teacher, held-out prompts", "nats a token", {"eval_kl": ""}),
-    Measure("Cross-entropy of the teacher's answers, held-out prompts", "nats a token", {"eval_cross_entropy": ""}),
-    Measure("Same best token, held-out prompts", "share of tokens", {"eval_agreement": ""}),
-    Measure("Entropy, held-out prompts", "nats a token", {"eval_entropy": ""}),
+HELD_OUT_CHARTS = (
+    MetricChart("Held-out KL", "nats per token", {"eval_kl": ""}),
+    MetricChart("Held-out cross-entropy", "nats per token", {"eval_cross_entropy": ""}),
+    MetricChart("Held-out top-1 agreement", "fraction of tokens", {"eval_agreement": ""}),
+    MetricChart("Held-out student entropy", "nats per token", {"eval_entropy": ""}),
 )
 
 
-def logs(runs: list[Run]) -> dict[str, list[Entry]]:
-    """Of each trained checkpoint, finished or not, by the shortest name."""
-    found = {}
+def load_logs(runs: list[Run]) -> dict[str, list[LogEntry]]:
+    """The log of each trained checkpoint that has one, by the shortest distinct name."""
+    logs = {}
     for run in runs:
-        for piece in run.trained:
-            first = run.name if len(runs) > 1 else ""
-            last = piece.name if len(run.trained) > 1 or not first else ""
-            found[" ".join(filter(None, (first, last)))] = piece.log
-    return {name: log for name, log in found.items() if log}
+        for artifact in run.trained:
+            run_name = run.name if len(runs) > 1 else ""
+            artifact_name = artifact.name if len(run.trained) > 1 or not run_name else ""
+            logs[f"{run_name} {artifact_name}".strip()] = artifact.log
+    return {name: log for name, log in logs.items() if log}
 
 
-def charts(measures: Iterable[Measure], known: dict[str, list[Entry]]) -> list[Chart]:
-    """Those of which something was logged."""
-    most = max(FEWEST, POINTS // max(1, len(known)))
-    found = []
-    logged = {key for log in known.values() for entry in log for key in entry}
-    for measure in measures:
-        series = [
-            thinned(_name(name, what, alone=len(known) == 1), log, key, most)
-            for name, log in known.items()
-            for key, what in measure.curves.items()
-            if key in logged
-        ]  # empty ones too: a run has one colour in all charts
-        if any(one.x for one in series):
-            found.append(lines(measure.title, "step", measure.unit, series, said=_said(measure, known)))
-    return found
+def draw_charts(charts: Iterable[MetricChart], logs: dict[str, list[LogEntry]]) -> list[Chart]:
+    """The charts of the metrics that a log has."""
+    max_points = max(MIN_CURVE_POINTS, MAX_POINTS // max(1, len(logs)))
+    logged = {key for log in logs.values() for entry in log for key in entry}
+    drawn = []
+    for chart in charts:
+        if logged & chart.metrics.keys():
+            # A run without values keeps an empty curve, so that every run has one colour in all charts.
+            curves = [thin(name, log, key, max_points) for name, log, key in _curves(chart, logs) if key in logged]
+            drawn.append(line_chart(chart.title, "step", chart.unit, curves, _describe(chart, logs)))
+    return drawn
 
 
-def thinned(name: str, log: list[Entry], key: str, most: int) -> Series:
-    """One point a step; where there are more than `most`, means of neighbours at their last step, in their range."""
+def thin(name: str, log: list[LogEntry], key: str, max_points: int) -> Series:
+    """One point per step; of more than `max_points`, means of neighbours with their range, at their last step."""
     steps = [entry["step"] for entry in log if key in entry]
     values = [entry[key] for entry in log if key in entry]
-    if len(values) <= most:
+    if len(values) <= max_points:
         return Series(name, steps, values)
-    edges = [len(values) * i // most for i in range(most + 1)]
-    groups = [values[a:b] for a, b in pairwise(edges)]
+    edges = [len(values) * i // max_points for i in range(max_points + 1)]
+    groups = [values[start:end] for start, end in pairwise(edges)]
     return Series(
         name,
         [steps[edge - 1] for edge in edges[1:]],
@@ -94,18 +95,20 @@ def thinned(name: str, log: list[Entry], key: str, most: int) -> Series:
     )
 
 
-def _name(log: str, what: str, *, alone: bool) -> str:
-    return (what or log) if alone else f"{log} {what}".strip()
+def _curves(chart: MetricChart, logs: dict[str, list[LogEntry]]) -> Iterator[tuple[str, list[LogEntry], str]]:
+    """Name, log and key of each curve."""
+    for name, log in logs.items():
+        for key, label in chart.metrics.items():
+            curve_name = (label or name) if len(logs) == 1 else f"{name} {label}".strip()
+            yield curve_name, log, key
 
 
-def _said(measure: Measure, known: dict[str, list[Entry]]) -> str:
-    """Each curve in a sentence."""
-    said = []
-    for name, log in known.items():
-        for key, what in measure.curves.items():
-            if values := [entry[key] for entry in log if key in entry]:
-                curve = _name(name, what, alone=len(known) == 1)
-                label = f"{curve}: " if what or len(known) > 1 else ""
-                range_ = f"between {min(values):.4g} and {max(values):.4g}"
-                said.append(f"{label}{values[0]:.4g} at first, {values[-1]:.4g} at last, {range_}")
-    return "; ".join(said) + "."
+def _describe(chart: MetricChart, logs: dict[str, list[LogEntry]]) -> str:
+    """First, last, lowest and highest value of each curve."""
+    descriptions = []
+    for name, log, key in _curves(chart, logs):
+        if values := [entry[key] for entry in log if key in entry]:
+            prefix = f"{name}: " if len(logs) > 1 or len(chart.metrics) > 1 else ""
+            range_ = f"between {min(values):.4g} and {max(values):.4g}"
+            descriptions.append(f"{prefix}from {values[0]:.4g} to {values[-1]:.4g}, {range_}")
+    return "; ".join(descriptions) + "."

@@ -1,80 +1,84 @@
-"""What to know beside the numbers of a report: where things come from, what is missing, what went wrong."""
+"""The report's notes beside its numbers: lineage, missing artifacts, warnings and signs of degeneration."""
 
 from collections.abc import Iterator
 
 from tsdkd.artifacts.journal import Session
 from tsdkd.artifacts.manifest import MADE_BY
 from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
-from tsdkd.stages.report.curves import Entry
-from tsdkd.stages.report.descriptions import last
-from tsdkd.stages.report.runs import STAGES, Run, RunArtifact
+from tsdkd.stages.report.curves import LogEntry
+from tsdkd.stages.report.descriptions import base_name
+from tsdkd.stages.report.runs import Run, RunArtifact
 
-LINEAGE = ["artifact", "fingerprint", "holds", "made from", "with"]
+LINEAGE_COLUMNS = ["artifact", "fingerprint", "contents", "parents", "models"]
 
 
-def lineage(run: Run) -> list[list[str]]:
-    """Of `LINEAGE`, a row for each artifact."""
+def lineage_rows(run: Run) -> list[list[str]]:
+    """A row of `LINEAGE_COLUMNS` for each artifact."""
     return [
         [
-            piece.name,
-            piece.manifest.fingerprint[:12] if piece.complete else piece.manifest.state,
-            _holds(piece),
+            artifact.name,
+            artifact.manifest.fingerprint[:12] if artifact.complete else artifact.manifest.state,
+            _contents(artifact),
             ", ".join(
-                f"{parent.kind if parent.kind in MADE_BY else last(parent.path)} {parent.fingerprint[:12]}"
-                for parent in piece.manifest.parents
+                f"{parent.kind if parent.kind in MADE_BY else base_name(parent.path)} {parent.fingerprint[:12]}"
+                for parent in artifact.manifest.parents
             ),
-            ", ".join(f"{model.role} {last(model.name)} {model.weights[:12]}" for model in piece.manifest.models),
+            ", ".join(
+                f"{model.role} {base_name(model.name)} {model.weights[:12]}" for model in artifact.manifest.models
+            ),
         ]
-        for piece in run.pieces
+        for artifact in run.artifacts
     ]
 
 
-def missing(run: Run) -> list[str]:
-    """Kinds of artifacts that the run has none of, and what makes them: those that its training needs."""
-    online = any(piece.manifest.config["online"] is not None for piece in run.trained)
-    needless = {"rollouts", "scores"} if online else set()
-    if run.trained and all(piece.by_heart for piece in run.trained):
-        needless.add("scores")
+def missing_artifacts(run: Run) -> list[str]:
+    """Kinds of artifacts that the run lacks and its training needs, with the commands that write them."""
+    needless = set()
+    if any(artifact.manifest.config["online"] is not None for artifact in run.trained):
+        needless = {"rollouts", "scores"}
+    elif run.trained and not any(artifact.uses_teacher for artifact in run.trained):
+        needless = {"scores"}
     return [
-        f"{run.path} holds no {kind} yet: `tsdkd {STAGES[kind]} --run {run.path}` writes them."
-        for kind in STAGES
-        if kind not in needless and not run.of(kind)
+        f"This run has no {kind} yet. Run `{command} --run {run.path}`."
+        for kind, command in MADE_BY.items()
+        if kind not in needless and not run.of_kind(kind)
     ]
 
 
-def warnings(run: Run) -> list[str]:
-    """What the stages warned of, how sessions failed, and what is wrong with the files now."""
-    found = [f"{piece.name}: {text}" for piece in run.pieces for text in _of_piece(piece)]
-    return list(dict.fromkeys(found))  # a resumed session repeats what the one before said
+def run_warnings(run: Run) -> list[str]:
+    """The stages' warnings, failed sessions, and problems with the files."""
+    warnings = [f"{artifact.name}: {text}" for artifact in run.artifacts for text in _warnings(artifact)]
+    return list(dict.fromkeys(warnings))  # a resumed session repeats earlier warnings
 
 
-def degenerations(logs: dict[str, list[Entry]]) -> list[str]:
-    """Where training showed a sign of collapse first, judged as it is while it runs."""
-    return [f"{name}: step {step:.0f}: {sign}." for name, log in logs.items() for step, sign in _signs(log)]
+def degeneration_signs(logs: dict[str, list[LogEntry]]) -> list[str]:
+    """The first step of each sign of degeneration, by the same rules as while training."""
+    return [f"{name}: step {step:.0f}: {sign}." for name, log in logs.items() for step, sign in _first_signs(log)]
 
 
-def _signs(log: list[Entry]) -> Iterator[tuple[float, str]]:
-    """Each once: step and words."""
-    watch, said = HealthMonitor(), set[str]()
+def _first_signs(log: list[LogEntry]) -> Iterator[tuple[float, str]]:
+    """Step and text of each sign, once."""
+    monitor, known = HealthMonitor(), set[str]()
     for entry in log:
-        signs = watch.see(entry) if "loss" in entry else {}
-        yield from ((entry["step"], words) for sign, words in signs.items() if sign not in said)
-        said |= signs.keys()
+        signs = monitor.see(entry) if "loss" in entry else {}
+        yield from ((entry["step"], text) for metric, text in signs.items() if metric not in known)
+        known |= signs.keys()
 
 
-def _of_piece(piece: RunArtifact) -> list[str]:
-    shown = {degeneration_warning(*sign) for sign in _signs(piece.log)}  # see degenerations
-    told = [text for session in piece.sessions for text in (*session.warnings, *_failed(session)) if text not in shown]
-    if "collapsed_at" in piece.manifest.summary:
-        told.append(f"Training was stopped at step {piece.manifest.summary['collapsed_at']}, since it degenerated.")
-    return [*told, *piece.faults]
+def _warnings(artifact: RunArtifact) -> list[str]:
+    shown = {degeneration_warning(*sign) for sign in _first_signs(artifact.log)}  # by degeneration_signs
+    texts = [text for session in artifact.sessions for text in (*session.warnings, *_failure(session))]
+    warnings = [text for text in texts if text not in shown]
+    if "collapsed_at" in artifact.manifest.summary:
+        warnings.append(f"training stopped at step {artifact.manifest.summary['collapsed_at']}: it degenerated.")
+    return [*warnings, *artifact.problems]
 
 
-def _failed(session: Session) -> list[str]:
-    return [f"The session of {session.started} failed: {session.cause}"] if session.exit == "failed" else []
+def _failure(session: Session) -> list[str]:
+    return [f"the session of {session.started} failed: {session.cause}"] if session.exit == "failed" else []
 
 
-def _holds(piece: RunArtifact) -> str:
-    count = len(piece.manifest.parts)
-    rows = f"{piece.manifest.rows:,} rows in " if piece.manifest.rows else ""
-    return f"{rows}{count} file{'' if count == 1 else 's'}"
+def _contents(artifact: RunArtifact) -> str:
+    count = len(artifact.manifest.parts)
+    rows = f"{artifact.manifest.rows:,} rows in " if artifact.manifest.rows else ""
+    return f"{rows}{count} part{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""report: run directories -> one HTML page. Reads what is there, says what is not, and writes nothing else."""
+"""report: run directories -> one HTML page. Reads complete and partial artifacts, and writes only the page."""
 
 from collections.abc import Mapping, Sequence
 from math import nan
@@ -6,123 +6,128 @@ from pathlib import Path
 from typing import Any
 
 from tsdkd.errors import InputError
-from tsdkd.stages.pages.charts import Chart, Series, dots
+from tsdkd.stages.pages.charts import Chart, Series, dot_chart
 from tsdkd.stages.pages.page import render
-from tsdkd.stages.report import commands, costs, curves, descriptions, notes, samples
-from tsdkd.stages.report.runs import Run, RunArtifact, find_runs
+from tsdkd.stages.report import commands, costs, curves, descriptions, notes, responses
+from tsdkd.stages.report.runs import Run, RunArtifact, load_runs
 from tsdkd.stages.results.compare import Comparison, Difference, Score, compare, shorten_paths
 from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
 
-ERRORS_95 = 1.96
+Z_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
 
 
-def report(places: Sequence[Path], html: Path | None = None) -> Path:
-    """Write a page about these runs to `html`; None: into a single one's directory, or beside the first of several.
+def report(directories: Sequence[Path], html: Path | None = None) -> Path:
+    """Write a page about the runs in these directories. Returns its path.
 
-    Raises InputError where there is no artifact, or where `html` is a directory.
+    html: None writes into the directory of a single run, or beside the first of several.
+
+    Raises InputError for directories without an artifact, or if `html` is a directory.
     """
-    runs = find_runs(places)
-    target = html or (places[0] if len(places) == 1 else places[0].parent) / "report.html"
+    runs = load_runs(directories)
+    target = html or (directories[0] if len(directories) == 1 else directories[0].parent) / "report.html"
     if target.is_dir():
         raise InputError(f"{target} is a directory.", "Name a file with --html.")
-    logs = curves.logs(runs)
-    comparison, doubt = _compared(runs)
+    logs = curves.load_logs(runs)
+    comparison, comparison_warnings = _compare_results(runs)
     page = render(
         "report.html",
-        runs=[_of_run(run) for run in runs],
-        differences=descriptions.differences(runs),
-        benchmarks=benchmark_tables(comparison, MAIN_METHODS) if comparison else [],
-        closeness=held_out_tables(comparison) if comparison else [],
-        intervals=_intervals(comparison) if comparison else [],
-        answers=_answers(comparison) if comparison else {},
-        logged=bool(logs),
-        holds_out=any(piece.manifest.config.get("held_out") for run in runs for piece in run.trained),
-        held_out=curves.charts(curves.HELD_OUT, logs),
-        training=curves.charts(curves.TRAINING, logs),
-        health=curves.charts(curves.HEALTH, logs),
-        shared=samples.of_runs(runs),
-        warnings=[*doubt, *notes.degenerations(logs)],
-        cost_columns=costs.COLUMNS,
-        lineage_columns=notes.LINEAGE,
+        runs=[_run_values(run) for run in runs],
+        differences=descriptions.differences_between(runs),
+        benchmark_tables=benchmark_tables(comparison, MAIN_METHODS) if comparison else [],
+        held_out_tables=held_out_tables(comparison) if comparison else [],
+        interval_charts=_interval_charts(comparison) if comparison else [],
+        held_out_responses=_held_out_responses(comparison) if comparison else {},
+        has_log=bool(logs),
+        has_held_out=any(artifact.manifest.config.get("held_out") for run in runs for artifact in run.trained),
+        held_out_charts=curves.draw_charts(curves.HELD_OUT_CHARTS, logs),
+        term_charts=curves.draw_charts(curves.TERM_CHARTS, logs),
+        health_charts=curves.draw_charts(curves.HEALTH_CHARTS, logs),
+        rollout_comparisons=responses.compare_rollouts(runs),
+        warnings=[*comparison_warnings, *notes.degeneration_signs(logs)],
+        cost_columns=costs.COST_COLUMNS,
+        lineage_columns=notes.LINEAGE_COLUMNS,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.tmp")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(target)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(target)
     return target
 
 
-def _of_run(run: Run) -> dict[str, Any]:
-    """What the page says of each run by itself."""
+def _run_values(run: Run) -> dict[str, Any]:
+    """The template's values for one run."""
     return {
         "name": run.name,
-        "told": descriptions.sentences(run),
-        "departures": descriptions.departures(run),
-        "settings": descriptions.settings(run),
-        "missing": notes.missing(run),
-        "warnings": notes.warnings(run),
-        "lineage": notes.lineage(run),
-        "costs": costs.rows(run),
-        "cost_notes": costs.notes(run),
-        "samples": samples.before_and_after(run),
-        "typed": commands.typed(run),
-        "rebuilt": commands.rebuilt(run),
+        "descriptions": descriptions.describe_artifacts(run),
+        "differences_to_paper": descriptions.differences_to_paper(run),
+        "settings": descriptions.all_settings(run),
+        "missing": notes.missing_artifacts(run),
+        "warnings": notes.run_warnings(run),
+        "lineage": notes.lineage_rows(run),
+        "costs": costs.cost_rows(run),
+        "cost_notes": costs.cost_notes(run),
+        "comparisons": responses.compare_before_and_after(run),
+        "recorded_commands": commands.typed(run),
+        "rebuilt_commands": commands.rebuilt(run),
     }
 
 
-def _compared(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
-    """All finished results, each once (runs may share a teacher's), and what stands in the way."""
-    kept: dict[str, RunArtifact] = {}
-    for piece in (piece for run in runs for piece in run.of("results") if piece.readable):
-        kept.setdefault(piece.artifact.fingerprint, piece)
-    pieces = list(kept.values())
-    if not pieces:
+def _compare_results(runs: list[Run]) -> tuple[Comparison | None, list[str]]:
+    """Compare all complete results, and return warnings; results that runs share are compared once."""
+    distinct: dict[str, RunArtifact] = {}
+    for artifact in (artifact for run in runs for artifact in run.of_kind("results") if artifact.readable):
+        distinct.setdefault(artifact.manifest.fingerprint, artifact)
+    if not distinct:
         return None, []
-    names = shorten_paths([piece.path for piece in pieces])
-    baseline = next((name for name, piece in zip(names, pieces, strict=True) if piece.path.name == "student"), None)
-    found = compare(
-        {name: piece.artifact for name, piece in zip(names, pieces, strict=True)}, baseline, skip_unpaired=True
+    names = shorten_paths([artifact.path for artifact in distinct.values()])
+    artifacts = dict(zip(names, distinct.values(), strict=True))
+    baseline = next((name for name, artifact in artifacts.items() if artifact.path.name == "student"), None)
+    comparison = compare(
+        {name: artifact.as_artifact() for name, artifact in artifacts.items()}, baseline, skip_unpaired=True
     )
-    return found, [
-        *(f"Results are not compared: {why}" for why in found.skipped),
-        *found.notes,
-        *truncation_notes(found),
+    return comparison, [
+        *(f"Results are not compared: {reason}" for reason in comparison.skipped),
+        *comparison.notes,
+        *truncation_notes(comparison),
     ]
 
 
-def _intervals(comparison: Comparison) -> list[Chart]:
+def _interval_charts(comparison: Comparison) -> list[Chart]:
+    if not comparison.benchmarks:
+        return []
     scores: dict[str, Mapping[str, Score | Difference]] = dict(comparison.scores)
-    scores |= {f"paper: {one}": comparison.published[one] for one in MAIN_METHODS if one in comparison.published}
-    charts = [_chart("Accuracy with 95 % intervals", "%", comparison.benchmarks, scores)]
+    scores |= {f"paper: {name}": comparison.published[name] for name in MAIN_METHODS if name in comparison.published}
+    charts = [_interval_chart("Accuracy with 95 % intervals", "%", comparison.benchmarks, scores)]
     if any(comparison.differences.values()):
-        title = f"Difference to {comparison.baseline}, with 95 % intervals"
-        charts.append(_chart(title, "points", comparison.benchmarks, comparison.differences, zero=True))
-    return charts if comparison.benchmarks else []
+        title = f"Difference to {comparison.baseline} with 95 % intervals"
+        charts.append(_interval_chart(title, "points", comparison.benchmarks, comparison.differences, zero_line=True))
+    return charts
 
 
-def _chart(
+def _interval_chart(
     title: str,
     unit: str,
-    names: tuple[str, ...],
-    rows: Mapping[str, Mapping[str, Score | Difference]],
+    benchmarks: tuple[str, ...],
+    scores_by_model: Mapping[str, Mapping[str, Score | Difference]],
     *,
-    zero: bool = False,
+    zero_line: bool = False,
 ) -> Chart:
     series = []
-    for name, found in rows.items():
-        known = [(number, found[one]) for number, one in enumerate(names) if one in found]
-        means = [100 * score.value for _, score in known]
-        reach = [nan if score.stderr is None else 100 * ERRORS_95 * score.stderr for _, score in known]
-        low = [mean - error for mean, error in zip(means, reach, strict=True)]
-        high = [mean + error for mean, error in zip(means, reach, strict=True)]
-        series.append(Series(name, [number for number, _ in known], means, low, high))
-    return dots(title, unit, names, series, zero=zero)
+    for model, scores in scores_by_model.items():
+        rows = [row for row, benchmark in enumerate(benchmarks) if benchmark in scores]
+        known = [scores[benchmarks[row]] for row in rows]
+        means = [100 * score.value for score in known]
+        errors = [nan if score.stderr is None else 100 * Z_95 * score.stderr for score in known]
+        low = [mean - error for mean, error in zip(means, errors, strict=True)]
+        high = [mean + error for mean, error in zip(means, errors, strict=True)]
+        series.append(Series(model, rows, means, low, high))
+    return dot_chart(title, unit, benchmarks, series, zero_line=zero_line)
 
 
-def _answers(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
-    """By held-out prompt: each model's answer."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for name, near in comparison.held_out.items():
-        found.setdefault(near["prompt"], []).append((name, near["response"]))
-    return found
+def _held_out_responses(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
+    """By held-out prompt: each model and its response."""
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for model, held_out in comparison.held_out.items():
+        by_prompt.setdefault(held_out["prompt"], []).append((model, held_out["response"]))
+    return by_prompt

@@ -1,7 +1,7 @@
 const panel = document.getElementById("panel");
 const tokens = [...document.querySelectorAll("#tokens a")];
-const names = [...document.querySelectorAll("#positions thead th")].map((cell) => cell.textContent);
-let chosen = null;
+const columns = [...document.querySelectorAll("#positions thead th")].map((cell) => cell.textContent);
+let selected = null;
 
 function show(token) {
   const list = document.createElement("dl");
@@ -9,7 +9,7 @@ function show(token) {
     const pair = document.createElement("div");
     const name = document.createElement("dt");
     const value = document.createElement("dd");
-    name.textContent = names[i];
+    name.textContent = columns[i];
     value.append(...cell.cloneNode(true).childNodes);
     pair.append(name, value);
     list.append(pair);
@@ -18,18 +18,18 @@ function show(token) {
   panel.hidden = false;
 }
 
-function choose(token) {
-  chosen?.classList.remove("chosen");
-  chosen = token;
-  token.classList.add("chosen");
+function select(token) {
+  selected?.classList.remove("selected");
+  selected = token;
+  token.classList.add("selected");
   show(token);
 }
 
 for (const [i, token] of tokens.entries()) {
-  token.addEventListener("click", (event) => { event.preventDefault(); choose(token); });
-  token.addEventListener("focus", () => choose(token));
+  token.addEventListener("click", (event) => { event.preventDefault(); select(token); });
+  token.addEventListener("focus", () => select(token));
   token.addEventListener("mouseenter", () => show(token));
-  token.addEventListener("mouseleave", () => { if (chosen) show(chosen); });
+  token.addEventListener("mouseleave", () => { if (selected) show(selected); });
   token.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step) { event.preventDefault(); tokens[i + step]?.focus(); }
