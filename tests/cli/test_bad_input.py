@@ -114,7 +114,7 @@ def test_a_changed_or_missing_part(place: Path, kind: str) -> None:
     pq.write_table(pq.read_table(part).slice(1), part)
     shutil.rmtree(place / "run" / "checkpoint")
     found, _ = refuse("train", "--run", place / "run", "--k", 4)
-    assert "was changed" in found
+    assert "has a hash that differs from the manifest" in found
     part.unlink()
     found, remedy = refuse("train", "--run", place / "run", "--k", 4)
     assert "part-00001.parquet is missing" in found
