@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig, chunked, token_selective_loss_from_hidden, tsdkd_loss
+from tsdkd.core import Head, TeacherHidden, TSDKDConfig, chunk_sizes, token_selective_loss_from_hidden, tsdkd_loss
 
 RESPONSE = 256
 """Tokens a response."""
@@ -158,8 +158,8 @@ def timed(work: Callable[[Inputs], None], x: Inputs) -> float:
 def chunk_as(device: str) -> None:
     """Let CPUs form the logits of as many tokens at a time as `device`."""
     threads = torch.get_num_threads() if device != "cpu" else 1
-    chunked.CHUNK_BYTES["cpu"] = chunked.CHUNK_BYTES[device]
-    chunked.BLOCK_LOGITS["cpu"] = chunked.BLOCK_LOGITS[device] // threads
+    chunk_sizes.CHUNK_BYTES["cpu"] = chunk_sizes.CHUNK_BYTES[device]
+    chunk_sizes.BLOCK_LOGITS["cpu"] = chunk_sizes.BLOCK_LOGITS[device] // threads
 
 
 def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> None:
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="beside the bare one"
     )
-    parser.add_argument("--chunks", choices=chunked.CHUNK_BYTES, default="cpu", help="sizes that a CPU takes over")
+    parser.add_argument("--chunks", choices=chunk_sizes.CHUNK_BYTES, default="cpu", help="sizes that a CPU takes over")
     parser.add_argument("--profile", action="store_true", help="also say where ours spends its time")
     o = parser.parse_args()
     if o.tokens % RESPONSE or o.growth % RESPONSE:

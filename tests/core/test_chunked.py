@@ -19,14 +19,16 @@ from tsdkd.core import (
     TeacherTokens,
     TeacherTopK,
     TSDKDConfig,
+    chunk_sizes,
+    chunked,
     entropy,
-    student,
+    student_logits,
     token_selective_loss,
     token_selective_loss_from_hidden,
     tsdkd_loss,
     tsdkd_loss_from_hidden,
 )
-from tsdkd.core import chunked as module
+from tsdkd.core.head import LinearOutputs
 from tsdkd.errors import InputError
 
 VOCAB, WIDTH, TEACHER_WIDTH = 19, 5, 7
@@ -41,7 +43,7 @@ class Case:
     teacher_head: Head
     mask: torch.Tensor
     sampled: Sampled | None = None
-    """What the long-range term asks for, where it is on."""
+    """What the policy gradient needs, where it is on."""
 
     def leaves(self) -> list[torch.Tensor]:
         return [t for t in (self.student, self.head.weight, self.head.bias) if t is not None]
@@ -147,7 +149,7 @@ def test_chunks_give_the_reference(
     config = dataclasses.replace(config, released=tuple(released))
     config = dataclasses.replace(config, **({off: 0.0} if off else {"direct_weight": 3.0, "em_weight": 0.5}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module.BLOCK_LOGITS, "cpu", block)
+        patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
         assert_equal(make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive")
 
 
@@ -180,7 +182,7 @@ def test_chunks_give_the_reference_of_the_policy_gradient_term(
     case = make(lengths, seed, padding_rows=padding_rows, **head)
     case.sampled = sampled(case, seed, share, moved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module.BLOCK_LOGITS, "cpu", block)
+        patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
         assert_equal(case, config, chunk)
 
 
@@ -263,7 +265,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_reference(
     """What rounding may decide is left out: all tokens are uncertain, none is ranked."""
     config = TSDKDConfig(alpha=0, direct_weight=3.0, beta=beta, em_ratio=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student, "SLAB", 4 * WIDTH)
+        patch.setattr(student_logits, "PRODUCT_NUMBERS", 4 * WIDTH)
         assert_as_near(lengths, seed, chunk, config, autocast)
 
 
@@ -300,9 +302,9 @@ def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSD
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[module.StudentLogits] = []
-    init = module.StudentLogits.__init__
-    monkeypatch.setattr(module.StudentLogits, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    made: list[chunked.StudentLogits] = []
+    init = chunked.StudentLogits.__init__
+    monkeypatch.setattr(chunked.StudentLogits, "__init__", lambda self, *args: made.append(self) or init(self, *args))
     case = make([9, 4])
     case.head.weight.requires_grad_(False)
     loss, _ = by_chunks(case, TSDKDConfig(k=4))
@@ -312,7 +314,7 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.Monke
     with torch.no_grad():
         measured, _ = by_chunks(make([9, 4]), TSDKDConfig(k=4))
     assert measured.item() == pytest.approx(loss.item())
-    assert not made[1].learns
+    assert not made[1].requires_grad
     free = make([9, 4])
     by_chunks(free, TSDKDConfig(k=4))[0].backward()
     assert torch.equal(case.student.grad, free.student.grad)
@@ -404,16 +406,17 @@ def test_the_public_form_masks_and_checks() -> None:
     rows, teacher = case.student[case.mask], TeacherHidden(case.teacher[case.mask], case.teacher_head)
     with pytest.raises(InputError, match="mask has 13 response tokens, the student 13, the teacher 12"):
         token_selective_loss_from_hidden(rows, case.head, teacher.take(slice(12)), case.mask, config)
-    with pytest.raises(InputError, match="needs the teacher's hidden states"):
-        token_selective_loss_from_hidden(rows, case.head, teacher.formed(), case.mask, config, compiled=True)
+    recorded = TeacherTokens(torch.zeros(13, dtype=torch.long))
+    with pytest.raises(InputError, match="needs the teacher's probability of every token"):
+        token_selective_loss_from_hidden(rows, case.head, recorded, case.mask, config, compiled=True)
 
 
 @pytest.mark.parametrize("config", [TSDKDConfig(k=4), TSDKDConfig(k=18, opener=1.0, em_ratio=1.0), MINILLM])
 def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every result of every operation, forward and backward, is looked at."""
-    monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
-    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
-    monkeypatch.setattr(module, "STEP_TOKENS", 1)
+    monkeypatch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", 4 * VOCAB)
+    monkeypatch.setitem(chunk_sizes.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
+    monkeypatch.setattr(chunk_sizes, "TOKEN_STEP", 1)
     case = make([200, 120])
     case.sampled = sampled(case)
     largest = 0
@@ -438,30 +441,29 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
 @pytest.mark.parametrize("tokens", [100, 256, 320, 513, 8192])
 def test_chunks_are_bounded_and_fit_products(tokens: int) -> None:
     """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part of it stay below 0.25 GB."""
-    head = Head(torch.empty(151936, 1))
-    chunk = module._chunk_tokens(module.StudentLogits(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
-    assert chunk % module.STEP_TOKENS == 0
-    assert chunk < tokens + module.STEP_TOKENS
-    assert chunk * (1 + 1 / module.TEACHER_SHARE) * 151936 * 4 < 0.25e9
+    chunk = chunk_sizes.chunk_tokens(torch.zeros(tokens, 1), 151936)
+    assert chunk % chunk_sizes.TOKEN_STEP == 0
+    assert chunk < tokens + chunk_sizes.TOKEN_STEP
+    assert chunk * (1 + 1 / chunk_sizes.TEACHER_PARTS) * 151936 * 4 < 0.25e9
 
 
 def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     case, linear, formed = make([40, 24]), Head.linear, {WIDTH: 0, TEACHER_WIDTH: 0}
 
-    def spy(head: Head, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def spy(head: Head, hidden: torch.Tensor, out: torch.Tensor | None) -> LinearOutputs:
         formed[hidden.shape[1]] = max(formed[hidden.shape[1]], len(hidden))
         return linear(head, hidden, out)
 
     monkeypatch.setattr(Head, "linear", spy)
     by_chunks(case, TSDKDConfig(k=4), chunk=32)
-    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / module.TEACHER_SHARE}
+    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / chunk_sizes.TEACHER_PARTS}
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("config", [TSDKDConfig(k=4), MINILLM])
 def test_the_compiled_path_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, config: TSDKDConfig) -> None:
     """Over blocks of six, six and one tokens."""
-    monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 6 * VOCAB)
+    monkeypatch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", 6 * VOCAB)
     found = []
     for compiled in (False, True):
         case = make([9, 4], dtype=torch.float32, softcap=3.0)

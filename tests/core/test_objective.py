@@ -17,7 +17,7 @@ from tsdkd.core import (
     top_entropy_mask,
     tsdkd_loss,
 )
-from tsdkd.core.teacher import TeacherLogits, TeacherRanks, TeacherTopK
+from tsdkd.core.teacher_signals import TeacherLogits, TeacherRanks, TeacherTopK
 from tsdkd.errors import InputError
 
 VOCAB = 17

@@ -35,7 +35,7 @@ def test_importance_and_reward_by_hand() -> None:
     then = torch.tensor([0.25]).log()
     for share, recorded, weight in ((0.2, then, 0.5 / 0.24), (0.2, None, 0.5 / 0.44), (0.0, then, 2.0), (0, None, 1)):
         sampled = Sampled(torch.tensor([1]), share, recorded)
-        importance, reward = importance_and_rewards(sampled.of(q), sampled.of(p), sampled)
+        importance, reward = importance_and_rewards(sampled.gather(q), sampled.gather(p), sampled)
         assert importance.item() == pytest.approx(weight)
         assert reward.item() == pytest.approx(log(0.4))
 

@@ -91,7 +91,7 @@ def test_the_means_are_over_the_batch() -> None:
     config = TSDKDConfig(opener=0.4, em_ratio=0.5, released=RELEASED)
     mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
     weights = select(entropy, entropy, mask, config)
-    assert weights.ranking.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]  # one token comes before 2.8 of 7
+    assert weights.indirect.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]  # one token comes before 2.8 of 7
     assert weights.entropy.sum(-1).tolist() == pytest.approx([8 / 5, 2 / 5])  # the median is 1: all five
 
 

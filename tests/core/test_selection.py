@@ -90,20 +90,20 @@ def test_weights_hold_every_normalisation() -> None:
     entropy = torch.ones(1, 10, dtype=torch.float64)
     config = TSDKDConfig(opener=0.3, em_ratio=0.2)
     weights = select(entropy, entropy, torch.ones(1, 10, dtype=torch.bool), config)
-    assert weights.ranking[0].tolist() == pytest.approx([1 / 3] * 3 + [0] * 7)
+    assert weights.indirect[0].tolist() == pytest.approx([1 / 3] * 3 + [0] * 7)
     assert weights.entropy[0].tolist() == pytest.approx([1 / 2] * 2 + [0] * 8)
-    assert weights.divergence[0].tolist() == pytest.approx([0.5 / 10] * 10)
+    assert weights.direct[0].tolist() == pytest.approx([0.5 / 10] * 10)
     summed = select(
         entropy, entropy, torch.ones(1, 10, dtype=torch.bool), TSDKDConfig(opener=0.3, indirect_reduction="sum")
     )
-    assert summed.ranking[0].tolist() == [1] * 3 + [0] * 7
+    assert summed.indirect[0].tolist() == [1] * 3 + [0] * 7
 
 
 def test_no_selection_weighs_all_tokens_alike() -> None:
     entropy = torch.rand(2, 6)
     weights = select(entropy, torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool), TSDKDConfig(gate=False, opener=1.0))
-    assert torch.allclose(weights.divergence, torch.full((2, 6), 1 / 6))
-    assert torch.allclose(weights.ranking, torch.full((2, 6), 1 / 6))
+    assert torch.allclose(weights.direct, torch.full((2, 6), 1 / 6))
+    assert torch.allclose(weights.indirect, torch.full((2, 6), 1 / 6))
 
 
 def test_an_empty_response_is_named() -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def test_the_kernel_gives_the_plain_paths_numbers() -> None:
-    """Every divergence, soft-caps, temperatures and the long-range term; bf16 within its rounding."""
+    """Every divergence, soft-caps, temperatures and the policy gradient; bf16 within its rounding."""
     found = subprocess.run(
         [sys.executable, "-m", "tests.helpers.triton_interpreter"],
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -40,9 +40,9 @@ def test_it_compiles_for_gpus_without_spilling(
 
     from tsdkd.core import triton_kernel
 
-    constants = {"kind": kind, "student_capped": True, "teacher_capped": True, "stretch": triton_kernel.STRETCH}
+    constants = {"kind": kind, "student_capped": True, "teacher_capped": True, "vocab_block": triton_kernel.VOCAB_BLOCK}
     whole = {"tokens", "vocab", "student_stride", "teacher_stride"}
-    pointers = {"student": "*bf16", "teacher": "*bf16", "results": "*fp32"}
+    pointers = {"student_then_grad": "*bf16", "teacher": "*bf16", "results": "*fp32"}
     signature = {
         name: "constexpr" if name in constants else pointers.get(name, "i32" if name in whole else "fp32")
         for name in triton_kernel._compare.arg_names

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 
 from tests.core.test_chunked import MINILLM, VOCAB, make, sampled
-from tsdkd.core import TeacherHidden, TSDKDConfig, chunked, token_selective_loss_from_hidden, triton_kernel
+from tsdkd.core import TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden, triton_kernel, two_passes
 
 DIVERGENCES = [{"beta": beta} for beta in (0.0, 0.1, 0.9, 1.0)]
 DIVERGENCES += [{"divergence": name, "skew": 0.3} for name in ("skew-kl", "skew-reverse-kl")]
@@ -43,9 +43,9 @@ def apart(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> t
 
 
 def main() -> None:
-    chunked._by_kernel = lambda _: True
-    triton_kernel.STRETCH = 8
-    assert triton_kernel.STRETCH < VOCAB
+    two_passes.kernel_fits = lambda _: True
+    triton_kernel.VOCAB_BLOCK = 8
+    assert triton_kernel.VOCAB_BLOCK < VOCAB
     configs = [
         TSDKDConfig(k=4, temperature=temperature, direct_weight=3.0, **divergence)
         for divergence, temperature in product(DIVERGENCES, (1.0, 2.0))

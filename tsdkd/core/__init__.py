@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from tsdkd.core.selection import select as select
     from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
     from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
-    from tsdkd.core.teacher import TeacherHidden as TeacherHidden
-    from tsdkd.core.teacher import TeacherLogits as TeacherLogits
-    from tsdkd.core.teacher import TeacherRanks as TeacherRanks
-    from tsdkd.core.teacher import TeacherSignal as TeacherSignal
-    from tsdkd.core.teacher import TeacherTokens as TeacherTokens
-    from tsdkd.core.teacher import TeacherTopK as TeacherTopK
+    from tsdkd.core.teacher_signals import TeacherHidden as TeacherHidden
+    from tsdkd.core.teacher_signals import TeacherLogits as TeacherLogits
+    from tsdkd.core.teacher_signals import TeacherRanks as TeacherRanks
+    from tsdkd.core.teacher_signals import TeacherSignal as TeacherSignal
+    from tsdkd.core.teacher_signals import TeacherTokens as TeacherTokens
+    from tsdkd.core.teacher_signals import TeacherTopK as TeacherTopK
 
 _NAMES = {
     "adaptive": ["AdaptiveOpener"],
@@ -45,7 +45,14 @@ _NAMES = {
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],
-    "teacher": ["TeacherHidden", "TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTokens", "TeacherTopK"],
+    "teacher_signals": [
+        "TeacherHidden",
+        "TeacherLogits",
+        "TeacherRanks",
+        "TeacherSignal",
+        "TeacherTokens",
+        "TeacherTopK",
+    ],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
