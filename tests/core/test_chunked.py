@@ -1,4 +1,4 @@
-"""The chunked objective is the reference: value, metrics and gradients, whatever the chunks, heads and settings."""
+"""The chunked objective equals the reference: value, metrics and gradients, for all chunk sizes, heads and settings."""
 
 import dataclasses
 import shutil
@@ -92,19 +92,21 @@ def by_chunks(
     )
 
 
-def assert_equal(case: Case, config: TSDKDConfig, chunk: int | None = None, adaptive: bool = False) -> None:
-    ours, theirs = case.fresh(), case.fresh()
+def assert_chunked_is_reference(
+    case: Case, config: TSDKDConfig, chunk: int | None = None, adaptive: bool = False
+) -> None:
+    ours, expected_case = case.fresh(), case.fresh()
     fractions = [AdaptiveOpener().fraction if adaptive else None for _ in range(2)]
     loss, metrics = by_chunks(ours, config, chunk, fractions[0])
-    expected, expected_metrics = reference(theirs, config, fractions[1])
+    expected, expected_metrics = reference(expected_case, config, fractions[1])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
         assert value.item() == pytest.approx(expected_metrics[name].item(), rel=1e-9, abs=1e-12), name
     loss.backward()
     expected.backward()
-    for mine, other in zip(ours.leaves(), theirs.leaves(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for ours_leaf, expected_leaf in zip(ours.leaves(), expected_case.leaves(), strict=True):
+        torch.testing.assert_close(ours_leaf.grad, expected_leaf.grad, rtol=1e-9, atol=1e-12)
 
 
 @given(
@@ -150,7 +152,9 @@ def test_chunks_give_the_reference(
     config = dataclasses.replace(config, **({off: 0.0} if off else {"direct_weight": 3.0, "em_weight": 0.5}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
-        assert_equal(make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive")
+        assert_chunked_is_reference(
+            make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive"
+        )
 
 
 @given(
@@ -165,7 +169,7 @@ def test_chunks_give_the_reference(
     head=st.sampled_from([{}, {"bias": True}, {"logit_scale": 0.5, "softcap": 2.0}]),
     padding_rows=st.sampled_from([0, 3]),
 )
-def test_chunks_give_the_reference_of_the_policy_gradient_term(
+def test_chunks_give_the_references_policy_gradient(
     lengths: list[int],
     seed: int,
     chunk: int | None,
@@ -177,17 +181,17 @@ def test_chunks_give_the_reference_of_the_policy_gradient_term(
     head: dict[str, object],
     padding_rows: int,
 ) -> None:
-    """`moved`: the student is another than the one that sampled."""
+    """`moved`: the student has changed since it sampled."""
     config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, policy_gradient_weight=weight, **others)
     case = make(lengths, seed, padding_rows=padding_rows, **head)
     case.sampled = sampled(case, seed, share, moved)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
-        assert_equal(case, config, chunk)
+        assert_chunked_is_reference(case, config, chunk)
 
 
 def sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
-    """Any tokens."""
+    """Random tokens, and with `moved` random log-probabilities at sampling."""
     generator, tokens = torch.Generator().manual_seed(seed), int(case.mask.sum())
     ids = torch.randint(VOCAB, (tokens,), generator=generator)
     then = -torch.rand(tokens, generator=generator, dtype=case.student.dtype) * 4
@@ -199,7 +203,7 @@ def test_gradcheck_through_hidden_states_head_and_bias() -> None:
     config = TSDKDConfig(k=3, gate=False, opener=1.0)  # the gate and the choice of tokens carry no gradient
 
     class Anew(torch.autograd.Function):
-        """gradcheck differentiates one result many times, which ours does not allow."""
+        """gradcheck differentiates one result many times; the chunked loss can be differentiated once."""
 
         @staticmethod
         def forward(ctx: object, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -259,23 +263,25 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
     beta=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     autocast=st.booleans(),
 )
-def test_bfloat16_is_as_near_to_the_truth_as_the_reference(
+def test_bfloat16_rounds_as_the_reference(
     lengths: list[int], seed: int, chunk: int | None, beta: float, autocast: bool
 ) -> None:
-    """What rounding may decide is left out: all tokens are uncertain, none is ranked."""
+    """Without selections that rounding can change: all tokens are uncertain, no token is ranked."""
     config = TSDKDConfig(alpha=0, direct_weight=3.0, beta=beta, em_ratio=1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(student_logits, "PRODUCT_NUMBERS", 4 * WIDTH)
-        assert_as_near(lengths, seed, chunk, config, autocast)
+        assert_error_near_reference(lengths, seed, chunk, config, autocast)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_is_as_near_with_the_ranking_term(autocast: bool) -> None:
-    assert_as_near([40, 25], 3, None, TSDKDConfig(k=4, direct_weight=3.0), autocast)
+def test_bfloat16_rounds_as_the_reference_with_the_indirect_term(autocast: bool) -> None:
+    assert_error_near_reference([40, 25], 3, None, TSDKDConfig(k=4, direct_weight=3.0), autocast)
 
 
-def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool) -> None:
-    """Both round; ours no more than twice as much as the reference, on gradients of every kind."""
+def assert_error_near_reference(
+    lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool
+) -> None:
+    """The rounding error of each gradient is at most twice that of the reference."""
     exact = make(lengths, seed, dtype=torch.float64)
     truth, _ = reference(exact, config)
     truth.backward()
@@ -320,8 +326,8 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.Monke
     assert torch.equal(case.student.grad, free.student.grad)
 
 
-def test_a_head_that_is_made_of_parts_passes_its_gradient_on() -> None:
-    """LoRA on the head, and an embedding tied to it."""
+def test_a_head_computed_from_other_tensors_passes_its_gradient_on() -> None:
+    """LoRA on the head, and a tied embedding."""
     case = make([9, 4])
     down, up = torch.randn(2, WIDTH, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64)
     ids = torch.randint(VOCAB, case.student.shape[:2])
@@ -336,7 +342,7 @@ def test_a_head_that_is_made_of_parts_passes_its_gradient_on() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
 
 
-def test_the_upstream_gradient_scales_ours() -> None:
+def test_the_upstream_gradient_scales_the_gradients() -> None:
     one, five = make([6]), make([6])
     by_chunks(one, TSDKDConfig(k=4))[0].backward()
     (5 * by_chunks(five, TSDKDConfig(k=4))[0]).backward()
@@ -388,7 +394,7 @@ def test_a_softcap_is_formed_in_float32_behind_bfloat16_products(term: str) -> N
 def test_the_public_form_masks_and_checks() -> None:
     config = TSDKDConfig(k=4)
     case = make([9, 4])
-    content = torch.where(case.mask.unsqueeze(-1), case.student.detach(), torch.nan)  # whatever stands in the padding
+    content = torch.where(case.mask.unsqueeze(-1), case.student.detach(), torch.nan)  # padding holds NaN
     parts = (case.head, case.teacher, case.teacher_head)
     loss, _ = tsdkd_loss_from_hidden(content, *parts, case.mask, config)
     assert loss.item() == pytest.approx(reference(case, config)[0].item(), rel=1e-9)
@@ -413,7 +419,7 @@ def test_the_public_form_masks_and_checks() -> None:
 
 @pytest.mark.parametrize("config", [TSDKDConfig(k=4), TSDKDConfig(k=18, opener=1.0, em_ratio=1.0), MINILLM])
 def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result of every operation, forward and backward, is looked at."""
+    """Measures the result of every operation, forward and backward."""
     monkeypatch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", 4 * VOCAB)
     monkeypatch.setitem(chunk_sizes.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
     monkeypatch.setattr(chunk_sizes, "TOKEN_STEP", 1)
@@ -439,8 +445,8 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
 
 
 @pytest.mark.parametrize("tokens", [100, 256, 320, 513, 8192])
-def test_chunks_are_bounded_and_fit_products(tokens: int) -> None:
-    """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part of it stay below 0.25 GB."""
+def test_chunks_have_a_bounded_size(tokens: int) -> None:
+    """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part stay below 0.25 GB."""
     chunk = chunk_sizes.chunk_tokens(torch.zeros(tokens, 1), 151936)
     assert chunk % chunk_sizes.TOKEN_STEP == 0
     assert chunk < tokens + chunk_sizes.TOKEN_STEP

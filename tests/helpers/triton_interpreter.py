@@ -1,8 +1,8 @@
-"""The Triton kernel beside the plain path, in Triton's interpreter: says how far results are apart.
+"""Compares the Triton kernel, in Triton's interpreter, with the plain path; prints the largest relative differences.
 
     TRITON_INTERPRET=1 python -m tests.helpers.triton_interpreter
 
-Triton's own functions are what they are from their import on, so this needs a process of its own.
+Triton reads TRITON_INTERPRET when it is imported, so this needs a process of its own.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ DIVERGENCES += [{"divergence": name, "skew": 0.3} for name in ("skew-kl", "skew-
 HEADS = [{}, {"bias": True, "logit_scale": 0.5, "softcap": 2.0}]
 
 
-def apart(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> torch.Tensor:
+def largest_difference(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> torch.Tensor:
     found = []
     for compiled in (False, True):
         case = make([9, 4], dtype=dtype, padding_rows=3, **head)
@@ -52,7 +52,9 @@ def main() -> None:
     ]
     configs += [MINILLM, TSDKDConfig(k=4, direct_weight=0.0)]
     worst = {
-        str(dtype): float(torch.stack([apart(config, head, dtype) for config, head in product(configs, HEADS)]).max())
+        str(dtype): float(
+            torch.stack([largest_difference(config, head, dtype) for config, head in product(configs, HEADS)]).max()
+        )
         for dtype in (torch.float32, torch.bfloat16)
     }
     sys.stdout.write(json.dumps(worst))

@@ -1,8 +1,8 @@
 """Student and teacher compared token by token: all that a token's own two distributions determine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,24 +28,9 @@ class TokenValues(NamedTuple):
     """0 without a policy gradient."""
 
 
-def join(values: Sequence[TokenValues]) -> TokenValues:
-    """The values of all tokens in order."""
+def concatenate(values: Sequence[TokenValues]) -> TokenValues:
+    """The values of several pieces as those of all their tokens, in order."""
     return TokenValues(*(torch.cat(field) for field in zip(*values, strict=True)))
-
-
-class Compare(Protocol):
-    """The type of `compare_logits`."""
-
-    def __call__(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        softcap_grad: Tensor | None,
-        config: TSDKDConfig,
-        sampled: Sampled | None,
-        buffers: BlockBuffers,
-        grad_out: Tensor,
-    ) -> TokenValues: ...
 
 
 def compare_logits(
@@ -78,7 +63,7 @@ def compare_logits(
 
 
 @cache
-def compiled_compare_logits() -> Compare:
+def compiled_compare_logits() -> Callable[..., TokenValues]:
     """`compare_logits` as fused loops in C++; torch.compile needs a compiler."""
     return torch.compile(compare_logits)
 

@@ -6,7 +6,7 @@ second pass forms the student's logits again at these tokens alone. With a polic
 because that term weights a token by its later tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from tsdkd.core.comparison import (
     compare_logits,
     compare_signal,
     compiled_compare_logits,
-    join,
+    concatenate,
     kernel_fits,
 )
 from tsdkd.core.config import TSDKDConfig
@@ -42,10 +42,10 @@ from tsdkd.core.teacher_signals import TeacherSignal
 
 @dataclass(slots=True)
 class TwoPasses:
-    """One evaluation of the objective; gradients accumulate in `student`.
+    """One evaluation of the objective: `run` returns the value, the gradients accumulate in `student`.
 
-    Weights of tokens, (tokens,), include the mean over the responses. A gradient at the tempered logits z/T is divided
-    by T to become one at the logits z.
+    Weights of tokens, (tokens,), contain the mean over the batch's responses. Gradients in closed form are those at the
+    tempered logits z/T; 1/T makes them gradients at z.
     """
 
     student: StudentLogits
@@ -58,14 +58,10 @@ class TwoPasses:
     _teacher_buffer: Tensor | None = None
 
     def run(self, opener_fraction: OpenerFraction | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """First pass, selection, second pass -> the loss, detached, and its metrics."""
+        """First pass, selection, second pass -> the loss, detached, and the metrics of `token_selective_loss`."""
         config, mask = self.config, self.response_mask
         values, direct, gate = self._first_pass()
-        student_entropy, teacher_entropy = to_grid(values.student_entropy, mask), to_grid(values.teacher_entropy, mask)
-        indirect, entropy = (
-            weights[mask] / len(mask)
-            for weights in select_tokens(student_entropy, teacher_entropy, mask, config, opener_fraction)
-        )
+        indirect, entropy = self._select(values, opener_fraction)
         policy = direct * mean_future_rewards(to_grid(values.reward, mask), mask)[mask]
         candidate_logits = self._second_pass(indirect, entropy, policy, values.student_entropy)
 
@@ -95,24 +91,25 @@ class TwoPasses:
         """
         config, mask = self.config, self.response_mask
         inverse_length = mean_weights(mask)[mask].to(self.student.wide)
-        chunks = []
-        for tokens in slices(len(self.teacher), self.sizes.chunk):
-            student = self.student.linear(tokens)
-            values = self._compare_chunk(student, self.teacher.take(tokens), self.sampled and self.sampled.take(tokens))
-            grads = student.values  # now the divergence's gradient
-            weights, gate = gated_weights(
-                values.student_entropy, values.teacher_entropy, inverse_length[tokens], config
+        values, weights, gates = [], [], []
+        for chunk in slices(len(self.teacher), self.sizes.chunk):
+            student = self.student.linear(chunk)
+            compared = self._compare_chunk(student, self.teacher.take(chunk), self.sampled and self.sampled.take(chunk))
+            grads = student.values  # the comparison has overwritten the linear outputs
+            weight, gate = gated_weights(
+                compared.student_entropy, compared.teacher_entropy, inverse_length[chunk], config
             )
-            weights = weights / len(mask) * values.importance
+            weight = weight / len(mask) * compared.importance
             if config.direct_weight and self.student.requires_grad:
-                self.student.accumulate(tokens, grads, config.direct_weight / config.temperature * weights)
-            chunks.append((values, weights, gate))
-        all_values, all_weights, all_gates = zip(*chunks, strict=True)
-        return join(all_values), torch.cat(all_weights), torch.cat(all_gates)
+                self.student.accumulate(chunk, grads, config.direct_weight / config.temperature * weight)
+            values.append(compared)
+            weights.append(weight)
+            gates.append(gate)
+        return concatenate(values), torch.cat(weights), torch.cat(gates)
 
     def _compare_chunk(self, student: LinearOutputs, teacher: TeacherSignal, sampled: Sampled | None) -> TokenValues:
         """Compare both models at a chunk's tokens; the divergence's gradient overwrites `student.values`."""
-        return join(
+        return concatenate(
             [
                 self._compare_part(student.take(part), teacher.take(part), sampled and sampled.take(part))
                 for part in slices(len(student), self.sizes.teacher_part)
@@ -120,116 +117,113 @@ class TwoPasses:
         )
 
     def _compare_part(self, student: LinearOutputs, teacher: TeacherSignal, sampled: Sampled | None) -> TokenValues:
-        """`_compare_chunk` for the part of a chunk whose teacher logits exist at a time."""
+        """`_compare_chunk` for a part of the chunk, whose teacher logits exist at the same time."""
         if teacher.vocab is None:
-            return self._compare_blocks(compare_signal, student, teacher.take, sampled)
+            recorded = (teacher.take(block) for block in self._blocks(student))
+            return self._compare_blocks(compare_signal, student, recorded, sampled)
         outputs = teacher.linear_outputs(self._teacher_buffer)
         if self._teacher_buffer is None:
             self._teacher_buffer = outputs.values  # no later part has more tokens
         if self.compiled and kernel_fits(student.values):
             return compare_by_kernel(student, outputs, self.config, sampled)
+        teacher_logits = (outputs.take(block).logits() for block in self._blocks(student))  # one at a time
         compare = compiled_compare_logits() if self.compiled else compare_logits
-        return self._compare_blocks(compare, student, lambda block: outputs.take(block).logits(), sampled)
+        return self._compare_blocks(compare, student, teacher_logits, sampled)
 
     def _compare_blocks(
         self,
         compare: Callable[..., TokenValues],
         student: LinearOutputs,
-        teacher_block: Callable[[slice], Tensor | TeacherSignal],
+        teacher_blocks: Iterator[TeacherSignal] | Iterator[Tensor],
         sampled: Sampled | None,
     ) -> TokenValues:
         values = []
-        for block in slices(len(student), self.sizes.block):
-            outputs = student.take(block)
-            logits = outputs.logits()
-            values.append(
-                compare(
-                    logits,
-                    teacher_block(block),
-                    outputs.softcap_grad(logits),
-                    self.config,
-                    sampled and sampled.take(block),
-                    BlockBuffers() if self.compiled else self._buffers(len(outputs)),
-                    grad_out=outputs.values,
-                )
-            )
-        return join(values)
+        for block, teacher in zip(self._blocks(student), teacher_blocks, strict=True):
+            logits = student.take(block).logits()
+            softcap_grad = student.softcap_grad(logits)
+            block_sampled = sampled and sampled.take(block)
+            buffers = BlockBuffers() if self.compiled else self._buffers(len(logits))
+            grad_out = student.values[block]
+            values.append(compare(logits, teacher, softcap_grad, self.config, block_sampled, buffers, grad_out))
+        return concatenate(values)
 
-    def _second_pass(self, indirect: Tensor, entropy: Tensor, policy: Tensor, entropies: Tensor) -> Tensor | None:
-        """Accumulate the gradients of the other terms, from the weights of the tokens in each and their entropies.
+    def _select(self, values: TokenValues, opener_fraction: OpenerFraction | None) -> tuple[Tensor, Tensor]:
+        """The weights of the indirect and the entropy term (tokens,)."""
+        mask = self.response_mask
+        entropies = to_grid(values.student_entropy, mask), to_grid(values.teacher_entropy, mask)
+        indirect, entropy = select_tokens(*entropies, mask, self.config, opener_fraction)
+        return indirect[mask] / len(mask), entropy[mask] / len(mask)
 
-        Returns the student's tempered logits at its candidates on the opener (n, k), the teacher's favourite first;
-        None without an indirect term.
+    def _second_pass(self, indirect: Tensor, entropy: Tensor, policy: Tensor, student_entropy: Tensor) -> Tensor | None:
+        """Form the selected tokens' logits again and accumulate the gradients of all terms but the direct one.
+
+        Takes the weights of the tokens in each term (tokens,). Returns the student's tempered logits at its candidates
+        on the opener (n, k), the teacher's favourite first; None without an indirect term.
         """
         config = self.config
         in_indirect = (indirect > 0) & (config.alpha > 0)
         in_entropy = (entropy > 0) & (config.em_weight > 0)
-        in_policy = policy * config.policy_gradient_weight != 0
+        in_policy = (policy != 0) & (config.policy_gradient_weight > 0)
         selected = (in_indirect | in_entropy | in_policy).nonzero().squeeze(-1)
         candidate_logits = []
         for chunk in slices(len(selected), self.sizes.chunk):
             tokens = selected[chunk]
-            outputs = self.student.linear(tokens)
+            student = self.student.linear(tokens)
             if config.alpha:
-                mask = in_indirect[tokens]
-                candidate_logits += self._indirect_grad(tokens[mask], outputs.take(mask), indirect[tokens[mask]])
+                rows = in_indirect[tokens]
+                candidate_logits += self._accumulate_indirect(tokens[rows], student.take(rows), indirect)
             if config.em_weight and self.student.requires_grad:
-                mask = in_entropy[tokens]
-                self._entropy_grad(tokens[mask], outputs.take(mask), entropy[tokens[mask]], entropies[tokens[mask]])
+                rows = in_entropy[tokens]
+                self._accumulate_entropy(tokens[rows], student.take(rows), entropy, student_entropy)
             if self.sampled and self.student.requires_grad:
-                mask = in_policy[tokens]
-                self._policy_grad(
-                    tokens[mask], outputs.take(mask), policy[tokens[mask]], self.sampled.ids[tokens[mask]]
-                )
+                rows = in_policy[tokens]
+                self._accumulate_policy(tokens[rows], student.take(rows), policy, self.sampled.ids)
         if not config.alpha:
             return None
-        return torch.cat(candidate_logits) if candidate_logits else entropies.new_empty(0, config.k)
+        return torch.cat(candidate_logits) if candidate_logits else student_entropy.new_empty(0, config.k)
 
-    def _indirect_grad(self, tokens: Tensor, outputs: LinearOutputs, weights: Tensor) -> list[Tensor]:
-        """Accumulate the indirect term's gradient; return the tempered candidate logits (n, k) of each block."""
-        config, all_scores = self.config, []
+    def _accumulate_indirect(self, tokens: Tensor, student: LinearOutputs, indirect: Tensor) -> list[Tensor]:
+        """Returns the tempered logits of each block's candidates (n, k), best first."""
+        config, candidate_logits = self.config, []
         for block in slices(len(tokens), self.sizes.ranking):
-            logits = outputs.take(block).logits()
-            ids = self.teacher.take(tokens[block]).ranked_candidates(logits, config.k)
-            ranked_logits = logits.gather(-1, ids).to(self.student.wide)
-            scores = ranked_logits / config.temperature
-            grads = (config.alpha / config.temperature * weights[block]).unsqueeze(-1)
-            grads = grads * plackett_luce_grad(scores, "ranking" in config.released)
-            softcap_grad = outputs.softcap_grad(ranked_logits)
-            self.student.accumulate_at(tokens[block], ids, grads if softcap_grad is None else grads * softcap_grad)
-            all_scores.append(scores)
-        return all_scores
+            logits = student.take(block).logits()
+            candidates = self.teacher.take(tokens[block]).ranked_candidates(logits, config.k)
+            chosen = logits.gather(-1, candidates).to(self.student.wide)
+            scores = chosen / config.temperature
+            weights = config.alpha / config.temperature * indirect[tokens[block]]
+            grads = weights.unsqueeze(-1) * plackett_luce_grad(scores, "ranking" in config.released)
+            softcap_grad = student.softcap_grad(chosen)
+            grads = grads if softcap_grad is None else grads * softcap_grad
+            self.student.accumulate_at(tokens[block], candidates, grads)
+            candidate_logits.append(scores)
+        return candidate_logits
 
-    def _entropy_grad(self, tokens: Tensor, outputs: LinearOutputs, weights: Tensor, entropies: Tensor) -> None:
-        """Accumulate the entropy term's gradient."""
-        weights = -self.config.em_weight / self.config.temperature * weights
-        self._accumulate(
-            tokens, outputs, weights, lambda block, q, log_q: negative_entropy_grad(q, log_q, entropies[block])
-        )
-
-    def _policy_grad(self, tokens: Tensor, outputs: LinearOutputs, weights: Tensor, ids: Tensor) -> None:
-        """Accumulate the policy gradient, at temperature 1."""
-        weights = self.config.policy_gradient_weight * weights
-        self._accumulate(tokens, outputs, weights, lambda block, q, _: negative_log_prob_grad(q, ids[block]))
-
-    def _accumulate(
-        self,
-        tokens: Tensor,
-        outputs: LinearOutputs,
-        weights: Tensor,
-        grad_of: Callable[[slice, Tensor, Tensor], Tensor],
+    def _accumulate_entropy(
+        self, tokens: Tensor, student: LinearOutputs, entropy: Tensor, student_entropy: Tensor
     ) -> None:
-        """Accumulate `weights` (n,) times the gradient at z/T that `grad_of` forms from q and log q of a block.
+        grads = student.values  # overwritten block by block
+        for block, logits, q, log_q in self._distributions(student):
+            grad = negative_entropy_grad(q, log_q, student_entropy[tokens[block]])
+            write_product(grads[block], grad, student.softcap_grad(logits))
+        self.student.accumulate(tokens, grads, -self.config.em_weight / self.config.temperature * entropy[tokens])
 
-        The gradient overwrites `outputs.values`.
-        """
-        for block in slices(len(tokens), self.sizes.block):
-            block_outputs = outputs.take(block)
-            logits = block_outputs.logits()
+    def _accumulate_policy(self, tokens: Tensor, student: LinearOutputs, policy: Tensor, ids: Tensor) -> None:
+        grads = student.values  # overwritten block by block
+        for block, logits, q, _ in self._distributions(student):
+            grad = negative_log_prob_grad(q, ids[tokens[block]])
+            write_product(grads[block], grad, student.softcap_grad(logits))
+        self.student.accumulate(tokens, grads, self.config.policy_gradient_weight * policy[tokens])
+
+    def _distributions(self, student: LinearOutputs) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Each block with its logits, q and log q, which are valid until the next block."""
+        for block in self._blocks(student):
+            logits = student.take(block).logits()
             buffers = self._buffers(len(logits))
             q, log_q = softmax(logits, self.config.temperature, buffers.student_probs, buffers.student_log_probs)
-            write_product(block_outputs.values, grad_of(block, q, log_q), outputs.softcap_grad(logits))
-        self.student.accumulate(tokens, outputs.values, weights)
+            yield block, logits, q, log_q
+
+    def _blocks(self, student: LinearOutputs) -> Iterator[slice]:
+        return slices(len(student), self.sizes.block)
 
     def _buffers(self, tokens: int) -> BlockBuffers:
         return self.student.buffers(tokens, largest=self.sizes.block)
