@@ -95,18 +95,18 @@ def by_chunks(
 def assert_chunked_is_reference(
     case: Case, config: TSDKDConfig, chunk: int | None = None, adaptive: bool = False
 ) -> None:
-    ours, expected_case = case.fresh(), case.fresh()
+    chunked_case, reference_case = case.fresh(), case.fresh()
     fractions = [AdaptiveOpener().fraction if adaptive else None for _ in range(2)]
-    loss, metrics = by_chunks(ours, config, chunk, fractions[0])
-    expected, expected_metrics = reference(expected_case, config, fractions[1])
+    loss, metrics = by_chunks(chunked_case, config, chunk, fractions[0])
+    expected, expected_metrics = reference(reference_case, config, fractions[1])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
         assert value.item() == pytest.approx(expected_metrics[name].item(), rel=1e-9, abs=1e-12), name
     loss.backward()
     expected.backward()
-    for ours_leaf, expected_leaf in zip(ours.leaves(), expected_case.leaves(), strict=True):
-        torch.testing.assert_close(ours_leaf.grad, expected_leaf.grad, rtol=1e-9, atol=1e-12)
+    for actual, desired in zip(chunked_case.leaves(), reference_case.leaves(), strict=True):
+        torch.testing.assert_close(actual.grad, desired.grad, rtol=1e-9, atol=1e-12)
 
 
 @given(
@@ -184,13 +184,13 @@ def test_chunks_give_the_references_policy_gradient(
     """`moved`: the student has changed since it sampled."""
     config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, policy_gradient_weight=weight, **others)
     case = make(lengths, seed, padding_rows=padding_rows, **head)
-    case.sampled = sampled(case, seed, share, moved)
+    case.sampled = random_sampled(case, seed, share, moved)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
         assert_chunked_is_reference(case, config, chunk)
 
 
-def sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
+def random_sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
     """Random tokens, and with `moved` random log-probabilities at sampling."""
     generator, tokens = torch.Generator().manual_seed(seed), int(case.mask.sum())
     ids = torch.randint(VOCAB, (tokens,), generator=generator)
@@ -238,12 +238,12 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
     config = TSDKDConfig(k=4, direct_weight=0.0 if kind == "ranks" else 2.0, divergence=divergence, skew=0.3)
     if kind == "tokens":
         teacher, config = TeacherTokens(best.indices[:, 0]), TSDKDConfig(alpha=0, beta=0, gate=False)
-    ours, theirs = case.fresh(), case.fresh()
+    chunked_case, reference_case = case.fresh(), case.fresh()
     loss, metrics = token_selective_loss_from_hidden(
-        ours.student[ours.mask], ours.head, teacher, ours.mask, config, chunk=chunk
+        chunked_case.student[chunked_case.mask], chunked_case.head, teacher, chunked_case.mask, config, chunk=chunk
     )
     expected, expected_metrics = token_selective_loss(
-        theirs.head.logits(theirs.student)[theirs.mask], teacher, theirs.mask, config
+        reference_case.head.logits(reference_case.student)[reference_case.mask], teacher, reference_case.mask, config
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     assert 0 < expected_metrics["top1_agreement"] < 1
@@ -251,8 +251,8 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
         assert metrics[name].item() == pytest.approx(value.item(), rel=1e-6, abs=1e-9), name
     loss.backward()
     expected.backward()
-    for mine, other in zip(ours.leaves(), theirs.leaves(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for actual, desired in zip(chunked_case.leaves(), reference_case.leaves(), strict=True):
+        torch.testing.assert_close(actual.grad, desired.grad, rtol=1e-9, atol=1e-12)
 
 
 @settings(derandomize=True)  # no draw decides: the worst of 400 random cases was 1.6
@@ -298,29 +298,31 @@ def assert_error_near_reference(
         assert loss.item() == pytest.approx(truth.item(), rel=0.02)
         errors.append(
             [
-                float((mine.grad.double() - true.grad).norm() / true.grad.norm())
-                for mine, true in zip(rounded.leaves(), exact.leaves(), strict=True)
+                float((actual.grad.double() - true.grad).norm() / true.grad.norm())
+                for actual, true in zip(rounded.leaves(), exact.leaves(), strict=True)
             ]
         )
-        assert all(mine.grad.dtype == mine.dtype for mine in rounded.leaves())
-    for ours, theirs in zip(*errors, strict=True):
-        assert ours < 2 * theirs
+        assert all(actual.grad.dtype == actual.dtype for actual in rounded.leaves())
+    for chunked_error, reference_error in zip(*errors, strict=True):
+        assert chunked_error < 2 * reference_error
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[chunked.StudentLogits] = []
+    created: list[chunked.StudentLogits] = []
     init = chunked.StudentLogits.__init__
-    monkeypatch.setattr(chunked.StudentLogits, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    monkeypatch.setattr(
+        chunked.StudentLogits, "__init__", lambda self, *args: created.append(self) or init(self, *args)
+    )
     case = make([9, 4])
     case.head.weight.requires_grad_(False)
     loss, _ = by_chunks(case, TSDKDConfig(k=4))
     loss.backward()
     assert case.head.weight.grad is None
-    assert [total is None for total in made[0]._sums] == [False, True, True]
+    assert [total is None for total in created[0]._sums] == [False, True, True]
     with torch.no_grad():
         measured, _ = by_chunks(make([9, 4]), TSDKDConfig(k=4))
     assert measured.item() == pytest.approx(loss.item())
-    assert not made[1].requires_grad
+    assert not created[1].requires_grad
     free = make([9, 4])
     by_chunks(free, TSDKDConfig(k=4))[0].backward()
     assert torch.equal(case.student.grad, free.student.grad)
@@ -331,15 +333,15 @@ def test_a_head_computed_from_other_tensors_passes_its_gradient_on() -> None:
     case = make([9, 4])
     down, up = torch.randn(2, WIDTH, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64)
     ids = torch.randint(VOCAB, case.student.shape[:2])
-    found = []
+    results = []
     for function in (by_chunks, reference):
         base, a, b = (t.detach().clone().requires_grad_() for t in (case.head.weight, down, up))
         head = dataclasses.replace(case.head, weight=base + 0.5 * b @ a)
         tied = dataclasses.replace(case, student=torch.tanh(base[ids]), head=head)
         function(tied, TSDKDConfig(k=4))[0].backward()
-        found.append([base.grad, a.grad, b.grad])
-    for mine, other in zip(*found, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+        results.append([base.grad, a.grad, b.grad])
+    for actual, desired in zip(*results, strict=True):
+        torch.testing.assert_close(actual, desired, rtol=1e-9, atol=1e-12)
 
 
 def test_the_upstream_gradient_scales_the_gradients() -> None:
@@ -361,7 +363,7 @@ def test_a_second_backward_is_refused() -> None:
     "divergence",
     [{"beta": 0.0}, {"beta": 0.9}, {"beta": 1.0}, {"divergence": "skew-kl"}, {"divergence": "skew-reverse-kl"}],
 )
-def test_huge_logits_stay_right(scale: float, divergence: dict[str, object]) -> None:
+def test_huge_logits_give_the_reference(scale: float, divergence: dict[str, object]) -> None:
     config = TSDKDConfig(k=4, **divergence)
     narrow, exact = make([6, 1], dtype=torch.float32), make([6, 1])
     for case in (narrow, exact):
@@ -372,8 +374,8 @@ def test_huge_logits_stay_right(scale: float, divergence: dict[str, object]) -> 
     loss.backward()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    for mine, other in zip(narrow.leaves(), exact.leaves(), strict=True):
-        assert (mine.grad.double() - other.grad).norm() < 1e-2 * other.grad.norm()  # float32 knows 1e4 to 1e-3
+    for actual, desired in zip(narrow.leaves(), exact.leaves(), strict=True):
+        assert (actual.grad.double() - desired.grad).norm() < 1e-2 * desired.grad.norm()  # float32 resolves 1e4 to 1e-3
 
 
 @pytest.mark.parametrize("term", ["alpha", "direct_weight", "em_weight"])
@@ -424,7 +426,7 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
     monkeypatch.setitem(chunk_sizes.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
     monkeypatch.setattr(chunk_sizes, "TOKEN_STEP", 1)
     case = make([200, 120])
-    case.sampled = sampled(case)
+    case.sampled = random_sampled(case)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -470,14 +472,20 @@ def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.
 def test_the_compiled_path_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, config: TSDKDConfig) -> None:
     """Over blocks of six, six and one tokens."""
     monkeypatch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", 6 * VOCAB)
-    found = []
+    results = []
     for compiled in (False, True):
         case = make([9, 4], dtype=torch.float32, softcap=3.0)
         teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
         loss, metrics = token_selective_loss_from_hidden(
-            case.student[case.mask], case.head, teacher, case.mask, config, compiled=compiled, sampled=sampled(case)
+            case.student[case.mask],
+            case.head,
+            teacher,
+            case.mask,
+            config,
+            compiled=compiled,
+            sampled=random_sampled(case),
         )
         loss.backward()
-        found.append([*metrics.values(), loss.detach(), case.student.grad, case.head.weight.grad])
-    for mine, other in zip(*found, strict=True):
-        torch.testing.assert_close(mine, other)
+        results.append([*metrics.values(), loss.detach(), case.student.grad, case.head.weight.grad])
+    for actual, desired in zip(*results, strict=True):
+        torch.testing.assert_close(actual, desired)

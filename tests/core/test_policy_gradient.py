@@ -100,7 +100,7 @@ def gradient(value: torch.Tensor, model: Table) -> torch.Tensor:
 def test_in_expectation_it_is_the_gradient_of_the_sequences_reverse_kl(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to the mean's 1/L. With two tokens the mean over later tokens is their sum; with three the test undoes the mean."""
+    """Up to 1/L. With two tokens the mean over later tokens is their sum; with three the test undoes the mean."""
     if length == 3:
         after = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
         monkeypatch.setattr(module, "mean_future_rewards", lambda *given: mean_future_rewards(*given) * after)

@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 
-from tests.core.test_chunked import MINILLM, VOCAB, make, sampled
+from tests.core.test_chunked import MINILLM, VOCAB, make, random_sampled
 from tsdkd.core import TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden, triton_kernel, two_passes
 
 DIVERGENCES = [{"beta": beta} for beta in (0.0, 0.1, 0.9, 1.0)]
@@ -21,7 +21,7 @@ HEADS = [{}, {"bias": True, "logit_scale": 0.5, "softcap": 2.0}]
 
 
 def largest_difference(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> torch.Tensor:
-    found = []
+    results = []
     for compiled in (False, True):
         case = make([9, 4], dtype=dtype, padding_rows=3, **head)
         teacher_head = dataclasses.replace(case.teacher_head, logit_scale=0.5, softcap=head.get("softcap"))
@@ -34,12 +34,14 @@ def largest_difference(config: TSDKDConfig, head: dict[str, object], dtype: torc
             config,
             chunk=8,
             compiled=compiled,
-            sampled=sampled(case),
+            sampled=random_sampled(case),
         )
         loss.backward()
-        found.append([loss.detach(), *metrics.values(), *(leaf.grad for leaf in case.leaves())])
-    pairs = zip(*found, strict=True)
-    return torch.stack([(mine - other).abs().max() / other.abs().max().clamp(min=1e-9) for mine, other in pairs]).max()
+        results.append([loss.detach(), *metrics.values(), *(leaf.grad for leaf in case.leaves())])
+    pairs = zip(*results, strict=True)
+    return torch.stack(
+        [(plain - kernel).abs().max() / kernel.abs().max().clamp(min=1e-9) for plain, kernel in pairs]
+    ).max()
 
 
 def main() -> None:

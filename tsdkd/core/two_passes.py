@@ -95,12 +95,12 @@ class TwoPasses:
         for chunk in slices(len(self.teacher), self.sizes.chunk):
             student = self.student.linear(chunk)
             compared = self._compare_chunk(student, self.teacher.take(chunk), self.sampled and self.sampled.take(chunk))
-            grads = student.values  # the comparison has overwritten the linear outputs
             weight, gate = gated_weights(
                 compared.student_entropy, compared.teacher_entropy, inverse_length[chunk], config
             )
             weight = weight / len(mask) * compared.importance
             if config.direct_weight and self.student.requires_grad:
+                grads = student.values  # the comparison has overwritten the linear outputs
                 self.student.accumulate(chunk, grads, config.direct_weight / config.temperature * weight)
             values.append(compared)
             weights.append(weight)
