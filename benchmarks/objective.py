@@ -1,16 +1,17 @@
-"""Time and peak memory of the whole objective beside the two bare head projections that any distillation needs.
+"""Measures time and peak memory of the objective beside the two bare head projections that any distillation needs.
 
     python benchmarks/objective.py [--tokens 512] [--vocab 151936] [--widths 384 640] [--device cpu] [--dtype float32]
-                                   [--repeats 7] [--growth 8192] [--profile] [--rows ours ...] [--chunks cuda]
+                                   [--repeats 7] [--growth 8192] [--profile] [--rows tsdkd ...] [--chunks cuda]
 
 Rows: the bare projections (student forward and backward, teacher forward); the readable reference; the released
 research code's formula (prefix sums, 90 % of the positions, one opener for the batch) on full logits with autograd;
-ours, plain and compiled; and, where they are installed, TRL's chunked divergence and Liger-Kernel's chunked JSD, which
-are one term of the three. Rounds interleave the rows, so that a machine's moods meet all; ratios are of medians.
-Memory is the peak above inputs, weights and the weights' and inputs' gradients, each row in a process of its own.
+tsdkd's chunked objective, plain and compiled; and, where they are installed, TRL's chunked divergence and
+Liger-Kernel's chunked JSD, which are one of the three terms. Rounds interleave the rows, so that changes of the
+machine's speed affect all of them; ratios are of medians. Memory is the peak above inputs, weights and the gradients of
+both, each row in its own process.
 
-glibc gives large buffers back to the system and faults them in again, which the rows with all logits pay for most;
-with the recipes' settings (`. recipes/setup.sh`) it keeps them. Say which of the two you measured.
+glibc returns large buffers to the system and gets them again, which costs most in the rows with all logits; with the
+recipes' settings (`. recipes/setup.sh`) it keeps them. Report which of the two you measured.
 """
 
 import argparse
@@ -29,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig, chunked, token_selective_loss_from_hidden, tsdkd_loss
+from tsdkd.core import Head, TeacherHidden, TSDKDConfig, chunk_sizes, token_selective_loss_from_hidden, tsdkd_loss
 
 RESPONSE = 256
-"""Tokens a response."""
+"""Tokens per response."""
 
 
 @dataclass
@@ -108,15 +109,15 @@ def released(x: Inputs, alpha: float = 0.1, beta: float = 0.9, k: int = 10, rati
     (alpha * indirect + direct + student_entropy[uncertain].mean()).backward()
 
 
-def ours(x: Inputs, compiled: bool = False) -> None:
+def tsdkd(x: Inputs, compiled: bool = False) -> None:
     teacher = TeacherHidden(x.teacher, Head(x.teacher_weight))
     head = Head(x.student_weight)
     loss, _ = token_selective_loss_from_hidden(x.student, head, teacher, x.mask, TSDKDConfig(), compiled=compiled)
     loss.backward()
 
 
-def ours_compiled(x: Inputs) -> None:
-    ours(x, compiled=True)
+def tsdkd_compiled(x: Inputs) -> None:
+    tsdkd(x, compiled=True)
 
 
 def trl(x: Inputs) -> None:
@@ -138,8 +139,8 @@ ROWS: dict[str, Callable[[Inputs], None]] = {
     "bare projections": bare,
     "reference": reference,
     "released formula": released,
-    "ours": ours,
-    "ours, compiled": ours_compiled,
+    "tsdkd": tsdkd,
+    "tsdkd, compiled": tsdkd_compiled,
     "TRL, divergence alone": trl,
     "Liger, divergence alone": liger,
 }
@@ -155,20 +156,20 @@ def timed(work: Callable[[Inputs], None], x: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def chunk_as(device: str) -> None:
-    """Let CPUs form the logits of as many tokens at a time as `device`."""
+def use_sizes_of(device: str) -> None:
+    """Make CPUs work on as many tokens at a time as `device`."""
     threads = torch.get_num_threads() if device != "cpu" else 1
-    chunked.CHUNK_BYTES["cpu"] = chunked.CHUNK_BYTES[device]
-    chunked.BLOCK_LOGITS["cpu"] = chunked.BLOCK_LOGITS[device] // threads
+    chunk_sizes.CHUNK_BYTES["cpu"] = chunk_sizes.CHUNK_BYTES[device]
+    chunk_sizes.BLOCK_LOGITS["cpu"] = chunk_sizes.BLOCK_LOGITS[device] // threads
 
 
 def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> None:
-    chunk_as(o.chunks)
+    use_sizes_of(o.chunks)
     x = make(o, o.tokens)
-    if work is ours_compiled:
-        work(make(o, o.tokens))  # the kernel that is timed
+    if work is tsdkd_compiled:
+        work(make(o, o.tokens))  # compiles for this size
     else:
-        work(make(argparse.Namespace(**vars(o) | {"vocab": 1000}), RESPONSE))  # libraries load
+        work(make(argparse.Namespace(**vars(o) | {"vocab": 1000}), RESPONSE))  # loads libraries
     gc.collect()
     grads = sum(leaf.nbytes for leaf in x.leaves)
     if o.device == "cuda":
@@ -177,15 +178,15 @@ def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> N
         work(x)
         queue.put((torch.cuda.max_memory_allocated() - before - grads) / 1e9)
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         before = _status("VmRSS")
         work(x)
         queue.put((_status("VmHWM") - before - grads) / 1e9)
 
 
 def available(o: argparse.Namespace) -> dict[str, Callable[[Inputs], None]]:
-    """The rows that are wanted and run here; why another does not is printed."""
-    found = {}
+    """The requested rows that run on this machine; prints why a row is left out."""
+    rows = {}
     x = make(o, RESPONSE)
     for name, work in ((name, work) for name, work in ROWS.items() if name in {*o.rows, next(iter(ROWS))}):
         try:
@@ -193,8 +194,8 @@ def available(o: argparse.Namespace) -> dict[str, Callable[[Inputs], None]]:
         except Exception as error:
             Console().print(f"{name}: left out ({type(error).__name__}: {str(error).splitlines()[0]})")
         else:
-            found[name] = work
-    return found
+            rows[name] = work
+    return rows
 
 
 def _wait(x: Inputs) -> None:
@@ -209,30 +210,31 @@ def _status(field: str) -> int:
 
 def _show_growth(o: argparse.Namespace, rows: dict[str, Callable[[Inputs], None]]) -> None:
     few, many = make(o, o.tokens), make(o, o.growth)
-    rates = {name: ([], []) for name in rows if name.startswith("ours")}
+    rates = {name: ([], []) for name in rows if name.startswith("tsdkd")}
     for _ in range(max(3, o.repeats // 2)):
         for name, (short, long) in rates.items():
             short.append(timed(rows[name], few) / o.tokens * 1e3)
             long.append(timed(rows[name], many) / o.growth * 1e3)
     for name, (short, long) in rates.items():
-        one, other = statistics.median(short), statistics.median(long)
+        few_rate, many_rate = statistics.median(short), statistics.median(long)
+        change = many_rate / few_rate - 1
         Console().print(
-            f"{name}: {one:.2f} ms a token at {o.tokens}, {other:.2f} at {o.growth} ({other / one - 1:+.1%})"
+            f"{name}: {few_rate:.2f} ms per token at {o.tokens}, {many_rate:.2f} at {o.growth} ({change:+.1%})"
         )
 
 
 def _show_profile(o: argparse.Namespace, work: Callable[[Inputs], None]) -> None:
-    """Where ours, plain, spends its time: its operations, longest first."""
+    """Print the operations of the plain chunked objective, longest first."""
     x = make(o, o.tokens)
     activity = torch.profiler.ProfilerActivity.CUDA if o.device == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profiler:
         work(x)
         _wait(x)
     on_device = "self_device_time_total" if o.device == "cuda" else "self_cpu_time_total"
-    found = sorted(profiler.key_averages(), key=lambda event: -getattr(event, on_device))
-    total = sum(getattr(event, on_device) for event in found)
-    table = Table("operation", "share", "ms", "calls")
-    for event in found[:12]:
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, on_device))
+    total = sum(getattr(event, on_device) for event in events)
+    table = Table("operation", "of total", "ms", "calls")
+    for event in events[:12]:
         spent = getattr(event, on_device)
         table.add_row(event.key, f"{spent / total:.1%}", f"{spent / 1e3:,.0f}", str(event.count))
     Console().print(table)
@@ -246,16 +248,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--growth", type=int, default=0, help="also time ours at so many tokens")
+    parser.add_argument("--growth", type=int, default=0, help="also time tsdkd at this many tokens")
     parser.add_argument(
-        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="beside the bare one"
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="rows beside the bare projections"
     )
-    parser.add_argument("--chunks", choices=chunked.CHUNK_BYTES, default="cpu", help="sizes that a CPU takes over")
-    parser.add_argument("--profile", action="store_true", help="also say where ours spends its time")
+    parser.add_argument(
+        "--chunks", choices=chunk_sizes.CHUNK_BYTES, default="cpu", help="device whose chunk sizes a CPU uses"
+    )
+    parser.add_argument("--profile", action="store_true", help="also list the operations that take most time")
     o = parser.parse_args()
     if o.tokens % RESPONSE or o.growth % RESPONSE:
-        parser.error(f"--tokens and --growth are made of responses of {RESPONSE} tokens")
-    chunk_as(o.chunks)
+        parser.error(f"Give multiples of {RESPONSE} for --tokens and --growth.")
+    use_sizes_of(o.chunks)
     rows = available(o)
     x = make(o, o.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -270,28 +274,28 @@ def main() -> None:
     base = statistics.median(seconds["bare projections"])
     context = multiprocessing.get_context("spawn")
     for setting in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-        os.environ.pop(setting, None)  # what is freed shall be gone
+        os.environ.pop(setting, None)  # so that freed memory leaves the peak
     table = Table("", "seconds (min to max)", "times bare (min to max of rounds)", "peak GB above")
     for name, work in rows.items():
         queue = context.SimpleQueue()
         process = context.Process(target=peak, args=(work, o, queue))
         process.start()
         process.join()
-        above = "failed" if process.exitcode else f"{queue.get():.2f}"
-        found = seconds[name]
-        ratios = [one / other for one, other in zip(found, seconds["bare projections"], strict=True)]
+        peak_above = "failed" if process.exitcode else f"{queue.get():.2f}"
+        times = seconds[name]
+        ratios = [row_time / bare_time for row_time, bare_time in zip(times, seconds["bare projections"], strict=True)]
         table.add_row(
             name,
-            f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})",
-            f"{statistics.median(found) / base:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-            above,
+            f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f})",
+            f"{statistics.median(times) / base:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            peak_above,
         )
     shape = f"{o.tokens} tokens, vocabulary {o.vocab:,}, widths {o.widths[0]} and {o.widths[1]}, {o.dtype}, {o.device}"
     Console().print(f"{shape}, {torch.get_num_threads()} threads", table)
     if o.growth:
         _show_growth(o, rows)
-    if o.profile and "ours" in rows:
-        _show_profile(o, rows["ours"])
+    if o.profile and "tsdkd" in rows:
+        _show_profile(o, rows["tsdkd"])
 
 
 if __name__ == "__main__":

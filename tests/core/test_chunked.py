@@ -1,4 +1,4 @@
-"""The chunked objective is the reference: value, metrics and gradients, whatever the chunks, heads and settings."""
+"""The chunked objective equals the reference: value, metrics and gradients, for all chunk sizes, heads and settings."""
 
 import dataclasses
 import shutil
@@ -19,14 +19,16 @@ from tsdkd.core import (
     TeacherTokens,
     TeacherTopK,
     TSDKDConfig,
+    chunk_sizes,
+    chunked,
     entropy,
-    student,
+    student_logits,
     token_selective_loss,
     token_selective_loss_from_hidden,
     tsdkd_loss,
     tsdkd_loss_from_hidden,
 )
-from tsdkd.core import chunked as module
+from tsdkd.core.head import LinearOutputs
 from tsdkd.errors import InputError
 
 VOCAB, WIDTH, TEACHER_WIDTH = 19, 5, 7
@@ -41,7 +43,7 @@ class Case:
     teacher_head: Head
     mask: torch.Tensor
     sampled: Sampled | None = None
-    """What the long-range term asks for, where it is on."""
+    """What the policy gradient needs, where it is on."""
 
     def leaves(self) -> list[torch.Tensor]:
         return [t for t in (self.student, self.head.weight, self.head.bias) if t is not None]
@@ -90,19 +92,21 @@ def by_chunks(
     )
 
 
-def assert_equal(case: Case, config: TSDKDConfig, chunk: int | None = None, adaptive: bool = False) -> None:
-    ours, theirs = case.fresh(), case.fresh()
+def assert_chunked_is_reference(
+    case: Case, config: TSDKDConfig, chunk: int | None = None, adaptive: bool = False
+) -> None:
+    chunked_case, reference_case = case.fresh(), case.fresh()
     fractions = [AdaptiveOpener().fraction if adaptive else None for _ in range(2)]
-    loss, metrics = by_chunks(ours, config, chunk, fractions[0])
-    expected, expected_metrics = reference(theirs, config, fractions[1])
+    loss, metrics = by_chunks(chunked_case, config, chunk, fractions[0])
+    expected, expected_metrics = reference(reference_case, config, fractions[1])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
         assert value.item() == pytest.approx(expected_metrics[name].item(), rel=1e-9, abs=1e-12), name
     loss.backward()
     expected.backward()
-    for mine, other in zip(ours.leaves(), theirs.leaves(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for actual, desired in zip(chunked_case.leaves(), reference_case.leaves(), strict=True):
+        torch.testing.assert_close(actual.grad, desired.grad, rtol=1e-9, atol=1e-12)
 
 
 @given(
@@ -147,8 +151,10 @@ def test_chunks_give_the_reference(
     config = dataclasses.replace(config, released=tuple(released))
     config = dataclasses.replace(config, **({off: 0.0} if off else {"direct_weight": 3.0, "em_weight": 0.5}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module.BLOCK_LOGITS, "cpu", block)
-        assert_equal(make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive")
+        patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
+        assert_chunked_is_reference(
+            make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive"
+        )
 
 
 @given(
@@ -163,7 +169,7 @@ def test_chunks_give_the_reference(
     head=st.sampled_from([{}, {"bias": True}, {"logit_scale": 0.5, "softcap": 2.0}]),
     padding_rows=st.sampled_from([0, 3]),
 )
-def test_chunks_give_the_reference_of_the_policy_gradient_term(
+def test_chunks_give_the_references_policy_gradient(
     lengths: list[int],
     seed: int,
     chunk: int | None,
@@ -175,17 +181,17 @@ def test_chunks_give_the_reference_of_the_policy_gradient_term(
     head: dict[str, object],
     padding_rows: int,
 ) -> None:
-    """`moved`: the student is another than the one that sampled."""
+    """`moved`: the student has changed since it sampled."""
     config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, policy_gradient_weight=weight, **others)
     case = make(lengths, seed, padding_rows=padding_rows, **head)
-    case.sampled = sampled(case, seed, share, moved)
+    case.sampled = random_sampled(case, seed, share, moved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module.BLOCK_LOGITS, "cpu", block)
-        assert_equal(case, config, chunk)
+        patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
+        assert_chunked_is_reference(case, config, chunk)
 
 
-def sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
-    """Any tokens."""
+def random_sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
+    """Random tokens, and with `moved` random log-probabilities at sampling."""
     generator, tokens = torch.Generator().manual_seed(seed), int(case.mask.sum())
     ids = torch.randint(VOCAB, (tokens,), generator=generator)
     then = -torch.rand(tokens, generator=generator, dtype=case.student.dtype) * 4
@@ -197,7 +203,7 @@ def test_gradcheck_through_hidden_states_head_and_bias() -> None:
     config = TSDKDConfig(k=3, gate=False, opener=1.0)  # the gate and the choice of tokens carry no gradient
 
     class Anew(torch.autograd.Function):
-        """gradcheck differentiates one result many times, which ours does not allow."""
+        """gradcheck differentiates one result many times; the chunked loss can be differentiated once."""
 
         @staticmethod
         def forward(ctx: object, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -232,12 +238,12 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
     config = TSDKDConfig(k=4, direct_weight=0.0 if kind == "ranks" else 2.0, divergence=divergence, skew=0.3)
     if kind == "tokens":
         teacher, config = TeacherTokens(best.indices[:, 0]), TSDKDConfig(alpha=0, beta=0, gate=False)
-    ours, theirs = case.fresh(), case.fresh()
+    chunked_case, reference_case = case.fresh(), case.fresh()
     loss, metrics = token_selective_loss_from_hidden(
-        ours.student[ours.mask], ours.head, teacher, ours.mask, config, chunk=chunk
+        chunked_case.student[chunked_case.mask], chunked_case.head, teacher, chunked_case.mask, config, chunk=chunk
     )
     expected, expected_metrics = token_selective_loss(
-        theirs.head.logits(theirs.student)[theirs.mask], teacher, theirs.mask, config
+        reference_case.head.logits(reference_case.student)[reference_case.mask], teacher, reference_case.mask, config
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     assert 0 < expected_metrics["top1_agreement"] < 1
@@ -245,8 +251,8 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
         assert metrics[name].item() == pytest.approx(value.item(), rel=1e-6, abs=1e-9), name
     loss.backward()
     expected.backward()
-    for mine, other in zip(ours.leaves(), theirs.leaves(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for actual, desired in zip(chunked_case.leaves(), reference_case.leaves(), strict=True):
+        torch.testing.assert_close(actual.grad, desired.grad, rtol=1e-9, atol=1e-12)
 
 
 @settings(derandomize=True)  # no draw decides: the worst of 400 random cases was 1.6
@@ -257,23 +263,25 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
     beta=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     autocast=st.booleans(),
 )
-def test_bfloat16_is_as_near_to_the_truth_as_the_reference(
+def test_bfloat16_rounds_as_the_reference(
     lengths: list[int], seed: int, chunk: int | None, beta: float, autocast: bool
 ) -> None:
-    """What rounding may decide is left out: all tokens are uncertain, none is ranked."""
+    """Without selections that rounding can change: all tokens are uncertain, no token is ranked."""
     config = TSDKDConfig(alpha=0, direct_weight=3.0, beta=beta, em_ratio=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student, "SLAB", 4 * WIDTH)
-        assert_as_near(lengths, seed, chunk, config, autocast)
+        patch.setattr(student_logits, "PRODUCT_NUMBERS", 4 * WIDTH)
+        assert_error_near_reference(lengths, seed, chunk, config, autocast)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_is_as_near_with_the_ranking_term(autocast: bool) -> None:
-    assert_as_near([40, 25], 3, None, TSDKDConfig(k=4, direct_weight=3.0), autocast)
+def test_bfloat16_rounds_as_the_reference_with_the_indirect_term(autocast: bool) -> None:
+    assert_error_near_reference([40, 25], 3, None, TSDKDConfig(k=4, direct_weight=3.0), autocast)
 
 
-def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool) -> None:
-    """Both round; ours no more than twice as much as the reference, on gradients of every kind."""
+def assert_error_near_reference(
+    lengths: list[int], seed: int, chunk: int | None, config: TSDKDConfig, autocast: bool
+) -> None:
+    """The rounding error of each gradient is at most twice that of the reference."""
     exact = make(lengths, seed, dtype=torch.float64)
     truth, _ = reference(exact, config)
     truth.backward()
@@ -290,51 +298,53 @@ def assert_as_near(lengths: list[int], seed: int, chunk: int | None, config: TSD
         assert loss.item() == pytest.approx(truth.item(), rel=0.02)
         errors.append(
             [
-                float((mine.grad.double() - true.grad).norm() / true.grad.norm())
-                for mine, true in zip(rounded.leaves(), exact.leaves(), strict=True)
+                float((actual.grad.double() - true.grad).norm() / true.grad.norm())
+                for actual, true in zip(rounded.leaves(), exact.leaves(), strict=True)
             ]
         )
-        assert all(mine.grad.dtype == mine.dtype for mine in rounded.leaves())
-    for ours, theirs in zip(*errors, strict=True):
-        assert ours < 2 * theirs
+        assert all(actual.grad.dtype == actual.dtype for actual in rounded.leaves())
+    for chunked_error, reference_error in zip(*errors, strict=True):
+        assert chunked_error < 2 * reference_error
 
 
 def test_a_frozen_head_gets_no_gradient_and_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[module.StudentLogits] = []
-    init = module.StudentLogits.__init__
-    monkeypatch.setattr(module.StudentLogits, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    created: list[chunked.StudentLogits] = []
+    init = chunked.StudentLogits.__init__
+    monkeypatch.setattr(
+        chunked.StudentLogits, "__init__", lambda self, *args: created.append(self) or init(self, *args)
+    )
     case = make([9, 4])
     case.head.weight.requires_grad_(False)
     loss, _ = by_chunks(case, TSDKDConfig(k=4))
     loss.backward()
     assert case.head.weight.grad is None
-    assert [total is None for total in made[0]._sums] == [False, True, True]
+    assert [total is None for total in created[0]._sums] == [False, True, True]
     with torch.no_grad():
         measured, _ = by_chunks(make([9, 4]), TSDKDConfig(k=4))
     assert measured.item() == pytest.approx(loss.item())
-    assert not made[1].learns
+    assert not created[1].requires_grad
     free = make([9, 4])
     by_chunks(free, TSDKDConfig(k=4))[0].backward()
     assert torch.equal(case.student.grad, free.student.grad)
 
 
-def test_a_head_that_is_made_of_parts_passes_its_gradient_on() -> None:
-    """LoRA on the head, and an embedding tied to it."""
+def test_a_head_computed_from_other_tensors_passes_its_gradient_on() -> None:
+    """LoRA on the head, and a tied embedding."""
     case = make([9, 4])
     down, up = torch.randn(2, WIDTH, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64)
     ids = torch.randint(VOCAB, case.student.shape[:2])
-    found = []
+    results = []
     for function in (by_chunks, reference):
         base, a, b = (t.detach().clone().requires_grad_() for t in (case.head.weight, down, up))
         head = dataclasses.replace(case.head, weight=base + 0.5 * b @ a)
         tied = dataclasses.replace(case, student=torch.tanh(base[ids]), head=head)
         function(tied, TSDKDConfig(k=4))[0].backward()
-        found.append([base.grad, a.grad, b.grad])
-    for mine, other in zip(*found, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+        results.append([base.grad, a.grad, b.grad])
+    for actual, desired in zip(*results, strict=True):
+        torch.testing.assert_close(actual, desired, rtol=1e-9, atol=1e-12)
 
 
-def test_the_upstream_gradient_scales_ours() -> None:
+def test_the_upstream_gradient_scales_the_gradients() -> None:
     one, five = make([6]), make([6])
     by_chunks(one, TSDKDConfig(k=4))[0].backward()
     (5 * by_chunks(five, TSDKDConfig(k=4))[0]).backward()
@@ -353,7 +363,7 @@ def test_a_second_backward_is_refused() -> None:
     "divergence",
     [{"beta": 0.0}, {"beta": 0.9}, {"beta": 1.0}, {"divergence": "skew-kl"}, {"divergence": "skew-reverse-kl"}],
 )
-def test_huge_logits_stay_right(scale: float, divergence: dict[str, object]) -> None:
+def test_huge_logits_give_the_reference(scale: float, divergence: dict[str, object]) -> None:
     config = TSDKDConfig(k=4, **divergence)
     narrow, exact = make([6, 1], dtype=torch.float32), make([6, 1])
     for case in (narrow, exact):
@@ -364,8 +374,8 @@ def test_huge_logits_stay_right(scale: float, divergence: dict[str, object]) -> 
     loss.backward()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    for mine, other in zip(narrow.leaves(), exact.leaves(), strict=True):
-        assert (mine.grad.double() - other.grad).norm() < 1e-2 * other.grad.norm()  # float32 knows 1e4 to 1e-3
+    for actual, desired in zip(narrow.leaves(), exact.leaves(), strict=True):
+        assert (actual.grad.double() - desired.grad).norm() < 1e-2 * desired.grad.norm()  # float32 resolves 1e4 to 1e-3
 
 
 @pytest.mark.parametrize("term", ["alpha", "direct_weight", "em_weight"])
@@ -386,7 +396,7 @@ def test_a_softcap_is_formed_in_float32_behind_bfloat16_products(term: str) -> N
 def test_the_public_form_masks_and_checks() -> None:
     config = TSDKDConfig(k=4)
     case = make([9, 4])
-    content = torch.where(case.mask.unsqueeze(-1), case.student.detach(), torch.nan)  # whatever stands in the padding
+    content = torch.where(case.mask.unsqueeze(-1), case.student.detach(), torch.nan)  # padding holds NaN
     parts = (case.head, case.teacher, case.teacher_head)
     loss, _ = tsdkd_loss_from_hidden(content, *parts, case.mask, config)
     assert loss.item() == pytest.approx(reference(case, config)[0].item(), rel=1e-9)
@@ -404,18 +414,19 @@ def test_the_public_form_masks_and_checks() -> None:
     rows, teacher = case.student[case.mask], TeacherHidden(case.teacher[case.mask], case.teacher_head)
     with pytest.raises(InputError, match="mask has 13 response tokens, the student 13, the teacher 12"):
         token_selective_loss_from_hidden(rows, case.head, teacher.take(slice(12)), case.mask, config)
-    with pytest.raises(InputError, match="needs the teacher's hidden states"):
-        token_selective_loss_from_hidden(rows, case.head, teacher.formed(), case.mask, config, compiled=True)
+    recorded = TeacherTokens(torch.zeros(13, dtype=torch.long))
+    with pytest.raises(InputError, match="needs the teacher's probability of every token"):
+        token_selective_loss_from_hidden(rows, case.head, recorded, case.mask, config, compiled=True)
 
 
 @pytest.mark.parametrize("config", [TSDKDConfig(k=4), TSDKDConfig(k=18, opener=1.0, em_ratio=1.0), MINILLM])
 def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result of every operation, forward and backward, is looked at."""
-    monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 4 * VOCAB)
-    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
-    monkeypatch.setattr(module, "STEP_TOKENS", 1)
+    """Measures the result of every operation, forward and backward."""
+    monkeypatch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", 4 * VOCAB)
+    monkeypatch.setitem(chunk_sizes.CHUNK_BYTES, "cpu", 100 * VOCAB * 8)  # float64
+    monkeypatch.setattr(chunk_sizes, "TOKEN_STEP", 1)
     case = make([200, 120])
-    case.sampled = sampled(case)
+    case.sampled = random_sampled(case)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -436,40 +447,45 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
 
 
 @pytest.mark.parametrize("tokens", [100, 256, 320, 513, 8192])
-def test_chunks_are_bounded_and_fit_products(tokens: int) -> None:
-    """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part of it stay below 0.25 GB."""
-    head = Head(torch.empty(151936, 1))
-    chunk = module._chunk_tokens(module.StudentLogits(torch.zeros(tokens, 1), head, torch.float32, [False] * 3))
-    assert chunk % module.STEP_TOKENS == 0
-    assert chunk < tokens + module.STEP_TOKENS
-    assert chunk * (1 + 1 / module.TEACHER_SHARE) * 151936 * 4 < 0.25e9
+def test_chunks_have_a_bounded_size(tokens: int) -> None:
+    """At Qwen2.5's vocabulary the student's logits of a chunk and the teacher's of a part stay below 0.25 GB."""
+    chunk = chunk_sizes.chunk_tokens(torch.zeros(tokens, 1), 151936)
+    assert chunk % chunk_sizes.TOKEN_STEP == 0
+    assert chunk < tokens + chunk_sizes.TOKEN_STEP
+    assert chunk * (1 + 1 / chunk_sizes.TEACHER_PARTS) * 151936 * 4 < 0.25e9
 
 
 def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     case, linear, formed = make([40, 24]), Head.linear, {WIDTH: 0, TEACHER_WIDTH: 0}
 
-    def spy(head: Head, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def spy(head: Head, hidden: torch.Tensor, out: torch.Tensor | None) -> LinearOutputs:
         formed[hidden.shape[1]] = max(formed[hidden.shape[1]], len(hidden))
         return linear(head, hidden, out)
 
     monkeypatch.setattr(Head, "linear", spy)
     by_chunks(case, TSDKDConfig(k=4), chunk=32)
-    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / module.TEACHER_SHARE}
+    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / chunk_sizes.TEACHER_PARTS}
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("config", [TSDKDConfig(k=4), MINILLM])
 def test_the_compiled_path_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, config: TSDKDConfig) -> None:
     """Over blocks of six, six and one tokens."""
-    monkeypatch.setitem(module.BLOCK_LOGITS, "cpu", 6 * VOCAB)
-    found = []
+    monkeypatch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", 6 * VOCAB)
+    results = []
     for compiled in (False, True):
         case = make([9, 4], dtype=torch.float32, softcap=3.0)
         teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
         loss, metrics = token_selective_loss_from_hidden(
-            case.student[case.mask], case.head, teacher, case.mask, config, compiled=compiled, sampled=sampled(case)
+            case.student[case.mask],
+            case.head,
+            teacher,
+            case.mask,
+            config,
+            compiled=compiled,
+            sampled=random_sampled(case),
         )
         loss.backward()
-        found.append([*metrics.values(), loss.detach(), case.student.grad, case.head.weight.grad])
-    for mine, other in zip(*found, strict=True):
-        torch.testing.assert_close(mine, other)
+        results.append([*metrics.values(), loss.detach(), case.student.grad, case.head.weight.grad])
+    for actual, desired in zip(*results, strict=True):
+        torch.testing.assert_close(actual, desired)

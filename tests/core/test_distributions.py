@@ -1,4 +1,4 @@
-"""Entropy and divergence: values by hand, gradients by finite differences, extremes stay finite."""
+"""Entropy and divergence: values by hand, gradients by finite differences, finite values at extreme logits."""
 
 import math
 
@@ -44,12 +44,12 @@ def skewed(name: str, skew: float, student: torch.Tensor = Q, teacher: torch.Ten
     return divergence_of(log_probs(teacher), log_probs(student), getattr(Divergence, name)(skew))
 
 
-def test_skew_kl_is_taken_from_the_teacher_to_a_little_of_it_in_the_student() -> None:
+def test_skew_kl_compares_the_teacher_with_a_mixture() -> None:
     """KL((1/2, 1/2) || 0.1 (1/2, 1/2) + 0.9 (1/4, 3/4)) = (ln(0.5/0.275) + ln(0.5/0.725)) / 2"""
     assert skewed("skew_kl", 0.1).item() == pytest.approx(0.1131372, abs=1e-6)
 
 
-def test_skew_reverse_kl_is_taken_from_the_student_to_a_little_of_it_in_the_teacher() -> None:
+def test_skew_reverse_kl_compares_the_student_with_a_mixture() -> None:
     """KL((1/4, 3/4) || 0.9 (1/2, 1/2) + 0.1 (1/4, 3/4)) = ln(0.25/0.475) / 4 + 3 ln(0.75/0.525) / 4"""
     assert skewed("skew_reverse_kl", 0.1).item() == pytest.approx(0.1070427, abs=1e-6)
 
@@ -60,8 +60,8 @@ def test_without_skew_they_are_the_plain_kls(name: str, end: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["skew_kl", "skew_reverse_kl"])
-def test_skew_bounds_what_a_missing_token_costs(name: str) -> None:
-    """-ln(skew) at most, where the plain KL is infinite: that is what the skew is for."""
+def test_skew_bounds_the_divergence_at_a_missing_token(name: str) -> None:
+    """It is at most -ln(skew), where the plain KL is infinite."""
     apart = torch.tensor([[0.0, -1e4]]), torch.tensor([[-1e4, 0.0]])
     assert skewed(name, 0.1, *apart).item() == pytest.approx(math.log(10), abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""The whole objective: against a plain transcription of the equations, and what it must not depend on."""
+"""The reference objective: held to a plain transcription of the equations, and independent of padding and batching."""
 
 import math
 
@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from tsdkd.core import (
     Divergence,
+    TeacherLogits,
+    TeacherRanks,
+    TeacherTopK,
     TSDKDConfig,
     entropy,
     generalized_jsd,
@@ -17,7 +20,6 @@ from tsdkd.core import (
     top_entropy_mask,
     tsdkd_loss,
 )
-from tsdkd.core.teacher import TeacherLogits, TeacherRanks, TeacherTopK
 from tsdkd.errors import InputError
 
 VOCAB = 17
@@ -42,7 +44,7 @@ def value_and_gradient(batch: Batch, config: TSDKDConfig) -> tuple[torch.Tensor,
 
 
 def transcription(student: torch.Tensor, teacher: torch.Tensor, config: TSDKDConfig) -> float:
-    """One response (L, vocab), the equations written out with Python numbers."""
+    """The loss of one response (L, vocab): the equations written out with Python numbers."""
     length = len(student)
     q, p = student.softmax(-1).tolist(), teacher.softmax(-1).tolist()
     h_s = [-sum(x * math.log(x) for x in row) for row in q]
@@ -122,8 +124,8 @@ def test_gradients_stay_inside_the_selection() -> None:
         assert torch.equal(gradient.abs().sum(-1) > 0, selected), term
 
 
-def test_the_gate_weighs_but_does_not_steer() -> None:
-    """The direct gradient is the gate's value times the divergence's gradient: nothing flows through the gate."""
+def test_the_gate_weights_the_direct_gradient_and_receives_none() -> None:
+    """The direct gradient is the gate's value times the divergence's gradient; no gradient flows through the gate."""
     student, teacher, mask = make([6])
     config = TSDKDConfig(alpha=0, em_weight=0, k=4)
     _, found = value_and_gradient((student, teacher, mask), config)
@@ -159,7 +161,7 @@ def test_padding_changes_nothing(left: int, right: int, content: float) -> None:
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=6), st.data())
 def test_micro_batches_and_order_change_nothing(lengths: list[int], data: st.DataObject) -> None:
-    """Pieces weighed by their number of responses add up to the whole, in any order."""
+    """Micro-batches, weighted by their number of responses, add up to the batch, in any order."""
     order = data.draw(st.permutations(range(len(lengths))))
     cut = data.draw(st.integers(1, len(lengths) - 1))
     student, teacher, mask = make(lengths)
@@ -200,13 +202,13 @@ def test_temperature_divides_both_logits() -> None:
 
 
 def test_a_weight_of_zero_switches_a_term_off() -> None:
-    """Not even a k that the vocabulary cannot give matters then."""
+    """An indirect term of weight 0 does not check k either."""
     loss, metrics = tsdkd_loss(*make([7, 3]), TSDKDConfig(k=VOCAB, alpha=0, em_weight=0))
     assert loss.item() == pytest.approx(metrics["direct"].item())
     assert not {"indirect", "entropy", "rank_agreement"} & metrics.keys()
 
 
-def test_own_fractions_replace_the_fixed_one() -> None:
+def test_given_fractions_replace_the_fixed_one() -> None:
     student, teacher, mask = make([20, 20])
     _, metrics = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, opener="adaptive"), torch.tensor([1e-6, 1.0]))
     assert metrics["opener_length"].item() == pytest.approx((1 + 20) / 2)
@@ -241,13 +243,13 @@ def recorded(batch: Batch, k: int, top: int) -> tuple[torch.Tensor, TeacherTopK,
     return s, TeacherTopK(TeacherRanks(entropy(t), candidates, ranks), best.indices, best.values), mask
 
 
-def test_recorded_ranks_give_the_live_ranking_and_entropy_terms() -> None:
+def test_recorded_ranks_give_the_indirect_and_entropy_terms_of_logits() -> None:
     batch = make([9, 4])
     s, topk, mask = recorded(batch, k=6, top=3)
     config = TSDKDConfig(k=4, direct_weight=0)  # fewer candidates than recorded
-    live, _ = tsdkd_loss(*batch, config)
-    staged, metrics = token_selective_loss(s, topk.recorded, mask, config)
-    assert staged.item() == pytest.approx(live.item())
+    expected, _ = tsdkd_loss(*batch, config)
+    loss, metrics = token_selective_loss(s, topk.recorded, mask, config)
+    assert loss.item() == pytest.approx(expected.item())
     assert "direct" not in metrics
 
 
@@ -264,7 +266,7 @@ def test_topk_divergence_is_a_lower_bound_that_tightens(beta: float) -> None:
     assert torch.allclose(bounds[2], exact, atol=1e-5)
 
 
-def test_recorded_signals_refuse_what_they_cannot_know() -> None:
+def test_recorded_signals_refuse_what_was_not_recorded() -> None:
     s, topk, mask = recorded(make([9]), k=4, top=3)
     with pytest.raises(InputError, match="only 4 candidates"):
         token_selective_loss(s, topk, mask, TSDKDConfig(k=5))

@@ -1,4 +1,4 @@
-"""MiniLLM's gradient: by an independent formula, and in expectation over every sequence that can be written."""
+"""MiniLLM's gradient: held to an independent formula, and to the exact gradient in expectation over all sequences."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -15,15 +15,15 @@ from tsdkd.errors import InputError
 CONFIG = TSDKDConfig(alpha=0, beta=1.0, gate=False, em_weight=0, policy_gradient_weight=1.0)
 VOCAB = 3
 Table = dict[tuple[int, ...], torch.Tensor]
-"""Logits of the next token after each beginning: every model of sequences this short."""
+"""Logits of the next token after each prefix: a model of short sequences."""
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_rewards_to_come_are_means_of_what_follows() -> None:
-    """Of 1, 2, 4: (2 + 4) / 2, 4, nothing; a single token has nothing after it."""
+def test_future_rewards_are_means_over_later_tokens() -> None:
+    """Of 1, 2, 4: (2 + 4) / 2, 4, 0; a single token has 0."""
     mask = torch.tensor([[True, True, True], [True, False, False]])
     found = mean_future_rewards(torch.tensor([[1.0, 2.0, 4.0], [5.0, 0.0, 0.0]]), mask)
     assert found[mask].tolist() == [3.0, 4.0, 0.0, 0.0]
@@ -35,7 +35,7 @@ def test_importance_and_reward_by_hand() -> None:
     then = torch.tensor([0.25]).log()
     for share, recorded, weight in ((0.2, then, 0.5 / 0.24), (0.2, None, 0.5 / 0.44), (0.0, then, 2.0), (0, None, 1)):
         sampled = Sampled(torch.tensor([1]), share, recorded)
-        importance, reward = importance_and_rewards(sampled.of(q), sampled.of(p), sampled)
+        importance, reward = importance_and_rewards(sampled.gather(q), sampled.gather(p), sampled)
         assert importance.item() == pytest.approx(weight)
         assert reward.item() == pytest.approx(log(0.4))
 
@@ -60,15 +60,15 @@ def test_the_gradient_is_the_papers_written_out(share: float) -> None:
         for t in rows:
             y = ids[t]
             later = [float((p[s, ids[s]] / fixed[s, ids[s]]).log()) for s in rows if s > t]
-            to_come = sum(later) / len(later) if later else 0.0
+            future = sum(later) / len(later) if later else 0.0
             w = float(fixed[t, y] / (share * p[t, y] + (1 - share) * then[t].exp()))
             kl = (q[t] * (q[t] / p[t]).log()).sum()
-            expected = expected + w * (kl - to_come * q[t, y].log()) / length / len(lengths)
+            expected = expected + w * (kl - future * q[t, y].log()) / length / len(lengths)
             seen["direct"] += w * float(kl.detach()) / length / len(lengths)
-            seen["policy_gradient"] -= w * to_come / length / len(lengths)
+            seen["policy_gradient"] -= w * future / length / len(lengths)
         first += length
-    (wanted,) = torch.autograd.grad(expected, student)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    (expected_grad,) = torch.autograd.grad(expected, student)
+    torch.testing.assert_close(found, expected_grad, rtol=1e-9, atol=1e-12)
     assert {name: metrics[name].item() for name in seen} == pytest.approx(seen)
     assert loss.item() == pytest.approx(sum(seen.values()))
 
@@ -79,7 +79,7 @@ def table(length: int, seed: int) -> Table:
 
 
 def sequences(model: Table, length: int) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-    """Every one with its log-probability."""
+    """All sequences, each with its log-probability."""
     for ids in product(range(VOCAB), repeat=length):
         yield ids, torch.stack([model[ids[:t]].log_softmax(-1)[ids[t]] for t in range(length)]).sum()
 
@@ -100,7 +100,7 @@ def gradient(value: torch.Tensor, model: Table) -> torch.Tensor:
 def test_in_expectation_it_is_the_gradient_of_the_sequences_reverse_kl(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to the 1/L of our mean. Of two tokens the mean of what follows is its sum; of three the mean is undone."""
+    """Up to 1/L. With two tokens the mean over later tokens is their sum; with three the test undoes the mean."""
     if length == 3:
         after = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
         monkeypatch.setattr(module, "mean_future_rewards", lambda *given: mean_future_rewards(*given) * after)
@@ -111,26 +111,26 @@ def test_in_expectation_it_is_the_gradient_of_the_sequences_reverse_kl(
     torch.testing.assert_close(length * gradient(expected, student), gradient(exact, student), rtol=1e-9, atol=1e-12)
 
 
-def test_length_normalisation_weighs_what_follows_by_its_length() -> None:
+def test_length_normalisation_divides_future_rewards_by_their_number() -> None:
     """In expectation over sequences of three: each token's part of the gradient, through its own probability alone."""
     student, teacher = table(3, seed=10), table(3, seed=50)
     parts, expected = torch.zeros(()), torch.zeros(())
     for (ids, log_q), (_, log_p) in zip(sequences(student, 3), sequences(teacher, 3), strict=True):
-        own = [student[ids[:t]].log_softmax(-1)[ids[t]] for t in range(3)]
-        theirs = [teacher[ids[:t]].log_softmax(-1)[ids[t]] for t in range(3)]
-        rewards = [float((p - q).detach()) for p, q in zip(theirs, own, strict=True)]
+        student_log_probs = [student[ids[:t]].log_softmax(-1)[ids[t]] for t in range(3)]
+        teacher_log_probs = [teacher[ids[:t]].log_softmax(-1)[ids[t]] for t in range(3)]
+        rewards = [float((p - q).detach()) for p, q in zip(teacher_log_probs, student_log_probs, strict=True)]
         assert sum(rewards) == pytest.approx(float((log_p - log_q).detach()))
         means = [(rewards[1] + rewards[2]) / 2, rewards[2], 0.0]
         chance = float(log_q.exp().detach())
         for t in range(3):
             q, p = student[ids[:t]].softmax(-1), teacher[ids[:t]].softmax(-1).detach()
-            parts = parts + chance * ((q * (q / p).log()).sum() - means[t] * own[t]) / 3
+            parts = parts + chance * ((q * (q / p).log()).sum() - means[t] * student_log_probs[t]) / 3
         expected = expected + chance * estimate(student, teacher, ids)
     torch.testing.assert_close(gradient(expected, student), gradient(parts, student), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_whoever_sampled_a_token_its_weight_makes_up_for_it(share: float) -> None:
+def test_importance_weights_correct_for_the_sampling_distribution(share: float) -> None:
     """A single token, from a mixture of the teacher and an earlier student: in expectation the KL's gradient."""
     student, teacher, earlier = table(1, seed=10), table(1, seed=50), table(1, seed=90)
     q, p, then = (model[()].log_softmax(-1) for model in (student, teacher, earlier))
@@ -143,7 +143,7 @@ def test_whoever_sampled_a_token_its_weight_makes_up_for_it(share: float) -> Non
     torch.testing.assert_close(gradient(expected, student), gradient(exact, student), rtol=1e-9, atol=1e-12)
 
 
-def test_what_it_needs_and_what_it_does_not_go_with() -> None:
+def test_missing_inputs_and_contradicting_settings_are_refused() -> None:
     mask, logits = torch.ones(1, 2, dtype=torch.bool), torch.zeros(2, VOCAB)
     with pytest.raises(InputError, match="how the tokens were sampled"):
         token_selective_loss(logits, TeacherLogits(logits), mask, CONFIG)

@@ -29,7 +29,7 @@ def test_three_items_by_hand() -> None:
     assert plackett_luce_nll(torch.tensor([3.0, 2.0, 1.0])).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_agreement_costs_less_than_reversal() -> None:
+def test_the_same_order_has_a_lower_loss_than_the_reversed_one() -> None:
     best_first = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0])
     assert plackett_luce_nll(best_first).item() == pytest.approx(1.613, abs=1e-3)
     assert plackett_luce_nll(best_first.flip(0)).item() == pytest.approx(11.613, abs=1e-3)

@@ -1,4 +1,4 @@
-"""The released code's three deviations: each alone, and all of them as its loss, written out with Python numbers."""
+"""The released code's three deviations: each alone, and together as its loss, written out with Python numbers."""
 
 import math
 
@@ -18,33 +18,33 @@ def entropies(logits: torch.Tensor) -> list[float]:
 
 
 def released_terms(batch: Batch, k: int, ratio: float) -> tuple[float, float]:
-    """Ranking and entropy term: one opener length and one quantile for the batch, means over all of its tokens."""
+    """Indirect and entropy term: one opener length and one quantile for the batch, means over all of its tokens."""
     student, teacher, mask = batch
     rows = [entropies(student[i][mask[i]]) for i in range(len(mask))]
-    strung = [h for row in rows for h in row]
-    length, reached = 0, strung[0]
-    while reached < ratio * sum(strung):
+    flat = [h for row in rows for h in row]
+    length, reached = 0, flat[0]
+    while reached < ratio * sum(flat):
         length += 1
-        reached += strung[length]
+        reached += flat[length]
     losses = []
     for i, row in enumerate(rows):
         for t in range(min(length, len(row))):
             candidates = sorted(range(student.shape[-1]), key=lambda v: -float(student[i, t, v]))[:k]
             z = [float(student[i, t, v]) for v in sorted(candidates, key=lambda v: -float(teacher[i, t, v]))]
             losses.append(sum(math.log(sum(map(math.exp, z[: j + 1]))) - z[j] for j in range(k)))
-    place = ratio * (len(strung) - 1)
-    low, high = sorted(strung)[int(place)], sorted(strung)[int(place) + 1]
-    kept = [h for h in strung if h >= low + (place - int(place)) * (high - low)]
-    return sum(losses) / len(losses), sum(kept) / len(kept)
+    index = ratio * (len(flat) - 1)
+    low, high = sorted(flat)[int(index)], sorted(flat)[int(index) + 1]
+    uncertain = [h for h in flat if h >= low + (index - int(index)) * (high - low)]
+    return sum(losses) / len(losses), sum(uncertain) / len(uncertain)
 
 
 @pytest.mark.parametrize("lengths", [[12, 12, 12], [3, 14, 8], [30]])
 def test_all_three_are_the_released_codes_terms(lengths: list[int]) -> None:
     batch = make(lengths)
     _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, opener=0.2, em_ratio=0.2, released=RELEASED))
-    indirect, certain = released_terms(batch, 4, 0.2)
+    indirect, entropy = released_terms(batch, 4, 0.2)
     assert metrics["indirect"].item() == pytest.approx(indirect)
-    assert metrics["entropy"].item() == pytest.approx(certain)
+    assert metrics["entropy"].item() == pytest.approx(entropy)
 
 
 def test_two_tokens_lower_the_one_the_teacher_prefers() -> None:
@@ -56,17 +56,17 @@ def test_two_tokens_lower_the_one_the_teacher_prefers() -> None:
     assert scores.grad.tolist() == pytest.approx([0.2689, -0.2689], abs=1e-4)
 
 
-def test_the_released_ranking_is_the_papers_of_the_teacher_turned_round() -> None:
+def test_the_released_ranking_is_the_papers_with_the_teachers_order_reversed() -> None:
     student, teacher, mask = make([9])
     config = TSDKDConfig(k=4, opener=1.0, direct_weight=0, em_weight=0, released=("ranking",))
     loss, metrics = tsdkd_loss(student, teacher, mask, config)
     assert loss.item() == pytest.approx(0.1 * ranking_nll(student, -teacher, 4).mean().item())
     _, papers = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, opener=1.0))
-    assert metrics["rank_agreement"].item() == papers["rank_agreement"].item()  # measured as ever
+    assert metrics["rank_agreement"].item() == papers["rank_agreement"].item()  # the metric does not change
 
 
-def test_one_opener_for_all_rows_ends_before_the_token_that_reaches_the_share() -> None:
-    """Nine entropies of 1, strung together: a third is reached by the third, so two come before it, in every row."""
+def test_one_opener_for_all_rows_ends_before_the_token_that_reaches_the_fraction() -> None:
+    """Nine entropies of 1, row after row: a third is reached by the third, so two come before it, in every row."""
     entropy = torch.ones(3, 4, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
     assert released_opener_mask(entropy, mask, 3 / 9).sum(-1).tolist() == [2, 2, 1]
@@ -91,7 +91,7 @@ def test_the_means_are_over_the_batch() -> None:
     config = TSDKDConfig(opener=0.4, em_ratio=0.5, released=RELEASED)
     mask = torch.tensor([[True, True, True, True], [True, False, False, False]])
     weights = select(entropy, entropy, mask, config)
-    assert weights.ranking.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]  # one token comes before 2.8 of 7
+    assert weights.indirect.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]  # one token comes before 2.8 of 7
     assert weights.entropy.sum(-1).tolist() == pytest.approx([8 / 5, 2 / 5])  # the median is 1: all five
 
 
@@ -103,19 +103,19 @@ def test_an_empty_opener_ranks_nothing() -> None:
     assert "rank_agreement" not in metrics
 
 
-@pytest.mark.parametrize("one", RELEASED)
-def test_each_is_a_switch_of_its_own(one: str) -> None:
-    """It changes its own term, and no other."""
-    term = {"ranking": "indirect", "opener": "indirect", "entropy": "entropy"}[one]
+@pytest.mark.parametrize("deviation", RELEASED)
+def test_each_deviation_changes_one_term(deviation: str) -> None:
+    """It changes one term and leaves the others."""
+    term = {"ranking": "indirect", "opener": "indirect", "entropy": "entropy"}[deviation]
     batch = make([12, 7])
     _, papers = tsdkd_loss(*batch, TSDKDConfig(k=4))
-    _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, released=(one,)))
+    _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, released=(deviation,)))
     changed = {name for name in ("indirect", "direct", "entropy") if metrics[name] != papers[name]}
     assert changed == {term}
 
 
 def test_the_gradient_pushes_the_other_way() -> None:
-    """On a step against the gradient the teacher's favourites lose logits to its last ones."""
+    """A step against the released gradient lowers the logit of the teacher's favourite; the paper's raises it."""
     student, teacher, mask = make([6])
     config = {"k": 4, "opener": 1.0, "direct_weight": 0, "em_weight": 0}
     ids = student.topk(4).indices

@@ -1,4 +1,4 @@
-"""The Triton kernel without a GPU: its interpreter gives the plain path's numbers, and real GPUs' code comes out."""
+"""The Triton kernel without a GPU: in Triton's interpreter it equals the plain path, and it compiles for GPUs."""
 
 import importlib.util
 import json
@@ -13,23 +13,23 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def test_the_kernel_gives_the_plain_paths_numbers() -> None:
-    """Every divergence, soft-caps, temperatures and the long-range term; bf16 within its rounding."""
-    found = subprocess.run(
+    """Every divergence, soft-caps, temperatures and the policy gradient; bf16 within its rounding."""
+    finished = subprocess.run(
         [sys.executable, "-m", "tests.helpers.triton_interpreter"],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    apart = json.loads(found.stdout.splitlines()[-1])
-    assert apart["torch.float32"] < 1e-5
-    assert apart["torch.bfloat16"] < 0.01
+    assert finished.returncode == 0, finished.stderr
+    differences = json.loads(finished.stdout.splitlines()[-1])
+    assert differences["torch.float32"] < 1e-5
+    assert differences["torch.bfloat16"] < 0.01
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("kind", range(5))
-def test_it_compiles_for_gpus_without_spilling(
+def test_the_kernel_compiles_for_gpus_without_spilling(
     capability: int, kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A100 and H100, in the types and sizes that training uses."""
@@ -40,9 +40,9 @@ def test_it_compiles_for_gpus_without_spilling(
 
     from tsdkd.core import triton_kernel
 
-    constants = {"kind": kind, "student_capped": True, "teacher_capped": True, "stretch": triton_kernel.STRETCH}
+    constants = {"kind": kind, "student_capped": True, "teacher_capped": True, "vocab_block": triton_kernel.VOCAB_BLOCK}
     whole = {"tokens", "vocab", "student_stride", "teacher_stride"}
-    pointers = {"student": "*bf16", "teacher": "*bf16", "results": "*fp32"}
+    pointers = {"student_then_grad": "*bf16", "teacher": "*bf16", "results": "*fp32"}
     signature = {
         name: "constexpr" if name in constants else pointers.get(name, "i32" if name in whole else "fp32")
         for name in triton_kernel._compare.arg_names

@@ -8,7 +8,7 @@ from tsdkd.core import TSDKDConfig, tsdkd_loss
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_one_response_costs_what_it_costs_in_trl(beta: float, temperature: float) -> None:
+def test_one_response_has_the_loss_and_gradient_of_trl(beta: float, temperature: float) -> None:
     trl = pytest.importorskip("trl.experimental.gkd.gkd_trainer", reason="TRL is not installed")
     generator = torch.Generator().manual_seed(0)
     student, teacher = (2 * torch.randn(1, 9, 31, generator=generator, dtype=torch.float64) for _ in range(2))

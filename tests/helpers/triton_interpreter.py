@@ -1,8 +1,8 @@
-"""The Triton kernel beside the plain path, in Triton's interpreter: says how far results are apart.
+"""Compares the Triton kernel, in Triton's interpreter, with the plain path; prints the largest relative differences.
 
     TRITON_INTERPRET=1 python -m tests.helpers.triton_interpreter
 
-Triton's own functions are what they are from their import on, so this needs a process of its own.
+Triton reads TRITON_INTERPRET when it is imported, so this needs a process of its own.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ from itertools import product
 
 import torch
 
-from tests.core.test_chunked import MINILLM, VOCAB, make, sampled
-from tsdkd.core import TeacherHidden, TSDKDConfig, chunked, token_selective_loss_from_hidden, triton_kernel
+from tests.core.test_chunked import MINILLM, VOCAB, make, random_sampled
+from tsdkd.core import TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden, triton_kernel, two_passes
 
 DIVERGENCES = [{"beta": beta} for beta in (0.0, 0.1, 0.9, 1.0)]
 DIVERGENCES += [{"divergence": name, "skew": 0.3} for name in ("skew-kl", "skew-reverse-kl")]
 HEADS = [{}, {"bias": True, "logit_scale": 0.5, "softcap": 2.0}]
 
 
-def apart(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> torch.Tensor:
-    found = []
+def largest_difference(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> torch.Tensor:
+    results = []
     for compiled in (False, True):
         case = make([9, 4], dtype=dtype, padding_rows=3, **head)
         teacher_head = dataclasses.replace(case.teacher_head, logit_scale=0.5, softcap=head.get("softcap"))
@@ -34,25 +34,29 @@ def apart(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> t
             config,
             chunk=8,
             compiled=compiled,
-            sampled=sampled(case),
+            sampled=random_sampled(case),
         )
         loss.backward()
-        found.append([loss.detach(), *metrics.values(), *(leaf.grad for leaf in case.leaves())])
-    pairs = zip(*found, strict=True)
-    return torch.stack([(mine - other).abs().max() / other.abs().max().clamp(min=1e-9) for mine, other in pairs]).max()
+        results.append([loss.detach(), *metrics.values(), *(leaf.grad for leaf in case.leaves())])
+    pairs = zip(*results, strict=True)
+    return torch.stack(
+        [(plain - kernel).abs().max() / kernel.abs().max().clamp(min=1e-9) for plain, kernel in pairs]
+    ).max()
 
 
 def main() -> None:
-    chunked._by_kernel = lambda _: True
-    triton_kernel.STRETCH = 8
-    assert triton_kernel.STRETCH < VOCAB
+    two_passes.kernel_fits = lambda _: True
+    triton_kernel.VOCAB_BLOCK = 8
+    assert triton_kernel.VOCAB_BLOCK < VOCAB
     configs = [
         TSDKDConfig(k=4, temperature=temperature, direct_weight=3.0, **divergence)
         for divergence, temperature in product(DIVERGENCES, (1.0, 2.0))
     ]
     configs += [MINILLM, TSDKDConfig(k=4, direct_weight=0.0)]
     worst = {
-        str(dtype): float(torch.stack([apart(config, head, dtype) for config, head in product(configs, HEADS)]).max())
+        str(dtype): float(
+            torch.stack([largest_difference(config, head, dtype) for config, head in product(configs, HEADS)]).max()
+        )
         for dtype in (torch.float32, torch.bfloat16)
     }
     sys.stdout.write(json.dumps(worst))

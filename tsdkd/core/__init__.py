@@ -1,9 +1,9 @@
-"""The objective of TSD-KD as a library: tensors in, tensors out; knows no files, no models, no command line.
+"""The objective of TSD-KD as a library: tensors in, tensors out; it knows no files, no models, no command line.
 
-Shapes: batch, seq, vocab, k. Logits are already aligned to the response positions they predict. Entropies and
-divergences are in nats. Masks are True at response tokens. Equation numbers are those of the paper (ICLR 2026).
+Shapes: batch, seq, vocab, k. Logits are aligned to the response positions that they predict. Entropies and divergences
+are in nats. Masks are True at response tokens. Equation numbers are those of the paper (ICLR 2026).
 
-Names load on first use, so that `TSDKDConfig` (the command line's defaults) costs no import of torch.
+Names load on first use, so that importing `TSDKDConfig`, which the command line needs, does not import torch.
 """
 
 from importlib import import_module
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from tsdkd.core.policy_gradient import Sampled as Sampled
     from tsdkd.core.ranking import plackett_luce_nll as plackett_luce_nll
     from tsdkd.core.ranking import ranking_nll as ranking_nll
+    from tsdkd.core.recorded_signals import TeacherRanks as TeacherRanks
+    from tsdkd.core.recorded_signals import TeacherTokens as TeacherTokens
+    from tsdkd.core.recorded_signals import TeacherTopK as TeacherTopK
     from tsdkd.core.selection import TokenWeights as TokenWeights
     from tsdkd.core.selection import opener_mask as opener_mask
     from tsdkd.core.selection import select as select
     from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
     from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
-    from tsdkd.core.teacher import TeacherHidden as TeacherHidden
-    from tsdkd.core.teacher import TeacherLogits as TeacherLogits
-    from tsdkd.core.teacher import TeacherRanks as TeacherRanks
-    from tsdkd.core.teacher import TeacherSignal as TeacherSignal
-    from tsdkd.core.teacher import TeacherTokens as TeacherTokens
-    from tsdkd.core.teacher import TeacherTopK as TeacherTopK
+    from tsdkd.core.teacher_signals import TeacherHidden as TeacherHidden
+    from tsdkd.core.teacher_signals import TeacherLogits as TeacherLogits
+    from tsdkd.core.teacher_signals import TeacherSignal as TeacherSignal
 
 _NAMES = {
     "adaptive": ["AdaptiveOpener"],
@@ -45,16 +45,17 @@ _NAMES = {
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],
-    "teacher": ["TeacherHidden", "TeacherLogits", "TeacherRanks", "TeacherSignal", "TeacherTokens", "TeacherTopK"],
+    "recorded_signals": ["TeacherRanks", "TeacherTokens", "TeacherTopK"],
+    "teacher_signals": ["TeacherHidden", "TeacherLogits", "TeacherSignal"],
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOME)
+    return sorted(_MODULES)

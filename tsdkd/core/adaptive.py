@@ -1,6 +1,6 @@
-"""The adaptive opener (A.7, Algorithm 2): the less sure the student is beside its teacher, the longer the opener.
+"""The adaptive opener (A.7, Algorithm 2): the more uncertain the student is beside its teacher, the longer the opener.
 
-Loads without torch: recorded entropies are looked at without it.
+It loads without torch, for pages that show recorded entropies.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 FRACTIONS = (0.05, 0.10, 0.15, 0.20)
 """The fraction c for the smoothed signal C in [0, .25), [.25, .5), [.5, .75), [.75, 1]."""
 WINDOW = 5
-"""Samples over which C is smoothed: this one and those before it."""
+"""Responses whose mean smooths C: a response and those before it."""
 
 
 class AdaptiveOpener:
-    """Chooses the fraction c of each response from the entropy gap, smoothed over the last `window` samples.
+    """Chooses the fraction c of each response from the entropy gap, smoothed over the last `window` responses.
 
-    Keeps state: feed samples in order, once each; `state_dict` and `load_state_dict` carry it across a resume.
+    It keeps state: pass each response once, in order; `state_dict` and `load_state_dict` carry the state across a
+    resume.
     """
 
     def __init__(self, window: int = WINDOW) -> None:
@@ -38,7 +39,7 @@ class AdaptiveOpener:
         return torch.tensor(fractions, dtype=torch.float64, device=student_entropy.device)
 
     def choose(self, signals: list[float]) -> list[float]:
-        """The signals C of some samples, in order -> the fraction of each."""
+        """The signals C of some responses, in order -> the fraction of each."""
         return [self._next(signal) for signal in signals]
 
     def _next(self, signal: float) -> float:

@@ -20,10 +20,10 @@ def entropy_of(log_p: Tensor) -> Tensor:
 
 
 def divergence_of(log_p: Tensor, log_q: Tensor, formula: Divergence) -> Tensor:
-    """A divergence, in nats, of teacher and student log-probabilities (..., n) -> (...)."""
-    sides = ((formula.teacher, log_p), (formula.student, log_q))
+    """The divergence `formula`, in nats, of teacher and student log-probabilities (..., n) -> (...)."""
+    weighted = ((formula.teacher_weight, log_p), (formula.student_weight, log_q))
     log_m = log_mixture(log_p, log_q, formula.mix)
-    return torch.stack([share * _kl(log_side, log_m) for share, log_side in sides if share]).sum(0)
+    return torch.stack([weight * _kl(log_side, log_m) for weight, log_side in weighted if weight]).sum(0)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -35,14 +35,14 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float)
     """Generalised Jensen-Shannon divergence, eq. (1): logits (..., vocab) -> nats (...).
 
     `JSD(P || Q) = beta KL(P || M) + (1 - beta) KL(Q || M)`, `M = beta P + (1 - beta) Q`, P the teacher, Q the student.
-    At the ends, where the formula vanishes, it is the limit of its direction: beta = 0 is forward KL(P || Q),
-    beta = 1 is reverse KL(Q || P), as in GKD (Agarwal et al. 2024).
+    The formula is 0 at beta = 0 and 1; as in GKD (Agarwal et al. 2024), these are the limits of JSD / beta and
+    JSD / (1 - beta): forward KL(P || Q) at 0, reverse KL(Q || P) at 1.
     """
     return divergence_of(log_probs(teacher_logits), log_probs(student_logits), Divergence.jsd(beta))
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
-    """Logarithm of `mix p + (1 - mix) q`."""
+    """Logarithm of `mix p + (1 - mix) q`, of log-probabilities of one shape."""
     if mix in {0, 1}:
         return log_p if mix else log_q
     return torch.logaddexp(log_p + math.log(mix), log_q + math.log1p(-mix))

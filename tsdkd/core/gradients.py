@@ -1,8 +1,10 @@
-"""Gradients at logits in closed form, a block of tokens at a time; docs/objective.md derives them.
+"""Gradients at logits in closed form, a block of tokens at a time; docs/loss_without_logits.md derives them.
 
-Everything is (n, vocab) and done in place: arguments named as consumed hold nothing of use afterwards, and results go
-to places that are handed in. A place of None is for compiled code, which finds its own memory.
+Tensors are (n, vocab). Functions work in place: what a docstring calls consumed holds no result afterwards, and results
+go to the buffers that the caller passes.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,17 +12,28 @@ from torch import Tensor
 from tsdkd.core.config import Divergence
 
 Buffer = Tensor | None
+"""Memory for a result; None: the function allocates."""
 
 
-def softmax(logits: Tensor, temperature: float, place: Buffer, log_place: Buffer) -> tuple[Tensor, Tensor]:
+class BlockBuffers(NamedTuple):
+    """Memory (n, vocab) for a block's intermediate results; all None for compiled code, which fuses most of them."""
+
+    student_probs: Buffer = None
+    student_log_probs: Buffer = None
+    teacher_probs: Buffer = None
+    teacher_log_probs: Buffer = None
+    product: Buffer = None
+
+
+def softmax(logits: Tensor, temperature: float, probs_out: Buffer, log_probs_out: Buffer) -> tuple[Tensor, Tensor]:
     """Softmax of `logits / temperature` and its logarithm, in float32 or better."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     if temperature != 1 or logits.dtype != wide:
-        logits = logits.to(wide, copy=True) if place is None else place.copy_(logits)
+        logits = logits.to(wide, copy=True) if probs_out is None else probs_out.copy_(logits)
     if temperature != 1:
         logits /= temperature
-    log_p = torch.log_softmax(logits, -1, dtype=wide, out=log_place)
-    return torch.exp(log_p, out=place), log_p
+    log_probs = torch.log_softmax(logits, -1, dtype=wide, out=log_probs_out)
+    return torch.exp(log_probs, out=probs_out), log_probs
 
 
 def divergence_grad(
@@ -29,56 +42,69 @@ def divergence_grad(
     p: Tensor,
     log_p: Tensor,
     formula: Divergence,
-    steepness: Tensor | None,
-    place: Buffer,
-    out: Tensor,
+    softcap_grad: Tensor | None,
+    buffer: Buffer,
+    grad_out: Tensor,
 ) -> Tensor:
-    """A divergence (n,) of student q from teacher p; its gradient at the student's tempered logits goes to `out`.
-
-    Consumes the four distributions. `steepness` is the soft-cap's derivative.
+    """The divergence (n,), in nats, of student q from teacher p; writes its gradient at the tempered logits before a
+    soft-cap to `grad_out`. Consumes the four distributions.
     """
     if formula.mix == 0:
-        divergence = dot(p, log_p.sub_(log_q), place)
-        write_product(out, q.sub_(p), steepness)
+        divergence = dot(p, log_p.sub_(log_q), buffer)
+        write_product(grad_out, q.sub_(p), softcap_grad)
         return divergence
     if formula.mix == 1:
-        return softmax_backward(log_q.sub_(log_p), q, steepness, place, out)
-    log_m = torch.lerp(q, p, formula.mix, out=place).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+        return softmax_backward(log_q.sub_(log_p), q, softcap_grad, buffer, grad_out)
+    log_m = torch.lerp(q, p, formula.mix, out=buffer).clamp_(min=torch.finfo(q.dtype).tiny).log_()
     teacher_ratio, student_ratio = log_p.sub_(log_m), log_q.sub_(log_m)
-    if formula.student == 0:
-        divergence = dot(p, teacher_ratio, place)
-        softmax_backward(teacher_ratio.exp_().mul_(formula.mix - 1), q, steepness, place, out)
+    if formula.student_weight == 0:
+        divergence = dot(p, teacher_ratio, buffer)
+        softmax_backward(teacher_ratio.exp_().mul_(formula.mix - 1), q, softcap_grad, buffer, grad_out)
         return divergence
-    if formula.teacher == 0:
-        divergence = dot(q, student_ratio, place)
-        pull = student_ratio.sub_(torch.exp(student_ratio, out=p), alpha=1 - formula.mix)
-        softmax_backward(pull, q, steepness, place, out)
+    if formula.teacher_weight == 0:
+        divergence = dot(q, student_ratio, buffer)
+        probs_grad = student_ratio.sub_(torch.exp(student_ratio, out=p), alpha=1 - formula.mix)
+        softmax_backward(probs_grad, q, softcap_grad, buffer, grad_out)
         return divergence
-    teacher_side = formula.teacher * dot(p, teacher_ratio, place)
-    return teacher_side + softmax_backward(student_ratio.mul_(formula.student), q, steepness, place, out)
+    teacher_kl = formula.teacher_weight * dot(p, teacher_ratio, buffer)
+    probs_grad = student_ratio.mul_(formula.student_weight)
+    return teacher_kl + softmax_backward(probs_grad, q, softcap_grad, buffer, grad_out)
 
 
-def softmax_backward(pull: Tensor, q: Tensor, steepness: Tensor | None, place: Buffer, out: Tensor) -> Tensor:
-    """A gradient at the probabilities q -> its mean under q (n,); the gradient at the logits goes to `out`.
+def softmax_backward(
+    probs_grad: Tensor, q: Tensor, softcap_grad: Tensor | None, buffer: Buffer, grad_out: Tensor
+) -> Tensor:
+    """Write the gradient at the logits to `grad_out`, from the gradient at their softmax q, where a constant cancels.
 
-    Consumes `pull`, in which a constant changes nothing.
+    Returns the mean of `probs_grad` under q (n,). Consumes `probs_grad`.
     """
-    mean = dot(q, pull, place)
-    write_product(out, pull.sub_(mean.unsqueeze(-1)), steepness, q)
+    mean = dot(q, probs_grad, buffer)
+    write_product(grad_out, probs_grad.sub_(mean.unsqueeze(-1)), softcap_grad, q)
     return mean
 
 
-def write_product(out: Tensor, slope: Tensor, *factors: Tensor | None) -> None:
-    """The product of all that there are, rounded once to the precision of `out`. Consumes `slope`."""
-    there = [factor for factor in factors if factor is not None]
-    for factor in there[:-1]:
-        slope.mul_(factor)
-    if there:
-        torch.mul(slope, there[-1], out=out)
+def negative_entropy_grad(q: Tensor, log_q: Tensor, entropy: Tensor) -> Tensor:
+    """Gradient of -H(q) at the tempered logits, `q (log q + H)`; entropy (n,). Consumes `log_q`."""
+    return log_q.add_(entropy.unsqueeze(-1)).mul_(q)
+
+
+def negative_log_prob_grad(q: Tensor, ids: Tensor) -> Tensor:
+    """Gradient of -log q(y) at the tempered logits, `q - e_y`, for ids y (n,). Consumes `q`."""
+    column = ids.unsqueeze(-1)
+    return q.scatter_add_(-1, column, -torch.ones_like(column, dtype=q.dtype))
+
+
+def write_product(out: Tensor, grad: Tensor, *factors: Tensor | None) -> None:
+    """Write `grad` times the factors that are not None, rounded once to the precision of `out`. Consumes `grad`."""
+    present = [factor for factor in factors if factor is not None]
+    for factor in present[:-1]:
+        grad.mul_(factor)
+    if present:
+        torch.mul(grad, present[-1], out=out)
     else:
-        out.copy_(slope)
+        out.copy_(grad)
 
 
-def dot(a: Tensor, b: Tensor, place: Buffer) -> Tensor:
+def dot(a: Tensor, b: Tensor, buffer: Buffer) -> Tensor:
     """Sum of products: (n,)."""
-    return torch.mul(a, b, out=place).sum(-1)
+    return torch.mul(a, b, out=buffer).sum(-1)

@@ -7,11 +7,43 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """A linear head with what models put after it: `softcap * tanh(scale * (W h + b) / softcap)`.
+class LinearOutputs:
+    """Outputs `a` of a head's linear layer, and what turns them into logits: `softcap * tanh(scale * a / softcap)`."""
 
-    `vocab_size` cuts rows past the tokenizer's last real id (padding rows), so that two models of one tokenizer but
-    different padding speak about the same tokens.
+    values: Tensor
+    """(tokens, vocab)"""
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, tokens: Tensor | slice) -> "LinearOutputs":
+        """The outputs of some tokens: a mask or indices copy them, a slice does not."""
+        return replace(self, values=self.values[tokens])
+
+    def logits(self) -> Tensor:
+        """(tokens, vocab), in float32 or better; `values` itself where the head has neither scale nor soft-cap."""
+        if self.logit_scale == 1.0 and not self.softcap:
+            return self.values
+        scaled = self.values.to(torch.promote_types(self.values.dtype, torch.float32)) * self.logit_scale
+        return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
+
+    def logits_of(self, ids: Tensor) -> Tensor:
+        """The logits of ids (tokens,), one at each token: (tokens,)."""
+        return replace(self, values=self.values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)).logits()
+
+    def softcap_grad(self, logits: Tensor) -> Tensor | None:
+        """The derivative of the soft-cap at `logits` (any shape); None without a soft-cap."""
+        return 1 - (logits / self.softcap).square() if self.softcap else None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear layer with the logit scale and soft-cap of its model: `softcap * tanh(scale * (W h + b) / softcap)`.
+
+    `vocab_size` cuts off rows past the tokenizer's last id (padding rows), so that two models with the same tokenizer
+    and different padding have the same vocabulary.
     """
 
     weight: Tensor
@@ -22,40 +54,43 @@ class Head:
     softcap: float | None = None
     vocab_size: int | None = None
 
-    def to(self, target: torch.device | torch.dtype) -> "Head":
-        return replace(self, weight=self.weight.to(target), bias=None if self.bias is None else self.bias.to(target))
+    @property
+    def vocab(self) -> int:
+        """Number of rows without padding rows."""
+        return len(self.weight[: self.vocab_size])
 
     @property
-    def cut(self) -> "Head":
+    def unpadded(self) -> "Head":
         """The same head without its padding rows."""
         bias = None if self.bias is None else self.bias[: self.vocab_size]
         return replace(self, weight=self.weight[: self.vocab_size], bias=bias, vocab_size=None)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., width) -> logits (..., vocab)."""
-        head = self.cut
-        return self.bend(torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias))
+    def to(self, target: torch.device | torch.dtype) -> "Head":
+        """The same head on another device or in another dtype."""
+        return replace(self, weight=self.weight.to(target), bias=None if self.bias is None else self.bias.to(target))
 
-    def linear(self, hidden: Tensor, out: Tensor) -> Tensor:
-        """The linear layer alone, without gradient, into a given place: (tokens, width) -> (tokens, vocab)."""
-        head = self.cut
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., width) -> logits (..., vocab), differentiable."""
+        head = self.unpadded
+        values = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+        return self._outputs(values).logits()
+
+    def linear(self, hidden: Tensor, out: Tensor | None = None) -> LinearOutputs:
+        """Hidden states (tokens, width) -> outputs of the linear layer, not differentiable.
+
+        `out` (tokens, vocab) receives the values; without it they get new memory.
+        """
+        head = self.unpadded
+        hidden = hidden.to(head.weight.dtype)
         if head.bias is None:
-            return torch.mm(hidden.to(head.weight.dtype), head.weight.T, out=out)
-        return torch.addmm(head.bias, hidden.to(head.weight.dtype), head.weight.T, out=out)
+            return self._outputs(torch.mm(hidden, head.weight.T, out=out))
+        return self._outputs(torch.addmm(head.bias, hidden, head.weight.T, out=out))
 
     def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Hidden states (tokens, width) and ids (tokens, k) -> their logits (tokens, k), in float32 or better."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         linear = torch.einsum("nd,nkd->nk", hidden.to(wide), self.weight[ids].to(wide))
-        return self.bend(linear if self.bias is None else linear + self.bias[ids])
+        return self._outputs(linear if self.bias is None else linear + self.bias[ids]).logits()
 
-    def bend(self, linear: Tensor) -> Tensor:
-        """What follows the linear layer, in float32 or better; `linear` itself where nothing follows."""
-        if self.logit_scale == 1.0 and not self.softcap:
-            return linear
-        scaled = linear.to(torch.promote_types(linear.dtype, torch.float32)) * self.logit_scale
-        return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
-
-    def steepness(self, logits: Tensor) -> Tensor | None:
-        """Derivative of the soft-cap where `bend` gave `logits`; None without one."""
-        return 1 - (logits / self.softcap).square() if self.softcap else None
+    def _outputs(self, values: Tensor) -> LinearOutputs:
+        return LinearOutputs(values, self.logit_scale, self.softcap)

@@ -1,44 +1,40 @@
-"""The objective, eq. (13): three per-token losses, weighted by the selection, averaged over responses."""
+"""The metrics that the loss reports beside its value: means over responses."""
 
 import torch
 from torch import Tensor
 
-from tsdkd.core.selection import TokenWeights
-
 
 @torch.no_grad()
 def loss_metrics(
-    student_entropy: Tensor,
-    teacher_entropy: Tensor,
-    agreement: Tensor,
-    weights: TokenWeights,
-    response_mask: Tensor,
     terms: dict[str, Tensor],
-    scores: Tensor | None,
+    means: dict[str, Tensor],
+    opener: Tensor,
+    response_mask: Tensor,
+    candidate_logits: Tensor | None,
 ) -> dict[str, Tensor]:
-    """The metrics of `token_selective_loss`, from values of response tokens (tokens,).
+    """The metrics of `token_selective_loss`, detached scalars.
 
-    `scores`: the student's logits at its candidates on the opener (n, k), the teacher's favourite first.
+    Args:
+        terms: the unweighted terms.
+        means: values (tokens,), by the name of the metric that is their mean.
+        opener: bool (batch, seq).
+        response_mask: bool (batch, seq).
+        candidate_logits: the student's at its candidates on the opener (n, k), the teacher's favourite first; None
+            without an indirect term.
     """
-    opener = weights.ranking > 0
     metrics = {name: term.detach() for name, term in terms.items()}
-    for name, values in (
-        ("student_entropy", student_entropy),
-        ("teacher_entropy", teacher_entropy),
-        ("top1_agreement", agreement),
-    ):
+    for name, values in means.items():
         metrics[name] = _mean_of_means(to_grid(values, response_mask), response_mask)
-    metrics["gate"] = _mean_of_means(weights.gate, response_mask)
     metrics["opener_length"] = opener.sum() / len(response_mask)
     metrics["response_length"] = response_mask.sum() / len(response_mask)
-    if scores is not None and len(scores):
-        metrics["rank_agreement"] = _mean_of_means(to_grid(_kendall_tau(scores), opener), opener)
+    if candidate_logits is not None and len(candidate_logits):
+        metrics["rank_agreement"] = _mean_of_means(to_grid(_kendall_tau(candidate_logits), opener), opener)
     return metrics
 
 
-def to_grid(tokens: Tensor, mask: Tensor) -> Tensor:
+def to_grid(values: Tensor, mask: Tensor) -> Tensor:
     """Values of the mask's True positions (n,), row after row -> (batch, seq), 0 elsewhere."""
-    return tokens.new_zeros(mask.shape).masked_scatter(mask, tokens)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _mean_of_means(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The objective, eq. (13): three per-token losses, weighted by the selection, averaged over responses.
 
-This is the readable reference; `chunked` is the same without forming all logits, and tested against it.
+This is the readable reference. `chunked` gives the same without forming all logits; tests hold it to this module.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.core.metrics import loss_metrics, to_grid
-from tsdkd.core.policy_gradient import Sampled, importance_and_rewards, mean_future_rewards
+from tsdkd.core.policy_gradient import Sampled, importance_and_rewards, mean_future_rewards, require_sampled
 from tsdkd.core.ranking import plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, check_rows, select
-from tsdkd.core.teacher import TeacherHidden, TeacherLogits, TeacherSignal
+from tsdkd.core.teacher_signals import TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
 
@@ -23,15 +23,15 @@ def tsdkd_loss(
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """TSD-KD with the teacher's whole distribution at hand, eq. (13).
+    """TSD-KD from the logits of both models, eq. (13).
 
     Args:
         student_logits: (batch, seq, vocab), aligned to the positions they predict.
         teacher_logits: the same shape; no gradient flows to it.
-        response_mask: bool (batch, seq), True at response tokens; anything may stand elsewhere.
+        response_mask: bool (batch, seq), True at response tokens; other positions may hold anything.
         config: weights and selection.
-        opener_fraction: replaces `config.opener` by a fraction for each response (batch,), given or chosen by
-            `AdaptiveOpener().fraction`; required when that is "adaptive".
+        opener_fraction: replaces `config.opener`: a fraction for each response (batch,), or a function that gives it,
+            such as `AdaptiveOpener().fraction`; required when `config.opener` is "adaptive".
 
     Returns:
         The loss and the metrics of `token_selective_loss`.
@@ -57,32 +57,35 @@ def tsdkd_loss(
 
 def token_selective_loss(
     student_logits: Tensor,
-    teacher: TeacherSignal | TeacherHidden,
+    teacher: TeacherSignal,
     response_mask: Tensor,
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
     sampled: Sampled | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective for any form of teacher, on response tokens only.
+    """The objective for any teacher signal, on response tokens only.
 
     Args:
         student_logits: (tokens, vocab), the rows of `response_mask`'s True positions, row after row.
-        teacher: its signal for the same tokens.
-        response_mask: bool (batch, seq); says which tokens make a response.
+        teacher: its signal at the same tokens.
+        response_mask: bool (batch, seq), True at response tokens.
         config, opener_fraction: as in `tsdkd_loss`.
-        sampled: the tokens, as the long-range term needs them.
+        sampled: how the tokens were sampled; required for a policy gradient.
 
     Returns:
-        The loss, a scalar: the mean over responses, so pieces of a batch are weighed by their number of responses.
+        The loss, a scalar: the mean over responses, so micro-batches are weighted by their number of responses.
         Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy", "policy_gradient" (the
-        unweighted terms; one with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy",
-        "gate", "opener_length", "rank_agreement" (Kendall's tau on the opener, beside the ranking term),
-        "top1_agreement", "response_length". With a long-range term, "direct" is weighed by importance.
+        unweighted terms; a term with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy",
+        "gate", "opener_length", "rank_agreement" (Kendall's tau on the opener, with an indirect term),
+        "top1_agreement", "response_length". With a policy gradient, "direct" is weighted by importance.
+
+    Raises:
+        InputError: a row without response tokens, k not below the vocabulary, no `sampled` for a policy gradient, a
+            signal that does not know what a term needs.
     """
     check_rows(response_mask)
-    sampled = require_sampled(sampled, teacher, config)
-    if isinstance(teacher, TeacherHidden):
-        teacher = teacher.formed()
+    sampled = require_sampled(sampled, config)
+    teacher = teacher.materialized()
     log_q = log_probs(student_logits, config.temperature)
     student_entropy = entropy_of(log_q.detach())
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
@@ -93,50 +96,38 @@ def token_selective_loss(
         config,
         opener_fraction,
     )
-    ranking, divergence, certainty = (
-        w[response_mask] / len(response_mask) for w in (weights.ranking, weights.divergence, weights.entropy)
+    indirect, direct, entropy = (
+        w[response_mask] / len(response_mask) for w in (weights.indirect, weights.direct, weights.entropy)
     )
-    opener, uncertain = ranking > 0, certainty > 0
+    opener, uncertain = indirect > 0, entropy > 0
 
     terms: dict[str, Tensor] = {}
-    scores = None
+    candidate_logits = None
     if config.alpha:
-        ranked = teacher.take(opener).ranked(student_logits[opener], config.k)
-        scores = student_logits[opener].gather(-1, ranked) / config.temperature
-        terms["indirect"] = (ranking[opener] * plackett_luce_nll(scores, "ranking" in config.released)).sum()
+        candidates = teacher.take(opener).ranked_candidates(student_logits[opener], config.k)
+        candidate_logits = student_logits[opener].gather(-1, candidates) / config.temperature
+        nll = plackett_luce_nll(candidate_logits, "ranking" in config.released)
+        terms["indirect"] = (indirect[opener] * nll).sum()
     if config.direct_weight:
-        divergences = teacher.divergence(log_q, config.formula, config.temperature)
-        if sampled and isinstance(teacher, TeacherLogits):
-            importance, rewards = importance_and_rewards(
-                sampled.of(log_q), sampled.of(log_probs(teacher.logits)), sampled
-            )
-            to_come = mean_future_rewards(to_grid(rewards, response_mask), response_mask)[response_mask]
-            terms["policy_gradient"] = -(divergence * importance * to_come).sum()
-            divergence = divergence * importance.detach()
-        terms["direct"] = (divergence * divergences).sum()
+        if sampled:
+            teacher_log_probs = teacher.log_probs_of(sampled.ids)
+            importance, rewards = importance_and_rewards(sampled.gather(log_q), teacher_log_probs, sampled)
+            future_rewards = mean_future_rewards(to_grid(rewards, response_mask), response_mask)[response_mask]
+            terms["policy_gradient"] = -(direct * importance * future_rewards).sum()
+            direct = direct * importance.detach()
+        terms["direct"] = (direct * teacher.divergence(log_q, config.formula, config.temperature)).sum()
     if config.em_weight:
-        terms["entropy"] = (certainty[uncertain] * entropy_of(log_q[uncertain])).sum()
-    metrics = loss_metrics(
-        student_entropy, teacher_entropy, teacher.agrees(student_logits), weights, response_mask, terms, scores
-    )
+        terms["entropy"] = (entropy[uncertain] * entropy_of(log_q[uncertain])).sum()
+    means = {
+        "student_entropy": student_entropy,
+        "teacher_entropy": teacher_entropy,
+        "top1_agreement": teacher.top1_agreement(student_logits),
+        "gate": weights.gate[response_mask],
+    }
+    metrics = loss_metrics(terms, means, weights.indirect > 0, response_mask, candidate_logits)
     return weighted_sum(terms, config), metrics
 
 
-def require_sampled(
-    sampled: Sampled | None, teacher: TeacherSignal | TeacherHidden, config: TSDKDConfig
-) -> Sampled | None:
-    """What the long-range term needs, None without one. Raises InputError where it lacks."""
-    if not config.policy_gradient_weight:
-        return None
-    if sampled is None:
-        raise InputError("The long-range term needs to know how the tokens were sampled.", "Pass a Sampled.")
-    if not isinstance(teacher, TeacherLogits | TeacherHidden):
-        raise InputError(
-            "The long-range term needs the teacher's probability of every token.", "Score with --signal hidden."
-        )
-    return sampled
-
-
 def weighted_sum(terms: dict[str, Tensor], config: TSDKDConfig) -> Tensor:
-    """Eq. (13) from the unweighted terms."""
+    """Eq. (13): the unweighted terms, by the names in `TERMS`, times their weights in the config."""
     return torch.stack([getattr(config, TERMS[name]) * term for name, term in terms.items()]).sum()

@@ -1,47 +1,65 @@
-"""MiniLLM's policy gradient of the reverse KL (Gu et al. 2024): tokens as they were sampled, and what follows them.
+"""MiniLLM's policy gradient of the reverse KL (Gu et al. 2024), a fourth term for objectives that are not TSD-KD's.
 
-`sum_t w_t [KL_t - R_t+1 grad log q(y_t)]`: beside the divergence at a token, what the token means for the later ones.
+`sum_t w_t [KL_t - R_t+1 grad log q(y_t)]`: the divergence at a token, and the token's effect on later tokens.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.distributions import log_mixture
+from tsdkd.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Response tokens, each sampled from `share p + (1 - share) q_then`."""
+    """Response tokens, each sampled from `a p + (1 - a) q_then`, a the teacher fraction, q_then the student then."""
 
     ids: Tensor
     """(tokens,)"""
     teacher_fraction: float = 0.0
     log_probs: Tensor | None = None
-    """Of these ids, (tokens,), by the student that sampled them; None: it has not changed since."""
+    """Log-probabilities of `ids` under q_then, (tokens,); None: the student has not changed since."""
 
     def take(self, tokens: slice) -> "Sampled":
+        """Some of the tokens."""
         log_probs = None if self.log_probs is None else self.log_probs[tokens]
         return Sampled(self.ids[tokens], self.teacher_fraction, log_probs)
 
-    def of(self, values: Tensor) -> Tensor:
-        """Those of the tokens: (tokens, vocab) -> (tokens,)."""
+    def gather(self, values: Tensor) -> Tensor:
+        """The values at `ids`: (tokens, vocab) -> (tokens,)."""
         return values.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
 
 
-def importance_and_rewards(now: Tensor, teacher: Tensor, sampled: Sampled) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's log-probabilities of the tokens -> importance weights and rewards, all (tokens,).
+def require_sampled(sampled: Sampled | None, config: TSDKDConfig) -> Sampled | None:
+    """`sampled` for a config with a policy gradient, else None.
 
-    The weight is `w_t = q(y_t) / (share p(y_t) + (1 - share) q_then(y_t))`, with a gradient through q alone; the
-    reward `log p(y_t) / q(y_t)`, without one.
+    Raises InputError when the policy gradient has a weight and `sampled` is None.
     """
-    then = now.detach() if sampled.log_probs is None else sampled.log_probs.to(now)
-    return (now - log_mixture(teacher, then, sampled.teacher_fraction)).exp(), (teacher - now).detach()
+    if not config.policy_gradient_weight:
+        return None
+    if sampled is None:
+        raise InputError("The policy gradient needs to know how the tokens were sampled.", "Pass a Sampled.")
+    return sampled
+
+
+def importance_and_rewards(
+    student_log_probs: Tensor, teacher_log_probs: Tensor, sampled: Sampled
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the sampled tokens -> importance weights and rewards, all (tokens,).
+
+    The weight is `w_t = q(y_t) / (a p(y_t) + (1 - a) q_then(y_t))`, with a gradient through q alone; the reward is
+    `log p(y_t) / q(y_t)`, without a gradient.
+    """
+    log_q_then = student_log_probs.detach() if sampled.log_probs is None else sampled.log_probs.to(student_log_probs)
+    log_sampling = log_mixture(teacher_log_probs, log_q_then, sampled.teacher_fraction)
+    return (student_log_probs - log_sampling).exp(), (teacher_log_probs - student_log_probs).detach()
 
 
 def mean_future_rewards(rewards: Tensor, response_mask: Tensor) -> Tensor:
-    """The mean reward of the tokens after each in its response, 0 at the last: (batch, seq), unknown elsewhere."""
+    """Mean reward of the later tokens of a response, 0 at its last: (batch, seq), undefined off the response."""
     wide = rewards.double()
-    after = response_mask.flip(-1).cumsum(-1).flip(-1) - 1
-    sums = wide.flip(-1).cumsum(-1).flip(-1) - wide
-    return (sums / after.clamp(min=1)).to(rewards)
+    later_tokens = response_mask.flip(-1).cumsum(-1).flip(-1) - 1
+    later_sum = wide.flip(-1).cumsum(-1).flip(-1) - wide
+    return (later_sum / later_tokens.clamp(min=1)).to(rewards)

@@ -1,4 +1,4 @@
-"""Which tokens count, and how much: the one place where entropies and masks become per-token weights."""
+"""Selection: entropies and masks become one weight per token and term."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from tsdkd.core.config import ROUNDING, TSDKDConfig
 from tsdkd.errors import InputError
 
 OpenerFraction = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A fraction c for each response (batch,), or what chooses it, such as `AdaptiveOpener().fraction`."""
+"""A fraction c for each response (batch,), or a function that gives it, such as `AdaptiveOpener().fraction`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenWeights:
-    """One weight per token and loss, (batch, seq) each; 0 where a token does not count. No gradient.
+    """One weight per token and term, (batch, seq) each; 0 where a token does not count. No gradient.
 
-    A response's weighted sum is that response's term: the 1/L, 1/|I| and 1/m are already in them.
+    A response's weighted sum is its term: the weights contain the means' 1/L, 1/|I| and 1/m.
     """
 
-    ranking: Tensor
-    divergence: Tensor
+    indirect: Tensor
+    direct: Tensor
     entropy: Tensor
     gate: Tensor
-    """The gate sigma_tau before any normalisation, 1 everywhere when it is off; for the log."""
+    """sigma_tau before any normalisation, 1 everywhere when the gate is off."""
 
 
 def select(
@@ -34,60 +34,72 @@ def select(
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
 ) -> TokenWeights:
-    """The weights of TSD-KD from both models' entropies and the response mask, all (batch, seq).
+    """The weights of all three terms from both models' entropies and the response mask, all (batch, seq).
 
-    `opener_fraction` replaces `config.opener`; it is required when that is "adaptive".
-    Raises InputError for a row without a response token.
+    Args:
+        opener_fraction: replaces `config.opener`; required when that is "adaptive".
+
+    Raises:
+        InputError: a row without a response token; an opener fraction that is missing, or given for a released opener.
     """
     check_rows(response_mask)
+    indirect, entropy = select_tokens(student_entropy, teacher_entropy, response_mask, config, opener_fraction)
+    inverse_length = mean_weights(response_mask).to(student_entropy)
+    direct, gate = gated_weights(student_entropy, teacher_entropy, inverse_length, config)
+    return TokenWeights(indirect, direct, entropy, gate)
+
+
+def select_tokens(
+    student_entropy: Tensor,
+    teacher_entropy: Tensor,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: OpenerFraction | None,
+) -> tuple[Tensor, Tensor]:
+    """The weights of the indirect and the entropy term, as `select`: they need the entropies of whole responses."""
     if opener_fraction is None and config.opener == "adaptive":
         raise InputError("opener='adaptive' needs a fraction for each response.", "Pass AdaptiveOpener().fraction.")
     if opener_fraction is not None and "opener" in config.released:
         raise InputError("The released opener is one for all responses.", "Pass no fractions.")
     fraction = float(config.opener) if opener_fraction is None else opener_fraction
-    opener_of, opener_mean = (
-        (released_opener_mask, batch_shares) if "opener" in config.released else (opener_mask, shares)
+    mask_opener, opener_mean = (
+        (released_opener_mask, batch_mean_weights) if "opener" in config.released else (opener_mask, mean_weights)
     )
-    uncertain_of, uncertain_mean = (
-        (released_entropy_mask, batch_shares) if "entropy" in config.released else (top_entropy_mask, shares)
+    mask_uncertain, uncertain_mean = (
+        (released_entropy_mask, batch_mean_weights)
+        if "entropy" in config.released
+        else (top_entropy_mask, mean_weights)
     )
     with torch.no_grad():
         if callable(fraction):
             fraction = fraction(student_entropy, teacher_entropy, response_mask)
-        opener = opener_of(student_entropy, response_mask, fraction)
-        uncertain = uncertain_of(student_entropy, response_mask, config.em_ratio)
-        each = shares(response_mask).to(student_entropy)
-        divergence, gate = divergence_weights(student_entropy, teacher_entropy, each, config)
-        return TokenWeights(
-            ranking=(opener if config.indirect_reduction == "sum" else opener_mean(opener)).to(gate),
-            divergence=divergence,
-            entropy=uncertain_mean(uncertain).to(gate),
-            gate=gate,
-        )
+        opener = mask_opener(student_entropy, response_mask, fraction)
+        uncertain = mask_uncertain(student_entropy, response_mask, config.em_ratio)
+        indirect = opener if config.indirect_reduction == "sum" else opener_mean(opener)
+        return indirect.to(student_entropy), uncertain_mean(uncertain).to(student_entropy)
 
 
-def divergence_weights(
-    student_entropy: Tensor, teacher_entropy: Tensor, share: Tensor, config: TSDKDConfig
+def gated_weights(
+    student_entropy: Tensor, teacher_entropy: Tensor, inverse_length: Tensor, config: TSDKDConfig
 ) -> tuple[Tensor, Tensor]:
-    """Weight and gate of the divergence, all of one shape: they depend on a token's own two entropies alone.
+    """The weight of the direct term, and its gate, of one shape: they need a token's own two entropies alone.
 
-    `share` is the 1/L of the token's response, 0 off the response.
+    `inverse_length`: 1/L of the token's response, 0 off the response.
     """
-    gate = (
-        uncertainty_gate(student_entropy, teacher_entropy, config.tau)
-        if config.gate
-        else torch.ones_like(student_entropy)
-    )
-    return share * gate, gate
+    if config.gate:
+        gate = uncertainty_gate(student_entropy, teacher_entropy, config.tau)
+    else:
+        gate = torch.ones_like(student_entropy)
+    return inverse_length * gate, gate
 
 
-def shares(mask: Tensor) -> Tensor:
-    """1/n at each of the n True positions of a row, 0 elsewhere: bool (batch, seq) -> float64 (batch, seq)."""
+def mean_weights(mask: Tensor) -> Tensor:
+    """1/n at each of a row's n True positions, 0 elsewhere: bool (batch, seq) -> float64 (batch, seq)."""
     return mask.double() / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
-def batch_shares(mask: Tensor) -> Tensor:
-    """batch/n at each of the n True positions: their mean over all responses at once, as the mean of `shares` is."""
+def batch_mean_weights(mask: Tensor) -> Tensor:
+    """batch/n at each of the batch's n True positions, 0 elsewhere: the mean over rows is a mean over all positions."""
     return mask.double() * len(mask) / mask.sum().clamp(min=1)
 
 
@@ -95,50 +107,56 @@ def opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float 
     """The opener of each response (Sec. 3.1): (batch, seq) -> bool (batch, seq).
 
     The opener ends, inclusively, at the first position where the cumulated entropy reaches `fraction` (a float or
-    (batch,)) of the response's total. A fraction of 1 is the whole response, trailing certain tokens included.
+    (batch,)) of the response's total. With fraction 1 it is the whole response, with any final tokens of entropy 0.
     """
-    wanted = torch.as_tensor(fraction, dtype=torch.float64, device=student_entropy.device).reshape(-1, 1)
+    column = torch.as_tensor(fraction, dtype=torch.float64, device=student_entropy.device).reshape(-1, 1)
     cumulated = torch.where(response_mask, student_entropy.detach().double(), 0.0).cumsum(-1)
-    reached = (cumulated >= wanted * cumulated[:, -1:] * (1 - ROUNDING)) & response_mask
+    reached = (cumulated >= column * cumulated[:, -1:] * (1 - ROUNDING)) & response_mask
     reached_before = (reached.cumsum(-1) - reached.long()) > 0
-    return response_mask & (~reached_before | (wanted >= 1))
+    return response_mask & (~reached_before | (column >= 1))
 
 
 def top_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: float) -> Tensor:
     """The most uncertain positions of each response, the set I of eq. (12): (batch, seq) -> bool (batch, seq).
 
-    Exactly `max(1, ceil(ratio * L))` of a response's L positions; of equals, the earlier.
+    Exactly `max(1, ceil(ratio * L))` of a response's L positions; ties go to the earlier position.
     """
     length = response_mask.sum(-1, keepdim=True).double()
     count = (length * ratio * (1 - ROUNDING)).ceil().clamp(min=1)
-    ranked = (
+    order = (
         student_entropy.detach().masked_fill(~response_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     )
-    place = torch.empty_like(ranked).scatter_(
-        -1, ranked, torch.arange(ranked.shape[-1], device=ranked.device).expand_as(ranked)
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
-    return (place < count) & response_mask
+    return (rank < count) & response_mask
 
 
 def released_opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float | Tensor) -> Tensor:
     """The released code's opener: (batch, seq) -> bool (batch, seq).
 
-    The batch's entropies are strung together, row after row; as many as come before `fraction` of their total is
-    reached, so many tokens are the opener of every response. None where the very first token reaches it.
+    One length for all responses: the number of tokens before the cumulated entropy of the batch, row after row,
+    reaches `fraction` of its total. It is 0 when the first token reaches it.
     """
-    strung = student_entropy.detach()[response_mask].double()
-    length = int((strung.cumsum(0) < fraction * strung.sum() * (1 - ROUNDING)).sum())
+    entropies = student_entropy.detach()[response_mask].double()
+    length = int((entropies.cumsum(0) < fraction * entropies.sum() * (1 - ROUNDING)).sum())
     return response_mask & (response_mask.cumsum(-1) <= length)
 
 
 def released_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: float) -> Tensor:
-    """The released code's uncertain tokens: all but the batch's lowest `ratio`: (batch, seq) -> bool (batch, seq)."""
-    strung = student_entropy.detach()[response_mask].double()
-    return response_mask & (student_entropy >= strung.quantile(ratio))
+    """The released code's uncertain positions: (batch, seq) -> bool (batch, seq).
+
+    Those whose entropy is at least the quantile `ratio` of the batch's entropies.
+    """
+    entropies = student_entropy.detach()[response_mask].double()
+    return response_mask & (student_entropy >= entropies.quantile(ratio))
 
 
 def uncertainty_gate(student_entropy: Tensor, teacher_entropy: Tensor, tau: float) -> Tensor:
-    """sigma_tau(H(student) - H(teacher)), eq. (11): near 1 where only the student is unsure. No gradient."""
+    """sigma_tau(H(student) - H(teacher)), eq. (11): (...) -> (...), near 1 where only the student is uncertain.
+
+    It carries no gradient.
+    """
     return torch.sigmoid((student_entropy - teacher_entropy).detach() / tau)
 
 

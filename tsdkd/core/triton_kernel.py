@@ -1,7 +1,8 @@
-"""The first pass over a block of tokens as one Triton kernel, for GPUs; imports Triton, so it is imported late.
+"""`comparison.compare_logits` as one Triton kernel, for GPUs; imports Triton, so it is imported late.
 
-What `chunked` does in some thirty sweeps over (n, vocab) takes three here, which read both models' outputs of one token
-and keep everything else in registers: maxima and sums; entropies and divergence; the divergence's gradient.
+Each program reads both models' linear outputs at one token three times and keeps everything else in registers. The
+sweeps compute maxima and sums of exponentials, then entropies and divergence, then the divergence's gradient.
+`compare_logits` takes some thirty sweeps.
 """
 
 from typing import NamedTuple
@@ -12,64 +13,60 @@ import triton.language as tl
 from torch import Tensor
 
 from tsdkd.core.config import Divergence
-from tsdkd.core.head import Head
+from tsdkd.core.head import LinearOutputs
 
-STRETCH = 2048
+VOCAB_BLOCK = 2048
 """Tokens of the vocabulary that a program works on at a time."""
 WARPS = 8
 LOWEST = tl.constexpr(-1.0e18)
-"""In place of logits past the vocabulary: finite, and so are its differences and squares, and improbable."""
+"""Stands for logits past the vocabulary: its probability is 0, and its differences and squares are finite."""
 TINY = tl.constexpr(1.1754944e-38)
 FORWARD, REVERSE, SKEW, SKEW_REVERSE, JSD = (tl.constexpr(kind) for kind in range(5))
 
 
 class Compared(NamedTuple):
-    """Of each token, (n,), in float32."""
+    """Of each token, (n,), in float32; names as in `TokenValues`."""
 
     student_entropy: Tensor
     teacher_entropy: Tensor
-    agreement: Tensor
+    top1_agreement: Tensor
     divergence: Tensor
     student_log_sum: Tensor
-    """Of the exponentials of the tempered logits."""
+    """log sum exp of the tempered logits."""
     teacher_log_sum: Tensor
 
 
-def compare(
-    student: Tensor, student_head: Head, teacher: Tensor, teacher_head: Head, formula: Divergence, temperature: float
-) -> Compared:
-    """From both linear layers' outputs (n, vocab).
+def compare(student: LinearOutputs, teacher: LinearOutputs, formula: Divergence, temperature: float) -> Compared:
+    """Compare both models' linear outputs (n, vocab).
 
-    `student` becomes the divergence's gradient at the tempered logits before a soft-cap.
+    The divergence's gradient at the student's tempered logits before a soft-cap overwrites `student.values`.
     """
-    tokens, vocab = student.shape
-    results = student.new_empty(6, tokens, dtype=torch.float32)
-    with torch.cuda.device_of(student):  # Triton launches on the current device
+    tokens, vocab = student.values.shape
+    results = student.values.new_empty(len(Compared._fields), tokens, dtype=torch.float32)
+    with torch.cuda.device_of(student.values):  # Triton launches on the current device
         _compare[(tokens,)](
-            student,
-            teacher,
+            student.values,
+            teacher.values,
             results,
             tokens,
             vocab,
-            student.stride(0),
-            teacher.stride(0),
+            student.values.stride(0),
+            teacher.values.stride(0),
             1 / temperature,
-            *_bend(student_head),
-            *_bend(teacher_head),
+            float(student.logit_scale),
+            float(student.softcap or 1),
+            float(teacher.logit_scale),
+            float(teacher.softcap or 1),
             float(formula.mix),
-            float(formula.teacher),
-            float(formula.student),
+            float(formula.teacher_weight),
+            float(formula.student_weight),
             kind=_kind(formula),
-            student_capped=bool(student_head.softcap),
-            teacher_capped=bool(teacher_head.softcap),
-            stretch=STRETCH,
+            student_capped=bool(student.softcap),
+            teacher_capped=bool(teacher.softcap),
+            vocab_block=VOCAB_BLOCK,
             num_warps=WARPS,
         )
     return Compared(*results)
-
-
-def _bend(head: Head) -> tuple[float, float]:
-    return float(head.logit_scale), float(head.softcap or 1)
 
 
 def _kind(formula: Divergence) -> int:
@@ -77,28 +74,28 @@ def _kind(formula: Divergence) -> int:
         kind = FORWARD
     elif formula.mix == 1:
         kind = REVERSE
-    elif formula.student == 0:
+    elif formula.student_weight == 0:
         kind = SKEW
     else:
-        kind = SKEW_REVERSE if formula.teacher == 0 else JSD
+        kind = SKEW_REVERSE if formula.teacher_weight == 0 else JSD
     return int(kind.value)
 
 
 @triton.jit
-def _logits(row, at, there, scale, cap, capped: tl.constexpr):
-    """What a head says of some tokens, in float32, after logit scale and soft-cap."""
-    z = tl.load(row + at, mask=there, other=0.0).to(tl.float32) * scale
+def _logits(row, ids, mask, scale, cap, capped: tl.constexpr):
+    """Logits of some tokens of the vocabulary, in float32, after logit scale and soft-cap."""
+    z = tl.load(row + ids, mask=mask, other=0.0).to(tl.float32) * scale
     if capped:
         z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)
-    return tl.where(there, z, LOWEST)
+    return tl.where(mask, z, LOWEST)
 
 
 @triton.jit
-def _gather(z, cold, peak, total):
+def _add_exp(z, inverse_temperature, peak, total):
     """Running maximum and sum of exponentials, lane by lane."""
-    u = z * cold
-    higher = tl.maximum(peak, u)
-    return higher, total * tl.exp(peak - higher) + tl.exp(u - higher)
+    u = z * inverse_temperature
+    new_peak = tl.maximum(peak, u)
+    return new_peak, total * tl.exp(peak - new_peak) + tl.exp(u - new_peak)
 
 
 @triton.jit
@@ -108,96 +105,97 @@ def _log_sum(peak, total):
 
 
 @triton.jit
-def _pull(q, log_q, p, log_p, mix, of_teacher, of_student, kind: tl.constexpr):
-    """Each token's part of the divergence, and the divergence's gradient at q up to a constant."""
+def _divergence(q, log_q, p, log_p, mix, teacher_weight, student_weight, kind: tl.constexpr):
+    """Each vocabulary entry's summand of the divergence, and the gradient at q, up to a constant (forward KL: at z)."""
     if kind == FORWARD:
-        part, pull = p * (log_p - log_q), q - p
+        summand, grad = p * (log_p - log_q), q - p
     elif kind == REVERSE:
-        pull = log_q - log_p
-        part = q * pull
+        grad = log_q - log_p
+        summand = q * grad
     else:
         log_m = tl.log(tl.maximum(mix * p + (1 - mix) * q, TINY))
         teacher_ratio, student_ratio = log_p - log_m, log_q - log_m
         if kind == SKEW:
-            part, pull = p * teacher_ratio, (mix - 1) * tl.exp(teacher_ratio)
+            summand, grad = p * teacher_ratio, (mix - 1) * tl.exp(teacher_ratio)
         elif kind == SKEW_REVERSE:
-            part, pull = q * student_ratio, student_ratio - (1 - mix) * tl.exp(student_ratio)
+            summand, grad = q * student_ratio, student_ratio - (1 - mix) * tl.exp(student_ratio)
         else:
-            pull = of_student * student_ratio
-            part = of_teacher * p * teacher_ratio + q * pull
-    return part, pull
+            grad = student_weight * student_ratio
+            summand = teacher_weight * p * teacher_ratio + q * grad
+    return summand, grad
 
 
 @triton.jit
 def _compare(
-    student,
+    student_then_grad,
     teacher,
     results,
     tokens,
     vocab,
     student_stride,
     teacher_stride,
-    cold,
+    inverse_temperature,
     student_scale,
     student_cap,
     teacher_scale,
     teacher_cap,
     mix,
-    of_teacher,
-    of_student,
+    teacher_weight,
+    student_weight,
     kind: tl.constexpr,
     student_capped: tl.constexpr,
     teacher_capped: tl.constexpr,
-    stretch: tl.constexpr,
+    vocab_block: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    s_row, t_row = student + token * student_stride, teacher + token * teacher_stride
-    lane = tl.arange(0, stretch)
-    none = tl.zeros([stretch], tl.float32)
+    s_row, t_row = student_then_grad + token * student_stride, teacher + token * teacher_stride
+    lane = tl.arange(0, vocab_block)
+    zeros = tl.zeros([vocab_block], tl.float32)
 
-    s_peak, s_sum, t_peak, t_sum = none + LOWEST, none, none + LOWEST, none
-    s_best, t_best, best_at = none + LOWEST, none + LOWEST, tl.zeros([stretch], tl.int32)
-    for start in range(0, vocab, stretch):
-        at = start + lane
-        z = _logits(s_row, at, at < vocab, student_scale, student_cap, student_capped)
-        t = _logits(t_row, at, at < vocab, teacher_scale, teacher_cap, teacher_capped)
-        s_peak, s_sum = _gather(z, cold, s_peak, s_sum)
-        t_peak, t_sum = _gather(t, cold, t_peak, t_sum)
-        best_at = tl.where(z > s_best, at, best_at)
-        s_best, t_best = tl.maximum(s_best, z), tl.maximum(t_best, t)
+    s_peak, s_sum, t_peak, t_sum = zeros + LOWEST, zeros, zeros + LOWEST, zeros
+    s_max, t_max, s_argmax = zeros + LOWEST, zeros + LOWEST, tl.zeros([vocab_block], tl.int32)
+    for start in range(0, vocab, vocab_block):
+        ids = start + lane
+        z = _logits(s_row, ids, ids < vocab, student_scale, student_cap, student_capped)
+        t = _logits(t_row, ids, ids < vocab, teacher_scale, teacher_cap, teacher_capped)
+        s_peak, s_sum = _add_exp(z, inverse_temperature, s_peak, s_sum)
+        t_peak, t_sum = _add_exp(t, inverse_temperature, t_peak, t_sum)
+        s_argmax = tl.where(z > s_max, ids, s_argmax)
+        s_max, t_max = tl.maximum(s_max, z), tl.maximum(t_max, t)
     s_log_sum, t_log_sum = _log_sum(s_peak, s_sum), _log_sum(t_peak, t_sum)
-    best = tl.min(tl.where(s_best == tl.max(s_best, 0), best_at, vocab), 0)
-    of_best = tl.max(_logits(t_row, best + 0 * lane, lane == 0, teacher_scale, teacher_cap, teacher_capped), 0)
+    s_top = tl.min(tl.where(s_max == tl.max(s_max, 0), s_argmax, vocab), 0)  # the first of equals
+    t_at_s_top = tl.max(_logits(t_row, s_top + 0 * lane, lane == 0, teacher_scale, teacher_cap, teacher_capped), 0)
 
-    s_entropy, t_entropy, divergence, pulled = none, none, none, none
-    for start in range(0, vocab, stretch):
-        at = start + lane
-        log_q = _logits(s_row, at, at < vocab, student_scale, student_cap, student_capped) * cold - s_log_sum
-        log_p = _logits(t_row, at, at < vocab, teacher_scale, teacher_cap, teacher_capped) * cold - t_log_sum
+    s_entropy, t_entropy, divergence, weighted_grad = zeros, zeros, zeros, zeros
+    for start in range(0, vocab, vocab_block):
+        ids = start + lane
+        z = _logits(s_row, ids, ids < vocab, student_scale, student_cap, student_capped)
+        t = _logits(t_row, ids, ids < vocab, teacher_scale, teacher_cap, teacher_capped)
+        log_q, log_p = z * inverse_temperature - s_log_sum, t * inverse_temperature - t_log_sum
         q, p = tl.exp(log_q), tl.exp(log_p)
         s_entropy -= q * log_q
         t_entropy -= p * log_p
-        part, pull = _pull(q, log_q, p, log_p, mix, of_teacher, of_student, kind)
-        divergence += part
-        pulled += q * pull
-    mean = tl.sum(pulled, 0)
+        summand, grad = _divergence(q, log_q, p, log_p, mix, teacher_weight, student_weight, kind)
+        divergence += summand
+        weighted_grad += q * grad
+    mean_grad = tl.sum(weighted_grad, 0)
 
-    for start in range(0, vocab, stretch):
-        at = start + lane
-        z = _logits(s_row, at, at < vocab, student_scale, student_cap, student_capped)
-        log_q = z * cold - s_log_sum
-        log_p = _logits(t_row, at, at < vocab, teacher_scale, teacher_cap, teacher_capped) * cold - t_log_sum
+    for start in range(0, vocab, vocab_block):
+        ids = start + lane
+        z = _logits(s_row, ids, ids < vocab, student_scale, student_cap, student_capped)
+        t = _logits(t_row, ids, ids < vocab, teacher_scale, teacher_cap, teacher_capped)
+        log_q, log_p = z * inverse_temperature - s_log_sum, t * inverse_temperature - t_log_sum
         q = tl.exp(log_q)
-        _, slope = _pull(q, log_q, tl.exp(log_p), log_p, mix, of_teacher, of_student, kind)
+        _, grad = _divergence(q, log_q, tl.exp(log_p), log_p, mix, teacher_weight, student_weight, kind)
         if kind != FORWARD:
-            slope = q * (slope - mean)
+            grad = q * (grad - mean_grad)
         if student_capped:
-            slope *= 1 - (z / student_cap) * (z / student_cap)
-        tl.store(s_row + at, slope.to(student.dtype.element_ty), mask=at < vocab)
+            grad *= 1 - (z / student_cap) * (z / student_cap)
+        tl.store(s_row + ids, grad.to(student_then_grad.dtype.element_ty), mask=ids < vocab)
 
     tl.store(results + token, tl.sum(s_entropy, 0))
     tl.store(results + tokens + token, tl.sum(t_entropy, 0))
-    tl.store(results + 2 * tokens + token, (of_best == tl.max(t_best, 0)).to(tl.float32))
+    tl.store(results + 2 * tokens + token, (t_at_s_top == tl.max(t_max, 0)).to(tl.float32))
     tl.store(results + 3 * tokens + token, tl.sum(divergence, 0))
     tl.store(results + 4 * tokens + token, s_log_sum)
     tl.store(results + 5 * tokens + token, t_log_sum)

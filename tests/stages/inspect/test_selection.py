@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdkd.core import AdaptiveOpener, TSDKDConfig, opener_mask, top_entropy_mask, uncertainty_gate
+from tsdkd.core import AdaptiveOpener, TeacherRanks, TSDKDConfig, opener_mask, top_entropy_mask, uncertainty_gate
 from tsdkd.core.metrics import _kendall_tau
-from tsdkd.core.teacher import TeacherRanks
 from tsdkd.stages.inspect import selection
 
 # Few distinct values make ties; tenths make sums that miss a boundary by rounding alone.
@@ -73,7 +72,8 @@ def test_ranks_of_fewer_candidates_equal_the_cores(orders: list[list[int]], k: i
     ranks = np.array(orders, dtype=np.int16)
     fewer = selection.ranks_of_first(ranks, k)
     ids = torch.arange(6).expand(len(orders), 6)
-    ranked = TeacherRanks(torch.zeros(len(orders)), ids, torch.from_numpy(ranks).long()).ranked(torch.empty(0), k)
+    teacher = TeacherRanks(torch.zeros(len(orders)), ids, torch.from_numpy(ranks).long())
+    ranked = teacher.ranked_candidates(torch.empty(0), k)
     assert [row.argsort().tolist() for row in fewer] == ranked.tolist()
     assert selection.kendall_tau(fewer) == pytest.approx(_kendall_tau(-ranked.float()).numpy())
 

@@ -275,7 +275,7 @@ def test_int8_halves_the_states_and_its_error_is_measured(
     for i in range(len(samples)):
         q, p = (bare_logits(reader, samples[i]) for reader in readers)
         exact.append(generalized_jsd(q, p, TSDKDConfig.beta))
-        signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).formed()
+        signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).materialized()
         recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig().formula, 1.0))
     error = (torch.cat(exact) - torch.cat(recorded)).abs().mean()
     assert found["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)

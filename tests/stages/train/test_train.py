@@ -75,7 +75,7 @@ def test_fifty_steps_follow_the_reference(
     def by_logits(
         hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool, sampled: Sampled
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return token_selective_loss(head.logits(hidden), teacher.formed(), *more)
+        return token_selective_loss(head.logits(hidden), teacher, *more)
 
     monkeypatch.setattr(trainer_module, "token_selective_loss_from_hidden", by_logits)
     learn(run, student, tmp_path / "reference", config)

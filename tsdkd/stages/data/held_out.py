@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from tsdkd.core import Divergence, Head, TeacherHidden, TeacherSignal
+from tsdkd.core import Divergence, Head, TeacherSignal
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.data.batches import batches_by_length
@@ -95,8 +95,8 @@ def _measure_batch(language_model: LanguageModel, head: Head, source: Source, sa
     return torch.cat(pieces).cpu()
 
 
-def _compare(head: Head, hidden: Tensor, teacher: TeacherSignal | TeacherHidden) -> Tensor:
-    known = teacher.formed() if isinstance(teacher, TeacherHidden) else teacher
+def _compare(head: Head, hidden: Tensor, teacher: TeacherSignal) -> Tensor:
+    teacher = teacher.materialized()
     log_q = log_probs(head.logits(hidden))
-    divergence = known.divergence(log_q, Divergence.jsd(0), temperature=1)
-    return torch.stack([divergence, known.agrees(log_q), entropy_of(log_q), known.entropy(1)], -1)
+    divergence = teacher.divergence(log_q, Divergence.jsd(0), temperature=1)
+    return torch.stack([divergence, teacher.top1_agreement(log_q), entropy_of(log_q), teacher.entropy(1)], -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
-from tsdkd.core import TeacherHidden, TeacherSignal, TeacherTokens
+from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.stages.data.sources import Batch, Sample, ScoringSnapshot, response_ids
 from tsdkd.stages.data.teacher_signals import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
 from tsdkd.stages.models.load import LanguageModel
@@ -62,7 +62,7 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
 
-    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+    def signal(self, batch: Batch) -> TeacherSignal:
         return TeacherTokens(response_ids(batch["input_ids"], batch["response_mask"]))
 
     def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:
@@ -102,7 +102,7 @@ class OfflineSource(RolloutSource):
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return self.decoder.tensors(samples)
 
-    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+    def signal(self, batch: Batch) -> TeacherSignal:
         return self._decoder_on(batch["input_ids"].device).decode(batch["recorded"])
 
     def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig
+from tsdkd.core import Head, TSDKDConfig
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
@@ -86,10 +86,9 @@ def _score_chunk(
     if config.signal in LOSSY_SIGNALS:
         head = heads[1] if config.signal in SIGNALS_WITH_HEAD else None
         recorded = SignalDecoder(config.signal, config.k, config.top_k, head).decode(columns)
-        known = recorded.formed() if isinstance(recorded, TeacherHidden) else recorded
         columns |= {
             "divergence": divergence_of(log_p, log_q, RECORDED),
-            "recorded_divergence": known.divergence(log_q, RECORDED, 1.0),
+            "recorded_divergence": recorded.divergence(log_q, RECORDED, 1.0),
         }
     return columns
 
@@ -99,7 +98,7 @@ def _chunk_tokens(head: Head) -> int:
 
     A chunk needs about eight tensors of its size; the limit leaves half of the free memory unused.
     """
-    vocab, device = len(head.cut.weight), head.weight.device
+    vocab, device = head.vocab, head.weight.device
     if device.type == "cpu":
         return max(1, CHUNK_BYTES["cpu"] // (4 * vocab))
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from tsdkd.core import Head, TeacherHidden, TeacherSignal
+from tsdkd.core import Head, TeacherSignal
 from tsdkd.core.distributions import log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.data.batches import align_responses
@@ -48,7 +48,7 @@ class Source(Protocol):
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         """The scores' columns as tensors (tokens, ...); empty without scores."""
 
-    def signal(self, batch: Batch) -> TeacherSignal | TeacherHidden:
+    def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's signal for the batch's response tokens."""
 
     def scoring_snapshot(self, batch: Batch) -> "ScoringSnapshot | None":

@@ -149,7 +149,7 @@ class SignalDecoder:
             tensors["hidden"] = hidden.reshape(-1, self.head.weight.shape[1])
         return tensors
 
-    def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal | TeacherHidden:
+    def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal:
         """The result of `tensors`, on any device -> the teacher's signal."""
         if self.head is not None:
             hidden = tensors["hidden"]

@@ -25,7 +25,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from tsdkd.core import (
     AdaptiveOpener,
     Sampled,
-    TeacherHidden,
     TeacherSignal,
     TSDKDConfig,
     token_selective_loss_from_hidden,
@@ -92,7 +91,7 @@ class DistillationTrainer(Trainer):
         input_ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
-        teacher: TeacherSignal | TeacherHidden | None,
+        teacher: TeacherSignal | None,
         memory: ScoringSnapshot | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student's forward gives in training: the loss and its metrics."""

@@ -1,0 +1,128 @@
+"""Student and teacher compared token by token: all that a token's own two distributions determine."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.gradients import BlockBuffers, divergence_grad, dot, softmax, write_product
+from tsdkd.core.head import LinearOutputs
+from tsdkd.core.policy_gradient import Sampled, importance_and_rewards
+from tsdkd.core.teacher_signals import TeacherSignal, top1_agreement
+
+
+class TokenValues(NamedTuple):
+    """Of each response token, (tokens,)."""
+
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    top1_agreement: Tensor
+    divergence: Tensor
+    """0 without a direct term."""
+    importance: Tensor
+    """1 without a policy gradient."""
+    reward: Tensor
+    """0 without a policy gradient."""
+
+
+def concatenate(values: Sequence[TokenValues]) -> TokenValues:
+    """The values of several pieces as those of all their tokens, in order."""
+    return TokenValues(*(torch.cat(field) for field in zip(*values, strict=True)))
+
+
+def compare_logits(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    softcap_grad: Tensor | None,
+    config: TSDKDConfig,
+    sampled: Sampled | None,
+    buffers: BlockBuffers,
+    grad_out: Tensor,
+) -> TokenValues:
+    """Compare a block of logits (n, vocab), in as few sweeps over the vocabulary as the closed forms need.
+
+    With a direct term, the divergence's gradient at the student's tempered logits before a soft-cap goes to `grad_out`
+    (n, vocab), which may be the memory of `student_logits`. `softcap_grad`: at the student's logits.
+    """
+    agreement = top1_agreement(student_logits, teacher_logits)
+    q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
+    p, log_p = softmax(teacher_logits, config.temperature, buffers.teacher_probs, buffers.teacher_log_probs)
+    student_entropy, teacher_entropy = -dot(q, log_q, buffers.product), -dot(p, log_p, buffers.product)
+    if sampled:
+        importance, reward = importance_and_rewards(sampled.gather(log_q), sampled.gather(log_p), sampled)
+    else:
+        importance, reward = _without_policy_gradient(student_entropy)
+    if config.direct_weight:
+        divergence = divergence_grad(q, log_q, p, log_p, config.formula, softcap_grad, buffers.product, grad_out)
+    else:
+        divergence = torch.zeros_like(student_entropy)
+    return TokenValues(student_entropy, teacher_entropy, agreement, divergence, importance, reward)
+
+
+@cache
+def compiled_compare_logits() -> Callable[..., TokenValues]:
+    """`compare_logits` as fused loops in C++; torch.compile needs a compiler."""
+    return torch.compile(compare_logits)
+
+
+def compare_signal(
+    student_logits: Tensor,
+    teacher: TeacherSignal,
+    softcap_grad: Tensor | None,
+    config: TSDKDConfig,
+    sampled: Sampled | None,
+    buffers: BlockBuffers,
+    grad_out: Tensor,
+) -> TokenValues:
+    """`compare_logits` for a teacher that knows recorded tokens alone: autograd gives the divergence's gradient.
+
+    Raises InputError for what the teacher does not know.
+    """
+    q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
+    student_entropy = -dot(q, log_q, buffers.product)
+    teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+    agreement = teacher.top1_agreement(student_logits)
+    if sampled:
+        importance, reward = importance_and_rewards(sampled.gather(log_q), teacher.log_probs_of(sampled.ids), sampled)
+    else:
+        importance, reward = _without_policy_gradient(student_entropy)
+    divergence = torch.zeros_like(student_entropy)
+    if config.direct_weight:
+        with torch.enable_grad():
+            leaf = log_q.detach().requires_grad_()
+            divergence = teacher.divergence(leaf, config.formula, config.temperature)
+            (log_probs_grad,) = torch.autograd.grad(divergence.sum(), leaf)
+        total = log_probs_grad.sum(-1, keepdim=True)
+        write_product(grad_out, log_probs_grad.sub_(q.mul_(total)), softcap_grad)
+    return TokenValues(student_entropy, teacher_entropy, agreement, divergence.detach(), importance, reward)
+
+
+def kernel_fits(student: Tensor) -> bool:
+    """Whether the Triton kernel can compare these linear outputs: it runs on GPUs and computes in float32."""
+    return student.is_cuda and student.dtype != torch.float64
+
+
+def compare_by_kernel(
+    student: LinearOutputs, teacher: LinearOutputs, config: TSDKDConfig, sampled: Sampled | None
+) -> TokenValues:
+    """`compare_logits` as a Triton kernel, in float32; the gradient overwrites `student.values`."""
+    from tsdkd.core.triton_kernel import compare
+
+    logits = [outputs.logits_of(sampled.ids) for outputs in (student, teacher)] if sampled else []
+    compared = compare(student, teacher, config.formula, config.temperature)
+    if sampled:
+        log_sums = compared.student_log_sum, compared.teacher_log_sum
+        student_log_probs, teacher_log_probs = (
+            z.float() / config.temperature - log_sum for z, log_sum in zip(logits, log_sums, strict=True)
+        )
+        importance, reward = importance_and_rewards(student_log_probs, teacher_log_probs, sampled)
+    else:
+        importance, reward = _without_policy_gradient(compared.divergence)
+    return TokenValues(*compared[:4], importance, reward)
+
+
+def _without_policy_gradient(like: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones_like(like), torch.zeros_like(like)

@@ -1,0 +1,152 @@
+"""Teacher signals that know recorded tokens alone: the student's candidates, the teacher's top K, the responses."""
+
+from dataclasses import dataclass
+from typing import NoReturn, Self
+
+import torch
+from torch import Tensor
+
+from tsdkd.core.config import Divergence
+from tsdkd.core.distributions import divergence_of
+from tsdkd.core.teacher_signals import argmax
+from tsdkd.errors import InputError
+
+
+class RecordedSignal:
+    """Base of the signals that know recorded tokens alone."""
+
+    __slots__ = ()
+
+    @property
+    def vocab(self) -> None:
+        return None
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def materialized(self) -> Self:
+        return self
+
+    def linear_outputs(self, buffer: Tensor | None) -> NoReturn:
+        raise InputError("The teacher's logits were not recorded.", "Score with --signal hidden.")
+
+    def log_probs_of(self, ids: Tensor) -> NoReturn:
+        raise InputError(
+            "The policy gradient needs the teacher's probability of every token, which was not recorded.",
+            "Score with --signal hidden.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRanks(RecordedSignal):
+    """Recorded entropies, and the teacher's ranks of the candidates that the student proposed when it was scored."""
+
+    entropies: Tensor
+    """(tokens,), at temperature 1"""
+    candidates: Tensor
+    """(tokens, recorded k), in the student's order"""
+    ranks: Tensor
+    """(tokens, recorded k), 0 is the teacher's favourite"""
+
+    def __len__(self) -> int:
+        return len(self.entropies)
+
+    def take(self, tokens: Tensor | slice) -> "TeacherRanks":
+        return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        if temperature != 1:
+            raise InputError(
+                f"Recorded entropies hold at temperature 1, not {temperature}.",
+                "Score with --signal hidden, or train at temperature 1.",
+            )
+        return self.entropies
+
+    def top1_agreement(self, student_logits: Tensor) -> Tensor:
+        favourite = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
+        return (argmax(student_logits) == favourite).float()
+
+    def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
+        recorded = self.candidates.shape[-1]
+        if k > recorded:
+            raise InputError(
+                f"k is {k}, but only {recorded} candidates were recorded.",
+                "Lower --k, or score again with a larger one.",
+            )
+        return self.candidates[..., :k].gather(-1, self.ranks[..., :k].argsort(-1))
+
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+        raise InputError(
+            "Ranks alone carry no distribution, so the direct term cannot be formed.",
+            "Train with --direct-weight 0, or score with --signal hidden or topk.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTopK(RecordedSignal):
+    """Recorded ranks, and the teacher's K most likely tokens with one bucket for all other tokens.
+
+    Merging tokens loses information, so the divergence is a lower bound of the true one (data processing inequality).
+    """
+
+    recorded: TeacherRanks
+    top_ids: Tensor
+    """(tokens, K), most likely first"""
+    top_log_probs: Tensor
+    """(tokens, K), at temperature 1"""
+
+    def __len__(self) -> int:
+        return len(self.recorded)
+
+    def take(self, tokens: Tensor | slice) -> "TeacherTopK":
+        return TeacherTopK(self.recorded.take(tokens), self.top_ids[tokens], self.top_log_probs[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        return self.recorded.entropy(temperature)
+
+    def top1_agreement(self, student_logits: Tensor) -> Tensor:
+        return (argmax(student_logits) == self.top_ids[..., 0]).float()
+
+    def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
+        return self.recorded.ranked_candidates(student_logits, k)
+
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+        student_top = student_log_probs.gather(-1, self.top_ids)
+        return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), formula)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTokens(RecordedSignal):
+    """Tokens of the teacher's responses; at each position its probability counts as all on this token.
+
+    Forward KL is then the tokens' cross-entropy, which is sequence-level distillation (Kim and Rush 2016).
+    """
+
+    ids: Tensor
+    """(tokens,)"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, tokens: Tensor | slice) -> "TeacherTokens":
+        return TeacherTokens(self.ids[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        return torch.zeros(len(self), device=self.ids.device)
+
+    def top1_agreement(self, student_logits: Tensor) -> Tensor:
+        return (argmax(student_logits) == self.ids).float()
+
+    def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
+        raise InputError("Responses alone rank no candidates, so the indirect term cannot be formed.", "Give alpha 0.")
+
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+        if formula != Divergence.jsd(0):
+            raise InputError("From responses alone only forward KL can be formed.", "Give beta 0.")
+        return -student_log_probs.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _with_tail(top_log_probs: Tensor) -> Tensor:
+    captured = top_log_probs.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6)  # the tail never has probability 0
+    return torch.cat([top_log_probs, torch.log1p(-captured)], -1)
