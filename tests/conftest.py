@@ -11,7 +11,7 @@ from hypothesis import settings
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import SHARED, write_prompts
-from tsdkd.artifacts.manifest import JOURNAL_FILE, LOCK_FILE
+from tsdkd.artifacts.manifest import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
@@ -82,9 +82,9 @@ Files = Callable[[Path], dict[str, bytes]]
 
 @pytest.fixture
 def contents() -> Files:
-    """Every file of an artifact with its bytes, lock and journal aside."""
+    """Every file of an artifact with its bytes, without lock, journal and config.yaml."""
     return lambda path: {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {LOCK_FILE, JOURNAL_FILE}
+        if file.is_file() and file.name not in {LOCK_FILE, JOURNAL_FILE, CONFIG_FILE}
     }

@@ -13,7 +13,7 @@ from tests.helpers.prompts import write_prompts
 from tsdkd.cli import app
 from tsdkd.stages.plan.rates import Rates
 
-COLUMNS = ("stage", "on", "work", "disk", "memory", "time")
+COLUMNS = ("stage", "models", "work", "disk", "memory", "time")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def plan(*lines: str) -> list[dict[str, str]]:
     """The table's rows by column."""
     found = CliRunner().invoke(app, ["plan", "-"], input="\n".join(lines), env={"COLUMNS": "250"})
     assert found.exit_code == 0, found.output
-    header, _, *body = found.stdout.split("Free here")[0].splitlines()[2:]
+    header, _, *body = found.stdout.split("Free on this")[0].splitlines()[2:]
     starts = [header.index(name) for name in COLUMNS]
     ends = [*starts[1:], None]
     rows = [
@@ -61,7 +61,7 @@ def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, 
     assert found[0] == "≤ 10 x 8 tokens"
     assert int(tokens.replace(",", "")) > 10 * 8
     assert found[2:] == ["6 steps of 4", "3 x 6 documents", "≤ 4 x 512 tokens", "", "", ""]
-    assert [row["stage"] for row in rows[5:]] == ["artifact show", "report", "in all"]
+    assert [row["stage"] for row in rows[5:]] == ["artifact show", "report", "total"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -95,7 +95,7 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("tsdkd train --lerning-rate 3", "No such option: --lerning-rate", "`tsdkd train --help`"),
         ("tsdkd train --batch-size many", "Invalid value for '--batch-size'", "`tsdkd train --help`"),
         ("tsdkd prune", "Missing option '--output'", "`tsdkd prune --help`"),
-        ("tsdkd train --lora-rank 4", "Options of adapters are given without --lora.", "Give --lora"),
+        ("tsdkd train --lora-rank 4", "Options of LoRA are given without --lora.", "Give --lora"),
         ("tsdkd eval --tasks poetry", "'poetry' is not a benchmark", "gsm8k"),
         ("tsdkd trian", "There is no command 'trian'.", "train"),
         ("tsdkd artifact shwo", "There is no command 'shwo'.", "lineage"),

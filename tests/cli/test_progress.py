@@ -9,7 +9,16 @@ from rich.progress import Progress
 from rich.tree import Tree
 
 from tsdkd.cli import console, progress
-from tsdkd.cli.progress import BESIDE, BLOCKS, MOST, LeftColumn, MetricDisplay, MetricHistory, RateColumn, sparkline
+from tsdkd.cli.progress import (
+    BLOCKS,
+    LABEL_WIDTH,
+    MAX_POINTS,
+    LeftColumn,
+    MetricDisplay,
+    MetricHistory,
+    RateColumn,
+    sparkline,
+)
 
 
 def test_a_sparkline_runs_from_lowest_to_highest() -> None:
@@ -30,7 +39,7 @@ def test_a_long_course_is_thinned_and_its_range_is_not() -> None:
     values[5000], values[-1] = 100.0, -3.0
     for value in values:
         course.add(value)
-    assert MOST / 2 <= len(course.points) <= MOST
+    assert MAX_POINTS / 2 <= len(course.points) <= MAX_POINTS
     assert (course.low, course.high, course.last) == (-3.0, 100.0, -3.0)
     assert course.points[0] == pytest.approx(sum(values[:64]) / 64)
     assert course.points[-1] == pytest.approx(sum(values[99_968:]) / 31)
@@ -40,7 +49,7 @@ def test_the_rate_is_over_all_of_the_time() -> None:
     """A batch of ten ends at once after a minute; four had been there before."""
     clock = [0.0]
     progress = Progress(RateColumn(), LeftColumn(), get_time=lambda: clock[0])
-    progress.add_task("x", total=34, completed=4, unit="requests", before=4)
+    progress.add_task("x", total=34, completed=4, unit="requests", initial=4)
     (task,) = progress.tasks
     assert [column.render(task).plain for column in progress.columns] == ["", "-:--:-- left"]
     clock[0] = 60.0
@@ -75,7 +84,7 @@ def test_measures_fit_80_columns() -> None:
     assert "…" not in target.getvalue()
     name, value, course, *range_ = rows[0].split()
     assert (name, value, range_) == ("loss", "1.301", ["1.3", "to", "1.5"])
-    assert len(course) == 80 - BESIDE
+    assert len(course) == 80 - LABEL_WIDTH
     assert course == "".join(sorted(course, reverse=True))
     assert {course[0], course[-1]} == {"█", "▁"}
     assert rows[3].split()[2:] == ["0.201", "█▆▃▁", "0.201", "to", "0.351"]
@@ -94,7 +103,7 @@ def test_plain_is_what_a_log_gets(monkeypatch: pytest.MonkeyPatch, terminal: boo
         drawn.append(told)
         yield (lambda _: None), (lambda _: None)
 
-    monkeypatch.setattr(console, "progress_bar", bar)
+    monkeypatch.setattr(progress, "progress_bar", bar)
     observer = console.ConsoleObserver(plain=plain)
     with observer.progress("student learns", 2, "steps") as advance:
         observer.metrics({"loss": 1.0})

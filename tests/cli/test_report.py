@@ -17,7 +17,7 @@ from tests.helpers.runs import STUDENT, TEACHER, checkpoint, rollouts, scores
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.manifest import Manifest, Parent
 from tsdkd.cli import app
-from tsdkd.cli.console import _typed
+from tsdkd.cli.console import command_line
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
@@ -55,9 +55,9 @@ def test_stages_leave_journals_and_the_last_line_is_the_page(
 def test_a_run_that_the_environment_names_is_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSDKD_RUN", "runs/my run")
     monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", "score", "--k", "4"])
-    assert _typed() == "TSDKD_RUN='runs/my run' tsdkd score --k 4"
+    assert command_line() == "TSDKD_RUN='runs/my run' tsdkd score --k 4"
     monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", "score", "--run=runs/b"])
-    assert _typed() == "tsdkd score --run=runs/b"
+    assert command_line() == "tsdkd score --run=runs/b"
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "is an artifact, not a run" in cause
     assert str(tmp_path / "run") in remedy
     assert "named twice" in refuse("report", tmp_path / "run", tmp_path / "run")[0]
-    assert "would be no page" in refuse("report", tmp_path / "run", "--html", tmp_path)[0]
+    assert "does not name a page" in refuse("report", tmp_path / "run", "--html", tmp_path)[0]
     (tmp_path / "run" / "rollouts" / "manifest.json").write_text("{")
     assert "cannot be read" in refuse("report", tmp_path / "run")[0]
     assert not (tmp_path / "run" / "report.html").exists()

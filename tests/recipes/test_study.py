@@ -14,7 +14,9 @@ from recipes.study import measures, models, report, task
 from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.artifacts.writer import Writer
-from tsdkd.cli import app, train_methods
+from tsdkd.cli import app
+from tsdkd.cli.train_config import read_objective
+from tsdkd.stages.methods import find_method
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +64,7 @@ def test_text_and_tokens_are_the_same() -> None:
 @pytest.mark.parametrize("arm", every_arm(), ids=lambda arm: arm.slug)
 def test_every_arm_has_options_that_its_objective_knows(arm: Arm) -> None:
     context = typer.main.get_command(app).commands["train"].make_context("train", arm.options.split())
-    train_methods.chosen(context.params["method"], context)
+    read_objective(context, find_method(context.params["method"]))
 
 
 def test_each_group_is_measured_against_gkd_and_no_two_arms_share_a_directory() -> None:

@@ -17,9 +17,18 @@ def file_digest(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of a directory by the names and contents of its files without hidden ones."""
+    """SHA-256 of a file; of a directory, by the names and contents of its files.
+
+    Hidden files do not count, nor does an artifact's config.yaml.
+    """
     if path.is_file():
         return file_digest(path)
-    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    return json_digest([[name, file_digest(path / name)] for name in visible])
+    files = sorted((str(file.relative_to(path)), file) for file in path.rglob("*") if file.is_file())
+    return json_digest([[name, file_digest(file)] for name, file in files if _counts(name, file)])
+
+
+def _counts(name: str, file: Path) -> bool:
+    from tsdkd.artifacts.manifest import CONFIG_FILE, MANIFEST_FILE
+
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not (hidden or (file.name == CONFIG_FILE and file.with_name(MANIFEST_FILE).exists()))

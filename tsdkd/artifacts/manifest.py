@@ -16,6 +16,8 @@ MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 JOURNAL_FILE = ".journal.jsonl"
 """The sessions that made the artifact (journal.py); neither a part nor covered by the fingerprint."""
+CONFIG_FILE = "config.yaml"
+"""The options that made the artifact, for `--config`; neither a part nor covered by a fingerprint."""
 HUB_DATASET = "dataset"
 """The kind of a parent on the hub; its path is the name of the dataset."""
 

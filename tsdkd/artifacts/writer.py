@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.manifest import (
+    CONFIG_FILE,
     JOURNAL_FILE,
     LOCK_FILE,
     MANIFEST_FILE,
@@ -127,7 +128,7 @@ class Writer:
     @property
     def _is_empty(self) -> bool:
         return all(
-            file.name in {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE} or file.suffix == ".tmp"
+            file.name in {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE} or file.suffix == ".tmp"
             for file in self.path.iterdir()
         )
 

@@ -1,65 +1,142 @@
-"""The typer app, and what an error becomes: one line of cause, one of remedy, an exit code."""
+"""The typer app: commands load when they are called; errors become a line of cause and one of remedy."""
 
 import errno
 import os
 import sys
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tsdkd import __version__
-from tsdkd.cli.console import out, show_error
 from tsdkd.errors import OtherRankError, TsdkdError
+from tsdkd.stages.config.option import COMMON
 
 INTERRUPTED = 130
-NEEDS_ROOM = {errno.ENOSPC, errno.EDQUOT}
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
+STAGES, MORE = "Stages, in order", "More commands"
 
 
-class Guarded(TyperGroup):
-    """Turns errors into messages; a traceback only with --debug."""
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """A command of the app; its module is tsdkd.cli.NAME."""
+
+    help: str
+    """The first line of the command's docstring."""
+    panel: str
+
+
+COMMANDS = {
+    "generate": CommandEntry(
+        "Sample responses to prompts from the student, from the teacher, or from both: prompts -> rollouts.", STAGES
+    ),
+    "score": CommandEntry(
+        "Record candidates, ranks, entropies and the teacher signal of each token: rollouts -> scores.", STAGES
+    ),
+    "train": CommandEntry(
+        "Train the student on rollouts and scores, or on prompts with a teacher: rollouts, scores -> checkpoint.",
+        STAGES,
+    ),
+    "eval": CommandEntry(
+        "Measure models on the paper's benchmarks, and compare them: checkpoint or any model -> results.", STAGES
+    ),
+    "inspect": CommandEntry(
+        "Show one response token by token, or all responses together: entropies, ranks and selected tokens.", MORE
+    ),
+    "report": CommandEntry(
+        "Write an HTML page about runs: settings, results, curves, responses, warnings, cost, lineage and commands.",
+        MORE,
+    ),
+    "plan": CommandEntry("Estimate disk, memory and time of a chain of commands before it runs.", MORE),
+    "prune": CommandEntry(
+        "Make a student from a teacher by removing layers, for a family without a small model: teacher -> student.",
+        MORE,
+    ),
+    "artifact": CommandEntry("Look at artifacts: show, verify, lineage.", MORE),
+}
+
+
+class Command(TyperCommand):
+    """A command whose --help stands in the first group of options."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None and any(getattr(p, "rich_help_panel", None) == COMMON for p in self.params):
+            option.rich_help_panel = COMMON
+        return option
+
+
+class LazyCommand(TyperCommand):
+    """A command by its name and help; its module is imported when it is called."""
+
+    def __init__(self, name: str, entry: CommandEntry) -> None:
+        super().__init__(name, help=entry.help, rich_help_panel=entry.panel, rich_markup_mode="rich")
+
+    def load(self) -> Any:
+        """The command itself, or the group of commands."""
+        module = import_module(f"tsdkd.cli.{self.name}")
+        if hasattr(module, "app"):
+            return typer.main.get_group(module.app)
+        single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        single.command(self.name, cls=Command, context_settings=app.info.context_settings)(module.command)
+        return typer.main.get_command(single)
+
+    def make_context(self, *args: Any, **values: Any) -> Any:
+        return self.load().make_context(*args, **values)
+
+
+class CommandGroup(TyperGroup):
+    """The commands of tsdkd; errors become messages, and --debug shows tracebacks."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.commands = {name: LazyCommand(name, entry) for name, entry in COMMANDS.items()}
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):  # RuntimeErrors, but no errors
+        except (typer.Exit, typer.Abort):  # RuntimeErrors that are no failures
             raise
         except KeyboardInterrupt:
-            show_error("Interrupted; what was finished is kept.", "Run the same command again to continue.")
+            _show_error("Interrupted; completed parts are kept.", "Run the same command again to continue.")
             raise typer.Exit(INTERRUPTED) from None
         except TsdkdError as error:
             if ctx.params.get("debug"):
                 raise
-            _tell(error)
+            if not isinstance(error, OtherRankError):
+                _show_error(error.cause, error.remedy)
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
             if ctx.params.get("debug"):
                 raise
-            raise typer.Exit(_tell_of_system(error)) from None
+            raise typer.Exit(_show_system_error(error)) from None
         except Exception as error:
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
-            show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` to see where.")
+            _show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` for the traceback.")
             raise typer.Exit(1) from None
 
 
-def _tell(error: TsdkdError) -> None:
-    if not isinstance(error, OtherRankError):
-        show_error(error.cause, error.remedy)
-
-
-def _tell_of_system(error: OSError) -> int:
+def _show_system_error(error: OSError) -> int:
     """Returns the exit code."""
-    if isinstance(error, BrokenPipeError):  # who reads our output has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if error.errno is None:
-        show_error(_first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows where.")
+        _show_error(_first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows a traceback.")
         return 1
-    place = f" ({error.filename})" if error.filename else ""
-    remedy = "Free space" if error.errno in NEEDS_ROOM else "Choose another directory, or mend its permissions"
-    show_error(f"{error.strerror}{place}.", f"{remedy}, and run again; what was finished is kept.")
+    file = f" ({error.filename})" if error.filename else ""
+    remedy = "Free space" if error.errno in DISK_IS_FULL else "Choose another directory, or correct its permissions"
+    _show_error(f"{error.strerror}{file}.", f"{remedy}, and run again; completed parts are kept.")
     return 1
+
+
+def _show_error(cause: str, remedy: str) -> None:
+    from tsdkd.cli.console import show_error
+
+    show_error(cause, remedy)
 
 
 def _first_line(error: Exception) -> str:
@@ -67,7 +144,7 @@ def _first_line(error: Exception) -> str:
 
 
 app = typer.Typer(
-    cls=Guarded,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -77,7 +154,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"tsdkd {__version__}")
+        typer.echo(f"tsdkd {__version__}")
         raise typer.Exit
 
 
@@ -90,5 +167,5 @@ def root(
 ) -> None:
     """Distil a large language model's reasoning into a small one, on the tokens that matter (TSD-KD).
 
-    generate -> score -> train -> eval: each stage reads artifacts and writes one, under one --run directory.
+    generate -> score -> train -> eval: each stage reads artifacts and writes one, in the directory of a --run.
     """

@@ -1,4 +1,4 @@
-"""tsdkd artifact: look at what lies between stages."""
+"""tsdkd artifact: look at the artifacts that stages write."""
 
 from __future__ import annotations
 
@@ -10,107 +10,109 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from tsdkd.cli.console import out, show_pairs, show_tree
+from tsdkd.cli.console import show_pairs, show_text, show_tree
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest, Parent
 
 app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
-Place = Annotated[Path, typer.Argument(help="An artifact's directory.", show_default=False)]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", show_default=False)]
 
 
 @app.command()
-def show(path: Place) -> None:
-    """What an artifact is and what it was made from."""
+def show(
+    path: Directory,
+    config: Annotated[
+        bool, typer.Option("--config", help="Print only its options, as YAML for the --config of its stage.")
+    ] = False,
+) -> None:
+    """Show what an artifact holds and what it was made from."""
     from tsdkd.artifacts.manifest import flatten, load_manifest
 
     manifest = load_manifest(path)
+    if config:
+        from tsdkd.stages.config.recorded import config_text
+
+        show_text(config_text(path, manifest).rstrip())
+        return
     show_pairs(
         f"{manifest.kind}, {manifest.state}",
         [
             ("fingerprint", manifest.fingerprint),
-            ("written by", f"tsdkd {manifest.tsdkd}, {manifest.engine}, {_pairs(manifest.libraries)}"),
+            ("written by", f"tsdkd {manifest.tsdkd}, {manifest.engine}, {_format_pairs(manifest.libraries)}"),
             ("seed", str(manifest.seed)),
-            ("config", _pairs(flatten(manifest.config))),
+            ("config", _format_pairs(flatten(manifest.config))),
             *[(model.role, f"{model.name} (weights {model.weights[:12]})") for model in manifest.models],
             *[
-                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {_place(path, parent)}")
+                ("made from", f"{parent.kind} {parent.fingerprint[:12]} at {_parent_path(path, parent)}")
                 for parent in manifest.parents
             ],
-            ("files", _files(manifest)),
-            *[(name, _shown(value)) for name, value in flatten(manifest.summary).items()],
+            ("files", _format_files(manifest)),
+            *[(name, _format_value(value)) for name, value in flatten(manifest.summary).items()],
         ],
     )
 
 
-@app.command("verify")
-def verify_(path: Place) -> None:
-    """Check every file's hash, the columns, and that the parents are unchanged."""
+@app.command()
+def verify(path: Directory) -> None:
+    """Check that files, columns and parents are unchanged."""
     from tsdkd.artifacts.reader import verify_artifact
 
     manifest = verify_artifact(path)
-    fingerprint = manifest.fingerprint[:12]
-    out.print(
-        f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {fingerprint}", soft_wrap=True
-    )
+    show_text(f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {manifest.fingerprint[:12]}")
 
 
 @app.command()
-def lineage(path: Place) -> None:
-    """The tree of everything an artifact was made from."""
+def lineage(path: Directory) -> None:
+    """Show the tree of everything that an artifact was made from."""
     from tsdkd.artifacts.manifest import load_manifest
 
     manifest = load_manifest(path)
-    tree = Tree(_name(path, manifest))
-    _grow(tree, path, manifest, {path.resolve()})
+    tree = Tree(f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}")
+    _add_sources(tree, path, manifest, {path.resolve()})
     show_tree(tree)
 
 
-def _grow(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
-    """Draw parents and models; what stands `above` is not drawn again: a later round may have replaced it."""
+def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
+    """Add parents and models; those that stand `above` are not expanded, since a later round can replace them."""
     from tsdkd.artifacts.manifest import MADE_BY, MANIFEST_FILE, load_manifest
     from tsdkd.artifacts.reader import check_parents
 
-    for parent, there, same in check_parents(path, manifest):
-        place = path / parent.path
-        state = "" if same else " [red](changed since)[/red]" if there else " [red](not there any more)[/red]"
-        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_place(path, parent))}")
-        if same and parent.kind in MADE_BY and place.resolve() not in above:
-            _grow(branch, place, load_manifest(place), above | {place.resolve()})
+    for parent, exists, same in check_parents(path, manifest):
+        source = path / parent.path
+        state = "" if same else " [red](changed since)[/red]" if exists else " [red](not there any more)[/red]"
+        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_parent_path(path, parent))}")
+        if same and parent.kind in MADE_BY and source.resolve() not in above:
+            _add_sources(branch, source, load_manifest(source), above | {source.resolve()})
     for model in manifest.models:
         branch = tree.add(f"{model.role} {model.weights[:12]} {escape(model.name)}")
-        place = Path(model.name)
-        if (place / MANIFEST_FILE).is_file() and place.resolve() not in above:
-            _grow(branch, place, load_manifest(place), above | {place.resolve()})
+        source = Path(model.name)
+        if (source / MANIFEST_FILE).is_file() and source.resolve() not in above:
+            _add_sources(branch, source, load_manifest(source), above | {source.resolve()})
 
 
-def _name(path: Path, manifest: Manifest) -> str:
-    return f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}"
-
-
-def _place(path: Path, parent: Parent) -> str:
+def _parent_path(path: Path, parent: Parent) -> str:
+    """The name of a dataset; else the path, relative to the working directory if it lies below."""
     from tsdkd.artifacts.manifest import HUB_DATASET
 
-    return parent.path if parent.kind == HUB_DATASET else _from_here(path / parent.path)
+    if parent.kind == HUB_DATASET:
+        return parent.path
+    absolute = (path / parent.path).resolve()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
-def _from_here(path: Path) -> str:
-    place = path.resolve()
-    return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else str(place)
-
-
-def _files(manifest: Manifest) -> str:
+def _format_files(manifest: Manifest) -> str:
     rows = f"{manifest.rows:,} rows, " if any(part.rows is not None for part in manifest.parts) else ""
     return f"{len(manifest.parts)}, {rows}{sum(part.bytes for part in manifest.parts) / 1e6:,.1f} MB"
 
 
-def _pairs(values: Mapping[str, object]) -> str:
+def _format_pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(_format_value, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

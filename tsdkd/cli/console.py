@@ -1,7 +1,6 @@
-"""What a user sees: panels, tables, errors, and what a stage reports (drawn by live.py).
+"""The screen: panels, tables, errors, and the progress that stages report.
 
-On a terminal, stages draw bars; piped, they say only what matters, and once a minute how far they are. Errors go to
-stderr: cause, then remedy.
+A terminal shows progress bars; a log gets one line a minute. Errors go to stderr: cause, then remedy.
 """
 
 import os
@@ -19,12 +18,11 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tsdkd.cli.progress import ProgressLines, progress_bar
 from tsdkd.ranks import rank
 
-FIRST = rank() == 0
-"""Of several processes (torchrun, accelerate launch) only the first speaks; all may fail."""
-out = Console(highlight=False, emoji=False, quiet=not FIRST)
+IS_RANK_0 = rank() == 0
+"""Only rank 0 of a distributed run (torchrun, accelerate launch) prints; every rank shows errors."""
+out = Console(highlight=False, emoji=False, quiet=not IS_RANK_0)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -35,55 +33,60 @@ class ConsoleObserver:
         """`plain`: lines for a log, even on a terminal."""
         self.plain = plain
         self._warnings: list[str] = []
-        self._show_measures: Callable[[dict[str, float]], None] = lambda _: None
+        self._show_metrics: Callable[[dict[str, float]], None] = lambda _: None
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-        if not FIRST:
+        if not IS_RANK_0:
             yield lambda _: None
-        elif self.plain or not err.is_terminal:
-            lines = ProgressLines(err, what, total, unit, done)
-            self._show_measures = lines.measures
+            return
+        from tsdkd.cli import progress
+
+        if self.plain or not err.is_terminal:
+            lines = progress.ProgressLines(err, what, total, unit, done)
+            self._show_metrics = lines.metrics
             yield lines.advance
         else:
-            with progress_bar(err, what, total, unit, done) as (advance, self._show_measures):
+            with progress.progress_bar(err, what, total, unit, done) as (advance, self._show_metrics):
                 yield advance
 
     def metrics(self, values: dict[str, float]) -> None:
-        self._show_measures(values)
+        self._show_metrics(values)
 
     def info(self, message: str) -> None:
-        if FIRST:
+        if IS_RANK_0:
             err.print(escape(message), soft_wrap=True)
 
     def warning(self, message: str) -> None:
         self._warnings.append(message)
-        if FIRST:
+        if IS_RANK_0:
             err.print(escape(message), style="yellow", soft_wrap=True)
 
     @contextmanager
     def writing(self, artifact: Path) -> Iterator[None]:
-        """What it takes is noted in the artifact's journal; a finished artifact takes nothing."""
+        """Write config.yaml and the journal beside an artifact that is not complete yet."""
         from tsdkd.artifacts.journal import record_session
         from tsdkd.artifacts.manifest import load_manifest
+        from tsdkd.stages.config.recorded import write_config
 
-        if not FIRST or load_manifest(artifact).state == "complete":
+        manifest = load_manifest(artifact)
+        if not IS_RANK_0 or manifest.state == "complete":
             yield
             return
-        with record_session(artifact, _typed(), self._warnings):
+        write_config(artifact, manifest)
+        with record_session(artifact, command_line(), self._warnings):
             yield
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         show_pairs(title, rows)
 
 
-def _typed() -> str:
-    """This process's command, with the run where the environment names it."""
+def command_line() -> str:
+    """The command of this process, with TSDKD_RUN in front if it names the run."""
     run = os.environ.get("TSDKD_RUN")
-    named = (
-        f"TSDKD_RUN={shlex.quote(run)} " if run and not any(word.split("=")[0] == "--run" for word in sys.argv) else ""
-    )
-    return named + shlex.join(["tsdkd", *sys.argv[1:]])
+    is_named = any(word.split("=")[0] == "--run" for word in sys.argv)
+    variable = f"TSDKD_RUN={shlex.quote(run)} " if run and not is_named else ""
+    return variable + shlex.join(["tsdkd", *sys.argv[1:]])
 
 
 def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -105,13 +108,13 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def show_text(text: str) -> None:
-    """As it is, to paste or to pipe."""
+    """Plain text without wrapping, to paste or to pipe."""
     out.print(text, markup=False, soft_wrap=True)
 
 
 def show_tree(tree: Tree) -> None:
-    """Each entry on one line, however long: a path that is cut in two cannot be copied."""
-    Console(width=4096, highlight=False, emoji=False, quiet=not FIRST).print(tree)
+    """A tree with one line for each entry, however long, so that paths can be copied."""
+    Console(width=4096, highlight=False, emoji=False, quiet=not IS_RANK_0).print(tree)
 
 
 def show_next(command: str) -> None:

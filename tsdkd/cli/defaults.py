@@ -1,4 +1,4 @@
-"""What stands where a user named nothing: the embedded pair and the embedded prompts."""
+"""Defaults where the user names nothing: the embedded models and the embedded prompts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parents[1] / "stages" / "data" / "embedded"
 PROMPTS = EMBEDDED / "prompts.jsonl"
 STUDENT_DROPS = 3
-"""Layers the embedded student lacks."""
+"""Layers of the teacher that the embedded student does not have."""
 EMBEDDED_TEACHER, EMBEDDED_STUDENT = "embedded-teacher", "embedded-student"
-"""By these names the embedded pair can be named."""
+"""The names of the embedded models, for every option that names a model."""
 
 
 def teacher(name: str | None, recorded: Manifest | None = None) -> str:
-    """The teacher named, else the one that was recorded, else the embedded one, made on first use."""
-    return model(name or _recorded(recorded, "teacher") or EMBEDDED_TEACHER)
+    """The named teacher, else the recorded one, else the embedded one."""
+    return model(name or _recorded_name(recorded, "teacher") or EMBEDDED_TEACHER)
 
 
 def student(name: str | None, recorded: Manifest | None = None) -> str:
-    """The student named, else the one that was recorded, else the embedded one, made on first use."""
-    return model(name or _recorded(recorded, "student") or EMBEDDED_STUDENT)
+    """The named student, else the recorded one, else the embedded one."""
+    return model(name or _recorded_name(recorded, "student") or EMBEDDED_STUDENT)
 
 
 def model(name: str) -> str:
-    """A model's directory or hub id; one of the embedded pair is made on first use."""
-    known = {EMBEDDED_TEACHER: embedded_teacher, EMBEDDED_STUDENT: embedded_student}
-    return known[name]() if name in known else name
+    """The directory or hub id of a model; an embedded model is made on first use."""
+    embedded = {EMBEDDED_TEACHER: embedded_teacher, EMBEDDED_STUDENT: embedded_student}
+    return embedded[name]() if name in embedded else name
 
 
 def embedded_teacher() -> str:
@@ -52,16 +52,16 @@ def embedded_student() -> str:
     from tsdkd.stages.prune import prune
 
     teacher_, config = embedded_teacher(), PruneConfig(drop=STUDENT_DROPS)
-    made_from = [file_digest(Path(teacher_) / "model.safetensors"), file_digest(PROMPTS), asdict(config)]
-    place = cache_dir() / f"embedded-student-{json_digest(made_from)[:12]}"
-    if not (place / MANIFEST_FILE).is_file() or load_manifest(place).state != "complete":
+    inputs = [file_digest(Path(teacher_) / "model.safetensors"), file_digest(PROMPTS), asdict(config)]
+    output = cache_dir() / f"embedded-student-{json_digest(inputs)[:12]}"
+    if not (output / MANIFEST_FILE).is_file() or load_manifest(output).state != "complete":
         ConsoleObserver().info(
             f"Preparing the embedded student, the teacher without {STUDENT_DROPS} of its layers (once)."
         )
-        prune(teacher_, PROMPTS, place, config, ConsoleObserver())
-    return str(place)
+        prune(teacher_, PROMPTS, output, config, ConsoleObserver())
+    return str(output)
 
 
-def _recorded(manifest: Manifest | None, role: str) -> str | None:
-    names = [model.name for model in manifest.models if model.role == role] if manifest else []
-    return names[0] if names else None
+def _recorded_name(manifest: Manifest | None, role: str) -> str | None:
+    models = manifest.models if manifest else ()
+    return next((model.name for model in models if model.role == role), None)

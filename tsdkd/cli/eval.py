@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsdkd.cli import defaults, options
-from tsdkd.cli.console import ConsoleObserver, out
+from tsdkd.cli.console import ConsoleObserver, show_text
 from tsdkd.cli.show_comparison import Format, show_comparison
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.types import EvalEngine
+from tsdkd.stages.config.types import COMPARISON, DATA, MODELS
 from tsdkd.stages.results import published
 from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS, choose_benchmarks
 
@@ -20,154 +21,135 @@ if TYPE_CHECKING:
     from tsdkd.artifacts.reader import Artifact
 
 
+def read_eval_config(context: typer.Context) -> EvalConfig:
+    """With benchmarks by their full names. Raises InputError for an unknown one."""
+    config = options.read_config(context, EvalConfig)
+    return replace(config, tasks=tuple(benchmark.name for benchmark in choose_benchmarks(config.tasks)))
+
+
+@options.configured(EvalConfig, read_eval_config, choices={"tasks": PAPER_BENCHMARKS})
 def command(
-    context: typer.Context,
-    places: Annotated[
-        list[Path] | None, typer.Argument(help="With --compare: results, or runs that have some.", show_default=False)
+    config: EvalConfig,
+    compared: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="With --compare: results, or runs that hold some.", show_default=False),
     ] = None,
-    run: options.Run = options.RUN,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            help=f"Of {', '.join(PAPER_BENCHMARKS)}, with commas between; a variant is NAME:VARIANT.",
-            show_default="all: the paper's ten",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = ",".join(EvalConfig.tasks),
+    run: options.Run = options.DEFAULT_RUN,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=MODEL: measure these, and only these; as often as needed. MODEL is a directory (of an adapter, "
-            "too), a hub id, embedded-teacher or embedded-student.",
-            show_default="teacher, student and distilled of the run",
-            rich_help_panel=options.MODELS,
+            metavar="NAME=MODEL",
+            help="Model to measure instead of the run's, repeatable: model or adapter directory, hub id, "
+            "embedded-teacher or embedded-student.",
+            show_default="the run's teacher, student and distilled",
+            rich_help_panel=options.COMMON,
         ),
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=MODEL: measure this beside the run's three.", rich_help_panel=options.MODELS),
+        typer.Option(
+            metavar="NAME=MODEL", help="Model to measure besides the run's, repeatable.", rich_help_panel=MODELS
+        ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Local copies of the datasets: DATA/gsm8k, ...", show_default="the hub", rich_help_panel=options.DATA
+            metavar="DIR",
+            help="Local copies of the datasets: DIR/gsm8k, ...",
+            show_default="the hub",
+            rich_help_panel=DATA,
         ),
     ] = None,
     held_out: Annotated[
         Path | None,
         typer.Option(
-            help="Run directory with held-out rollouts and scores: divergence to the teacher.",
-            rich_help_panel=options.DATA,
+            metavar="DIR",
+            help="Run with rollouts and scores of held-out prompts; measures the divergence from the teacher.",
+            rich_help_panel=options.COMMON,
         ),
     ] = None,
     results: Annotated[
         Path | None,
         typer.Option(
-            help="Where results go, a folder a model.", show_default="RUN/results", rich_help_panel=options.DATA
+            metavar="DIR", help="Results, a directory for each model.", show_default="RUN/results", rich_help_panel=DATA
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,
-    limit: Annotated[int | None, options.count("Documents per benchmark.", options.METHOD)] = EvalConfig.limit,
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            help="Ask through the chat template.",
-            show_default="where the model has one",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = EvalConfig.chat_template,
-    max_new_tokens: Annotated[
-        int | None, options.count("Cuts answers earlier.", options.METHOD, default="as the benchmarks do")
-    ] = EvalConfig.max_new_tokens,
     allow_code_execution: Annotated[
         bool,
         typer.Option(
             "--allow-code-execution",
-            help="Let programs that a model writes run, confined: mbpp needs it.",
-            rich_help_panel=options.MODELS,
+            help="Run programs that models write, in a sandbox; mbpp needs it.",
+            rich_help_panel=options.COMMON,
         ),
     ] = False,
-    engine: Annotated[EvalEngine, options.choice("Who answers.", options.ENGINE)] = EvalConfig.engine,
-    tensor_parallel: Annotated[
-        int, options.count("GPUs per model, with vLLM.", options.ENGINE)
-    ] = EvalConfig.tensor_parallel,
-    memory_fraction: Annotated[
-        float, options.number("Of the GPU, for vLLM; without a GPU, of the machine.", options.ENGINE, least=0, most=1)
-    ] = EvalConfig.memory_fraction,
-    max_length: Annotated[
-        int | None, options.count("Tokens of prompt and answer.", options.ENGINE, default="the model's context")
-    ] = EvalConfig.max_length,
-    batch_size: Annotated[
-        int | None, options.count("Requests at a time.", options.ENGINE, default="as many as fit")
-    ] = EvalConfig.batch_size,
-    dtype: options.DTypeName = EvalConfig.dtype,
     compare: Annotated[
         bool,
-        typer.Option(
-            "--compare", help="Measure nothing: put results side by side.", rich_help_panel=options.COMPARISON
-        ),
+        typer.Option("--compare", help="Compare results without measuring.", rich_help_panel=options.COMMON),
     ] = False,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Whom the others are compared with.", show_default="student", rich_help_panel=options.COMPARISON
+            metavar="NAME",
+            help="Model that the others are compared with.",
+            show_default="student",
+            rich_help_panel=COMPARISON,
         ),
     ] = None,
     paper: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The published rows beside it: a pair such as qwen2.5, table-3, figure-4.",
+            help="Published results to show: a pair such as qwen2.5, table-3 or figure-4.",
             show_default="by the models' names",
-            rich_help_panel=options.COMPARISON,
+            rich_help_panel=COMPARISON,
         ),
     ] = None,
     format_: Annotated[
-        Format, typer.Option("--format", help="Of the tables.", rich_help_panel=options.COMPARISON)
+        Format,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Format of the tables. One of terminal, markdown, csv, latex.",
+            rich_help_panel=COMPARISON,
+        ),
     ] = "terminal",
 ) -> None:
-    """Any models -> results: the paper's ten benchmarks through lm-eval, side by side.
+    """Measure models on the paper's benchmarks, and compare them: checkpoint or any model -> results.
 
-    A finished benchmark is not run again. `tsdkd eval --compare A B` puts finished results or runs side by side.
+    A complete benchmark is skipped. `tsdkd eval --compare A B` compares complete results or runs.
     """
     if paper:
         published.find_table(paper)  # before anything is measured
     if compare:
-        _compare(_found(places or [run]), baseline, paper, format_)
+        _compare(find_results(compared or [run]), baseline, paper, format_)
         return
-    if places:
-        raise InputError(f"{places[0]} is no option.", "Add --compare, or name models with --model NAME=MODEL.")
-    config = configured(context)
-    models = named("--model", model) if model else _of_run(checkpoint or run / "checkpoint")
-    more = named("--also", also or [])
-    for name in models.keys() & more.keys():
-        raise InputError(f"--also {name} is already measured as {models[name]}.", "Choose another name.")
-    models = {name: defaults.model(path) for name, path in (models | more).items()}
+    if compared:
+        raise InputError(
+            f"{compared[0]} is given without --compare.", "Add --compare, or name models with --model NAME=MODEL."
+        )
+    models = {
+        name: defaults.model(path) for name, path in _models(model, also, checkpoint or run / "checkpoint").items()
+    }
 
     from tsdkd.stages.eval.stage import evaluate
     from tsdkd.stages.models.paths import model_directory
 
     for path in models.values():
         model_directory(path)
-    place = results or run / "results"
+    output = results or run / "results"
     artifacts = {
-        name: evaluate(path, place / name, config, data, held_out, ConsoleObserver(), overwrite, allow_code_execution)
+        name: evaluate(path, output / name, config, data, held_out, ConsoleObserver(), overwrite, allow_code_execution)
         for name, path in models.items()
     }
     _compare(artifacts, baseline, paper, format_)
     if format_ == "terminal":
-        out.print(f"results: {place}", soft_wrap=True)
+        show_text(f"results: {output}")
 
 
-def configured(context: typer.Context) -> EvalConfig:
-    names = context.params["tasks"].split(",")
-    return options.configured(
-        EvalConfig, context, tasks=tuple(benchmark.name for benchmark in choose_benchmarks(names))
-    )
-
-
-def named(option: str, models: list[str]) -> dict[str, str]:
+def parse_models(option: str, models: list[str]) -> dict[str, str]:
+    """Paths by name, from values such as mine=runs/a/checkpoint. Raises InputError."""
     pairs = [entry.partition("=") for entry in models]
     for name, equals, path in pairs:
         if not (name and equals and path) or "/" in name:
@@ -176,16 +158,24 @@ def named(option: str, models: list[str]) -> dict[str, str]:
                 f"Write {option} NAME=MODEL, such as mine=runs/a/checkpoint.",
             )
     if len({name for name, _, _ in pairs}) < len(pairs):
-        raise InputError(f"{option} gives a name twice.", "Name every model once.")
+        raise InputError(f"{option} gives a name twice.", "Give every model its own name.")
     return {name: path for name, _, path in pairs}
 
 
-def _of_run(checkpoint: Path) -> dict[str, str]:
+def _models(model: list[str] | None, also: list[str] | None, checkpoint: Path) -> dict[str, str]:
+    models = parse_models("--model", model) if model else _run_models(checkpoint)
+    more = parse_models("--also", also or [])
+    for name in models.keys() & more.keys():
+        raise InputError(f"--also {name} is already measured as {models[name]}.", "Choose another name.")
+    return models | more
+
+
+def _run_models(checkpoint: Path) -> dict[str, str]:
     from tsdkd.artifacts.reader import read_artifact
 
     manifest = read_artifact(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
-    named = {model.role: model.name for model in manifest.models}
-    return {"teacher": named["teacher"], "student": named.get("student", str(checkpoint)), "distilled": str(checkpoint)}
+    names = {model.role: model.name for model in manifest.models}
+    return {"teacher": names["teacher"], "student": names.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
 def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | None, format_: Format) -> None:
@@ -194,24 +184,24 @@ def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | 
     show_comparison(compare(artifacts, baseline, paper), format_)
 
 
-def _found(places: list[Path]) -> dict[str, Artifact]:
-    """Results by the shortest names that tell them apart: of artifacts, or of all that a run has."""
+def find_results(paths: list[Path]) -> dict[str, Artifact]:
+    """Results by the shortest names that tell them apart, of artifacts or runs. Raises InputError."""
     from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.results.compare import model_sort_key, shorten_paths
 
     observer, found = ConsoleObserver(), []
-    for place in places:
-        below = [place, *sorted(place.glob("*/")), *sorted(place.glob("results/*/"))]
-        there = [path for path in below if (path / MANIFEST_FILE).is_file() and load_manifest(path).kind == "results"]
-        if not there:
+    for path in paths:
+        below = [path, *sorted(path.glob("*/")), *sorted(path.glob("results/*/"))]
+        results = [file for file in below if (file / MANIFEST_FILE).is_file() and load_manifest(file).kind == "results"]
+        if not results:
             raise InputError(
-                f"Found no results at {place}.", "Name the folder of results that `tsdkd eval` wrote, or their run."
+                f"Found no results at {path}.", "Name the directory of results that `tsdkd eval` wrote, or its run."
             )
-        finished = [path for path in there if load_manifest(path).state == "complete"]
-        if finished:
-            for path in sorted({*there} - {*finished}):
-                observer.info(f"{path} is not finished: left out.")
-        found += sorted(finished or there, key=model_sort_key)
+        complete = [file for file in results if load_manifest(file).state == "complete"]
+        if complete:
+            for file in sorted({*results} - {*complete}):
+                observer.info(f"{file} is incomplete and left out.")
+        found += sorted(complete or results, key=model_sort_key)
     found = list({path.resolve(): path for path in found}.values())
     return {name: read_artifact(path, "results") for name, path in zip(shorten_paths(found), found, strict=True)}

@@ -10,122 +10,77 @@ import typer
 
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_text
-from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import InspectConfig
+from tsdkd.stages.config.types import DATA, MODELS, SHOWN
 
 if TYPE_CHECKING:
     from tsdkd.stages.inspect.response import InspectedResponse
 
-SHOWN = "What is shown"
-TRAINED = "the checkpoint's, else {}"
 
-
+@options.configured(InspectConfig)
 def command(
-    run: options.Run = options.RUN,
+    config: InspectConfig,
+    run: options.Run = options.DEFAULT_RUN,
     scores: options.Scores = None,
     rollouts: Annotated[
         Path | None,
-        typer.Option(help="Rollouts artifact.", show_default="as the scores recorded it", rich_help_panel=options.DATA),
+        typer.Option(metavar="DIR", help="Rollouts artifact.", show_default="the scores' parent", rich_help_panel=DATA),
     ] = None,
     checkpoint: options.Checkpoint = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page.", rich_help_panel=options.DATA)
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="HTML page to write.", rich_help_panel=options.COMMON),
     ] = None,
-    sample_id: Annotated[
-        str,
-        typer.Option(metavar="ID", help="Or random, largest-gap or longest-opener.", rich_help_panel=SHOWN),
-    ] = InspectConfig.sample_id,
-    seed: Annotated[int, options.count("Of the random choice.", SHOWN, least=0)] = InspectConfig.seed,
     positions: Annotated[
-        str | None, typer.Option(metavar="FROM-TO", help="Rows of the table, from 1.", rich_help_panel=SHOWN)
+        str | None,
+        typer.Option(metavar="FROM-TO", help="Rows of the table to show, from 1.", rich_help_panel=SHOWN),
     ] = None,
     aggregate: Annotated[
-        bool, typer.Option("--aggregate", help="All responses in place of one.", rich_help_panel=SHOWN)
+        bool, typer.Option("--aggregate", help="Show all responses together.", rich_help_panel=options.COMMON)
     ] = False,
-    after: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Compare: what this one sees.", rich_help_panel=options.MODELS),
-    ] = None,
+    after: Annotated[str | None, options.model_option("Trained student to compare with.", "none")] = None,
     student: Annotated[
-        str | None,
-        typer.Option(help="Model directory or hub id.", show_default="as recorded", rich_help_panel=options.MODELS),
+        str | None, options.model_option("Student: model directory or hub id.", "as recorded", MODELS)
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(
-            help="Both models read, in place of scores.", show_default="scores are used", rich_help_panel=options.MODELS
-        ),
-    ] = None,
-    opener: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X",
-            help="Share of entropy in the opener, or adaptive.",
-            show_default=TRAINED.format(TSDKDConfig.opener),
-            rich_help_panel=options.OBJECTIVE,
-        ),
-    ] = None,
-    em_ratio: Annotated[
-        float | None,
-        options.number(
-            "Share of positions whose entropy falls.",
-            options.OBJECTIVE,
-            default=TRAINED.format(TSDKDConfig.em_ratio),
-        ),
-    ] = None,
-    gate: Annotated[
-        bool | None,
-        options.choice("Weigh the divergence by the gap.", options.OBJECTIVE, default=TRAINED.format("on")),
-    ] = None,
-    tau: Annotated[
-        float | None,
-        options.number("Sharpness of the gate.", options.OBJECTIVE, default=TRAINED.format(TSDKDConfig.tau)),
-    ] = None,
-    k: Annotated[
-        int | None,
-        options.count("Candidates ranked.", options.OBJECTIVE, least=2, default=TRAINED.format(TSDKDConfig.k)),
+        options.model_option("Teacher; both models read the response, instead of scores.", "scores are read", MODELS),
     ] = None,
 ) -> None:
-    """Look at one response token by token, or at a whole artifact: what is taught, and what both models see."""
-    wanted = _positions(positions)
+    """Show one response token by token, or all responses together: entropies, ranks and selected tokens."""
+    shown = _parse_positions(positions)
     options.require_page(html)
-    if aggregate and (after or teacher or student or rollouts or positions or sample_id != InspectConfig.sample_id):
+    if aggregate and (
+        after or teacher or student or rollouts or positions or config.sample_id != InspectConfig.sample_id
+    ):
         raise InputError(
-            "--aggregate shows what scores hold, all of it.",
+            "--aggregate shows all responses of the scores.",
             "Leave out --sample-id, --positions, --after, --student, --teacher and --rollouts.",
         )
-    config = InspectConfig(
-        sample_id=sample_id,
-        seed=seed,
-        opener=None if opener is None else options.opener_share(opener),
-        em_ratio=em_ratio,
-        gate=gate,
-        tau=tau,
-        k=k,
-    )
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.cli import show_inspection
     from tsdkd.stages.inspect import page
     from tsdkd.stages.inspect.stage import inspect_all
 
+    scores_ = scores or run / "scores"
     if checkpoint:
         read_artifact(checkpoint, "checkpoint", hashed=False).require_parent(
-            read_artifact(scores or run / "scores", "scores", hashed=False)
+            read_artifact(scores_, "scores", hashed=False)
         )
     trained = checkpoint or run / "checkpoint"
     if aggregate:
-        found = inspect_all(scores or run / "scores", config, trained, ConsoleObserver())
+        found = inspect_all(scores_, config, trained, ConsoleObserver())
         show_inspection.show_aggregate(found)
-        written = page.aggregate_page(found, str(scores or run / "scores")) if html else ""
+        content = page.aggregate_page(found, str(scores_)) if html else ""
     else:
         response = _response(run, scores, rollouts, trained, config, student, teacher, after)
-        if wanted and wanted.start > len(response.tokens):
+        if shown and shown.start > len(response.tokens):
             raise InputError(f"The response has {len(response.tokens)} tokens.", "Give --positions within them.")
-        show_inspection.show_response(response, wanted)
-        written = page.response_page(response) if html else ""
+        show_inspection.show_response(response, shown)
+        content = page.response_page(response) if html else ""
     if html is not None:
-        html.write_text(written, encoding="utf-8")
+        html.write_text(content, encoding="utf-8")
         show_text(str(html))
 
 
@@ -145,13 +100,13 @@ def _response(
     if teacher is None:
         return inspect_scores(scores or run / "scores", config, rollouts, checkpoint, student, after, ConsoleObserver())
     if scores:
-        raise InputError("--teacher reads in place of --scores.", "Leave one of them out.")
-    answered = rollouts or run / "rollouts"
-    author = read_artifact(answered, "rollouts", "--rollouts", hashed=False).manifest
-    return inspect_models(answered, config, defaults.student(student, author), defaults.model(teacher), after)
+        raise InputError("--teacher reads instead of --scores.", "Leave one of them out.")
+    rollouts = rollouts or run / "rollouts"
+    recorded = read_artifact(rollouts, "rollouts", "--rollouts", hashed=False).manifest
+    return inspect_models(rollouts, config, defaults.student(student, recorded), defaults.model(teacher), after)
 
 
-def _positions(value: str | None) -> range | None:
+def _parse_positions(value: str | None) -> range | None:
     if value is None:
         return None
     found = re.fullmatch(r"(\d+)-(\d+)", value)

@@ -1,137 +1,189 @@
-"""Options that several commands share, worded once."""
+"""Options as typer knows them: those of a configuration, made from its fields, and those that commands share."""
 
-from dataclasses import fields
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.models import OptionInfo
 
+from tsdkd.cli.config_file import config_file_parameter
 from tsdkd.errors import InputError
-from tsdkd.stages.config.types import DType
+from tsdkd.stages.config.option import COMMON, ConfigOption, build, config_options, union_members
+from tsdkd.stages.config.types import DATA, GROUPS
 
-MODELS = "Models"
-DATA = "Inputs and outputs"
-METHOD = "Method"
-ENGINE = "Engine"
-VLLM = "vLLM"
-COMPARISON = "Comparison"
-OBJECTIVE = "Objective (the paper's symbols)"
-
-
-def count(help_: str, panel: str, least: int = 1, default: str | bool = True) -> Any:
-    """An option that takes a whole number; short names leave room for long ones on 80 columns."""
-    return typer.Option(min=least, metavar="N", help=help_, rich_help_panel=panel, show_default=default)
-
-
-def number(
-    help_: str,
-    panel: str,
-    least: float | None = None,
-    most: float | None = None,
-    name: str = "",
-    default: str | bool = True,
-) -> Any:
-    """An option that takes a real number; `name` where Python cannot have it as a parameter."""
-    names = [name] if name else []
-    return typer.Option(
-        *names, min=least, max=most, metavar="X", help=help_, rich_help_panel=panel, show_default=default
-    )
-
-
-def text(help_: str, panel: str, default: str) -> Any:
-    """An option that takes words; `default` is what stands where none are given."""
-    return typer.Option(metavar="TEXT", help=help_, show_default=default, rich_help_panel=panel)
-
-
-def choice(help_: str, panel: str, default: str | bool = True) -> Any:
-    """An option that takes one of a few words, or a switch."""
-    return typer.Option(help=help_, rich_help_panel=panel, show_default=default)
-
+DEFAULT_RUN = Path("runs/default")
+_LAST = {"seed", "overwrite", "config_file"}
+"""Common options that help shows after the others."""
 
 Run = Annotated[
     Path,
     typer.Option(
         "--run",
         envvar="TSDKD_RUN",
-        help="Run directory: rollouts/, scores/, checkpoint/, results/.",
-        rich_help_panel=DATA,
+        metavar="DIR",
+        help="Run directory, with rollouts/, scores/, checkpoint/ and results/.",
+        rich_help_panel=COMMON,
     ),
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option(
-        "--overwrite", help="Replace an output that was made with another configuration.", rich_help_panel=DATA
-    ),
+    typer.Option("--overwrite", help="Replace an output that was made differently.", rich_help_panel=COMMON),
 ]
 Rollouts = Annotated[
-    Path | None, typer.Option(help="Rollouts artifact.", show_default="RUN/rollouts", rich_help_panel=DATA)
+    Path | None,
+    typer.Option(metavar="DIR", help="Rollouts artifact.", show_default="RUN/rollouts", rich_help_panel=DATA),
 ]
-Scores = Annotated[Path | None, typer.Option(help="Scores artifact.", show_default="RUN/scores", rich_help_panel=DATA)]
+Scores = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Scores artifact.", show_default="RUN/scores", rich_help_panel=DATA)
+]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Checkpoint artifact.", show_default="RUN/checkpoint", rich_help_panel=DATA)
+    Path | None,
+    typer.Option(metavar="DIR", help="Checkpoint artifact.", show_default="RUN/checkpoint", rich_help_panel=DATA),
 ]
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        help="JSONL, JSON, CSV or Parquet file; or a dataset, by hub id or directory.",
+        metavar="DATA",
+        help="JSONL, JSON, CSV or Parquet file; or a dataset: hub id or directory.",
         show_default="the embedded prompts",
-        rich_help_panel=DATA,
+        rich_help_panel=COMMON,
     ),
 ]
-Column = Annotated[
-    str | None,
-    typer.Option(help="Column with messages or text.", show_default="messages, else prompt", rich_help_panel=DATA),
-]
+
+
+def model_option(help_: str, default: str, group: str = COMMON) -> Any:
+    """An option that names a model; `default`: in words."""
+    return typer.Option(metavar="MODEL", help=help_, show_default=default, rich_help_panel=group)
+
+
 Student = Annotated[
-    str | None,
-    typer.Option(
-        help="Model directory or hub id.", show_default="as recorded, else the embedded student", rich_help_panel=MODELS
-    ),
+    str | None, model_option("Student: model directory or hub id.", "as recorded, else embedded-student")
 ]
 Teacher = Annotated[
-    str | None,
-    typer.Option(help="Model directory or hub id.", show_default="the embedded teacher", rich_help_panel=MODELS),
+    str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
 ]
-Seed = Annotated[int, count("Fixes sampling and order.", ENGINE, least=0)]
-DTypeName = Annotated[
-    DType, typer.Option("--dtype", help="auto: as saved; float32 on a CPU without bf16.", rich_help_panel=ENGINE)
-]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling and order.", rich_help_panel=COMMON)]
 
-RUN = Path("runs/default")
 Config = TypeVar("Config")
+Command = Callable[..., None]
 
 
-def configured(kind: type[Config], context: typer.Context, **others: Any) -> Config:
-    """A config whose fields are what the options of their names say, but for `others`. Raises InputError."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in context.params.items() if name in names} | others)
+def read_config(context: typer.Context, kind: type[Config]) -> Config:
+    """A configuration without nested ones, from a command's options. Raises InputError."""
+    config: Config = build(kind, option_values(context, kind))
+    return config
+
+
+def option_values(context: typer.Context, kind: type, *, given: bool = False, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration's options by dotted key. Raises InputError.
+
+    `given`: only those that stand on the command line or in the --config file. `prefix`: only keys that begin so,
+    without it.
+    """
+    return {
+        option.key.removeprefix(prefix): option.parse(context.params[option.parameter])
+        for option in config_options(kind)
+        if option.key.startswith(prefix) and (not given or is_given(context, option.parameter))
+    }
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Does the option stand on the command line or in the --config file?"""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name in {"COMMANDLINE", "DEFAULT_MAP"}
+
+
+def configured(
+    kind: type[Config],
+    read: Callable[[typer.Context], Config] | None = None,
+    choices: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> Callable[[Command], Command]:
+    """Give a command the options of a configuration; it receives the finished configuration as `config`.
+
+    Adds --config, and orders the options as help shows them. `read`: makes the configuration from the options;
+    `choices`: words to choose from, by the name of an option whose type does not list them.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "config"]
+
+        def call(context: typer.Context, **values: Any) -> None:
+            config = read(context) if read else read_config(context, kind)
+            command(config=config, **{parameter.name: values[parameter.name] for parameter in own})
+
+        options = [
+            *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+            *(typer_parameter(option, choices.get(option.name, option.choices)) for option in config_options(kind)),
+        ]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context, *sorted([config_file_parameter(options), *options], key=_group_rank)]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
+        return call
+
+    return decorate
+
+
+def typer_parameter(option: ConfigOption, choices: Iterable[str]) -> inspect.Parameter:
+    """The parameter of a command that stands for an option; its help lists the `choices`."""
+    info = option.option
+    names = [f"--{option.name}"]
+    type_, default, metavar = option.type, option.default, info.metavar
+    if option.is_tuple:
+        type_, default = (list[str] if info.repeatable else str) | None, ",".join(default) or None
+    elif option.is_number_or_word:
+        type_, default = (str if default is not None else str | None), default if default is None else str(default)
+    elif bool in union_members(type_) and default is not False:
+        names = [f"--{option.name}/--no-{option.name}"]
+    declared = typer.Option(
+        *names,
+        min=info.min,
+        max=info.max,
+        metavar=metavar or _metavar(option),
+        help=f"{info.help} One of {listed}." if (listed := ", ".join(choices)) else info.help,
+        show_default=info.shown or True,
+        rich_help_panel=option.group,
+    )
+    return inspect.Parameter(
+        option.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[type_, declared]
+    )
+
+
+def _metavar(option: ConfigOption) -> str | None:
+    if option.choices:
+        return "NAME"
+    members = union_members(option.type)
+    return next((word for type_, word in ((int, "N"), (float, "X"), (str, "TEXT")) if type_ in members), None)
+
+
+def _group_rank(parameter: inspect.Parameter) -> int:
+    """Arguments and common options come first."""
+    declared = next(iter(getattr(parameter.annotation, "__metadata__", ())), None)
+    if not isinstance(declared, OptionInfo) or declared.rich_help_panel == COMMON:
+        return -1 if parameter.name in _LAST else -2
+    return GROUPS.index(str(declared.rich_help_panel))
 
 
 def require_page(html: Path | None) -> None:
-    """Raise InputError unless a page can be written there; nothing but a page is ever replaced."""
+    """Raise InputError unless a page can be written there; only pages are ever replaced."""
     if html is None:
         return
     if html.suffix != ".html" or html.is_dir():
-        raise InputError(f"{html} would be no page.", "Name a file that ends in .html.")
+        raise InputError(f"{html} does not name a page.", "Name a file that ends in .html.")
     if not html.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {html.parent} for the page.", "Make it, or name another --html FILE.")
+        raise InputError(f"The directory {html.parent} of the page does not exist.", "Create it, or name another FILE.")
 
 
-def opener_share(value: str) -> float | Literal["adaptive"]:
-    """What --opener says."""
-    if value == "adaptive":
-        return "adaptive"
-    try:
-        return float(value)
-    except ValueError:
-        raise InputError(f"--opener is {value!r}.", "Give a share such as 0.1, or adaptive.") from None
+def run_option(run: Path) -> str:
+    """The option by which the next command names this run."""
+    return "" if run == DEFAULT_RUN else f" --run {run}"
 
 
-def at(run: Path) -> str:
-    """How the next command names this run."""
-    return "" if run == RUN else f" --run {run}"
-
-
-def named(option: str, path: Path | None) -> str:
-    """How the next command names an artifact that is not where the run has it."""
+def path_option(option: str, path: Path | None) -> str:
+    """The option by which the next command names an artifact that is not at its default path."""
     return "" if path is None else f" {option} {path}"

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from unittest.mock import patch
 
 import typer
 
@@ -25,67 +24,74 @@ if TYPE_CHECKING:
     from tsdkd.stages.plan.stage import PlanRow
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""Of the parser that typer brings."""
+"""The base of the errors of typer's parser."""
 EMBEDDED = {defaults.EMBEDDED_TEACHER: 0, defaults.EMBEDDED_STUDENT: defaults.STUDENT_DROPS}
 
 
 def command(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Lines such as `tsdkd train --lora`; - is the input.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="File with lines such as `tsdkd train --lora`; -: standard input."),
+    ],
     prompts: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="How many a dataset of the hub has.", show_default="its --limit"),
+        typer.Option(min=1, metavar="N", help="Prompts that a dataset on the hub has.", show_default="its --limit"),
     ] = None,
 ) -> None:
-    """What a chain of commands will take, before it runs: disk, memory and time. Nothing is run or written."""
+    """Estimate disk, memory and time of a chain of commands before it runs.
+
+    No command of the file runs, and nothing is written.
+    """
     root: Any = context.find_root().command
-    parsed = [(number, _parsed(number, line, root)) for number, line in _lines(file)]
+    parsed = [(number, _parse(number, line, root)) for number, line in _read_lines(file)]
 
     from tsdkd.stages.plan.chain import Chain
     from tsdkd.stages.plan.rates import measure_rates
     from tsdkd.stages.plan.stage import Planner
 
     rates = measure_rates()
-    lines, rows = Planner(Chain(EMBEDDED, prompts), rates), []
+    planner, rows = Planner(Chain(EMBEDDED, prompts), rates), []
     for number, line in parsed:
-        with _in_line(number):
-            rows.append(plan_command(line, lines))
+        with _errors_name_line(number):
+            rows.append(plan_command(line, planner))
     _show(rows, rates)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and texts, without empty ones and comments."""
+def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines, without empty ones and comments."""
     if str(file) != "-" and not file.is_file():
-        raise InputError(f"There is no file {file}.", "Name one with a command a line, or - for the input.")
+        raise InputError(f"There is no file {file}.", "Name a file with one command a line, or - for standard input.")
     text = sys.stdin.read() if str(file) == "-" else file.read_text()
     return (
         (n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")
     )
 
 
-def _parsed(number: int, line: str, root: Any) -> typer.Context:
-    """A line as the command it names understands it. Raises InputError for what that would not take."""
-    with _in_line(number):
+def _parse(number: int, line: str, root: Any) -> typer.Context:
+    """A line, parsed by the command that it calls. Raises InputError for what the command would refuse."""
+    with _errors_name_line(number):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
             raise InputError(f"{error}.", "Close the quotes.") from None
-        environment = {}
+        variables = {}
         while words and "=" in words[0]:
             variable, _, value = words.pop(0).partition("=")
-            environment[variable] = value
+            variables[variable] = value
         if words[:1] != ["tsdkd"]:
             raise InputError(f"{' '.join(words[:2])} is no tsdkd command.", "Give lines such as `tsdkd train --lora`.")
-        command, named, place = root, list[str](), words[1:]
+        command, names, arguments = root, list[str](), words[1:]
         while subcommands := getattr(command, "commands", None):
-            named.append(place.pop(0) if place else "")
-            if named[-1] not in subcommands:
-                raise InputError(f"There is no command {named[-1]!r}.", f"Choose from: {', '.join(subcommands)}.")
-            command = subcommands[named[-1]]
-        name = " ".join(named)
+            names.append(arguments.pop(0) if arguments else "")
+            if names[-1] not in subcommands:
+                raise InputError(f"There is no command {names[-1]!r}.", f"Choose from: {', '.join(subcommands)}.")
+            command = subcommands[names[-1]]
+            command = command.load() if hasattr(command, "load") else command
+        name = " ".join(names)
         try:
-            with patch.dict(os.environ, environment):
-                context: typer.Context = command.make_context(name, place)
+            with _environment(variables):
+                context: typer.Context = command.make_context(name, arguments)
         except UsageError as error:
             message = error.format_message()  # type: ignore[attr-defined]
             raise InputError(message, f"`tsdkd {name} --help` lists the options.") from None
@@ -93,7 +99,22 @@ def _parsed(number: int, line: str, root: Any) -> typer.Context:
 
 
 @contextmanager
-def _in_line(number: int) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _errors_name_line(number: int) -> Iterator[None]:
     try:
         yield
     except InputError as error:
@@ -108,36 +129,36 @@ def _show(rows: list[PlanRow], rates: Rates) -> None:
 
     disk, memory = shutil.disk_usage(Path.cwd()).free, available_memory(rates.device)
 
-    def cells(name: str, on: str, found: Estimate, before: int = 0) -> list[str]:
-        size = format_bytes(found.disk) + (f"\n+ {format_bytes(found.temporary_disk)}" if found.temporary_disk else "")
-        disk_ = _fitting(size, before + found.disk + found.temporary_disk, disk)
-        memory_ = _fitting(format_bytes(found.memory), found.memory, memory)
-        return [name, on, found.work, disk_, memory_, ("≤ " if found.is_upper_bound else "") + _time(found.seconds)]
+    def cells(name: str, models: str, estimate: Estimate, disk_before: int = 0) -> list[str]:
+        size = format_bytes(estimate.disk) + (f"\n+ {format_bytes(estimate.temporary_disk)}" if estimate.temporary_disk else "")
+        disk_ = _mark_unfit(size, disk_before + estimate.disk + estimate.temporary_disk, disk)
+        memory_ = _mark_unfit(format_bytes(estimate.memory), estimate.memory, memory)
+        time = ("≤ " if estimate.is_upper_bound else "") + _format_time(estimate.seconds)
+        return [name, models, estimate.work, disk_, memory_, time]
 
-    lines, kept = [], 0
+    lines, written = [], 0
     for row in rows:
-        found = row.estimate
+        estimate = row.estimate
         lines.append(
-            cells(row.stage, row.inputs, found, kept) if found else [row.stage, row.inputs, row.note, "", "", ""]
+            cells(row.stage, row.inputs, estimate, written) if estimate else [row.stage, row.inputs, row.note, "", "", ""]
         )
-        kept += found.disk if found else 0
-    lines.append(cells("in all", "", sum_estimates([row.estimate for row in rows if row.estimate])))
-    show_table("plan", ["stage", "on", "work", "disk", "memory", "time"], lines)
+        written += estimate.disk if estimate else 0
+    lines.append(cells("total", "", sum_estimates([row.estimate for row in rows if row.estimate])))
+    show_table("plan", ["stage", "models", "work", "disk", "memory", "time"], lines)
     show_text(
-        f"Free here: {format_bytes(disk)} on disk, {format_bytes(memory)} of memory ({rates.device}). "
+        f"Free on this machine: {format_bytes(disk)} on disk, {format_bytes(memory)} of memory ({rates.device}). "
         "Disk after + is needed while the stage runs.\n"
-        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, "
-        f"{rates.bytes_per_second / 1e9:,.1f} GB/s; "
-        f"{EFFICIENCY:.0%} of them is reckoned with, in one process.\n"
-        "≤: as if every response were as long as --max-new-tokens lets it be."
+        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:,.1f} GB/s; "
+        f"the times assume {EFFICIENCY:.0%} of them, in one process.\n"
+        "≤: upper bound, with every response as long as --max-new-tokens."
     )
 
 
-def _fitting(text: str, needed: int, there: int) -> str:
-    return text if needed <= there else f"{text}: does not fit"
+def _mark_unfit(text: str, needed: int, available: int) -> str:
+    return text if needed <= available else f"{text}: does not fit"
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     for unit, size in (("days", 172_800), ("h", 5_400), ("min", 90)):
         if seconds >= size:
             return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:,.1f} {unit}"

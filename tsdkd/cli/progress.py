@@ -1,4 +1,4 @@
-"""What a stage at work shows: a bar and, while a student learns, its measures with their course; or lines for a log."""
+"""Progress of a stage: a bar below the metrics and their history on a terminal, lines in a log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -23,61 +23,61 @@ from rich.table import Table
 from rich.text import Text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDEST = 60
+MAX_WIDTH = 60
 """Columns of a sparkline, at most."""
-MOST = 2048
-"""Points that are kept of a measure, an even number."""
-BESIDE = 50
-"""Columns that a measure's name, value and range take beside it."""
+MAX_POINTS = 2048
+"""Points that a history keeps, an even number."""
+LABEL_WIDTH = 50
+"""Columns beside a sparkline, for the metric's name, value and range."""
 
 
 class ProgressLines:
-    """Progress for a log: a line a minute."""
+    """Progress for a log: one line a minute."""
 
-    EVERY = 60.0
+    INTERVAL = 60.0
 
     def __init__(self, console: Console, what: str, total: int, unit: str, done: int) -> None:
         self.console = console
         self.what, self.total, self.unit, self.done = what, total, unit, done
-        self.before = done
+        self.initial = done
         self.latest: dict[str, float] = {}
-        self.start = self.said = time.monotonic()
+        self.start = self.last_line = time.monotonic()
 
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.said < self.EVERY or not self.before < self.done < self.total:
+        if now - self.last_line < self.INTERVAL or not self.initial < self.done < self.total:
             return
-        self.said = now
-        rate = 60 * (self.done - self.before) / (now - self.start)
+        self.last_line = now
+        rate = 60 * (self.done - self.initial) / (now - self.start)
         left = (self.total - self.done) / rate
         line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a minute, {left:,.0f} min left"
-        measures = "".join(f", {name} {value:.4g}" for name, value in self.latest.items())
-        self.console.print(escape(line + measures), soft_wrap=True)
+        metrics = "".join(f", {name} {value:.4g}" for name, value in self.latest.items())
+        self.console.print(escape(line + metrics), soft_wrap=True)
 
-    def measures(self, values: dict[str, float]) -> None:
+    def metrics(self, values: dict[str, float]) -> None:
         self.latest.update(values)
 
 
 class MetricHistory:
-    """A measure so far: means of neighbours once there are `MOST` values; where it stands and its range are exact."""
+    """The values of a metric: means of neighbours from `MAX_POINTS` values on; last, lowest and highest are exact."""
 
     def __init__(self) -> None:
         self.last, self.low, self.high = 0.0, inf, -inf
         self._means: list[float] = []
         self._rest: list[float] = []
-        self._each = 1
+        self._values_per_mean = 1
 
     def add(self, value: float) -> None:
         self.last, self.low, self.high = value, min(self.low, value), max(self.high, value)
         self._rest.append(value)
-        if len(self._rest) < self._each:
+        if len(self._rest) < self._values_per_mean:
             return
-        self._means.append(sum(self._rest) / self._each)
+        self._means.append(sum(self._rest) / self._values_per_mean)
         self._rest.clear()
-        if len(self._means) == MOST:
+        if len(self._means) == MAX_POINTS:
             self._means = [(a + b) / 2 for a, b in zip(self._means[::2], self._means[1::2], strict=True)]
-            self._each *= 2
+            self._values_per_mean *= 2
 
     @property
     def points(self) -> list[float]:
@@ -85,29 +85,29 @@ class MetricHistory:
 
 
 class MetricDisplay:
-    """Every measure on a line: where it stands, its course so far, and the lowest and highest it was."""
+    """A line for each metric: last value, sparkline, lowest and highest value."""
 
     def __init__(self) -> None:
-        self.courses: dict[str, MetricHistory] = {}
+        self.histories: dict[str, MetricHistory] = {}
 
     def add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             if isfinite(value):
-                self.courses.setdefault(name, MetricHistory()).add(value)
+                self.histories.setdefault(name, MetricHistory()).add(value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = max(1, min(WIDEST, options.max_width - BESIDE))
+        width = max(1, min(MAX_WIDTH, options.max_width - LABEL_WIDTH))
         grid = Table.grid(padding=(0, 2, 0, 0))
         for style in ("dim", "", "cyan", "dim"):
             grid.add_column(style=style, no_wrap=True)
-        for name, course in self.courses.items():
-            range_ = f"{course.low:.3g} to {course.high:.3g}"
-            grid.add_row(name, f"{course.last:.4g}", sparkline(course.points, width), range_)
+        for name, history in self.histories.items():
+            range_ = f"{history.low:.3g} to {history.high:.3g}"
+            grid.add_row(name, f"{history.last:.4g}", sparkline(history.points, width), range_)
         yield grid
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """One block a value, or the mean of neighbours where there are more than `width`; lowest to highest."""
+    """One block for each value, or for the mean of neighbours if there are more than `width`; lowest to highest."""
     count = min(width, len(values))
     edges = [len(values) * i // count for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
@@ -117,31 +117,31 @@ def sparkline(values: list[float], width: int) -> str:
 
 
 class RateColumn(ProgressColumn):
-    """Over all of the time: work that ends in batches has no other."""
+    """The mean rate since the start, since work ends in batches."""
 
     def render(self, task: Task) -> Text:
-        pace = _pace(task)
-        each, per = (pace, "s") if pace >= 1 else (60 * pace, "min")
-        return Text(f"{each:,.1f} {task.fields['unit']}/{per}" if pace else "", style="cyan")
+        rate = _rate(task)
+        shown, per = (rate, "s") if rate >= 1 else (60 * rate, "min")
+        return Text(f"{shown:,.1f} {task.fields['unit']}/{per}" if rate else "", style="cyan")
 
 
 class LeftColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        pace = _pace(task)
-        left = timedelta(seconds=round((task.remaining or 0) / pace)) if pace else "-:--:--"
+        rate = _rate(task)
+        left = timedelta(seconds=round((task.remaining or 0) / rate)) if rate else "-:--:--"
         return Text(f"{left} left", style="cyan")
 
 
-def _pace(task: Task) -> float:
-    """Units a second, 0 where that is not known yet."""
-    return (task.completed - task.fields["before"]) / task.elapsed if task.elapsed else 0.0
+def _rate(task: Task) -> float:
+    """Units a second; 0 before the first second."""
+    return (task.completed - task.fields["initial"]) / task.elapsed if task.elapsed else 0.0
 
 
 @contextmanager
 def progress_bar(
     console: Console, what: str, total: int, unit: str, done: int
 ) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, float]], None]]]:
-    """A bar under the measures, on a terminal; yields what tells it of units done, and of measures."""
+    """A bar below the metrics, for a terminal; yields a function to advance it and one to add metrics."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -150,7 +150,7 @@ def progress_bar(
         TimeElapsedColumn(),
         LeftColumn(),
     )
-    progress, measures = Progress(*columns), MetricDisplay()
-    task = progress.add_task(what, total=total, completed=done, unit=unit, before=done)
-    with Live(Group(measures, progress), console=console):
-        yield lambda count: progress.advance(task, count), measures.add
+    progress, metrics = Progress(*columns), MetricDisplay()
+    task = progress.add_task(what, total=total, completed=done, unit=unit, initial=done)
+    with Live(Group(metrics, progress), console=console):
+        yield lambda count: progress.advance(task, count), metrics.add

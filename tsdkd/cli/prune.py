@@ -10,32 +10,31 @@ from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.stages.config.prune import PruneConfig
 
 
+@options.configured(PruneConfig)
 def command(
-    output: Annotated[Path, typer.Option(help="Where the smaller model goes.", rich_help_panel=options.DATA)],
-    drop: Annotated[int, options.count("Layers to remove.", options.METHOD)] = PruneConfig.drop,
-    teacher: options.Teacher = None,
+    config: PruneConfig,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory of the smaller model.", rich_help_panel=options.COMMON)
+    ],
+    teacher: Annotated[
+        str | None, options.model_option("Teacher: model directory or hub id.", "embedded-teacher")
+    ] = None,
     prompts: options.Prompts = None,
-    column: options.Column = None,
-    limit: Annotated[int, options.count("Prompts the choice is made on.", options.METHOD)] = PruneConfig.limit,
-    max_tokens: Annotated[int, options.count("Tokens of each.", options.METHOD)] = PruneConfig.max_tokens,
-    dtype: options.DTypeName = PruneConfig.dtype,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Teacher -> student with fewer layers, for a family without a small sibling."""
+    """Make a student from a teacher by removing layers, for a family without a small model: teacher -> student."""
     from tsdkd.stages.prune import prune
 
-    config = PruneConfig(drop=drop, limit=limit, max_tokens=max_tokens, column=column, dtype=dtype)
-    artifact = prune(
-        defaults.teacher(teacher), prompts or defaults.PROMPTS, output, config, ConsoleObserver(), overwrite
-    )
-    found = artifact.manifest.summary
-    steps = zip(found["dropped_layers"], found["kl_after_each"], strict=True)
+    data = prompts or defaults.PROMPTS
+    artifact = prune(defaults.teacher(teacher), data, output, config, ConsoleObserver(), overwrite)
+    summary = artifact.manifest.summary
+    removed = zip(summary["dropped_layers"], summary["kl_after_each"], strict=True)
     show_pairs(
         "student",
         [
-            ("at", str(artifact.path)),
-            ("layers left", str(found["layers"])),
-            *[(f"without layer {layer}", f"KL to the teacher {kl:.3f} nats a token") for layer, kl in steps],
+            ("path", str(artifact.path)),
+            ("layers", str(summary["layers"])),
+            *[(f"without layer {layer}", f"KL to the teacher {kl:.3f} nats a token") for layer, kl in removed],
         ],
     )
     show_next(f"tsdkd generate --student {artifact.path}")

@@ -11,16 +11,21 @@ from tsdkd.cli.console import show_text
 
 def command(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run directories; rounds of one count singly.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Run directories; each round is one.", show_default=False),
     ],
     html: Annotated[
         Path | None,
-        typer.Option(help="The page.", show_default="RUN/report.html; of several runs, beside the first"),
+        typer.Option(
+            metavar="FILE",
+            help="HTML page to write.",
+            show_default="report.html in the run; with several runs, beside the first",
+        ),
     ] = None,
 ) -> None:
-    """Runs -> one page: settings, results, curves, answers before and after, warnings, cost, lineage, commands.
+    """Write an HTML page about runs: settings, results, curves, responses, warnings, cost, lineage and commands.
 
-    Unfinished runs, too. Several runs stand side by side, what differs between them first.
+    Unfinished runs count too. Several runs stand side by side, starting with the settings that differ.
     """
     options.require_page(html)
 

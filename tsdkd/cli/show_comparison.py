@@ -1,4 +1,4 @@
-"""A comparison as a user reads it: on the terminal, or as Markdown, CSV or LaTeX to paste."""
+"""A comparison on the terminal, or as Markdown, CSV or LaTeX to paste."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def show_comparison(comparison: Comparison, format_: Format) -> None:
     from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
 
     methods = MAIN_METHODS if format_ == "terminal" else tuple(comparison.published)
-    found = [*benchmark_tables(comparison, methods), *held_out_tables(comparison)]
+    tables = [*benchmark_tables(comparison, methods), *held_out_tables(comparison)]
     if format_ != "terminal":
         notes = [
             f"{'%' if format_ == 'latex' else '-'} {line}"
             for line in (*comparison.notes, *truncation_notes(comparison))
         ]
-        show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in found), *notes]))
+        show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in tables), *notes]))
         return
-    for table in found:
+    for table in tables:
         show_table(*table)
     for line in (*comparison.notes, *truncation_notes(comparison)):
         show_text(line)
-    _show_answers(comparison)
+    _show_responses(comparison)
 
 
-def _show_answers(comparison: Comparison) -> None:
+def _show_responses(comparison: Comparison) -> None:
     if comparison.held_out:
-        asked = next(iter(comparison.held_out.values()))["prompt"]
-        answers = [(name, near["response"]) for name, near in comparison.held_out.items()]
-        show_pairs("a held-out prompt, answered by all", [("prompt", asked), *answers])
+        prompt = next(iter(comparison.held_out.values()))["prompt"]
+        responses = [(name, measured["response"]) for name, measured in comparison.held_out.items()]
+        show_pairs("responses to a held-out prompt", [("prompt", prompt), *responses])
 
 
 def _markdown(table: Table) -> str:
@@ -54,36 +54,38 @@ def _markdown(table: Table) -> str:
 
 def _latex(table: Table) -> str:
     title, columns, rows = table
-    lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (columns, *rows)]
+    lines = [" & ".join(map(_escape, line)) + r" \\" for line in (columns, *rows)]
     body = "\n".join([lines[0], r"\hline", *lines[1:]])
     return f"% {title}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{body}\n\\end{{tabular}}\n"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     for plain, written in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("<", "$<$")):
         text = text.replace(plain, written)
     return text
 
 
 def _csv(comparison: Comparison) -> str:
-    """One row for each model and benchmark; shares, not percent."""
+    """One row for each model and benchmark; values are fractions, not percent."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*_SCORE, *_DIFFERENCE])
+    writer.writerow([*_SCORE_COLUMNS, *_DIFFERENCE_COLUMNS])
     for name, scores in comparison.scores.items():
         for benchmark, s in scores.items():
             difference = comparison.differences.get(name, {}).get(benchmark)
-            of_score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated]
-            writer.writerow([name, benchmark, *of_score, *_fields(difference)])
+            score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated]
+            writer.writerow([name, benchmark, *score, *_difference_cells(difference)])
     for name, scores in comparison.published.items():
-        writer.writerows([f"paper: {name}", one, round(s.value, 5), *[""] * 10] for one, s in scores.items())
+        writer.writerows(
+            [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 10] for benchmark, s in scores.items()
+        )
     return file.getvalue()
 
 
-_SCORE = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated"]
-_DIFFERENCE = ["difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
+_SCORE_COLUMNS = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated"]
+_DIFFERENCE_COLUMNS = ["difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
 
 
-def _fields(difference: Difference | None) -> Sequence[object]:
+def _difference_cells(difference: Difference | None) -> Sequence[object]:
     d = difference
-    return [""] * len(_DIFFERENCE) if d is None else [d.value, d.stderr, d.p, d.wins, d.losses, d.documents]
+    return [""] * len(_DIFFERENCE_COLUMNS) if d is None else [d.value, d.stderr, d.p, d.wins, d.losses, d.documents]

@@ -335,7 +335,7 @@ def test_what_an_objective_is_not_is_refused() -> None:
     replay = OnlineConfig(student_fraction=0, replay=ReplayConfig())
     with pytest.raises(InputError, match="gkd has no schedule"):
         settings("gkd", online=replay)
-    with pytest.raises(InputError, match="distillm is for live training"):
+    with pytest.raises(InputError, match="distillm needs online training"):
         settings("distillm")
     with pytest.raises(InputError, match="follows the held-out divergence"):
         settings("distillm", online=replay)

@@ -1,1 +1,1 @@
-"""The configuration of every stage. Imports no torch."""
+"""Configurations of the stages and their options; loads without torch, typer and yaml."""

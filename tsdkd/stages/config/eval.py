@@ -1,29 +1,43 @@
-"""What each stage can be told, with the defaults the command line shows; loads without torch."""
+"""Configuration of `tsdkd eval`."""
 
 from dataclasses import dataclass
 
-from tsdkd.stages.config.types import DType, EvalEngine
+from tsdkd.stages.config.option import option
+from tsdkd.stages.config.types import BENCHMARKS, DTYPE_HELP, ENGINE, DType, EvalEngine
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What is measured."""
 
-    tasks: tuple[str, ...] = ("all",)
-    """Benchmarks by name; "all" is the paper's ten."""
-    limit: int | None = None
-    """Documents per benchmark, spread over its subjects."""
-    chat_template: bool | None = None
-    """None: on when the tokenizer has one."""
-    max_new_tokens: int | None = None
-    """Cuts answers earlier than the benchmarks do."""
-    max_length: int | None = None
-    """Tokens of prompt and answer; None: the model's context."""
-    engine: EvalEngine = "transformers"
-    tensor_parallel: int = 1
-    """GPUs that hold one model, with vLLM."""
-    memory_fraction: float = 0.9
-    """vLLM: share of each GPU's memory (without a GPU: of the machine's) for weights and cache; not recorded."""
-    batch_size: int | None = None
-    """Requests at a time; None: as many as fit. Without effect on the result, but for the rounding of 16 bits."""
-    dtype: DType = "auto"
+    tasks: tuple[str, ...] = option(
+        ("all",),
+        "Benchmarks, joined by commas; NAME:VARIANT for a variant.",
+        group=BENCHMARKS,
+        metavar="NAMES",
+        shown="all: the paper's ten",
+        common=True,
+    )
+    limit: int | None = option(
+        None, "Documents per benchmark, spread over its subjects.", group=BENCHMARKS, min_=1, common=True
+    )
+    chat_template: bool | None = option(
+        None, "Format prompts with the chat template.", group=BENCHMARKS, shown="where the model has one"
+    )
+    max_new_tokens: int | None = option(
+        None, "Longest response, in tokens.", group=BENCHMARKS, min_=1, shown="the benchmark's limit"
+    )
+    max_length: int | None = option(
+        None, "Longest prompt with response, in tokens.", group=ENGINE, min_=1, shown="the model's context"
+    )
+    engine: EvalEngine = option("transformers", "Engine that samples responses.", group=ENGINE, common=True)
+    tensor_parallel: int = option(1, "vLLM: GPUs per model.", group=ENGINE, min_=1)
+    memory_fraction: float = option(
+        0.9, "vLLM: fraction of the GPU's memory (or the machine's).", group=ENGINE, min_=0, max_=1
+    )
+    """Not recorded."""
+    batch_size: int | None = option(
+        None, "Requests at a time.", group=ENGINE, min_=1, shown="as many as fit", common=True
+    )
+    """Changes results only through the rounding of 16-bit numbers."""
+    dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)

@@ -1,8 +1,9 @@
-"""What each stage can be told, with the defaults the command line shows; loads without torch."""
+"""Configuration of `tsdkd generate`."""
 
 from dataclasses import dataclass
 
-from tsdkd.stages.config.types import DType, EngineName, Policy
+from tsdkd.stages.config.option import option
+from tsdkd.stages.config.types import DATA, DTYPE_HELP, ENGINE, SAMPLING, VLLM, DType, EngineName, Policy
 
 AUTHORS = {
     "student": ("student",),
@@ -11,7 +12,7 @@ AUTHORS = {
     "speculative": ("both",),
     "teacher-mixed": ("mixture",),
 }
-"""Who writes a response, by policy."""
+"""Who writes the responses, by policy."""
 JOINT_AUTHORS = ("both", "mixture")
 """Authors that are two models, token by token."""
 
@@ -20,55 +21,62 @@ JOINT_AUTHORS = ("both", "mixture")
 class GenerateConfig:
     """How responses are sampled."""
 
-    policy: Policy = "student"
-    """Who answers: the student (on-policy), the teacher (off-policy), each its share of the prompts (mixed), or both
-    token by token: the teacher mends what it would not say (speculative), or has a share in each (teacher-mixed)."""
-    student_fraction: float = 0.5
-    """Mixed: the paper's lambda, the share of prompts that the student answers."""
-    accept_k: int = 25
-    """Speculative: the student's tokens stay where they are among the teacher's best so many."""
-    draft_tokens: int = 8
-    """Speculative, teacher-mixed: tokens the student proposes before the teacher reads them; changes the speed
-    alone."""
-    teacher_fraction: float = 0.2
-    """Teacher-mixed: the alpha of Gu et al. 2024, the teacher's share of the distribution that tokens are sampled
-    from."""
-    samples_per_prompt: int = 1
-    temperature: float = 1.0
-    """Sampling temperature; 0 is greedy."""
-    top_p: float = 1.0
-    max_new_tokens: int = 512
-    max_prompt_tokens: int = 512
-    """Longer prompts are left out and counted; with 512 new tokens this is Table 10's length of 1024."""
-    limit: int | None = None
-    """Only the first so many prompts."""
-    column: str | None = None
-    """Column of the prompts: messages or text. Default: messages, else prompt."""
-    config_name: str | None = None
-    """A dataset's configuration."""
-    split: str | None = None
-    """A dataset's split; None: train."""
-    system: str | None = None
-    """System message of prompts that bring none."""
-    engine: EngineName = "auto"
-    """"auto" is vLLM where it is installed, else transformers; what both write token by token is transformers'
-    alone."""
-    batch_size: int = 32
-    """Transformers: responses sampled at a time."""
-    part_size: int | None = None
-    """Responses per part file: what an interruption can cost. None: 256, with vLLM 2,048."""
-    dtype: DType = "auto"
-    tensor_parallel: int = 1
-    """vLLM: GPUs that share one copy of the model."""
-    data_parallel: int = 1
-    """vLLM: copies of the model, each of which answers parts of its own."""
-    memory_fraction: float = 0.9
-    """vLLM: share of each GPU's memory (without a GPU: of the machine's) for weights and cache."""
-    max_model_len: int | None = None
-    """vLLM: longest sequence; None: what the longest prompt and its response need."""
-    quantization: str | None = None
-    """vLLM: how weights are quantised, such as fp8; None: as they were saved."""
+    policy: Policy = option(
+        "student", "Models that write the responses. mixed: one of them for each prompt.", group=SAMPLING, common=True
+    )
+    """speculative: the teacher replaces the student's unlikely tokens. teacher-mixed: each token is sampled from a
+    mixture of both distributions."""
+    student_fraction: float = option(
+        0.5, "Mixed: fraction of prompts that the student responds to.", group=SAMPLING, name="lambda", min_=0, max_=1
+    )
+    accept_k: int = option(
+        25, "Speculative: student tokens among the teacher's best N are accepted.", group=SAMPLING, min_=1
+    )
+    draft_tokens: int = option(
+        8, "Speculative, teacher-mixed: tokens drafted per teacher pass; affects speed only.", group=SAMPLING, min_=1
+    )
+    teacher_fraction: float = option(
+        0.2, "Teacher-mixed: the teacher's weight in the mixture.", group=SAMPLING, min_=0, max_=1
+    )
+    """The alpha of MiniLLM (Gu et al. 2024)."""
+    samples_per_prompt: int = option(1, "Responses per prompt.", group=SAMPLING, min_=1, common=True)
+    temperature: float = option(1.0, "Sampling temperature; 0: greedy.", group=SAMPLING, min_=0, common=True)
+    top_p: float = option(1.0, "Nucleus sampling.", group=SAMPLING, min_=0, max_=1)
+    max_new_tokens: int = option(512, "Longest response, in tokens.", group=SAMPLING, min_=1, common=True)
+    max_prompt_tokens: int = option(512, "Longer prompts are left out.", group=SAMPLING, min_=1)
+    """With 512 new tokens, sequences reach the length of Table 10: 1024."""
+    limit: int | None = option(None, "Use only the first N prompts.", group=DATA, min_=1, common=True)
+    column: str | None = option(None, "Column with messages or text.", group=DATA, shown="messages, else prompt")
+    config_name: str | None = option(
+        None, "Configuration of a dataset.", group=DATA, metavar="NAME", shown="the only one"
+    )
+    split: str | None = option(None, "Split of a dataset.", group=DATA, metavar="NAME", shown="train")
+    system: str | None = option(None, "System message for prompts without one.", group=SAMPLING, shown="none")
+    engine: EngineName = option(
+        "auto", "Engine that samples. auto: vLLM where it is installed.", group=ENGINE, common=True
+    )
+    """speculative and teacher-mixed need transformers."""
+    batch_size: int = option(32, "Transformers: responses sampled at a time.", group=ENGINE, min_=1)
+    part_size: int | None = option(
+        None,
+        "Responses per part; an interruption loses one part.",
+        group=ENGINE,
+        min_=1,
+        shown="256; vLLM: 2048",
+    )
+    dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    tensor_parallel: int = option(1, "GPUs per copy of the model.", group=VLLM, min_=1)
+    data_parallel: int = option(1, "Copies of the model, each with its own parts.", group=VLLM, min_=1)
+    memory_fraction: float = option(
+        0.9, "Fraction of the GPU's memory (or the machine's) for weights and cache.", group=VLLM, min_=0, max_=1
+    )
+    max_model_len: int | None = option(
+        None, "Longest sequence, in tokens.", group=VLLM, min_=1, shown="as the prompts need"
+    )
+    quantization: str | None = option(
+        None, "Quantisation of the weights, such as fp8.", group=VLLM, metavar="NAME", shown="as saved"
+    )
 
 
 SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
-"""What of `GenerateConfig` an artifact does not record."""
+"""Fields of `GenerateConfig` that an artifact does not record."""

@@ -1,30 +1,53 @@
-"""What each stage can be told, with the defaults the command line shows; loads without torch."""
+"""Configuration of `tsdkd inspect`."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
+from tsdkd.stages.config.option import option
+from tsdkd.stages.config.types import OBJECTIVE, SHOWN
 
 RANDOM, LARGEST_GAP, LONGEST_OPENER = "random", "largest-gap", "longest-opener"
 
 
+def _trained(field: str) -> Any:
+    """An option of the objective that defaults to the checkpoint's value."""
+    declared = OBJECTIVE_OPTIONS[field]
+    default = getattr(TSDKDConfig, field)
+    return option(
+        None,
+        declared.help,
+        group=OBJECTIVE,
+        min_=declared.min,
+        max_=declared.max,
+        metavar=declared.metavar,
+        shown=f"the checkpoint's, else {'on' if default is True else default}",
+    )
+
+
 @dataclass(frozen=True)
 class InspectConfig:
-    """Which response is looked at, and by which rules its tokens count; None: as the checkpoint was trained."""
+    """Which response is shown, and how its tokens are selected."""
 
-    sample_id: str = RANDOM
-    """An id; or random, largest-gap (mean entropy, student less teacher), longest-opener (tokens)."""
-    seed: int = 0
-    """Of the random choice."""
-    opener: float | Literal["adaptive"] | None = None
-    em_ratio: float | None = None
-    gate: bool | None = None
-    tau: float | None = None
-    k: int | None = None
+    sample_id: str = option(
+        RANDOM,
+        "Response to show: an id, random, largest-gap or longest-opener.",
+        group=SHOWN,
+        metavar="ID",
+        common=True,
+    )
+    """largest-gap: mean student entropy minus mean teacher entropy; longest-opener: in tokens."""
+    seed: int = option(0, "Seed of the random choice.", group=SHOWN, min_=0)
+    opener: float | Literal["adaptive"] | None = _trained("opener")
+    em_ratio: float | None = _trained("em_ratio")
+    gate: bool | None = _trained("gate")
+    tau: float | None = _trained("tau")
+    k: int | None = _trained("k")
 
     def objective(self, recorded: TSDKDConfig, most: int | None = None) -> TSDKDConfig:
-        """What was `recorded`, with what is given here; no more than `most` candidates. Raises InputError."""
+        """The `recorded` objective with the options given here, and at most `most` candidates. Raises InputError."""
         names = ("opener", "em_ratio", "gate", "tau", "k")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if most is not None:

@@ -1,18 +1,17 @@
-"""What each stage can be told, with the defaults the command line shows; loads without torch."""
+"""Configuration of `tsdkd prune`."""
 
 from dataclasses import dataclass
 
-from tsdkd.stages.config.types import DType
+from tsdkd.stages.config.option import option
+from tsdkd.stages.config.types import DATA, DTYPE_HELP, ENGINE, PRUNING, DType
 
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """How many layers go, and how they are chosen."""
+    """How many layers are removed, and how they are chosen."""
 
-    drop: int = 1
-    limit: int = 8
-    """Prompts the choice is made on."""
-    max_tokens: int = 256
-    """Tokens of each."""
-    column: str | None = None
-    dtype: DType = "auto"
+    drop: int = option(1, "Layers to remove.", group=PRUNING, min_=1, common=True)
+    limit: int = option(8, "Prompts that decide which layers are removed.", group=PRUNING, min_=1, common=True)
+    max_tokens: int = option(256, "Tokens of each prompt.", group=PRUNING, min_=1)
+    column: str | None = option(None, "Column with messages or text.", group=DATA, shown="messages, else prompt")
+    dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)

@@ -1,25 +1,28 @@
-"""What each stage can be told, with the defaults the command line shows; loads without torch."""
+"""Configuration of `tsdkd score`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.stages.config.types import DType
+from tsdkd.stages.config.option import option
+from tsdkd.stages.config.types import DTYPE_HELP, ENGINE, SCORING, DType
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """What of both models' views is recorded."""
+    """What is recorded of both models at each response token."""
 
-    signal: Literal["hidden", "hidden8", "topk", "ranks"] = "hidden"
-    """hidden: exact for any setting; hidden8: the same in int8; topk: a lower bound of the divergence; ranks: no direct
-    term."""
-    k: int = TSDKDConfig.k
-    """Candidates the student proposes at each position."""
-    top_k: int = 64
-    """Teacher log-probabilities per token with the signal "topk"."""
-    batch_tokens: int = 8192
-    """Tokens per forward, padding included."""
-    dtype: DType = "auto"
-    device_map: Literal["one", "auto"] = "one"
-    """auto: each model is spread over all of the machine's GPUs, and what they cannot hold over its memory."""
+    signal: Literal["hidden", "hidden8", "topk", "ranks"] = option(
+        "hidden",
+        "Teacher signal. hidden: exact and large; hidden8: int8, half the size; topk: small, bounds the divergence "
+        "from below; ranks: no direct term.",
+        group=SCORING,
+        common=True,
+    )
+    k: int = option(TSDKDConfig.k, "Candidates per position.", group=SCORING, min_=2, common=True)
+    top_k: int = option(64, "topk: teacher log-probabilities kept per token.", group=SCORING, min_=1, common=True)
+    batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
+    dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    device_map: Literal["one", "auto"] = option(
+        "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
+    )

@@ -1,27 +1,54 @@
-"""What each stage can be told, with the defaults the command line shows; loads without torch."""
+"""Configuration of `tsdkd train`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.config.types import DType
-from tsdkd.stages.methods import find_method
+from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
+from tsdkd.stages.config.option import Option, nested, option, reuse
+from tsdkd.stages.config.types import (
+    DTYPE_HELP,
+    ENGINE,
+    LORA,
+    MONITORING,
+    OBJECTIVE,
+    ONLINE,
+    OPTIMIZER,
+    REPLAY,
+    DType,
+)
+from tsdkd.stages.methods import METHODS, find_method
+
+ONLINE_SAMPLING = reuse(
+    GenerateConfig,
+    (
+        *("limit", "column", "system", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "batch_size"),
+        *("teacher_fraction", "engine", "memory_fraction"),
+    ),
+    ONLINE,
+    temperature={"name": "sample-temperature"},
+    batch_size={"name": "sample-batch-size"},
+    teacher_fraction={
+        "help": "The teacher's weight in the mixture that tokens are sampled from.",
+        "shown": "the method's: 0; minillm: 0.2",
+    },
+    memory_fraction={"help": "vLLM: fraction of the GPU's memory (or the machine's)."},
+)
+"""Options of sampling that online training has."""
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters in place of full fine-tuning (peft's names)."""
+    """Low-rank adapters instead of full fine-tuning; the names are peft's."""
 
-    rank: int = 16
-    alpha: int = 32
-    """The adapters' output is scaled by alpha / rank."""
-    dropout: float = 0.0
-    targets: str = "all-linear"
-    """Names of modules, joined by commas; "all-linear" is every linear layer but the output head."""
-    merge: bool = False
-    """Save full weights instead of an adapter."""
+    rank: int = option(16, "Rank of the adapters.", group=LORA, name="lora-rank", min_=1)
+    alpha: int = option(32, "Scale of the adapters: alpha / rank.", group=LORA, name="lora-alpha", min_=1)
+    dropout: float = option(0.0, "Dropout before the adapters, below 1.", group=LORA, name="lora-dropout", min_=0)
+    targets: str = option("all-linear", "Modules, joined by commas.", group=LORA, name="lora-targets", metavar="NAMES")
+    """"all-linear": every linear layer except the head."""
+    merge: bool = option(False, "Save full weights instead of an adapter.", group=LORA)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -30,16 +57,16 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """When the student's own responses are learned from, afresh or again: DistiLLM's schedule and its numbers."""
+    """When the student responds, and when its responses are trained on again: the schedule of DistiLLM."""
 
-    phi: float = 0.0
-    """Probability of the student's own responses at the beginning."""
-    phi_step: float = 0.1
-    """Each time the held-out divergence is too high."""
-    replay_tolerance: float = 0.1
-    """Nats by which it may exceed its reference."""
-    replay_capacity: int = 1000
-    """Responses that are kept to be learned from again."""
+    phi: float = option(0.0, "Initial probability of the student's responses.", group=REPLAY, min_=0, max_=1)
+    phi_step: float = option(
+        0.1, "Increase of phi when the held-out divergence is too high.", group=REPLAY, min_=0, max_=1
+    )
+    replay_tolerance: float = option(
+        0.1, "Nats by which the held-out divergence may exceed its reference.", group=REPLAY, min_=0
+    )
+    replay_capacity: int = option(1000, "Responses that are kept for replay.", group=REPLAY, min_=1)
 
     def __post_init__(self) -> None:
         if not (0 <= self.phi <= 1 and 0 <= self.phi_step <= 1):
@@ -48,70 +75,110 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """How responses come to be during training, and who reads them; the paper's setting is lambda = 1."""
+    """How responses are sampled during training, and how the teacher reads them; the paper's setting is lambda 1."""
 
-    student_fraction: float = 1.0
-    """The paper's lambda: the share of prompts that the student answers afresh; the others keep recorded responses."""
-    sampling: GenerateConfig = field(default_factory=GenerateConfig)
-    """How the student answers, alone or teacher-mixed; precision is not its to say here."""
-    teacher_dtype: DType = "auto"
-    teacher_device: str | None = None
-    """None: where the student is; "auto": spread over what there is."""
-    replay: ReplayConfig | None = None
-    """Decides in place of `student_fraction` when the student answers; None: nothing is learned from again."""
+    student_fraction: float = option(
+        1.0,
+        "Fraction of prompts that the student responds to; the others keep the responses of --rollouts.",
+        group=ONLINE,
+        name="lambda",
+        shown="the method's: 1; distillm: 0",
+    )
+    sampling: GenerateConfig = nested(
+        GenerateConfig, default_factory=lambda: GenerateConfig(memory_fraction=0.3), options=ONLINE_SAMPLING
+    )
+    """The student responds alone (policy "student") or with the teacher ("teacher-mixed"). `dtype` has no effect:
+    training decides the precision."""
+    teacher_dtype: DType = option("auto", f"Teacher: {DTYPE_HELP[0].lower()}{DTYPE_HELP[1:]}", group=ONLINE)
+    teacher_device: str | None = option(
+        None, "Device of the teacher, such as cpu. auto: spread over all.", group=ONLINE, shown="the student's"
+    )
+    replay: ReplayConfig | None = nested(ReplayConfig, default=None)
+    """Decides when the student responds, in place of `student_fraction`; None: no response is replayed."""
 
     @property
     def teacher_fraction(self) -> float:
-        """Of the distribution that fresh answers are sampled from."""
+        """The teacher's weight in the mixture that responses are sampled from."""
         return self.sampling.teacher_fraction if self.sampling.policy == "teacher-mixed" else 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
             raise InputError(
-                f"lambda is {self.student_fraction}.", "Choose a share in [0, 1]; 1 is the paper's on-policy."
+                f"lambda is {self.student_fraction}.",
+                "Choose a fraction in [0, 1]; 1 is the paper's on-policy setting.",
             )
         if self.replay and self.student_fraction:
-            raise InputError("The schedule of replays decides when the student answers.", "Give --lambda 0, or none.")
+            raise InputError("The replay schedule decides when the student responds.", "Leave out --lambda.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the student learns; defaults are Table 10's."""
+    """How the student learns; the defaults are those of Table 10."""
 
-    method: str = "tsdkd"
-    """The objective's name, of `objectives.OBJECTIVES`."""
-    objective: TSDKDConfig = field(default_factory=TSDKDConfig)
-    online: OnlineConfig | None = None
-    """None: from recorded scores, the teacher absent."""
-    lora: LoRAConfig | None = None
-    """None: every weight learns."""
-    learning_rate: float = 5e-6
-    epochs: float = 3.0
-    batch_size: int = 128
-    """Responses per optimizer step, over all processes."""
-    micro_batch_size: int = 8
-    """Responses per forward; does not change the result, but for what `objective.released` takes from a batch."""
-    warmup_ratio: float = 0.1
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the forward; weights and optimizer are float32. "auto" is bf16 where the hardware has it."""
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    """Fuse the objective's work between its matrix products; costs seconds at the start and needs a compiler."""
-    attention: str | None = None
-    """Implementation by transformers' name; None: eager on CPUs, else what transformers prefers."""
-    held_out: float = 0.0
-    """Share of the prompts that is only measured on."""
-    eval_steps: int = 0
-    """Steps between measurements on them, 0 for none; the best measured step is what is kept in the end."""
-    stop_on_collapse: bool = False
-    """End a run that degenerates, with the last good saved step."""
-    save_steps: int = 100
-    """With `eval_steps`, every measurement is also a save, and this does not count."""
-    trackers: tuple[str, ...] = ()
-    """transformers' integrations that get every log: tensorboard, trackio, wandb."""
+    method: str = option("tsdkd", f"Way to distil: {', '.join(METHODS)}.", group=OBJECTIVE, metavar="NAME", common=True)
+    objective: TSDKDConfig = nested(TSDKDConfig, options=OBJECTIVE_OPTIONS)
+    online: OnlineConfig | None = nested(OnlineConfig, default=None)
+    """None: offline training, from recorded scores and without the teacher."""
+    lora: LoRAConfig | None = nested(
+        LoRAConfig, default=None, switch=Option("Train LoRA adapters instead of all weights.", LORA, common=True)
+    )
+    """None: all weights are trained."""
+    learning_rate: float = option(5e-6, "Peak learning rate of AdamW.", group=OPTIMIZER, min_=0, common=True)
+    epochs: float = option(3.0, "Passes over the data, above 0.", group=OPTIMIZER, common=True)
+    batch_size: int = option(
+        128, "Responses per optimizer step, over all processes.", group=OPTIMIZER, min_=1, common=True
+    )
+    micro_batch_size: int = option(
+        8, "Responses per forward and process; the result stays the same.", group=ENGINE, min_=1
+    )
+    """Changes the result only with `objective.released`, whose opener and entropy terms span a micro-batch."""
+    warmup_ratio: float = option(
+        0.1, "Fraction of steps in which the learning rate rises.", group=OPTIMIZER, min_=0, max_=1
+    )
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = option(
+        "cosine", "Schedule of the learning rate.", group=OPTIMIZER
+    )
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", group=OPTIMIZER, min_=0)
+    max_grad_norm: float = option(1.0, "Norm to which gradients are clipped, above 0.", group=OPTIMIZER, min_=0)
+    precision: Literal["auto", "bfloat16", "float32"] = option(
+        "auto", "Precision of the forward; weights stay float32. auto: bfloat16 if the hardware has it.", group=ENGINE
+    )
+    gradient_checkpointing: bool = option(False, "Save memory with a second forward.", group=ENGINE)
+    compile: bool = option(
+        False, "Fuse the objective's kernels: C++ on a CPU, Triton on a GPU; needs --signal hidden.", group=ENGINE
+    )
+    attention: str | None = option(
+        None,
+        "Attention implementation of transformers.",
+        group=ENGINE,
+        metavar="NAME",
+        shown="eager on CPUs, else sdpa",
+    )
+    held_out: float = option(
+        0.0,
+        "Fraction of prompts that is measured on and never trained on.",
+        group=MONITORING,
+        min_=0,
+        max_=1,
+        common=True,
+    )
+    eval_steps: int = option(
+        0, "Steps between measurements; the best measured step is kept.", group=MONITORING, min_=0, common=True
+    )
+    """0: no measurements."""
+    stop_on_collapse: bool = option(False, "Stop a degenerate run and keep its last good saved step.", group=MONITORING)
+    save_steps: int = option(
+        100, "Steps between saves; an interruption loses the steps after the last one.", group=MONITORING, min_=1
+    )
+    """With `eval_steps`, every measurement saves instead."""
+    trackers: tuple[str, ...] = option(
+        (),
+        "Tracker that gets every log: tensorboard, trackio or wandb; repeatable.",
+        group=MONITORING,
+        name="tracker",
+        metavar="NAME",
+        repeatable=True,
+    )
 
     def __post_init__(self) -> None:
         for name, good, range_ in (
@@ -130,15 +197,15 @@ class TrainConfig:
     def _require_schedule(self) -> None:
         replay = self.online and self.online.replay
         if find_method(self.method).replays and not replay:
-            raise InputError(f"{self.method} is for live training.", "Give --teacher and --rollouts.")
+            raise InputError(f"{self.method} needs online training.", "Give --teacher and --rollouts.")
         if replay and not find_method(self.method).replays:
-            raise InputError(f"{self.method} has no schedule of replays.", "Leave it out, or choose distillm.")
+            raise InputError(f"{self.method} has no replay schedule.", "Leave it out, or choose distillm.")
         if replay and not self.eval_steps:
             raise InputError(
                 f"The schedule of {self.method} follows the held-out divergence.", "Give --held-out and --eval-steps."
             )
         if replay and replay.replay_capacity < self.batch_size:
             raise InputError(
-                f"Of {replay.replay_capacity} kept responses no batch of {self.batch_size} can be made.",
+                f"{replay.replay_capacity} kept responses cannot fill a batch of {self.batch_size}.",
                 "Raise --replay-capacity, or lower --batch-size.",
             )

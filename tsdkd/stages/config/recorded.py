@@ -1,0 +1,134 @@
+"""The options that an artifact was made with, from its manifest: for config.yaml and for rebuilt commands."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tsdkd.artifacts.manifest import CONFIG_FILE, HUB_DATASET, Manifest, flatten
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.option import config_options
+from tsdkd.stages.config.prune import PruneConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.methods import find_method
+
+CONFIGS: dict[str, type] = {
+    "generate": GenerateConfig,
+    "score": ScoreConfig,
+    "train": TrainConfig,
+    "prune": PruneConfig,
+    "eval": EvalConfig,
+}
+"""By the command that writes artifacts with it."""
+_COMMANDS = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
+FindPath = Callable[[str], Path]
+"""From a path that a manifest holds, relative to the artifact, to the path that a command names."""
+
+
+def command_of(manifest: Manifest) -> str:
+    """The command that made an artifact, such as "train"."""
+    return "prune" if "drop" in manifest.config else _COMMANDS[manifest.kind]
+
+
+def recorded_options(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
+    """Inputs, models, seed and configuration of the artifact at `path`, by option name without dashes.
+
+    Outputs are left out, as are settings that the manifest does not record.
+    """
+    command = command_of(manifest)
+    found = _inputs(path, manifest, find_path) | ({"seed": manifest.seed} if command in {"generate", "train"} else {})
+    return found | config_values(command, manifest.config)
+
+
+def config_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recorded configuration, by option name; settings without effect are left out."""
+    values = flatten(dict(config))
+    if command == "train":
+        values |= {"lora": config["lora"] is not None} | _online_values(config)
+        values = {key: value for key, value in values.items() if _has_effect(key, config)}
+    names = {found.key: found.name for found in config_options(CONFIGS[command])}
+    return {names[key]: value for key, value in values.items() if key in names and value not in (None, [], ())}
+
+
+def default_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that options have which nobody gives, by name; the method of a training decides some of them."""
+    values = {found.name: found.default for found in config_options(CONFIGS[command])}
+    if command == "train":
+        method = find_method(config["method"])
+        objective = {name: getattr(method.objective, name) for name in method.options}
+        options = {found.key: found.name for found in config_options(TrainConfig)}
+        values |= {options[f"objective.{name}"]: value for name, value in objective.items()}
+        values["teacher-fraction"] = method.teacher_fraction
+    return values
+
+
+def config_text(path: Path, manifest: Manifest) -> str:
+    """The content of config.yaml: `--config` reads it back to the same identity. Paths are absolute."""
+    import yaml
+
+    options = recorded_options(path, manifest, lambda name: (path / name).resolve())
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    head = (
+        f"# tsdkd {command_of(manifest)} --config FILE makes this artifact again; written by tsdkd {manifest.tsdkd}.\n"
+    )
+    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def write_config(path: Path, manifest: Manifest) -> None:
+    """Write config.yaml beside the parts of an artifact."""
+    aside = path / f"{CONFIG_FILE}.tmp"
+    aside.write_text(config_text(path, manifest), encoding="utf-8")
+    aside.replace(path / CONFIG_FILE)
+
+
+def _inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
+    """Models and parents."""
+    if command_of(manifest) == "eval":
+        return _eval_inputs(path, manifest, find_path)
+    online = manifest.config.get("online") is not None
+    found: dict[str, Any] = {
+        model.role: _model_name(model.name)
+        for model in manifest.models
+        if online or model.role == "student" or command_of(manifest) != "train"
+    }
+    for parent in manifest.parents:
+        if parent.kind == HUB_DATASET:
+            found["prompts"] = _model_name(parent.path)
+        else:
+            found[parent.kind] = str(find_path(parent.path))
+    return found
+
+
+def _eval_inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": [f"{path.resolve().name}={_model_name(manifest.model('evaluated').name)}"]}
+    for parent in manifest.parents:
+        if parent.kind == "scores":
+            found["held-out"] = str(find_path(parent.path).parent)
+        elif parent.kind.endswith(" rows"):
+            found["data"] = str(find_path(parent.path).parent)
+    if any(task.startswith("mbpp") for task in manifest.config["tasks"]):
+        found["allow-code-execution"] = True
+    return found
+
+
+def _model_name(name: str) -> str:
+    """A directory by its absolute path; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _online_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config["online"] is None:
+        return {}
+    sampling = config["online"]["sampling"]
+    mixed = sampling["policy"] == "teacher-mixed"
+    return {"online.sampling.teacher_fraction": sampling["teacher_fraction"] if mixed else 0.0}
+
+
+def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
+    """Does the method have this option of the objective?"""
+    group, _, name = key.partition(".")
+    if group != "objective":
+        return True
+    unused = "skew" if config["objective"]["divergence"] == "jsd" else "beta"
+    return name in find_method(config["method"]).options and name != unused
