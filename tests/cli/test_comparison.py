@@ -68,7 +68,7 @@ def test_what_is_not_finished_is_left_out(run: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"complete"', '"partial"'))
     found = CliRunner().invoke(app, ["eval", "--compare", str(run)])
     assert found.exit_code == 0
-    assert f"{run / 'results' / 'teacher'} is not finished: left out." in found.stderr.replace("\n", "")
+    assert f"{run / 'results' / 'teacher'} is incomplete and left out." in found.stderr.replace("\n", "")
     assert "student" in found.stdout
     assert "75.0 ±" not in found.stdout
     alone = CliRunner().invoke(app, ["eval", "--compare", str(run / "results" / "teacher")])

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tsdkd import __version__
 from tsdkd.errors import OtherRankError, TsdkdError
-from tsdkd.stages.config.option import COMMON
+from tsdkd.stages.config.groups import COMMON
 
 INTERRUPTED = 130
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}

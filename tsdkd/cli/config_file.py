@@ -12,7 +12,8 @@ import typer
 from typer.models import OptionInfo
 
 from tsdkd.errors import InputError
-from tsdkd.stages.config.option import COMMON, parameter_name, union_members
+from tsdkd.stages.config.groups import COMMON
+from tsdkd.stages.config.option import parameter_name, union_members
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def config_file_parameter(parameters: Iterable[Parameter]) -> Parameter:
     keys = {parameter.name: key for parameter in parameters if (key := FileKey.of(parameter))}
 
     def load(context: typer.Context, value: Path | None) -> Path | None:
-        if value is not None:
+        if value is not None and not context.resilient_parsing:
             context.default_map = {**(context.default_map or {}), **_read(value, keys, str(context.info_name))}
         return value
 

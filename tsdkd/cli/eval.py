@@ -13,7 +13,7 @@ from tsdkd.cli.console import ConsoleObserver, show_text
 from tsdkd.cli.show_comparison import Format, show_comparison
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.types import COMPARISON, DATA, MODELS
+from tsdkd.stages.config.groups import COMPARISON, DATA, MODELS
 from tsdkd.stages.results import published
 from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS, choose_benchmarks
 

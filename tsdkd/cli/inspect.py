@@ -11,8 +11,8 @@ import typer
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_text
 from tsdkd.errors import InputError
+from tsdkd.stages.config.groups import DATA, MODELS, RESPONSES
 from tsdkd.stages.config.inspect import InspectConfig
-from tsdkd.stages.config.types import DATA, MODELS, SHOWN
 
 if TYPE_CHECKING:
     from tsdkd.stages.inspect.response import InspectedResponse
@@ -34,7 +34,7 @@ def command(
     ] = None,
     positions: Annotated[
         str | None,
-        typer.Option(metavar="FROM-TO", help="Rows of the table to show, from 1.", rich_help_panel=SHOWN),
+        typer.Option(metavar="FROM-TO", help="Rows of the table to show, from 1.", rich_help_panel=RESPONSES),
     ] = None,
     aggregate: Annotated[
         bool, typer.Option("--aggregate", help="Show all responses together.", rich_help_panel=options.COMMON)

@@ -11,8 +11,8 @@ from typer.models import OptionInfo
 
 from tsdkd.cli.config_file import config_file_parameter
 from tsdkd.errors import InputError
-from tsdkd.stages.config.option import COMMON, ConfigOption, build, config_options, union_members
-from tsdkd.stages.config.types import DATA, GROUPS
+from tsdkd.stages.config.groups import COMMON, DATA, GROUPS
+from tsdkd.stages.config.option import ConfigOption, build, config_options, union_members
 
 DEFAULT_RUN = Path("runs/default")
 _LAST = {"seed", "overwrite", "config_file"}
@@ -176,7 +176,9 @@ def require_page(html: Path | None) -> None:
     if html.suffix != ".html" or html.is_dir():
         raise InputError(f"{html} does not name a page.", "Name a file that ends in .html.")
     if not html.absolute().parent.is_dir():
-        raise InputError(f"The directory {html.parent} of the page does not exist.", "Create it, or name another FILE.")
+        raise InputError(
+            f"The directory {html.parent} of the page does not exist.", "Create it, or name another --html FILE."
+        )
 
 
 def run_option(run: Path) -> str:

@@ -11,8 +11,8 @@ from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.core.config import TERMS
+from tsdkd.stages.config.groups import MONITORING
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.config.types import MONITORING
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from tsdkd.stages.config.groups import BENCHMARKS, ENGINE
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import BENCHMARKS, DTYPE_HELP, ENGINE, DType, EvalEngine
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine
 
 
 @dataclass(frozen=True)

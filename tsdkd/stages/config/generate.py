@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DATA, DTYPE_HELP, ENGINE, SAMPLING, VLLM, DType, EngineName, Policy
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy
 
 AUTHORS = {
     "student": ("student",),

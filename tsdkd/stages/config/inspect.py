@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.config.groups import OBJECTIVE, RESPONSES
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import OBJECTIVE, SHOWN
 
 RANDOM, LARGEST_GAP, LONGEST_OPENER = "random", "largest-gap", "longest-opener"
 
@@ -34,12 +34,12 @@ class InspectConfig:
     sample_id: str = option(
         RANDOM,
         "Response to show: an id, random, largest-gap or longest-opener.",
-        group=SHOWN,
+        group=RESPONSES,
         metavar="ID",
         common=True,
     )
     """largest-gap: mean student entropy minus mean teacher entropy; longest-opener: in tokens."""
-    seed: int = option(0, "Seed of the random choice.", group=SHOWN, min_=0)
+    seed: int = option(0, "Seed of the random choice.", group=RESPONSES, min_=0)
     opener: float | Literal["adaptive"] | None = _trained("opener")
     em_ratio: float | None = _trained("em_ratio")
     gate: bool | None = _trained("gate")

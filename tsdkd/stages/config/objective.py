@@ -1,8 +1,8 @@
 """Options of the objective, by field of `TSDKDConfig`, which knows no command line."""
 
 from tsdkd.core.config import RELEASED
+from tsdkd.stages.config.groups import OBJECTIVE
 from tsdkd.stages.config.option import Option
-from tsdkd.stages.config.types import OBJECTIVE
 
 OBJECTIVE_OPTIONS = {
     "alpha": Option("Weight of the indirect (ranking) term.", OBJECTIVE, min=0),

@@ -11,10 +11,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tsdkd.errors import InputError
+from tsdkd.stages.config.groups import COMMON
 
 _OPTION, _NESTED = "option", "nested"
-COMMON = "Common options"
-"""The group of options with `common`, in place of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from tsdkd.stages.config.groups import DATA, ENGINE, PRUNING
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DATA, DTYPE_HELP, ENGINE, PRUNING, DType
+from tsdkd.stages.config.types import DTYPE_HELP, DType
 
 
 @dataclass(frozen=True)

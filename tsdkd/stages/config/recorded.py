@@ -47,20 +47,18 @@ def config_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if command == "train":
         values |= {"lora": config["lora"] is not None} | _online_values(config)
         values = {key: value for key, value in values.items() if _has_effect(key, config)}
-    names = {found.key: found.name for found in config_options(CONFIGS[command])}
-    return {names[key]: value for key, value in values.items() if key in names and value not in (None, [], ())}
+    options = [option for option in config_options(CONFIGS[command]) if values.get(option.key) not in (None, [], ())]
+    return {option.name: values[option.key] for option in options}
 
 
 def default_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The values that options have which nobody gives, by name; the method of a training decides some of them."""
-    values = {found.name: found.default for found in config_options(CONFIGS[command])}
+    values = {option.key: option.default for option in config_options(CONFIGS[command])}
     if command == "train":
         method = find_method(config["method"])
-        objective = {name: getattr(method.objective, name) for name in method.options}
-        options = {found.key: found.name for found in config_options(TrainConfig)}
-        values |= {options[f"objective.{name}"]: value for name, value in objective.items()}
-        values["teacher-fraction"] = method.teacher_fraction
-    return values
+        values |= {f"objective.{name}": getattr(method.objective, name) for name in method.options}
+        values["online.sampling.teacher_fraction"] = method.teacher_fraction
+    return {option.name: values[option.key] for option in config_options(CONFIGS[command])}
 
 
 def config_text(path: Path, manifest: Manifest) -> str:

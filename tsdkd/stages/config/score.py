@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.stages.config.groups import ENGINE, SCORING
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DTYPE_HELP, ENGINE, SCORING, DType
+from tsdkd.stages.config.types import DTYPE_HELP, DType
 
 
 @dataclass(frozen=True)

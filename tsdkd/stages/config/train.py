@@ -6,19 +6,10 @@ from typing import Literal
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import Option, nested, option, reuse
-from tsdkd.stages.config.types import (
-    DTYPE_HELP,
-    ENGINE,
-    LORA,
-    MONITORING,
-    OBJECTIVE,
-    ONLINE,
-    OPTIMIZER,
-    REPLAY,
-    DType,
-)
+from tsdkd.stages.config.types import DTYPE_HELP, DType
 from tsdkd.stages.methods import METHODS, find_method
 
 ONLINE_SAMPLING = reuse(

@@ -1,0 +1,346 @@
+"""--config FILE: what it gives, what it refuses; and config.yaml, which makes an artifact again."""
+
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests.cli.test_bad_input import refuse
+from tests.cli.test_commands import run
+from tests.helpers.prompts import write_prompts
+from tsdkd.artifacts.hashing import content_digest
+from tsdkd.artifacts.manifest import CONFIG_FILE, load_manifest
+from tsdkd.artifacts.reader import verify_artifact
+from tsdkd.cli import app
+from tsdkd.cli.eval import read_eval_config
+from tsdkd.cli.options import read_config
+from tsdkd.cli.reference import load_command
+from tsdkd.cli.train_config import read_train_config
+from tsdkd.core.config import RELEASED
+from tsdkd.errors import InputError
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.inspect import InspectConfig
+from tsdkd.stages.config.option import ConfigOption, config_options
+from tsdkd.stages.config.prune import PruneConfig
+from tsdkd.stages.config.recorded import CONFIGS, config_values
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import ONLINE_SAMPLING, LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
+from tsdkd.stages.methods import METHODS, Method, find_method
+from tsdkd.stages.results.benchmarks import BENCHMARKS
+
+
+def context(command: str, file: Path, content: object, *words: object) -> Any:
+    """A command, parsed with a file."""
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return load_command(command).make_context(command, ["--config", str(file), *map(str, words)])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "options.yaml"
+
+
+def test_a_file_gives_options_and_the_command_line_wins(file: Path) -> None:
+    content = (
+        "run: runs/x\nlearning_rate: 5e-6\nbatch-size: 64\nlora: true\nlora-rank: 4\nopener: adaptive\ngate: false\n"
+    )
+    parsed = context("train", file, content, "--batch-size", 32)
+    config = read_train_config(parsed)
+    assert (config.learning_rate, config.batch_size) == (5e-6, 32)
+    assert config.lora == LoRAConfig(rank=4)
+    assert (config.objective.opener, config.objective.gate) == ("adaptive", False)
+    assert parsed.params["run"] == Path("runs/x")
+
+
+def test_lists_stand_for_repeated_and_for_joined_options(file: Path) -> None:
+    content = {"tracker": ["trackio", "wandb"], "released": ["entropy", "ranking"], "epochs": 2, "column": None}
+    config = read_train_config(context("train", file, content))
+    assert (config.trackers, config.objective.released, config.epochs) == (
+        ("trackio", "wandb"),
+        ("ranking", "entropy"),
+        2.0,
+    )
+    assert read_eval_config(context("eval", file, {"tasks": ["gsm8k", "sciq"]})).tasks == ("gsm8k", "sciq")
+    assert context("eval", file, {"model": "a=b"}).params["model"] == ["a=b"]
+
+
+def test_a_required_option_may_stand_in_a_file(file: Path) -> None:
+    assert context("prune", file, {"output": "small", "drop": 2}).params["output"] == Path("small")
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ({"method": "gkd", "opener": 0.1}, "gkd has no --opener"),
+        ({"max-new-tokens": 9}, "online training are given without it"),
+        ({"lora-rank": 16}, "LoRA are given without --lora"),
+        ({"replay-capacity": 1000}, "replays no responses"),
+    ],
+)
+def test_a_value_of_a_file_is_given(file: Path, content: dict[str, object], cause: str) -> None:
+    """Even where it is the default."""
+    with pytest.raises(InputError, match=cause):
+        read_train_config(context("train", file, content))
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "cause", "remedy"),
+    [
+        ("train", "lerning-rate: 1", "`tsdkd train` has no option 'lerning-rate'", "'learning-rate'"),
+        ("generate", "learning-rate: 1", "`tsdkd generate` has no option 'learning-rate'", "nearest"),
+        ("train", "config: other.yaml", "no option 'config'", "nearest"),
+        ("train", "batch-size: 4.5", "batch-size is 4.5", "a whole number from 1"),
+        ("train", "batch-size: 0", "batch-size is 0", "a whole number from 1"),
+        ("train", "batch-size: true", "batch-size is True", "a whole number from 1"),
+        ("train", "beta: 2", "beta is 2", "a number from 0 to 1"),
+        ("train", "beta: many", "beta is 'many'", "a number from 0 to 1"),
+        ("train", "gate: maybe", "gate is 'maybe'", "true or false"),
+        ("train", "precision: half", "precision is 'half'", "one of auto, bfloat16, float32"),
+        ("train", "student: [a, b]", "student is ['a', 'b']", "a word"),
+        ("train", "student: true", "student is True", "a word"),
+        ("train", "tracker: [1]", "tracker is [1]", "a list of words"),
+        ("train", "tau: 0", "tau is 0", "above 0"),
+        ("train", "- a", "holds no options", "`k: 10`"),
+        ("train", "a: [", "is not YAML", "`k: 10`"),
+        ("score", "k: 1", "k is 1", "from 2"),
+        ("inspect", "opener: long", "--opener is 'long'", "adaptive"),
+        ("eval", "tasks: poetry", "no benchmark 'poetry'", "gsm8k"),
+    ],
+)
+def test_what_a_file_cannot_give_is_refused_by_its_key(
+    file: Path, command: str, content: str, cause: str, remedy: str
+) -> None:
+    file.write_text(content)
+    found, way_out = refuse(command, "--config", file)
+    assert cause in found
+    assert remedy in way_out
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "cannot be read" in refuse("train", "--config", tmp_path / "none.yaml")[0]
+
+
+def test_an_empty_file_gives_nothing(file: Path) -> None:
+    assert read_train_config(context("train", file, "")) == TrainConfig()
+
+
+def test_a_plan_reads_files(file: Path) -> None:
+    file.write_text("k: 1")
+    found = CliRunner().invoke(app, ["plan", "-"], input=f"tsdkd score --config {file}\n")
+    assert found.exit_code == 2
+    assert "Line 1:" in found.stderr
+    assert "k is 1" in found.stderr
+
+
+# Random configurations, through a file and back.
+
+BOUNDS = {
+    "skew": (0.01, 0.99),
+    "tau": (0.01, 9.0),
+    "temperature": (0.01, 9.0),
+    "em-ratio": (0.01, 1.0),
+    "epochs": (0.1, 9.0),
+    "warmup-ratio": (0.0, 0.9),
+    "max-grad-norm": (0.1, 9.0),
+    "lora-dropout": (0.0, 0.9),
+    "held-out": (0.01, 0.9),
+    "lambda": (0.1, 1.0),
+}
+"""Of numbers, where the option's own range is not enough."""
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=9)
+LISTED = {"tasks": sorted(BENCHMARKS), "released": list(RELEASED)}
+
+
+def values_of(option: ConfigOption) -> st.SearchStrategy[Any]:
+    if option.name in LISTED:
+        order = LISTED[option.name]
+        return st.sets(st.sampled_from(order), min_size=1).map(lambda s: tuple(sorted(s, key=order.index)))
+    if option.is_tuple:
+        return st.lists(WORDS, max_size=3).map(tuple)
+    if option.choices:
+        return st.sampled_from(option.choices)
+    members = getattr(option.type, "__args__", (option.type,))
+    low, high = BOUNDS.get(option.name, (option.option.min or 0, option.option.max or 99))
+    known: dict[Any, st.SearchStrategy[Any]] = {
+        bool: st.booleans(),
+        int: st.integers(int(option.option.min or 0), 10_000),
+        float: st.floats(low, high),
+        str: WORDS,
+        type(None): st.none(),
+    }
+    if option.is_number_or_word:
+        numbers = st.floats(0.01, 1) | st.just("adaptive")
+        return numbers | st.none() if type(None) in members else numbers
+    return st.one_of(*(known[member] for member in members))
+
+
+def configs(kind: type) -> st.SearchStrategy[Any]:
+    return st.builds(kind, **{option.key: values_of(option) for option in config_options(kind)})
+
+
+ROUND_TRIP = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "prune", "inspect"])
+def test_any_configuration_comes_back_from_a_file(command: str, file: Path) -> None:
+    kind = {"generate": GenerateConfig, "score": ScoreConfig, "prune": PruneConfig, "inspect": InspectConfig}[command]
+    words = ["--output", "x"] if command == "prune" else []
+
+    @ROUND_TRIP
+    @given(configs(kind))
+    def check(config: Any) -> None:
+        if command == "inspect":
+            content = {option.name: getattr(config, option.key) for option in config_options(kind)}
+        else:
+            content = config_values(command, asdict(config))
+        assert read_config(context(command, file, content, *words), kind) == config
+
+    check()
+
+
+def test_any_configuration_of_eval_comes_back_from_a_file(file: Path) -> None:
+    @ROUND_TRIP
+    @given(configs(CONFIGS["eval"]))
+    def check(config: Any) -> None:
+        read = read_eval_config(context("eval", file, plain(config_values("eval", asdict(config)))))
+        assert set(read.tasks) == set(config.tasks)
+        assert replace(read, tasks=config.tasks) == config
+
+    check()
+
+
+def test_any_configuration_of_train_comes_back_from_a_file(file: Path) -> None:
+    @ROUND_TRIP
+    @given(train_configs())
+    def check(config: TrainConfig) -> None:
+        content = plain(config_values("train", asdict(config)))
+        assert read_train_config(context("train", file, content)) == config
+
+    check()
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@st.composite
+def train_configs(draw: st.DrawFn) -> TrainConfig:
+    strategies = {option.key: values_of(option) for option in config_options(TrainConfig)}
+
+    def some(prefix: str) -> dict[str, Any]:
+        keys = [key for key in strategies if key.startswith(prefix) and "." not in key.removeprefix(prefix)]
+        return {key.removeprefix(prefix): draw(strategies[key]) for key in keys}
+
+    method = find_method(draw(st.sampled_from(sorted(METHODS))))
+    own = {name: value for name, value in some("").items() if name not in {"method", "lora"}}
+    if draw(st.booleans()) and not method.replays:
+        own |= {"held_out": 0.0, "eval_steps": 0}
+    else:
+        own["eval_steps"] = max(1, own["eval_steps"])
+    online = None
+    if method.replays or draw(st.booleans()):
+        sampling = {name: draw(strategies[f"online.sampling.{name}"]) for name in ONLINE_SAMPLING}
+        mixed = bool(sampling["teacher_fraction"]) and not method.replays
+        sampling |= {"policy": "teacher-mixed"} if mixed else {"teacher_fraction": 0.2}
+        values = some("online.")
+        if method.replays:
+            replay = some("online.replay.")
+            replay["replay_capacity"] += own["batch_size"]
+            values |= {"student_fraction": 0.0, "replay": ReplayConfig(**replay)}
+        online = OnlineConfig(**values, sampling=GenerateConfig(**sampling))
+    lora = LoRAConfig(**some("lora.")) if draw(st.booleans()) else None
+    return TrainConfig(method=method.name, objective=draw(objectives(method)), online=online, lora=lora, **own)
+
+
+@st.composite
+def objectives(draw: st.DrawFn, method: Method) -> Any:
+    strategies = {option.key: values_of(option) for option in config_options(TrainConfig)}
+    chosen = draw(st.sets(st.sampled_from(method.options))) if method.options else set()
+    values = {name: draw(strategies[f"objective.{name}"]) for name in chosen}
+    divergence = values.get("divergence", method.objective.divergence)
+    values.pop("skew" if divergence == "jsd" else "beta", None)
+    if values.get("opener") == "adaptive" and "opener" in values.get("released", method.objective.released):
+        del values["opener"]
+    if not any(values.get(name, getattr(method.objective, name)) for name in ("alpha", "direct_weight", "em_weight")):
+        values = {}
+    return method.with_options(values)
+
+
+# config.yaml of one run makes the next one.
+
+
+@pytest.fixture(scope="module")
+def first(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with several trainings."""
+    place = tmp_path_factory.mktemp("configs") / "first"
+    prompts = write_prompts(place.parent / "prompts.jsonl", 6)
+    models, shape = f"--student {student} --teacher {teacher}", "--epochs 1 --batch-size 3 --precision float32"
+    online = f"{models} --prompts {prompts} --max-new-tokens 4 --max-prompt-tokens 60 --engine transformers"
+    for line in (
+        f"generate {models} --policy mixed --lambda 0.7 --prompts {prompts} --max-new-tokens 5 --top-p 0.9 --seed 3",
+        "score --k 4 --signal topk --top-k 9",
+        f"train --k 4 {shape} --opener adaptive --no-gate --em-weight 0.5 --seed 2",
+        f"train --k 4 {shape} --lora --lora-rank 2 --merge --checkpoint {place}/lora",
+        f"train --method gkd --beta 0.3 {shape} --checkpoint {place}/gkd",
+        f"train --k 4 {online} {shape} --teacher-fraction 0.4 --sample-temperature 0.8 --checkpoint {place}/online",
+        f"eval --tasks embedded --limit 2 --model small={student} --no-chat-template",
+        f"prune --teacher {teacher} --prompts {prompts} --limit 2 --output {place}/pruned",
+    ):
+        run(*shlex.split(line), *([] if line.startswith("prune") else ["--run", place]))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("command", "artifact", "output"),
+    [
+        ("generate", "rollouts", "--rollouts"),
+        ("score", "scores", "--scores"),
+        ("train", "checkpoint", "--checkpoint"),
+        ("train", "lora", "--checkpoint"),
+        ("train", "gkd", "--checkpoint"),
+        ("train", "online", "--checkpoint"),
+        ("eval", "results/small", "--results"),
+        ("prune", "pruned", "--output"),
+    ],
+)
+def test_the_config_of_a_run_makes_the_same_artifact(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, artifact: str, output: str
+) -> None:
+    """In another directory, from another working directory, with the same identity and parts."""
+    monkeypatch.chdir(tmp_path)
+    again = tmp_path / "again"
+    run(command, "--config", first / artifact / CONFIG_FILE, output, again)
+    again = again / "small" if command == "eval" else again
+    before, after = load_manifest(first / artifact), load_manifest(again)
+    assert after.identity == before.identity
+    assert after.summary == before.summary
+    changed = {part.file for part in {*after.parts} ^ {*before.parts}}
+    assert changed <= {"README.md"}  # the model card names directories
+    assert [(model.role, model.name) for model in after.models] == [(model.role, model.name) for model in before.models]
+    written = (again / CONFIG_FILE).read_text()
+    assert written == (first / artifact / CONFIG_FILE).read_text()
+    assert run("artifact", "show", again, "--config").rstrip("\n") == written.rstrip("\n")
+
+
+def test_a_config_file_is_no_part_of_its_artifact(first: Path) -> None:
+    rollouts = first / "rollouts"
+    assert CONFIG_FILE not in [part.file for part in load_manifest(rollouts).parts]
+    digest = content_digest(rollouts)
+    text = (rollouts / CONFIG_FILE).read_text()
+    (rollouts / CONFIG_FILE).write_text("k: 3")
+    assert content_digest(rollouts) == digest
+    verify_artifact(rollouts)
+    (rollouts / CONFIG_FILE).write_text(text)
+
+
+def test_a_stage_that_fails_at_once_leaves_no_config_file(student: Path, teacher: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 3)
+    online = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
+    refuse("train", "--run", tmp_path / "run", *online, "--lora", "--lora-targets", "nothing")
+    assert not (tmp_path / "run" / "checkpoint").exists()

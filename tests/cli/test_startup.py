@@ -1,0 +1,65 @@
+"""Help and version are quick: commands load when they are called."""
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from tsdkd.cli.app import COMMANDS
+
+HEAVY = {"torch", "transformers", "yaml", "asyncio", "unittest", "pyarrow", "matplotlib", "importlib.metadata"}
+MINIMAL = """
+import sys
+from typing import Annotated
+import typer
+app = typer.Typer(rich_markup_mode="rich")
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    "Help."
+@app.command(rich_help_panel="Commands")
+def command() -> None:
+    "Help."
+try:
+    app(["--help"])
+finally:
+    print(len(sys.modules), file=sys.stderr)
+"""
+
+
+def modules(program: str) -> str:
+    """What a program printed of its modules."""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return found.stderr.splitlines()[-1]
+
+
+def tsdkd(printed: str, *words: str) -> str:
+    return (
+        f"import sys\nfrom tsdkd.cli import main\nsys.argv = ['tsdkd', *{words}]\n"
+        f"try:\n    main()\nfinally:\n    print({printed}, file=sys.stderr)\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_the_app_imports_little_more_than_typer(option: str) -> None:
+    loaded = modules(tsdkd("len(sys.modules)", option))
+    assert int(loaded) <= 1.8 * int(modules(MINIMAL))
+    assert modules(tsdkd(f"sorted({HEAVY} & set(sys.modules))", option)) == "[]"
+    assert modules(tsdkd("sorted(m for m in sys.modules if m.startswith('tsdkd.cli.'))", option)) == "['tsdkd.cli.app']"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_loads_no_torch(command: str) -> None:
+    assert (
+        modules(tsdkd("sorted({'torch', 'transformers', 'pyarrow', 'lm_eval'} & set(sys.modules))", command, "--help"))
+        == "[]"
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_repeats_their_docstrings(name: str) -> None:
+    module = import_module(f"tsdkd.cli.{name}")
+    help_ = module.app.info.help if hasattr(module, "app") else inspect.getdoc(module.command)
+    assert help_.splitlines()[0] == COMMANDS[name].help
