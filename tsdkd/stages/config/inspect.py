@@ -46,12 +46,12 @@ class InspectConfig:
     tau: float | None = _trained("tau")
     k: int | None = _trained("k")
 
-    def objective(self, recorded: TSDKDConfig, most: int | None = None) -> TSDKDConfig:
-        """The `recorded` objective with the options given here, and at most `most` candidates. Raises InputError."""
+    def objective(self, recorded: TSDKDConfig, max_k: int | None = None) -> TSDKDConfig:
+        """The `recorded` objective with the options given here, and at most `max_k` candidates. Raises InputError."""
         names = ("opener", "em_ratio", "gate", "tau", "k")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if most is not None:
-            if given.get("k", 0) > most:
-                raise InputError(f"--k is {given['k']}, but only {most} candidates were recorded.", "Lower --k.")
-            given.setdefault("k", min(recorded.k, most))
+        if max_k is not None:
+            if given.get("k", 0) > max_k:
+                raise InputError(f"--k is {given['k']}, but only {max_k} candidates were recorded.", "Lower --k.")
+            given.setdefault("k", min(recorded.k, max_k))
         return replace(recorded, **given)

@@ -1,5 +1,6 @@
 """Configuration of `tsdkd train`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,14 @@ from tsdkd.stages.config.option import Option, nested, option, reuse
 from tsdkd.stages.config.types import DTYPE_HELP, DType
 from tsdkd.stages.methods import METHODS, find_method
 
+
+def _by_method(usual: float, defaults: Mapping[str, float]) -> str:
+    """A default in words, with the methods that have another one."""
+    others = sorted({value for value in defaults.values() if value != usual})
+    named = [f"{other:g} with {', '.join(n for n, value in defaults.items() if value == other)}" for other in others]
+    return "; ".join([f"{usual:g}", *named])
+
+
 ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
@@ -23,7 +32,7 @@ ONLINE_SAMPLING = reuse(
     batch_size={"name": "sample-batch-size"},
     teacher_fraction={
         "help": "The teacher's weight in the mixture that tokens are sampled from.",
-        "shown": "the method's: 0; minillm: 0.2",
+        "shown": _by_method(0, {name: method.teacher_fraction for name, method in METHODS.items()}),
     },
     memory_fraction={"help": "vLLM: fraction of the GPU's memory (or the machine's)."},
 )
@@ -73,7 +82,7 @@ class OnlineConfig:
         "Fraction of prompts that the student responds to; the others keep the responses of --rollouts.",
         group=ONLINE,
         name="lambda",
-        shown="the method's: 1; distillm: 0",
+        shown=_by_method(1, {name: float(method.fresh and not method.replays) for name, method in METHODS.items()}),
     )
     sampling: GenerateConfig = nested(
         GenerateConfig, default_factory=lambda: GenerateConfig(memory_fraction=0.3), options=ONLINE_SAMPLING
