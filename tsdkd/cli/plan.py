@@ -130,7 +130,9 @@ def _show(rows: list[PlanRow], rates: Rates) -> None:
     disk, memory = shutil.disk_usage(Path.cwd()).free, available_memory(rates.device)
 
     def cells(name: str, models: str, estimate: Estimate, disk_before: int = 0) -> list[str]:
-        size = format_bytes(estimate.disk) + (f"\n+ {format_bytes(estimate.temporary_disk)}" if estimate.temporary_disk else "")
+        size = format_bytes(estimate.disk) + (
+            f"\n+ {format_bytes(estimate.temporary_disk)}" if estimate.temporary_disk else ""
+        )
         disk_ = _mark_unfit(size, disk_before + estimate.disk + estimate.temporary_disk, disk)
         memory_ = _mark_unfit(format_bytes(estimate.memory), estimate.memory, memory)
         time = ("≤ " if estimate.is_upper_bound else "") + _format_time(estimate.seconds)
@@ -140,7 +142,9 @@ def _show(rows: list[PlanRow], rates: Rates) -> None:
     for row in rows:
         estimate = row.estimate
         lines.append(
-            cells(row.stage, row.inputs, estimate, written) if estimate else [row.stage, row.inputs, row.note, "", "", ""]
+            cells(row.stage, row.inputs, estimate, written)
+            if estimate
+            else [row.stage, row.inputs, row.note, "", "", ""]
         )
         written += estimate.disk if estimate else 0
     lines.append(cells("total", "", sum_estimates([row.estimate for row in rows if row.estimate])))
@@ -148,7 +152,8 @@ def _show(rows: list[PlanRow], rates: Rates) -> None:
     show_text(
         f"Free on this machine: {format_bytes(disk)} on disk, {format_bytes(memory)} of memory ({rates.device}). "
         "Disk after + is needed while the stage runs.\n"
-        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:,.1f} GB/s; "
+        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, "
+        f"{rates.bytes_per_second / 1e9:,.1f} GB/s; "
         f"the times assume {EFFICIENCY:.0%} of them, in one process.\n"
         "≤: upper bound, with every response as long as --max-new-tokens."
     )
