@@ -25,22 +25,22 @@ esac >>"$LINES_FILE"
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> "Lines":
-    place = tmp_path_factory.mktemp("recorder")
-    (place / "tsdkd").write_text(RECORDER)
-    (place / "tsdkd").chmod(0o755)
-    return Lines(place)
+    directory = tmp_path_factory.mktemp("recorder")
+    (directory / "tsdkd").write_text(RECORDER)
+    (directory / "tsdkd").chmod(0o755)
+    return Lines(directory)
 
 
 class Lines:
     """The commands that a recipe would run."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     def of(self, recipe: str, **environment: str) -> list[str]:
-        recorded = self.place / f"{recipe}{environment}".replace("/", "-")
+        recorded = self.directory / f"{recipe}{environment}".replace("/", "-")
         if not recorded.exists():
-            finish(start(recipe, self.place, LINES_FILE=recorded, **environment))
+            finish(start(recipe, self.directory, LINES_FILE=recorded, **environment))
         return recorded.read_text().splitlines()
 
     def dry(self, recipe: str, **environment: str) -> list[str]:
@@ -110,7 +110,7 @@ def test_every_line_of_the_other_recipes_is_accepted(
     "line",
     ["tsdkd train --k ten", "tsdkd train --objectives gkd", "tsdkd train --method seqkd --beta 1", "tsdkd eval x"],
 )
-def test_a_wrong_line_is_none(line: str, stages: list[str]) -> None:
+def test_a_wrong_line_is_refused(line: str, stages: list[str]) -> None:
     with pytest.raises(AssertionError, match="tsdkd"):
         require_accepted([line], stages)
 
@@ -131,7 +131,7 @@ def test_one_name_is_one_model_in_all_recipes_of_a_pair(pair: str, lines: Lines)
     assert all(len(ways) == 1 for ways in known.values())
 
 
-def test_every_published_row_is_a_row_here_with_its_table_beside_it(lines: Lines) -> None:
+def test_every_published_row_is_measured_with_its_table_beside_it(lines: Lines) -> None:
     measured = defaultdict(set)
     for recipe in PAPER:
         words = shlex.split(lines.dry(recipe)[-2])
@@ -154,12 +154,14 @@ def test_some_rows_alone(lines: Lines) -> None:
     """What they do not need is not sampled; a name that is no row is refused with those there are."""
     some = lines.dry("table1", ROWS="gkd tsdkd")
     assert [line.split()[1] for line in some] == ["train", "train", "eval", "report"]
-    refused = finish(start("paper/table6", lines.place, LINES_FILE=lines.place / "lines", ROWS="tsdkd x", DRY_RUN=1), 2)
+    refused = finish(
+        start("paper/table6", lines.directory, LINES_FILE=lines.directory / "lines", ROWS="tsdkd x", DRY_RUN=1), 2
+    )
     assert refused.splitlines() == ["error: No row is named x.", "try:   ROWS with some of: off-policy tsdkd."]
 
 
 @pytest.mark.parametrize(("name", "value"), [("PAIR", "llama"), ("SCALE", "huge")])
 def test_unknown_pairs_and_scales_are_refused(name: str, value: str, lines: Lines) -> None:
-    said = finish(start("paper/table1", lines.place, **{name: value}), 2)
-    assert value in said.splitlines()[0]
-    assert said.splitlines()[1].startswith(f"try:   {name}=")
+    output = finish(start("paper/table1", lines.directory, **{name: value}), 2)
+    assert value in output.splitlines()[0]
+    assert output.splitlines()[1].startswith(f"try:   {name}=")

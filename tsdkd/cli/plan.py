@@ -152,7 +152,8 @@ def _show(rows: list[PlanRow], rates: Rates) -> None:
     show_text(
         f"Free on this machine: {format_bytes(disk)} on disk, {format_bytes(memory)} of memory ({rates.device}). "
         "Disk after + is needed while the stage runs.\n"
-        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:,.1f} GB/s; "
+        f"Measured now, {rates.dtype}: {rates.flops_per_second / 1e9:,.0f} GFLOP/s, "
+        f"{rates.bytes_per_second / 1e9:,.1f} GB/s; "
         f"the times assume {EFFICIENCY:.0%} of them, in one process.\n"
         "≤: upper bound, with every response as long as --max-new-tokens."
     )
