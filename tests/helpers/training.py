@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.train.checkpoint import METRICS_FILE
 from tsdkd.stages.train.stage import train_offline
 
 Weights = dict[str, torch.Tensor]

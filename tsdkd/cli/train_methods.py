@@ -63,7 +63,7 @@ def chosen(name: str, context: typer.Context) -> TSDKDConfig:
 
 def replays(name: str, context: typer.Context) -> ReplayConfig | None:
     given = _given(context, ReplayConfig)
-    if find_method(name).replays:
+    if find_method(name).uses_replay:
         return ReplayConfig(**given)
     if given:
         raise InputError("Options of replays are given without them.", "Leave them out, or give --method distillm.")
@@ -72,7 +72,7 @@ def replays(name: str, context: typer.Context) -> ReplayConfig | None:
 
 def scores(name: str, told: Path | None, run: Path) -> Path | None:
     """Where the scores are that the objective needs."""
-    if find_method(name).teacher:
+    if find_method(name).needs_teacher:
         return told or run / "scores"
     if told:
         raise InputError(f"The objective {name} needs no scores.", "Leave out --scores.")
@@ -82,7 +82,7 @@ def scores(name: str, told: Path | None, run: Path) -> Path | None:
 def share_answered(name: str, lambda_: float | None) -> float:
     """The paper's lambda: as given, else all where the objective learns from fresh answers and no schedule decides."""
     objective = find_method(name)
-    return float(objective.fresh and not objective.replays) if lambda_ is None else lambda_
+    return float(objective.online_responses and not objective.uses_replay) if lambda_ is None else lambda_
 
 
 def mixture(name: str, share: float | None) -> dict[str, Any]:

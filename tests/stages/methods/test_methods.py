@@ -86,7 +86,7 @@ def settings(name: str, **more: object) -> TrainConfig:
 
 
 def learn(run: Path, student: Path, output: Path, config: TrainConfig) -> None:
-    scores = run / "scores" if find_method(config.method).teacher else None
+    scores = run / "scores" if find_method(config.method).needs_teacher else None
     train_offline(run / "rollouts", scores, str(student), output, config)
 
 
@@ -129,7 +129,7 @@ def test_the_first_step_is_the_formula_of_two_live_models(
     manifest = load_manifest(tmp_path / "c")
     assert manifest.config["method"] == name
     assert {model.role for model in manifest.models} == {"student", "teacher"}
-    assert find_method(name).means in ModelCard.load(tmp_path / "c" / "README.md").content
+    assert find_method(name).description in ModelCard.load(tmp_path / "c" / "README.md").content
 
 
 @pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd", "minillm"}))
@@ -139,7 +139,7 @@ def test_each_improves_its_own_objective_on_unseen_responses(
     """MiniLLM's is the reverse KL: its loss is a surrogate with the right gradient alone."""
     policy, measured = DATA.get(name, "student"), {"minillm": "reverse-kl"}.get(name, name)
     plan: dict[str, object] = {"learning_rate": 3e-3, "epochs": 8, "micro_batch_size": 4, "save_steps": 100}
-    if find_method(name).replays:
+    if find_method(name).uses_replay:
         live = OnlineConfig(student_fraction=0, sampling=SAMPLING, replay=ReplayConfig(phi=0.5))
         config = settings(name, **plan, online=live, held_out=0.3, eval_steps=5)
         train_online(runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
@@ -203,7 +203,7 @@ def test_minillm_refuses_what_it_cannot_weigh(
     with pytest.raises(InputError, match="signal 'topk' do not hold the teacher's probability"):
         train_offline(mixture / "rollouts", tmp_path / "topk", str(student), tmp_path / "c", settings("minillm"))
     for live, cause in (
-        (OnlineConfig(student_fraction=0.5, sampling=SAMPLING), "fresh answers alone"),
+        (OnlineConfig(student_fraction=0.5, sampling=SAMPLING), "only from responses that are sampled"),
         (OnlineConfig(sampling=replace(SAMPLING, temperature=0.5)), "temperature was 0.5"),
         (OnlineConfig(sampling=replace(SAMPLING, engine="vllm", policy="teacher-mixed")), "need the transformers"),
     ):
@@ -270,7 +270,7 @@ def test_data_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=cause) as caught:
         learn(runs[policy], student, tmp_path / "c", settings(name))
     assert remedy in caught.value.remedy
-    if find_method(name).teacher and name != "minillm":  # which learns live from fresh answers alone
+    if find_method(name).needs_teacher and name != "minillm":  # which learns live from fresh answers alone
         live = OnlineConfig(student_fraction=0, sampling=SAMPLING)
         with pytest.raises(InputError, match=cause):
             train_online(
@@ -300,14 +300,14 @@ def test_agreement_is_a_mean_over_the_responses_with_an_opener(
     runs: Runs, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of ten micro-batches of one response, the second and the seventh rank nothing; the others agree by 0.5."""
-    objective_of, calls = trainer_module.DistillationTrainer.objective_of, iter(range(10))
+    training_forward, calls = trainer_module.DistillationTrainer.training_forward, iter(range(10))
 
     def ranked(self: object, *given: object, **more: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss, found = objective_of(self, *given, **more)
+        loss, found = training_forward(self, *given, **more)
         del found["rank_agreement"]
         return loss, found if next(calls) in {1, 6} else found | {"rank_agreement": torch.tensor(0.5)}
 
-    monkeypatch.setattr(trainer_module.DistillationTrainer, "objective_of", ranked)
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "training_forward", ranked)
     config = replace(CONFIG, batch_size=10, micro_batch_size=1, epochs=1)
     learn(runs["student"], student, tmp_path / "c", config)
     assert metrics(tmp_path / "c")[0]["rank_agreement"] == pytest.approx(0.5)
@@ -316,14 +316,14 @@ def test_agreement_is_a_mean_over_the_responses_with_an_opener(
 def test_fresh_answers_are_refused_where_nothing_is_learned_from_them(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    for name, cause in (("supervised-kd", "fresh answers"), ("skd", "fresh answers"), ("seqkd", "no teacher but")):
+    for name, cause in (("supervised-kd", "sampled during"), ("skd", "sampled during"), ("seqkd", "responses alone")):
         config = settings(name, online=OnlineConfig(student_fraction=0.5, sampling=SAMPLING))
         with pytest.raises(InputError, match=cause):
             train_online(runs["teacher"] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
 
 
 def test_what_an_objective_is_not_is_refused() -> None:
-    with pytest.raises(InputError, match="no objective 'gdk'") as caught:
+    with pytest.raises(InputError, match="Unknown method 'gdk'") as caught:
         TrainConfig(method="gdk")
     assert all(name in caught.value.remedy for name in METHODS)
     with pytest.raises(InputError, match="gkd has no --alpha") as caught:
@@ -350,5 +350,5 @@ def test_released_is_the_paper_with_three_deviations() -> None:
 
 
 def test_the_docs_name_every_objective() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
     assert all(f"| `{name}` |" in text for name in METHODS)

@@ -25,8 +25,8 @@ from tsdkd.stages.train.trainer import DistillationTrainer
 @pytest.mark.parametrize("samples", [1, 7, 8, 11])
 @pytest.mark.parametrize(("processes", "size"), [(1, 4), (2, 2), (4, 1), (2, 1)])
 def test_processes_share_out_the_batches_of_one(samples: int, processes: int, size: int) -> None:
-    alone = MicroBatches(samples, 4, seed=3, rank=0, processes=1)
-    shares = [MicroBatches(samples, size, seed=3, rank=rank, processes=processes) for rank in range(processes)]
+    alone = MicroBatches(samples, 4, seed=3, rank=0, world_size=1)
+    shares = [MicroBatches(samples, size, seed=3, rank=rank, world_size=processes) for rank in range(processes)]
     for epoch in (0, 1):
         for sampler in (alone, *shares):
             sampler.set_epoch(epoch)
@@ -85,7 +85,7 @@ def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, to
     rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
     source = SimpleNamespace(teacher_fraction=0.0)
     trainer = SimpleNamespace(vocab=vocab, objective=TSDKDConfig(k=4), adaptive=None, compiled=False, source=source)
-    model.forward = partial(DistillationTrainer.objective_of, trainer, model)
+    model.forward = partial(DistillationTrainer.training_forward, trainer, model)
     if rank is not None:
         mesh = init_device_mesh("cpu", (2,))
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if mixed else MixedPrecisionPolicy()

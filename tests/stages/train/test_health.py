@@ -12,10 +12,9 @@ from tests.helpers.training import CONFIG, learn, metrics, weights
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.metrics import health
-from tsdkd.stages.metrics.health import HealthMonitor, is_repeating, response_health
+from tsdkd.stages.metrics.health import HealthMonitor, Sign, is_repeating, response_health
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.train import callbacks
+from tsdkd.stages.train import callbacks, saved_steps
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 HEALTHY = {"student_entropy": 2.0, "response_length": 100.0, "repeating": 0.1}
@@ -60,30 +59,32 @@ def test_repetition_is_counted_in_four_grams() -> None:
     ],
 )
 def test_signs(name: str, value: float, bad: bool) -> None:
-    watch = HealthMonitor()
+    monitor = HealthMonitor()
     for _ in range(5):
-        assert watch.see(HEALTHY) == {}
-    found = [watch.see(HEALTHY | {name: value}) for _ in range(5)]
-    assert found[0] == {}  # one step is no collapse
-    assert found[-1].keys() == ({name} if bad else set())
+        assert monitor.update(HEALTHY) == []
+    found = [monitor.update(HEALTHY | {name: value}) for _ in range(6)]
+    assert found[0] == []  # one step is no collapse
+    assert [sign.metric for sign in found[-1]] == ([name] if bad else [])
+    assert sum(sign.is_new for signs in found for sign in signs) == bad
 
 
 @pytest.fixture
 def collapse(monkeypatch: pytest.MonkeyPatch) -> None:
     """From step 4 on the run degenerates."""
 
-    def see(self: HealthMonitor, step: dict[str, float]) -> dict[str, str]:
+    def update(self: HealthMonitor, step: dict[str, float]) -> list[Sign]:
         self.first.append(step)
-        return {"student_entropy": "its entropy is gone"} if len(self.first) >= 4 else {}
+        count = len(self.first)
+        return [Sign("student_entropy", "its entropy is gone", count == 4)] if count >= 4 else []
 
-    monkeypatch.setattr(health.HealthMonitor, "see", see)
+    monkeypatch.setattr(HealthMonitor, "update", update)
 
 
 def test_a_continued_run_shows_its_course_from_the_beginning() -> None:
     history = [{"loss": 2.0, "step": 1}, {"eval_kl": 0.5, "step": 1}, {"loss": 1.0, "gate": 0.3, "step": 2}]
     heard, state = Heard(), SimpleNamespace(max_steps=4, global_step=2, log_history=history)
     with ExitStack() as stack:
-        callbacks.ShowProgress(heard, stack).on_train_begin(None, state, None)
+        callbacks.ProgressCallback(heard, stack).on_train_begin(None, state, None)
     assert heard.measured == [{"loss": 2.0}, {"held-out KL": 0.5}, {"loss": 1.0}]
 
 
@@ -103,7 +104,7 @@ def test_a_degenerate_run_is_said_once(
 
 def test_a_continued_run_does_not_repeat_a_sign(collapse: None) -> None:
     heard, state = Heard(), SimpleNamespace(global_step=6, log_history=[{"loss": 1.0, "step": i} for i in range(1, 6)])
-    judge = callbacks.MonitorHealth(heard, stop=False)
+    judge = callbacks.HealthCallback(heard, stop=False)
     judge.on_train_begin(None, state, None)
     judge.on_log(None, state, None, {"loss": 1.0})
     assert heard.said == []
@@ -118,7 +119,7 @@ def test_a_stopped_run_ends_with_its_last_good_step(
 ) -> None:
     """Saved every second step: step 2 is what remains, as it was then."""
     then = {}
-    on_save = callbacks.MarkComplete.on_save
+    on_save = saved_steps.StateCallback.on_save
 
     def remember(
         self: object, args: object, state: object, control: object, model: torch.nn.Module, **_: object
@@ -126,13 +127,13 @@ def test_a_stopped_run_ends_with_its_last_good_step(
         then[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
         on_save(self, args, state, control)
 
-    monkeypatch.setattr(callbacks.MarkComplete, "on_save", remember)
+    monkeypatch.setattr(saved_steps.StateCallback, "on_save", remember)
     found = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True))
     assert then.keys() == {2}
     assert all(torch.equal(found[name], then[2][name]) for name in found)
     assert not torch.equal(found["lm_head.weight"], weights(student)["lm_head.weight"])
     assert len(metrics(tmp_path / "c")) == 2
-    assert load_manifest(tmp_path / "c").summary["collapsed_at"] == 4
+    assert load_manifest(tmp_path / "c").summary["degenerated_at"] == 4
 
 
 def test_a_collapse_before_anything_was_saved_is_an_error(
@@ -165,7 +166,7 @@ def test_the_best_measured_step_is_kept(
     assert all(torch.equal(found[name], then[1][name]) for name in found)
     assert not torch.equal(found["lm_head.weight"], then[-1]["lm_head.weight"])
     summary = load_manifest(tmp_path / "c").summary
-    assert (summary["kept_step"], summary["kept_kl"]) == (2, 1.0)
+    assert (summary["best_step"], summary["best_kl"]) == (2, 1.0)
     assert sum("on held-out prompts" in line for line in heard.said) == len(then) > 2
 
 
@@ -185,7 +186,7 @@ def test_a_stopped_run_that_was_measured_keeps_its_best_step(
     found = learn(run, student, tmp_path / "c", replace(config, stop_on_collapse=True))
     assert len(then) == 3
     assert all(torch.equal(found[name], then[1][name]) for name in found)
-    assert load_manifest(tmp_path / "c").summary["kept_step"] == 2
+    assert load_manifest(tmp_path / "c").summary["best_step"] == 2
 
 
 def test_held_out_prompts_are_measured_and_not_learned_from(
@@ -276,5 +277,5 @@ def test_too_little_memory(
     assert not (tmp_path / "c").exists()
     with available_memory(monkeypatch, 2_000_000):
         learn(run, student, tmp_path / "c", config, observer=heard)
-    assert heard.tables == ["What training will need"]
+    assert heard.tables == ["Memory needed for training"]
     assert any("may not fit" in line and "--lora" in line for line in heard.said)

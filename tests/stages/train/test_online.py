@@ -22,8 +22,8 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import trainer as trainer_module
-from tsdkd.stages.train.loop import _identity
-from tsdkd.stages.train.stage import _split, train_offline, train_online
+from tsdkd.stages.train.settings import recorded_settings
+from tsdkd.stages.train.stage import split_held_out, train_offline, train_online
 
 Contents = Callable[[Path], dict[str, bytes]]
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12)
@@ -159,7 +159,7 @@ def test_what_live_training_refuses(
 ) -> None:
     with pytest.raises(InputError, match=r"lambda is 1\.5"):
         OnlineConfig(student_fraction=1.5)
-    with pytest.raises(InputError, match="no responses to keep"):
+    with pytest.raises(InputError, match="no recorded responses"):
         learn(
             prompts,
             student,
@@ -202,24 +202,24 @@ def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student:
     reader = load_model(str(student))
     kept, _ = samples_from_prompts(Prompts(prompts), reader, 512)
     source = OnlineSource(kept, reader, LocalSampler(SAMPLING), 1.0)
-    learned, held = _split(source, replace(LIVE, held_out=0.5, eval_steps=1))
+    learned, held = split_held_out(source, replace(LIVE, held_out=0.5, eval_steps=1))
     assert sorted(learned + held) == list(range(10))
     fewer = OnlineSource(kept[3:], reader, LocalSampler(SAMPLING), 1.0)
-    assert {fewer.prompt_id(i) for i in _split(fewer, replace(LIVE, held_out=0.5, eval_steps=1))[1]} == {
+    assert {fewer.prompt_id(i) for i in split_held_out(fewer, replace(LIVE, held_out=0.5, eval_steps=1))[1]} == {
         source.prompt_id(i) for i in held if i >= 3
     }
-    with pytest.raises(InputError, match="Held out of 10 responses"):
-        _split(source, replace(LIVE, held_out=1e-9, eval_steps=1))
+    with pytest.raises(InputError, match="hold out 0 of 10 responses"):
+        split_held_out(source, replace(LIVE, held_out=1e-9, eval_steps=1))
 
 
-def test_what_does_not_change_the_result_is_no_part_of_its_identity() -> None:
-    base = _identity(LIVE)
+def test_what_does_not_change_the_result_is_no_part_of_itsrecorded_settings() -> None:
+    base = recorded_settings(LIVE)
     for other in (
         replace(LIVE, save_steps=7, trackers=("tensorboard",)),
         replace(LIVE, online=replace(LIVE.online, teacher_device="cpu")),
         replace(LIVE, online=replace(LIVE.online, sampling=replace(SAMPLING, memory_fraction=0.2))),
     ):
-        assert _identity(other) == base
+        assert recorded_settings(other) == base
     stopping = replace(LIVE, stop_on_collapse=True)
-    assert _identity(stopping) != _identity(replace(stopping, save_steps=7))
-    assert _identity(replace(LIVE, online=replace(LIVE.online, student_fraction=0.5))) != base
+    assert recorded_settings(stopping) != recorded_settings(replace(stopping, save_steps=7))
+    assert recorded_settings(replace(LIVE, online=replace(LIVE.online, student_fraction=0.5))) != base

@@ -43,9 +43,9 @@ from tsdkd.stages.data.batches import align_responses
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train import loop
+from tsdkd.stages.train import loop, settings
 from tsdkd.stages.train import trainer as trainer_module
-from tsdkd.stages.train.callbacks import COMPLETE_MARK, MarkComplete, last_complete_checkpoint
+from tsdkd.stages.train.saved_steps import STATE_FILE, StateCallback, last_complete_step
 from tsdkd.stages.train.stage import train_offline
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -146,7 +146,7 @@ def test_a_cut_run_ends_with_the_same_bytes(
         learn(run, student, tmp_path / "cut", config)
     monkeypatch.undo()
     if cut_at == 5:  # as if killed before the mark was written
-        (tmp_path / "cut" / "resume" / "checkpoint-4" / COMPLETE_MARK).unlink()
+        (tmp_path / "cut" / "resume" / "checkpoint-4" / STATE_FILE).unlink()
     learn(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -185,8 +185,8 @@ def test_ctrl_c_saves_the_step_and_the_next_run_continues(
     with pytest.raises(KeyboardInterrupt):
         learn(run, student, tmp_path / "cut", config, observer=told)
     monkeypatch.undo()
-    assert any(message.startswith("Interrupted: this step is finished") for message in told.said)
-    assert (tmp_path / "cut" / "resume" / "checkpoint-3" / COMPLETE_MARK).is_file()
+    assert any(message.startswith("Interrupted: training stops once this step is saved") for message in told.said)
+    assert (tmp_path / "cut" / "resume" / "checkpoint-3" / STATE_FILE).is_file()
     learn(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -202,7 +202,7 @@ def test_a_run_whose_only_steps_warm_up_is_warned_of(
     assert warned == any("learning rate 0" in message for message in told.warned)
 
 
-@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "shards/0.distcp", COMPLETE_MARK])
+@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "shards/0.distcp", STATE_FILE])
 def test_a_saved_step_that_lacks_a_file_is_not_continued(tmp_path: Path, lost: str) -> None:
     for step in (2, 4):
         place = tmp_path / f"checkpoint-{step}"
@@ -212,10 +212,10 @@ def test_a_saved_step_that_lacks_a_file_is_not_continued(tmp_path: Path, lost: s
         (place / "shards").mkdir()  # as sharded states are saved
         (place / "shards" / "0.distcp").touch()
         state = TrainerState(global_step=step, is_world_process_zero=True)
-        MarkComplete({}).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+        StateCallback({}).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
+    assert last_complete_step(tmp_path) == tmp_path / "checkpoint-4"
     (tmp_path / "checkpoint-4" / lost).unlink()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert last_complete_step(tmp_path) == tmp_path / "checkpoint-2"
     assert not (tmp_path / "checkpoint-4").exists()
 
 
@@ -371,7 +371,7 @@ def test_a_student_of_another_family_is_refused(run: Path, stranger: Path, tmp_p
 
 
 def test_micro_batches_must_divide(run: Path, student: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch of 4 cannot be made of micro-batches of 3"):
+    with pytest.raises(InputError, match="Micro-batches of 3 in 1 processes do not divide a batch of 4"):
         learn(run, student, tmp_path / "c", replace(CONFIG, micro_batch_size=3))
 
 
@@ -387,9 +387,9 @@ def test_compiling_without_hidden_states_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("device", "triton", "cause"),
     [
-        ("cpu", None, r"a C\+\+ compiler, and there is no nothing-compiles"),
+        ("cpu", None, r"a C\+\+ compiler, and nothing-compiles is not installed"),
         ("cuda", None, "needs Triton"),
-        ("cuda", "there", "a C compiler, and there is no nothing-compiles"),
+        ("cuda", "there", "a C compiler, and nothing-compiles is not installed"),
     ],
 )
 def test_compiling_without_a_compiler_is_refused_before_anything_is_written(
@@ -404,8 +404,8 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_written(
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, "nothing-compiles")
     monkeypatch.setattr(loop, "default_device", lambda: device)
-    monkeypatch.setattr(loop, "find_spec", lambda _: triton)
-    monkeypatch.setattr(loop, "_arguments", lambda *_: None)
+    monkeypatch.setattr(settings, "find_spec", lambda _: triton)
+    monkeypatch.setattr(loop, "training_arguments", lambda *_: None)
     with pytest.raises(InputError, match=cause) as caught:
         learn(run, student, tmp_path / "c", replace(CONFIG, compile=True))
     assert "leave out --compile" in caught.value.remedy

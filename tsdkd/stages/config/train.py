@@ -124,14 +124,14 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
         if bool(self.held_out) != bool(self.eval_steps):
             raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
-        find_method(self.method).require(self.objective)
+        find_method(self.method).require_objective(self.objective)
         self._require_schedule()
 
     def _require_schedule(self) -> None:
         replay = self.online and self.online.replay
-        if find_method(self.method).replays and not replay:
+        if find_method(self.method).uses_replay and not replay:
             raise InputError(f"{self.method} is for live training.", "Give --teacher and --rollouts.")
-        if replay and not find_method(self.method).replays:
+        if replay and not find_method(self.method).uses_replay:
             raise InputError(f"{self.method} has no schedule of replays.", "Leave it out, or choose distillm.")
         if replay and not self.eval_steps:
             raise InputError(
