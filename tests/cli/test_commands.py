@@ -46,7 +46,7 @@ def test_live_training_with_an_adapter_and_a_second_round(student: Path, teacher
     shape = ["--k", 4, "--batch-size", 2, "--epochs", 1, "--precision", "float32", "--engine", "transformers"]
     shown = run("train", "--run", tmp_path, "--student", student, "--lora", *live, *shape)
     assert "teacher (live)" in shown
-    assert "What training will need" in shown
+    assert "Memory needed for training" in shown
     manifest = load_manifest(tmp_path / "checkpoint")
     assert manifest.config["online"]["sampling"]["max_new_tokens"] == 5
     assert manifest.config["lora"]["targets"] == "all-linear"
@@ -101,7 +101,7 @@ def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path:
         assert {m.role: m.name for m in manifest.models} == {"student": str(student), "teacher": str(teacher)}
     assert load_manifest(tmp_path / "mixed" / "rollouts").config["student_fraction"] == 0.5
     learned = ("train", "--method", "minillm", "--epochs", 1, "--batch-size", 6)
-    assert "long range (weight 1)" in run(*learned, "--run", place)
+    assert "policy gradient (weight 1)" in run(*learned, "--run", place)
     told = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
     for share, more in ((0.2, []), (0.5, ["--teacher-fraction", 0.5]), (None, ["--teacher-fraction", 0])):
         run(*learned, *told, *more, "--overwrite", "--run", tmp_path / "live")

@@ -9,11 +9,12 @@ import typer
 
 from tsdkd.cli import defaults, options, train_methods
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
-from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.config.types import DType, EngineName
+from tsdkd.stages.metrics.names import METRICS, SUMMARY_METRICS
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest
@@ -258,32 +259,21 @@ def configured(context: typer.Context) -> TrainConfig:
 
 
 def _rows(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
-    found, objective = manifest.summary, config.objective
-    curves = (
-        ("loss", "loss"),
-        ("indirect", f"ranking (weight {objective.alpha:g})"),
-        ("direct", f"divergence (weight {objective.direct_weight:g})"),
-        ("entropy", f"top entropies (weight {objective.em_weight:g})"),
-        ("policy_gradient", f"long range (weight {objective.policy_gradient_weight:g})"),
-        ("student_entropy", "student's mean entropy"),
-        ("candidate_overlap", "candidates as scored"),
-        ("drift", "drift since scoring (nats)"),
-    )
+    summary = manifest.summary
     rows = [
         ("student", manifest.model("student").name),
-        (f"teacher ({'live' if config.online else 'absent'})", manifest.model("teacher").name),
-        ("objective", config.method),
-        ("steps", f"{found['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
+        (f"teacher ({'online' if config.online else 'offline'})", manifest.model("teacher").name),
+        ("method", config.method),
+        ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
-    rows += [
-        (label, f"{found[f'{name}_first']:.3f} -> {found[f'{name}_last']:.3f}")
-        for name, label in curves
-        if f"{name}_first" in found
-    ]
-    if "kept_step" in found:
-        rows.append(("kept", f"step {found['kept_step']}, KL {found['kept_kl']:.4f} on held-out prompts"))
-    if "collapsed_at" in found:
-        rows.append(
-            ("degenerated", f"at step {found['collapsed_at']}; step {found.get('kept_step', found['steps'])} is kept")
-        )
+    for name in SUMMARY_METRICS:
+        if f"{name}_first" in summary:
+            weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS else ""
+            values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
+            rows.append((f"{METRICS[name].label}{weight}", values))
+    if "best_step" in summary:
+        rows.append(("best step", f"{summary['best_step']}, KL {summary['best_kl']:.4f} on held-out prompts"))
+    if "degenerated_at" in summary:
+        saved = summary.get("best_step", summary["steps"])
+        rows.append(("degenerated", f"at step {summary['degenerated_at']}; the checkpoint is step {saved}"))
     return rows
