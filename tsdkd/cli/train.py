@@ -262,7 +262,7 @@ def _rows(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     summary = manifest.summary
     rows = [
         ("student", manifest.model("student").name),
-        (f"teacher ({'online' if config.online else 'offline'})", manifest.model("teacher").name),
+        (f"teacher ({'online' if config.online else 'absent'})", manifest.model("teacher").name),
         ("method", config.method),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
