@@ -45,7 +45,7 @@ def test_live_training_with_an_adapter_and_a_second_round(student: Path, teacher
     live = ["--prompts", prompts, "--teacher", teacher, "--max-new-tokens", 5, "--max-prompt-tokens", 64]
     shape = ["--k", 4, "--batch-size", 2, "--epochs", 1, "--precision", "float32", "--engine", "transformers"]
     shown = run("train", "--run", tmp_path, "--student", student, "--lora", *live, *shape)
-    assert "teacher (live)" in shown
+    assert "teacher (online)" in shown
     assert "Memory needed for training" in shown
     manifest = load_manifest(tmp_path / "checkpoint")
     assert manifest.config["online"]["sampling"]["max_new_tokens"] == 5
