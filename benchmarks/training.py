@@ -1,10 +1,10 @@
-"""Training steps, staged and live, beside TRL's DistillationTrainer on the same prompts, in the same run.
+"""Time and memory of training steps, offline and online, and of TRL's DistillationTrainer on the same prompts.
 
     python benchmarks/training.py STUDENT TEACHER
 
-TRL 1.16 must be importable for its row. Every row is a process of its own and makes `STEPS` optimizer steps of `BATCH`
-responses of up to `TOKENS` tokens; loading the models is part of the peak and not of the time. "live, recorded" and
-"staged" learn from the same responses, once with a teacher that reads them now and once from its scores.
+TRL 1.16 must be importable for its row. Every row runs in its own process and makes `STEPS` optimizer steps of `BATCH`
+responses of up to `TOKENS` tokens. Peak memory includes loading the models, and the time does not. "offline" and
+"online, recorded responses" learn from the same responses: from scores, and with a loaded teacher.
 """
 
 import json
@@ -30,22 +30,22 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models.device import has_bf16
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.checkpoint import METRICS_FILE
 from tsdkd.stages.train.stage import train_offline, train_online
 
 STEPS, BATCH, TOKENS = 8, 8, 32
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=TOKENS, limit=STEPS * BATCH)
 CONFIG = TrainConfig(epochs=1, batch_size=BATCH, micro_batch_size=BATCH, save_steps=10_000)
-Measure = tuple[float, float]
-"""Seconds, and response tokens learned from."""
+Measurement = tuple[float, float]
+"""Seconds, and the response tokens that were trained on."""
 
 
 class Clock(SilentObserver):
-    """Times the bar of the training steps."""
+    """Times the progress bar of the training steps."""
 
     seconds = 0.0
 
@@ -56,31 +56,31 @@ class Clock(SilentObserver):
         self.seconds = time.perf_counter() - start
 
 
-def _learned(checkpoint: Path, clock: Clock) -> Measure:
+def _measurement(checkpoint: Path, clock: Clock) -> Measurement:
     steps = [json.loads(line) for line in (checkpoint / METRICS_FILE).read_text().splitlines()]
     return clock.seconds, sum(BATCH * step["response_length"] for step in steps)
 
 
-def staged(run: Path, student: str, teacher: str) -> Measure:
+def offline(run: Path, student: str, teacher: str) -> Measurement:
     score(run / "rollouts", student, teacher, run / "scores", ScoreConfig())
-    train_offline(run / "rollouts", run / "scores", student, run / "staged", CONFIG, 0, clock := Clock())
-    return _learned(run / "staged", clock)
+    train_offline(run / "rollouts", run / "scores", student, run / "offline", CONFIG, 0, clock := Clock())
+    return _measurement(run / "offline", clock)
 
 
-def live_recorded(run: Path, student: str, teacher: str) -> Measure:
+def online_recorded(run: Path, student: str, teacher: str) -> Measurement:
     config = replace(CONFIG, online=OnlineConfig(student_fraction=0.0, sampling=SAMPLING))
     train_online(run / "rollouts", student, teacher, run / "recorded", config, 0, clock := Clock())
-    return _learned(run / "recorded", clock)
+    return _measurement(run / "recorded", clock)
 
 
-def live(run: Path, student: str, teacher: str) -> Measure:
+def online(run: Path, student: str, teacher: str) -> Measurement:
     config = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
-    train_online(PROMPTS, student, teacher, run / "live", config, 0, clock := Clock())
-    return _learned(run / "live", clock)
+    train_online(PROMPTS, student, teacher, run / "online", config, 0, clock := Clock())
+    return _measurement(run / "online", clock)
 
 
-def trl_live(run: Path, student: str, teacher: str) -> Measure:
-    """Generalised JSD alone, on-policy: its objective has no other term."""
+def trl_online(run: Path, student: str, teacher: str) -> Measurement:
+    """Generalised JSD, on-policy; TRL has no other term."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
@@ -112,24 +112,24 @@ def trl_live(run: Path, student: str, teacher: str) -> Measure:
     return seconds, sum(BATCH * length for length in lengths)
 
 
-def _measured(queue: Any, work: Callable[..., Measure], *arguments: Any) -> None:
-    seconds, tokens = work(*arguments)
+def _run(queue: Any, train: Callable[..., Measurement], *arguments: Any) -> None:
+    seconds, tokens = train(*arguments)
     queue.put((seconds, tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9))
 
 
 def main() -> None:
     student, teacher = sys.argv[1:3]
-    works = {"staged": staged, "live, recorded": live_recorded, "live": live}
+    runs = {"offline": offline, "online, recorded responses": online_recorded, "online": online}
     if find_spec("trl"):
-        works["TRL, live"] = trl_live
+        runs["TRL, online"] = trl_online
     table = Table("", "s a step", "response tokens", "tokens/s", "peak GB")
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory)
         generate(PROMPTS, student, run / "rollouts", SAMPLING)
-        for name, work in works.items():
+        for name, train in runs.items():
             queue = context.Queue()
-            process = context.Process(target=_measured, args=(queue, work, run, student, teacher))
+            process = context.Process(target=_run, args=(queue, train, run, student, teacher))
             process.start()
             seconds, tokens, peak = queue.get()
             process.join()

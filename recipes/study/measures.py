@@ -44,7 +44,7 @@ def _divergence(model: Path, samples: OfflineSource) -> dict[str, float]:
     """KL from the teacher, top-1 agreement and the model's entropy on held-out responses, in nats per token."""
     reader = load_model(str(model))
     measured = measure_held_out(reader, reader.head, HeldOut(samples, range(len(samples))))
-    return {name: measured[name] for name in ("kl", "agreement", "entropy")}
+    return {name: measured[name] for name in ("kl", "top1_agreement", "entropy")}
 
 
 def training_health(model: Path) -> dict[str, object]:

@@ -23,9 +23,9 @@ Contents = Callable[[Path], dict[str, bytes]]
 @pytest.fixture(scope="module")
 def chain(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run directory, made through the command line."""
-    place = tmp_path_factory.mktemp("chain")
-    prompts = write_prompts(place / "prompts.jsonl", 6)
-    run = str(place / "run")
+    directory = tmp_path_factory.mktemp("chain")
+    prompts = write_prompts(directory / "prompts.jsonl", 6)
+    run = str(directory / "run")
     for command in (
         ["generate", "--student", str(student), "--prompts", str(prompts), "--max-new-tokens", "6", "--part-size", "3"],
         ["score", "--teacher", str(teacher), "--k", "4"],
@@ -33,11 +33,11 @@ def chain(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     ):
         found = CliRunner().invoke(app, [*command, "--run", run])
         assert found.exit_code == 0, found.output
-    return place
+    return directory
 
 
 @pytest.fixture
-def place(chain: Path, tmp_path: Path) -> Path:
+def directory(chain: Path, tmp_path: Path) -> Path:
     """A copy of the chain to break."""
     shutil.copytree(chain, tmp_path / "chain")
     return tmp_path / "chain"
@@ -86,145 +86,145 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_models_with_different_tokenizers(place: Path, stranger: Path) -> None:
-    shutil.rmtree(place / "run" / "scores")
-    found, remedy = refuse("score", "--run", place / "run", "--teacher", stranger)
+def test_models_with_different_tokenizers(directory: Path, stranger: Path) -> None:
+    shutil.rmtree(directory / "run" / "scores")
+    found, remedy = refuse("score", "--run", directory / "run", "--teacher", stranger)
     assert "different tokenizers: 1 ids differ, first 258 (None against '<|tool|>')" in found
     assert "one family" in remedy
-    assert not (place / "run" / "scores").exists()
+    assert not (directory / "run" / "scores").exists()
 
 
-def test_the_wrong_kind(place: Path) -> None:
-    found, remedy = refuse("score", "--rollouts", place / "run" / "scores", "--scores", place / "s", "--k", 4)
+def test_the_wrong_kind(directory: Path) -> None:
+    found, remedy = refuse("score", "--rollouts", directory / "run" / "scores", "--scores", directory / "s", "--k", 4)
     assert "holds scores, not rollouts" in found
     assert "`tsdkd generate`" in remedy
 
 
-def test_a_newer_format(place: Path) -> None:
-    manifest = place / "run" / "rollouts" / MANIFEST_FILE
+def test_a_newer_format(directory: Path) -> None:
+    manifest = directory / "run" / "rollouts" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 9}))
-    found, remedy = refuse("score", "--run", place / "run")
+    found, remedy = refuse("score", "--run", directory / "run")
     assert "has format 9" in found
     assert remedy == "Update tsdkd."
 
 
 @pytest.mark.parametrize("kind", ["rollouts", "scores"])
-def test_a_changed_or_missing_part(place: Path, kind: str) -> None:
-    part = place / "run" / kind / "part-00001.parquet"
+def test_a_changed_or_missing_part(directory: Path, kind: str) -> None:
+    part = directory / "run" / kind / "part-00001.parquet"
     pq.write_table(pq.read_table(part).slice(1), part)
-    shutil.rmtree(place / "run" / "checkpoint")
-    found, _ = refuse("train", "--run", place / "run", "--k", 4)
+    shutil.rmtree(directory / "run" / "checkpoint")
+    found, _ = refuse("train", "--run", directory / "run", "--k", 4)
     assert "has a hash that differs from the manifest" in found
     part.unlink()
-    found, remedy = refuse("train", "--run", place / "run", "--k", 4)
+    found, remedy = refuse("train", "--run", directory / "run", "--k", 4)
     assert "part-00001.parquet is missing" in found
     assert "Restore it" in remedy
-    assert not (place / "run" / "checkpoint").exists()
+    assert not (directory / "run" / "checkpoint").exists()
 
 
-def test_foreign_parents(place: Path, student: Path) -> None:
-    other = write_prompts(place / "other.jsonl", 3)
+def test_foreign_parents(directory: Path, student: Path) -> None:
+    other = write_prompts(directory / "other.jsonl", 3)
     assert (
-        CliRunner().invoke(app, [str(w) for w in generate_with(student, place / "b", "--prompts", other)]).exit_code
+        CliRunner().invoke(app, [str(w) for w in generate_with(student, directory / "b", "--prompts", other)]).exit_code
         == 0
     )
     found, remedy = refuse(
         "train",
         "--rollouts",
-        place / "b" / "rollouts",
+        directory / "b" / "rollouts",
         "--scores",
-        place / "run" / "scores",
+        directory / "run" / "scores",
         "--checkpoint",
-        place / "c",
+        directory / "c",
     )
     assert "made from other rollouts" in found
     assert "--overwrite" in remedy
-    assert not (place / "c").exists()
+    assert not (directory / "c").exists()
 
 
-def test_a_partial_parent(place: Path) -> None:
-    manifest = place / "run" / "rollouts" / MANIFEST_FILE
+def test_a_partial_parent(directory: Path) -> None:
+    manifest = directory / "run" / "rollouts" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
-    found, remedy = refuse("score", "--run", place / "run")
+    found, remedy = refuse("score", "--run", directory / "run")
     assert "is not finished: 2 parts" in found
     assert "`tsdkd generate` again" in remedy
 
 
 @pytest.mark.parametrize(("command", "kind"), [("score", "rollouts"), ("train", "scores"), ("eval", "checkpoint")])
-def test_a_stage_before_its_turn(tmp_path: Path, command: str, kind: str) -> None:
+def test_a_missing_input(tmp_path: Path, command: str, kind: str) -> None:
     found, remedy = refuse(command, "--run", tmp_path / "run")
     assert f"Found no {kind} at" in found
     assert "first" in remedy
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_with_another_configuration(place: Path, student: Path, contents: Contents) -> None:
-    before = contents(place / "run")
-    again = generate_with(student, place / "run", "--prompts", place / "prompts.jsonl")
+def test_an_output_with_another_configuration(directory: Path, student: Path, contents: Contents) -> None:
+    before = contents(directory / "run")
+    again = generate_with(student, directory / "run", "--prompts", directory / "prompts.jsonl")
     assert CliRunner().invoke(app, [str(word) for word in again]).exit_code == 0  # the same: nothing to do
     found, remedy = refuse(*again, "--temperature", "0.5")
     assert "config.temperature was 1.0, now 0.5" in found
     assert "--overwrite" in remedy
-    assert contents(place / "run") == before
+    assert contents(directory / "run") == before
 
 
-def test_more_candidates_than_tokens(place: Path) -> None:
-    shutil.rmtree(place / "run" / "scores")
-    found, _ = refuse("score", "--run", place / "run", "--k", 258, "--teacher", place / "nobody")
+def test_more_candidates_than_tokens(directory: Path) -> None:
+    shutil.rmtree(directory / "run" / "scores")
+    found, _ = refuse("score", "--run", directory / "run", "--k", 258, "--teacher", directory / "nobody")
     assert "nobody does not exist" in found
-    teacher = json.loads((place / "run" / "checkpoint" / MANIFEST_FILE).read_text())["models"][1]["name"]
-    found, remedy = refuse("score", "--run", place / "run", "--k", 258, "--teacher", teacher)
+    teacher = json.loads((directory / "run" / "checkpoint" / MANIFEST_FILE).read_text())["models"][1]["name"]
+    found, remedy = refuse("score", "--run", directory / "run", "--k", 258, "--teacher", teacher)
     assert "--k is 258, but the vocabulary has only 258 tokens" in found
     assert "smaller --k" in remedy
-    assert not (place / "run" / "scores").exists()
+    assert not (directory / "run" / "scores").exists()
 
 
-def test_an_unknown_task(place: Path) -> None:
-    found, remedy = refuse("eval", "--run", place / "run", "--tasks", "gsm8k,poetry")
+def test_an_unknown_task(directory: Path) -> None:
+    found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "gsm8k,poetry")
     assert "'poetry' is not a benchmark" in found
     assert "gsm8k, gsm8k:strict, gsm-plus" in remedy
-    assert not (place / "run" / "results").exists()
+    assert not (directory / "run" / "results").exists()
 
 
-def test_benchmark_data_that_is_not_there(place: Path) -> None:
-    found, remedy = refuse("eval", "--run", place / "run", "--tasks", "sciq", "--data", place)
-    assert f"sciq needs the directory {place / 'sciq'}" in found
+def test_benchmark_data_that_is_not_there(directory: Path) -> None:
+    found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "sciq", "--data", directory)
+    assert f"sciq needs the directory {directory / 'sciq'}" in found
     assert "--data" in remedy
-    assert not (place / "run" / "results").exists()
+    assert not (directory / "run" / "results").exists()
 
 
-def test_programs_run_only_when_that_is_allowed(place: Path) -> None:
-    found, remedy = refuse("eval", "--run", place / "run", "--tasks", "mbpp")
+def test_programs_run_only_when_that_is_allowed(directory: Path) -> None:
+    found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "mbpp")
     assert "runs programs that the model wrote" in found
     assert "--allow-code-execution" in remedy
-    assert not (place / "run" / "results").exists()
+    assert not (directory / "run" / "results").exists()
 
 
-def test_a_second_model_that_is_not_there_is_found_before_the_first_is_measured(place: Path, student: Path) -> None:
-    models = ["--model", f"a={student}", "--model", f"b={place / 'nobody'}", "--tasks", "embedded"]
-    found, _ = refuse("eval", "--run", place / "run", *models)
+def test_a_second_model_that_is_not_there_is_found_before_the_first_is_measured(directory: Path, student: Path) -> None:
+    models = ["--model", f"a={student}", "--model", f"b={directory / 'nobody'}", "--tasks", "embedded"]
+    found, _ = refuse("eval", "--run", directory / "run", *models)
     assert "nobody" in found
-    assert not (place / "run" / "results").exists()
+    assert not (directory / "run" / "results").exists()
 
 
-def test_nothing_to_compare(place: Path) -> None:
-    found, remedy = refuse("eval", "--compare", place / "run")
-    assert f"Found no results at {place / 'run'}" in found
+def test_nothing_to_compare(directory: Path) -> None:
+    found, remedy = refuse("eval", "--compare", directory / "run")
+    assert f"Found no results at {directory / 'run'}" in found
     assert "tsdkd eval" in remedy
-    found, remedy = refuse("eval", place / "run")
+    found, remedy = refuse("eval", directory / "run")
     assert "--compare" in remedy
 
 
 @pytest.mark.parametrize("word", ["distilled", "=x", "a/b=c"])
-def test_a_model_without_a_name(place: Path, word: str) -> None:
-    found, remedy = refuse("eval", "--run", place / "run", "--model", word)
+def test_a_model_without_a_name(directory: Path, word: str) -> None:
+    found, remedy = refuse("eval", "--run", directory / "run", "--model", word)
     assert word in found
     assert "NAME=MODEL" in remedy
 
 
 @pytest.mark.parametrize("more", [["--opener", "long"], ["--opener", "0"], ["--em-ratio", "2"], ["--tau", "0"]])
-def test_objective_values(place: Path, more: list[str]) -> None:
-    refuse("train", "--run", place / "run", *more)
+def test_objective_values(directory: Path, more: list[str]) -> None:
+    refuse("train", "--run", directory / "run", *more)
 
 
 @pytest.mark.parametrize(
@@ -235,53 +235,68 @@ def test_objective_values(place: Path, more: list[str]) -> None:
         (["--lora", "--lora-targets", "query"], "no linear modules query"),
         (["--max-new-tokens", "9"], "online training are given without it"),
         (["--lambda", "1.5"], "lambda is 1.5"),
-        (["--lambda", "0.5"], "no responses to keep"),
+        (["--lambda", "0.5"], "no recorded responses"),
         (["--lambda", "0", "--teacher-fraction", "0.5"], "--teacher-fraction needs fresh responses"),
         (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
         (["--tracker", "nothing"], "tracker"),
         (["--stop-on-collapse", "--attention", "nothing"], "nothing"),
-        (["--method", "gdk"], "no objective 'gdk'"),
+        (["--method", "gdk"], "Unknown method 'gdk'"),
         (["--method", "gkd", "--opener", "0.1"], "gkd has no --opener"),
         (["--method", "seqkd"], "does not learn from responses by student"),
         (["--method", "seqkd", "--scores", "elsewhere"], "seqkd needs no scores"),
         (["--method", "distillm"], "distillm needs online training"),
         (["--method", "minillm", "--teacher-fraction", "0.5"], "online training are given without it"),
-        (["--method", "minillm", "--lambda", "0.5"], "minillm learns live from fresh answers alone"),
+        (["--method", "minillm", "--lambda", "0.5"], "minillm learns only from responses that are sampled"),
         (["--method", "minillm", "--lambda", "1", "--engine", "vllm"], "need the transformers engine"),
         (["--replay-capacity", "5"], "The method tsdkd replays no responses"),
         (["--released", "pace"], "released is"),
         (["--divergence", "skew-kl", "--skew", "1"], "skew is 1"),
     ],
 )
-def test_training_options(place: Path, more: list[str], cause: str) -> None:
-    names = ["--prompts", place / "prompts.jsonl", "--teacher", _name(place, "teacher")] if "--lambda" in more else []
-    student = ["--student", _name(place, "student")]
-    found, _ = refuse("train", "--run", place / "run", "--checkpoint", place / "new", *student, *names, *more)
+def test_training_options(directory: Path, more: list[str], cause: str) -> None:
+    names = (
+        ["--prompts", directory / "prompts.jsonl", "--teacher", _name(directory, "teacher")]
+        if "--lambda" in more
+        else []
+    )
+    student = ["--student", _name(directory, "student")]
+    found, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *student, *names, *more)
     assert cause in found
-    assert not (place / "new").exists()
+    assert not (directory / "new").exists()
 
 
-def _name(place: Path, role: str) -> str:
-    return load_manifest(place / "run" / "scores").model(role).name
+def _name(directory: Path, role: str) -> str:
+    return load_manifest(directory / "run" / "scores").model(role).name
 
 
-def test_prompts_from_two_places(place: Path) -> None:
-    both = ["--prompts", place / "prompts.jsonl", "--rollouts", place / "run" / "rollouts"]
-    found, _ = refuse("train", "--run", place / "run", "--checkpoint", place / "new", *both)
+def test_prompts_from_two_places(directory: Path) -> None:
+    both = ["--prompts", directory / "prompts.jsonl", "--rollouts", directory / "run" / "rollouts"]
+    found, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *both)
     assert "both given" in found
 
 
-def test_an_adapter_does_not_learn_further(place: Path) -> None:
-    shape = ["--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "float32", "--run", str(place / "run")]
-    done = CliRunner().invoke(app, ["train", "--lora", "--checkpoint", str(place / "adapter"), *shape])
+def test_an_adapter_cannot_be_trained_further(directory: Path) -> None:
+    shape = [
+        "--k",
+        "4",
+        "--batch-size",
+        "3",
+        "--epochs",
+        "1",
+        "--precision",
+        "float32",
+        "--run",
+        str(directory / "run"),
+    ]
+    done = CliRunner().invoke(app, ["train", "--lora", "--checkpoint", str(directory / "adapter"), *shape])
     assert done.exit_code == 0, done.output
-    found, remedy = refuse("train", "--student", place / "adapter", "--checkpoint", place / "new", *shape)
+    found, remedy = refuse("train", "--student", directory / "adapter", "--checkpoint", directory / "new", *shape)
     assert "is an adapter" in found
     assert "--merge" in remedy
 
 
 def test_a_full_disk_keeps_what_was_finished(
-    place: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+    directory: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the second part is written; with room again, the same command completes it."""
     write, written = TableWriter.write, 0
@@ -293,22 +308,22 @@ def test_a_full_disk_keeps_what_was_finished(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part-00001.parquet.tmp")
         write(part, table)
 
-    command = generate_with(student, place / "full", "--prompts", place / "prompts.jsonl")
+    command = generate_with(student, directory / "full", "--prompts", directory / "prompts.jsonl")
     monkeypatch.setattr(TableWriter, "write", on_a_full_disk)
     found, remedy = refuse(*command, code=1)
     assert "No space left on device" in found
     assert "Free space, and run again" in remedy
     monkeypatch.undo()
     assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
-    assert contents(place / "full" / "rollouts") == contents(place / "run" / "rollouts")
+    assert contents(directory / "full" / "rollouts") == contents(directory / "run" / "rollouts")
 
 
-def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(self: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    found, remedy = refuse(*generate_with(student, place / "ro", "--prompts", place / "prompts.jsonl"), code=1)
+    found, remedy = refuse(*generate_with(student, directory / "ro", "--prompts", directory / "prompts.jsonl"), code=1)
     assert "Read-only file system" in found
     assert "another directory" in remedy
 
@@ -331,19 +346,21 @@ def test_a_read_only_disk(place: Path, student: Path, monkeypatch: pytest.Monkey
         (["--after", "nowhere"], "directory nowhere does not exist", "hub id"),
     ],
 )
-def test_what_inspect_refuses(place: Path, more: list[str], cause: str, remedy: str) -> None:
-    found, way_out = refuse("inspect", "--run", place / "run", *more)
+def test_what_inspect_refuses(directory: Path, more: list[str], cause: str, remedy: str) -> None:
+    found, found_remedy = refuse("inspect", "--run", directory / "run", *more)
     assert cause in found
-    assert remedy in way_out
+    assert remedy in found_remedy
 
 
-def test_scores_that_cannot_be_looked_at(place: Path) -> None:
-    run = place / "run"
-    (run / "rollouts").rename(place / "moved")
+def test_inspect_needs_complete_scores_and_their_rollouts(directory: Path) -> None:
+    run = directory / "run"
+    (run / "rollouts").rename(directory / "moved")
     found, remedy = refuse("inspect", "--run", run)
     assert "Found no rollouts at" in found
     assert "--rollouts" in remedy
-    assert CliRunner().invoke(app, ["inspect", "--run", str(run), "--rollouts", str(place / "moved")]).exit_code == 0
+    assert (
+        CliRunner().invoke(app, ["inspect", "--run", str(run), "--rollouts", str(directory / "moved")]).exit_code == 0
+    )
     manifest = run / "scores" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
     found, remedy = refuse("inspect", "--run", run, "--aggregate")
@@ -358,7 +375,7 @@ STAGES = {
     "eval": ["eval", "--limit", "3", "--tasks", "embedded"],
     "prune": ["prune", "--prompts", "prompts.jsonl", "--output", "run/pruned", "--limit", "2"],
 }
-PLACE = {
+ARTIFACTS = {
     "generate": "rollouts",
     "score": "scores",
     "train": "checkpoint",
@@ -369,14 +386,14 @@ PLACE = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_in_the_middle(
-    place: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, stage: str
+    directory: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """Interrupted at its second part (or file), each stage exits 130 and ends, run again, with the same bytes."""
     names = {"generate": ["--student", student], "score": ["--teacher", teacher], "prune": ["--teacher", teacher]}
     command = [str(word) for word in [*STAGES[stage], *names.get(stage, [])]]
     command += [] if stage == "prune" else ["--run", "run"]
-    monkeypatch.chdir(place)
-    written = place / "run" / PLACE[stage]
+    monkeypatch.chdir(directory)
+    written = directory / "run" / ARTIFACTS[stage]
     shutil.rmtree(written, ignore_errors=True)
     assert CliRunner().invoke(app, command).exit_code == 0
     before = contents(written)
@@ -395,20 +412,22 @@ def test_ctrl_c_in_the_middle(
     assert "Interrupted" in found
     assert "same command" in remedy
     monkeypatch.undo()
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(directory)
     assert json.loads((written / MANIFEST_FILE).read_text())["state"] == "partial"
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert contents(written) == before
 
 
-def test_a_failure_of_ours_is_one_line_and_debug_shows_where(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_failure_is_one_line_and_debug_shows_a_traceback(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: object) -> None:
         raise RuntimeError("inner workings\nand more")
 
     monkeypatch.setattr("tsdkd.artifacts.manifest.load_manifest", fail)
-    found, remedy = refuse("artifact", "show", place, code=1)
+    found, remedy = refuse("artifact", "show", directory, code=1)
     assert found == "RuntimeError: inner workings"
     assert "--debug" in remedy
-    shown = CliRunner().invoke(app, ["--debug", "artifact", "show", str(place)])
+    shown = CliRunner().invoke(app, ["--debug", "artifact", "show", str(directory)])
     assert isinstance(shown.exception, RuntimeError)

@@ -29,24 +29,24 @@ def rollouts(student: Path, tmp_path: Path) -> Path:
 
 
 def test_models_flow_along_the_chain(rollouts: Path, student: Path, teacher: Path) -> None:
-    """Named once, the student that answered is scored and trained, and the teacher that scored is recorded."""
-    place = rollouts.parent
-    shown = run("score", "--run", place, "--teacher", teacher)
+    """A student that generate names is scored and trained; the teacher of the scores is recorded."""
+    directory = rollouts.parent
+    shown = run("score", "--run", directory, "--teacher", teacher)
     assert "next: tsdkd train" in shown
-    shown = run("train", "--run", place, "--batch-size", 2, "--epochs", 1)
+    shown = run("train", "--run", directory, "--batch-size", 2, "--epochs", 1)
     assert "next: tsdkd eval" in shown
-    manifest = load_manifest(place / "checkpoint")
+    manifest = load_manifest(directory / "checkpoint")
     assert {model.role: model.name for model in manifest.models} == {"student": str(student), "teacher": str(teacher)}
 
 
-def test_live_training_with_an_adapter_and_a_second_round(student: Path, teacher: Path, tmp_path: Path) -> None:
+def test_online_training_with_an_adapter_and_a_second_round(student: Path, teacher: Path, tmp_path: Path) -> None:
     """No rollouts and no scores; the adapter is a student like any other to generate, score and eval's parents."""
     prompts = write_prompts(tmp_path / "p.jsonl", 6)
-    live = ["--prompts", prompts, "--teacher", teacher, "--max-new-tokens", 5, "--max-prompt-tokens", 64]
+    online = ["--prompts", prompts, "--teacher", teacher, "--max-new-tokens", 5, "--max-prompt-tokens", 64]
     shape = ["--k", 4, "--batch-size", 2, "--epochs", 1, "--precision", "float32", "--engine", "transformers"]
-    shown = run("train", "--run", tmp_path, "--student", student, "--lora", *live, *shape)
+    shown = run("train", "--run", tmp_path, "--student", student, "--lora", *online, *shape)
     assert "teacher (online)" in shown
-    assert "What training will need" in shown
+    assert "Memory needed for training" in shown
     manifest = load_manifest(tmp_path / "checkpoint")
     assert manifest.config["online"]["sampling"]["max_new_tokens"] == 5
     assert manifest.config["lora"]["targets"] == "all-linear"
@@ -87,35 +87,35 @@ def test_off_policy_rollouts_are_the_teachers(student: Path, teacher: Path, tmp_
 
 
 def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path: Path) -> None:
-    """Both models are recorded, and scoring needs no name; MiniLLM learns from a mixture, and live makes one."""
+    """Both models are recorded, so score needs no names; MiniLLM trains on a mixture, offline and online."""
     prompts = write_prompts(tmp_path / "p.jsonl", 6)
     for policy in ("mixed", "speculative", "teacher-mixed"):
-        place = tmp_path / policy
+        directory = tmp_path / policy
         shown = run(
-            *("generate", "--run", place, "--policy", policy, "--student", student, "--teacher", teacher),
+            *("generate", "--run", directory, "--policy", policy, "--student", student, "--teacher", teacher),
             *("--prompts", prompts, "--max-new-tokens", 4, "--accept-k", 3, "--lambda", 0.5),
         )
         assert "by the teacher" in shown
-        run("score", "--run", place)
-        manifest = load_manifest(place / "scores")
+        run("score", "--run", directory)
+        manifest = load_manifest(directory / "scores")
         assert {m.role: m.name for m in manifest.models} == {"student": str(student), "teacher": str(teacher)}
     assert load_manifest(tmp_path / "mixed" / "rollouts").config["student_fraction"] == 0.5
-    learned = ("train", "--method", "minillm", "--epochs", 1, "--batch-size", 6)
-    assert "policy gradient (weight 1)" in run(*learned, "--run", place)
-    told = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
+    train = ("train", "--method", "minillm", "--epochs", 1, "--batch-size", 6)
+    assert "policy gradient (weight 1)" in run(*train, "--run", directory)
+    options = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
     for share, more in ((0.2, []), (0.5, ["--teacher-fraction", 0.5]), (None, ["--teacher-fraction", 0])):
-        run(*learned, *told, *more, "--overwrite", "--run", tmp_path / "live")
-        sampling = load_manifest(tmp_path / "live" / "checkpoint").config["online"]["sampling"]
+        run(*train, *options, *more, "--overwrite", "--run", tmp_path / "online")
+        sampling = load_manifest(tmp_path / "online" / "checkpoint").config["online"]["sampling"]
         assert sampling["policy"] == ("teacher-mixed" if share else "student")
         assert share in {None, sampling["teacher_fraction"]}
 
 
 def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
-    place = tmp_path / "data"
-    place.mkdir()
-    write_prompts(place / "train.jsonl", 3)
+    directory = tmp_path / "data"
+    directory.mkdir()
+    write_prompts(directory / "train.jsonl", 3)
     shown = run(
-        *("generate", "--run", tmp_path / "run", "--prompts", place, "--student", student),
+        *("generate", "--run", tmp_path / "run", "--prompts", directory, "--student", student),
         *("--max-new-tokens", 3, "--limit", 2),
     )
     assert "2 (left out: none)" in shown
@@ -152,12 +152,12 @@ def test_lineage_goes_on_through_a_model_that_is_an_artifact(teacher: Path, tmp_
 
 
 def test_lineage_of_a_second_round_ends(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
-    """The checkpoint answers the prompts again, over the rollouts it was made from."""
-    place = rollouts.parent
-    run("score", "--run", place, "--teacher", teacher)
-    run("train", "--run", place, "--epochs", 1)
-    again = ("generate", "--run", place, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5)
-    run(*again, "--student", place / "checkpoint", "--overwrite")
+    """The checkpoint responds to the prompts and replaces the rollouts that it was made from."""
+    directory = rollouts.parent
+    run("score", "--run", directory, "--teacher", teacher)
+    run("train", "--run", directory, "--epochs", 1)
+    again = ("generate", "--run", directory, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5)
+    run(*again, "--student", directory / "checkpoint", "--overwrite")
     tree = run("artifact", "lineage", rollouts)
     assert "changed since" in tree
     assert tree.count("scores") == 2  # the kind and the directory's name
@@ -183,13 +183,13 @@ def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     ]
 
 
-def test_objective_options_reach_the_manifest_and_default_to_the_papers(rollouts: Path, teacher: Path) -> None:
-    place = rollouts.parent
-    run("score", "--run", place, "--teacher", teacher)
-    run("train", "--run", place, "--epochs", 1)
+def test_options_of_the_objective_reach_the_manifest_and_default_to_the_papers(rollouts: Path, teacher: Path) -> None:
+    directory = rollouts.parent
+    run("score", "--run", directory, "--teacher", teacher)
+    run("train", "--run", directory, "--epochs", 1)
     from dataclasses import asdict
 
-    found = load_manifest(place / "checkpoint").config
+    found = load_manifest(directory / "checkpoint").config
     assert found["objective"] | {"released": ()} == asdict(TSDKDConfig())
     assert (found["learning_rate"], found["batch_size"], found["warmup_ratio"], found["schedule"]) == (
         5e-6,
@@ -210,33 +210,33 @@ def test_objective_options_reach_the_manifest_and_default_to_the_papers(rollouts
         "--indirect-reduction",
         "sum",
     ]
-    run("train", "--run", place, "--epochs", 1, "--checkpoint", place / "other", *changed)
-    objective = load_manifest(place / "other").config["objective"]
+    run("train", "--run", directory, "--epochs", 1, "--checkpoint", directory / "other", *changed)
+    objective = load_manifest(directory / "other").config["objective"]
     assert objective | {"released": ()} == asdict(
         TSDKDConfig(alpha=0, beta=0.5, gate=False, opener="adaptive", em_weight=0.2, indirect_reduction="sum")
     )
 
 
-def test_an_objective_by_name_and_what_of_it_is_given(rollouts: Path, teacher: Path) -> None:
-    place = rollouts.parent
-    run("score", "--run", place, "--teacher", teacher)
+def test_a_method_with_some_of_its_options(rollouts: Path, teacher: Path) -> None:
+    directory = rollouts.parent
+    run("score", "--run", directory, "--teacher", teacher)
     for name, more, changed in (
         ("gkd", ["--beta", 0.1], {"beta": 0.1}),
         ("gkd", [], {"beta": 0.5}),
         ("tsdkd", ["--released", "entropy,ranking", "--k", 4], {"released": ["ranking", "entropy"], "k": 4}),
         ("tsdkd-released", [], {"released": ["ranking", "opener", "entropy"]}),
     ):
-        shown = run("train", "--run", place, "--epochs", 1, "--method", name, *more, "--overwrite")
+        shown = run("train", "--run", directory, "--epochs", 1, "--method", name, *more, "--overwrite")
         assert name in shown
-        found = load_manifest(place / "checkpoint").config
+        found = load_manifest(directory / "checkpoint").config
         assert found["method"] == name
         assert found["objective"] | changed == found["objective"]
 
 
-def test_answers_of_the_teacher_need_no_scores(student: Path, teacher: Path, tmp_path: Path) -> None:
+def test_responses_of_the_teacher_need_no_scores(student: Path, teacher: Path, tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "p.jsonl", 3)
-    told = ["--prompts", prompts, "--teacher", teacher, "--policy", "teacher", "--max-new-tokens", 4]
-    run("generate", "--run", tmp_path, *told)
+    options = ["--prompts", prompts, "--teacher", teacher, "--policy", "teacher", "--max-new-tokens", 4]
+    run("generate", "--run", tmp_path, *options)
     shown = run("train", "--run", tmp_path, "--method", "seqkd", "--student", student, "--epochs", 1)
     assert "teacher (absent)" in shown
     assert not (tmp_path / "scores").exists()
@@ -244,14 +244,14 @@ def test_answers_of_the_teacher_need_no_scores(student: Path, teacher: Path, tmp
 
 
 def test_piped_output_is_quiet(rollouts: Path, teacher: Path) -> None:
-    """No bars and no library's chatter on stderr when nobody looks."""
+    """stderr holds no bars and no messages of libraries."""
     command = [sys.executable, "-m", "tsdkd", "score", "--run", str(rollouts.parent), "--teacher", str(teacher)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
     assert found.stderr == ""
     assert "What scoring will cost" in found.stdout
 
 
-def test_a_finished_stage_says_so(rollouts: Path, student: Path, tmp_path: Path) -> None:
+def test_a_complete_artifact_is_skipped(rollouts: Path, student: Path, tmp_path: Path) -> None:
     command = ["generate", "--run", str(rollouts.parent), "--prompts", str(tmp_path / "prompts.jsonl")]
     found = CliRunner().invoke(app, [*command, "--student", str(student), "--max-new-tokens", "5"])
     assert "is complete: nothing to do" in found.stderr
@@ -261,7 +261,7 @@ def test_version() -> None:
     assert run("--version").startswith("tsdkd 0.")
 
 
-def test_who_has_seen_enough_hears_of_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     command = [sys.executable, "-m", "tsdkd", "train", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout

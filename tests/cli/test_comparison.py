@@ -63,7 +63,7 @@ def test_different_settings_and_truncated_responses_are_noted(run: Path) -> None
     assert "settings differ" not in show(run / "results" / "student")
 
 
-def test_what_is_not_finished_is_left_out(run: Path) -> None:
+def test_incomplete_results_are_left_out(run: Path) -> None:
     manifest = run / "results" / "teacher" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete"', '"partial"'))
     found = CliRunner().invoke(app, ["eval", "--compare", str(run)])

@@ -65,7 +65,7 @@ def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_is_there_is_read(student: Path, teacher: Path, tmp_path: Path) -> None:
+def test_existing_artifacts_are_read(student: Path, teacher: Path, tmp_path: Path) -> None:
     """Rollouts have as many tokens as they turned out to have; a finished stage takes nothing."""
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
     line = f"generate --run a --student {student} --prompts {prompts} --max-new-tokens 3"
@@ -124,7 +124,7 @@ def test_a_line_that_would_not_run_is_refused_by_its_number(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_prompts_of_the_hub_are_as_many_as_one_says(student: Path, tmp_path: Path) -> None:
+def test_an_option_gives_the_number_of_prompts_on_the_hub(student: Path, tmp_path: Path) -> None:
     file = tmp_path / "lines"
     line = f"tsdkd generate --prompts org/name --student {student} --max-new-tokens 4"
     file.write_text(f"{line} --run a\n{line} --run b --limit 5\n")

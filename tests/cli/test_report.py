@@ -33,10 +33,10 @@ def test_stages_leave_journals_and_the_last_line_is_the_page(
     student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
-    place = str(tmp_path / "run")
+    directory = str(tmp_path / "run")
     commands = [
-        ["generate", "--run", place, "--student", str(student), "--prompts", str(prompts), "--max-new-tokens", "4"],
-        ["score", "--run", place, "--teacher", str(teacher), "--k", "4"],
+        ["generate", "--run", directory, "--student", str(student), "--prompts", str(prompts), "--max-new-tokens", "4"],
+        ["score", "--run", directory, "--teacher", str(teacher), "--k", "4"],
     ]
     for command in [*commands, commands[0]]:  # the third finds nothing to do
         monkeypatch.setattr(sys, "argv", ["tsdkd", *command])
@@ -47,8 +47,8 @@ def test_stages_leave_journals_and_the_last_line_is_the_page(
     monkeypatch.setattr(
         "tsdkd.stages.report.stage.render", lambda *_, **values: values["runs"][0]["recorded_commands"][1]
     )
-    shown = CliRunner().invoke(app, ["report", place])
-    assert shown.stdout.splitlines()[-1] == f"{place}/report.html"
+    shown = CliRunner().invoke(app, ["report", directory])
+    assert shown.stdout.splitlines()[-1] == f"{directory}/report.html"
     assert (tmp_path / "run" / "report.html").read_text() == shlex.join(["tsdkd", *commands[1]])
 
 
@@ -150,7 +150,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_rebuilt_command_tells_the_stage_the_same(name: str, tmp_path: Path, student: Path) -> None:
+def test_a_rebuilt_command_gives_the_stage_the_recorded_configuration(name: str, tmp_path: Path, student: Path) -> None:
     """Parsed by the command line, it hands the stage the recorded configuration."""
     config, kind, stage = CONFIGS[name]
     rollouts(tmp_path)

@@ -1,23 +1,23 @@
-"""`python -m tests.helpers.fsdp_on_cpu COMMAND`: tsdkd, its processes taken for GPUs: accelerate gives FSDP to no others."""
+"""`python -m tests.helpers.fsdp_on_cpu COMMAND` runs tsdkd with FSDP on CPUs, which accelerate offers on GPUs alone."""
 
 from typing import Any
-from unittest.mock import patch
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from tsdkd.cli import main
 
-begin = AcceleratorState.__init__
+initialize = AcceleratorState.__init__
 
 
-def as_gpus(self: AcceleratorState, *arguments: Any, **settings: Any) -> None:
+def initialize_as_gpus(self: AcceleratorState, *arguments: Any, **settings: Any) -> None:
     PartialState(cpu=True)
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    begin(self, *arguments, **settings)
+    initialize(self, *arguments, **settings)
     assert self.distributed_type == DistributedType.FSDP
 
 
-with patch.object(AcceleratorState, "__init__", as_gpus):
+if __name__ == "__main__":
+    AcceleratorState.__init__ = initialize_as_gpus
     main()

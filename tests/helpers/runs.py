@@ -36,7 +36,11 @@ def log(steps: int, measured: int = 0) -> list[dict[str, float]]:
         entry = {name: number + step / 1000 for number, name in enumerate(KEYS, 1)}
         entries.append({**entry, "repeating": 0.0, "step": step})
         if measured and step % measured == 0:
-            held_out = {"eval_kl": 2 / step, "eval_agreement": 0.5 + step / 1000, "eval_entropy": 3 + step / 1000}
+            held_out = {
+                "eval_kl": 2 / step,
+                "eval_top1_agreement": 0.5 + step / 1000,
+                "eval_student_entropy": 3 + step / 1000,
+            }
             entries.append({**held_out, "step": step})
     return entries
 
@@ -122,7 +126,7 @@ def results(directory: Path, name: str, verdicts: str, answer: str = "", first: 
         for i, verdict in enumerate(verdicts, first)
     ]
     mean, count = verdicts.count("1") / len(verdicts), len(verdicts)
-    held_out = {"responses": 64, "kl": len(name) / 10, "kl_stderr": 0.01, "agreement": 0.75, "entropy": 2.0}
+    held_out = {"responses": 64, "kl": len(name) / 10, "kl_stderr": 0.01, "top1_agreement": 0.75, "entropy": 2.0}
     with Writer.open(directory / "results" / name, manifest) as writer:
         writer.write_table("gsm8k.parquet", _table("results", rows))
         benchmark = {

@@ -1,18 +1,20 @@
-"""What tests of training share: a small configuration, a run of it, and what came out."""
+"""Shared by tests of training: a small configuration, a run of it, and its results."""
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.train.checkpoint import METRICS_FILE
 from tsdkd.stages.train.stage import train_offline
+from tsdkd.stages.train.trainer import DistillationTrainer
 
 Weights = dict[str, torch.Tensor]
 OBJECTIVE = TSDKDConfig(k=4)
@@ -27,23 +29,35 @@ CONFIG = TrainConfig(
 )
 
 
-class Listening(SilentObserver):
-    """Keeps what is said and warned of."""
+class RecordingObserver(SilentObserver):
+    """Keeps messages and warnings."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
+        self.messages: list[str] = []
+        self.warnings: list[str] = []
 
     def info(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     def warning(self, message: str) -> None:
-        self.warned.append(message)
+        self.warnings.append(message)
 
 
 def learn(run: Path, student: Path, output: Path, config: TrainConfig = CONFIG, **more: object) -> Weights:
     train_offline(run / "rollouts", run / "scores", str(student), output, config, **more)
     return weights(output)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException | None = None) -> None:
+    """Make training fail in a step (the first is 0), with a RuntimeError "cut" by default."""
+    compute_loss = DistillationTrainer.compute_loss
+
+    def cut_or_compute(self: DistillationTrainer, *args: object, **kwargs: object) -> object:
+        if self.state.global_step == step:
+            raise error or RuntimeError("cut")
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", cut_or_compute)
 
 
 def weights(path: Path) -> Weights:
@@ -55,27 +69,28 @@ def metrics(path: Path) -> list[dict[str, float]]:
 
 
 def same_update(one: Weights, other: Weights, start: Weights) -> bool:
-    """Do both move the weights alike? AdamW blows up the rounding of tiny gradients, so all are taken together."""
+    """Whether both move the weights alike, as one vector: AdamW magnifies the rounding of tiny gradients."""
     return distance(one, other) < 1e-3 * distance(one, start)
 
 
 def distance(one: Weights, other: Weights) -> float:
-    """Euclidean."""
+    """The Euclidean distance of all weights, as one vector."""
     return sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5
 
 
 def apart(one: Weights, other: Weights) -> float:
+    """The largest difference of a weight."""
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def loss_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[torch.Tensor, Weights]:
-    """The objective of all responses in one piece: two live models, full logits, padded."""
+    """The objective of all responses at once, from padded full logits of both models."""
     logits, mask = logits_of_two_models(rows, student, teacher)
     return tsdkd_loss(*logits, mask, OBJECTIVE)
 
 
 def logits_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Both models' logits (response, token, vocab) where they predict the responses' tokens, and the mask of these."""
+    """Both models' logits (response, token, vocab) that predict the responses' tokens, and the mask of these tokens."""
     longest = max(len(row["response_ids"]) for row in rows)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     logits = []

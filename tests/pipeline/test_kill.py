@@ -1,4 +1,4 @@
-"""The chain as processes: killed in the middle of a stage and run again, it ends with the same bytes."""
+"""Every stage, killed in the middle and run again, ends with the same bytes."""
 
 import os
 import signal
@@ -21,33 +21,35 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "tsdkd", *map(str, words)]
 
 
-def complete(words: list[str], place: Path) -> None:
-    subprocess.run(words, cwd=place, env=ENVIRONMENT, check=True, capture_output=True)
+def complete(words: list[str], directory: Path) -> None:
+    subprocess.run(words, cwd=directory, env=ENVIRONMENT, check=True, capture_output=True)
 
 
-def stop_when(words: list[str], place: Path, seen: Callable[[], bool], how: signal.Signals) -> int:
-    """Start a command, send it a signal as soon as `seen` says so, and return its exit status."""
+def stop_when(words: list[str], directory: Path, is_time: Callable[[], bool], number: signal.Signals) -> int:
+    """Start a command, send it a signal as soon as `is_time` is true, and return its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
-    process = subprocess.Popen(words, cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words, cwd=directory, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 300
-    while not seen():
+    while not is_time():
         assert process.poll() is None, "the stage ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(how)
+    process.send_signal(number)
     return process.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
-def place(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run in `whole/run`, and the same inputs in `cut/`."""
-    place = tmp_path_factory.mktemp("kill")
+    directory = tmp_path_factory.mktemp("kill")
     for name in ("whole", "cut"):
-        (place / name).mkdir()
-        write_prompts(place / name / "prompts.jsonl", 40)
+        (directory / name).mkdir()
+        write_prompts(directory / name / "prompts.jsonl", 40)
     for words in stages(student, teacher).values():
-        complete(words, place / "whole")
-    return place
+        complete(words, directory / "whole")
+    return directory
 
 
 def stages(student: Path, teacher: Path) -> dict[str, list[str]]:
@@ -80,20 +82,20 @@ def begun(kind: str, run: Path) -> bool:
     return len(list((run / kind).glob("*.parquet"))) >= 2
 
 
-def test_kill_9_in_every_stage(place: Path, student: Path, teacher: Path, contents: Contents) -> None:
-    cut = place / "cut"
+def test_kill_9_in_every_stage(directory: Path, student: Path, teacher: Path, contents: Contents) -> None:
+    cut = directory / "cut"
     for kind, words in stages(student, teacher).items():
         status = stop_when(words, cut, lambda kind=kind: begun(kind, cut / "run"), signal.SIGKILL)
         assert status == -signal.SIGKILL
         assert '"state": "partial"' in (cut / "run" / kind / "manifest.json").read_text()
         complete(words, cut)
         assert [session.exit for session in read_sessions(cut / "run" / kind)] == ["", "finished"]
-        assert contents(cut / "run" / kind) == contents(place / "whole" / "run" / kind), kind
+        assert contents(cut / "run" / kind) == contents(directory / "whole" / "run" / kind), kind
 
 
 @pytest.mark.parametrize("kind", ["rollouts", "checkpoint"])
 def test_ctrl_c_exits_130_and_resumes(
-    place: Path, student: Path, teacher: Path, contents: Contents, tmp_path: Path, kind: str
+    directory: Path, student: Path, teacher: Path, contents: Contents, tmp_path: Path, kind: str
 ) -> None:
     words = stages(student, teacher)
     write_prompts(tmp_path / "prompts.jsonl", 40)
@@ -102,11 +104,11 @@ def test_ctrl_c_exits_130_and_resumes(
         complete(words["scores"], tmp_path)
     assert stop_when(words[kind], tmp_path, lambda: begun(kind, tmp_path / "run"), signal.SIGINT) == 130
     complete(words[kind], tmp_path)
-    assert contents(tmp_path / "run" / kind) == contents(place / "whole" / "run" / kind)
+    assert contents(tmp_path / "run" / kind) == contents(directory / "whole" / "run" / kind)
 
 
 def test_kill_9_between_two_benchmarks(student: Path, rows: Path, tmp_path: Path, contents: Contents) -> None:
-    """The finished benchmark is not run again, and the results are those of an uninterrupted run."""
+    """The complete benchmark is not run again, and the results are those of an uninterrupted run."""
 
     def words(name: str) -> list[str]:
         wanted = ("--tasks", "gsm8k,sciq", "--data", rows, "--max-new-tokens", 60, "--batch-size", 1)

@@ -1,4 +1,4 @@
-"""Several processes score what one scores, byte for byte, and train what one trains, to float32 rounding."""
+"""Several processes give the scores of one process, byte for byte, and its training, to float32 rounding."""
 
 import json
 import os
@@ -38,21 +38,21 @@ FSDP = {
 
 @pytest.fixture(scope="module")
 def run(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven responses: in batches of four, the last batch leaves one process with less than the other."""
-    place = tmp_path_factory.mktemp("run")
-    prompts = write_prompts(place / "prompts.jsonl", 11)
-    generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=12))
-    score(place / "rollouts", str(student), str(teacher), place / "scores", ScoreConfig(k=4))
-    return place
+    """Eleven responses: in batches of four, the last batch gives one rank fewer responses than the other."""
+    directory = tmp_path_factory.mktemp("run")
+    prompts = write_prompts(directory / "prompts.jsonl", 11)
+    generate(prompts, str(student), directory / "rollouts", GenerateConfig(max_new_tokens=12))
+    score(directory / "rollouts", str(student), str(teacher), directory / "scores", ScoreConfig(k=4))
+    return directory
 
 
 @pytest.fixture(scope="module")
 def many(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seventy responses in fourteen parts."""
-    place = tmp_path_factory.mktemp("many")
-    prompts = write_prompts(place / "prompts.jsonl", 70)
-    generate(prompts, str(student), place / "rollouts", GenerateConfig(max_new_tokens=30, part_size=5))
-    return place
+    directory = tmp_path_factory.mktemp("many")
+    prompts = write_prompts(directory / "prompts.jsonl", 70)
+    generate(prompts, str(student), directory / "rollouts", GenerateConfig(max_new_tokens=30, part_size=5))
+    return directory
 
 
 def scoring(many: Path, teacher: Path, output: Path, launcher: list[str]) -> subprocess.Popen[str]:
@@ -69,27 +69,27 @@ def scored_by_one(many: Path, teacher: Path) -> Path:
     return many / "one"
 
 
-def test_two_processes_score_the_bytes_of_one(
+def test_two_processes_write_the_scores_of_one(
     many: Path, teacher: Path, tmp_path: Path, scored_by_one: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
     done = scoring(many, teacher, tmp_path / "two", TWO)
-    shown, said = done.communicate()
-    assert done.returncode == 0, said
-    assert shown.count("next: tsdkd train") == 1
-    assert shown.count("expected time") == 1
+    stdout, stderr = done.communicate()
+    assert done.returncode == 0, stderr
+    assert stdout.count("next: tsdkd train") == 1
+    assert stdout.count("expected time") == 1
     expected, found = contents(scored_by_one), contents(tmp_path / "two")
-    assert [(one.processes, one.exit) for one in read_sessions(tmp_path / "two")] == [(2, "finished")]
+    assert [(session.processes, session.exit) for session in read_sessions(tmp_path / "two")] == [(2, "finished")]
     manifests = [json.loads(files.pop("manifest.json")) for files in (expected, found)]
     for manifest in manifests:
-        manifest["parents"][0].pop("path")  # how one gets from the output to the rollouts
+        manifest["parents"][0].pop("path")  # relative to the output
     assert found == expected
     assert manifests[0] == manifests[1]
 
 
-def test_one_process_ends_what_two_began(
+def test_one_process_resumes_what_two_began(
     many: Path, teacher: Path, tmp_path: Path, scored_by_one: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
-    """The first of two is killed with -9, the launcher ends the other one; one alone goes on to the bytes of one."""
+    """Rank 0 is killed with -9 and the launcher ends rank 1; one process then resumes to the same bytes."""
     process = scoring(many, teacher, tmp_path / "two", TWO)
     while len(listed(tmp_path / "two")) < 4:
         assert process.poll() is None, process.communicate()[1]
@@ -109,19 +109,19 @@ def listed(output: Path) -> list[str]:
 
 
 def first_worker(launcher: int) -> int:
-    """The process that torchrun started as rank 0."""
+    """The process id of rank 0."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     return next(int(child) for child in children if "RANK=0" in Path(f"/proc/{child}/environ").read_text().split("\0"))
 
 
-def test_what_is_wrong_is_said_once(many: Path, stranger: Path, teacher: Path, tmp_path: Path) -> None:
-    """The first process finds it; the other one ends without a word."""
+def test_an_error_is_printed_once(many: Path, stranger: Path, teacher: Path, tmp_path: Path) -> None:
+    """Rank 0 prints the error; rank 1 ends silently."""
     done = scoring(many, stranger, tmp_path / "s", TWO)
-    shown, said = done.communicate()
+    stdout, stderr = done.communicate()
     assert done.returncode != 0
-    assert shown == ""
-    assert said.count("error:") == 1
-    assert "different tokenizers" in said
+    assert stdout == ""
+    assert stderr.count("error:") == 1
+    assert "different tokenizers" in stderr
     assert not (tmp_path / "s").exists()
 
 
@@ -131,38 +131,38 @@ def learn(
     command = [*launcher, "train", "--checkpoint", output, "--k", 4, "--precision", "float32"]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | (FSDP if launcher == SHARDED else {})
-    done = subprocess.run(  # processes that wait for each other would wait forever
+    done = subprocess.run(  # ranks that wait for each other would wait forever
         [*map(str, command)], capture_output=True, text=True, check=False, env=environment, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("next: tsdkd eval") == 1  # the first process alone speaks
+    assert done.stdout.count("next: tsdkd eval") == 1  # only rank 0 prints
     log = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return AutoModelForCausalLM.from_pretrained(output).state_dict(), log
 
 
-def staged(run: Path) -> list[object]:
+def offline(run: Path) -> list[object]:
     return ["--rollouts", run / "rollouts", "--scores", run / "scores"]
 
 
-def live(run: Path, student: Path, teacher: Path) -> list[object]:
+def online(run: Path, student: Path, teacher: Path) -> list[object]:
     sampling = ["--engine", "transformers", "--sample-temperature", 0, "--max-new-tokens", 12]
     return ["--prompts", run / "prompts.jsonl", "--student", student, "--teacher", teacher, *sampling]
 
 
-def test_two_processes_are_one(run: Path, student: Path, tmp_path: Path) -> None:
-    """Each with whole weights, one of them at times without a sample."""
-    options = *staged(run), "--opener", "adaptive"
+def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path) -> None:
+    """Each rank has all weights; sometimes a rank has no sample."""
+    options = *offline(run), "--opener", "adaptive"
     expected = learn(ONE, tmp_path / "one", *options, "--micro-batch-size", 4)
     for micro in (1, 2):
         require_same(learn(TWO, tmp_path / f"two{micro}", *options, "--micro-batch-size", micro), expected, student)
 
 
-@pytest.mark.parametrize("way", ["live", "lora"])
-def test_two_processes_that_share_the_weights_are_one(
+@pytest.mark.parametrize("way", ["online", "lora"])
+def test_two_processes_with_sharded_weights_train_like_one(
     run: Path, student: Path, teacher: Path, tmp_path: Path, way: str
 ) -> None:
-    """FSDP2: all weights live, adapters staged; measured on held-out prompts along the way."""
-    options = [*(live(run, student, teacher) if way == "live" else staged(run)), "--micro-batch-size", 2]
+    """FSDP2: full training online, adapters offline; with measurements on held-out prompts."""
+    options = [*(online(run, student, teacher) if way == "online" else offline(run)), "--micro-batch-size", 2]
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]
     expected, found = (learn(launcher, tmp_path / launcher[-1], *options) for launcher in (ONE, SHARDED))
@@ -171,7 +171,7 @@ def test_two_processes_that_share_the_weights_are_one(
 
 
 def require_same(found: tuple[Any, Any], expected: tuple[Any, Any], student: Path) -> None:
-    """Weights and logs of two runs, to float32 rounding."""
+    """Weights and logs of two runs are equal to float32 rounding."""
     assert same_update(found[0], expected[0], AutoModelForCausalLM.from_pretrained(student).state_dict())
-    for mine, other in zip(found[1], expected[1], strict=True):
-        assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)
+    for entry, expected_entry in zip(found[1], expected[1], strict=True):
+        assert entry == pytest.approx(expected_entry, rel=1e-4, abs=1e-6)

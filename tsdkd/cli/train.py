@@ -13,6 +13,7 @@ from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.core.config import TERMS
 from tsdkd.stages.config.groups import MONITORING
 from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.metrics.names import METRICS, SUMMARY_METRICS
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest
@@ -107,30 +108,20 @@ def _train_offline(
 
 def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     summary = manifest.summary
-    curves = {
-        "loss": "loss",
-        **{
-            term: f"{term.replace('_', ' ')} (weight {getattr(config.objective, weight):g})"
-            for term, weight in TERMS.items()
-        },
-        "student_entropy": "student entropy (nats)",
-        "candidate_overlap": "candidate overlap",
-        "drift": "drift (nats)",
-    }
     rows = [
         ("student", manifest.model("student").name),
         (f"teacher ({'online' if config.online else 'absent'})", manifest.model("teacher").name),
         ("method", config.method),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
-    rows += [
-        (label, f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}")
-        for name, label in curves.items()
-        if f"{name}_first" in summary
-    ]
-    if "kept_step" in summary:
-        rows.append(("kept", f"step {summary['kept_step']}, KL {summary['kept_kl']:.4f} on held-out prompts"))
-    if "collapsed_at" in summary:
-        kept = summary.get("kept_step", summary["steps"])
-        rows.append(("degenerate", f"from step {summary['collapsed_at']}; step {kept} is kept"))
+    for name in SUMMARY_METRICS:
+        if f"{name}_first" in summary:
+            weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS else ""
+            values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
+            rows.append((f"{METRICS[name].label}{weight}", values))
+    if "best_step" in summary:
+        rows.append(("best step", f"{summary['best_step']}, KL {summary['best_kl']:.4f} on held-out prompts"))
+    if "degenerated_at" in summary:
+        saved = summary.get("best_step", summary["steps"])
+        rows.append(("degenerated", f"at step {summary['degenerated_at']}; the checkpoint is step {saved}"))
     return rows

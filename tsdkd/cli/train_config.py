@@ -36,7 +36,7 @@ def read_objective(context: typer.Context, method: Method) -> TSDKDConfig:
 
 def scores_path(config: TrainConfig, scores: Path | None, run: Path) -> Path | None:
     """The scores that the method needs; None if it needs none."""
-    if find_method(config.method).teacher:
+    if find_method(config.method).needs_teacher:
         return scores or run / "scores"
     if scores:
         raise InputError(f"The method {config.method} needs no scores.", "Leave out --scores.")
@@ -57,7 +57,7 @@ def _online(context: typer.Context, method: Method) -> OnlineConfig | None:
     values = option_values(context, TrainConfig, prefix="online.")
     sampling = {name.removeprefix("sampling."): value for name, value in values.items() if name.startswith("sampling.")}
     sampling |= _mixture(given.get("sampling.teacher_fraction", method.teacher_fraction))
-    fraction = given.get("student_fraction", float(method.fresh and not method.replays))
+    fraction = given.get("student_fraction", float(method.online_responses and not method.uses_replay))
     nested = {"sampling": build(GenerateConfig, sampling), "student_fraction": fraction, "replay": replay}
     config: OnlineConfig = build(OnlineConfig, values | nested)
     if given.get("sampling.teacher_fraction") and not (fraction or replay):
@@ -74,7 +74,7 @@ def _online(context: typer.Context, method: Method) -> OnlineConfig | None:
 
 
 def _replay(method: Method, given: dict[str, Any]) -> ReplayConfig | None:
-    if method.replays:
+    if method.uses_replay:
         return ReplayConfig(**{name.removeprefix("replay."): value for name, value in given.items()})
     if given:
         raise InputError(

@@ -1,7 +1,7 @@
-"""prune: a teacher -> a student of the same family with fewer layers, for those who have no small sibling at hand.
+"""prune: a teacher -> a student with fewer layers, for families without a small model.
 
-Greedy removal as in SLEB (Song et al. 2024, arXiv 2402.09025): in every round each remaining layer is left out once,
-and the one that matters least goes. What matters is measured as KL(teacher || pruned) on a few prompts.
+Greedy removal as in SLEB (Song et al., 2024, arXiv 2402.09025): each round tries every remaining layer and removes the
+one whose absence gives the smallest KL(teacher || pruned model) on a few prompts.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from tsdkd.stages.models.tokenizers import chat_token_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
-"""Tokens read and projected at a time."""
+"""Tokens of one forward."""
 
 
 def prune(
@@ -40,11 +40,14 @@ def prune(
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Write the teacher without `config.drop` of its layers. Raises InputError when its layers cannot be found."""
+    """Write the teacher without `config.drop` of its layers.
+
+    Raises InputError for a model whose layers are not a list in its decoder, and unless 1 to all but one are dropped.
+    """
     observer = observer or SilentObserver()
     record = model_record("teacher", teacher)
     source = Prompts(prompts, config.column, config.limit)
-    chosen = list(source)
+    prompt_list = list(source)
     manifest = Manifest(
         kind="checkpoint",
         config=asdict(config),
@@ -53,83 +56,90 @@ def prune(
         models=(record,),
         libraries=library_versions(),
     )
-    language_model = load_model(teacher, config.dtype)
-    saved = AutoConfig.from_pretrained(model_directory(teacher)).dtype if config.dtype == "auto" else None
-    depth = _Depth(language_model.model.get_decoder())
-    if not 0 < config.drop < len(depth.layers):
+    model = load_model(teacher, config.dtype)
+    saved_dtype = AutoConfig.from_pretrained(model_directory(teacher)).dtype if config.dtype == "auto" else None
+    layers = _LayerStack(model.model.get_decoder())
+    if not 0 < config.drop < len(layers):
         raise InputError(
-            f"--drop is {config.drop}, but {teacher} has {len(depth.layers)} layers.",
-            "Drop at least one and keep at least one.",
+            f"--drop is {config.drop}, but {teacher} has {len(layers)} layers.",
+            "Drop at least one layer and keep at least one.",
         )
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(output):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        texts = [chat_token_ids(language_model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in chosen]
-        summary = _choose(language_model, depth, texts, config.drop, observer)
+        texts = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
+        summary = _drop_layers(model, layers, texts, config.drop, observer)
         staging = output / "staging.tmp"
-        language_model.model.to(saved).save_pretrained(staging)
-        language_model.tokenizer.save_pretrained(staging)
+        model.model.to(saved_dtype).save_pretrained(staging)
+        model.tokenizer.save_pretrained(staging)
         writer.adopt(staging)
         staging.rmdir()
         return writer.finish(summary)
 
 
-class _Depth:
-    """The decoder's stack of layers, of which some can be left out."""
+class _LayerStack:
+    """All layers of a decoder, of which it can run some."""
 
-    def __init__(self, body: Any) -> None:
-        if not isinstance(getattr(body, "layers", None), torch.nn.ModuleList):
+    def __init__(self, decoder: Any) -> None:
+        if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
             raise InputError(
-                "This model keeps its layers where tsdkd does not know.", "Use a Llama-, Qwen- or Gemma-style model."
+                "The layers of this model are not a list in its decoder.", "Use a Llama-, Qwen- or Gemma-style model."
             )
-        self.body = body
-        self.layers = list(body.layers)
-        self.types = getattr(body.config, "layer_types", None)
+        self.decoder = decoder
+        self.layers = list(decoder.layers)
+        self.types = getattr(decoder.config, "layer_types", None)
 
-    def keep(self, indices: Sequence[int]) -> None:
-        self.body.layers = torch.nn.ModuleList(self.layers[i] for i in indices)
-        self.body.config.num_hidden_layers = len(indices)
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def use(self, indices: Sequence[int]) -> None:
+        """Make the decoder and its config consist of these layers."""
+        self.decoder.layers = torch.nn.ModuleList(self.layers[i] for i in indices)
+        self.decoder.config.num_hidden_layers = len(indices)
         if self.types is not None:
-            self.body.config.layer_types = [self.types[i] for i in indices]
+            self.decoder.config.layer_types = [self.types[i] for i in indices]
 
 
-def _choose(
-    language_model: LanguageModel, depth: _Depth, texts: list[list[int]], drop: int, observer: Observer
+def _drop_layers(
+    model: LanguageModel, layers: _LayerStack, texts: list[list[int]], drop: int, observer: Observer
 ) -> dict[str, Any]:
-    """Leave out `drop` layers of the model in place; tell which, and the divergence after each."""
-    kept = list(range(len(depth.layers)))
-    head = language_model.head
-    reference = [log_probs(head.logits(hidden)) for hidden in _read(language_model, texts)]
+    """Drop `drop` layers of the model in place. Returns their indices, and the KL after each."""
+    remaining = list(range(len(layers)))
+    reference = [log_probs(model.head.logits(hidden)) for hidden in _hidden_states(model, texts)]
     dropped: list[int] = []
-    costs: list[float] = []
-    trials = sum(len(kept) - round_ for round_ in range(drop))
-    with observer.progress("layers tried", trials, "trials") as advance, torch.inference_mode():
+    kl_after_each: list[float] = []
+    trials = sum(len(remaining) - dropped_before for dropped_before in range(drop))
+    with observer.progress("trying layers", trials, "trials") as advance, torch.inference_mode():
         for _ in range(drop):
-            cost: dict[int, float] = {}
-            for layer in kept:
-                depth.keep([other for other in kept if other != layer])
-                divergences = [
-                    divergence_of(log_p, log_probs(head.logits(hidden)), Divergence.jsd(0)).sum()
-                    for log_p, hidden in zip(reference, _read(language_model, texts), strict=True)
-                ]
-                cost[layer] = float(sum(divergences)) / sum(map(len, texts))
+            kl_without: dict[int, float] = {}
+            for layer in remaining:
+                layers.use([other for other in remaining if other != layer])
+                kl_without[layer] = _mean_kl(model, reference, texts)
                 advance(1)
-            least = min(cost, key=lambda layer: cost[layer])
-            kept.remove(least)
-            dropped.append(least)
-            costs.append(round(cost[least], 4))
-    depth.keep(kept)
-    return {"dropped_layers": dropped, "kl_after_each": costs, "layers": len(kept)}
+            best = min(kl_without, key=lambda layer: kl_without[layer])
+            remaining.remove(best)
+            dropped.append(best)
+            kl_after_each.append(round(kl_without[best], 4))
+    layers.use(remaining)
+    return {"dropped_layers": dropped, "kl_after_each": kl_after_each, "layers": len(remaining)}
 
 
-def _read(language_model: LanguageModel, texts: list[list[int]]) -> list[Tensor]:
-    """Hidden states (tokens, width) of all texts, in pieces."""
-    pieces = []
+def _mean_kl(model: LanguageModel, reference: list[Tensor], texts: list[list[int]]) -> float:
+    """KL(teacher || model) per token, nats; `reference` holds the teacher's log-probabilities (tokens, vocab)."""
+    divergences = [
+        divergence_of(log_p, log_probs(model.head.logits(hidden)), Divergence.jsd(0)).sum()
+        for log_p, hidden in zip(reference, _hidden_states(model, texts), strict=True)
+    ]
+    return float(sum(divergences)) / sum(map(len, texts))
+
+
+def _hidden_states(model: LanguageModel, texts: list[list[int]]) -> list[Tensor]:
+    """Hidden states of all texts, as a list of (tokens, width)."""
+    hidden_states = []
     with torch.inference_mode():
         for batch in batches_by_length([len(text) for text in texts], tokens=FORWARD_TOKENS):
             ids, attention = pad_right([texts[i] for i in batch])
-            device = language_model.device
-            hidden = language_model.hidden(ids.to(device), attention.to(device))
-            pieces.append(hidden[attention.bool()])
-    return pieces
+            hidden = model.hidden(ids.to(model.device), attention.to(model.device))
+            hidden_states.append(hidden[attention.bool()])
+    return hidden_states

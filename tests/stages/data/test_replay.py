@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.prompts import write_prompts
-from tests.helpers.training import CONFIG, metrics
-from tests.stages.methods.test_methods import cut
+from tests.helpers.training import CONFIG, cut, metrics
 from tests.stages.train.test_online import SAMPLING
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig

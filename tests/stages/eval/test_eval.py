@@ -84,7 +84,7 @@ def test_divergence_equals_that_of_plain_forward_passes(
     tokens = torch.cat(divergence)
     assert found["tokens"] == len(tokens)
     assert found["kl"] == pytest.approx(tokens.mean().item(), rel=1e-4)
-    assert found["agreement"] == pytest.approx(torch.cat(agreement).float().mean().item())
+    assert found["top1_agreement"] == pytest.approx(torch.cat(agreement).float().mean().item())
     assert found["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-4)
     residuals = [(d.sum() - tokens.mean() * len(d)).item() for d in divergence]  # of a ratio estimator, by response
     spread = sum(r * r for r in residuals) * len(residuals) / (len(residuals) - 1)
@@ -96,7 +96,7 @@ def test_the_teacher_does_not_diverge_from_itself(held_out: Path, teacher: Path,
     artifact = evaluate(str(teacher), tmp_path / "r", EvalConfig(("embedded",), limit=2), held_out=held_out)
     found = artifact.manifest.summary["held_out"]
     assert found["kl"] == pytest.approx(0, abs=1e-6)
-    assert found["agreement"] == 1
+    assert found["top1_agreement"] == 1
     assert found["entropy"] == pytest.approx(found["teacher_entropy"])
 
 

@@ -1,4 +1,4 @@
-"""Every objective by name: its loss from two live models, the data it takes, what it records, what it refuses."""
+"""Every method: its loss from full logits of two models, the data it takes, its records, and its refusals."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from tests.helpers.prompts import write_prompts
-from tests.helpers.training import CONFIG, apart, logits_of_two_models, metrics, same_update, weights
+from tests.helpers.training import CONFIG, apart, cut, logits_of_two_models, metrics, same_update, weights
 from tests.stages.train.test_online import SAMPLING
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
@@ -42,15 +42,15 @@ FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "distillm": lambda p, q: (p * (p / (0.1 * p + 0.9 * q)).log()).sum(-1),
     "skd": lambda p, q: (p * (p / q).log()).sum(-1),
 }
-"""Of probabilities (..., vocab), teacher's and student's, per token: as their papers have them."""
+"""The papers' formulas per token, of the teacher's and the student's probabilities (..., vocab)."""
 DATA = {
     **dict.fromkeys(("seqkd", "supervised-kd", "distillm"), "teacher"),
     "skd": "speculative",
     "minillm": "teacher-mixed",
 }
-"""The policy of the rollouts; the others get the student's."""
+"""The policy of a method's rollouts; by default the student's."""
 POLICIES = ("student", "teacher", "speculative", "teacher-mixed")
-SHARE = 0.3
+TEACHER_FRACTION = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def runs(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
     place = tmp_path_factory.mktemp("runs")
     prompts = write_prompts(place / "prompts.jsonl", 10)
     for policy in POLICIES:
-        answer(prompts, student, teacher, place / policy, policy=policy)
+        write_rollouts(prompts, student, teacher, place / policy, policy=policy)
         score(place / policy / "rollouts", str(student), str(teacher), place / policy / "scores", ScoreConfig(k=4))
     return {policy: place / policy for policy in POLICIES}
 
@@ -71,12 +71,12 @@ def unseen(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
     rows = "".join(json.dumps({"prompt": f"Is {7 * i} more than {i}?"}) + "\n" for i in range(12))
     (place / "prompts.jsonl").write_text(rows)
     for policy in POLICIES:
-        answer(place / "prompts.jsonl", student, teacher, place / policy, policy=policy)
+        write_rollouts(place / "prompts.jsonl", student, teacher, place / policy, policy=policy)
     return {policy: place / policy for policy in POLICIES}
 
 
-def answer(prompts: Path, student: Path, teacher: Path, run: Path, **changes: object) -> None:
-    config = replace(GenerateConfig(max_new_tokens=12, accept_k=20, teacher_fraction=SHARE), **changes)
+def write_rollouts(prompts: Path, student: Path, teacher: Path, run: Path, **changes: object) -> None:
+    config = replace(GenerateConfig(max_new_tokens=12, accept_k=20, teacher_fraction=TEACHER_FRACTION), **changes)
     model = teacher if config.policy == "teacher" else student
     generate(prompts, str(model), run / "rollouts", config, teacher=str(teacher))
 
@@ -86,7 +86,7 @@ def settings(name: str, **more: object) -> TrainConfig:
 
 
 def learn(run: Path, student: Path, output: Path, config: TrainConfig) -> None:
-    scores = run / "scores" if find_method(config.method).teacher else None
+    scores = run / "scores" if find_method(config.method).needs_teacher else None
     train_offline(run / "rollouts", scores, str(student), output, config)
 
 
@@ -105,7 +105,7 @@ def formula(name: str, rows: list[Sample], student: Path, teacher: Path) -> floa
     if name == "seqkd":
         losses = -q_y.log()
     elif name == "minillm":
-        share = SHARE if {row["author"] for row in rows} == {"mixture"} else 0
+        share = TEACHER_FRACTION if {row["author"] for row in rows} == {"mixture"} else 0
         rewards = (p_y / q_y).log()
         to_come = torch.zeros_like(rewards)
         for i, length in enumerate(mask.sum(-1).tolist()):
@@ -118,7 +118,7 @@ def formula(name: str, rows: list[Sample], student: Path, teacher: Path) -> floa
 
 
 @pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd", "minillm"} - {"distillm"}))
-def test_the_first_step_is_the_formula_of_two_live_models(
+def test_the_first_step_is_the_papers_formula(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str
 ) -> None:
     run = runs[DATA.get(name, "student")]
@@ -129,19 +129,19 @@ def test_the_first_step_is_the_formula_of_two_live_models(
     manifest = load_manifest(tmp_path / "c")
     assert manifest.config["method"] == name
     assert {model.role for model in manifest.models} == {"student", "teacher"}
-    assert find_method(name).means in ModelCard.load(tmp_path / "c" / "README.md").content
+    assert find_method(name).description in ModelCard.load(tmp_path / "c" / "README.md").content
 
 
 @pytest.mark.parametrize("name", sorted({*FORMULAS, "seqkd", "minillm"}))
-def test_each_improves_its_own_objective_on_unseen_responses(
+def test_each_method_improves_on_unseen_responses(
     runs: Runs, unseen: Runs, student: Path, teacher: Path, tmp_path: Path, name: str
 ) -> None:
-    """MiniLLM's is the reverse KL: its loss is a surrogate with the right gradient alone."""
+    """MiniLLM is measured by reverse KL: of its own loss only the gradient has a meaning."""
     policy, measured = DATA.get(name, "student"), {"minillm": "reverse-kl"}.get(name, name)
     plan: dict[str, object] = {"learning_rate": 3e-3, "epochs": 8, "micro_batch_size": 4, "save_steps": 100}
-    if find_method(name).replays:
-        live = OnlineConfig(student_fraction=0, sampling=SAMPLING, replay=ReplayConfig(phi=0.5))
-        config = settings(name, **plan, online=live, held_out=0.3, eval_steps=5)
+    if find_method(name).uses_replay:
+        online = OnlineConfig(student_fraction=0, sampling=SAMPLING, replay=ReplayConfig(phi=0.5))
+        config = settings(name, **plan, online=online, held_out=0.3, eval_steps=5)
         train_online(runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
     else:
         learn(runs[policy], student, tmp_path / "c", settings(name, **plan))
@@ -152,21 +152,21 @@ def test_each_improves_its_own_objective_on_unseen_responses(
 def test_minillm_learns_from_the_students_responses_too(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """Then nothing is weighed at the first step, and the weights move with the student."""
+    """Importance weights are 1 at the first step and change with the student."""
     learn(runs["student"], student, tmp_path / "c", settings("minillm", batch_size=10))
     logged, *_ = metrics(tmp_path / "c")
     assert logged["loss"] == pytest.approx(expected("minillm", runs["student"], student, teacher), rel=1e-4)
     assert logged["direct"] == pytest.approx(expected("reverse-kl", runs["student"], student, teacher), rel=1e-4)
 
 
-def test_minillm_live_samples_from_both_as_they_are(
+def test_minillm_online_samples_from_both_current_models(
     student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first step is the formula on what both wrote together; later steps weigh by the student of that step."""
+    """The first step is the formula on tokens of both models; later steps sample from the student of that step."""
     seen: list[list[Sample]] = []
-    answered = OnlineSource.with_responses
-    monkeypatch.setattr(OnlineSource, "with_responses", lambda *given: seen.append(answered(*given)) or seen[-1])
-    sampling = replace(SAMPLING, policy="teacher-mixed", teacher_fraction=SHARE)
+    with_responses = OnlineSource.with_responses
+    monkeypatch.setattr(OnlineSource, "with_responses", lambda *given: seen.append(with_responses(*given)) or seen[-1])
+    sampling = replace(SAMPLING, policy="teacher-mixed", teacher_fraction=TEACHER_FRACTION)
     config = settings("minillm", online=OnlineConfig(sampling=sampling), batch_size=10, epochs=2, learning_rate=1e-2)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 10)
     train_online(prompts, str(student), str(teacher), tmp_path / "c", config)
@@ -182,7 +182,7 @@ def test_minillm_live_samples_from_both_as_they_are(
     assert "drift" not in later
 
 
-def test_minillm_refuses_what_it_cannot_weigh(
+def test_minillm_refuses_tokens_without_known_probabilities(
     runs: Runs, student: Path, teacher: Path, prompts: Path, tmp_path: Path
 ) -> None:
     for changes, cause in (
@@ -190,7 +190,7 @@ def test_minillm_refuses_what_it_cannot_weigh(
         ({"top_p": 0.9, "policy": "teacher-mixed"}, "top_p was 0.9"),
     ):
         run = tmp_path / cause
-        answer(prompts, student, teacher, run, **changes)
+        write_rollouts(prompts, student, teacher, run, **changes)
         score(run / "rollouts", str(student), str(teacher), run / "scores", ScoreConfig(k=4))
         with pytest.raises(InputError, match=cause):
             learn(run, student, tmp_path / "c", settings("minillm"))
@@ -202,8 +202,8 @@ def test_minillm_refuses_what_it_cannot_weigh(
     score(mixture / "rollouts", str(student), str(teacher), tmp_path / "topk", ScoreConfig(k=4, signal="topk", top_k=9))
     with pytest.raises(InputError, match="signal 'topk' do not hold the teacher's probability"):
         train_offline(mixture / "rollouts", tmp_path / "topk", str(student), tmp_path / "c", settings("minillm"))
-    for live, cause in (
-        (OnlineConfig(student_fraction=0.5, sampling=SAMPLING), "fresh answers alone"),
+    for online, cause in (
+        (OnlineConfig(student_fraction=0.5, sampling=SAMPLING), "only from responses that are sampled"),
         (OnlineConfig(sampling=replace(SAMPLING, temperature=0.5)), "temperature was 0.5"),
         (OnlineConfig(sampling=replace(SAMPLING, engine="vllm", policy="teacher-mixed")), "need the transformers"),
     ):
@@ -213,21 +213,23 @@ def test_minillm_refuses_what_it_cannot_weigh(
                 str(student),
                 str(teacher),
                 tmp_path / "c",
-                settings("minillm", online=live),
+                settings("minillm", online=online),
             )
     assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("name", ["supervised-kd", "skew-reverse-kl"])
-def test_live_gives_the_staged_update(runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str) -> None:
+def test_online_and_offline_give_the_same_update(
+    runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str
+) -> None:
     run = runs[DATA.get(name, "student")]
-    learn(run, student, tmp_path / "staged", settings(name))
-    live = OnlineConfig(student_fraction=0, sampling=SAMPLING)
-    train_online(run / "rollouts", str(student), str(teacher), tmp_path / "live", settings(name, online=live))
-    assert same_update(weights(tmp_path / "live"), weights(tmp_path / "staged"), weights(student))
+    learn(run, student, tmp_path / "offline", settings(name))
+    online = OnlineConfig(student_fraction=0, sampling=SAMPLING)
+    train_online(run / "rollouts", str(student), str(teacher), tmp_path / "online", settings(name, online=online))
+    assert same_update(weights(tmp_path / "online"), weights(tmp_path / "offline"), weights(student))
 
 
-def test_answers_alone_need_no_teacher_and_resume(
+def test_responses_alone_need_no_teacher_and_resume(
     runs: Runs, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings("seqkd", held_out=0.3, eval_steps=1)
@@ -239,17 +241,6 @@ def test_answers_alone_need_no_teacher_and_resume(
     monkeypatch.undo()
     learn(runs["teacher"], student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
-def cut(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    compute_loss = trainer_module.DistillationTrainer.compute_loss
-
-    def cut_(self: object, *given: object, **more: object) -> object:
-        if self.state.global_step == step:
-            raise RuntimeError("cut")
-        return compute_loss(self, *given, **more)
-
-    monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut_)
 
 
 @pytest.mark.parametrize(
@@ -264,23 +255,25 @@ def cut(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ("minillm", "speculative", "responses by both", "--policy teacher-mixed"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(
+def test_responses_by_other_authors_are_refused(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path, name: str, policy: str, cause: str, remedy: str
 ) -> None:
     with pytest.raises(InputError, match=cause) as caught:
         learn(runs[policy], student, tmp_path / "c", settings(name))
     assert remedy in caught.value.remedy
-    if find_method(name).teacher and name != "minillm":  # which learns live from fresh answers alone
-        live = OnlineConfig(student_fraction=0, sampling=SAMPLING)
+    if (
+        find_method(name).needs_teacher and name != "minillm"
+    ):  # which learns online only from responses sampled during training
+        online = OnlineConfig(student_fraction=0, sampling=SAMPLING)
         with pytest.raises(InputError, match=cause):
             train_online(
-                runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", settings(name, online=live)
+                runs[policy] / "rollouts", str(student), str(teacher), tmp_path / "c", settings(name, online=online)
             )
     assert not (tmp_path / "c").exists()
 
 
 def test_seqkd_with_scores_is_refused(runs: Runs, student: Path, tmp_path: Path) -> None:
-    """It would learn from the teacher's whole distribution, and be called what it is not."""
+    """With scores it would learn from the teacher's whole distribution."""
     run = runs["teacher"]
     with pytest.raises(InputError, match="responses alone"):
         train_offline(run / "rollouts", run / "scores", str(student), tmp_path / "c", settings("seqkd"))
@@ -299,31 +292,31 @@ def test_options_without_effect_are_refused(name: str, given: dict[str, object])
 def test_agreement_is_a_mean_over_the_responses_with_an_opener(
     runs: Runs, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of ten micro-batches of one response, the second and the seventh rank nothing; the others agree by 0.5."""
-    objective_of, calls = trainer_module.DistillationTrainer.objective_of, iter(range(10))
+    """Of ten micro-batches of one response, the second and the seventh have no ranking; the others agree by 0.5."""
+    training_forward, calls = trainer_module.DistillationTrainer.training_forward, iter(range(10))
 
     def ranked(self: object, *given: object, **more: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss, found = objective_of(self, *given, **more)
+        loss, found = training_forward(self, *given, **more)
         del found["rank_agreement"]
         return loss, found if next(calls) in {1, 6} else found | {"rank_agreement": torch.tensor(0.5)}
 
-    monkeypatch.setattr(trainer_module.DistillationTrainer, "objective_of", ranked)
+    monkeypatch.setattr(trainer_module.DistillationTrainer, "training_forward", ranked)
     config = replace(CONFIG, batch_size=10, micro_batch_size=1, epochs=1)
     learn(runs["student"], student, tmp_path / "c", config)
     assert metrics(tmp_path / "c")[0]["rank_agreement"] == pytest.approx(0.5)
 
 
-def test_fresh_answers_are_refused_where_nothing_is_learned_from_them(
+def test_sampling_during_training_is_refused_for_other_methods(
     runs: Runs, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    for name, cause in (("supervised-kd", "fresh answers"), ("skd", "fresh answers"), ("seqkd", "no teacher but")):
+    for name, cause in (("supervised-kd", "sampled during"), ("skd", "sampled during"), ("seqkd", "responses alone")):
         config = settings(name, online=OnlineConfig(student_fraction=0.5, sampling=SAMPLING))
         with pytest.raises(InputError, match=cause):
             train_online(runs["teacher"] / "rollouts", str(student), str(teacher), tmp_path / "c", config)
 
 
-def test_what_an_objective_is_not_is_refused() -> None:
-    with pytest.raises(InputError, match="no objective 'gdk'") as caught:
+def test_unknown_names_and_options_are_refused() -> None:
+    with pytest.raises(InputError, match="Unknown method 'gdk'") as caught:
         TrainConfig(method="gdk")
     assert all(name in caught.value.remedy for name in METHODS)
     with pytest.raises(InputError, match="gkd has no --alpha") as caught:
@@ -343,12 +336,12 @@ def test_what_an_objective_is_not_is_refused() -> None:
         OnlineConfig(student_fraction=1, replay=ReplayConfig())
 
 
-def test_released_is_the_paper_with_three_deviations() -> None:
-    papers, released = find_method("tsdkd").objective, find_method("tsdkd-released").objective
-    assert papers == TSDKDConfig()
-    assert released == replace(papers, released=("ranking", "opener", "entropy"))
+def test_tsdkd_released_is_the_paper_with_three_deviations() -> None:
+    paper, released = find_method("tsdkd").objective, find_method("tsdkd-released").objective
+    assert paper == TSDKDConfig()
+    assert released == replace(paper, released=("ranking", "opener", "entropy"))
 
 
-def test_the_docs_name_every_objective() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text()
+def test_the_docs_name_every_method() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
     assert all(f"| `{name}` |" in text for name in METHODS)

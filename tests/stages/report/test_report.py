@@ -424,7 +424,7 @@ def test_a_method_without_a_teacher_signal_has_a_cross_entropy_and_no_kl(tmp_pat
     assert last_rows["Held-out cross-entropy"] == ["8", "", "0.25"]
     assert last_rows["Mean entropy"][-1] == ""
     without_teacher, *_ = curves.draw_charts(curves.HEALTH_CHARTS, {"b": logs["b"]})
-    assert without_teacher.columns == ["step", "student"]
+    assert without_teacher.columns == ["step", "student entropy"]
 
 
 @pytest.mark.parametrize(("beta", "name"), [(0.0, "forward KL"), (1.0, "reverse KL")])

@@ -1,4 +1,4 @@
-"""Samples dealt to processes, and the objective in a model whose weights two processes share (FSDP2)."""
+"""How ranks divide samples, and the objective in a model whose weights two ranks shard (FSDP2)."""
 
 import tempfile
 from contextlib import nullcontext
@@ -24,28 +24,28 @@ from tsdkd.stages.train.trainer import DistillationTrainer
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 11])
 @pytest.mark.parametrize(("processes", "size"), [(1, 4), (2, 2), (4, 1), (2, 1)])
-def test_processes_share_out_the_batches_of_one(samples: int, processes: int, size: int) -> None:
-    alone = MicroBatches(samples, 4, seed=3, rank=0, processes=1)
-    shares = [MicroBatches(samples, size, seed=3, rank=rank, processes=processes) for rank in range(processes)]
+def test_ranks_divide_the_batches_of_one_process(samples: int, processes: int, size: int) -> None:
+    alone = MicroBatches(samples, 4, seed=3, rank=0, world_size=1)
+    samplers = [MicroBatches(samples, size, seed=3, rank=rank, world_size=processes) for rank in range(processes)]
     for epoch in (0, 1):
-        for sampler in (alone, *shares):
+        for sampler in (alone, *samplers):
             sampler.set_epoch(epoch)
-        dealt = list(zip(*shares, strict=True))  # as many micro-batches for each
-        assert len(dealt) == len(shares[0])
-        together = [index for step in dealt for share in step for index in share]
+        steps = list(zip(*samplers, strict=True))  # equally many micro-batches on each rank
+        assert len(steps) == len(samplers[0])
+        together = [index for step in steps for batch in step for index in batch]
         assert together == [index for batch in alone for index in batch]
         assert sorted(together) == list(range(samples))
-    first, second = (list(_at(alone, epoch)) for epoch in (0, 1))
+    first, second = (list(_in_epoch(alone, epoch)) for epoch in (0, 1))
     assert samples == 1 or first != second
 
 
-def _at(sampler: MicroBatches, epoch: int) -> MicroBatches:
+def _in_epoch(sampler: MicroBatches, epoch: int) -> MicroBatches:
     sampler.set_epoch(epoch)
     return sampler
 
 
-def test_openers_follow_the_samples_of_all_processes_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes of two samples each, the second of them with one at the end, choose what one process would."""
+def test_openers_follow_the_samples_of_all_ranks_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of two samples each, one at the end on the second rank, choose the openers of one process."""
     signals = [[0.1, 0.9], [0.4, 0.6]], [[0.95, 0.2], [0.3]]
     alone = AdaptiveOpener()
     expected = [alone.choose([*first, *second]) for first, second in signals]
@@ -62,7 +62,7 @@ def test_openers_follow_the_samples_of_all_processes_in_their_order(monkeypatch:
     ("distributed", "version", "good"),
     [("MULTI_GPU", None, True), ("FSDP", 2, True), ("FSDP", 1, False), ("DEEPSPEED", None, False)],
 )
-def test_other_ways_to_share_weights_are_refused(distributed: str, version: int | None, good: bool) -> None:
+def test_other_strategies_are_refused(distributed: str, version: int | None, good: bool) -> None:
     plugin = version and SimpleNamespace(fsdp_version=version)
     with nullcontext() if good else pytest.raises(InputError, match="not supported"):
         distributed_models.require_supported_strategy(DistributedType[distributed], plugin)
@@ -78,14 +78,14 @@ def inputs(vocab: int) -> dict[str, object]:
 
 
 def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, torch.Tensor]:
-    """Of all four responses; or, in one of two processes, of two each, over shared weights."""
+    """Gradients of all four responses; or, on one of two ranks, of two responses over sharded weights."""
     model = AutoModelForCausalLM.from_pretrained(path)
     vocab = model.config.vocab_size
     x = inputs(vocab)
     rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
     source = SimpleNamespace(teacher_fraction=0.0)
     trainer = SimpleNamespace(vocab=vocab, objective=TSDKDConfig(k=4), adaptive=None, compiled=False, source=source)
-    model.forward = partial(DistillationTrainer.objective_of, trainer, model)
+    model.forward = partial(DistillationTrainer.training_forward, trainer, model)
     if rank is not None:
         mesh = init_device_mesh("cpu", (2,))
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if mixed else MixedPrecisionPolicy()
@@ -104,29 +104,29 @@ def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, to
     return {name: grad if rank is None else grad.full_tensor() for name, grad in found.items()}
 
 
-def shared(rank: int, path: Path, place: str, mixed: bool) -> None:
+def save_sharded_gradients(rank: int, path: Path, directory: str, mixed: bool) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/init", rank=rank, world_size=2)
     found = gradients(path, rank, mixed)
     if rank == 0:
-        torch.save(found, f"{place}/found")
+        torch.save(found, f"{directory}/found")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_shared_weights_get_the_gradients_of_whole_ones(student: Path, mixed: bool) -> None:
+def test_sharded_weights_get_the_gradients_of_unsharded_ones(student: Path, mixed: bool) -> None:
     expected = gradients(student, None)
-    with tempfile.TemporaryDirectory() as place:
-        torch.multiprocessing.spawn(shared, args=(student, place, mixed), nprocs=2)
-        found = torch.load(f"{place}/found")
+    with tempfile.TemporaryDirectory() as directory:
+        torch.multiprocessing.spawn(save_sharded_gradients, args=(student, directory, mixed), nprocs=2)
+        found = torch.load(f"{directory}/found")
     for name, other in expected.items():
         apart = float((found[name] - other).norm() / other.norm())
         assert apart < (0.1 if mixed else 1e-5), name
 
 
-def copied(rank: int, path: Path, place: str) -> None:
+def check_copy(rank: int, path: Path, directory: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/init", rank=rank, world_size=2)
     reader = load_model(str(path), "bfloat16")
     expected = {name: value.clone() for name, value in reader.model.state_dict().items()}
     fully_shard(reader.model, mesh=init_device_mesh("cpu", (2,)))
@@ -140,10 +140,10 @@ def copied(rank: int, path: Path, place: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_a_whole_copy_of_sharded_weights_speaks_alike(student: Path, tmp_path: Path) -> None:
-    """The same weights in the same precision, and all end tokens; whatever is drawn at random goes on as it would."""
+def test_an_unsharded_copy_is_the_same_model(student: Path, tmp_path: Path) -> None:
+    """The copy has the same weights, precision and end tokens, and does not change the random state."""
     model = AutoModelForCausalLM.from_pretrained(student)
     model.generation_config.eos_token_id = [5, 9]
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "model")
-    torch.multiprocessing.spawn(copied, args=(tmp_path / "model", str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(check_copy, args=(tmp_path / "model", str(tmp_path)), nprocs=2)

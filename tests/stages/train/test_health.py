@@ -1,4 +1,4 @@
-"""A run that degenerates says so, once for each sign, and can be ended with its last good step."""
+"""A run that degenerates warns once of each sign; it can be stopped, and keeps its best or last saved step."""
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,26 +12,25 @@ from tests.helpers.training import CONFIG, learn, metrics, weights
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.metrics import health
-from tsdkd.stages.metrics.health import HealthMonitor, is_repeating, response_health
+from tsdkd.stages.metrics.health import HealthMonitor, Sign, is_repeating, response_health
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.train import callbacks
+from tsdkd.stages.train import callbacks, saved_steps
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 HEALTHY = {"student_entropy": 2.0, "response_length": 100.0, "repeating": 0.1}
 
 
-class Heard(SilentObserver):
+class RecordingObserver(SilentObserver):
     def __init__(self) -> None:
-        self.said: list[str] = []
-        self.measured: list[dict[str, float]] = []
+        self.messages: list[str] = []
+        self.logged: list[dict[str, float]] = []
         self.tables: list[str] = []
 
     def info(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     def metrics(self, values: dict[str, float]) -> None:
-        self.measured.append(values)
+        self.logged.append(values)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         self.tables.append(title)
@@ -60,86 +59,91 @@ def test_repetition_is_counted_in_four_grams() -> None:
     ],
 )
 def test_signs(name: str, value: float, bad: bool) -> None:
-    watch = HealthMonitor()
+    monitor = HealthMonitor()
     for _ in range(5):
-        assert watch.see(HEALTHY) == {}
-    found = [watch.see(HEALTHY | {name: value}) for _ in range(5)]
-    assert found[0] == {}  # one step is no collapse
-    assert found[-1].keys() == ({name} if bad else set())
+        assert monitor.update(HEALTHY) == []
+    found = [monitor.update(HEALTHY | {name: value}) for _ in range(6)]
+    assert found[0] == []  # one step is no collapse
+    assert [sign.metric for sign in found[-1]] == ([name] if bad else [])
+    assert sum(sign.is_new for signs in found for sign in signs) == bad
 
 
 @pytest.fixture
-def collapse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From step 4 on the run degenerates."""
+def degenerating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run degenerates from step 4 on."""
 
-    def see(self: HealthMonitor, step: dict[str, float]) -> dict[str, str]:
+    def update(self: HealthMonitor, step: dict[str, float]) -> list[Sign]:
         self.first.append(step)
-        return {"student_entropy": "its entropy is gone"} if len(self.first) >= 4 else {}
+        count = len(self.first)
+        return [Sign("student_entropy", "its entropy is gone", count == 4)] if count >= 4 else []
 
-    monkeypatch.setattr(health.HealthMonitor, "see", see)
+    monkeypatch.setattr(HealthMonitor, "update", update)
 
 
-def test_a_continued_run_shows_its_course_from_the_beginning() -> None:
+def test_a_resumed_run_shows_its_metrics_from_the_beginning() -> None:
     history = [{"loss": 2.0, "step": 1}, {"eval_kl": 0.5, "step": 1}, {"loss": 1.0, "gate": 0.3, "step": 2}]
-    heard, state = Heard(), SimpleNamespace(max_steps=4, global_step=2, log_history=history)
+    observer, state = RecordingObserver(), SimpleNamespace(max_steps=4, global_step=2, log_history=history)
     with ExitStack() as stack:
-        callbacks.ShowProgress(heard, stack).on_train_begin(None, state, None)
-    assert heard.measured == [{"loss": 2.0}, {"held-out KL": 0.5}, {"loss": 1.0}]
+        callbacks.ProgressCallback(observer, stack).on_train_begin(None, state, None)
+    assert observer.logged == [{"loss": 2.0}, {"held-out KL": 0.5}, {"loss": 1.0}]
 
 
-def test_a_degenerate_run_is_said_once(
+def test_a_degenerate_run_is_warned_of_once(
     run: Path,
     student: Path,
     tmp_path: Path,
-    collapse: None,
+    degenerating: None,
 ) -> None:
-    heard = Heard()
-    learn(run, student, tmp_path / "c", observer=heard)
-    assert [line for line in heard.said if "degenerates" in line] == [
+    observer = RecordingObserver()
+    learn(run, student, tmp_path / "c", observer=observer)
+    assert [line for line in observer.messages if "degenerates" in line] == [
         "The run degenerates at step 4: its entropy is gone."
     ]
     assert len(metrics(tmp_path / "c")) == 6
 
 
-def test_a_continued_run_does_not_repeat_a_sign(collapse: None) -> None:
-    heard, state = Heard(), SimpleNamespace(global_step=6, log_history=[{"loss": 1.0, "step": i} for i in range(1, 6)])
-    judge = callbacks.MonitorHealth(heard, stop=False)
-    judge.on_train_begin(None, state, None)
-    judge.on_log(None, state, None, {"loss": 1.0})
-    assert heard.said == []
+def test_a_resumed_run_does_not_repeat_a_warning(degenerating: None) -> None:
+    observer, state = (
+        RecordingObserver(),
+        SimpleNamespace(global_step=6, log_history=[{"loss": 1.0, "step": i} for i in range(1, 6)]),
+    )
+    callback = callbacks.HealthCallback(observer, stop=False)
+    callback.on_train_begin(None, state, None)
+    callback.on_log(None, state, None, {"loss": 1.0})
+    assert observer.messages == []
 
 
-def test_a_stopped_run_ends_with_its_last_good_step(
+def test_a_stopped_run_ends_with_its_last_saved_step(
     run: Path,
     student: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    collapse: None,
+    degenerating: None,
 ) -> None:
-    """Saved every second step: step 2 is what remains, as it was then."""
-    then = {}
-    on_save = callbacks.MarkComplete.on_save
+    """Every second step is saved: the checkpoint has the weights of step 2."""
+    saved = {}
+    on_save = saved_steps.StateCallback.on_save
 
     def remember(
         self: object, args: object, state: object, control: object, model: torch.nn.Module, **_: object
     ) -> None:
-        then[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+        saved[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
         on_save(self, args, state, control)
 
-    monkeypatch.setattr(callbacks.MarkComplete, "on_save", remember)
+    monkeypatch.setattr(saved_steps.StateCallback, "on_save", remember)
     found = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True))
-    assert then.keys() == {2}
-    assert all(torch.equal(found[name], then[2][name]) for name in found)
+    assert saved.keys() == {2}
+    assert all(torch.equal(found[name], saved[2][name]) for name in found)
     assert not torch.equal(found["lm_head.weight"], weights(student)["lm_head.weight"])
     assert len(metrics(tmp_path / "c")) == 2
-    assert load_manifest(tmp_path / "c").summary["collapsed_at"] == 4
+    assert load_manifest(tmp_path / "c").summary["degenerated_at"] == 4
 
 
-def test_a_collapse_before_anything_was_saved_is_an_error(
+def test_degeneration_before_a_saved_step_is_an_error(
     run: Path,
     student: Path,
     tmp_path: Path,
-    collapse: None,
+    degenerating: None,
 ) -> None:
     with pytest.raises(TsdkdError, match="degenerated at step 4, before a step was saved"):
         learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True, save_steps=50))
@@ -151,54 +155,54 @@ def test_the_best_measured_step_is_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The divergence on held-out prompts is made to be lowest after the second step."""
-    then, heard = [], Heard()
+    """The divergence on held-out prompts is set to be lowest after the second step."""
+    states, observer = [], RecordingObserver()
     evaluate = DistillationTrainer.evaluate
 
-    def told(self: DistillationTrainer, *given: object, **more: object) -> dict[str, float]:
-        then.append({name: value.clone() for name, value in self.student.model.state_dict().items()})
-        return evaluate(self, *given, **more) | {"eval_kl": [3.0, 1.0, 2.0][min(len(then) - 1, 2)]}
+    def evaluated(self: DistillationTrainer, *given: object, **more: object) -> dict[str, float]:
+        states.append({name: value.clone() for name, value in self.student.model.state_dict().items()})
+        return evaluate(self, *given, **more) | {"eval_kl": [3.0, 1.0, 2.0][min(len(states) - 1, 2)]}
 
-    monkeypatch.setattr(DistillationTrainer, "evaluate", told)
+    monkeypatch.setattr(DistillationTrainer, "evaluate", evaluated)
     config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, learning_rate=1e-2)
-    found = learn(run, student, tmp_path / "c", config, observer=heard)
-    assert all(torch.equal(found[name], then[1][name]) for name in found)
-    assert not torch.equal(found["lm_head.weight"], then[-1]["lm_head.weight"])
+    found = learn(run, student, tmp_path / "c", config, observer=observer)
+    assert all(torch.equal(found[name], states[1][name]) for name in found)
+    assert not torch.equal(found["lm_head.weight"], states[-1]["lm_head.weight"])
     summary = load_manifest(tmp_path / "c").summary
-    assert (summary["kept_step"], summary["kept_kl"]) == (2, 1.0)
-    assert sum("on held-out prompts" in line for line in heard.said) == len(then) > 2
+    assert (summary["best_step"], summary["best_kl"]) == (2, 1.0)
+    assert sum("on held-out prompts" in line for line in observer.messages) == len(states) > 2
 
 
 def test_a_stopped_run_that_was_measured_keeps_its_best_step(
-    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collapse: None
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, degenerating: None
 ) -> None:
     """Steps 1 to 3 are measured, the second is best; step 4 ends the run."""
-    then: list[dict[str, torch.Tensor]] = []
+    states: list[dict[str, torch.Tensor]] = []
     evaluate = DistillationTrainer.evaluate
 
-    def told(self: DistillationTrainer, *given: object, **more: object) -> dict[str, float]:
-        then.append({name: value.clone() for name, value in self.student.model.state_dict().items()})
-        return evaluate(self, *given, **more) | {"eval_kl": [3.0, 1.0, 2.0, 2.0][len(then) - 1]}
+    def evaluated(self: DistillationTrainer, *given: object, **more: object) -> dict[str, float]:
+        states.append({name: value.clone() for name, value in self.student.model.state_dict().items()})
+        return evaluate(self, *given, **more) | {"eval_kl": [3.0, 1.0, 2.0, 2.0][len(states) - 1]}
 
-    monkeypatch.setattr(DistillationTrainer, "evaluate", told)
+    monkeypatch.setattr(DistillationTrainer, "evaluate", evaluated)
     config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, epochs=3, learning_rate=1e-2)
     found = learn(run, student, tmp_path / "c", replace(config, stop_on_collapse=True))
-    assert len(then) == 3
-    assert all(torch.equal(found[name], then[1][name]) for name in found)
-    assert load_manifest(tmp_path / "c").summary["kept_step"] == 2
+    assert len(states) == 3
+    assert all(torch.equal(found[name], states[1][name]) for name in found)
+    assert load_manifest(tmp_path / "c").summary["best_step"] == 2
 
 
-def test_held_out_prompts_are_measured_and_not_learned_from(
+def test_held_out_prompts_are_measured_and_not_trained_on(
     run: Path,
     student: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learned: set[str] = set()
+    trained: set[str] = set()
     compute_loss = DistillationTrainer.compute_loss
 
     def spy(self: DistillationTrainer, model: object, inputs: dict, *more: object, **named: object) -> object:
-        learned.update(sample["sample_id"] for sample in inputs["samples"])
+        trained.update(sample["sample_id"] for sample in inputs["samples"])
         return compute_loss(self, model, inputs, *more, **named)
 
     monkeypatch.setattr(DistillationTrainer, "compute_loss", spy)
@@ -208,17 +212,17 @@ def test_held_out_prompts_are_measured_and_not_learned_from(
         DistillationTrainer, "evaluate", lambda self, *a, **k: (trainers.append(self), evaluate(self, *a, **k))[1]
     )
     learn(run, student, tmp_path / "c", replace(CONFIG, held_out=0.4, eval_steps=2, epochs=1))
-    held = trainers[0].held_out
-    measured = {held.source[i]["sample_id"] for i in held.indices}
+    held_out = trainers[0].held_out
+    measured = {held_out.source[i]["sample_id"] for i in held_out.indices}
     assert measured
-    assert not measured & learned
-    assert len(measured | learned) == 10
+    assert not measured & trained
+    assert len(measured | trained) == 10
     steps = [step for step in metrics(tmp_path / "c") if "eval_kl" in step]
     assert steps
     assert all(step["eval_kl"] > 0 for step in steps)
 
 
-def test_logs_are_written_as_they_come_and_reach_trackers(
+def test_logs_are_written_at_every_step_and_reach_trackers(
     run: Path,
     student: Path,
     tmp_path: Path,
@@ -229,11 +233,11 @@ def test_logs_are_written_as_they_come_and_reach_trackers(
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     lines: list[int] = []
 
-    def count(self: Heard, values: dict[str, float]) -> None:
+    def count(self: RecordingObserver, values: dict[str, float]) -> None:
         lines.append(len((tmp_path / "c" / "resume" / "metrics.jsonl").read_text().splitlines()))
 
-    monkeypatch.setattr(Heard, "metrics", count)
-    learn(run, student, tmp_path / "c", replace(CONFIG, trackers=("tensorboard",)), observer=Heard())
+    monkeypatch.setattr(RecordingObserver, "metrics", count)
+    learn(run, student, tmp_path / "c", replace(CONFIG, trackers=("tensorboard",)), observer=RecordingObserver())
     assert lines == sorted(lines)
     assert lines[-1] >= 5
     board = EventAccumulator(str(tmp_path / "board"))
@@ -242,7 +246,7 @@ def test_logs_are_written_as_they_come_and_reach_trackers(
     assert found == pytest.approx([step["direct"] for step in metrics(tmp_path / "c")], rel=1e-5)
 
 
-def test_the_card_tells_what_was_done(run: Path, student: Path, tmp_path: Path) -> None:
+def test_the_model_card_has_models_settings_and_metrics(run: Path, student: Path, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     learn(run, student, tmp_path / "c")
@@ -270,11 +274,11 @@ def test_too_little_memory(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    heard, config = Heard(), TrainConfig(**CONFIG.__dict__)
+    observer, config = RecordingObserver(), TrainConfig(**CONFIG.__dict__)
     with available_memory(monkeypatch, 10_000), pytest.raises(InputError, match="for weights and optimizer alone"):
         learn(run, student, tmp_path / "c", config)
     assert not (tmp_path / "c").exists()
     with available_memory(monkeypatch, 2_000_000):
-        learn(run, student, tmp_path / "c", config, observer=heard)
-    assert heard.tables == ["What training will need"]
-    assert any("may not fit" in line and "--lora" in line for line in heard.said)
+        learn(run, student, tmp_path / "c", config, observer=observer)
+    assert observer.tables == ["Memory needed for training"]
+    assert any("may not fit" in line and "--lora" in line for line in observer.messages)

@@ -1,4 +1,4 @@
-"""Adapters: they alone learn, they load without us, and one on the output head is part of the objective."""
+"""Adapters: they alone are trained, peft loads them, and one on the output head is part of the objective."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +10,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers.training import CONFIG, metrics, same_update, weights
+from tests.helpers.training import CONFIG, cut, metrics, same_update, weights
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.models.load import load_model, output_head
 from tsdkd.stages.models.lora import add_lora
-from tsdkd.stages.train import trainer as trainer_module
 from tsdkd.stages.train.stage import train_offline
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -34,17 +33,17 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_an_adapter_is_saved_and_peft_loads_it(run: Path, student: Path, tmp_path: Path) -> None:
-    place = adapt(run, student, tmp_path / "c")
+    checkpoint = adapt(run, student, tmp_path / "c")
     base = AutoModelForCausalLM.from_pretrained(student)
     before = logits(base)
-    loaded = PeftModel.from_pretrained(base, place)
+    loaded = PeftModel.from_pretrained(base, checkpoint)
     assert (logits(loaded) - before).abs().max() > 1e-2
-    saved = load_file(place / "adapter_model.safetensors")
+    saved = load_file(checkpoint / "adapter_model.safetensors")
     assert {name.split(".")[-3] for name in saved} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
-    assert not (place / "model.safetensors").exists()
-    first, *_, last = metrics(place)
+    assert not (checkpoint / "model.safetensors").exists()
+    first, *_, last = metrics(checkpoint)
     assert last["loss"] < first["loss"]
 
 
@@ -56,7 +55,7 @@ def test_merged_weights_are_the_adapted_model(run: Path, student: Path, tmp_path
     assert set(weights(merged)) == set(weights(student))
 
 
-def test_the_base_does_not_move(run: Path, student: Path, tmp_path: Path) -> None:
+def test_base_weights_are_not_trained(run: Path, student: Path, tmp_path: Path) -> None:
     only = replace(LORA, lora=LoRAConfig(rank=2, targets="q_proj", merge=True))
     found, start = weights(adapt(run, student, tmp_path / "c", only)), weights(student)
     moved = {name for name in start if not torch.equal(found[name], start[name])}
@@ -97,22 +96,15 @@ def test_a_cut_run_ends_with_the_same_bytes(
 ) -> None:
     config = replace(LORA, lora=LoRAConfig(rank=4, dropout=0.2))
     adapt(run, student, tmp_path / "whole", config)
-    compute_loss = trainer_module.DistillationTrainer.compute_loss
-
-    def cut(self: object, *given: object, **more: object) -> object:
-        if self.state.global_step == 3:
-            raise RuntimeError("cut")
-        return compute_loss(self, *given, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
+        cut(patch, 3)
         with pytest.raises(RuntimeError, match="cut"):
             adapt(run, student, tmp_path / "cut", config)
     adapt(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_what_adapters_refuse(run: Path, student: Path, tmp_path: Path) -> None:
+def test_unusable_adapters_are_refused(run: Path, student: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no linear modules query") as caught:
         adapt(run, student, tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="q_proj,query")))
     assert "down_proj, gate_proj, k_proj, lm_head" in caught.value.remedy
@@ -123,6 +115,6 @@ def test_what_adapters_refuse(run: Path, student: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path / "tied")
     with pytest.raises(InputError, match="shares its output head"):
         adapt(run, tmp_path / "tied", tmp_path / "c", replace(LORA, lora=LoRAConfig(targets="lm_head")))
-    place = adapt(run, student, tmp_path / "adapter")
+    adapter = adapt(run, student, tmp_path / "adapter")
     with pytest.raises(InputError, match=r"starts from full weights|no model"):
-        adapt(run, place, tmp_path / "c")
+        adapt(run, adapter, tmp_path / "c")

@@ -1,4 +1,4 @@
-"""Live training: the student answers as it is now, a live teacher reads, and the update is the objective's."""
+"""Online training: the student responds with its current weights, and the update is the objective's."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.training import CONFIG, loss_of_two_models, metrics, same_update, weights
+from tests.helpers.training import CONFIG, cut, loss_of_two_models, metrics, same_update, weights
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
@@ -21,41 +21,40 @@ from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train import trainer as trainer_module
-from tsdkd.stages.train.loop import _identity
-from tsdkd.stages.train.stage import _split, train_offline, train_online
+from tsdkd.stages.train.settings import recorded_settings
+from tsdkd.stages.train.stage import split_held_out, train_offline, train_online
 
 Contents = Callable[[Path], dict[str, bytes]]
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12)
-LIVE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
+ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
 
 
 def learn(
-    data: Path, student: Path, teacher: Path, output: Path, config: TrainConfig = LIVE
+    data: Path, student: Path, teacher: Path, output: Path, config: TrainConfig = ONLINE
 ) -> dict[str, torch.Tensor]:
     train_online(data, str(student), str(teacher), output, config)
     return weights(output)
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
-    """What the student answers, step by step, as the run goes on."""
+def responses(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
+    """The samples with responses of every step."""
     seen: list[list[Sample]] = []
-    answered = OnlineSource.with_responses
+    with_responses = OnlineSource.with_responses
 
     def spy(self: OnlineSource, *given: object) -> list[Sample]:
-        seen.append(answered(self, *given))
+        seen.append(with_responses(self, *given))
         return seen[-1]
 
     monkeypatch.setattr(OnlineSource, "with_responses", spy)
     return seen
 
 
-def test_the_first_step_is_the_objective_on_what_the_student_answers(
-    prompts: Path, student: Path, teacher: Path, tmp_path: Path, answers: list[list[Sample]]
+def test_the_first_step_is_the_objective_on_the_students_responses(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path, responses: list[list[Sample]]
 ) -> None:
-    learn(prompts, student, teacher, tmp_path / "c", replace(LIVE, batch_size=10, epochs=1))
-    (_, rows) = answers
+    learn(prompts, student, teacher, tmp_path / "c", replace(ONLINE, batch_size=10, epochs=1))
+    (_, rows) = responses
     loss, _ = loss_of_two_models(rows, student, teacher)
     (logged,) = metrics(tmp_path / "c")
     end_ids = load_model(str(student)).end_ids
@@ -63,72 +62,76 @@ def test_the_first_step_is_the_objective_on_what_the_student_answers(
     assert logged["truncated"] == pytest.approx(sum(row["response_ids"][-1] not in end_ids for row in rows) / 10)
 
 
-def test_answers_come_from_the_student_as_it_is_now(
+def test_responses_come_from_the_current_weights(
     prompts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Greedy answers at every step are those of the weights that the step begins with, and these weights change."""
-    at_hand, found = [], []
-    answered = OnlineSource.with_responses
+    """Greedy responses of a step are those of the weights that the step begins with, and these weights change."""
+    states, found = [], []
+    with_responses = OnlineSource.with_responses
 
-    def spy(self: OnlineSource, samples: list[Sample], speaker: object, *more: object) -> list[Sample]:
-        at_hand.append({name: value.clone() for name, value in speaker.model.state_dict().items()})
-        found.append(answered(self, samples, speaker, *more))
+    def spy(self: OnlineSource, samples: list[Sample], learner: object, *more: object) -> list[Sample]:
+        states.append({name: value.clone() for name, value in learner.model.state_dict().items()})
+        found.append(with_responses(self, samples, learner, *more))
         return found[-1]
 
     monkeypatch.setattr(OnlineSource, "with_responses", spy)
     config = replace(
-        LIVE, online=OnlineConfig(sampling=replace(SAMPLING, temperature=0)), learning_rate=1e-2, micro_batch_size=4
+        ONLINE, online=OnlineConfig(sampling=replace(SAMPLING, temperature=0)), learning_rate=1e-2, micro_batch_size=4
     )
     learn(prompts, student, teacher, tmp_path / "c", config)
-    steps = list(zip(at_hand, found, strict=True))[1:]  # the first asks for held-out answers: none
+    steps = list(zip(states, found, strict=True))[1:]  # the first call is for held-out prompts: none
     changed = 0
     for state, samples in (steps[0], steps[-1]):
         model = AutoModelForCausalLM.from_pretrained(student)
         for number, sample in enumerate(samples):
-            answer = {}
+            replies = {}
             for name, weights_ in (("then", state), ("start", steps[0][0])):
                 model.load_state_dict(weights_)
                 ids = torch.tensor([sample["prompt_ids"]])
                 reply = model.generate(ids, max_new_tokens=12, do_sample=False, suppress_tokens=list(range(258, 264)))
-                answer[name] = reply[0, ids.shape[1] :].tolist()
-            assert sample["response_ids"] == answer["then"], number
-            changed += answer["then"] != answer["start"]
+                replies[name] = reply[0, ids.shape[1] :].tolist()
+            assert sample["response_ids"] == replies["then"], number
+            changed += replies["then"] != replies["start"]
     assert changed
 
 
-def test_recorded_responses_read_live_give_the_staged_update(
+def test_recorded_responses_give_the_same_update_online_and_offline(
     prompts: Path, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """lambda = 0 on rollouts: the same tokens as staged training, the teacher's hidden states made on the way."""
+    """lambda = 0 on rollouts: the same tokens, with hidden states of the teacher that are computed or recorded."""
     generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=12))
     score(tmp_path / "rollouts", str(student), str(teacher), tmp_path / "scores", ScoreConfig(k=4))
-    train_offline(tmp_path / "rollouts", tmp_path / "scores", str(student), tmp_path / "staged", CONFIG)
-    live = learn(
+    train_offline(tmp_path / "rollouts", tmp_path / "scores", str(student), tmp_path / "offline", CONFIG)
+    online = learn(
         tmp_path / "rollouts",
         student,
         teacher,
-        tmp_path / "live",
-        replace(LIVE, online=OnlineConfig(student_fraction=0, sampling=SAMPLING)),
+        tmp_path / "online",
+        replace(ONLINE, online=OnlineConfig(student_fraction=0, sampling=SAMPLING)),
     )
-    assert same_update(live, weights(tmp_path / "staged"), weights(student))
+    assert same_update(online, weights(tmp_path / "offline"), weights(student))
 
 
-def test_lambda_is_the_share_answered_afresh(student: Path, teacher: Path, tmp_path: Path) -> None:
+def test_lambda_is_the_fraction_of_prompts_that_the_student_responds_to(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
     reader = load_model(str(student))
     kept = [
         {"sample_id": str(i), "prompt_id": str(i), "prompt_ids": [65, 66], "response_ids": [7], "finish_reason": "stop"}
         for i in range(200)
     ]
-    for share, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
-        source = OnlineSource(kept, load_model(str(teacher)), LocalSampler(replace(SAMPLING, max_new_tokens=2)), share)
+    for fraction, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
+        source = OnlineSource(
+            kept, load_model(str(teacher)), LocalSampler(replace(SAMPLING, max_new_tokens=2)), fraction
+        )
         steps = [source.with_responses(kept, reader, (0, step)) for step in (0, 1)]
         fresh = [{s["sample_id"] for s in found if s["response_ids"] != [7]} for found in steps]
         assert all(least <= len(which) <= most for which in fresh)
-        assert (fresh[0] != fresh[1]) == (share == 0.3)
+        assert (fresh[0] != fresh[1]) == (fraction == 0.3)
 
 
 @pytest.mark.parametrize("cut_at", [1, 3])
-def test_a_cut_live_run_ends_with_the_same_bytes(
+def test_a_cut_online_run_ends_with_the_same_bytes(
     prompts: Path,
     student: Path,
     teacher: Path,
@@ -137,35 +140,26 @@ def test_a_cut_live_run_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     cut_at: int,
 ) -> None:
-    config = replace(LIVE, held_out=0.3, eval_steps=1, objective=TSDKDConfig(k=4, opener="adaptive"))
+    config = replace(ONLINE, held_out=0.3, eval_steps=1, objective=TSDKDConfig(k=4, opener="adaptive"))
     learn(prompts, student, teacher, tmp_path / "whole", config)
-    compute_loss = trainer_module.DistillationTrainer.compute_loss
-
-    def cut(self: object, *given: object, **more: object) -> object:
-        if self.state.global_step == cut_at:
-            raise RuntimeError("cut")
-        return compute_loss(self, *given, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.DistillationTrainer, "compute_loss", cut)
+        cut(patch, cut_at)
         with pytest.raises(RuntimeError, match="cut"):
             learn(prompts, student, teacher, tmp_path / "cut", config)
     learn(prompts, student, teacher, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_what_live_training_refuses(
-    prompts: Path, student: Path, teacher: Path, stranger: Path, tmp_path: Path
-) -> None:
+def test_online_training_refuses(prompts: Path, student: Path, teacher: Path, stranger: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lambda is 1\.5"):
         OnlineConfig(student_fraction=1.5)
-    with pytest.raises(InputError, match="no responses to keep"):
+    with pytest.raises(InputError, match="no recorded responses"):
         learn(
             prompts,
             student,
             teacher,
             tmp_path / "c",
-            replace(LIVE, online=OnlineConfig(student_fraction=0.5, sampling=SAMPLING)),
+            replace(ONLINE, online=OnlineConfig(student_fraction=0.5, sampling=SAMPLING)),
         )
     with pytest.raises(InputError, match="different tokenizers"):
         learn(prompts, student, stranger, tmp_path / "c")
@@ -178,15 +172,17 @@ def test_what_live_training_refuses(
             student,
             teacher,
             tmp_path / "c",
-            replace(LIVE, online=OnlineConfig(sampling=replace(SAMPLING, max_new_tokens=600))),
+            replace(ONLINE, online=OnlineConfig(sampling=replace(SAMPLING, max_new_tokens=600))),
         )
     with pytest.raises(InputError, match="longer than 1 tokens"):
         samples_from_prompts(Prompts(prompts), load_model(str(student)), 1)
     assert not (tmp_path / "c").exists()
 
 
-def test_staged_training_says_how_stale_it_is(prompts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
-    """Before the first update nothing has drifted; after large ones, much has."""
+def test_offline_training_logs_how_stale_its_scores_are(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Drift is 0 before the first update and large after large updates."""
     generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=12))
     score(tmp_path / "rollouts", str(student), str(teacher), tmp_path / "scores", ScoreConfig(k=4))
     config = replace(CONFIG, learning_rate=0.03, epochs=3)
@@ -202,24 +198,24 @@ def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student:
     reader = load_model(str(student))
     kept, _ = samples_from_prompts(Prompts(prompts), reader, 512)
     source = OnlineSource(kept, reader, LocalSampler(SAMPLING), 1.0)
-    learned, held = _split(source, replace(LIVE, held_out=0.5, eval_steps=1))
-    assert sorted(learned + held) == list(range(10))
+    trained, held_out = split_held_out(source, replace(ONLINE, held_out=0.5, eval_steps=1))
+    assert sorted(trained + held_out) == list(range(10))
     fewer = OnlineSource(kept[3:], reader, LocalSampler(SAMPLING), 1.0)
-    assert {fewer.prompt_id(i) for i in _split(fewer, replace(LIVE, held_out=0.5, eval_steps=1))[1]} == {
-        source.prompt_id(i) for i in held if i >= 3
+    assert {fewer.prompt_id(i) for i in split_held_out(fewer, replace(ONLINE, held_out=0.5, eval_steps=1))[1]} == {
+        source.prompt_id(i) for i in held_out if i >= 3
     }
-    with pytest.raises(InputError, match="Held out of 10 responses"):
-        _split(source, replace(LIVE, held_out=1e-9, eval_steps=1))
+    with pytest.raises(InputError, match="hold out 0 of 10 responses"):
+        split_held_out(source, replace(ONLINE, held_out=1e-9, eval_steps=1))
 
 
-def test_what_does_not_change_the_result_is_no_part_of_its_identity() -> None:
-    base = _identity(LIVE)
+def test_settings_that_do_not_change_the_result_are_not_recorded() -> None:
+    base = recorded_settings(ONLINE)
     for other in (
-        replace(LIVE, save_steps=7, trackers=("tensorboard",)),
-        replace(LIVE, online=replace(LIVE.online, teacher_device="cpu")),
-        replace(LIVE, online=replace(LIVE.online, sampling=replace(SAMPLING, memory_fraction=0.2))),
+        replace(ONLINE, save_steps=7, trackers=("tensorboard",)),
+        replace(ONLINE, online=replace(ONLINE.online, teacher_device="cpu")),
+        replace(ONLINE, online=replace(ONLINE.online, sampling=replace(SAMPLING, memory_fraction=0.2))),
     ):
-        assert _identity(other) == base
-    stopping = replace(LIVE, stop_on_collapse=True)
-    assert _identity(stopping) != _identity(replace(stopping, save_steps=7))
-    assert _identity(replace(LIVE, online=replace(LIVE.online, student_fraction=0.5))) != base
+        assert recorded_settings(other) == base
+    stopping = replace(ONLINE, stop_on_collapse=True)
+    assert recorded_settings(stopping) != recorded_settings(replace(stopping, save_steps=7))
+    assert recorded_settings(replace(ONLINE, online=replace(ONLINE.online, student_fraction=0.5))) != base

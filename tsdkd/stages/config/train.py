@@ -82,7 +82,9 @@ class OnlineConfig:
         "Fraction of prompts that the student responds to; the others keep the responses of --rollouts.",
         group=ONLINE,
         name="lambda",
-        shown=_by_method(1, {name: float(method.fresh and not method.replays) for name, method in METHODS.items()}),
+        shown=_by_method(
+            1, {name: float(method.online_responses and not method.uses_replay) for name, method in METHODS.items()}
+        ),
     )
     sampling: GenerateConfig = nested(
         GenerateConfig, default_factory=lambda: GenerateConfig(memory_fraction=0.3), options=ONLINE_SAMPLING
@@ -191,14 +193,14 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
         if bool(self.held_out) != bool(self.eval_steps):
             raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
-        find_method(self.method).require(self.objective)
+        find_method(self.method).require_objective(self.objective)
         self._require_schedule()
 
     def _require_schedule(self) -> None:
         replay = self.online and self.online.replay
-        if find_method(self.method).replays and not replay:
+        if find_method(self.method).uses_replay and not replay:
             raise InputError(f"{self.method} needs online training.", "Give --teacher and --rollouts.")
-        if replay and not find_method(self.method).replays:
+        if replay and not find_method(self.method).uses_replay:
             raise InputError(f"{self.method} has no replay schedule.", "Leave it out, or choose distillm.")
         if replay and not self.eval_steps:
             raise InputError(

@@ -63,7 +63,7 @@ def measure_held_out(
         "tokens": int(counts.sum()),
         "kl": float(means[0]),
         "kl_stderr": sqrt(float(variance)) / float(counts.sum()),
-        "agreement": float(means[1]),
+        "top1_agreement": float(means[1]),
         "entropy": float(means[2]),
         "teacher_entropy": float(means[3]),
     }

@@ -1,4 +1,4 @@
-"""The objectives by name, a file each; loads without torch."""
+"""The distillation methods, one file each, and their registry `METHODS`. Imports no torch."""
 
 from tsdkd.errors import InputError
 from tsdkd.stages.methods import (
@@ -35,7 +35,7 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """Raises InputError, with all names, where there is none of that name."""
+    """The method of that name. Raises InputError, which lists all names, for an unknown one."""
     if name not in METHODS:
-        raise InputError(f"There is no objective {name!r}.", f"Choose one of {', '.join(METHODS)}.")
+        raise InputError(f"Unknown method {name!r}.", f"Choose one of {', '.join(METHODS)}.")
     return METHODS[name]

@@ -1,12 +1,15 @@
-"""DistiLLM (Ko et al., ICML 2024): skew KL, and a schedule of when the student answers and when it is replayed.
+"""DistiLLM: skew KL, and a schedule that moves from the teacher's responses to the student's.
 
-Training begins on recorded responses of the teacher. Each time the held-out divergence is above its mark by
-a tolerance, the probability phi of the student's own responses rises by 0.1. A step then answers afresh with
-probability phi (1 - t/T) and keeps the answers; with the rest of phi it learns from kept ones (Algorithm 1 and Sec. 3.2
-there; `training/replay.py`). Needs a live teacher, rollouts of `generate --policy teacher`, and held-out prompts.
+Source: Ko et al., ICML 2024, Sec. 3.2 and Algorithm 1.
+Data: online only: a loaded teacher, rollouts of `generate --policy teacher`, and held-out prompts.
+Loss: `skew_kl`'s, or another `--divergence`.
+Schedule (`stages/data/replay.py`): training begins with the recorded responses. phi, the probability of the student's
+own responses, rises by 0.1 whenever the held-out divergence exceeds its last mark by a tolerance. With probability
+phi (1 - t/T) a step samples new responses and stores them; with the rest of phi it replays stored ones.
 
-Departs: what is measured is KL(teacher || student) on held-out responses, for the first time after --eval-steps steps
-(there: the validation loss, also before the first step); no language-modelling term; one process.
+Departs: the schedule follows KL(teacher || student) on held-out responses, first measured after --eval-steps steps (the
+paper: the validation loss, first measured before training); the loss has no language-modelling term; training runs in
+one process.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -14,13 +17,13 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="distillm",
-    title="DistiLLM (Ko et al., ICML 2024)",
-    means=(
-        "a divergence at every token, on the teacher's responses at first and more and more on the student's "
-        "own, fresh and replayed, as the held-out divergence demands"
+    full_name="DistiLLM (Ko et al., ICML 2024)",
+    description=(
+        "a divergence at every token, first on the teacher's responses, then more and more on the student's own, new "
+        "and replayed, as the held-out divergence requires"
     ),
     objective=TSDKDConfig(divergence="skew-kl", **DIVERGENCE_ONLY),
     options=("divergence", "skew", "beta", "temperature"),
     authors=("teacher",),
-    replays=True,
+    uses_replay=True,
 )

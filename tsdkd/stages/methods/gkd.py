@@ -1,11 +1,13 @@
-"""GKD (Agarwal et al., ICLR 2024): generalised JSD at every token, a share lambda of the responses by the student.
+"""GKD: generalised Jensen-Shannon divergence at every token.
 
-`JSD(beta) = beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q`, eq. (1) and Algorithm 1 there. Needs
-a teacher's signal; responses by anybody. Lambda: live, --lambda with --rollouts for the others' share; staged,
-`generate --policy mixed`. The paper tries beta 0.1, 0.5 and 0.9; 0.5 is the default here, and TRL's.
+Source: Agarwal et al., ICLR 2024, eq. (1) and Algorithm 1.
+Data: scores of any responses, or a loaded teacher. The student responds to a fraction lambda of the prompts: online
+with `--lambda` and `--rollouts` for the others, offline with `generate --policy mixed`.
+Loss: `JSD(beta) = beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q`. The paper tries beta 0.1, 0.5
+and 0.9; the default is 0.5, as in TRL.
 
-Departs: lambda is drawn for each prompt, not for each batch; the mean over a response's tokens, then over responses; no
-reward term.
+Departs: lambda is drawn per prompt, and the paper draws it per batch; the loss is the mean over a response's tokens,
+then over responses; it has no reward term.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -13,8 +15,8 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="gkd",
-    title="GKD (Agarwal et al., ICLR 2024)",
-    means="generalised Jensen-Shannon divergence from the teacher at every token",
+    full_name="GKD (Agarwal et al., ICLR 2024)",
+    description="generalised Jensen-Shannon divergence from the teacher at every token",
     objective=TSDKDConfig(beta=0.5, **DIVERGENCE_ONLY),
     options=("beta", "temperature"),
 )

@@ -1,4 +1,4 @@
-"""What an objective is: the numbers of its loss, which of them can be chosen, and whose responses it learns from."""
+"""A method: its loss, the options of the loss that can be chosen, and the responses that it learns from."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,7 @@ from tsdkd.errors import InputError
 
 ANY_AUTHOR = ("student", "teacher", "both", "mixture")
 DIVERGENCE_ONLY: Mapping[str, Any] = {"alpha": 0.0, "em_weight": 0.0, "gate": False}
-"""A divergence at every token alike, and nothing else."""
+"""The direct term alone, with the same weight at every token."""
 POLICY_OF_AUTHOR = {
     "student": "--policy student",
     "teacher": "--policy teacher",
@@ -17,77 +17,82 @@ POLICY_OF_AUTHOR = {
     "mixture": "--policy teacher-mixed",
 }
 UNMODIFIED_SAMPLING: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "quantization": None}
-"""Sampling with nothing in it but the models' own probabilities, which are what scores record."""
+"""Sampling from the models' own probabilities, which are the ones that scores record."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to distil, with the defaults of its paper."""
+    """One way to distil, with its paper's settings as defaults."""
 
     name: str
-    title: str
-    """Method, authors, place: for the model card."""
-    means: str
-    """What is learned, in a clause that follows the title."""
+    """The value of `train --method`."""
+    full_name: str
+    """With authors and venue, for the model card."""
+    description: str
+    """The loss in a clause that follows the full name in the model card."""
     objective: TSDKDConfig
     options: tuple[str, ...]
-    """The fields of `objective` that it has."""
+    """The fields of `objective` that a user may change."""
     authors: tuple[str, ...] = ANY_AUTHOR
-    """Who may have written the recorded responses that are learned from."""
-    fresh: bool = True
-    """May the student answer during training?"""
-    teacher: bool = True
-    """Is the teacher's view of the responses needed, or are they enough?"""
+    """Authors whose recorded responses it learns from."""
+    needs_teacher: bool = True
+    """Whether it needs scores or a loaded teacher; if not, the teacher's responses suffice."""
+    online_responses: bool = True
+    """Whether it learns from responses that are sampled during training."""
+    uses_replay: bool = False
+    """Whether a schedule decides when the student responds, and when earlier responses are learned from again."""
     teacher_fraction: float = 0.0
-    """Of the distribution that live answers are sampled from, unless said otherwise."""
-    replays: bool = False
-    """Does a schedule decide when the student answers, and when its answers are learned from again?"""
+    """The default of `train --teacher-fraction`."""
 
-    def with_options(self, given: Mapping[str, Any]) -> TSDKDConfig:
-        """The loss with some options chosen. Raises InputError for one that it does not have, or without effect."""
-        for name in given:
+    def with_options(self, options: Mapping[str, Any]) -> TSDKDConfig:
+        """The objective with some options changed. Raises InputError for an unknown option or one without effect."""
+        for name in options:
             if name not in self.options:
-                has = ", ".join(_option(own) for own in self.options) or "no options"
-                raise InputError(f"The objective {self.name} has no {_option(name)}.", f"Leave it out; it has {has}.")
-        loss = replace(self.objective, **given)
-        unused = "skew" if loss.divergence == "jsd" else "beta"
-        if unused in given:
+                known = ", ".join(map(_flag, self.options)) or "no options"
+                raise InputError(f"The method {self.name} has no {_flag(name)}.", f"Leave it out; it has {known}.")
+        objective = replace(self.objective, **options)
+        unused = "skew" if objective.divergence == "jsd" else "beta"
+        if unused in options:
             raise InputError(
-                f"{_option(unused)} has no effect on the divergence {loss.divergence}.",
+                f"{_flag(unused)} has no effect on the divergence {objective.divergence}.",
                 "Leave it out, or choose another --divergence.",
             )
-        return loss
+        return objective
 
-    def require(self, loss: TSDKDConfig) -> None:
-        """Raise InputError when a loss differs from this objective's in what is no option of it."""
-        differs = {f.name: getattr(loss, f.name) for f in fields(loss)}
-        self.with_options({name: value for name, value in differs.items() if value != getattr(self.objective, name)})
+    def require_objective(self, objective: TSDKDConfig) -> None:
+        """Raise InputError unless the objective is this method's, but for its options."""
+        values = {f.name: getattr(objective, f.name) for f in fields(objective)}
+        self.with_options({name: value for name, value in values.items() if value != getattr(self.objective, name)})
 
     def require_authors(self, authors: Iterable[str]) -> None:
-        """Raise InputError when recorded responses were written by somebody else than it learns from."""
+        """Raise InputError unless it learns from recorded responses by all these authors."""
         if others := sorted(set(authors) - set(self.authors)):
-            wanted = " or ".join(POLICY_OF_AUTHOR[author] for author in self.authors)
+            policies = " or ".join(POLICY_OF_AUTHOR[author] for author in self.authors)
             raise InputError(
-                f"{self.name} does not learn from responses by {' and '.join(others)}, which these rollouts hold.",
-                f"Generate them with {wanted}.",
+                f"{self.name} does not learn from responses by {' and '.join(others)}, but these rollouts hold some.",
+                f"Generate rollouts with {policies}.",
             )
 
-    def require_sampling(self, sampling: Mapping[str, Any]) -> None:
-        """Raise InputError when it weighs tokens by the probability they were sampled with, and that is not known."""
+    def require_unmodified_sampling(self, sampling: Mapping[str, Any]) -> None:
+        """Raise InputError when its token weights need sampling probabilities that these settings change."""
         if not self.objective.policy_gradient_weight:
             return
-        for name, plain in UNMODIFIED_SAMPLING.items():
-            if sampling[name] != plain:
+        for name, value in UNMODIFIED_SAMPLING.items():
+            if sampling[name] != value:
                 raise InputError(
-                    f"{self.name} must know how likely tokens were sampled, but {name} was {sampling[name]}.",
-                    f"Sample with {name} {plain:g}." if plain else f"Sample without {name}.",
+                    f"{self.name} needs the probabilities that tokens were sampled with, "
+                    f"but {name} was {sampling[name]}.",
+                    f"Sample with {name} {value:g}." if value else f"Sample without {name}.",
                 )
 
-    def require_fresh(self, student_fraction: float) -> None:
-        """Raise InputError when the student is to answer a share of the prompts that the objective has no use for."""
-        if student_fraction and not self.fresh:
-            raise InputError(f"{self.name} does not learn from fresh answers.", "Give --rollouts and --lambda 0.")
+    def require_student_fraction(self, student_fraction: float) -> None:
+        """Raise InputError when the student would respond during training, and the method does not learn from that."""
+        if student_fraction and not self.online_responses:
+            raise InputError(
+                f"{self.name} does not learn from responses that are sampled during training.",
+                "Give --rollouts and --lambda 0.",
+            )
 
 
-def _option(name: str) -> str:
+def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"

@@ -1,10 +1,11 @@
-"""Sequence-level KD (Kim and Rush, 2016): the student learns the teacher's responses by heart.
+"""SeqKD: cross-entropy on the teacher's responses.
 
-`-1/L sum_t log q(y_t)`, y by the teacher: eq. (9) there, with the teacher's distribution over sequences replaced by
-what it answered. Needs rollouts of `generate --policy teacher`, and neither scores nor a teacher.
+Source: Kim and Rush, EMNLP 2016.
+Data: rollouts of `generate --policy teacher`; neither scores nor a teacher.
+Loss: `-1/L sum_t log q(y_t)`, eq. (9), which puts one response in place of the teacher's distribution over sequences.
 
-Departs: the paper answers by beam search, ours are samples (or greedy, with --temperature 0); and the mean over a
-response's tokens, then over responses, is this project's, not the sum over tokens.
+Departs: responses are sampled (greedy with --temperature 0), and the paper's come from beam search; the loss is the
+mean over a response's tokens, then over responses, and the paper's is the sum over tokens.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -12,11 +13,11 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="seqkd",
-    title="sequence-level distillation (Kim and Rush, 2016)",
-    means="cross-entropy on the teacher's own responses",
+    full_name="sequence-level distillation (Kim and Rush, 2016)",
+    description="cross-entropy on the teacher's responses",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
     options=(),
     authors=("teacher",),
-    fresh=False,
-    teacher=False,
+    needs_teacher=False,
+    online_responses=False,
 )

@@ -1,12 +1,13 @@
-"""Speculative KD (Xu et al., ICLR 2025): a divergence at every token of responses that both models wrote together.
+"""Speculative KD: a divergence at every token of responses that student and teacher write together.
 
-The student proposes each token, the teacher replaces those that are not among its best 25 (`generate --policy
-speculative`); on the result `1/L sum_t D(p || q)`, D of GKD's family, forward KL by default. Needs a teacher's signal.
+Source: Xu et al., ICLR 2025; K = 25 and forward KL are the settings of the authors' code (google-research,
+speculative_kd, config/kd_train.yaml).
+Data: scores of `generate --policy speculative`: the student proposes each token, and the teacher replaces a token that
+is not among its K most likely.
+Loss: `1/L sum_t D(p || q)`, D of GKD's family, forward KL by default.
 
-K = 25 and forward KL are those of the authors' code (google-research, speculative_kd, config/kd_train.yaml).
-
-Departs: responses are written once and not during training, so in rounds at most; the teacher's replacement is among
-its best K, not any of its tokens (Algorithm 1 there); the mean over a response's tokens, then over responses.
+Departs: responses are written before training, not during it; the teacher replaces a token by one of its K most likely,
+and in Algorithm 1 by any token; the loss is the mean over a response's tokens, then over responses.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -14,10 +15,10 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="skd",
-    title="speculative distillation (Xu et al., ICLR 2025)",
-    means="a divergence at every token of responses that the student proposed and the teacher mended",
+    full_name="speculative distillation (Xu et al., ICLR 2025)",
+    description="a divergence at every token of responses that the student proposed and the teacher corrected",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
     options=("beta", "temperature"),
     authors=("both",),
-    fresh=False,
+    online_responses=False,
 )

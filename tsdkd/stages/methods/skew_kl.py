@@ -1,9 +1,11 @@
-"""Skew KL of DistiLLM (Ko et al., ICML 2024) at every token: `KL(p || skew p + (1 - skew) q)`, skew 0.1.
+"""Skew KL at every token: the loss of DistiLLM, without the schedule that `distillm` adds.
 
-Its loss alone; `distillm` adds its schedule. Needs a teacher's signal; responses by anybody.
+Source: Ko et al., ICML 2024.
+Data: scores of any responses, or a loaded teacher.
+Loss: `1/L sum_t KL(p || skew p + (1 - skew) q)`, skew 0.1, p the teacher, q the student.
 
-Departs: the mean over a response's tokens, then over responses; no language-modelling term. The authors' code leaves
-out the teacher's entropy, a constant.
+Departs: the loss is the mean over a response's tokens, then over responses; it has no language-modelling term. The
+authors' code leaves out the teacher's entropy, a constant.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -11,8 +13,8 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="skew-kl",
-    title="skew KL (Ko et al., ICML 2024)",
-    means="KL from the teacher to a mixture of both at every token",
+    full_name="skew KL (Ko et al., ICML 2024)",
+    description="KL from the teacher to a mixture of teacher and student at every token",
     objective=TSDKDConfig(divergence="skew-kl", **DIVERGENCE_ONLY),
     options=("skew", "temperature"),
 )

@@ -1,8 +1,10 @@
-"""Skew reverse KL of DistiLLM (Ko et al., ICML 2024) at every token: `KL(q || (1 - skew) p + skew q)`, skew 0.1.
+"""Skew reverse KL at every token: the second loss of DistiLLM, without the schedule that `distillm` adds.
 
-Its loss alone; `distillm` adds its schedule. Needs a teacher's signal; responses by anybody.
+Source: Ko et al., ICML 2024.
+Data: scores of any responses, or a loaded teacher.
+Loss: `1/L sum_t KL(q || (1 - skew) p + skew q)`, skew 0.1, p the teacher, q the student.
 
-Departs: the mean over a response's tokens, then over responses; no language-modelling term.
+Departs: the loss is the mean over a response's tokens, then over responses; it has no language-modelling term.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -10,8 +12,8 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="skew-reverse-kl",
-    title="skew reverse KL (Ko et al., ICML 2024)",
-    means="KL from the student to a mixture of both at every token",
+    full_name="skew reverse KL (Ko et al., ICML 2024)",
+    description="KL from the student to a mixture of teacher and student at every token",
     objective=TSDKDConfig(divergence="skew-reverse-kl", **DIVERGENCE_ONLY),
     options=("skew", "temperature"),
 )

@@ -1,9 +1,10 @@
-"""Supervised KD: forward KL to the teacher at every token of the teacher's responses (Hinton et al. 2015; Sanh 2019).
+"""Supervised KD: forward KL at every token of the teacher's responses.
 
-`1/L sum_t KL(p || q)`, y by the teacher, the name and the form as in GKD (Agarwal et al. 2024, eq. 2). Needs a
-teacher's signal on rollouts of `generate --policy teacher`.
+Source: Hinton et al., 2015; Sanh et al., 2019; name and form as in GKD (Agarwal et al., ICLR 2024), eq. (2).
+Data: scores of `generate --policy teacher`.
+Loss: `1/L sum_t KL(p || q)`, p the teacher, q the student.
 
-Departs: the mean over a response's tokens, then over responses; no term on ground-truth answers.
+Departs: the loss is the mean over a response's tokens, then over responses; no term uses ground-truth responses.
 """
 
 from tsdkd.core.config import TSDKDConfig
@@ -11,10 +12,10 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 
 METHOD = Method(
     name="supervised-kd",
-    title="supervised distillation (as in Agarwal et al., ICLR 2024)",
-    means="forward KL at every token of the teacher's own responses",
+    full_name="supervised distillation (as in Agarwal et al., ICLR 2024)",
+    description="forward KL at every token of the teacher's responses",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
     options=("temperature",),
     authors=("teacher",),
-    fresh=False,
+    online_responses=False,
 )

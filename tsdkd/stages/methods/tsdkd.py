@@ -1,7 +1,11 @@
-"""TSD-KD (Kim and Baek, ICLR 2026): ranking on the opener, gated divergence, entropy of the most uncertain tokens.
+"""TSD-KD: the indirect, direct and entropy terms on selected tokens.
 
-`alpha L_Indirect + L_Direct + L_EM`, eq. (13). Needs a teacher's signal. The paper's own data are the student's answers
-(lambda = 1); it also reports the teacher's. docs/fidelity.md says where the paper leaves room.
+Source: Kim and Baek, ICLR 2026.
+Data: scores of the student's responses (the paper's lambda = 1), or of any others; or a loaded teacher.
+Loss: `alpha L_Indirect + L_Direct + L_EM`, eq. (13): ranking of the student's candidates on the opener, divergence
+weighted by the gate, entropy of the most uncertain tokens.
+
+docs/fidelity.md lists the details that the paper leaves open.
 """
 
 from dataclasses import fields
@@ -11,10 +15,11 @@ from tsdkd.stages.methods.method import Method
 
 METHOD = Method(
     name="tsdkd",
-    title="TSD-KD (Kim and Baek, ICLR 2026)",
-    means=(
-        "the student's own candidates ranked by the teacher on the opener of each response, distributions matched "
-        "where the student is unsure and the teacher sure, entropy minimised on the most uncertain tokens"
+    full_name="TSD-KD (Kim and Baek, ICLR 2026)",
+    description=(
+        "the teacher ranks the student's candidates on the opener of each response, a divergence from the teacher "
+        "counts where the student is less certain than the teacher, and entropy is minimised on the most uncertain "
+        "tokens"
     ),
     objective=TSDKDConfig(),
     options=tuple(field.name for field in fields(TSDKDConfig) if field.name != "policy_gradient_weight"),

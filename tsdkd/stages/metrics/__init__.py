@@ -1,1 +1,1 @@
-"""The metrics of training: their names, and the signs that a run degenerates. Imports no torch."""
+"""The metrics of training: their names and units, the log, and the signs that a run degenerates. Imports no torch."""

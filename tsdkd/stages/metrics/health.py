@@ -1,62 +1,79 @@
-"""Signs that a run degenerates: responses that repeat themselves, entropy or length that collapses. Knows no torch."""
-
-from __future__ import annotations
+"""Signs that a run degenerates: responses that repeat themselves, entropy or length that collapses."""
 
 from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 WINDOW = 5
-"""Steps that are averaged before a run is judged, at its beginning and now."""
-FLOOR = 0.2
-"""Of the value at the beginning: entropy or length below it has collapsed."""
-REPEATED = 0.5
-"""Share of a response's 4-grams that occurred before: above it the response repeats itself."""
+"""The last `WINDOW` steps are compared with the first `WINDOW` steps."""
+COLLAPSED_BELOW = 0.2
+"""Entropy or length has collapsed below this fraction of its first value."""
+REPEATING_ABOVE = 0.5
+"""A response repeats itself when more than this fraction of its 4-grams occurred before in it."""
+COLLAPSING_METRICS = {"student_entropy": "the student's entropy", "response_length": "the length of its responses"}
 
-COLLAPSES = {"student_entropy": "the student's entropy", "response_length": "the length of its responses"}
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """One sign that a run degenerates."""
+
+    metric: str
+    text: str
+    is_new: bool
+    """False when an earlier step showed the same sign."""
 
 
 def is_repeating(ids: list[int]) -> bool:
+    """Whether a response, as token ids, repeats itself."""
     grams = Counter(zip(*(ids[n:] for n in range(4)), strict=False))
-    return bool(grams) and 1 - len(grams) / grams.total() > REPEATED
+    return bool(grams) and 1 - len(grams) / grams.total() > REPEATING_ABOVE
 
 
 def response_health(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Shares of truncated and of repeating responses."""
+    """The fractions of truncated and of repeating responses."""
     return {
         "truncated": sum(s["finish_reason"] == "length" for s in samples) / len(samples),
         "repeating": sum(is_repeating(s["response_ids"]) for s in samples) / len(samples),
     }
 
 
-def degeneration_warning(step: float, sign: str) -> str:
-    """What is warned of while training."""
-    return f"The run degenerates at step {step:.0f}: {sign}."
+def degeneration_warning(step: float, text: str) -> str:
+    """The warning that training gives for a sign."""
+    return f"The run degenerates at step {step:.0f}: {text}."
 
 
 class HealthMonitor:
     """Compares the last `WINDOW` steps with the first."""
 
     def __init__(self) -> None:
-        self.first: list[dict[str, float]] = []
-        self.last: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self.first: list[Mapping[str, float]] = []
+        self.last: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self.reported: set[str] = set()
 
-    def see(self, step: dict[str, float]) -> dict[str, str]:
-        """One step's log -> the measures that are wrong by now, and how; nothing in the first `WINDOW` steps."""
+    def update(self, step: Mapping[str, float]) -> list[Sign]:
+        """Take one step's log entry. Returns the signs that hold now; none before step `WINDOW`."""
         if len(self.first) < WINDOW:
             self.first.append(step)
         self.last.append(step)
-        if len(self.last) < WINDOW:
-            return {}
-        signs = {}
-        for name, words in COLLAPSES.items():
-            before, now = self._mean(self.first, name), self._mean(self.last, name)
-            if now < FLOOR * before:
-                signs[name] = f"{words} fell from {before:.3g} to {now:.3g}"
-        share = self._mean(self.last, "repeating")
-        if share > max(REPEATED, 2 * self._mean(self.first, "repeating")):
-            signs["repeating"] = f"{share:.0%} of the responses repeat themselves"
+        texts = self._compare() if len(self.last) == WINDOW else {}
+        signs = [Sign(metric, text, metric not in self.reported) for metric, text in texts.items()]
+        self.reported |= texts.keys()
         return signs
 
-    @staticmethod
-    def _mean(steps: list[dict[str, float]] | deque[dict[str, float]], name: str) -> float:
-        return sum(step[name] for step in steps) / len(steps)
+    def _compare(self) -> dict[str, str]:
+        """The text of each sign, by metric."""
+        texts = {}
+        for metric, noun in COLLAPSING_METRICS.items():
+            before, now = _mean(self.first, metric), _mean(self.last, metric)
+            if now < COLLAPSED_BELOW * before:
+                texts[metric] = f"{noun} fell from {before:.3g} to {now:.3g}"
+        repeating = _mean(self.last, "repeating")
+        if repeating > max(REPEATING_ABOVE, 2 * _mean(self.first, "repeating")):
+            texts["repeating"] = f"{repeating:.0%} of the responses repeat themselves"
+        return texts
+
+
+def _mean(steps: Iterable[Mapping[str, float]], metric: str) -> float:
+    values = [step[metric] for step in steps]
+    return sum(values) / len(values)

@@ -95,7 +95,7 @@ class Planner:
         if is_complete(output) and not overwrite:
             return PlanRow.complete("train", inputs)
         student = self.chain.model(roles["student"])
-        teacher = self.chain.model(roles["teacher"]) if find_method(config.method).teacher else None
+        teacher = self.chain.model(roles["teacher"]) if find_method(config.method).needs_teacher else None
         self.chain.written_models[path_key(output)] = student.renamed(str(output))
         self.chain.written_roles[path_key(output)] = roles
         if config.online:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from tsdkd.stages.metrics.names import METRICS, TERM_METRICS
 from tsdkd.stages.pages.charts import Chart, Series, line_chart
 from tsdkd.stages.report.runs import Run
 
@@ -23,35 +24,22 @@ class MetricChart:
     """The curve's label of each log key; empty if the chart has a single metric."""
 
 
-TERM_CHARTS = (
-    MetricChart("Loss", "nats", {"loss": ""}),
-    MetricChart("Indirect", "nats", {"indirect": ""}),
-    MetricChart("Direct", "nats", {"direct": ""}),
-    MetricChart("Entropy", "nats", {"entropy": ""}),
-    MetricChart("Policy gradient", "nats", {"policy_gradient": ""}),
-)
+def _chart(*metrics: str, title: str = "") -> MetricChart:
+    """A chart of one metric, or of several metrics with one unit."""
+    label, unit = METRICS[metrics[0]].label, METRICS[metrics[0]].unit
+    labels = {name: METRICS[name].label if len(metrics) > 1 else "" for name in metrics}
+    return MetricChart(title or label[0].upper() + label[1:], unit, labels)
+
+
+TERM_CHARTS = tuple(map(_chart, TERM_METRICS))
 HEALTH_CHARTS = (
-    MetricChart("Mean entropy", "nats per token", {"student_entropy": "student", "teacher_entropy": "teacher"}),
-    MetricChart("Top-1 agreement", "fraction of tokens", {"top1_agreement": ""}),
-    MetricChart("Rank agreement", "Kendall's tau", {"rank_agreement": ""}),
-    MetricChart("Candidate overlap", "fraction of candidates", {"candidate_overlap": ""}),
-    MetricChart("Drift", "nats per token", {"drift": ""}),
-    MetricChart("Gate", "mean over tokens", {"gate": ""}),
-    MetricChart("Length", "tokens", {"response_length": "response", "opener_length": "opener"}),
-    MetricChart(
-        "Truncated and repeating responses",
-        "fraction of responses",
-        {"truncated": "truncated", "repeating": "repeating"},
-    ),
-    MetricChart("Gradient norm", "norm before clipping", {"grad_norm": ""}),
-    MetricChart("Learning rate", "rate", {"learning_rate": ""}),
+    _chart("student_entropy", "teacher_entropy", title="Mean entropy"),
+    *map(_chart, ("top1_agreement", "rank_agreement", "candidate_overlap", "drift", "gate")),
+    _chart("response_length", "opener_length", title="Length"),
+    _chart("truncated", "repeating", title="Truncated and repeating responses"),
+    *map(_chart, ("grad_norm", "learning_rate")),
 )
-HELD_OUT_CHARTS = (
-    MetricChart("Held-out KL", "nats per token", {"eval_kl": ""}),
-    MetricChart("Held-out cross-entropy", "nats per token", {"eval_cross_entropy": ""}),
-    MetricChart("Held-out top-1 agreement", "fraction of tokens", {"eval_agreement": ""}),
-    MetricChart("Held-out student entropy", "nats per token", {"eval_entropy": ""}),
-)
+HELD_OUT_CHARTS = tuple(_chart(name) for name in METRICS if name.startswith("eval_"))
 
 
 def load_logs(runs: list[Run]) -> dict[str, list[LogEntry]]:

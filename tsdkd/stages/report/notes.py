@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from tsdkd.artifacts.journal import Session
 from tsdkd.artifacts.manifest import MADE_BY
 from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
+from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.report.curves import LogEntry
 from tsdkd.stages.report.descriptions import base_name
 from tsdkd.stages.report.runs import Run, RunArtifact
@@ -58,19 +59,17 @@ def degeneration_signs(logs: dict[str, list[LogEntry]]) -> list[str]:
 
 def _first_signs(log: list[LogEntry]) -> Iterator[tuple[float, str]]:
     """Step and text of each sign, once."""
-    monitor, known = HealthMonitor(), set[str]()
-    for entry in log:
-        signs = monitor.see(entry) if "loss" in entry else {}
-        yield from ((entry["step"], text) for metric, text in signs.items() if metric not in known)
-        known |= signs.keys()
+    monitor = HealthMonitor()
+    for entry in filter(is_step, log):
+        yield from ((entry["step"], sign.text) for sign in monitor.update(entry) if sign.is_new)
 
 
 def _warnings(artifact: RunArtifact) -> list[str]:
     shown = {degeneration_warning(*sign) for sign in _first_signs(artifact.log)}  # by degeneration_signs
     texts = [text for session in artifact.sessions for text in (*session.warnings, *_failure(session))]
     warnings = [text for text in texts if text not in shown]
-    if "collapsed_at" in artifact.manifest.summary:
-        warnings.append(f"training stopped at step {artifact.manifest.summary['collapsed_at']}: it degenerated.")
+    if "degenerated_at" in artifact.manifest.summary:
+        warnings.append(f"training stopped at step {artifact.manifest.summary['degenerated_at']}: it degenerated.")
     return [*warnings, *artifact.problems]
 
 

@@ -62,7 +62,7 @@ class RunArtifact:
     def uses_teacher(self) -> bool:
         """False if a method learns from responses alone, without a teacher signal."""
         method = METHODS.get(self.manifest.config.get("method", ""))
-        return method is None or method.teacher
+        return method is None or method.needs_teacher
 
     @property
     def log(self) -> list[dict[str, float]]:

@@ -63,7 +63,7 @@ def held_out_tables(comparison: Comparison) -> list[Table]:
         [
             name,
             f"{measures['kl']:.4f} ± {measures['kl_stderr']:.4f}",
-            f"{measures['agreement']:.3f}",
+            f"{measures['top1_agreement']:.3f}",
             f"{measures['entropy']:.3f}",
         ]
         for name, measures in comparison.held_out.items()

@@ -1,6 +1,5 @@
-"""The files of a trained model, which transformers, peft and vLLM load without us."""
+"""The files of a trained model, which transformers, peft and vLLM load as they are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +8,26 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.stages.config.train import LoRAConfig
+from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.train.model_card import model_card
 from tsdkd.stages.train.trainer import DistillationTrainer
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def save_checkpoint(
     trainer: DistillationTrainer, lora: LoRAConfig | None, manifest: Manifest, directory: Path, dtype: torch.dtype
 ) -> None:
-    """Weights (or an adapter), tokenizer, metrics and model card; every process must call it, the first one writes.
+    """Write weights (or an adapter), tokenizer, metrics and model card. Every rank must call it; rank 0 writes.
 
-    Full weights are saved in the precision of the forward that was trained. The float32 weights behind a bf16 forward
-    hold updates too small for it to see; used in float32 they would all take effect at once, as a model that no step
-    has looked at.
+    Full weights are saved in the precision of the forward pass (`dtype`). The float32 weights behind a bfloat16 forward
+    hold updates that are too small for it; used in float32, all of them would take effect together, in a model that no
+    step has evaluated.
     """
     trained: Any = unsharded(trainer.student).model if lora else trainer.student.model
     weights = None if lora else trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
         return
-    vars(trained).pop("forward", None)  # the objective's
+    vars(trained).pop("forward", None)  # the trainer's, which returns the loss
     if weights is not None:
         _with_weights(trained, weights, dtype).save_pretrained(directory)
     elif lora and lora.merge:
@@ -37,12 +35,15 @@ def save_checkpoint(
     else:
         trained.save_pretrained(directory)
     trainer.student.tokenizer.save_pretrained(directory)
-    lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in trainer.log_entries]
+    entries = trainer.state.log_history
+    steps, evaluations = list(filter(is_step, entries)), list(filter(is_evaluation, entries))
+    lines = [log_line(entry) for entry in entries if is_step(entry) or is_evaluation(entry)]
     (directory / METRICS_FILE).write_text("".join(lines))
-    (directory / "README.md").write_text(model_card(manifest, trainer.logged_steps, trainer.logged_evaluations))
+    (directory / "README.md").write_text(model_card(manifest, steps, evaluations))
 
 
 def _with_weights(trained: PreTrainedModel, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    """A model like `trained`, with these weights in `dtype`."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)

@@ -1,33 +1,29 @@
-"""One run of training, staged or live: from a job to a finished checkpoint, resumable at every saved step."""
+"""One run of training, offline or online: from its inputs to a complete checkpoint, resumable at every saved step."""
 
-import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.ranks import world_size
-from tsdkd.stages.config.generate import SPEED_ONLY_FIELDS
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.replay import ReplaySource
 from tsdkd.stages.data.sources import Source
 from tsdkd.stages.methods import find_method
+from tsdkd.stages.metrics.log import METRICS_FILE, is_step
+from tsdkd.stages.metrics.names import SUMMARY_METRICS
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.device import default_device, forward_precision
@@ -38,160 +34,175 @@ from tsdkd.stages.models.record import library_versions
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.train.callbacks import (
-    MarkComplete,
-    MonitorHealth,
-    ShowProgress,
-    Stateful,
-    StopOnRequest,
-    UpdateReplaySchedule,
-    WriteLog,
-    last_complete_checkpoint,
+    HealthCallback,
+    InterruptCallback,
+    LogCallback,
+    ProgressCallback,
+    ReplayCallback,
 )
-from tsdkd.stages.train.checkpoint import METRICS_FILE, save_checkpoint
+from tsdkd.stages.train.checkpoint import save_checkpoint
+from tsdkd.stages.train.saved_steps import StateCallback, Stateful, last_complete_step, step_number
+from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 
+class TrainingData(NamedTuple):
+    """Samples, divided into those that are trained on and those that are measured on."""
+
+    source: Source
+    indices: list[int]
+    """The samples that are trained on."""
+    held_out: HeldOut | None
+
+
 @dataclass(frozen=True)
-class TrainingJob:
-    """What staged and live training differ in."""
+class TrainingInputs:
+    """What offline and online training pass to `run_training`."""
 
     student: ModelRecord
     teacher: ModelRecord
     parents: tuple[Parent, ...]
-    longest: int
-    """Tokens of the longest sequence."""
-    open: Callable[[LanguageModel], AbstractContextManager[tuple[Source, list[int], HeldOut | None]]]
-    """Student -> all samples, those it learns from, and those it is measured on."""
+    max_length: int
+    """Tokens of the longest prompt with its response."""
+    open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
+    """From the loaded student; what it loads is released when it closes."""
 
 
 def run_training(
-    job: TrainingJob, output: Path, config: TrainConfig, seed: int, observer: Observer, overwrite: bool
+    inputs: TrainingInputs, output: Path, config: TrainConfig, seed: int, observer: Observer, overwrite: bool
 ) -> Artifact:
-    """Raises as `train.train`."""
+    """Train, or resume, and write the checkpoint. Raises as `train_offline` and `train_online` say."""
     resume, staging = output / "resume", output / "staging.tmp"
     precision = forward_precision(config.precision)
-    arguments = _arguments(config, precision, seed, resume)
-    _require_no_adapter(job.student, config)
+    arguments = training_arguments(config, precision, seed, resume)
+    _require_full_weights(inputs.student)
     if config.compile:
-        _require_compiler(default_device())
+        require_compiler(default_device())
     manifest = Manifest(
         kind="checkpoint",
-        config=_identity(config) | {"precision": precision},
+        config=recorded_settings(config) | {"precision": precision},
         seed=seed,
-        parents=job.parents,
-        models=(job.student, job.teacher),
+        parents=inputs.parents,
+        models=(inputs.student, inputs.teacher),
         libraries=library_versions(),
     )
-    first = arguments.process_index == 0  # with several processes, only this one writes and speaks
     state = PartialState()
-    opened = Writer.open(output, manifest, overwrite=overwrite) if first else nullcontext()
+    is_first = arguments.process_index == 0  # rank 0 alone writes
+    opened = Writer.open(output, manifest, overwrite=overwrite) if is_first else nullcontext()
     with opened as writer, observer.writing(output):
-        state.wait_for_everyone()  # until then the artifact is not what this run makes
+        state.wait_for_everyone()  # until rank 0 has replaced an older artifact
         if load_manifest(output).state == "complete":
             observer.info(f"{output} is complete: nothing to do.")
             return Artifact(output, load_manifest(output))
-        _state_needs(job, config, precision, observer)
-        learner = load_model(job.student.name, _loaded_as(config, precision), attention=config.attention)
-        _ = learner.head  # refused here when it does more than the objective knows
-        with job.open(learner) as (source, learned, held_out):
+        _require_memory(inputs, config, precision, observer)
+        student = load_model(inputs.student.name, _weights_dtype(config, precision), attention=config.attention)
+        _ = student.head  # raises InputError for a head that the objective does not support
+        with inputs.open_data(student) as data:
             if config.lora:
-                learner = add_lora(learner, config.lora, seed)
-            trainer = DistillationTrainer(
-                learner, source, learned, held_out, arguments, config.objective, config.compile
-            )
-            with _nothing_left_of_nothing(resume):
-                collapsed = _run(trainer, resume, observer, stop_on_collapse=config.stop_on_collapse)
+                student = add_lora(student, config.lora, seed)
+            trainer = DistillationTrainer(student, *data, arguments, config.objective, config.compile)
+            with _removed_unless_saved(resume):
+                degenerated_at = _train(trainer, resume, observer, stop_on_collapse=config.stop_on_collapse)
         save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.adopt(staging)
-            writer.finish(_summary(trainer, collapsed))
+            writer.finish(_summary(trainer, degenerated_at))
             shutil.rmtree(staging)
             shutil.rmtree(resume)
         state.wait_for_everyone()
         return Artifact(output, load_manifest(output))
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that change the result."""
-    settings = asdict(config)
-    del settings["trackers"]
-    if not config.stop_on_collapse:  # a collapsed run goes back to a saved step
-        del settings["save_steps"]
-    if config.online:
-        del settings["online"]["teacher_device"]
-        for name in SPEED_ONLY_FIELDS:
-            del settings["online"]["sampling"][name]
-    return settings
+def _require_full_weights(student: ModelRecord) -> None:
+    if is_adapter(model_directory(student.name)):
+        raise InputError(
+            f"{student.name} is an adapter, but training starts from full weights.",
+            "Train it with --lora --merge, or merge it into its model, and name the merged model.",
+        )
 
 
-def _state_needs(job: TrainingJob, config: TrainConfig, precision: str, observer: Observer) -> None:
-    teacher = load_config(job.teacher.name) if find_method(config.method).teacher else None
-    needed = memory.estimate_training_memory(load_config(job.student.name), teacher, job.longest, config, precision)
-    advice = memory.require_memory(needed, config)
-    observer.table("What training will need", needed.rows())
+def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str, observer: Observer) -> None:
+    """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
+    student = load_config(inputs.student.name)
+    teacher = load_config(inputs.teacher.name) if find_method(config.method).needs_teacher else None
+    estimate = memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
+    advice = memory.require_memory(estimate, config)
+    observer.table("Memory needed for training", estimate.rows())
     if advice:
         observer.warning(advice)
 
 
+def _weights_dtype(config: TrainConfig, precision: str) -> DType:
+    """Trained weights are float32; frozen weights beside adapters are loaded in the forward's precision."""
+    return "bfloat16" if config.lora and precision == "bfloat16" else "float32"
+
+
 @contextmanager
-def _nothing_left_of_nothing(resume: Path) -> Iterator[None]:
-    """A run that fails before it saved a step leaves nothing that would keep another configuration out."""
+def _removed_unless_saved(resume: Path) -> Iterator[None]:
+    """After a failure, remove a directory without a saved step: it would only refuse other settings."""
     try:
         yield
     except BaseException:
-        if last_complete_checkpoint(resume) is None:
-            shutil.rmtree(resume, ignore_errors=True)  # another process may be faster
+        if last_complete_step(resume) is None:
+            shutil.rmtree(resume, ignore_errors=True)  # another rank may remove it first
         raise
 
 
-def _run(trainer: DistillationTrainer, resume: Path, observer: Observer, *, stop_on_collapse: bool) -> int | None:
-    """Train to the end. Returns the step at which a degenerate run was stopped; its last good step is loaded then."""
-    last = last_complete_checkpoint(resume)
+def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, stop_on_collapse: bool) -> int | None:
+    """Train to the end.
+
+    Returns the step at which a degenerate run was stopped; the trainer then holds the best or the last saved step.
+    """
+    last = last_complete_step(resume)
     if last:
-        observer.info(f"Continuing after step {last.name.split('-')[1]}.")
+        observer.info(f"Resuming after step {step_number(last)}.")
     schedule = trainer.source.schedule if isinstance(trainer.source, ReplaySource) else None
-    kept: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule}
-    mark = MarkComplete({name: stateful for name, stateful in kept.items() if stateful})
+    stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule}
+    states = StateCallback({name: value for name, value in stateful.items() if value})
     if last:
-        mark.restore(last)
-    stop, health = StopOnRequest(), MonitorHealth(observer, stop=stop_on_collapse)
+        states.restore(last)
+    interrupt, health = InterruptCallback(), HealthCallback(observer, stop=stop_on_collapse)
     with ExitStack() as stack:
         for callback in (
-            *([UpdateReplaySchedule(schedule, observer)] if schedule else []),
-            mark,
-            ShowProgress(observer, stack),
-            WriteLog(resume / METRICS_FILE),
+            *([ReplayCallback(schedule, observer)] if schedule else []),
+            states,
+            ProgressCallback(observer, stack),
+            LogCallback(resume / METRICS_FILE),
             health,
-            stop,
+            interrupt,
         ):
             trainer.add_callback(callback)
-        with _interrupts_set(stop, observer):
+        with _requesting_stop_on_ctrl_c(interrupt, observer):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if stop.requested:
+    if interrupt.requested:
         raise KeyboardInterrupt
     if health.stopped_at is not None and trainer.state.best_model_checkpoint is None:  # else the best step is loaded
-        good = last_complete_checkpoint(resume)
-        if good is None:
-            raise TsdkdError(
-                f"The run degenerated at step {health.stopped_at}, before a step was saved.",
-                "Lower --learning-rate or --em-weight, and save more often (--save-steps).",
-            )
-        trainer.go_back_to(good)
-        observer.warning(f"Stopped; step {trainer.state.global_step} is kept.")
+        _restore_last_step(trainer, resume, health.stopped_at, observer)
     return health.stopped_at
 
 
+def _restore_last_step(trainer: DistillationTrainer, resume: Path, stopped_at: int, observer: Observer) -> None:
+    step = last_complete_step(resume)
+    if step is None:
+        raise TsdkdError(
+            f"The run degenerated at step {stopped_at}, before a step was saved.",
+            "Lower --learning-rate or --em-weight, and save more often (--save-steps).",
+        )
+    trainer.restore_step(step)
+    observer.warning(f"Training stopped; the checkpoint is step {trainer.state.global_step}.")
+
+
 @contextmanager
-def _interrupts_set(stop: StopOnRequest, observer: Observer) -> Iterator[None]:
-    """The first Ctrl-C lets the step end and saves it; a second one stops at once."""
+def _requesting_stop_on_ctrl_c(interrupt: InterruptCallback, observer: Observer) -> Iterator[None]:
+    """The first Ctrl-C finishes and saves the step; the second stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def request(*_: object) -> None:
-        stop.requested = True
+        interrupt.requested = True
         signal.signal(signal.SIGINT, before)
-        observer.info("Interrupted: this step is finished and saved; once more stops at once.")
+        observer.info("Interrupted: training stops once this step is saved. Press Ctrl-C again to stop now.")
 
     before = signal.signal(signal.SIGINT, request)
     try:
@@ -200,103 +211,11 @@ def _interrupts_set(stop: StopOnRequest, observer: Observer) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _require_no_adapter(student: ModelRecord, config: TrainConfig) -> None:
-    if is_adapter(model_directory(student.name)):
-        raise InputError(
-            f"{student.name} is an adapter; training starts from full weights.",
-            "Train it with --lora --merge, or merge it into its model, and name the result.",
-        )
-
-
-def _require_compiler(device: str) -> None:
-    if device == "cuda":
-        if find_spec("triton") is None:
-            raise InputError("--compile needs Triton on a GPU.", "Run `pip install triton`, or leave out --compile.")
-        language, variable, compilers = "C", "CC", ["gcc", "clang"]
-    else:
-        language, variable, compilers = "C++", "CXX", ["g++"]
-    compilers = [os.environ[variable]] if variable in os.environ else compilers
-    if not any(map(shutil.which, compilers)):
-        raise InputError(
-            f"--compile needs a {language} compiler, and there is no {' or '.join(compilers)}.",
-            f"Install one, name another by {variable}, or leave out --compile.",
-        )
-
-
-def _arguments(config: TrainConfig, precision: str, seed: int, directory: Path) -> TrainingArguments:
-    processes = world_size()
-    micro = min(config.micro_batch_size, config.batch_size // processes)
-    if not micro or config.batch_size % (micro * processes):
-        raise InputError(
-            f"A batch of {config.batch_size} cannot be made of micro-batches of {micro} in {processes} processes.",
-            "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
-        )
-    measured = {
-        "eval_strategy": "steps",
-        "eval_steps": config.eval_steps,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_kl",
-        "greater_is_better": False,
-    }
-    _require_trackers(config.trackers)
-    arguments = TrainingArguments(
-        output_dir=str(directory),
-        seed=seed,
-        learning_rate=config.learning_rate,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * processes),
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
-        lr_scheduler_type=config.schedule,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
-        bf16=precision == "bfloat16",
-        ddp_find_unused_parameters=False,
-        use_cpu=default_device() == "cpu",
-        gradient_checkpointing=config.gradient_checkpointing,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=config.eval_steps or config.save_steps,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=list(config.trackers),
-        **(measured if config.eval_steps else {}),
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes, not for DataParallel
-    return arguments
-
-
-def _require_trackers(names: Sequence[str]) -> None:
-    try:
-        for tracker in get_reporting_integration_callbacks(list(names)):
-            tracker()
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"There is no such tracker ({error}).", "Install it, or leave out --tracker.") from None
-
-
-def _loaded_as(config: TrainConfig, precision: str) -> DType:
-    """Weights that learn are float32; those that adapters leave alone are what the forward needs."""
-    return "bfloat16" if config.lora and precision == "bfloat16" else "float32"
-
-
-def _summary(trainer: DistillationTrainer, collapsed: int | None) -> dict[str, float]:
-    steps = trainer.logged_steps
-    shown = (
-        "loss",
-        "indirect",
-        "direct",
-        "entropy",
-        "policy_gradient",
-        "student_entropy",
-        "candidate_overlap",
-        "drift",
-    )
-    ends = {"first": steps[0], "last": steps[-1]}
-    summary = {"steps": len(steps)} | {
-        f"{name}_{end}": entry[name] for end, entry in ends.items() for name in shown if name in entry
-    }
+def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, float]:
+    steps = list(filter(is_step, trainer.state.log_history))
+    summary: dict[str, float] = {"steps": len(steps)}
+    for position, entry in (("first", steps[0]), ("last", steps[-1])):
+        summary |= {f"{name}_{position}": entry[name] for name in SUMMARY_METRICS if name in entry}
     if trainer.state.best_metric is not None:
-        summary |= {"kept_step": trainer.state.best_global_step, "kept_kl": trainer.state.best_metric}
-    return summary | ({} if collapsed is None else {"collapsed_at": collapsed})
+        summary |= {"best_step": trainer.state.best_global_step, "best_kl": trainer.state.best_metric}
+    return summary | ({} if degenerated_at is None else {"degenerated_at": degenerated_at})

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what was done to the model, with what, and how it went."""
+"""The model card of a checkpoint: models, data, settings and metrics of its training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,34 +7,29 @@ from huggingface_hub import ModelCardData
 
 from tsdkd.artifacts.manifest import Manifest, flatten
 from tsdkd.stages.methods import find_method
+from tsdkd.stages.metrics.names import CARD_METRICS, METRICS
 
-CURVES = ("loss", "indirect", "direct", "entropy", "policy_gradient", "student_entropy", "top1_agreement", "grad_norm")
-ROWS = 12
-"""Steps in the table of curves, evenly spread."""
+MAX_ROWS = 12
+"""Rows of the table of training steps; the steps are evenly spread."""
 
 
-def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluated: Sequence[dict[str, float]]) -> str:
-    """README.md of a checkpoint."""
+def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluations: Sequence[dict[str, float]]) -> str:
+    """README.md of a checkpoint, from its manifest and its log's steps and held-out measurements."""
     student, teacher = (manifest.model(role) for role in ("student", "teacher"))
     adapter = manifest.config["lora"] and not manifest.config["lora"]["merge"]
+    library = "peft" if adapter else "transformers"
     data = ModelCardData(
-        base_model=student.name,
-        library_name="peft" if adapter else "transformers",
-        tags=["distillation", manifest.config["method"]],
+        base_model=student.name, library_name=library, tags=["distillation", manifest.config["method"]]
     )
     settings = {name: value for name, value in flatten(manifest.config).items() if value not in (None, [], ())}
-    objective = find_method(manifest.config["method"])
-    what = (
-        f"Distilled by {objective.title}: {objective.means}. "
-        f"Made with tsdkd; load with {'peft' if adapter else 'transformers'}."
-    )
+    method = find_method(manifest.config["method"])
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_last(student.name)}, distilled from {_last(teacher.name)}",
-        what,
+        f"# {_last_part(student.name)}, distilled from {_last_part(teacher.name)}",
+        f"Distilled by {method.full_name}: {method.description}. Made with tsdkd; load with {library}.",
         "## Made from",
         _table(
-            ["what", "name", "fingerprint"],
+            ["role", "name", "fingerprint"],
             [
                 *[[model.role, model.name, model.weights[:16]] for model in manifest.models],
                 *[[parent.kind, parent.path, parent.fingerprint[:16]] for parent in manifest.parents],
@@ -43,28 +38,29 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluated:
         "## Settings",
         _table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
         "## Training",
-        _curves(steps),
+        _step_table(steps),
     ]
-    if evaluated:
-        parts += ["On held-out prompts (nats per token):", _evaluations(evaluated)]
+    if evaluations:
+        parts.append(_evaluation_table(evaluations))
     return "\n\n".join(parts) + "\n"
 
 
-def _curves(steps: Sequence[dict[str, float]]) -> str:
-    names = [name for name in CURVES if name in steps[0]]
-    chosen = sorted({round(i * (len(steps) - 1) / (ROWS - 1)) for i in range(ROWS)})
-    rows = [[str(i + 1), *(f"{steps[i][name]:.4g}" for name in names)] for i in chosen]
-    return _table(["step", *names], rows)
+def _step_table(steps: Sequence[dict[str, float]]) -> str:
+    names = [name for name in CARD_METRICS if name in steps[0]]
+    indices = sorted({round(i * (len(steps) - 1) / (MAX_ROWS - 1)) for i in range(MAX_ROWS)})
+    rows = [[str(i + 1), *(f"{steps[i][name]:.4g}" for name in names)] for i in indices]
+    return _table(["step", *(METRICS[name].label for name in names)], rows)
 
 
-def _evaluations(evaluated: Sequence[dict[str, float]]) -> str:
-    rows = [[str(e["step"]), *(f"{e[f'eval_{name}']:.4f}" for name in ("kl", "agreement"))] for e in evaluated]
-    return _table(["step", "KL to the teacher", "top-1 agreement"], rows)
+def _evaluation_table(evaluations: Sequence[dict[str, float]]) -> str:
+    names = ("eval_kl", "eval_top1_agreement")
+    rows = [[str(entry["step"]), *(f"{entry[name]:.4f}" for name in names)] for entry in evaluations]
+    return _table(["step", *(f"{METRICS[name].label} ({METRICS[name].unit})" for name in names)], rows)
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _last(name: str) -> str:
+def _last_part(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]

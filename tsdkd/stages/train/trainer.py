@@ -1,8 +1,8 @@
 """transformers' Trainer with the token-selective objective.
 
-Departs from the stock Trainer in six places: the loss; its normalisation by the optimizer batch's responses; how
-samples are dealt to processes and answered; evaluation on held-out samples; the objective's metrics in every log; and
-a mark in each saved checkpoint that says it is whole (`callbacks`).
+It differs from Trainer in the loss, which is averaged over the responses of the whole optimizer batch; in the order of
+the samples and their responses; in evaluation on held-out samples; in the metrics that every log entry carries; and in
+the names of the weights in saved steps.
 """
 
 import math
@@ -13,14 +13,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from tsdkd.core import (
     AdaptiveOpener,
@@ -29,6 +28,7 @@ from tsdkd.core import (
     TSDKDConfig,
     token_selective_loss_from_hidden,
 )
+from tsdkd.core.config import TERMS
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.sources import (
@@ -42,6 +42,7 @@ from tsdkd.stages.data.sources import (
     response_ids,
 )
 from tsdkd.stages.metrics.health import response_health
+from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
 from tsdkd.stages.models.lora import base_with_adapters
@@ -50,19 +51,19 @@ from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, Micro
 
 
 class DistillationTrainer(Trainer):
-    """Distils what a source's teacher says of its samples."""
+    """Trains a student on a source's samples towards the source's teacher."""
 
     def __init__(
         self,
         student: LanguageModel,
         source: Source,
-        learned: Sequence[int],
+        indices: Sequence[int],
         held_out: HeldOut | None,
         arguments: TrainingArguments,
         objective: TSDKDConfig,
         compiled: bool = False,
     ) -> None:
-        """`learned`: the source's samples that are trained on."""
+        """`indices`: the source's samples that are trained on. Raises InputError for an unsupported strategy."""
         self.student = student
         self.source = source
         self.held_out = held_out
@@ -72,38 +73,38 @@ class DistillationTrainer(Trainer):
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
-        self._responses: Counter[str] = Counter()
-        """That each metric is a mean over: a micro-batch without an opener has no ranks to agree on."""
-        self._plain_forward = student.model.forward
+        self._counts: Counter[str] = Counter()
+        """The responses that each metric is a mean over; a micro-batch with empty openers has no rank agreement."""
+        self._inference_forward = student.model.forward
         # The loss is part of the forward, where wrappers such as DDP and FSDP expect every use of a weight.
-        student.model.forward = partial(self.objective_of, student.model)
-        samples: Any = torch.utils.data.Subset(source, learned)  # type: ignore[arg-type]  # a Source is a Dataset
+        student.model.forward = partial(self.training_forward, student.model)
+        samples: Any = torch.utils.data.Subset(source, indices)  # type: ignore[arg-type]  # a Source is a Dataset
         super().__init__(student.model, arguments, data_collator=list, train_dataset=samples, eval_dataset=held_out)
         require_supported_strategy(
             self.accelerator.distributed_type, getattr(self.accelerator.state, "fsdp_plugin", None)
         )
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # the loss below is already normalised over the optimizer batch
+        self.model_accepts_loss_kwargs = True  # compute_loss already averages over the optimizer batch
 
-    def objective_of(
+    def training_forward(
         self,
         model: PreTrainedModel,
         input_ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
         teacher: TeacherSignal | None,
-        memory: ScoringSnapshot | None = None,
+        snapshot: ScoringSnapshot | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the student's forward gives in training: the loss and its metrics."""
+        """The student's forward during training: loss and metrics. `teacher` is None in a batch without samples."""
         hidden = hidden_states(model, input_ids, attention_mask)
         output = model.get_output_embeddings()
-        called = output(hidden[:, :0]).sum()  # 0: what FSDP shards is whole once it was called, in every process alike
+        zero = output(hidden[:, :0]).sum()  # FSDP gathers the head's weights when the head is called, on every rank
         if teacher is None:  # every weight takes part, with gradient 0
             if self.adaptive:
                 self.adaptive.choose([])
-            return 0 * hidden.sum() + called, {}
+            return 0 * hidden.sum() + zero, {}
         hidden, head = predicting_hidden(hidden, response_mask), output_head(model, self.vocab)
-        ids, then = response_ids(input_ids, response_mask), memory.log_probs if memory else None
+        ids, sampled_log_probs = response_ids(input_ids, response_mask), snapshot.log_probs if snapshot else None
         loss, metrics = token_selective_loss_from_hidden(
             hidden,
             head,
@@ -112,51 +113,51 @@ class DistillationTrainer(Trainer):
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
-            sampled=Sampled(ids, self.source.teacher_fraction, then),
+            sampled=Sampled(ids, self.source.teacher_fraction, sampled_log_probs),
         )
         if isinstance(output, FSDPModule):
-            loss = loss + called
-        return loss, metrics | (memory.compare(hidden, head) if memory else {})
+            loss = loss + zero
+        return loss, metrics | (snapshot.compare(hidden, head) if snapshot else {})
 
     @contextmanager
     def inference_student(self) -> Iterator[LanguageModel]:
-        """The student as it is now, as a model that answers, in the precision it is trained in."""
+        """The student with its current weights and its own forward, in evaluation mode and training precision."""
         model = base_with_adapters(self.student.model)
-        training, objective = self.student.model.training, self.student.model.forward
-        self.student.model.forward = self._plain_forward
+        training, training_forward = self.student.model.training, self.student.model.forward
+        self.student.model.forward = self._inference_forward
         self.student.model.eval()
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 yield replace(self.student, model=model)
         finally:
-            self.student.model.forward = objective
+            self.student.model.forward = training_forward
             self.student.model.train(training)
 
     def get_train_dataloader(self) -> EpochLoader:
         args = self.args
-        mine = MicroBatches(
+        batches = MicroBatches(
             len(self.train_dataset), args.train_batch_size, args.seed, args.process_index, args.world_size
         )
-        return EpochLoader(self.train_dataset, batch_sampler=mine, collate_fn=self.data_collator)
+        return EpochLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, answered, and how many responses all processes have."""
-        micro, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """The micro-batches of one optimizer step, with responses, and the number of responses over all ranks."""
+        micro_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         with self.inference_student() as student:
             key, progress = (self.args.seed, self.state.global_step), self.state.global_step / self.state.max_steps
-            asked = [sample for batch in micro for sample in batch]
-            answered = iter(self.source.with_responses(asked, student, key, progress))
-        batches = [self._batch([next(answered) for _ in batch]) for batch in micro]
-        responses = torch.tensor(sum(map(len, micro)), device=device)
+            samples = [sample for micro_batch in micro_batches for sample in micro_batch]
+            with_responses = iter(self.source.with_responses(samples, student, key, progress))
+        batches = [self._collate([next(with_responses) for _ in micro_batch]) for micro_batch in micro_batches]
+        responses = torch.tensor(sum(map(len, micro_batches)), device=device)
         return batches, self.accelerator.reduce(responses, reduction="sum")
 
-    def _batch(self, samples: list[Sample]) -> Batch:
-        if not samples:  # another process has the last ones; this one reads along
+    def _collate(self, samples: list[Sample]) -> Batch:
+        if not samples:  # the last samples of the epoch are on other ranks; this rank runs the forward with them
             return empty_batch() | {"samples": []}
-        known = [{name: s[name] for name in ("sample_id", "response_ids", "finish_reason")} for s in samples]
-        return collate(samples, self.source) | {"samples": known}
+        fields = [{name: s[name] for name in ("sample_id", "response_ids", "finish_reason")} for s in samples]
+        return collate(samples, self.source) | {"samples": fields}
 
     def compute_loss(
         self,
@@ -166,88 +167,82 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         samples = inputs.pop("samples")
-        # As objects of ours: wrappers round the tensors among a forward's arguments to their own precision.
-        teacher, memory = (
+        # Wrappers cast the tensors among a forward's arguments to their own precision, but not those inside objects.
+        teacher, snapshot = (
             (self.source.signal(inputs), self.source.scoring_snapshot(inputs)) if samples else (None, None)
         )
         del inputs["recorded"]
-        loss, metrics = model(**inputs, teacher=teacher, memory=memory)
+        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot)
         if not torch.isfinite(loss):
-            self._refuse(loss, metrics, samples)
+            self._raise_not_finite(loss, metrics, samples)
         responses = len(samples)
         for name, value in (metrics | response_health(samples) if samples else {}).items():
-            self._responses[name] += responses
+            self._counts[name] += responses
             self._sums[name] = responses * value + self._sums[name].to(getattr(value, "device", "cpu"))
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
 
-    def _refuse(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
-        broken = [
-            name
-            for name in ("indirect", "direct", "entropy", "policy_gradient")
-            if not metrics.get(name, loss.new_zeros(())).isfinite()
-        ]
+    def _raise_not_finite(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
+        terms = [name for name in TERMS if not metrics.get(name, loss.new_zeros(())).isfinite()]
         raise TsdkdError(
-            f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(broken) or 'sum'}), "
+            f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(terms) or 'sum'}), "
             f"samples {', '.join(sample['sample_id'] for sample in samples)}.",
-            "Lower --learning-rate, or look at these samples; the last saved step is kept.",
+            "Lower --learning-rate, or inspect these samples. The last saved step is kept.",
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Closeness to the teacher on the held-out samples."""
+        """The student's closeness to the teacher on the held-out samples."""
         assert self.held_out is not None
         with self.inference_student() as inference:
             student = unsharded(inference)
             head = output_head(student.model, self.vocab)
-            processes = {"rank": self.args.process_index, "world_size": self.args.world_size}
-            found = measure_held_out(student, head, self.held_out, **processes)
-        metrics = {f"eval_{name}": found[name] for name in ("kl", "agreement", "entropy")}
+            ranks = {"rank": self.args.process_index, "world_size": self.args.world_size}
+            measured = measure_held_out(student, head, self.held_out, **ranks)
+        metrics = {
+            "eval_kl": measured["kl"],
+            "eval_top1_agreement": measured["top1_agreement"],
+            "eval_student_entropy": measured["entropy"],
+        }
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Saved steps keep the running model's names: those of the hub (unfused experts, say) are not read back."""
-        as_they_are = {} if hasattr(self.model, "peft_config") else {"save_original_format": False}
-        with patch.object(self.model, "save_pretrained", partial(self.model.save_pretrained, **as_they_are)):
-            super()._save(output_dir, state_dict)
+        """Save a step under the weight names of the model in memory, which are the ones that Trainer reads back.
+
+        Those of the hub differ for some models, for example where experts are fused.
+        """
+        directory = Path(str(output_dir or self.args.output_dir))
+        options: dict[str, Any] = {} if hasattr(self.model, "peft_config") else {"save_original_format": False}
+        self.model.save_pretrained(directory, state_dict=state_dict, **options)
+        if self.args.should_save:
+            torch.save(self.args, directory / TRAINING_ARGS_NAME)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         known = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        if lost := set(load_result.missing_keys) - known:
-            raise TsdkdError(f"A saved step lacks {len(lost)} weights, such as {min(lost)}.", "Run with --overwrite.")
+        if missing := set(load_result.missing_keys) - known:
+            raise TsdkdError(
+                f"The saved step has no values for {len(missing)} weights, such as {min(missing)}.",
+                "Run with --overwrite.",
+            )
         super()._issue_warnings_after_load(load_result)
 
-    def go_back_to(self, checkpoint: Path) -> None:
-        """Take weights and log of a saved step."""
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-
-    @property
-    def log_entries(self) -> list[dict[str, float]]:
-        """Records of optimizer steps and evaluations; "epoch" is left out, since it counts micro-batches."""
-        entries = [entry for entry in self.state.log_history if "loss" in entry or "eval_kl" in entry]
-        return [{name: value for name, value in entry.items() if name != "epoch"} for entry in entries]
-
-    @property
-    def logged_steps(self) -> list[dict[str, float]]:
-        return [entry for entry in self.log_entries if "loss" in entry]
-
-    @property
-    def logged_evaluations(self) -> list[dict[str, float]]:
-        return [entry for entry in self.log_entries if "eval_kl" in entry]
+    def restore_step(self, step: Path) -> None:
+        """Load weights and log of a saved step."""
+        self._load_from_checkpoint(str(step))
+        self.state = TrainerState.load_from_json(str(step / TRAINER_STATE_NAME))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before anything of this step is saved
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before this step is saved
             raise TsdkdError(
                 f"The gradient is not finite at step {self.state.global_step}.",
-                "Lower --learning-rate or --max-grad-norm; nothing of this step was saved.",
+                "Lower --learning-rate or --max-grad-norm. Nothing of this step was saved.",
             )
-        if "loss" in logs:
-            own = {name: (float(total), self._responses[name]) for name, total in self._sums.items()}
-            parts = gather_object([own]) if self.args.world_size > 1 else [own]
-            for name in {name: None for part in parts for name in part}:
-                totals, counts = zip(*(part.get(name, (0.0, 0)) for part in parts), strict=True)
+        if is_step(logs):
+            own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+            by_rank = gather_object([own]) if self.args.world_size > 1 else [own]
+            for name in {name: None for rank_sums in by_rank for name in rank_sums}:
+                totals, counts = zip(*(rank_sums.get(name, (0.0, 0)) for rank_sums in by_rank), strict=True)
                 logs[name] = sum(totals) / sum(counts)
             self._sums.clear()
-            self._responses.clear()
+            self._counts.clear()
         super().log(logs, start_time)

@@ -1,0 +1,46 @@
+"""Every metric of training by its key in the log, with the label and unit that screen, model card and report show."""
+
+from dataclasses import dataclass
+
+from tsdkd.core.config import TERMS
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a metric is shown."""
+
+    label: str
+    unit: str
+
+
+METRICS = {
+    "loss": Metric("loss", "nats"),
+    "indirect": Metric("indirect", "nats"),
+    "direct": Metric("direct", "nats"),
+    "entropy": Metric("entropy", "nats"),
+    "policy_gradient": Metric("policy gradient", "nats"),
+    "student_entropy": Metric("student entropy", "nats per token"),
+    "teacher_entropy": Metric("teacher entropy", "nats per token"),
+    "top1_agreement": Metric("top-1 agreement", "fraction of tokens"),
+    "rank_agreement": Metric("rank agreement", "Kendall's tau"),
+    "candidate_overlap": Metric("candidate overlap", "fraction of candidates"),
+    "drift": Metric("drift", "nats per token"),
+    "gate": Metric("gate", "mean over tokens"),
+    "response_length": Metric("response length", "tokens"),
+    "opener_length": Metric("opener length", "tokens"),
+    "truncated": Metric("truncated", "fraction of responses"),
+    "repeating": Metric("repeating", "fraction of responses"),
+    "grad_norm": Metric("gradient norm", "norm before clipping"),
+    "learning_rate": Metric("learning rate", "rate"),
+    "eval_kl": Metric("held-out KL", "nats per token"),
+    "eval_cross_entropy": Metric("held-out cross-entropy", "nats per token"),
+    "eval_top1_agreement": Metric("held-out top-1 agreement", "fraction of tokens"),
+    "eval_student_entropy": Metric("held-out student entropy", "nats per token"),
+}
+"""A measurement on held-out prompts logs the keys that begin with "eval_"; an optimizer step logs the others."""
+
+TERM_METRICS = ("loss", *TERMS)
+SCREEN_METRICS = (*TERM_METRICS, "student_entropy", "rank_agreement", "response_length", "grad_norm", "eval_kl")
+CARD_METRICS = (*TERM_METRICS, "student_entropy", "top1_agreement", "grad_norm")
+SUMMARY_METRICS = (*TERM_METRICS, "student_entropy", "candidate_overlap", "drift")
+"""The first and last value of each is in a checkpoint's manifest."""

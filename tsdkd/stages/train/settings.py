@@ -1,0 +1,104 @@
+"""A training configuration for transformers' Trainer and for the manifest, and what its options require."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from tsdkd.errors import InputError
+from tsdkd.ranks import world_size
+from tsdkd.stages.config.generate import SPEED_ONLY_FIELDS
+from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.models.device import default_device
+
+
+def recorded_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that change the result; the manifest records them, and a resumed run must have the same."""
+    settings = asdict(config)
+    del settings["trackers"]
+    if not config.stop_on_collapse:  # a run that degenerates goes back to a saved step
+        del settings["save_steps"]
+    if config.online:
+        del settings["online"]["teacher_device"]
+        for name in SPEED_ONLY_FIELDS:
+            del settings["online"]["sampling"][name]
+    return settings
+
+
+def training_arguments(config: TrainConfig, precision: str, seed: int, directory: Path) -> TrainingArguments:
+    """`config` for the Trainer, whose saved steps go to `directory`.
+
+    Raises InputError for a batch size that micro-batches and processes do not divide, and for an unknown tracker.
+    """
+    processes = world_size()
+    micro = min(config.micro_batch_size, config.batch_size // processes)
+    if not micro or config.batch_size % (micro * processes):
+        raise InputError(
+            f"Micro-batches of {micro} in {processes} processes do not divide a batch of {config.batch_size}.",
+            "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
+        )
+    evaluation = {
+        "eval_strategy": "steps",
+        "eval_steps": config.eval_steps,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_kl",
+        "greater_is_better": False,
+    }
+    _require_trackers(config.trackers)
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        seed=seed,
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * processes),
+        warmup_steps=config.warmup_ratio,  # below 1: a fraction of all steps
+        lr_scheduler_type=config.schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=precision == "bfloat16",
+        ddp_find_unused_parameters=False,
+        use_cpu=default_device() == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=config.eval_steps or config.save_steps,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=list(config.trackers),
+        **(evaluation if config.eval_steps else {}),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel: one process uses one GPU
+    return arguments
+
+
+def _require_trackers(names: Sequence[str]) -> None:
+    try:
+        for tracker in get_reporting_integration_callbacks(list(names)):
+            tracker()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"A tracker is not available ({error}).", "Install it, or leave out --tracker.") from None
+
+
+def require_compiler(device: str) -> None:
+    """Raise InputError when --compile lacks its compiler: Triton and C on a GPU, C++ on a CPU."""
+    if device == "cuda":
+        if find_spec("triton") is None:
+            raise InputError("--compile needs Triton on a GPU.", "Run `pip install triton`, or leave out --compile.")
+        language, variable, compilers = "C", "CC", ["gcc", "clang"]
+    else:
+        language, variable, compilers = "C++", "CXX", ["g++"]
+    compilers = [os.environ[variable]] if variable in os.environ else compilers
+    if not any(map(shutil.which, compilers)):
+        raise InputError(
+            f"--compile needs a {language} compiler, and {' or '.join(compilers)} is not installed.",
+            f"Install one, set {variable} to another, or leave out --compile.",
+        )
