@@ -1,9 +1,9 @@
-"""generate with vLLM beside bare vLLM: the rate on the same prompts, and memory over the run.
+"""tsdkd generate with vLLM compared with bare vLLM: tokens per second on the same prompts, and memory over time.
 
     python benchmarks/rollouts.py PROMPTS STUDENT [COUNT [MAX_NEW_TOKENS [MEMORY_FRACTION]]]
 
-Bare is one `LLM.generate` over as many prompts as one of our parts has, without seeds of their own, and nothing
-stored. Both run one after the other, each loading the model for itself; rates are of the sampling alone.
+The baseline calls `LLM.generate` once, on as many prompts as one part has, without a seed per request, and stores
+nothing. Both run one after the other, and each loads the model. Rates exclude loading and the engine check.
 """
 
 import multiprocessing
@@ -13,7 +13,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,106 +25,131 @@ from rich.table import Table
 
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.engines.vllm_engine import ENVIRONMENT, VllmEngine
+from tsdkd.stages.engines.vllm_engine import VllmEngine
+from tsdkd.stages.engines.vllm_process import ENVIRONMENT
 from tsdkd.stages.generate import stage
 from tsdkd.stages.generate.requests import PromptRequests
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import SilentObserver
 
-PART = 500
-EVERY = 5.0
-"""Seconds between two looks at memory."""
+PART_SIZE = 500
+INTERVAL = 5.0
+"""Seconds between two measurements of memory."""
 
 
-class Watch(SilentObserver):
-    """A observer that notes when responses were done, and how large our processes were."""
+@dataclass(frozen=True)
+class Measurement:
+    tokens: int
+    """Sampled response tokens."""
+    sampling_seconds: float
+    total_seconds: float
+    """With loading."""
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.sampling_seconds
+
+    def row(self, name: str) -> tuple[str, ...]:
+        return name, f"{self.tokens:,}", f"{self.rate:,.0f}", f"{self.total_seconds:,.0f}"
+
+
+class MemoryObserver(SilentObserver):
+    """Records the memory of this process and of its children over the number of finished responses."""
 
     def __init__(self) -> None:
-        self.done, self.memory, self.started = 0, list[tuple[int, float, float]](), 0.0
+        self.responses, self.memory, self.started = 0, list[tuple[int, float, float]](), 0.0
         self.running = True
-        threading.Thread(target=self._look, daemon=True).start()
+        threading.Thread(target=self._measure, daemon=True).start()
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         while self.running:
             if self.started:
-                self.memory.append((self.done, rss(os.getpid()), sum(map(rss, children(os.getpid())))))
-            time.sleep(EVERY)
+                children = sum(map(resident_gb, child_ids(os.getpid())))
+                self.memory.append((self.responses, resident_gb(os.getpid()), children))
+            time.sleep(INTERVAL)
 
     @contextmanager
     def progress(self, *_: Any) -> Iterator[Callable[[int], None]]:
         yield self._advance
 
     def _advance(self, count: int) -> None:
-        self.done += count
+        self.responses += count
 
 
-def rss(pid: int) -> float:
-    """GB in memory."""
+def resident_gb(process: int) -> float:
+    """Memory of a process in GB, 0 after its end."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
     except OSError:
         return 0.0
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def child_ids(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def ours(prompts: Path, student: str, config: GenerateConfig) -> tuple[float, float, int, Watch]:
-    watch, sing = Watch(), stage.sing
+def measure_generate(prompts: Path, student: str, config: GenerateConfig) -> tuple[Measurement, MemoryObserver]:
+    observer, check_engine = MemoryObserver(), stage.check_engine
 
-    def begin(*arguments: Any) -> None:
-        sing(*arguments)
-        watch.started = time.perf_counter()
+    def check_then_start_clock(*arguments: Any) -> None:
+        check_engine(*arguments)
+        observer.started = time.perf_counter()
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place, patch.object(stage, "sing", begin):
-        made = stage.generate(prompts, student, Path(place) / "r", config, observer=watch)
-        watch.running = False
-        now = time.perf_counter()
-        return now - watch.started, now - start, made.manifest.summary["response_tokens"], watch
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        patch.object(stage, "check_engine", check_then_start_clock),
+    ):
+        rollouts = stage.generate(prompts, student, Path(directory) / "rollouts", config, observer=observer)
+        observer.running = False
+        end = time.perf_counter()
+        tokens = rollouts.manifest.summary["response_tokens"]
+        return Measurement(tokens, end - observer.started, end - start), observer
 
 
-def bare(prompts: Path, student: str, config: GenerateConfig, queue: Any) -> None:
+def measure_bare_vllm(prompts: Path, student: str, config: GenerateConfig) -> Measurement:
     os.environ.update(ENVIRONMENT)
     start = time.perf_counter()
     from vllm import LLM, SamplingParams
 
     model = load_spec(student)
-    jobs = PromptRequests(Prompts(prompts, limit=PART), model.tokenizer, config, PART, 0)
-    (part,) = jobs.parts("student", jobs.count())
-    longest = max(len(job.prompt_ids) for job in part.requests) + config.max_new_tokens
-    engine = VllmEngine(model, config, longest)
-    kept = ("model", "skip_tokenizer_init", "generation_config", "dtype", "gpu_memory_utilization", "max_model_len")
-    llm = LLM(**{name: engine.arguments[name] for name in kept})
+    source = PromptRequests(Prompts(prompts, limit=PART_SIZE), model.tokenizer, config, PART_SIZE, 0)
+    (part,) = source.parts("student", source.count())
+    max_tokens = max(len(request.prompt_ids) for request in part.requests) + config.max_new_tokens
+    engine = VllmEngine(model, config, max_tokens)
+    plain = ("model", "skip_tokenizer_init", "generation_config", "dtype", "gpu_memory_utilization", "max_model_len")
+    llm = LLM(**{name: engine.arguments[name] for name in plain})
     sampling = SamplingParams(**engine.sampling)
     loaded = time.perf_counter()
-    outputs = llm.generate([{"prompt_token_ids": job.prompt_ids} for job in part.requests], sampling, use_tqdm=False)
-    now = time.perf_counter()
-    queue.put((now - loaded, now - start, sum(len(output.outputs[0].token_ids) for output in outputs)))
+    inputs = [{"prompt_token_ids": request.prompt_ids} for request in part.requests]
+    outputs = llm.generate(inputs, sampling, use_tqdm=False)
+    end = time.perf_counter()
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return Measurement(tokens, end - loaded, end - start)
 
 
 def main() -> None:
     prompts, student, *numbers = sys.argv[1:]
     count, tokens, fraction = [*numbers, *("2000", "64", "0.2")[len(numbers) :]]
     config = GenerateConfig(
-        engine="vllm", limit=int(count), max_new_tokens=int(tokens), memory_fraction=float(fraction), part_size=PART
+        engine="vllm",
+        limit=int(count),
+        max_new_tokens=int(tokens),
+        memory_fraction=float(fraction),
+        part_size=PART_SIZE,
     )
-    table = Table("", "tokens", "tokens/s", "seconds in all")
-    seconds, total, made, watch = ours(Path(prompts), student, config)
-    table.add_row("tsdkd generate", f"{made:,}", f"{made / seconds:,.0f}", f"{total:,.0f}")
+    generated, observer = measure_generate(Path(prompts), student, config)
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=bare, args=(Path(prompts), student, config, queue))
-    process.start()
-    bare_seconds, bare_total, bare_made = queue.get()
-    process.join()
-    table.add_row("bare vLLM", f"{bare_made:,}", f"{bare_made / bare_seconds:,.0f}", f"{bare_total:,.0f}")
-    Console().print(table, f"ratio {made / seconds / (bare_made / bare_seconds):.2f}")
-    memory = Table("responses done", "our GB", "vLLM's GB")
-    step = max(1, len(watch.memory) // 10)
-    for done, own, others in watch.memory[::step]:
-        memory.add_row(f"{done:,}", f"{own:.2f}", f"{others:.2f}")
+    with ProcessPoolExecutor(1, context) as process:
+        bare = process.submit(measure_bare_vllm, Path(prompts), student, config).result()
+    table = Table("", "tokens", "tokens/s", "total seconds")
+    table.add_row(*generated.row("tsdkd generate"))
+    table.add_row(*bare.row("bare vLLM"))
+    Console().print(table, f"ratio {generated.rate / bare.rate:.2f}")
+    memory = Table("finished responses", "GB of tsdkd", "GB of vLLM")
+    step = max(1, len(observer.memory) // 10)
+    for responses, own, children in observer.memory[::step]:
+        memory.add_row(f"{responses:,}", f"{own:.2f}", f"{children:.2f}")
     Console().print(memory)
 
 

@@ -1,10 +1,10 @@
-"""Each stage's rate and peak memory beside a bare transformers loop over the same sequences, in the same run.
+"""Rate and peak memory of each stage, compared with a bare transformers loop over the same sequences.
 
     python benchmarks/stages.py RUN STUDENT TEACHER [ROW]
 
-RUN is the run directory of a finished quickstart; ROW is how the names of the wanted rows begin. Every row is a process
-of its own, so that peaks do not mix; loading the models is part of the peak and not of the time. Sampling is random, so
-each row counts the tokens it made itself.
+RUN is the run directory of a finished quickstart. ROW selects the rows whose name starts with it. Each measurement runs
+in a process of its own. Its peak memory includes loading, its time does not. Each row counts the tokens that it sampled
+itself.
 """
 
 import multiprocessing
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -37,12 +38,12 @@ from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.stage import train_offline
 
-Measure = tuple[float, int]
-"""Seconds, and tokens read or sampled in them."""
+Measurement = tuple[float, int]
+"""Seconds, and tokens read or sampled."""
 
 
 class Clock(SilentObserver):
-    """Times the stage's own progress bar: work without loading."""
+    """Measures the time of a stage's progress bar, which excludes loading."""
 
     seconds = 0.0
 
@@ -53,19 +54,20 @@ class Clock(SilentObserver):
         self.seconds = time.perf_counter() - start
 
 
-def stage_generate(run: Path, student: str, teacher: str) -> Measure:
+def measure_generate(run: Path, student: str, teacher: str) -> Measurement:
     config = _config(GenerateConfig, run / "rollouts")
     clock = Clock()
     prompts = (run / "rollouts" / load_manifest(run / "rollouts").parents[0].path).resolve()
-    with tempfile.TemporaryDirectory() as place:
-        made = generate(prompts, student, Path(place) / "r", config, load_manifest(run / "rollouts").seed, clock)
-        return clock.seconds, made.manifest.summary["response_tokens"]
+    with tempfile.TemporaryDirectory() as directory:
+        seed = load_manifest(run / "rollouts").seed
+        rollouts = generate(prompts, student, Path(directory) / "rollouts", config, seed, clock)
+        return clock.seconds, rollouts.manifest.summary["response_tokens"]
 
 
-def bare_generate(run: Path, student: str, teacher: str) -> Measure:
-    """model.generate on the same prompts, length-sorted, without storing anything."""
+def bare_generate(run: Path, student: str, teacher: str) -> Measurement:
+    """`model.generate` on the same prompts, sorted by length; stores nothing."""
     config = _config(GenerateConfig, run / "rollouts")
-    reader = load_model(student)
+    model = load_model(student)
     prompts = read_artifact(run / "rollouts", "rollouts").table()["prompt_ids"].to_pylist()
     settings = GenerationConfig(
         do_sample=True, top_k=0, temperature=config.temperature, max_new_tokens=config.max_new_tokens
@@ -74,23 +76,23 @@ def bare_generate(run: Path, student: str, teacher: str) -> Measure:
     for batch in batches_by_length([len(p) for p in prompts], size=config.batch_size):
         ids, mask = pad_left([prompts[i] for i in batch])
         with torch.inference_mode():
-            made = reader.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-        ended = (made[:, ids.shape[1] :] == reader.end_ids[0]).long().cumsum(-1)
+            output = model.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        ended = (output[:, ids.shape[1] :] == model.end_ids[0]).long().cumsum(-1)
         tokens += int((ended == 0).sum() + (ended.max(-1).values > 0).sum())
     return time.perf_counter() - start, tokens
 
 
-def stage_score(run: Path, student: str, teacher: str) -> Measure:
+def measure_score(run: Path, student: str, teacher: str) -> Measurement:
     clock = Clock()
-    with tempfile.TemporaryDirectory() as place:
-        score(run / "rollouts", student, teacher, Path(place) / "s", _config(ScoreConfig, run / "scores"), clock)
+    with tempfile.TemporaryDirectory() as directory:
+        score(run / "rollouts", student, teacher, Path(directory) / "s", _config(ScoreConfig, run / "scores"), clock)
     return clock.seconds, _tokens(run)
 
 
-def bare_forward(run: Path, student: str, teacher: str) -> Measure:
-    """Both models' own forward, length-sorted, as little padding: logits of all positions, nothing done with them."""
+def bare_forward(run: Path, student: str, teacher: str) -> Measurement:
+    """The forward of both models, with batches as `score` forms them; computes the logits of all positions."""
     config = _config(ScoreConfig, run / "scores")
-    readers = load_model(student, config.dtype), load_model(teacher, config.dtype)
+    models = load_model(student, config.dtype), load_model(teacher, config.dtype)
     rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     start = time.perf_counter()
     lengths = [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows]
@@ -99,30 +101,30 @@ def bare_forward(run: Path, student: str, teacher: str) -> Measure:
             [rows[i]["prompt_ids"] for i in batch], [rows[i]["response_ids"] for i in batch]
         )
         with torch.inference_mode():
-            for reader in readers:
-                reader.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            for model in models:
+                model.model(input_ids=ids, attention_mask=mask, use_cache=False)
     return time.perf_counter() - start, _tokens(run)
 
 
-def stage_train(run: Path, student: str, teacher: str) -> Measure:
-    found = dict(load_manifest(run / "checkpoint").config)
-    objective = TSDKDConfig(**found.pop("objective"))
+def measure_train(run: Path, student: str, teacher: str) -> Measurement:
+    recorded = dict(load_manifest(run / "checkpoint").config)
+    objective = TSDKDConfig(**recorded.pop("objective"))
     clock = Clock()
-    with tempfile.TemporaryDirectory() as place:
-        config = TrainConfig(objective=objective, **found | {"epochs": 1, "save_steps": 10**6})
-        train_offline(run / "rollouts", run / "scores", student, Path(place) / "c", config, observer=clock)
+    with tempfile.TemporaryDirectory() as directory:
+        config = TrainConfig(objective=objective, **recorded | {"epochs": 1, "save_steps": 10**6})
+        train_offline(run / "rollouts", run / "scores", student, Path(directory) / "c", config, observer=clock)
     return clock.seconds, _tokens(run)
 
 
-def bare_train(run: Path, student: str, teacher: str) -> Measure:
-    """A plain AdamW loop with the cross-entropy of the same responses: no teacher, no selection."""
+def bare_train(run: Path, student: str, teacher: str) -> Measurement:
+    """An AdamW loop on the cross-entropy of the same responses."""
     config = load_manifest(run / "checkpoint").config
     model = load_model(student, "float32").model.train()
     rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     start = time.perf_counter()
-    for at in range(0, len(rows), config["batch_size"]):
-        batch = rows[at : at + config["batch_size"]]
+    for first in range(0, len(rows), config["batch_size"]):
+        batch = rows[first : first + config["batch_size"]]
         ids, mask, predicting = join_right_padded([r["prompt_ids"] for r in batch], [r["response_ids"] for r in batch])
         labels = torch.where(predicting.roll(1, 1), ids, -100)
         with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"] == "bfloat16"):
@@ -134,54 +136,52 @@ def bare_train(run: Path, student: str, teacher: str) -> Measure:
 
 
 class AsBoth:
-    """One of the two models in both roles: what a stage costs for it alone."""
+    """Measures a stage with one of the two models in both roles."""
 
-    def __init__(self, work: Callable[..., Measure], which: int) -> None:
-        self.work, self.which = work, which
+    def __init__(self, measure: Callable[..., Measurement], index: int) -> None:
+        self.measure, self.index = measure, index
 
-    def __call__(self, run: Path, *models: str) -> Measure:
-        return self.work(run, *[models[self.which]] * 2)
+    def __call__(self, run: Path, *models: str) -> Measurement:
+        return self.measure(run, *[models[self.index]] * 2)
 
 
 def _config(kind: type, artifact: Path) -> Any:
-    found = load_manifest(artifact).config
-    return kind(**{field.name: found[field.name] for field in fields(kind) if field.name in found})
+    recorded = load_manifest(artifact).config
+    return kind(**{field.name: recorded[field.name] for field in fields(kind) if field.name in recorded})
 
 
 def _tokens(run: Path) -> int:
-    """Of all prompts and responses."""
+    """The number of tokens in all prompts and responses."""
     rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     return sum(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
 
 
-def _measured(queue: Any, work: Callable[..., Measure], *arguments: Any) -> None:
-    seconds, tokens = work(*arguments)
-    queue.put((tokens / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9))
+def _rate_and_peak(measure: Callable[..., Measurement], *arguments: Any) -> tuple[float, float]:
+    """Tokens per second, and the peak memory of this process in GB."""
+    seconds, tokens = measure(*arguments)
+    return tokens / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
     run, student, teacher = Path(sys.argv[1]), *sys.argv[2:4]
     pairs = {
-        "generate (sampled)": (stage_generate, bare_generate),
-        "score (read by both)": (stage_score, bare_forward),
-        "score, the student as both": (AsBoth(stage_score, 0), AsBoth(bare_forward, 0)),
-        "score, the teacher as both": (AsBoth(stage_score, 1), AsBoth(bare_forward, 1)),
-        "train, one epoch": (stage_train, bare_train),
+        "generate (sampled tokens)": (measure_generate, bare_generate),
+        "score": (measure_score, bare_forward),
+        "score, student in both roles": (AsBoth(measure_score, 0), AsBoth(bare_forward, 0)),
+        "score, teacher in both roles": (AsBoth(measure_score, 1), AsBoth(bare_forward, 1)),
+        "train, one epoch": (measure_train, bare_train),
     }
     table = Table("", "tokens/s", "bare tokens/s", "ratio", "peak GB", "bare peak GB")
     context = multiprocessing.get_context("spawn")
-    wanted = sys.argv[4] if len(sys.argv) > 4 else ""
-    for name, works in pairs.items():
-        if not name.startswith(wanted):
+    selected = sys.argv[4] if len(sys.argv) > 4 else ""
+    for name, measures in pairs.items():
+        if not name.startswith(selected):
             continue
-        found = []
-        for work in works:
-            queue = context.Queue()
-            process = context.Process(target=_measured, args=(queue, work, run, student, teacher))
-            process.start()
-            found.append(queue.get())
-            process.join()
-        (rate, peak), (bare_rate, bare_peak) = found
+        results = []
+        for measure in measures:
+            with ProcessPoolExecutor(1, context) as process:
+                results.append(process.submit(_rate_and_peak, measure, run, student, teacher).result())
+        (rate, peak), (bare_rate, bare_peak) = results
         row = f"{rate:,.0f}", f"{bare_rate:,.0f}", f"{rate / bare_rate:.2f}", f"{peak:.2f}", f"{bare_peak:.2f}"
         table.add_row(name, *row)
     Console().print(f"{_tokens(run):,} tokens of prompts and responses", table)

@@ -118,7 +118,7 @@ def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
         *("generate", "--run", tmp_path / "run", "--prompts", directory, "--student", student),
         *("--max-new-tokens", 3, "--limit", 2),
     )
-    assert "2 (left out: none)" in shown
+    assert "2 (skipped: none)" in shown
     tree = run("artifact", "lineage", tmp_path / "run" / "rollouts")
     assert "dataset" in tree
     assert "not there" not in tree
@@ -248,7 +248,7 @@ def test_piped_output_is_quiet(rollouts: Path, teacher: Path) -> None:
     command = [sys.executable, "-m", "tsdkd", "score", "--run", str(rollouts.parent), "--teacher", str(teacher)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
     assert found.stderr == ""
-    assert "What scoring will cost" in found.stdout
+    assert "Cost of scoring" in found.stdout
 
 
 def test_a_complete_artifact_is_skipped(rollouts: Path, student: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def rollouts(directory: Path, seed: int = 0, response: str = MARKUP) -> None:
     with Writer.open(directory / "rollouts", manifest) as writer:
         writer.write_table("part-00000.parquet", _table("rollouts", rows))
         counts = {"responses": 4, "response_tokens": 1234, "teacher_tokens": 0, "truncated": 1}
-        writer.finish({"prompts": 4, "prompts_left_out": {}, **counts})
+        writer.finish({"prompts": 4, "prompts_skipped": {}, **counts})
 
 
 def scores(directory: Path) -> None:
@@ -86,7 +86,7 @@ def scores(directory: Path) -> None:
     manifest = Manifest("scores", asdict(ScoreConfig()), 0, (parent,), (STUDENT, TEACHER))
     with Writer.open(directory / "scores", manifest) as writer:
         writer.write_table("part-00000.parquet", _table("scores", [{"sample_id": f"p{i}-0"} for i in range(4)]))
-        writer.finish({"tokens": 1234})
+        writer.finish({"response_tokens": 1234})
 
 
 def checkpoint(

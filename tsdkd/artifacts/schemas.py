@@ -33,7 +33,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("top_ids", pa.list_(pa.int32())),  # signal "topk": the teacher's K, best first
             ("top_log_probs", pa.list_(pa.float32())),
             ("divergence", pa.list_(pa.float32())),  # of the scored student; only with lossy signals
-            ("recorded_divergence", pa.list_(pa.float32())),  # the same from the recorded signal
+            ("signal_divergence", pa.list_(pa.float32())),  # the same from the recorded signal
         ]
     ),
     "results": pa.schema(

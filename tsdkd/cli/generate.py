@@ -23,7 +23,7 @@ def command(
     seed: options.Seed = 0,
 ) -> None:
     """Sample responses to prompts from the student, from the teacher, or from both: prompts -> rollouts."""
-    from tsdkd.stages.generate.stage import format_left_out, generate
+    from tsdkd.stages.generate.stage import format_skipped, generate
 
     models = {} if config.policy == "teacher" else {"student": defaults.student(student)}
     models |= {} if config.policy == "student" else {"teacher": defaults.teacher(teacher)}
@@ -38,7 +38,7 @@ def command(
         teacher=models.get("teacher"),
     )
     manifest, summary = artifact.manifest, artifact.manifest.summary
-    left_out = format_left_out(summary["prompts_left_out"], config.max_prompt_tokens)
+    skipped = format_skipped(summary["prompts_skipped"], config.max_prompt_tokens)
     per_response = summary["response_tokens"] / summary["responses"]
     teacher_part = summary["teacher_tokens"] / summary["response_tokens"]
     by_teacher = f", {teacher_part:.0%} by the teacher" if len(models) > 1 else ""
@@ -48,7 +48,7 @@ def command(
             ("path", str(artifact.path)),
             *models.items(),
             ("engine", f"{manifest.engine} {manifest.libraries[manifest.engine]}"),
-            ("prompts", f"{summary['prompts']:,} (left out: {left_out})"),
+            ("prompts", f"{summary['prompts']:,} (skipped: {skipped})"),
             ("responses", f"{summary['responses']:,}, {summary['truncated']:,} truncated"),
             ("tokens", f"{summary['response_tokens']:,} ({per_response:.0f} a response{by_teacher})"),
         ],

@@ -33,7 +33,8 @@ def command(
             ("path", str(artifact.path)),
             ("student", models[0]),
             ("teacher", models[1]),
-            ("response tokens", f"{summary['tokens']:,}; padding is {summary['padding']:.1%} of the tokens read"),
+            ("response tokens", f"{summary['response_tokens']:,}"),
+            ("padding", f"{summary['padding_fraction']:.1%} of the tokens read"),
             ("entropy", entropies),
             *_signal_errors(summary),
             ("on disk", f"{size / 1e6:,.1f} MB ({size / summary['expected_bytes']:.1%} of the estimate)"),
@@ -47,10 +48,10 @@ def _signal_errors(summary: dict[str, float]) -> list[tuple[str, str]]:
     """The error of a teacher signal that is not exact."""
     rows = []
     if "captured_mass" in summary:
-        worst = f"{summary['captured_mass_worst']:.3f} at the worst 1 % of tokens"
+        worst = f"1 % of tokens at most {summary['captured_mass_p01']:.3f}"
         rows.append(("captured mass", f"{summary['captured_mass']:.3f}, {worst}"))
     if "divergence" in summary:
-        exact, recorded = summary["divergence"], summary["recorded_divergence"]
+        exact, recorded = summary["divergence"], summary["signal_divergence"]
         error = f"{summary['divergence_error']:.1g} error a token"
         rows.append(("divergence", f"{exact:.5f} nats exact, {recorded:.5f} recorded, {error}"))
     return rows

@@ -118,7 +118,7 @@ def test_empty_and_repeated_prompts_are_left_out_and_counted(tmp_path: Path) -> 
     left_out = Counter[str]()
     prompts = list(Prompts(file).read(left_out))
     assert [prompt.messages[0]["content"] for prompt in prompts] == ["a", "b"]
-    assert left_out == {"empty": 4, "repeated": 2}
+    assert left_out == {"empty": 4, "duplicate": 2}
 
 
 def test_assistant_messages_at_the_end_are_left_out(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_dataset_reads_like_a_file(dataset: Path, tmp_path: Path, monkeypatch:
     prompts = list(Prompts(dataset, column="instruction").read(left_out))
     assert [prompt.messages[0]["content"] for prompt in prompts] == [f"question {n}" for n in range(4)]
     assert {prompt.source for prompt in prompts} == {"ultra"}
-    assert left_out == {"repeated": 2}
+    assert left_out == {"duplicate": 2}
     assert len(read(dataset, column="instruction", split="test")) == 1
     parents = [Prompts(dataset, column="instruction", limit=n).parent(tmp_path / "out") for n in (3, 3, 4)]
     assert [parent.kind for parent in parents] == ["dataset"] * 3

@@ -1,4 +1,4 @@
-"""Speculative and teacher-mixed rollouts: what two models write together, held to the definition token by token."""
+"""Speculative and teacher-mixed responses equal the definition, token by token."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from tsdkd.stages.models.load import LanguageModel, load_model
 
 CONFIG = GenerateConfig(policy="speculative", max_new_tokens=12, batch_size=3, part_size=4, limit=6, accept_k=8)
 VOCAB = 258
-WARM = 0.2
-"""A temperature at which some tokens of the tiny models are frequent."""
+LOW_TEMPERATURE = 0.2
+"""Makes some tokens of the tiny models frequent."""
 
 
 @pytest.fixture
@@ -29,80 +29,80 @@ def pair(student: Path, teacher: Path) -> tuple[LanguageModel, LanguageModel]:
     return load_model(str(student), "float32"), load_model(str(teacher), "float32")
 
 
-def logits(reader: LanguageModel, ids: list[int]) -> torch.Tensor:
+def next_logits(model: LanguageModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return reader.model(torch.tensor([ids])).logits[0, -1, :VOCAB]
+        return model.model(torch.tensor([ids])).logits[0, -1, :VOCAB]
 
 
-def by_definition(
+def sample_by_definition(
     pair: tuple[LanguageModel, LanguageModel], config: GenerateConfig, prompt: list[int], seed: int
 ) -> tuple[list[int], int]:
-    """One token after the other, unbatched, without a cache; the engine's own noise."""
+    """Response ids and replaced tokens, one token per forward, unbatched, without a cache, with the engine's noise."""
     engine, ids, replaced = BothModelsEngine(*pair, config), [], 0
-    row = PartialResponse(seed, 0, 0)
+    partial = PartialResponse(seed, 0, 0)
     while len(ids) < config.max_new_tokens and not (ids and ids[-1] in pair[0].end_ids):
-        student, teacher = (logits(reader, prompt + ids) for reader in pair)
-        token = engine._sample(student, row, len(ids), "student")
+        student, teacher = (next_logits(model, prompt + ids) for model in pair)
+        token = engine._sample(student, partial, len(ids), "student")
         best = teacher.topk(min(config.accept_k, VOCAB))
         if config.policy == "teacher-mixed":
             if random_uniform(seed, len(ids), "whose") < config.teacher_fraction:
-                token, replaced = engine._sample(teacher, row, len(ids), "teacher"), replaced + 1
+                token, replaced = engine._sample(teacher, partial, len(ids), "teacher"), replaced + 1
         elif token not in best.indices.tolist():
-            among = torch.full_like(teacher, -torch.inf)
-            among[best.indices] = best.values
-            token, replaced = engine._sample(among, row, len(ids), "teacher"), replaced + 1
+            best_only = torch.full_like(teacher, -torch.inf)
+            best_only[best.indices] = best.values
+            token, replaced = engine._sample(best_only, partial, len(ids), "teacher"), replaced + 1
         ids.append(token)
     return ids, replaced
 
 
 @pytest.mark.parametrize(
-    ("changes", "most"),
+    ("changes", "is_replaced"),
     [
-        ({"draft_tokens": 1}, 1),
-        ({"draft_tokens": 5}, 1),
-        ({"draft_tokens": 16, "batch_size": 1}, 1),
-        ({"accept_k": 60, "temperature": 0.7, "top_p": 0.9}, 1),
-        ({"accept_k": 2, "temperature": 0.0}, 1),
-        ({"accept_k": VOCAB}, 0),
-        ({"policy": "teacher-mixed"}, 1),
-        ({"policy": "teacher-mixed", "draft_tokens": 1, "batch_size": 1, "teacher_fraction": 0.7}, 1),
-        ({"policy": "teacher-mixed", "draft_tokens": 16, "temperature": 0.7, "top_p": 0.9}, 1),
-        ({"policy": "teacher-mixed", "teacher_fraction": 0.0}, 0),
+        ({"draft_tokens": 1}, True),
+        ({"draft_tokens": 5}, True),
+        ({"draft_tokens": 16, "batch_size": 1}, True),
+        ({"accept_k": 60, "temperature": 0.7, "top_p": 0.9}, True),
+        ({"accept_k": 2, "temperature": 0.0}, True),
+        ({"accept_k": VOCAB}, False),
+        ({"policy": "teacher-mixed"}, True),
+        ({"policy": "teacher-mixed", "draft_tokens": 1, "batch_size": 1, "teacher_fraction": 0.7}, True),
+        ({"policy": "teacher-mixed", "draft_tokens": 16, "temperature": 0.7, "top_p": 0.9}, True),
+        ({"policy": "teacher-mixed", "teacher_fraction": 0.0}, False),
     ],
 )
-def test_blocks_are_the_definition(
+def test_blocks_equal_the_definition(
     student: Path,
     teacher: Path,
     pair: tuple[LanguageModel, LanguageModel],
     prompts: Path,
     tmp_path: Path,
     changes: dict[str, float],
-    most: int,
+    is_replaced: bool,
 ) -> None:
-    """Whatever the draft's length and the batch; with K = vocabulary, or no share, the student's tokens all stay."""
+    """Block length and batch change nothing. With `accept_k` of the vocabulary, or fraction 0, no token is replaced."""
     config = replace(CONFIG, **changes)
     artifact = generate(prompts, str(student), tmp_path / "r", config, teacher=str(teacher))
     rows = artifact.table().to_pylist()
     for row in rows:
         seed = random_integer(0, row["sample_id"])
-        expected, replaced = by_definition(pair, config, row["prompt_ids"], seed)
+        expected, replaced = sample_by_definition(pair, config, row["prompt_ids"], seed)
         assert (row["response_ids"], row["teacher_tokens"]) == (expected, replaced)
         assert row["author"] == ("mixture" if config.policy == "teacher-mixed" else "both")
-    found = artifact.manifest.summary["teacher_tokens"]
-    assert found == sum(row["teacher_tokens"] for row in rows)
-    assert (found > 0) == bool(most)
+    total = artifact.manifest.summary["teacher_tokens"]
+    assert total == sum(row["teacher_tokens"] for row in rows)
+    assert (total > 0) == is_replaced
 
 
-def test_the_best_token_alone_is_the_teachers_greedy_answer(
+def test_accept_k_of_one_is_the_teachers_greedy_response(
     student: Path, teacher: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    together = generate(prompts, str(student), tmp_path / "s", replace(CONFIG, accept_k=1), teacher=str(teacher))
+    speculative = generate(prompts, str(student), tmp_path / "s", replace(CONFIG, accept_k=1), teacher=str(teacher))
     greedy = replace(CONFIG, policy="teacher", temperature=0.0)
-    alone = generate(prompts, str(teacher), tmp_path / "t", greedy)
-    assert together.table()["response_ids"] == alone.table()["response_ids"]
+    teacher_only = generate(prompts, str(teacher), tmp_path / "t", greedy)
+    assert speculative.table()["response_ids"] == teacher_only.table()["response_ids"]
 
 
-def test_the_noise_samples_the_distribution(pair: tuple[LanguageModel, LanguageModel]) -> None:
+def test_gumbel_noise_samples_the_distribution(pair: tuple[LanguageModel, LanguageModel]) -> None:
     """4,000 draws from logits (0, 1, 2) at temperature 2: each count within 4.5 standard deviations."""
     engine = BothModelsEngine(*pair, replace(CONFIG, temperature=2.0))
     draws = Counter(
@@ -115,40 +115,45 @@ def test_the_noise_samples_the_distribution(pair: tuple[LanguageModel, LanguageM
 
 
 def test_tokens_come_from_the_mixture(pair: tuple[LanguageModel, LanguageModel]) -> None:
-    """The first and second of 3,000 responses, against a p + (1 - a) q: chi-square, at most 4 deviations too large."""
+    """First and second tokens of 3,000 responses follow a p + (1 - a) q: chi-square within 4 standard deviations."""
     config = replace(
-        CONFIG, policy="teacher-mixed", teacher_fraction=0.4, temperature=WARM, max_new_tokens=2, draft_tokens=2
+        CONFIG,
+        policy="teacher-mixed",
+        teacher_fraction=0.4,
+        temperature=LOW_TEMPERATURE,
+        max_new_tokens=2,
+        draft_tokens=2,
     )
     prompt = [65, 66, 67]
-    jobs = [Request(str(seed), prompt, seed) for seed in range(3000)]
-    written = BothModelsEngine(*pair, config)._write(jobs)
-    first = Counter(response.ids[0] for response in written)
+    requests = [Request(str(seed), prompt, seed) for seed in range(3000)]
+    responses = BothModelsEngine(*pair, config).sample_together(requests)
+    first = Counter(response.ids[0] for response in responses)
     assert deviations(first, mixture(pair, prompt, 0.4)) < 4
     assert deviations(first, mixture(pair, prompt, 0.0)) > 40
     (common, _), *_ = first.most_common()
-    second = Counter(response.ids[1] for response in written if response.ids[0] == common)
+    second = Counter(response.ids[1] for response in responses if response.ids[0] == common)
     assert deviations(second, mixture(pair, [*prompt, common], 0.4)) < 4
-    chosen = sum(response.replaced for response in written)
-    tokens = sum(len(response.ids) for response in written)
-    assert abs(chosen - 0.4 * tokens) < 4 * (tokens * 0.4 * 0.6) ** 0.5
+    replaced = sum(response.replaced for response in responses)
+    tokens = sum(len(response.ids) for response in responses)
+    assert abs(replaced - 0.4 * tokens) < 4 * (tokens * 0.4 * 0.6) ** 0.5
 
 
-def mixture(pair: tuple[LanguageModel, LanguageModel], ids: list[int], share: float) -> torch.Tensor:
-    q, p = ((logits(reader, ids) / WARM).softmax(-1) for reader in pair)
-    return share * p + (1 - share) * q
+def mixture(pair: tuple[LanguageModel, LanguageModel], ids: list[int], teacher_fraction: float) -> torch.Tensor:
+    q, p = ((next_logits(model, ids) / LOW_TEMPERATURE).softmax(-1) for model in pair)
+    return teacher_fraction * p + (1 - teacher_fraction) * q
 
 
-def deviations(counts: Counter[int], chances: torch.Tensor) -> float:
-    """By how many of its standard deviations Pearson's chi-square exceeds its mean; rare tokens are one class."""
-    expected = chances * counts.total()
-    found = torch.tensor([float(counts[i]) for i in range(len(chances))])
+def deviations(counts: Counter[int], probs: torch.Tensor) -> float:
+    """Standard deviations by which Pearson's chi-square exceeds its mean; rare tokens form one class."""
+    expected = probs * counts.total()
+    observed = torch.tensor([float(counts[i]) for i in range(len(probs))])
     rare = expected < 5
-    expected, found = (torch.cat([x[~rare], x[rare].sum().unsqueeze(0)]) for x in (expected, found))
+    expected, observed = (torch.cat([x[~rare], x[rare].sum().unsqueeze(0)]) for x in (expected, observed))
     freedom = len(expected) - 1
-    return float(((found - expected).square() / expected).sum() - freedom) / (2 * freedom) ** 0.5
+    return float(((observed - expected).square() / expected).sum() - freedom) / (2 * freedom) ** 0.5
 
 
-def test_a_cut_run_of_a_mixture_resumes_with_the_same_bytes(
+def test_an_interrupted_teacher_mixed_run_resumes_with_the_same_bytes(
     student: Path,
     teacher: Path,
     prompts: Path,
@@ -174,7 +179,9 @@ def test_a_cut_run_of_a_mixture_resumes_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("policy", ["speculative", "teacher-mixed"])
-def test_it_is_transformers_alone_and_takes_two(student: Path, prompts: Path, tmp_path: Path, policy: str) -> None:
+def test_policies_of_two_models_require_transformers_and_a_teacher(
+    student: Path, prompts: Path, tmp_path: Path, policy: str
+) -> None:
     config = replace(CONFIG, policy=policy)
     with pytest.raises(InputError, match=f"{policy.capitalize()} responses need the transformers engine"):
         generate(prompts, str(student), tmp_path / "r", replace(config, engine="vllm"), teacher=str(student))

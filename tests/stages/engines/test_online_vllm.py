@@ -1,4 +1,4 @@
-"""The student answers through vLLM while it learns: with the weights of this very step, or not at all."""
+"""Online training with vLLM samples with the weights of the current step, or stops."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,18 +14,18 @@ from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.engines import choice
-from tsdkd.stages.engines.engine_check import diagnose_difference
+from tsdkd.stages.engines.engine_check import diagnose_mismatch
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.train.stage import train_online
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
 SAMPLING = GenerateConfig(engine="vllm", max_new_tokens=16, memory_fraction=0.1)
-LIVE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING), learning_rate=3e-2, epochs=1, warmup_ratio=0.0)
+ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING), learning_rate=3e-2, epochs=1, warmup_ratio=0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def vllm_is_there() -> Iterator[None]:
+def vllm_is_installed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "has_vllm", lambda: True)
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
@@ -41,31 +41,31 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_after_each_update_vllm_has_the_new_weights(
     served: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoRAConfig | None
 ) -> None:
-    """Three steps; what is compared is right each time, and would be wrong by far with the weights of the start."""
+    """Log-probabilities agree in each of three steps; those of the initial weights would differ by far more."""
     differences: list[float] = []
 
-    def watch(logits: list, sung: list, temperature: float, top_p: float, noise: float) -> object:
-        told = [value for one in sung for value in one.logprobs]
+    def measure(logits: list, outputs: list, temperature: float, top_p: float, tolerance: float) -> object:
+        log_probs = [value for output in outputs for value in output.log_probs]
         expected = [
             float(row.log_softmax(-1)[token])
-            for rows, one in zip(logits, sung, strict=True)
-            for row, token in zip(rows, one.ids, strict=True)
+            for rows, output in zip(logits, outputs, strict=True)
+            for row, token in zip(rows, output.response_ids, strict=True)
         ]
-        differences.append(sum(abs(a - b) for a, b in zip(told, expected, strict=True)) / len(told))
-        return diagnose_difference(logits, sung, temperature, top_p, noise)
+        differences.append(sum(abs(a - b) for a, b in zip(log_probs, expected, strict=True)) / len(log_probs))
+        return diagnose_mismatch(logits, outputs, temperature, top_p, tolerance)
 
-    monkeypatch.setattr("tsdkd.stages.engines.engine_check.diagnose_difference", watch)
+    monkeypatch.setattr("tsdkd.stages.engines.engine_check.diagnose_mismatch", measure)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
-    train_online(prompts, str(served), str(teacher), tmp_path / "c", replace(LIVE, lora=lora))
+    train_online(prompts, str(served), str(teacher), tmp_path / "c", replace(ONLINE, lora=lora))
     assert len(metrics(tmp_path / "c")) == len(differences) == 3
     assert max(differences) < 0.005
 
 
-def test_weights_that_did_not_arrive_stop_the_run(
+def test_stale_weights_stop_the_run(
     served: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(VllmEngine, "reload", lambda *_: None)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
     with pytest.raises(TsdkdError, match="disagree") as caught:
-        train_online(prompts, str(served), str(teacher), tmp_path / "c", LIVE)
+        train_online(prompts, str(served), str(teacher), tmp_path / "c", ONLINE)
     assert "weights" in caught.value.remedy.lower()

@@ -1,4 +1,4 @@
-"""vLLM for real, on a CPU: what it samples, whether it is the model that was named, and that it comes back."""
+"""Real vLLM on a CPU: its responses, the engine check, resumed and stopped runs, and its errors."""
 
 import json
 import os
@@ -39,8 +39,8 @@ CONFIG = GenerateConfig(engine="vllm", max_new_tokens=40, part_size=8, samples_p
 
 
 @pytest.fixture(autouse=True, scope="module")
-def vllm_is_there() -> Iterator[None]:
-    """Found again (see conftest), and without the half minute of compilation."""
+def vllm_is_installed() -> Iterator[None]:
+    """Undo the patch of conftest.py, and switch off compilation, which takes half a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "has_vllm", lambda: True)
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
@@ -49,15 +49,15 @@ def vllm_is_there() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with the smallest attention heads that vLLM has kernels for, and six padding rows."""
+    """A tiny model with six padding rows and the smallest attention heads that vLLM has kernels for."""
     return save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=5, head_dim=32)
 
 
 @pytest.fixture(scope="module")
 def run(served: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole chain as a user types it, sampled with vLLM."""
-    place = tmp_path_factory.mktemp("chain")
-    prompts = write_prompts(place / "prompts.jsonl", 16)
+    """The four commands as a user types them, sampled with vLLM."""
+    directory = tmp_path_factory.mktemp("chain")
+    prompts = write_prompts(directory / "prompts.jsonl", 16)
     options = ["--memory-fraction", "0.1", "--max-new-tokens", "40", "--part-size", "8", "--samples-per-prompt", "2"]
     chain = [
         ["generate", "--student", served, "--prompts", prompts, "--engine", "vllm", *options],
@@ -65,14 +65,14 @@ def run(served: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
         ["train", "--k", 4, "--epochs", 1, "--batch-size", 8, "--precision", "float32"],
     ]
     for stage in chain:
-        command = [sys.executable, "-m", "tsdkd", *map(str, stage), "--run", str(place / "run")]
+        command = [sys.executable, "-m", "tsdkd", *map(str, stage), "--run", str(directory / "run")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "error" not in done.stderr
-    return place
+    return directory
 
 
-def test_the_chain_runs_on_its_rollouts(run: Path, served: Path) -> None:
+def test_score_and_train_read_its_rollouts(run: Path, served: Path) -> None:
     manifest = load_manifest(run / "run" / "rollouts")
     assert manifest.engine == manifest.config["engine"] == "vllm"
     assert manifest.libraries["vllm"].startswith("0.")
@@ -87,13 +87,13 @@ def test_the_chain_runs_on_its_rollouts(run: Path, served: Path) -> None:
         assert row["finish_reason"] == ("stop" if ids[-1] == end else "length")
         assert len(ids) == 40 or ids[-1] == end
     assert max(token for row in rows for token in row["response_ids"]) <= 257  # no padding row
-    twins = [rows[i]["response_ids"] != rows[i + 1]["response_ids"] for i in range(0, 32, 2)]
-    assert all(twins)  # each sample has a seed of its own
+    for i in range(0, 32, 2):  # two samples of one prompt: each has a seed of its own
+        assert rows[i]["response_ids"] != rows[i + 1]["response_ids"]
     assert load_manifest(run / "run" / "checkpoint").state == "complete"
 
 
 def test_a_resumed_run_on_two_copies_ends_with_the_same_bytes(run: Path, served: Path, contents: Contents) -> None:
-    """Killed after its first part; the other three are sampled by whichever copy is free."""
+    """One of four parts is complete; two copies sample the others in any order."""
     whole, cut = run / "run" / "rollouts", run / "run" / "cut"
     shutil.copytree(whole, cut)
     manifest = json.loads((cut / MANIFEST_FILE).read_text())
@@ -105,101 +105,105 @@ def test_a_resumed_run_on_two_copies_ends_with_the_same_bytes(run: Path, served:
     assert contents(cut) == contents(whole)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_process(prompts: Path, served: Path, tmp_path: Path, how: signal.Signals) -> None:
-    """Ctrl-C while vLLM loads exits 130; after kill -9 the process with the model notices that nobody is left."""
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_process(
+    prompts: Path, served: Path, tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    """Ctrl-C while vLLM loads exits with 130; after kill -9 of the parent the child ends by itself."""
     command = [sys.executable, "-m", "tsdkd", "generate", "--student", str(served), "--engine", "vllm"]
     command += ["--prompts", str(prompts), "--run", str(tmp_path / "run"), "--max-new-tokens", "8"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    errors = tmp_path / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     while not (children := children_of(process.pid)):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(how)
-    assert process.wait(timeout=120) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    process.send_signal(signal_number)
+    assert process.wait(timeout=120) == (130 if signal_number == signal.SIGINT else -signal.SIGKILL)
     deadline = time.monotonic() + 120
     while [child for child in children if Path(f"/proc/{child}").exists()]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    if how == signal.SIGINT:
-        told = (tmp_path / "said").read_text()
-        assert "Interrupted" in told
-        assert "Traceback" not in told
+    if signal_number == signal.SIGINT:
+        assert "Interrupted" in errors.read_text()
+        assert "Traceback" not in errors.read_text()
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes below one, less multiprocessing's own tracker."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in found if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    """Ids of child processes, without the resource tracker of multiprocessing."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 @pytest.fixture(scope="module")
-def tuned(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(served, tmp_path_factory.mktemp("tuned") / "adapter", rank=3)
+def adapter(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(served, tmp_path_factory.mktemp("adapter") / "adapter", rank=3)
 
 
 @pytest.fixture(scope="module")
-def part(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> RequestBatch:
-    prompts = Prompts(write_prompts(tmp_path_factory.mktemp("part") / "p.jsonl", 6))
-    jobs = PromptRequests(prompts, load_spec(str(tuned)).tokenizer, CONFIG, 8, 0)
-    return next(jobs.parts("student", jobs.count()))
+def batch(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> RequestBatch:
+    prompts = Prompts(write_prompts(tmp_path_factory.mktemp("batch") / "p.jsonl", 6))
+    requests = PromptRequests(prompts, load_spec(str(adapter)).tokenizer, CONFIG, 8, 0)
+    return next(requests.parts("student", requests.count()))
 
 
 @pytest.fixture(scope="module")
-def engine(tuned: Path) -> Iterator[VllmEngine]:
+def engine(adapter: Path) -> Iterator[VllmEngine]:
     """Serves the adapter."""
-    with VllmEngine(load_spec(str(tuned)), CONFIG, 200) as engine:
+    with VllmEngine(load_spec(str(adapter)), CONFIG, 200) as engine:
         yield engine
 
 
-def test_the_canary_knows_the_adapter_from_its_base(
-    engine: VllmEngine, part: RequestBatch, tuned: Path, served: Path
+def test_the_engine_check_distinguishes_an_adapter_from_its_base(
+    engine: VllmEngine, batch: RequestBatch, adapter: Path, served: Path
 ) -> None:
-    engine_check.check_engine(engine, part.requests, {"student": load_spec(str(tuned))}, "student", CONFIG)
+    engine_check.check_engine(engine, batch.requests, {"student": load_spec(str(adapter))}, "student", CONFIG)
     with pytest.raises(TsdkdError, match="disagree about") as caught:
-        engine_check.check_engine(engine, part.requests, {"student": load_spec(str(served))}, "student", CONFIG)
-    assert caught.value.remedy == engine_check.WEIGHTS
+        engine_check.check_engine(engine, batch.requests, {"student": load_spec(str(served))}, "student", CONFIG)
+    assert caught.value.remedy == engine_check.WEIGHTS_REMEDY
 
 
-@pytest.mark.parametrize("transform", [{"top_k": 2}, {"temperature": 0.5}, {"repetition_penalty": 3.0}], ids=str)
-def test_the_canary_hears_another_transform(
-    engine: VllmEngine, part: RequestBatch, tuned: Path, monkeypatch: pytest.MonkeyPatch, transform: dict[str, float]
+@pytest.mark.parametrize("sampling", [{"top_k": 2}, {"temperature": 0.5}, {"repetition_penalty": 3.0}], ids=str)
+def test_the_engine_check_detects_another_sampling_setting(
+    engine: VllmEngine, batch: RequestBatch, adapter: Path, monkeypatch: pytest.MonkeyPatch, sampling: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(engine, "sampling", engine.sampling | transform)
+    monkeypatch.setattr(engine, "sampling", engine.sampling | sampling)
     with pytest.raises(TsdkdError, match="disagree about") as caught:
-        engine_check.check_engine(engine, part.requests, {"student": load_spec(str(tuned))}, "student", CONFIG)
-    if "repetition_penalty" not in transform:  # which looks like other weights as much
-        assert caught.value.remedy == engine_check.TEMPLATE
+        engine_check.check_engine(engine, batch.requests, {"student": load_spec(str(adapter))}, "student", CONFIG)
+    if "repetition_penalty" not in sampling:  # it can look like other weights
+        assert caught.value.remedy == engine_check.SAMPLING_REMEDY
 
 
-def test_greedy_answers_are_transformers(
-    engine: VllmEngine, part: RequestBatch, tuned: Path, monkeypatch: pytest.MonkeyPatch
+def test_greedy_responses_equal_those_of_transformers(
+    engine: VllmEngine, batch: RequestBatch, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "sampling", engine.sampling | {"temperature": 0.0})
-    ((_, responses),) = engine.sample(iter([part]), lambda _: None)
-    reader = load_model(str(tuned))
-    expected = sample_responses(reader, [job.prompt_ids for job in part.requests], CONFIG.max_new_tokens, temperature=0)
+    ((_, responses),) = engine.sample(iter([batch]), lambda _: None)
+    prompts = [request.prompt_ids for request in batch.requests]
+    expected = sample_responses(load_model(str(adapter)), prompts, CONFIG.max_new_tokens, temperature=0)
     assert [response.ids for response in responses] == expected
 
 
-def test_the_same_part_twice_and_progress(engine: VllmEngine, part: RequestBatch) -> None:
+def test_the_same_batch_gets_the_same_responses_and_progress_counts_them(
+    engine: VllmEngine, batch: RequestBatch
+) -> None:
     done: list[int] = []
-    (_, one), (_, again) = engine.sample(iter([part, part]), done.append)
-    assert one == again
-    assert sum(done) == 2 * len(part.requests)
+    (_, first), (_, second) = engine.sample(iter([batch, batch]), done.append)
+    assert first == second
+    assert sum(done) == 2 * len(batch.requests)
 
 
-def test_more_prompts_than_one_step_reads(engine: VllmEngine, part: RequestBatch) -> None:
-    """10,000 tokens: no prompt is read in pieces, and each response is what it is among few."""
-    jobs = [replace(part.requests[0], prompt_ids=[i, *range(148)], seed=i) for i in range(70)]
-    few, many = (RequestBatch(some) for some in (jobs[:8], jobs))
-    (_, alone), (_, among) = engine.sample(iter([few, many]), lambda _: None)
-    assert [response.ids[:5] for response in among[:8]] == [response.ids[:5] for response in alone]
+def test_more_prompts_than_one_engine_step_reads(engine: VllmEngine, batch: RequestBatch) -> None:
+    """Of 10,000 prompt tokens no prompt is read in chunks: each response is the same as in a small batch."""
+    requests = [replace(batch.requests[0], prompt_ids=[i, *range(148)], seed=i) for i in range(70)]
+    few, many = (RequestBatch(chosen) for chosen in (requests[:8], requests))
+    (_, of_few), (_, of_many) = engine.sample(iter([few, many]), lambda _: None)
+    assert [response.ids[:5] for response in of_many[:8]] == [response.ids[:5] for response in of_few]
 
 
-def test_what_vllm_refuses_is_one_line(student: Path, prompts: Path, tmp_path: Path) -> None:
-    """Attention heads of 8 have no kernel."""
+def test_a_model_that_vllm_refuses_gives_a_one_line_error(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """vLLM has no kernel for attention heads of 8."""
     with pytest.raises(TsdkdError, match="vLLM failed: ") as caught:
         generate(prompts, str(student), tmp_path / "r", CONFIG)
     assert "\n" not in caught.value.cause

@@ -1,5 +1,7 @@
-"""generate: what the model said, token for token, and the same bytes whatever happens on the way."""
+"""generate: rollouts hold what the model samples, and an interrupted run ends with the same bytes."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,23 +21,23 @@ Contents = Callable[[Path], dict[str, bytes]]
 CONFIG = GenerateConfig(max_new_tokens=12, batch_size=3, part_size=4)
 
 
-def test_greedy_is_the_models_argmax_whatever_the_batch(student: Path, prompts: Path, tmp_path: Path) -> None:
-    """Against one bare forward per token, unbatched and unpadded."""
+def test_greedy_is_the_argmax_of_a_bare_forward(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """One forward per token, unbatched and unpadded."""
     artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, temperature=0.0))
-    reader = load_model(str(student), "float32")
+    model = load_model(str(student), "float32")
     for row in artifact.table().to_pylist()[:4]:
-        ids = chat_token_ids(reader.tokenizer, row["messages"])
+        ids = chat_token_ids(model.tokenizer, row["messages"])
         assert row["prompt_ids"] == ids
         expected: list[int] = []
-        while len(expected) < CONFIG.max_new_tokens and not (expected and expected[-1] in reader.end_ids):
+        while len(expected) < CONFIG.max_new_tokens and not (expected and expected[-1] in model.end_ids):
             with torch.no_grad():
-                logits = reader.model(torch.tensor([ids + expected])).logits[0, -1]
-            expected.append(int(logits[: len(reader.tokenizer)].argmax()))
+                logits = model.model(torch.tensor([ids + expected])).logits[0, -1]
+            expected.append(int(logits[: len(model.tokenizer)].argmax()))
         assert row["response_ids"] == expected
 
 
 def test_the_end_token_is_kept_and_ends_the_response(student: Path, prompts: Path, tmp_path: Path) -> None:
-    """Pad and end token are one id here: nothing after the first may remain, and it must."""
+    """Pad and end token share one id: the first one stays, the others go."""
     artifact = generate(
         prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=200, samples_per_prompt=4)
     )
@@ -54,11 +56,11 @@ def test_the_end_token_is_kept_and_ends_the_response(student: Path, prompts: Pat
 
 
 def test_padding_rows_of_the_head_are_never_sampled(student: Path, prompts: Path, tmp_path: Path) -> None:
-    reader = load_model(str(student))
-    assert len(reader.padding_ids) == 6
+    model = load_model(str(student))
+    assert len(model.padding_ids) == 6
     artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_new_tokens=60, samples_per_prompt=4))
     sampled = {token for row in artifact.table()["response_ids"].to_pylist() for token in row}
-    assert max(sampled) < len(reader.tokenizer)
+    assert max(sampled) < len(model.tokenizer)
 
 
 def test_samples_differ_and_seeds_matter(student: Path, prompts: Path, tmp_path: Path) -> None:
@@ -72,19 +74,16 @@ def test_samples_differ_and_seeds_matter(student: Path, prompts: Path, tmp_path:
     assert first["response_ids"][0] != first["response_ids"][1]
 
 
-def test_a_models_own_sampling_defaults_do_not_leak_in(student: Path, prompts: Path, tmp_path: Path) -> None:
-    """Qwen's generation config carries top-k and a repetition penalty; the rollouts must not."""
-    import json
-    import shutil
-
-    opinionated = tmp_path / "opinionated"
-    shutil.copytree(student, opinionated)
-    settings = json.loads((opinionated / "generation_config.json").read_text())
+def test_the_generation_config_of_a_model_has_no_effect(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """Qwen's sets top-k and a repetition penalty."""
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    settings = json.loads((other / "generation_config.json").read_text())
     settings |= {"do_sample": True, "top_k": 1, "repetition_penalty": 5.0, "temperature": 0.01}
-    (opinionated / "generation_config.json").write_text(json.dumps(settings))
+    (other / "generation_config.json").write_text(json.dumps(settings))
     plain = generate(prompts, str(student), tmp_path / "a", CONFIG).table()
-    found = generate(prompts, str(opinionated), tmp_path / "b", CONFIG).table()
-    assert found["response_ids"] == plain["response_ids"]
+    changed = generate(prompts, str(other), tmp_path / "b", CONFIG).table()
+    assert changed["response_ids"] == plain["response_ids"]
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(
@@ -110,14 +109,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_long_prompts_are_left_out_and_counted(student: Path, prompts: Path, tmp_path: Path) -> None:
+def test_long_prompts_are_skipped_and_counted(student: Path, prompts: Path, tmp_path: Path) -> None:
     everything = generate(prompts, str(student), tmp_path / "all", CONFIG).table()["prompt_ids"].to_pylist()
     longest = max(map(len, everything))
     artifact = generate(prompts, str(student), tmp_path / "r", replace(CONFIG, max_prompt_tokens=longest - 1))
-    kept = artifact.table()["prompt_ids"].to_pylist()
-    assert max(map(len, kept)) < longest
-    assert artifact.manifest.summary["prompts_left_out"] == {"too_long": 10 - len(kept)}
-    assert len(kept) < 10
+    sampled = artifact.table()["prompt_ids"].to_pylist()
+    assert max(map(len, sampled)) < longest
+    assert artifact.manifest.summary["prompts_skipped"] == {"too_long": 10 - len(sampled)}
+    assert len(sampled) < 10
     with pytest.raises(InputError, match="longer than 3 tokens"):
         generate(prompts, str(student), tmp_path / "none", replace(CONFIG, max_prompt_tokens=3))
     assert not (tmp_path / "none").exists()
@@ -132,7 +131,7 @@ def test_responses_must_fit_the_models_context(student: Path, prompts: Path, tmp
 def test_mixed_rollouts_have_two_authors(
     student: Path, teacher: Path, prompts: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each prompt gets the answer its author alone would give; the models are loaded in turn; a cut run resumes."""
+    """Each prompt gets the response of a run by its author alone; an interrupted run resumes."""
     config = replace(CONFIG, policy="mixed", temperature=0.0)
     artifact = generate(prompts, str(student), tmp_path / "mixed", config, teacher=str(teacher))
     alone = {
@@ -171,7 +170,7 @@ def test_mixed_needs_one_vocabulary(student: Path, stranger: Path, prompts: Path
 def test_the_engine_is_chosen_and_recorded(
     student: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """auto and its outcome are one configuration; what is not installed is refused."""
+    """auto and the engine that it resolves to are one config; an engine that is not installed is refused."""
     artifact = generate(prompts, str(student), tmp_path / "r", CONFIG)
     assert artifact.manifest.engine == artifact.manifest.config["engine"] == "transformers"
     generate(prompts, str(student), tmp_path / "r", replace(CONFIG, engine="transformers"))
@@ -183,8 +182,8 @@ def test_the_engine_is_chosen_and_recorded(
 
 
 @pytest.mark.parametrize("changes", [{"tensor_parallel": 2}, {"data_parallel": 2}, {"quantization": "fp8"}])
-def test_options_of_vllm_are_not_ignored(
+def test_options_of_vllm_are_refused_with_transformers(
     student: Path, prompts: Path, tmp_path: Path, changes: dict[str, int | str]
 ) -> None:
-    with pytest.raises(InputError, match="only vLLM"):
+    with pytest.raises(InputError, match="works with vLLM only"):
         generate(prompts, str(student), tmp_path / "r", replace(CONFIG, **changes))

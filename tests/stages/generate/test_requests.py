@@ -1,4 +1,4 @@
-"""From prompts to parts: who answers what, and how little of it is in memory."""
+"""Requests from prompts: authors, parts and seeds, and constant memory."""
 
 import json
 import tracemalloc
@@ -16,10 +16,10 @@ from tsdkd.stages.generate.requests import PromptRequests
 CONFIG = GenerateConfig(policy="mixed", samples_per_prompt=2)
 
 
-class Bytes:
-    """A tokenizer of one token a byte."""
+class ByteTokenizer:
+    """One token per byte."""
 
-    chat_template = "there is one"
+    chat_template = "any"
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
         return messages[-1]["content"]
@@ -28,52 +28,52 @@ class Bytes:
         return type("Encoding", (), {"input_ids": list(text.encode())})
 
 
-def jobs_of(file: Path, config: GenerateConfig = CONFIG, seed: int = 0) -> PromptRequests:
-    return PromptRequests(Prompts(file), Bytes(), config, 7, seed)  # type: ignore[arg-type]
+def requests_of(file: Path, config: GenerateConfig = CONFIG, seed: int = 0) -> PromptRequests:
+    return PromptRequests(Prompts(file), ByteTokenizer(), config, 7, seed)  # type: ignore[arg-type]
 
 
-def prompts_by_author(jobs: PromptRequests) -> dict[str, set[str]]:
-    census = jobs.count()
+def prompts_by_author(requests: PromptRequests) -> dict[str, set[str]]:
+    counts = requests.count()
     return {
-        author: {prompt.prompt_id for part in jobs.parts(author, census) for prompt in part.prompts}
+        author: {prompt.prompt_id for part in requests.parts(author, counts) for prompt in part.prompts}
         for author in ("student", "teacher")
     }
 
 
 def test_parts_have_one_author_and_follow_each_other(tmp_path: Path) -> None:
-    jobs = jobs_of(write_prompts(tmp_path / "p.jsonl", 40))
-    census = jobs.count()
-    parts = [part for author in ("student", "teacher") for part in jobs.parts(author, census)]
+    requests = requests_of(write_prompts(tmp_path / "p.jsonl", 40))
+    counts = requests.count()
+    parts = [part for author in ("student", "teacher") for part in requests.parts(author, counts)]
     assert [part.file for part in parts] == [f"part-{i:05d}.parquet" for i in range(len(parts))]
-    ids = [job.sample_id for part in parts for job in part.requests]
-    assert len(ids) == len(set(ids)) == 80 == 2 * census.prompts.total()
-    assert len({job.seed for part in parts for job in part.requests}) == 80
+    ids = [request.sample_id for part in parts for request in part.requests]
+    assert len(ids) == len(set(ids)) == 80 == 2 * counts.total
+    assert len({request.seed for part in parts for request in part.requests}) == 80
     assert all(len(part.requests) == 7 for part in parts[:-1] if part.author == parts[parts.index(part) + 1].author)
 
 
-def test_lambda_is_the_students_share_and_more_of_it_only_adds(tmp_path: Path) -> None:
-    """400 prompts: the share is within 4 standard deviations (0.1); 0 and 1 are exact."""
+def test_a_larger_student_fraction_only_adds_prompts_to_the_students(tmp_path: Path) -> None:
+    """400 prompts: the fraction is within 4 standard deviations (0.1); 0 and 1 are exact."""
     file = write_prompts(tmp_path / "p.jsonl", 400)
     before: set[str] = set()
-    for share in (0.0, 0.3, 0.7, 1.0):
-        found = prompts_by_author(jobs_of(file, replace(CONFIG, student_fraction=share)))
-        assert not found["student"] & found["teacher"]
-        assert abs(len(found["student"]) / 400 - share) <= (0.1 if 0 < share < 1 else 0)
-        assert before <= found["student"]
-        before = found["student"]
+    for fraction in (0.0, 0.3, 0.7, 1.0):
+        prompts = prompts_by_author(requests_of(file, replace(CONFIG, student_fraction=fraction)))
+        assert not prompts["student"] & prompts["teacher"]
+        assert abs(len(prompts["student"]) / 400 - fraction) <= (0.1 if 0 < fraction < 1 else 0)
+        assert before <= prompts["student"]
+        before = prompts["student"]
 
 
-def test_who_answers_depends_on_prompt_and_seed_alone(tmp_path: Path) -> None:
+def test_the_author_depends_on_prompt_and_seed_alone(tmp_path: Path) -> None:
     file = write_prompts(tmp_path / "p.jsonl", 60)
     backwards = tmp_path / "b.jsonl"
     backwards.write_text("\n".join(reversed(file.read_text().splitlines())))
-    assert prompts_by_author(jobs_of(file)) == prompts_by_author(jobs_of(backwards))
-    assert prompts_by_author(jobs_of(file)) != prompts_by_author(jobs_of(file, seed=1))
+    assert prompts_by_author(requests_of(file)) == prompts_by_author(requests_of(backwards))
+    assert prompts_by_author(requests_of(file)) != prompts_by_author(requests_of(file, seed=1))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, suffix: str) -> None:
-    """Each prompt of 2,000 characters leaves a digest behind: about 200 bytes with its place in a set."""
+    """Of each prompt of 2,000 characters a digest stays in a set: about 200 bytes."""
 
     def peak(count: int) -> int:
         file = tmp_path / f"p{count}{suffix}"
@@ -88,16 +88,16 @@ def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, suffix: str) -> N
         else:
             file.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
         del texts
-        jobs = jobs_of(file, GenerateConfig(max_prompt_tokens=5000))
+        requests = requests_of(file, GenerateConfig(max_prompt_tokens=5000))
         tracemalloc.start()
-        census = jobs.count()
-        assert sum(len(part.requests) for part in jobs.parts("student", census)) == count
+        counts = requests.count()
+        assert sum(len(part.requests) for part in requests.parts("student", counts)) == count
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
 
-    def quietest(count: int) -> int:
-        """Of three looks: other threads of the process allocate too."""
+    def smallest_peak(count: int) -> int:
+        """The smallest of three peaks: other threads of the process allocate memory too."""
         return min(peak(count) for _ in range(3))
 
-    assert quietest(900) - quietest(300) < 600 * 500  # the prompts alone are 2,000 each
+    assert smallest_peak(900) - smallest_peak(300) < 600 * 500  # the prompts alone are 2,000 each

@@ -1,4 +1,4 @@
-"""score: every column against bare forwards of both models, one response at a time."""
+"""score: every column equals bare forwards of both models, one response at a time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,27 +32,27 @@ def rollouts(student: Path, prompts: Path, tmp_path: Path) -> Path:
     return tmp_path / "rollouts"
 
 
-def bare_logits(reader: LanguageModel, row: dict[str, list[int]]) -> torch.Tensor:
-    """(response tokens, shared vocabulary), from the model's own forward."""
+def bare_logits(model: LanguageModel, row: dict[str, list[int]]) -> torch.Tensor:
+    """Logits (response tokens, vocab without padding rows) of the model's own forward."""
     ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
     with torch.no_grad():
-        logits = reader.model(ids).logits[0]
-    return logits[len(row["prompt_ids"]) - 1 : -1, : len(reader.tokenizer)]
+        logits = model.model(ids).logits[0]
+    return logits[len(row["prompt_ids"]) - 1 : -1, : len(model.tokenizer)]
 
 
 @pytest.mark.parametrize("signal", ["hidden", "hidden8", "topk", "ranks"])
-def test_columns_are_what_bare_forwards_say(
+def test_columns_equal_bare_forwards(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, signal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(scoring.CHUNK_BYTES, "cpu", 3 * 4 * 258)  # three positions at a time
     artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal=signal))
-    readers = load_model(str(student)), load_model(str(teacher))
+    models = load_model(str(student)), load_model(str(teacher))
     samples = OfflineSource(rollouts, tmp_path / "s")
     rows = read_artifact(rollouts, "rollouts").table().to_pylist()
     assert len(samples) == len(rows) == artifact.manifest.rows
     for i, row in enumerate(rows):
         sample = samples[i]
-        q, p = (bare_logits(reader, row) for reader in readers)
+        q, p = (bare_logits(model, row) for model in models)
         token = torch.tensor(row["response_ids"]).unsqueeze(-1)
         close = {"rtol": 1e-4, "atol": 1e-5}
         assert sample["sample_id"] == row["sample_id"]
@@ -62,8 +62,8 @@ def test_columns_are_what_bare_forwards_say(
         np.testing.assert_allclose(sample["teacher_log_prob"], p.log_softmax(-1).gather(-1, token)[:, 0], **close)
         candidates = sample["candidates"].reshape(-1, 4)
         np.testing.assert_array_equal(candidates, q.topk(4).indices)
-        liked = p.gather(-1, torch.tensor(candidates, dtype=torch.long))
-        by_rank = liked.gather(-1, torch.tensor(sample["ranks"].reshape(-1, 4), dtype=torch.long).argsort(-1))
+        teacher_logits = p.gather(-1, torch.tensor(candidates, dtype=torch.long))
+        by_rank = teacher_logits.gather(-1, torch.tensor(sample["ranks"].reshape(-1, 4), dtype=torch.long).argsort(-1))
         assert (by_rank.diff(dim=-1) <= 0).all()
         if signal == "topk":
             np.testing.assert_array_equal(sample["top_ids"].reshape(-1, 8), p.topk(8).indices)
@@ -72,47 +72,50 @@ def test_columns_are_what_bare_forwards_say(
             )
 
 
-def staged_and_live(
+def offline_and_online_loss(
     samples: OfflineSource, student: Path, teacher: Path, config: TSDKDConfig
 ) -> tuple[float, float, float]:
-    """The loss of all samples from scores, from a live teacher, and the distance of their gradients."""
-    readers = load_model(str(student)), load_model(str(teacher))
+    """The loss of all samples from scores and from a loaded teacher, and the relative difference of their gradients."""
+    models = load_model(str(student)), load_model(str(teacher))
     chosen = [samples[i] for i in range(len(samples))]
     longest = max(len(s["response_ids"]) for s in chosen)
     mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
-    q, p = (torch.zeros(len(chosen), longest, len(readers[0].tokenizer)) for _ in range(2))
+    q, p = (torch.zeros(len(chosen), longest, len(models[0].tokenizer)) for _ in range(2))
     for i, sample in enumerate(chosen):
         length = len(sample["response_ids"])
         mask[i, :length] = True
-        q[i, :length], p[i, :length] = (bare_logits(reader, sample) for reader in readers)
+        q[i, :length], p[i, :length] = (bare_logits(model, sample) for model in models)
     q.requires_grad_()
-    live, _ = tsdkd_loss(q, p, mask, config)
-    (live_gradient,) = torch.autograd.grad(live, q)
+    online, _ = tsdkd_loss(q, p, mask, config)
+    (online_grad,) = torch.autograd.grad(online, q)
     signal = samples.decoder.decode(samples.decoder.tensors(chosen))
-    staged, _ = token_selective_loss(q[mask], signal, mask, config)
-    (staged_gradient,) = torch.autograd.grad(staged, q)
-    return staged.item(), live.item(), float((staged_gradient - live_gradient).abs().max() / live_gradient.abs().max())
+    offline, _ = token_selective_loss(q[mask], signal, mask, config)
+    (offline_grad,) = torch.autograd.grad(offline, q)
+    difference = (offline_grad - online_grad).abs().max() / online_grad.abs().max()
+    return offline.item(), online.item(), float(difference)
 
 
 @pytest.mark.parametrize("changes", [{}, {"beta": 0.0}, {"temperature": 2.0}, {"k": 7}, {"opener": 1.0, "gate": False}])
-def test_hidden_states_give_a_live_teachers_loss_to_rounding(
+def test_hidden_states_give_the_loss_of_a_loaded_teacher_to_rounding(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, changes: dict[str, float]
 ) -> None:
-    """Any beta, any temperature, more candidates than were recorded: the teacher is gone and nothing is lost."""
+    """With any beta and temperature, and with more candidates than were recorded."""
     score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
     config = TSDKDConfig(**({"k": 4} | changes))
-    staged, live, apart = staged_and_live(OfflineSource(rollouts, tmp_path / "s"), student, teacher, config)
-    assert staged == pytest.approx(live, rel=1e-5)
-    assert apart < 1e-4
+    offline, online, difference = offline_and_online_loss(
+        OfflineSource(rollouts, tmp_path / "s"), student, teacher, config
+    )
+    assert offline == pytest.approx(online, rel=1e-5)
+    assert difference < 1e-4
 
 
 def test_topk_bounds_the_direct_term_from_below(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
     artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk", top_k=40))
     config = TSDKDConfig(k=4, alpha=0, em_weight=0)
-    staged, live, _ = staged_and_live(OfflineSource(rollouts, tmp_path / "s"), student, teacher, config)
-    assert 0.2 * live < staged < live
+    offline, online, _ = offline_and_online_loss(OfflineSource(rollouts, tmp_path / "s"), student, teacher, config)
+    assert 0.2 * online < offline < online
     logged = read_artifact(tmp_path / "s", "scores").table()["top_log_probs"].combine_chunks().flatten().to_numpy()
-    mass = np.exp(logged).sum() / artifact.manifest.summary["tokens"]
+    mass = np.exp(logged).sum() / artifact.manifest.summary["response_tokens"]
     assert artifact.manifest.summary["captured_mass"] == pytest.approx(mass)
     assert 0.2 < mass < 1
 
@@ -145,7 +148,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     part: str,
 ) -> None:
-    """What fails in the thread that writes fails the stage, also at the very last part."""
+    """An error of the background thread fails the stage, also at the last part."""
     score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
     close = TableWriter.close
 
@@ -162,27 +165,27 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-class Listener(SilentObserver):
-    """Keeps what a stage tells."""
+class RecordingObserver(SilentObserver):
+    """Keeps messages and tables."""
 
     def __init__(self) -> None:
         self.tables: list[dict[str, str]] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def info(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         self.tables.append(dict(rows))
 
 
-def test_the_cost_is_told_before_and_is_about_right(
+def test_the_reported_cost_equals_the_scores_on_disk(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    listener = Listener()
-    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG, observer=listener)
-    (cost,) = listener.tables
-    tokens = artifact.manifest.summary["tokens"]
+    observer = RecordingObserver()
+    artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG, observer=observer)
+    (cost,) = observer.tables
+    tokens = artifact.manifest.summary["response_tokens"]
     assert cost["response tokens"] == f"{tokens:,}"
     assert cost["bytes per token (hidden)"] == str(16 + 4 * 6 + 48 * 4)  # float32 teacher of width 48
     hidden = sum(len(value) for value in artifact.table()["hidden"].to_pylist())
@@ -192,10 +195,10 @@ def test_the_cost_is_told_before_and_is_about_right(
     assert artifact.manifest.summary["expected_bytes"] == tokens * (16 + 4 * 6 + 48 * 4) + 258 * 48 * 4
 
 
-def test_a_run_cut_before_its_seal_is_sealed_without_the_models(
+def test_an_interrupted_finish_resumes_without_loading_models(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every part is there, the manifest still says partial."""
+    """Every part is written, and the manifest is still partial."""
     score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
 
     def interrupted(*_: object) -> None:
@@ -210,7 +213,7 @@ def test_a_run_cut_before_its_seal_is_sealed_without_the_models(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_a_small_disk_is_refused_before_the_work(
+def test_a_small_disk_is_refused_before_scoring(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Disk:
@@ -223,10 +226,10 @@ def test_a_small_disk_is_refused_before_the_work(
     assert "--signal hidden8 or topk" in caught.value.remedy
 
 
-def test_a_reader_that_is_not_the_author_is_said(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
-    listener = Listener()
-    score(rollouts, str(teacher), str(student), tmp_path / "s", CONFIG, observer=listener)
-    assert any("come from another student" in message for message in listener.said)
+def test_a_warning_names_another_author(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    observer = RecordingObserver()
+    score(rollouts, str(teacher), str(student), tmp_path / "s", CONFIG, observer=observer)
+    assert any(message.startswith("Another student sampled the rollouts: ") for message in observer.messages)
 
 
 @pytest.mark.parametrize("config", [replace(CONFIG, k=258), replace(CONFIG, signal="topk", top_k=300)])
@@ -240,65 +243,65 @@ def test_more_candidates_than_tokens_are_refused(
 def test_small_blocks_and_small_parts_do_not_change_a_value(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A block of one response is written at a time; rows keep the order of the rollouts."""
+    """Blocks of one response; rows keep the order of the rollouts."""
     whole = score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG).table()
     monkeypatch.setattr(score_cost, "BLOCK_BYTES", 1)
     one = score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
-    assert one.manifest.summary["padding"] == 0
+    assert one.manifest.summary["padding_fraction"] == 0
     assert whole["sample_id"] == one.table()["sample_id"] == read_artifact(rollouts, "rollouts").table()["sample_id"]
     assert whole["candidates"] == one.table()["candidates"]
 
 
-def test_padding_is_what_the_batches_hold(
+def test_the_padding_fraction_counts_each_batch(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of 4, 4 and 2 responses, each one batch: every row is as long as its part's longest."""
+    """Parts of 4, 4 and 2 responses, one batch each: every row is as long as the longest of its part."""
     monkeypatch.setattr(score_cost, "MAX_PADDING", 1.0)
     config = replace(CONFIG, batch_tokens=10_000)
-    found = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
+    summary = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
     rows = read_artifact(rollouts, "rollouts").table().to_pylist()
     sizes = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows]
     read_tokens = sum(len(part) * max(part) for part in (sizes[:4], sizes[4:8], sizes[8:]))
-    assert found["padding"] == pytest.approx(1 - sum(sizes) / read_tokens)
+    assert summary["padding_fraction"] == pytest.approx(1 - sum(sizes) / read_tokens)
 
 
-def test_int8_halves_the_states_and_its_error_is_measured(
+def test_int8_stores_a_byte_per_value_and_measures_its_error(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """The measured error is the distance of the losses; the exact divergence is that of a live teacher."""
+    """The exact divergence equals that of a loaded teacher; the error is the mean absolute difference."""
     config = replace(CONFIG, signal="hidden8")
-    found = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
+    summary = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
     samples = OfflineSource(rollouts, tmp_path / "s")
     assert all(len(samples[i]["hidden"]) == 48 * len(samples[i]["response_ids"]) for i in range(len(samples)))
-    readers = load_model(str(student)), load_model(str(teacher))
+    models = load_model(str(student)), load_model(str(teacher))
     exact, recorded = [], []
     for i in range(len(samples)):
-        q, p = (bare_logits(reader, samples[i]) for reader in readers)
+        q, p = (bare_logits(model, samples[i]) for model in models)
         exact.append(generalized_jsd(q, p, TSDKDConfig.beta))
         signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).materialized()
         recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig().formula, 1.0))
     error = (torch.cat(exact) - torch.cat(recorded)).abs().mean()
-    assert found["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
-    assert found["recorded_divergence"] == pytest.approx(float(torch.cat(recorded).mean()), rel=1e-4)
-    assert found["divergence_error"] == pytest.approx(float(error), rel=1e-2)
-    assert 0 < found["divergence_error"] < 0.01 * found["divergence"]
+    assert summary["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)
+    assert summary["signal_divergence"] == pytest.approx(float(torch.cat(recorded).mean()), rel=1e-4)
+    assert summary["divergence_error"] == pytest.approx(float(error), rel=1e-2)
+    assert 0 < summary["divergence_error"] < 0.01 * summary["divergence"]
 
 
-def test_topk_tells_how_much_mass_it_captures(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+def test_topk_reports_the_captured_mass(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
     artifact = score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk", top_k=40))
-    found = artifact.manifest.summary
+    summary = artifact.manifest.summary
     logged = artifact.table()["top_log_probs"].combine_chunks().flatten().to_numpy().reshape(-1, 40)
     masses = np.exp(logged).sum(-1)
-    assert found["captured_mass"] == pytest.approx(masses.mean())
-    assert found["captured_mass_worst"] == pytest.approx(np.quantile(masses, 0.01, method="inverted_cdf"), abs=2e-4)
-    assert found["recorded_divergence"] < found["divergence"]
-    assert found["divergence_error"] == pytest.approx(found["divergence"] - found["recorded_divergence"], rel=1e-4)
+    assert summary["captured_mass"] == pytest.approx(masses.mean())
+    assert summary["captured_mass_p01"] == pytest.approx(np.quantile(masses, 0.01, method="inverted_cdf"), abs=2e-4)
+    assert summary["signal_divergence"] < summary["divergence"]
+    assert summary["divergence_error"] == pytest.approx(summary["divergence"] - summary["signal_divergence"], rel=1e-4)
 
 
 def test_a_device_map_changes_nothing(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents
 ) -> None:
-    """Where a model lies is not part of what scores are."""
+    """Scores do not depend on the devices that hold a model."""
     score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
     score(rollouts, str(student), str(teacher), tmp_path / "auto", replace(CONFIG, device_map="auto"))
     assert contents(tmp_path / "one") == contents(tmp_path / "auto")

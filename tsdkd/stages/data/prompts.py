@@ -53,7 +53,7 @@ class Prompts:
         return self.read(Counter())
 
     def read(self, left_out: Counter[str]) -> Iterator[Prompt]:
-        """Yields prompts; counts the rows that it leaves out as "empty" or "repeated" in `left_out`.
+        """Yields prompts; counts the rows that it leaves out as "empty" or "duplicate" in `left_out`.
 
         Columns `prompt_id` and `source` replace the defaults, a hash of the messages and the file's name.
         Raises InputError for a missing, empty or malformed file, an unknown column, a cell that is not a prompt, or
@@ -69,7 +69,7 @@ class Prompts:
             messages = _messages(self.path, number, column, row.get(column))
             content = json_digest(messages)
             if not messages or _short_digest(content) in contents:
-                left_out["repeated" if messages else "empty"] += 1
+                left_out["duplicate" if messages else "empty"] += 1
                 continue
             contents.add(_short_digest(content))
             prompt_id = row.get("prompt_id")

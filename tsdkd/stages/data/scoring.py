@@ -88,7 +88,7 @@ def _score_chunk(
         recorded = SignalDecoder(config.signal, config.k, config.top_k, head).decode(columns)
         columns |= {
             "divergence": divergence_of(log_p, log_q, RECORDED),
-            "recorded_divergence": recorded.divergence(log_q, RECORDED, 1.0),
+            "signal_divergence": recorded.divergence(log_q, RECORDED, 1.0),
         }
     return columns
 

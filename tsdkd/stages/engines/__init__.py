@@ -1,1 +1,1 @@
-"""The engines that sample responses, and the check of an engine against transformers."""
+"""The engines that sample responses, and the engine check."""

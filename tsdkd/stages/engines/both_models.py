@@ -1,16 +1,17 @@
-"""Responses that student and teacher write together: speculative (Xu et al. 2025), teacher-mixed (Gu et al. 2024).
+"""The engine of two authors: speculative (Xu et al. 2025) and teacher-mixed (Gu et al. 2024) responses.
 
-The student samples each token. Speculative: where it is not among the teacher's best K, the teacher samples one of
-those K in its place. Teacher-mixed: with probability `teacher_fraction` the teacher samples in its place, so that tokens
-come from a mixture of both distributions. Token by token that costs a teacher's forward each; here the student drafts
-a block, the teacher reads it at once, and the block counts up to its first replaced token.
+The student samples each token, and the teacher replaces some. Speculative: the teacher samples from its `accept_k` most
+likely tokens where the student's is not among them. Teacher-mixed: the teacher samples with probability
+`teacher_fraction`, so that tokens come from a mixture of both distributions.
 
-Every position of every response has random numbers of its own, so that the result is that of the definition, whatever
-the length of a draft and whoever shares the batch.
+The student drafts a block of tokens, the teacher reads the block in one forward, and the block counts up to its first
+replaced token. Each position of each response draws from random numbers of its own, so that the responses are those of
+the definition, independent of the block length and of the batch.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,25 @@ from tsdkd.stages.models.load import LanguageModel, position_ids
 from tsdkd.stages.models.tokenizers import vocab_size
 
 
+@dataclass(slots=True)
+class PartialResponse:
+    """One response while it is sampled."""
+
+    seed: int
+    last_id: int
+    """The newest token, which neither model has read yet."""
+    position: int
+    """The position of `last_id` in prompt and response."""
+    ids: list[int] = field(default_factory=list)
+    replaced: int = 0
+    """Tokens that the teacher sampled."""
+
+    def append(self, token: int) -> None:
+        self.ids.append(token)
+        self.last_id = token
+        self.position += 1
+
+
 @dataclass(frozen=True)
 class BothModelsEngine:
     student: LanguageModel
@@ -32,135 +52,118 @@ class BothModelsEngine:
     config: GenerateConfig
 
     def sample(
-        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+        self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
-        for part in parts:
+        for batch in batches:
             responses: dict[int, Response] = {}
-            for batch in batches_by_length(
-                [len(request.prompt_ids) for request in part.requests], size=self.config.batch_size
-            ):
-                written = self._write([part.requests[i] for i in batch])
-                responses.update(zip(batch, written, strict=True))
-                advance(len(batch))
-            yield part, [responses[i] for i in range(len(part.requests))]
+            lengths = [len(request.prompt_ids) for request in batch.requests]
+            for indices in batches_by_length(lengths, size=self.config.batch_size):
+                sampled = self.sample_together([batch.requests[i] for i in indices])
+                responses.update(zip(indices, sampled, strict=True))
+                advance(len(indices))
+            yield batch, [responses[i] for i in range(len(batch.requests))]
 
-    def _write(self, requests: list[Request]) -> list[Response]:
+    def sample_together(self, requests: list[Request]) -> list[Response]:
+        """Sample a response for each request, in one padded batch."""
         ids, attention = pad_left([request.prompt_ids for request in requests])
         vocab = vocab_size(self.student.tokenizer)
         student, teacher = (
-            CachedReader(model, ids[:, :-1], attention[:, :-1], vocab) for model in (self.student, self.teacher)
+            CachedModel(model, ids[:, :-1], attention[:, :-1], vocab) for model in (self.student, self.teacher)
         )
-        rows = [
+        partials = [
             PartialResponse(request.seed, request.prompt_ids[-1], len(request.prompt_ids) - 1) for request in requests
         ]
         with torch.no_grad():
-            while any(not self._done(row) for row in rows):
-                drafts, judged = self._draft(rows, student, teacher)
-                kept = [self._take(row, drafts[i], judged[i]) for i, row in enumerate(rows)]
-                for reader in (student, teacher):
-                    reader.keep(kept)
-        return [Response(row.ids, row.replaced) for row in rows]
+            while any(not self._is_finished(partial) for partial in partials):
+                drafts, teacher_logits = self._draft(partials, student, teacher)
+                accepted = [self._accept(partial, drafts[i], teacher_logits[i]) for i, partial in enumerate(partials)]
+                for model in (student, teacher):
+                    model.accept(accepted)
+        return [Response(partial.ids, partial.replaced) for partial in partials]
 
     def _draft(
-        self, rows: list["PartialResponse"], student: "CachedReader", teacher: "CachedReader"
+        self, partials: list[PartialResponse], student: "CachedModel", teacher: "CachedModel"
     ) -> tuple[list[list[int]], Tensor]:
-        """A block of the student's tokens per row, and the teacher's logits (row, draft, vocab) for each of them."""
-        last = torch.tensor([[row.last] for row in rows])
-        at = torch.tensor([[row.position] for row in rows])
-        blocks = [last]
+        """The student's next tokens per response, and the teacher's logits (response, draft, vocab) for each."""
+        blocks = [torch.tensor([[partial.last_id] for partial in partials])]
+        positions = torch.tensor([[partial.position] for partial in partials])
         for i in range(self.config.draft_tokens):
-            logits = student.read(blocks[-1], at + i)[:, -1]
-            chosen = [self._sample(logits[j], row, len(row.ids) + i, "student") for j, row in enumerate(rows)]
-            blocks.append(torch.tensor(chosen).unsqueeze(-1))
-        read, drafts = torch.cat(blocks[:-1], 1), torch.cat(blocks[1:], 1)
-        return drafts.tolist(), teacher.read(read, at + torch.arange(self.config.draft_tokens))
+            logits = student.logits(blocks[-1], positions + i)[:, -1]
+            tokens = [self._sample(logits[j], p, len(p.ids) + i, "student") for j, p in enumerate(partials)]
+            blocks.append(torch.tensor(tokens).unsqueeze(-1))
+        inputs, drafts = torch.cat(blocks[:-1], 1), torch.cat(blocks[1:], 1)
+        return drafts.tolist(), teacher.logits(inputs, positions + torch.arange(self.config.draft_tokens))
 
-    def _take(self, row: "PartialResponse", draft: list[int], judged: Tensor) -> int:
-        """Add a draft up to its first replaced token; how many of the tokens just read are part of the response."""
+    def _accept(self, partial: PartialResponse, draft: list[int], teacher_logits: Tensor) -> int:
+        """Append a draft up to its first replaced token; return how many tokens the response grew by."""
         for i, token in enumerate(draft):
-            if self._done(row):
+            if self._is_finished(partial):
                 return i
-            among = self._teachers_choice(row, token, judged[i])
-            if among is not None:
-                row.add(self._sample(among, row, len(row.ids), "teacher"))
-                row.replaced += 1
+            logits = self._replacement_logits(partial, token, teacher_logits[i])
+            if logits is not None:
+                partial.append(self._sample(logits, partial, len(partial.ids), "teacher"))
+                partial.replaced += 1
                 return i + 1
-            row.add(token)
+            partial.append(token)
         return len(draft)
 
-    def _teachers_choice(self, row: "PartialResponse", token: int, judged: Tensor) -> Tensor | None:
-        """What the teacher samples from in place of the student's next token, None where that stays: (vocab,) logits
-        of the teacher's -> the same, -inf where it may not choose."""
+    def _replacement_logits(self, partial: PartialResponse, token: int, teacher_logits: Tensor) -> Tensor | None:
+        """Logits (vocab,) that the teacher samples the next token from; None where the student's token stays."""
         if self.config.policy == "teacher-mixed":
-            draw = random_uniform(row.seed, len(row.ids), "whose")
-            return judged if draw < self.config.teacher_fraction else None
-        best = judged.topk(min(self.config.accept_k, len(judged))).indices
+            by_teacher = random_uniform(partial.seed, len(partial.ids), "whose") < self.config.teacher_fraction
+            return teacher_logits if by_teacher else None
+        best = teacher_logits.topk(min(self.config.accept_k, len(teacher_logits))).indices
         if bool((best == token).any()):
             return None
-        return torch.full_like(judged, -torch.inf).index_copy_(0, best, judged[best])
+        return torch.full_like(teacher_logits, -torch.inf).index_copy_(0, best, teacher_logits[best])
 
-    def _done(self, row: "PartialResponse") -> bool:
-        ended = bool(row.ids) and row.ids[-1] in self.student.end_ids
-        return ended or len(row.ids) >= self.config.max_new_tokens
+    def _is_finished(self, partial: PartialResponse) -> bool:
+        ended = bool(partial.ids) and partial.ids[-1] in self.student.end_ids
+        return ended or len(partial.ids) >= self.config.max_new_tokens
 
-    def _sample(self, logits: Tensor, row: "PartialResponse", position: int, who: str) -> int:
-        """Gumbel-max with the noise of this response, position and author: logits (vocab,) -> an id."""
+    def _sample(
+        self, logits: Tensor, partial: PartialResponse, index: int, author: Literal["student", "teacher"]
+    ) -> int:
+        """Sample an id from logits (vocab,) by Gumbel-max, with noise that response, index and author decide."""
         if self.config.temperature == 0:
             return int(logits.argmax())
         scaled = nucleus_logits(logits.float().unsqueeze(0) / self.config.temperature, self.config.top_p)[0]
-        generator = torch.Generator(logits.device).manual_seed(random_integer(row.seed, position, who))
+        generator = torch.Generator(logits.device).manual_seed(random_integer(partial.seed, index, author))
         return int((scaled - torch.empty_like(scaled).exponential_(generator=generator).log()).argmax())
 
 
-@dataclass(slots=True)
-class PartialResponse:
-    """One response in the making."""
-
-    seed: int
-    last: int
-    """The newest token, which no model has read yet."""
-    position: int
-    """Of that token."""
-    ids: list[int] = field(default_factory=list)
-    replaced: int = 0
-
-    def add(self, token: int) -> None:
-        self.ids.append(token)
-        self.last = token
-        self.position += 1
-
-
-class CachedReader:
-    """A model with what it has read. Columns that turned out wrong stay in its cache, masked."""
+class CachedModel:
+    """A model with its key-value cache; rejected tokens stay in the cache and are masked."""
 
     def __init__(self, language_model: LanguageModel, ids: Tensor, attention: Tensor, vocab: int) -> None:
+        """Read left-padded prompts (batch, seq)."""
         self.language_model, self.vocab = language_model, vocab
         self.cache = DynamicCache()
-        self.attention = attention[:, :0]
+        self.attention = attention
         self.pending = 0
+        """Tokens per response that were read since the last `accept`."""
         with torch.no_grad():
             if ids.shape[1]:
                 self._forward(ids, attention, position_ids(attention))
-        self.attention = attention
 
-    def read(self, ids: Tensor, at: Tensor) -> Tensor:
-        """New ids and their positions (row, new) -> logits (row, new, vocab)."""
+    def logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Read new ids at their positions, both (batch, new); return logits (batch, new, vocab)."""
         self.pending += ids.shape[1]
         attention = torch.cat([self.attention, torch.ones(len(ids), self.pending, dtype=torch.long)], 1)
-        return self._forward(ids, attention, at)
+        return self._forward(ids, attention, positions)
 
-    def keep(self, counts: list[int]) -> None:
-        """Of what was read since the last call, only the first `counts` tokens of each row happened."""
-        kept = torch.arange(self.pending).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
-        self.attention = torch.cat([self.attention, kept.long()], 1)
+    def accept(self, counts: list[int]) -> None:
+        """Mask the tokens read since the last call, but for the first `counts` of each response."""
+        accepted = torch.arange(self.pending).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
+        self.attention = torch.cat([self.attention, accepted.long()], 1)
         self.pending = 0
 
-    def _forward(self, ids: Tensor, attention: Tensor, at: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
         device = self.language_model.device
         output = self.language_model.model(
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
-            position_ids=at.to(device),
+            position_ids=positions.to(device),
             past_key_values=self.cache,
             use_cache=True,
         )

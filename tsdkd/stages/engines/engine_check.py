@@ -1,8 +1,8 @@
-"""The engine's canary: before a long run it samples a few tokens, and transformers says how likely those were.
+"""The engine check: before a long run, vLLM samples a few tokens and transformers computes their log-probabilities.
 
-Both read the same weights, so log-probabilities that differ by more than rounding mean that the engine reads other
-weights (a stale or missing adapter, another revision) or samples otherwise (a template, temperature or top-k of its
-own). Transformers reads on the CPU: beside an engine its GPU has no room.
+Both read the same weights, so a difference beyond rounding has one of two causes. The engine holds other weights (a
+stale or missing adapter, another revision), or it transforms logits differently (chat template, temperature, top-k).
+Transformers runs on the CPU, because the engine fills the GPU's memory.
 """
 
 from collections.abc import Mapping
@@ -15,96 +15,110 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
-from tsdkd.stages.engines.vllm_engine import CheckedResponse, VllmEngine
+from tsdkd.stages.engines.vllm_engine import VllmEngine
+from tsdkd.stages.engines.vllm_process import EngineOutput
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.tokenizers import vocab_size
 
-RESPONSES, TOKENS = 4, 24
-NOISE = {"float32": 0.005, "bfloat16": 0.15, "float16": 0.05}
-"""Nats a token that two right engines may differ by, in the mean and at temperature 1. Measured in bf16: 0.07."""
-QUANTISED = 0.3
-"""The same where the engine quantises and transformers does not."""
-WEIGHTS = "Wrong weights or adapter: check the model directory, the adapter and its base, and --quantization."
-TEMPLATE = "Another template or sampling transform: check vLLM's version and plugins, or use --engine transformers."
-FEW = 0.05
-"""Share of tokens that rounding alone may make less likely where others were taken away."""
-TEMPERATURES = [0.05 * 1.05**i for i in range(90)]  # 0.05 to 3.8
+CHECKED_RESPONSES, CHECKED_TOKENS = 4, 24
+TOLERANCE = {"float32": 0.005, "bfloat16": 0.15, "float16": 0.05}
+"""Mean difference of log-probabilities that rounding explains, by precision: nats per token at temperature 1.
+
+Measured between vLLM and transformers in bfloat16: 0.07.
+"""
+QUANTISED_TOLERANCE = 0.3
+"""The same for an engine that quantises the weights."""
+LOWER_FRACTION = 0.05
+"""Fraction of tokens that rounding alone may make less likely when the engine excludes other tokens."""
+TRIED_TEMPERATURES = [0.05 * 1.05**i for i in range(90)]  # 0.05 to 3.8
+
+WEIGHTS_REMEDY = "Wrong weights or adapter: check the model directory, the adapter and its base, and --quantization."
+SAMPLING_REMEDY = (
+    "Another chat template or sampling setting: check vLLM's version and plugins, or use --engine transformers."
+)
 
 
 def check_engine(
     engine: Engine, requests: list[Request], models: Mapping[str, ModelSpec], author: str, config: GenerateConfig
 ) -> None:
-    """Raises TsdkdError where vLLM and transformers disagree; transformers is not held to itself."""
+    """Compare vLLM with transformers; other engines pass unchecked. Raises TsdkdError when they disagree."""
     if not isinstance(engine, VllmEngine):
         return
-    model = models[author]
-    dtype = config.dtype if config.dtype != "auto" else model.dtype
-    check_against_model(engine, requests, load_model(model.name, config.dtype, device="cpu"), config, dtype)
+    spec = models[author]
+    dtype = config.dtype if config.dtype != "auto" else spec.dtype
+    compare_with_model(engine, requests, load_model(spec.name, config.dtype, device="cpu"), config, dtype)
 
 
-def check_against_model(
+def compare_with_model(
     engine: VllmEngine, requests: list[Request], model: LanguageModel, config: GenerateConfig, dtype: str
 ) -> None:
-    """Raises TsdkdError where vLLM, in the precision `dtype`, and a model at hand disagree."""
-    chosen = requests[:RESPONSES]
-    sung = engine.check_responses(chosen, min(TOKENS, config.max_new_tokens))
-    asked = [request.prompt_ids for request in chosen] * config.data_parallel
-    if [one.prompt_ids for one in sung] != asked:
-        raise _stop(model.name, "it read other prompt tokens than it was sent", TEMPLATE)
-    noise = QUANTISED if config.quantization else NOISE[dtype]
-    cause = diagnose_difference(_logits(model, sung), sung, config.temperature, config.top_p, noise)
-    if cause:
-        raise _stop(model.name, *cause)
+    """Compare vLLM, which computes in `dtype`, with a loaded model. Raises TsdkdError when they disagree."""
+    requests = requests[:CHECKED_RESPONSES]
+    outputs = engine.sample_with_log_probs(requests, min(CHECKED_TOKENS, config.max_new_tokens))
+    sent = [request.prompt_ids for request in requests] * config.data_parallel
+    if [output.prompt_ids for output in outputs] != sent:
+        raise _disagreement(model.name, "vLLM read other prompt ids than it received", SAMPLING_REMEDY)
+    tolerance = QUANTISED_TOLERANCE if config.quantization else TOLERANCE[dtype]
+    mismatch = diagnose_mismatch(_logits(model, outputs), outputs, config.temperature, config.top_p, tolerance)
+    if mismatch:
+        raise _disagreement(model.name, *mismatch)
 
 
-def diagnose_difference(
-    logits: list[Tensor], sung: list[CheckedResponse], temperature: float, top_p: float, noise: float
+def diagnose_mismatch(
+    logits: list[Tensor], outputs: list[EngineOutput], temperature: float, top_p: float, tolerance: float
 ) -> tuple[str, str] | None:
-    """What was found and the usual cause behind it; None where engine and transformers agree.
+    """The difference between engine and transformers with its likely remedy, None where they agree.
 
-    `logits`: transformers' own before each sampled token, (tokens, vocab) per response. `noise` in nats at
-    temperature 1. Another temperature is found by trying some; whatever takes tokens away (top-k, penalties) makes
-    those that are left likelier, none less likely; other weights make some of the sampled ones less likely too.
+    `logits`: of transformers, before each sampled token, (tokens, vocab) per response. `tolerance`: see `TOLERANCE`.
+    A temperature is recognised by trying several. Excluding tokens (top-k, penalties) only raises the probability of
+    the others. Other weights also lower that of some sampled tokens.
     """
-    told = torch.tensor([value for one in sung for value in one.logprobs])
-    ids = torch.tensor([token for one in sung for token in one.ids])
+    engine_log_probs = torch.tensor([value for output in outputs for value in output.log_probs])
+    ids = torch.tensor([token for output in outputs for token in output.response_ids])
     flat = torch.cat(logits).float()
-    allowed = noise / min(1.0, temperature or 1.0)
-    expected = _of(_transformed(flat, temperature or 1.0, top_p), ids)
-    apart = float((told - expected).abs().mean())
-    if apart <= allowed:
+    allowed = tolerance / min(1.0, temperature or 1.0)
+    expected = _gather(_sampling_log_probs(flat, temperature or 1.0, top_p), ids)
+    difference = float((engine_log_probs - expected).abs().mean())
+    if difference <= allowed:
         return None
-    found = f"its log-probabilities are {apart:.3f} nats a token from transformers' (rounding: up to {allowed:.3f})"
-    fits = {t: float((told - _of(_transformed(flat, t, 1.0), ids)).abs().mean()) for t in TEMPERATURES}
-    best = min(fits, key=lambda t: fits[t])
-    if fits[best] <= max(allowed, apart / 5):
-        return f"{found}, but those of temperature {best:.2f}", TEMPLATE
-    if float((told < expected - 2 * allowed).float().mean()) < FEW:
-        return f"{found}, and never lower", TEMPLATE
-    return f"{found}, higher and lower", WEIGHTS
+    finding = f"log-probabilities differ by {difference:.3f} nats per token (rounding explains {allowed:.3f})"
+    by_temperature = {
+        t: float((engine_log_probs - _gather(_sampling_log_probs(flat, t, 1.0), ids)).abs().mean())
+        for t in TRIED_TEMPERATURES
+    }
+    best = min(by_temperature, key=lambda t: by_temperature[t])
+    if by_temperature[best] <= max(allowed, difference / 5):
+        return f"{finding}; vLLM's fit temperature {best:.2f}", SAMPLING_REMEDY
+    if float((engine_log_probs < expected - 2 * allowed).float().mean()) < LOWER_FRACTION:
+        return f"{finding}; vLLM's are only higher", SAMPLING_REMEDY
+    return f"{finding}; vLLM's are higher and lower", WEIGHTS_REMEDY
 
 
-def _transformed(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Log-probabilities that are sampled from; outside the nucleus as without one, since rounding moves its edge."""
+def _sampling_log_probs(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Log-probabilities (tokens, vocab) of the distribution that is sampled from.
+
+    Tokens outside the nucleus keep their value without top-p, because rounding moves the edge of the nucleus.
+    """
     plain = (logits / temperature).log_softmax(-1)
-    inside = nucleus_logits(plain, top_p).log_softmax(-1)
-    return torch.where(inside.isinf(), plain, inside)
+    nucleus = nucleus_logits(plain, top_p).log_softmax(-1)
+    return torch.where(nucleus.isinf(), plain, nucleus)
 
 
-def _of(logprobs: Tensor, ids: Tensor) -> Tensor:
-    return logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+def _gather(log_probs: Tensor, ids: Tensor) -> Tensor:
+    return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def _logits(reader: LanguageModel, sung: list[CheckedResponse]) -> list[Tensor]:
-    vocab, found = vocab_size(reader.tokenizer), []
+def _logits(model: LanguageModel, outputs: list[EngineOutput]) -> list[Tensor]:
+    """Logits (tokens, vocab) before each sampled token, per response, float32 on the CPU."""
+    vocab, logits_by_response = vocab_size(model.tokenizer), []
     with torch.inference_mode():
-        for one in sung:
-            ids = torch.tensor([[*one.prompt_ids, *one.ids]], device=reader.device)
-            logits = reader.model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1, :vocab]
-            found.append(logits.float().cpu())
-    return found
+        for output in outputs:
+            ids = torch.tensor([[*output.prompt_ids, *output.response_ids]], device=model.device)
+            logits = model.model(input_ids=ids, use_cache=False).logits[0, len(output.prompt_ids) - 1 : -1, :vocab]
+            logits_by_response.append(logits.float().cpu())
+    return logits_by_response
 
 
-def _stop(name: str, found: str, cause: str) -> TsdkdError:
-    return TsdkdError(f"vLLM and transformers disagree about {name}: {found}.", cause)
+def _disagreement(name: str, finding: str, remedy: str) -> TsdkdError:
+    return TsdkdError(f"vLLM and transformers disagree about {name}: {finding}.", remedy)

@@ -1,4 +1,4 @@
-"""Samples made while training goes on: the student answers with its current weights, a live teacher reads along."""
+"""Sampling during online training, with an engine in the training process."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,11 @@ from tsdkd.stages.models.load import LanguageModel
 
 @dataclass(frozen=True)
 class LocalSampler:
-    """The student answers itself, or together with a teacher."""
+    """Samples responses of the current student, alone or with the teacher; leaves the global random state as it was."""
 
     sampling: GenerateConfig
     teacher: LanguageModel | None = None
+    """Set for teacher-mixed responses."""
 
     def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]:
         devices = [student.device] if student.device.type == "cuda" else []
@@ -28,6 +29,6 @@ class LocalSampler:
 
 
 def sample_requests(engine: Engine, requests: list[Request]) -> list[list[int]]:
-    """An engine's responses to one list of requests."""
+    """Response ids for each request, sampled as one batch."""
     ((_, responses),) = engine.sample(iter([RequestBatch(requests)]), lambda _: None)
     return [response.ids for response in responses]

@@ -1,4 +1,4 @@
-"""The student answering through vLLM while it learns: after each update its weights go over in shared memory."""
+"""Sampling during online training with vLLM, which reloads the student's weights before each batch."""
 
 import shutil
 import tempfile
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import Request
-from tsdkd.stages.engines.engine_check import check_against_model
+from tsdkd.stages.engines.engine_check import compare_with_model
 from tsdkd.stages.engines.online import sample_requests
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.models.load import LanguageModel
@@ -23,35 +23,39 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class VllmSampler:
-    """A `live.Speaker`. Every sync is proved: what vLLM then says is compared with the student itself."""
+    """Samples responses of the current student; each reload is followed by an engine check against the student."""
 
-    def __init__(self, engine: VllmEngine, sampling: GenerateConfig, exchange: Path) -> None:
+    def __init__(self, engine: VllmEngine, sampling: GenerateConfig, weights_directory: Path) -> None:
+        """`weights_directory` holds the student's config; its weights are rewritten for each reload."""
         self.engine = engine
         self.sampling = sampling
-        self.exchange = exchange
+        self.weights_directory = weights_directory
 
     def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]:
-        """Raises TsdkdError when the engine speaks with other weights than the student's."""
+        """Raises TsdkdError when the engine's weights differ from the student's."""
         dtype = getattr(torch, self.sampling.dtype)
         weights = {
             name: value.detach().to("cpu", dtype).contiguous()
             for name, value in merged_state_dict(student.model).items()
         }
-        save_file(weights, self.exchange / "model.safetensors")
-        del weights  # on a CPU vLLM needs the room
-        self.engine.reload(self.exchange)
-        check_against_model(self.engine, requests, student, self.sampling, self.sampling.dtype)
+        save_file(weights, self.weights_directory / "model.safetensors")
+        del weights  # vLLM on a CPU needs the memory
+        self.engine.reload(self.weights_directory)
+        compare_with_model(self.engine, requests, student, self.sampling, self.sampling.dtype)
         return sample_requests(self.engine, requests)
 
 
 @contextmanager
-def open_vllm_sampler(student: str, sampling: GenerateConfig, longest: int) -> Iterator[VllmSampler]:
-    """vLLM with a student's weights; `sampling` names the precision. Raises TsdkdError when vLLM cannot serve it."""
-    model = load_spec(student)
-    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="tsdkd-weights-", dir=place) as directory:
-        exchange = Path(directory)
-        for file in model.directory.glob("*.json"):
-            shutil.copy(file, exchange)
-        with VllmEngine(model, replace(sampling, data_parallel=1), longest) as engine:
-            yield VllmSampler(engine, sampling, exchange)
+def open_vllm_sampler(student: str, sampling: GenerateConfig, max_tokens: int) -> Iterator[VllmSampler]:
+    """Start vLLM with a student, in the precision `sampling.dtype`, for sequences of up to `max_tokens`.
+
+    Weights pass through shared memory where the system has it. Raises TsdkdError when vLLM cannot serve the model.
+    """
+    spec = load_spec(student)
+    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="tsdkd-weights-", dir=parent) as directory:
+        weights_directory = Path(directory)
+        for file in spec.directory.glob("*.json"):
+            shutil.copy(file, weights_directory)
+        with VllmEngine(spec, replace(sampling, data_parallel=1), max_tokens) as engine:
+            yield VllmSampler(engine, sampling, weights_directory)

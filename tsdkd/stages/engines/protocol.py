@@ -1,4 +1,4 @@
-"""From prompts to the parts of a rollouts artifact: which prompts stay, who answers each, with which seed."""
+"""The interface of every engine: batches of requests in, responses out."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -8,9 +8,10 @@ from tsdkd.stages.data.requests import AnyRequestBatch, Response
 
 class Engine(Protocol):
     def sample(
-        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+        self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
-        """Every part with its responses in the requests' order, as they finish; `advance` is called with responses done.
+        """Yield each batch with its responses, in the order of its requests.
 
-        The same part gets the same responses, whatever came before it.
+        Batches come in the order in which they finish. `advance` receives the number of responses just finished. The
+        same batch always gets the same responses, whatever was sampled before it.
         """

@@ -1,12 +1,12 @@
-"""Sampling with transformers: a batch of prompts in, the ids the model produced out."""
+"""The transformers engine: a model in this process that samples with `generate`."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, TopPLogitsWarper
+from transformers import GenerationConfig, PreTrainedModel, TopPLogitsWarper
 
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
@@ -16,58 +16,76 @@ from tsdkd.stages.models.load import LanguageModel
 
 @dataclass(frozen=True)
 class TransformersEngine:
-    """One model in this process. The seed is fixed per part: its first request's."""
+    """Samples each batch under the seed of its first request."""
 
     language_model: LanguageModel
     config: GenerateConfig
 
     def sample(
-        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+        self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
-        for part in parts:
-            yield part, self._responses(part.requests, advance)
+        for batch in batches:
+            yield batch, self._responses(batch.requests, advance)
 
     def _responses(self, requests: list[Request], advance: Callable[[int], None]) -> list[Response]:
         torch.manual_seed(requests[0].seed)
         config, responses = self.config, dict[int, Response]()
-        for batch in batches_by_length([len(request.prompt_ids) for request in requests], size=config.batch_size):
-            prompts = [requests[i].prompt_ids for i in batch]
+        for indices in batches_by_length([len(request.prompt_ids) for request in requests], size=config.batch_size):
+            prompts = [requests[i].prompt_ids for i in indices]
             sampled = sample_responses(
                 self.language_model, prompts, config.max_new_tokens, config.temperature, config.top_p
             )
-            responses.update({i: Response(ids) for i, ids in zip(batch, sampled, strict=True)})
-            advance(len(batch))
+            responses.update({i: Response(ids) for i, ids in zip(indices, sampled, strict=True)})
+            advance(len(indices))
         return [responses[i] for i in range(len(requests))]
 
 
 def sample_responses(
-    engine: LanguageModel, prompts: Sequence[Ids], max_new_tokens: int, temperature: float, top_p: float = 1.0
+    language_model: LanguageModel,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
 ) -> list[list[int]]:
-    """One response per prompt, its end token included; temperature 0 is greedy. Uses torch's global random state."""
+    """Sample one response per prompt, with its end token; temperature 0 is greedy. Uses torch's global random state."""
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=engine.end_ids,
-        pad_token_id=engine.end_ids[0],
-        suppress_tokens=engine.padding_ids or None,  # rows of the head that stand for no token
+        eos_token_id=language_model.end_ids,
+        pad_token_id=language_model.end_ids[0],
+        suppress_tokens=language_model.padding_ids or None,
         do_sample=temperature > 0,
         **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),
     )
     ids, attention = pad_left(prompts)
-    # The model's own config (top-k, repetition penalty) would fill whatever is unset: it steps aside meanwhile.
-    with torch.no_grad(), patch.object(engine.model, "generation_config", settings):
-        output = engine.model.generate(
-            input_ids=ids.to(engine.device), attention_mask=attention.to(engine.device), generation_config=settings
+    device = language_model.device
+    with torch.no_grad(), replaced_generation_config(language_model.model, settings):
+        output = language_model.model.generate(
+            input_ids=ids.to(device), attention_mask=attention.to(device), generation_config=settings
         )
-    return [_until_end(row, engine.end_ids) for row in output[:, ids.shape[1] :].tolist()]
+    return [_through_end_token(row, language_model.end_ids) for row in output[:, ids.shape[1] :].tolist()]
+
+
+@contextmanager
+def replaced_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Give a model another generation config and restore its own afterwards.
+
+    `generate` fills each setting that its caller leaves unset (top-k, repetition penalty) from the model's config.
+    """
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def nucleus_logits(logits: Tensor, top_p: float) -> Tensor:
-    """Logits (..., vocab) with -inf outside the likeliest tokens that hold `top_p`."""
-    kept: Tensor = logits if top_p >= 1 else TopPLogitsWarper(top_p)(None, logits)
-    return kept
+    """Logits (..., vocab) with -inf outside the nucleus: the most likely tokens that hold the probability `top_p`."""
+    inside: Tensor = logits if top_p >= 1 else TopPLogitsWarper(top_p)(None, logits)
+    return inside
 
 
-def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
-    """Ids up to the first end token, which is kept."""
+def _through_end_token(ids: list[int], end_ids: list[int]) -> list[int]:
+    """Ids up to and including the first end token."""
     end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
     return ids[: end + 1]

@@ -1,16 +1,12 @@
-"""vLLM behind the `Engine` protocol: each copy of the model in a process of its own, whose death frees its GPU.
+"""The vLLM engine: each copy of the model runs in a child process, whose end frees its GPU memory.
 
-Within a process scheduling is synchronous and nothing is cached from part to part, so that a part always meets the
-same batches, and gets the same responses. The parent knows no vLLM; its copies know no files.
+This module never imports vLLM: `vllm_process` does, in the child.
 """
 
 import multiprocessing
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self, cast
@@ -18,32 +14,19 @@ from typing import Any, Self, cast
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
+from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.tokenizers import vocab_size
 
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedResponse:
-    """What an engine says it read and sampled, with the log-probabilities it sampled with."""
-
-    prompt_ids: list[int]
-    ids: list[int]
-    logprobs: list[float]
-
-
-TokenRequest = tuple[list[int], int]
-"""Ids and seed."""
-
 
 class VllmEngine:
-    """One or more copies of a model, for sequences of up to `longest` tokens; use as a context."""
+    """Copies of one model, `config.data_parallel` of them; a context manager."""
 
-    def __init__(self, model: ModelSpec, config: GenerateConfig, longest: int) -> None:
+    def __init__(self, model: ModelSpec, config: GenerateConfig, max_tokens: int) -> None:
+        """`max_tokens`: the longest sequence, prompt and response together."""
         self.model, self.config = model, config
-        self.arguments = _arguments(model, config, longest)
+        self.arguments = _llm_arguments(model, config, max_tokens)
         self.sampling = {
             "temperature": config.temperature,
             "top_p": config.top_p if config.temperature > 0 else 1.0,
@@ -51,128 +34,128 @@ class VllmEngine:
             "stop_token_ids": model.end_ids,
             "detokenize": False,
         }
-        self.copies: list[EngineProcess] = []
+        self.processes: list[EngineProcess] = []
 
     def __enter__(self) -> Self:
-        """Raises TsdkdError when vLLM cannot serve the model."""
+        """Start every copy. Raises TsdkdError when vLLM cannot serve the model."""
         try:
-            for rank in range(self.config.data_parallel):
-                devices = _devices(rank, self.config.tensor_parallel) if self.config.data_parallel > 1 else None
-                self.copies.append(EngineProcess(self.arguments, self.model.adapter, devices))
-            for copy in self.copies:
-                copy.result()
+            for index in range(self.config.data_parallel):
+                devices = _visible_devices(index, self.config)
+                self.processes.append(EngineProcess(self.arguments, self.model.adapter, devices))
+            for process in self.processes:
+                process.receive_outputs()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for copy in self.copies:
-            copy.process.terminate()
-        for copy in self.copies:
-            copy.close()
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.close()
 
     def sample(
-        self, parts: Iterator[AnyRequestBatch], advance: Callable[[int], None]
+        self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
-        working: dict[Connection, tuple[EngineProcess, AnyRequestBatch]] = {}
-        free = list(self.copies)
+        busy: dict[Connection, tuple[EngineProcess, AnyRequestBatch]] = {}
+        free = list(self.processes)
         while True:
-            while free and (part := next(parts, None)) is not None:
-                copy = free.pop()
-                copy.send(_requests(part.requests), self.sampling)
-                working[copy.pipe] = copy, part
-            if not working:
+            while free and (batch := next(batches, None)) is not None:
+                process = free.pop()
+                process.send_requests(batch.requests, self.sampling)
+                busy[process.pipe] = process, batch
+            if not busy:
                 return
-            for pipe in cast("list[Connection]", wait(list(working))):
-                copy, part = working.pop(pipe)
-                said = copy.hear()
-                if isinstance(said, int):
-                    working[pipe] = copy, part
-                    advance(said)
+            for pipe in cast("list[Connection]", wait(list(busy))):
+                process, batch = busy[pipe]
+                message = process.receive()
+                if isinstance(message, int):
+                    advance(message)
                     continue
-                free.append(copy)
-                yield part, [Response(one.ids) for one in said]
+                del busy[pipe]
+                free.append(process)
+                yield batch, [Response(output.response_ids) for output in message]
 
     def reload(self, weights: Path) -> None:
-        """Take other weights, of the same model, from a directory."""
-        for copy in self.copies:
-            copy.pipe.send(weights)
-        for copy in self.copies:
-            copy.result()
+        """Replace the weights of every copy by those in a directory."""
+        for process in self.processes:
+            process.pipe.send(weights)
+        for process in self.processes:
+            process.receive_outputs()
 
-    def check_responses(self, requests: list[Request], tokens: int) -> list[CheckedResponse]:
-        """The first tokens of a few responses, from every copy of the model, with log-probabilities."""
-        for copy in self.copies:
-            copy.send(_requests(requests), self.sampling | {"max_tokens": tokens, "logprobs": 0})
-        return [one for copy in self.copies for one in copy.result()]
+    def sample_with_log_probs(self, requests: list[Request], max_new_tokens: int) -> list[EngineOutput]:
+        """Sample the start of each response with its log-probabilities, on every copy: copies x requests outputs."""
+        for process in self.processes:
+            process.send_requests(requests, self.sampling | {"max_tokens": max_new_tokens, "logprobs": 0})
+        return [output for process in self.processes for output in process.receive_outputs()]
 
 
 class EngineProcess:
-    """A process with one `LLM`."""
+    """The parent's handle on one child process."""
 
     def __init__(self, arguments: dict[str, Any], adapter: Path | None, devices: str | None) -> None:
         handle, log = tempfile.mkstemp(prefix="tsdkd-vllm-", suffix=".log")
         os.close(handle)
-        self.log, self.failed = Path(log), False
-        self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
-        self.process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(theirs, arguments, adapter, devices, self.log)
-        )
-        self.process.start()
-        theirs.close()
+        self._log, self._failed = Path(log), False
+        context = multiprocessing.get_context("spawn")
+        self.pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=serve, args=(child_pipe, arguments, adapter, devices, self._log))
+        self._process.start()
+        child_pipe.close()
 
-    def send(self, requests: list[TokenRequest], sampling: dict[str, Any]) -> None:
-        self.pipe.send((requests, sampling))
+    def send_requests(self, requests: list[Request], sampling: dict[str, Any]) -> None:
+        tokens: list[TokenRequest] = [(request.prompt_ids, request.seed) for request in requests]
+        self.pipe.send((tokens, sampling))
 
-    def hear(self) -> int | list[CheckedResponse]:
-        """A count of responses just done, or the result; raises TsdkdError for a failure or a process that died."""
+    def receive(self) -> int | list[EngineOutput]:
+        """The number of responses just finished, or all outputs. Raises TsdkdError when vLLM failed or died."""
         try:
-            said = self.pipe.recv()
+            message = self.pipe.recv()
         except EOFError:
-            self.process.join()
-            raise self._fail(f"its process ended with status {self.process.exitcode}") from None
-        if isinstance(said, str):
-            raise self._fail(said)
-        return cast("int | list[CheckedResponse]", said)
+            self._process.join()
+            raise self._failure(f"its process ended with status {self._process.exitcode}") from None
+        if isinstance(message, str):
+            raise self._failure(message)
+        return cast("int | list[EngineOutput]", message)
 
-    def result(self) -> list[CheckedResponse]:
-        while isinstance(said := self.hear(), int):
+    def receive_outputs(self) -> list[EngineOutput]:
+        """All outputs; drops the counts before them."""
+        while isinstance(message := self.receive(), int):
             pass
-        return said
+        return message
+
+    def terminate(self) -> None:
+        self._process.terminate()
 
     def close(self) -> None:
-        """After `terminate`: wait for the process's end; the log stays where it tells of a failure."""
-        self.process.join(10)
-        self.process.kill()
-        self.process.join()
+        """Wait for the end of a terminated process; delete its log unless it failed."""
+        self._process.join(10)
+        self._process.kill()
+        self._process.join()
         self.pipe.close()
-        if not self.failed:
-            self.log.unlink()
+        if not self._failed:
+            self._log.unlink()
 
-    def _fail(self, cause: str) -> TsdkdError:
-        self.failed = True
-        return _failure(cause, self.log)
-
-
-def _requests(requests: list[Request]) -> list[TokenRequest]:
-    return [(request.prompt_ids, request.seed) for request in requests]
+    def _failure(self, cause: str) -> TsdkdError:
+        self._failed = True
+        return TsdkdError(f"vLLM failed: {cause.rstrip('.')}.", f"{_remedy(cause)}; its log is {self._log}.")
 
 
-def _arguments(model: ModelSpec, config: GenerateConfig, longest: int) -> dict[str, Any]:
-    """What `LLM` is told."""
+def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> dict[str, Any]:
+    """The arguments of vLLM's `LLM`."""
     arguments: dict[str, Any] = {
         "model": str(model.directory),
         "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # else the model's own top-k or penalty would leak in
-        "logprobs_mode": "processed_logprobs",  # those it samples with
+        "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
+        "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them
         "logits_processors": ["tsdkd.stages.engines.vllm_logits:MaskPaddingRows"],
-        "additional_config": {"tsdkd_vocabulary": vocab_size(model.tokenizer)},
-        "dtype": model.dtype if config.dtype == "auto" else config.dtype,  # vLLM's own auto halves float32
-        "enable_chunked_prefill": False,  # a prompt read in pieces would use up random numbers; CPUs refuse
+        "additional_config": {"tsdkd_vocab_size": vocab_size(model.tokenizer)},
+        "dtype": model.dtype if config.dtype == "auto" else config.dtype,  # vLLM's auto turns float32 into float16
+        "enable_chunked_prefill": False,  # a prompt read in chunks draws random numbers; CPUs do not support it
         "tensor_parallel_size": config.tensor_parallel,
         "gpu_memory_utilization": config.memory_fraction,
-        "max_model_len": config.max_model_len or longest,
+        "max_model_len": config.max_model_len or max_tokens,
         "quantization": config.quantization,
     }
     if model.adapter:
@@ -180,86 +163,20 @@ def _arguments(model: ModelSpec, config: GenerateConfig, longest: int) -> dict[s
     return arguments
 
 
-def _devices(copy: int, each: int) -> str:
-    """The GPUs of one copy, out of those this process may see."""
+def _visible_devices(index: int, config: GenerateConfig) -> str | None:
+    """`CUDA_VISIBLE_DEVICES` of one of several copies: GPUs of its own; None for a single copy, which sees all."""
+    if config.data_parallel == 1:
+        return None
+    gpus = config.tensor_parallel
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = allowed.split(",") if allowed else [str(i) for i in range((copy + 1) * each)]
-    return ",".join(names[copy * each : (copy + 1) * each])
+    names = allowed.split(",") if allowed else [str(i) for i in range((index + 1) * gpus)]
+    return ",".join(names[index * gpus : (index + 1) * gpus])
 
 
-def _failure(cause: str, log: Path) -> TsdkdError:
-    lowered = cause.lower()
-    if any(word in lowered for word in ("memory", "kv cache", "status -9")):
-        remedy = "Change --memory-fraction, lower --max-model-len, or raise --tensor-parallel"
-    elif any(word in lowered for word in ("not supported", "unsupported", "architectures", "is not available")):
-        remedy = "Sample with --engine transformers"
-    else:
-        remedy = "Sample with --engine transformers, or mend what the log tells of"
-    return TsdkdError(f"vLLM failed: {cause.rstrip('.')}.", f"{remedy}; its log is {log}.")
-
-
-def _serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path) -> None:
-    """A copy's life: load, say so, then answer requests until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    with log.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices
-    try:
-        from tqdm import tqdm
-        from vllm import LLM, SamplingParams
-        from vllm.lora.request import LoRARequest
-
-        class Told(tqdm):
-            def __init__(self, **settings: Any) -> None:
-                super().__init__(**settings | {"disable": False})  # a disabled one knows no time, which vLLM asks for
-
-            def update(self, n: int = 1) -> None:
-                pipe.send(n)
-                super().update(n)
-
-        llm = LLM(**arguments)
-        lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
-        pipe.send([])
-        while True:
-            asked = pipe.recv()
-            llm.reset_prefix_cache()
-            if isinstance(asked, Path):
-                llm.collective_rpc("reload_weights", kwargs={"weights_path": str(asked)})
-                pipe.send([])
-                continue
-            requests, sampling = asked
-            outputs = llm.generate(
-                [{"prompt_token_ids": ids} for ids, _ in requests],
-                [SamplingParams(seed=seed, **sampling) for _, seed in requests],
-                lora_request=lora,
-                use_tqdm=lambda rows=None, **settings: Told(**settings) if rows is None else rows,
-            )
-            pipe.send([_sung(output) for output in outputs])
-    except Exception as error:  # whatever it was, the parent tells it
-        import traceback
-
-        traceback.print_exc()
-        pipe.send((str(error).strip() or type(error).__name__).splitlines()[0])
-
-
-def _sung(output: Any) -> CheckedResponse:
-    (one,) = output.outputs
-    ids = list(one.token_ids)
-    logprobs = [at[token].logprob for at, token in zip(one.logprobs or [], ids, strict=False)]
-    return CheckedResponse(list(output.prompt_token_ids), ids, logprobs)
-
-
-def _leave(*_: object) -> None:
-    raise SystemExit
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
+def _remedy(cause: str) -> str:
+    cause = cause.lower()
+    if any(words in cause for words in ("memory", "kv cache", "status -9")):
+        return "Change --memory-fraction, lower --max-model-len, or raise --tensor-parallel"
+    if any(words in cause for words in ("not supported", "unsupported", "architectures", "is not available")):
+        return "Sample with --engine transformers"
+    return "Sample with --engine transformers, or fix the error in the log"

@@ -1,4 +1,8 @@
-"""From prompts to the parts of a rollouts artifact: which prompts stay, who answers each, with which seed."""
+"""Requests from prompts: each prompt's author and seeds, and the part of the rollouts that its responses belong to.
+
+A first pass over the prompts counts them, later passes form the parts. One part is in memory at a time. Prompts, config
+and seed alone decide the content of a part.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,14 +20,18 @@ from tsdkd.stages.models.tokenizers import chat_token_ids
 
 @dataclass(frozen=True, slots=True)
 class PromptCounts:
-    """What a first pass found."""
+    """Prompts that a first pass counted."""
 
-    prompts: Counter[str]
-    """By author."""
-    left_out: Counter[str]
-    """By reason: "empty", "repeated", "too_long"."""
+    by_author: Counter[str]
+    skipped: Counter[str]
+    """By reason: "empty", "duplicate", "too_long"."""
     longest: int
-    """Tokens of the longest prompt that stays."""
+    """Tokens of the longest prompt that is not skipped."""
+
+    @property
+    def total(self) -> int:
+        """Prompts that are not skipped."""
+        return self.by_author.total()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,54 +46,61 @@ class RolloutPart(RequestBatch):
 
 @dataclass(frozen=True, slots=True)
 class PromptRequests:
+    """The requests of one run of `generate`."""
+
     prompts: Prompts
     tokenizer: PreTrainedTokenizerBase
     config: GenerateConfig
     part_size: int
+    """Requests per part."""
     seed: int
 
     def count(self) -> PromptCounts:
-        """Raises InputError for prompts that cannot be read."""
-        counted, left_out, longest = Counter[str](), Counter[str](), 0
-        for prompt, ids in self._fitting(left_out):
-            counted[self._author(prompt)] += 1
+        """Count the prompts. Raises InputError for prompts that cannot be read."""
+        by_author, skipped, longest = Counter[str](), Counter[str](), 0
+        for prompt, ids in self._tokenized_prompts(skipped):
+            by_author[self._author(prompt)] += 1
             longest = max(longest, len(ids))
-        return PromptCounts(counted, left_out, longest)
+        return PromptCounts(by_author, skipped, longest)
 
-    def parts(self, author: str, census: PromptCounts) -> Iterator[RolloutPart]:
-        """An author's parts in order; the student's come before the teacher's."""
-        first = 0
+    def parts(self, author: str, counts: PromptCounts) -> Iterator[RolloutPart]:
+        """The parts of one author, in order; the student's are numbered before the teacher's."""
+        number = 0
         for earlier in AUTHORS[self.config.policy]:
             if earlier == author:
                 break
-            first += -(-census.prompts[earlier] * self.config.samples_per_prompt // self.part_size)
+            number += -(-counts.by_author[earlier] * self.config.samples_per_prompt // self.part_size)
         requests = self._requests(author)
         while chunk := list(islice(requests, self.part_size)):
             yield RolloutPart(
                 [request for request, _ in chunk],
-                file=f"part-{first:05d}.parquet",
+                file=f"part-{number:05d}.parquet",
                 author=author,
                 prompts=[prompt for _, prompt in chunk],
             )
-            first += 1
+            number += 1
 
     def _requests(self, author: str) -> Iterator[tuple[Request, Prompt]]:
-        for prompt, ids in self._fitting(Counter()):
+        for prompt, ids in self._tokenized_prompts(Counter()):
             if self._author(prompt) == author:
                 for n in range(self.config.samples_per_prompt):
                     sample_id = f"{prompt.prompt_id}-{n}"
                     yield Request(sample_id, ids, random_integer(self.seed, sample_id)), prompt
 
-    def _fitting(self, left_out: Counter[str]) -> Iterator[tuple[Prompt, list[int]]]:
-        for prompt in self.prompts.read(left_out):
+    def _tokenized_prompts(self, skipped: Counter[str]) -> Iterator[tuple[Prompt, list[int]]]:
+        """Prompts of at most `max_prompt_tokens` with their ids; counts the others in `skipped`."""
+        for prompt in self.prompts.read(skipped):
             ids = chat_token_ids(self.tokenizer, prompt.messages)
             if len(ids) <= self.config.max_prompt_tokens:
                 yield prompt, ids
             else:
-                left_out["too_long"] += 1
+                skipped["too_long"] += 1
 
     def _author(self, prompt: Prompt) -> str:
-        """With the policy "mixed" a draw of the prompt's own decides: more lambda only adds to the student's."""
+        """The author of a prompt's responses.
+
+        With the policy "mixed", prompt and seed decide: a larger student fraction only adds prompts to the student's.
+        """
         if self.config.policy != "mixed":
             return AUTHORS[self.config.policy][0]
         by_student = random_uniform(self.seed, prompt.prompt_id) < self.config.student_fraction

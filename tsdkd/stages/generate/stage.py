@@ -1,7 +1,7 @@
-"""generate: prompts -> rollouts. The student answers (on-policy), the teacher (off-policy), each a share, or both.
+"""generate: prompts -> rollouts, sampled by the student (on-policy), by the teacher (off-policy), or by both.
 
-Token ids are stored as the engine produced them, the end token included. A part's content depends on nothing that
-came before it, so an interrupted run ends with the bytes of an uninterrupted one. One part is in memory at a time.
+Token ids are stored as the engine sampled them, with the end token. The content of a part depends on no earlier part,
+so that an interrupted run ends with the bytes of an uninterrupted one. One part is in memory at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,23 +42,24 @@ def generate(
     *,
     teacher: str | None = None,
 ) -> Artifact:
-    """Answer prompts with a model; where both models answer it is the student, beside a `teacher`.
+    """Sample responses to prompts and write rollouts.
 
-    Raises InputError before anything is written, TsdkdError when the engine fails or says other than transformers.
+    `model`: the student, or the teacher with the policy "teacher". `teacher`: needed by policies of both models.
+    Raises InputError before anything is written, TsdkdError when the engine fails or disagrees with transformers.
     """
     observer = observer or SilentObserver()
     engine = choose_engine(config)
     require_engine_options(engine, config)
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
-    records = _describe(config.policy, model, teacher)
+    records = _model_records(config.policy, model, teacher)
     models = {record.role: load_spec(record.name) for record in records}
-    reader = models[records[0].role]  # its chat template asks
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
-    jobs = PromptRequests(source, reader.tokenizer, config, part_size, seed)
-    census = jobs.count()
-    _require_prompts(census, config, prompts)
-    require_context(models.values(), census.longest + config.max_new_tokens, limit=config.max_model_len)
+    requests = PromptRequests(source, _first(models).tokenizer, config, part_size, seed)
+    counts = requests.count()
+    _require_prompts(counts, config, prompts)
+    max_tokens = counts.longest + config.max_new_tokens
+    require_context(models.values(), max_tokens, limit=config.max_model_len)
     manifest = Manifest(
         kind="rollouts",
         config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
@@ -72,24 +73,29 @@ def generate(
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        if census.left_out:
-            observer.warning(f"Prompts left out: {format_left_out(census.left_out, config.max_prompt_tokens)}.")
-        total = census.prompts.total() * config.samples_per_prompt
-        label = f"{' and '.join(models)} answer{'s' if len(models) == 1 else ''} ({engine})"
+        if counts.skipped:
+            observer.warning(f"Prompts skipped: {format_skipped(counts.skipped, config.max_prompt_tokens)}.")
+        label = f"{' and '.join(models)} respond{'s' if len(models) == 1 else ''} ({engine})"
+        total = counts.total * config.samples_per_prompt
         with observer.progress(label, total, "responses", writer.manifest.rows) as advance:
             for author in AUTHORS[config.policy]:
-                todo = (part for part in jobs.parts(author, census) if not writer.has(part.file))
-                _answer(todo, author, models, config, census.longest, writer, advance)
-        return writer.finish(_summary(writer.artifact, census))
+                missing = (part for part in requests.parts(author, counts) if not writer.has(part.file))
+                _sample_parts(missing, author, models, config, max_tokens, writer, advance)
+        return writer.finish(_summary(writer.artifact, counts))
 
 
-def format_left_out(counted: Mapping[str, int], longest: int) -> str:
-    """Counts by reason, in words."""
-    reasons = {"empty": "empty", "repeated": "repeated", "too_long": f"longer than {longest} tokens"}
-    return ", ".join(f"{counted[name]:,} {words}" for name, words in reasons.items() if counted.get(name)) or "none"
+def format_skipped(skipped: Mapping[str, int], max_prompt_tokens: int) -> str:
+    """Counts of skipped prompts by reason, in words."""
+    reasons = {"empty": "empty", "duplicate": "duplicate", "too_long": f"longer than {max_prompt_tokens} tokens"}
+    return ", ".join(f"{skipped[name]:,} {words}" for name, words in reasons.items() if skipped.get(name)) or "none"
 
 
-def _describe(policy: str, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
+def _first(models: Mapping[str, ModelSpec]) -> ModelSpec:
+    """The model whose chat template and end tokens count: the student, where it takes part."""
+    return next(iter(models.values()))
+
+
+def _model_records(policy: str, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
     if policy in {"student", "teacher"}:
         return (model_record(policy, model),)
     if teacher is None:
@@ -99,35 +105,37 @@ def _describe(policy: str, model: str, teacher: str | None) -> tuple[ModelRecord
     return records
 
 
-def _require_prompts(census: PromptCounts, config: GenerateConfig, prompts: Path) -> None:
-    if not census.prompts:
-        reasons = format_left_out(census.left_out, config.max_prompt_tokens)
-        raise InputError(f"No prompt of {prompts} is left: {reasons}.", "Raise --max-prompt-tokens, or mend the file.")
+def _require_prompts(counts: PromptCounts, config: GenerateConfig, prompts: Path) -> None:
+    if not counts.by_author:
+        reasons = format_skipped(counts.skipped, config.max_prompt_tokens)
+        raise InputError(
+            f"Every prompt of {prompts} is skipped: {reasons}.", "Raise --max-prompt-tokens, or correct the file."
+        )
 
 
-def _answer(
-    todo: Iterator[RolloutPart],
+def _sample_parts(
+    parts: Iterator[RolloutPart],
     author: str,
     models: Mapping[str, ModelSpec],
     config: GenerateConfig,
-    longest_prompt: int,
+    max_tokens: int,
     writer: Writer,
     advance: Callable[[int], None],
 ) -> None:
-    """Write one author's missing parts; without any, no model is loaded."""
-    first = next(todo, None)
+    """Sample and write parts of one author. Loads no model when there is no part."""
+    first = next(parts, None)
     if first is None:
         return
-    reader = next(iter(models.values()))
-    with open_engine(author, models, config, longest_prompt + config.max_new_tokens) as engine:
+    with open_engine(author, models, config, max_tokens) as engine:
         check_engine(engine, first.requests, models, author, config)
-        for part, responses in engine.sample(chain([first], todo), advance):
+        for part, responses in engine.sample(chain([first], parts), advance):
             sampled = zip(part.prompts, part.requests, responses, strict=True)
-            rows = [_row(prompt, request, response, author, reader) for prompt, request, response in sampled]
+            rows = [_row(prompt, request, response, author, _first(models)) for prompt, request, response in sampled]
             writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
 
 
-def _row(prompt: Prompt, request: Request, response: Response, author: str, reader: ModelSpec) -> dict[str, Any]:
+def _row(prompt: Prompt, request: Request, response: Response, author: str, model: ModelSpec) -> dict[str, Any]:
+    """A row of the rollouts schema."""
     return {
         "sample_id": request.sample_id,
         "prompt_id": prompt.prompt_id,
@@ -135,19 +143,20 @@ def _row(prompt: Prompt, request: Request, response: Response, author: str, read
         "messages": prompt.messages,
         "prompt_ids": request.prompt_ids,
         "response_ids": response.ids,
-        "response": reader.tokenizer.decode(response.ids, skip_special_tokens=True),
-        "finish_reason": "stop" if response.ids[-1] in reader.end_ids else "length",
+        "response": model.tokenizer.decode(response.ids, skip_special_tokens=True),
+        "finish_reason": "stop" if response.ids[-1] in model.end_ids else "length",
         "author": author,
         "teacher_tokens": len(response.ids) if author == "teacher" else response.replaced,
     }
 
 
-def _summary(artifact: Artifact, census: PromptCounts) -> dict[str, Any]:
+def _summary(rollouts: Artifact, counts: PromptCounts) -> dict[str, Any]:
+    """Totals over all parts, which are read one by one."""
     totals = dict.fromkeys(("responses", "response_tokens", "teacher_tokens", "truncated"), 0)
-    for part in artifact.tables:
-        table = pq.read_table(artifact.path / part.file, columns=["response_ids", "finish_reason", "teacher_tokens"])
+    for part in rollouts.tables:
+        table = pq.read_table(rollouts.path / part.file, columns=["response_ids", "finish_reason", "teacher_tokens"])
         totals["responses"] += table.num_rows
         totals["response_tokens"] += pc.sum(pc.list_value_length(table["response_ids"])).as_py()
         totals["teacher_tokens"] += pc.sum(table["teacher_tokens"]).as_py()
         totals["truncated"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py()
-    return {"prompts": census.prompts.total(), "prompts_left_out": dict(census.left_out), **totals}
+    return {"prompts": counts.total, "prompts_skipped": dict(counts.skipped), **totals}

@@ -51,7 +51,7 @@ def work_of(artifact: RunArtifact) -> Work | None:
         return None
     if artifact.kind == "results":
         return Work(sum(result["documents"] for name, result in summary.items() if name != "held_out"), "documents")
-    return Work(summary["response_tokens" if artifact.kind == "rollouts" else "tokens"], "tokens")
+    return Work(summary["response_tokens"], "tokens")
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""score: rollouts -> scores. Both models read every response once; what TSD-KD asks of them is written down."""
+"""Writing in the background while the models read."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,15 +6,18 @@ from typing import Any, Self
 
 
 class BackgroundWriter:
-    """Does one thing after the other in a thread of its own; a call waits for the one before, and raises its error."""
+    """Runs one function at a time in a thread of its own; a context manager.
+
+    `submit` and the end of the context wait for the previous call, and raise its exception.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
-    def __call__(self, work: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         self._wait()
-        self._last = self._thread.submit(work, *arguments)
+        self._last = self._thread.submit(function, *arguments)
 
     def _wait(self) -> None:
         if self._last:

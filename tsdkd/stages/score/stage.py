@@ -1,7 +1,7 @@
-"""score: rollouts -> scores. Both models read every response once; what TSD-KD asks of them is written down.
+"""score: rollouts -> scores. Both models read each response once; the scores hold what training needs of both.
 
-Parts of the scores are those of the rollouts, and each depends on its own responses alone: several processes share the
-parts out as they come, and write what one process would. While one block of responses is read, the one before is
+Each part of the rollouts becomes one part of the scores, which depends on no other part: ranks claim parts one by one,
+and write the bytes that one process would write. While the models read one block of responses, the block before is
 written.
 """
 
@@ -18,6 +18,7 @@ from tsdkd.artifacts.manifest import Manifest, Part, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
+from tsdkd.ranks import world_size
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.score_cost import (
     ScoreWorkload,
@@ -35,12 +36,12 @@ from tsdkd.stages.models.record import library_versions, model_record, require_s
 from tsdkd.stages.models.tokenizers import load_tokenizer, vocab_size
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.background import BackgroundWriter
-from tsdkd.stages.score.ranks import Ranks
+from tsdkd.stages.score.distributed import RankGroup
 from tsdkd.stages.score.summary import summarise
 
 PROBE_TOKENS = 2048
-"""What the rate is measured on."""
-IDS = ["sample_id", "prompt_ids", "response_ids"]
+"""Tokens of the batch that the rate is measured on."""
+COLUMNS = ["sample_id", "prompt_ids", "response_ids"]
 
 
 def score(
@@ -52,39 +53,39 @@ def score(
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Let both models read a rollouts artifact. Raises InputError before anything is written."""
+    """Score rollouts with a student and a teacher.
+
+    Raises InputError before anything is written, TsdkdError when the disk is too small.
+    """
     observer = observer or SilentObserver()
-    team = Ranks()
+    ranks = RankGroup()
     prepare = partial(_manifest, rollouts, student, teacher, output, config, observer)
-    with team.open(output, prepare, overwrite) as writer, observer.writing(output):
+    with ranks.open_writer(output, prepare, overwrite) as writer, observer.writing(output):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         parent = read_artifact(rollouts, "rollouts", hashed=False)
-        todo = [part for part in parent.tables if not writer.has(part.file)]
-        if todo:
-            device_map = None if config.device_map == "one" else config.device_map
-            loaded = [load_model(name, config.dtype, device_map=device_map) for name in (student, teacher)]
-            readers = loaded[0], loaded[1]
-            if team.first:
-                _state_cost(readers, parent, todo, config, team.count, output, observer)
-            team.wait()
-            _read_parts(readers, parent, writer, config, observer)
-        team.wait()
-        if team.first:
+        missing = [part for part in parent.tables if not writer.has(part.file)]
+        if missing:
+            readers = _load_models(student, teacher, config)
+            if ranks.is_main:
+                _report_cost(readers, parent, missing, config, output, observer)
+            ranks.wait()
+            _score_parts(readers, parent, writer, config, observer)
+        ranks.wait()
+        if ranks.is_main:
             writer.finish(summarise(Artifact(output, load_manifest(output)), parent, config))
-        team.wait()
+        ranks.wait()
         return read_artifact(output, "scores", hashed=False)
 
 
 def _manifest(
     rollouts: Path, student: str, teacher: str, output: Path, config: ScoreConfig, observer: Observer
 ) -> Manifest:
-    """Raises InputError where models, rollouts and configuration do not go together."""
-    if config.device_map != "one" and Ranks().count > 1:
+    """The manifest of the scores. Raises InputError where models, rollouts and config do not fit together."""
+    if config.device_map != "one" and world_size() > 1:
         raise InputError(
-            "--device-map spreads a model of one process, but there are several.",
-            "Start a single process, or leave out --device-map.",
+            "--device-map works with a single process only.", "Start one process, or leave out --device-map."
         )
     parent = read_artifact(rollouts, "rollouts")
     models = model_record("student", student), model_record("teacher", teacher)
@@ -92,11 +93,9 @@ def _manifest(
     _require_candidates(config, vocab_size(load_tokenizer(student)))
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
-        reader = next(model for model in models if model.role == author.role)
-        if author.weights != reader.weights:
-            observer.warning(
-                f"The rollouts come from another {author.role} ({author.name}) than the one that reads them."
-            )
+        scorer = next(model for model in models if model.role == author.role)
+        if author.weights != scorer.weights:
+            observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
         config={name: value for name, value in asdict(config).items() if name != "device_map"},
@@ -115,85 +114,90 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
             )
 
 
-def _read_parts(readers: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
-    """Read whatever no other process has taken."""
+def _load_models(student: str, teacher: str, config: ScoreConfig) -> ModelPair:
+    device_map = None if config.device_map == "one" else config.device_map
+    return (
+        load_model(student, config.dtype, device_map=device_map),
+        load_model(teacher, config.dtype, device_map=device_map),
+    )
+
+
+def _score_parts(readers: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
+    """Score each part that no other rank has claimed."""
     if config.signal in SIGNALS_WITH_HEAD and writer.claim(HEAD_FILE):
         save_head(readers[1].head, writer.aside(HEAD_FILE))
         writer.add_file(HEAD_FILE)
-    shown = writer.manifest.rows
+    counted = writer.manifest.rows
     with (
-        observer.progress("both models read", parent.manifest.rows, "responses", shown) as advance,
-        BackgroundWriter() as behind,
+        observer.progress("student and teacher score", parent.manifest.rows, "responses", counted) as advance,
+        BackgroundWriter() as background,
     ):
         for part in parent.tables:
             if not writer.claim(part.file):
                 continue
-            others = max(0, writer.manifest.rows - shown)
-            advance(others)
-            shown += others + (part.rows or 0)
-            target = TableWriter(writer, part.file)
-            for rows in _read_part(readers, parent.read_part(part, IDS), config, advance):
-                behind(_write, target, rows)
-            behind(target.close)
+            by_others = max(0, writer.manifest.rows - counted)
+            advance(by_others)
+            counted += by_others + (part.rows or 0)
+            table_writer = TableWriter(writer, part.file)
+            for rows in _score_blocks(readers, parent.read_part(part, COLUMNS), config, advance):
+                background.submit(_write, table_writer, rows)
+            background.submit(table_writer.close)
 
 
-def _read_part(
+def _score_blocks(
     readers: ModelPair, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
 ) -> Iterator[list[ScoreRow]]:
-    """Rows of scores in order, block by block; within a block, sequences of similar length are read together."""
-    found = sequence_lengths(table)
+    """Yield rows of scores in order, block by block; a batch holds sequences of similar length within one block."""
+    lengths = sequence_lengths(table)
     for block in score_blocks(table, config, readers[1].head):
         rows: dict[int, ScoreRow] = {}
-        for batch in score_batches(found, block, config):
+        for batch in score_batches(lengths, block, config):
             rows.update(zip(batch, score_responses(table.take(batch).to_pylist(), readers, config), strict=True))
             advance(len(batch))
         yield [rows[i] for i in block]
 
 
-def _write(target: TableWriter, rows: list[ScoreRow]) -> None:
-    for row in rows:  # one response per row group: training reads single rows in random order
-        target.write(score_table(row))
+def _write(table_writer: TableWriter, rows: list[ScoreRow]) -> None:
+    for row in rows:  # one response per row group, because training reads rows in random order
+        table_writer.write(score_table(row))
 
 
-def _state_cost(
-    readers: ModelPair,
-    parent: Artifact,
-    todo: list[Part],
-    config: ScoreConfig,
-    processes: int,
-    output: Path,
-    observer: Observer,
+def _report_cost(
+    readers: ModelPair, parent: Artifact, missing: list[Part], config: ScoreConfig, output: Path, observer: Observer
 ) -> None:
-    """Tell bytes, padding and expected time; raise TsdkdError when the disk is too small."""
-    load = ScoreWorkload()
-    for part in todo:
-        load += score_workload(parent.read_part(part, IDS), config, readers[1].head)
-    total = score_cost(config, readers[1].head, load.response_tokens)
+    """Report bytes, tokens and expected time of the missing parts. Raises TsdkdError when the disk is too small."""
+    workload = ScoreWorkload()
+    for part in missing:
+        workload += score_workload(parent.read_part(part, COLUMNS), config, readers[1].head)
+    cost = score_cost(config, readers[1].head, workload.response_tokens)
     free = shutil.disk_usage(output).free
-    minutes = load.tokens / _rate(readers, parent.read_part(todo[0], IDS), config) / processes / 60
+    rate = world_size() * _tokens_per_second(readers, parent.read_part(missing[0], COLUMNS), config)
+    minutes = workload.tokens / rate / 60
     observer.table(
-        "What scoring will cost",
+        "Cost of scoring",
         [
-            *total.rows(),
+            *cost.rows(),
             ("free on disk", format_bytes(free)),
-            ("tokens to read", f"{load.tokens:,} and {load.padding:.1%} padding"),
-            ("expected time", f"{minutes:,.1f} min" + (f" in {processes} processes" if processes > 1 else "")),
+            ("tokens to read", f"{workload.tokens:,}"),
+            ("padding", f"{workload.padding:.1%} of the tokens read"),
+            ("expected time", f"{minutes:,.1f} min" + (f" in {world_size()} processes" if world_size() > 1 else "")),
         ],
     )
-    if total.bytes > free:
+    if cost.bytes > free:
         raise TsdkdError(
-            f"Scores need {format_bytes(total.bytes)}, but {output} has {format_bytes(free)} free.",
+            f"Scores need {format_bytes(cost.bytes)}, but {output} has {format_bytes(free)} free.",
             "Free space, choose another --scores directory, or use --signal hidden8 or topk.",
         )
 
 
-def _rate(readers: ModelPair, table: pa.Table, config: ScoreConfig) -> float:
-    """Tokens per second of a small batch, after a smaller one that warms up."""
-    found, small = sequence_lengths(table), replace(config, batch_tokens=min(config.batch_tokens, PROBE_TOKENS))
-    *_, shortest = longest, *_ = list(score_batches(found, range(len(found)), small))
+def _tokens_per_second(readers: ModelPair, table: pa.Table, config: ScoreConfig) -> float:
+    """The rate of one process on a small batch, after a warm-up of one sequence."""
+    lengths, small = sequence_lengths(table), replace(config, batch_tokens=min(config.batch_tokens, PROBE_TOKENS))
+    batches = list(score_batches(lengths, range(len(lengths)), small))
+    longest, shortest = batches[0], batches[-1]
     seconds = 0.0
-    for batch in (shortest[:1], longest):
+    for batch in (shortest[:1], longest):  # the first call warms up
         start = time.perf_counter()
         score_responses(table.take(batch).to_pylist(), readers, config)
         seconds = time.perf_counter() - start
-    return sum(found[i] for i in longest) / seconds
+    return sum(lengths[i] for i in longest) / seconds

@@ -1,0 +1,108 @@
+"""The child process of the vLLM engine: it holds one `LLM` and replies to each message of its parent.
+
+The parent sends requests with sampling parameters, or a directory of new weights. The child sends the number of
+responses just finished (int), the outputs of all requests (list, empty after a load), or an error (str). It reads no
+artifact. Scheduling is synchronous and the prefix cache is emptied before each message, so that a batch always gets the
+same responses.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+"""Defaults; variables that the user has set win."""
+
+TokenRequest = tuple[list[int], int]
+"""Prompt ids and seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """One request as vLLM processed it."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    log_probs: list[float]
+    """Of each response token, after temperature and top-p; empty unless requested."""
+
+
+def serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path) -> None:
+    """Load an `LLM`, report that it is ready, and reply to messages until the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    signal.signal(signal.SIGTERM, _raise_system_exit)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _redirect_output(log)
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    try:
+        _load_and_reply(pipe, arguments, adapter)
+    except Exception as error:  # the parent raises it
+        traceback.print_exc()
+        pipe.send((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _load_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path | None) -> None:
+    from tqdm import tqdm
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    class ProgressToPipe(tqdm):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings | {"disable": False})  # vLLM reads the elapsed time, which a disabled bar lacks
+
+        def update(self, n: int = 1) -> None:
+            pipe.send(n)
+            super().update(n)
+
+    llm = LLM(**arguments)
+    lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+    pipe.send([])
+    while True:
+        message = pipe.recv()
+        llm.reset_prefix_cache()
+        if isinstance(message, Path):
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(message)})
+            pipe.send([])
+            continue
+        requests, sampling = message
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids, _ in requests],
+            [SamplingParams(seed=seed, **sampling) for _, seed in requests],
+            lora_request=lora,
+            use_tqdm=lambda items=None, **settings: ProgressToPipe(**settings) if items is None else items,
+        )
+        pipe.send([_engine_output(output) for output in outputs])
+
+
+def _engine_output(output: Any) -> EngineOutput:
+    """A vLLM `RequestOutput` without vLLM's classes, which the parent cannot unpickle."""
+    (completion,) = output.outputs
+    ids = list(completion.token_ids)
+    log_probs = [by_id[token].logprob for by_id, token in zip(completion.logprobs or [], ids, strict=False)]
+    return EngineOutput(list(output.prompt_token_ids), ids, log_probs)
+
+
+def _redirect_output(log: Path) -> None:
+    """Send stdout and stderr to a file, also those of compiled code."""
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+def _raise_system_exit(*_: object) -> None:
+    raise SystemExit
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
