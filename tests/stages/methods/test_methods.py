@@ -19,7 +19,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
-from tsdkd.stages.data.online import OnlineSource, sample_request
+from tsdkd.stages.data.online import OnlineSource, make_request
 from tsdkd.stages.data.sources import Sample
 from tsdkd.stages.engines.both_models import BothModelsEngine
 from tsdkd.stages.engines.online import sample_requests
@@ -175,7 +175,7 @@ def test_minillm_online_samples_from_both_current_models(
     rows = [row | {"author": "mixture"} for row in first]
     together = BothModelsEngine(load_model(str(student)), load_model(str(teacher)), sampling)
     assert [row["response_ids"] for row in rows] == sample_requests(
-        together, [sample_request(row, (0, 0)) for row in first]
+        together, [make_request(row, (0, 0)) for row in first]
     )
     assert [row["response_ids"] for row in first] != [row["response_ids"] for row in second]
     assert logged["loss"] == pytest.approx(formula("minillm", rows, student, teacher), rel=1e-4)

@@ -66,7 +66,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
     ) -> list[Sample]:
         sampled = [i for i, s in enumerate(samples) if not s["response_ids"] or self._student_responds(s, key)]
-        requests = [sample_request(samples[i], key) for i in sampled]
+        requests = [make_request(samples[i], key) for i in sampled]
         result = list(samples)
         student = unsharded(student) if self.student_fraction else student
         for i, ids in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
@@ -94,7 +94,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         return self.teacher.head.to(device)
 
 
-def sample_request(sample: Sample, key: Sequence[int]) -> Request:
+def make_request(sample: Sample, key: Sequence[int]) -> Request:
     """The request for a sample's response in the step of `key`."""
     sample_id = sample["sample_id"]
     return Request(sample_id, sample["prompt_ids"], random_integer(*key, sample_id))
