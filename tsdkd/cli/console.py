@@ -69,8 +69,11 @@ class ConsoleObserver:
         from tsdkd.artifacts.manifest import load_manifest
         from tsdkd.stages.config.recorded import write_config
 
+        if not IS_RANK_0:  # rank 0 may not have written the manifest yet
+            yield
+            return
         manifest = load_manifest(artifact)
-        if not IS_RANK_0 or manifest.state == "complete":
+        if manifest.state == "complete":
             yield
             return
         write_config(artifact, manifest)
