@@ -98,7 +98,7 @@ def config_file_parameter(parameters: Iterable[Parameter]) -> Parameter:
 
 def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
     """Values by parameter name; null leaves an option out. Raises InputError, naming the key."""
-    found = {}
+    values = {}
     for key, value in _mapping(file).items():
         name = parameter_name(str(key))
         if name not in keys:
@@ -110,10 +110,10 @@ def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
         if value is None:
             continue
         try:
-            found[name] = keys[name].convert(value)
+            values[name] = keys[name].convert(value)
         except ValueError as error:
             raise InputError(f"{file}: {keys[name].name} is {value!r}.", f"Give {error}.") from None
-    return found
+    return values
 
 
 def _mapping(file: Path) -> dict[Any, Any]:
