@@ -121,7 +121,7 @@ def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
     assert "2 (skipped: none)" in shown
     tree = run("artifact", "lineage", tmp_path / "run" / "rollouts")
     assert "dataset" in tree
-    assert "not there" not in tree
+    assert "missing" not in tree
     assert "in order" in run("artifact", "verify", tmp_path / "run" / "rollouts")
 
 
@@ -136,7 +136,7 @@ def test_artifact_commands(rollouts: Path, teacher: Path, student: Path) -> None
     for part in ("scores", "rollouts", "prompts", "student", "teacher"):
         assert part in tree
     (rollouts.parent / ".." / "prompts.jsonl").resolve().unlink()
-    assert "not there any more" in run("artifact", "lineage", scores)
+    assert "missing" in run("artifact", "lineage", scores)
 
 
 def test_lineage_goes_on_through_a_model_that_is_an_artifact(teacher: Path, tmp_path: Path) -> None:

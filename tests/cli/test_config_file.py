@@ -110,7 +110,7 @@ def test_a_value_of_a_file_is_given(file: Path, content: dict[str, object], caus
         ("train", "a: [", "is not YAML", "`k: 10`"),
         ("score", "k: 1", "k is 1", "from 2"),
         ("inspect", "opener: long", "--opener is 'long'", "adaptive"),
-        ("eval", "tasks: poetry", "no benchmark 'poetry'", "gsm8k"),
+        ("eval", "tasks: poetry", "'poetry' is not a benchmark", "gsm8k"),
     ],
 )
 def test_what_a_file_cannot_give_is_refused_by_its_key(

@@ -97,9 +97,9 @@ def test_a_pruned_student_has_fewer_layers(teacher: Path, tmp_path: Path) -> Non
         ("tsdkd prune", "Missing option '--output'", "`tsdkd prune --help`"),
         ("tsdkd train --lora-rank 4", "Options of LoRA are given without --lora.", "Give --lora"),
         ("tsdkd eval --tasks poetry", "'poetry' is not a benchmark", "gsm8k"),
-        ("tsdkd trian", "There is no command 'trian'.", "train"),
-        ("tsdkd artifact shwo", "There is no command 'shwo'.", "lineage"),
-        ("accelerate launch", "accelerate launch is no tsdkd command.", "`tsdkd train --lora`"),
+        ("tsdkd trian", "'trian' is not a command.", "train"),
+        ("tsdkd artifact shwo", "'shwo' is not a command.", "lineage"),
+        ("accelerate launch", "accelerate launch is not a tsdkd command.", "`tsdkd train --lora`"),
         ("tsdkd train 'a", "No closing quotation.", "Close the quotes."),
         ("tsdkd score --run nowhere", "Found no rollouts at nowhere/rollouts.", "tsdkd generate"),
         ("tsdkd generate --student ./none", "The model directory ./none does not exist.", "model directory"),
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_marked(student: Path, tmp_path: Path, monkeypatch:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    assert "There is no file none" in refuse("plan", "none")[0]
+    assert "The file none does not exist" in refuse("plan", "none")[0]
 
 
 def test_help_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -
 
     for parent, exists, same in check_parents(path, manifest):
         source = path / parent.path
-        state = "" if same else " [red](changed since)[/red]" if exists else " [red](not there any more)[/red]"
+        state = "" if same else " [red](changed since)[/red]" if exists else " [red](missing)[/red]"
         branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_parent_path(path, parent))}")
         if same and parent.kind in MADE_BY and source.resolve() not in above:
             _add_sources(branch, source, load_manifest(source), above | {source.resolve()})

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from inspect import Parameter
+from math import inf, nan
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -21,14 +22,14 @@ class FileKey:
     """What a file may hold under one key."""
 
     name: str
-    """The option's, without dashes."""
+    """The option's name without dashes."""
     type: Any
-    """Without None."""
+    """The parameter's type without None."""
     info: OptionInfo
 
     @classmethod
     def of(cls, parameter: Parameter) -> "FileKey | None":
-        """None for an argument."""
+        """The key of a parameter; None for an argument."""
         if get_origin(parameter.annotation) is not Annotated:
             return None
         type_, info = get_args(parameter.annotation)[:2]
@@ -64,16 +65,15 @@ class FileKey:
         form = "a whole number" if self.type is int else "a number"
         form += f" from {low:g}" if low is not None else ""
         form += f" to {high:g}" if high is not None else ""
+        is_number = isinstance(value, int | float | str if self.type is float else int)
         try:
-            number = value if self.type is int else float(value)  # YAML reads 5e-6, without a dot, as a word
-        except (TypeError, ValueError):
-            raise ValueError(form) from None
-        whole = isinstance(number, int) or self.type is float
-        if isinstance(value, bool) or not whole or not (low is None or low <= number):
+            number = float(value) if is_number else nan  # YAML reads 5e-6, without a dot, as a word
+        except ValueError:
+            number = nan
+        is_in_range = (-inf if low is None else low) <= number <= (inf if high is None else high)
+        if isinstance(value, bool) or not is_in_range:
             raise ValueError(form)
-        if not (high is None or number <= high):
-            raise ValueError(form)
-        return number
+        return value if isinstance(value, int) else number
 
 
 def config_file_parameter(parameters: Iterable[Parameter]) -> Parameter:
@@ -98,7 +98,7 @@ def config_file_parameter(parameters: Iterable[Parameter]) -> Parameter:
 
 def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
     """Values by parameter name; null leaves an option out. Raises InputError, naming the key."""
-    found = {}
+    values = {}
     for key, value in _mapping(file).items():
         name = parameter_name(str(key))
         if name not in keys:
@@ -110,10 +110,10 @@ def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
         if value is None:
             continue
         try:
-            found[name] = keys[name].convert(value)
+            values[name] = keys[name].convert(value)
         except ValueError as error:
             raise InputError(f"{file}: {keys[name].name} is {value!r}.", f"Give {error}.") from None
-    return found
+    return values
 
 
 def _mapping(file: Path) -> dict[Any, Any]:

@@ -190,7 +190,7 @@ def find_results(paths: list[Path]) -> dict[str, Artifact]:
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.results.compare import model_sort_key, shorten_paths
 
-    observer, found = ConsoleObserver(), []
+    observer, selected = ConsoleObserver(), []
     for path in paths:
         below = [path, *sorted(path.glob("*/")), *sorted(path.glob("results/*/"))]
         results = [file for file in below if (file / MANIFEST_FILE).is_file() and load_manifest(file).kind == "results"]
@@ -202,6 +202,6 @@ def find_results(paths: list[Path]) -> dict[str, Artifact]:
         if complete:
             for file in sorted({*results} - {*complete}):
                 observer.info(f"{file} is incomplete and left out.")
-        found += sorted(complete or results, key=model_sort_key)
-    found = list({path.resolve(): path for path in found}.values())
-    return {name: read_artifact(path, "results") for name, path in zip(shorten_paths(found), found, strict=True)}
+        selected += sorted(complete or results, key=model_sort_key)
+    selected = list({path.resolve(): path for path in selected}.values())
+    return {name: read_artifact(path, "results") for name, path in zip(shorten_paths(selected), selected, strict=True)}

@@ -70,9 +70,9 @@ def command(
         )
     trained = checkpoint or run / "checkpoint"
     if aggregate:
-        found = inspect_all(scores_, config, trained, ConsoleObserver())
-        show_inspection.show_aggregate(found)
-        content = page.aggregate_page(found, str(scores_)) if html else ""
+        overview = inspect_all(scores_, config, trained, ConsoleObserver())
+        show_inspection.show_aggregate(overview)
+        content = page.aggregate_page(overview, str(scores_)) if html else ""
     else:
         response = _response(run, scores, rollouts, trained, config, student, teacher, after)
         if shown and shown.start > len(response.tokens):
@@ -109,7 +109,7 @@ def _response(
 def _parse_positions(value: str | None) -> range | None:
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+)-(\d+)", value)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)-(\d+)", value)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"--positions is {value!r}.", "Give the first and the last, such as 1-40.")
-    return range(int(found[1]), int(found[2]) + 1)
+    return range(int(match[1]), int(match[2]) + 1)

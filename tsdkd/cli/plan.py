@@ -61,7 +61,9 @@ def command(
 def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Numbers and texts of the lines, without empty ones and comments."""
     if str(file) != "-" and not file.is_file():
-        raise InputError(f"There is no file {file}.", "Name a file with one command a line, or - for standard input.")
+        raise InputError(
+            f"The file {file} does not exist.", "Name a file with one command a line, or - for standard input."
+        )
     text = sys.stdin.read() if str(file) == "-" else file.read_text()
     return (
         (n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")
@@ -80,12 +82,14 @@ def _parse(number: int, line: str, root: Any) -> typer.Context:
             variable, _, value = words.pop(0).partition("=")
             variables[variable] = value
         if words[:1] != ["tsdkd"]:
-            raise InputError(f"{' '.join(words[:2])} is no tsdkd command.", "Give lines such as `tsdkd train --lora`.")
+            raise InputError(
+                f"{' '.join(words[:2])} is not a tsdkd command.", "Give lines such as `tsdkd train --lora`."
+            )
         command, names, arguments = root, list[str](), words[1:]
         while subcommands := getattr(command, "commands", None):
             names.append(arguments.pop(0) if arguments else "")
             if names[-1] not in subcommands:
-                raise InputError(f"There is no command {names[-1]!r}.", f"Choose from: {', '.join(subcommands)}.")
+                raise InputError(f"{names[-1]!r} is not a command.", f"Choose from: {', '.join(subcommands)}.")
             command = subcommands[names[-1]]
             command = command.load() if hasattr(command, "load") else command
         name = " ".join(names)

@@ -20,10 +20,10 @@ CONFIGS: dict[str, type] = {
     "prune": PruneConfig,
     "eval": EvalConfig,
 }
-"""By the command that writes artifacts with it."""
+"""The configuration of each command that writes an artifact."""
 _COMMANDS = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
 FindPath = Callable[[str], Path]
-"""From a path that a manifest holds, relative to the artifact, to the path that a command names."""
+"""Turns a parent's path, relative to the artifact, into the path that a command names."""
 
 
 def command_of(manifest: Manifest) -> str:
@@ -37,8 +37,8 @@ def recorded_options(path: Path, manifest: Manifest, find_path: FindPath) -> dic
     Outputs are left out, as are settings that the manifest does not record.
     """
     command = command_of(manifest)
-    found = _inputs(path, manifest, find_path) | ({"seed": manifest.seed} if command in {"generate", "train"} else {})
-    return found | config_values(command, manifest.config)
+    options = _inputs(path, manifest, find_path) | ({"seed": manifest.seed} if command in {"generate", "train"} else {})
+    return options | config_values(command, manifest.config)
 
 
 def config_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def config_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that options have which nobody gives, by name; the method of a training decides some of them."""
+    """The default values of a command's options, by name; the recorded method decides some of those of train."""
     values = {option.key: option.default for option in config_options(CONFIGS[command])}
     if command == "train":
         method = find_method(config["method"])
@@ -85,32 +85,32 @@ def _inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, An
     if command_of(manifest) == "eval":
         return _eval_inputs(path, manifest, find_path)
     online = manifest.config.get("online") is not None
-    found: dict[str, Any] = {
-        model.role: _model_name(model.name)
+    options: dict[str, Any] = {
+        model.role: _absolute_or_id(model.name)
         for model in manifest.models
         if online or model.role == "student" or command_of(manifest) != "train"
     }
     for parent in manifest.parents:
         if parent.kind == HUB_DATASET:
-            found["prompts"] = _model_name(parent.path)
+            options["prompts"] = _absolute_or_id(parent.path)
         else:
-            found[parent.kind] = str(find_path(parent.path))
-    return found
+            options[parent.kind] = str(find_path(parent.path))
+    return options
 
 
 def _eval_inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
-    found: dict[str, Any] = {"model": [f"{path.resolve().name}={_model_name(manifest.model('evaluated').name)}"]}
+    options: dict[str, Any] = {"model": [f"{path.resolve().name}={_absolute_or_id(manifest.model('evaluated').name)}"]}
     for parent in manifest.parents:
         if parent.kind == "scores":
-            found["held-out"] = str(find_path(parent.path).parent)
+            options["held-out"] = str(find_path(parent.path).parent)
         elif parent.kind.endswith(" rows"):
-            found["data"] = str(find_path(parent.path).parent)
+            options["data"] = str(find_path(parent.path).parent)
     if any(task.startswith("mbpp") for task in manifest.config["tasks"]):
-        found["allow-code-execution"] = True
-    return found
+        options["allow-code-execution"] = True
+    return options
 
 
-def _model_name(name: str) -> str:
+def _absolute_or_id(name: str) -> str:
     """A directory by its absolute path; a hub id as it is."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
