@@ -153,7 +153,7 @@ def test_directories_are_adopted_whole(tmp_path: Path) -> None:
     (tmp_path / "made" / "one").write_text("1")
     (tmp_path / "made" / "more" / "two").write_text("2")
     with Writer.open(tmp_path / "a", manifest(kind="checkpoint")) as writer:
-        writer.adopt(tmp_path / "made")
+        writer.add_directory(tmp_path / "made")
         writer.finish({})
     assert [part.file for part in read_artifact(tmp_path / "a", "checkpoint").manifest.parts] == ["more/two", "one"]
 
@@ -166,7 +166,7 @@ def test_files_get_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     fresh.touch()
     with Writer.open(tmp_path / "out", manifest(kind="checkpoint")) as writer:
-        writer.adopt(source)
+        writer.add_directory(source)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mode == fresh.stat().st_mode
 
 
@@ -269,7 +269,7 @@ def test_a_claim_holds_while_a_library_replaces_the_file(tmp_path: Path) -> None
             assert first.claim("head.safetensors")
             for content in (b"old", b"new"):
                 (tmp_path / "elsewhere").write_bytes(content)
-                (tmp_path / "elsewhere").replace(first.aside("head.safetensors"))
+                (tmp_path / "elsewhere").replace(first.temporary_path("head.safetensors"))
             assert not second.claim("head.safetensors")
             first.add_file("head.safetensors")
             assert not second.claim("head.safetensors")

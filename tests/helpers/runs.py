@@ -100,7 +100,7 @@ def checkpoint(
     parents = tuple(Parent(kind, _fingerprint(directory / kind), f"../{kind}") for kind in ("rollouts", "scores"))
     manifest = Manifest("checkpoint", config, seed, parents, (STUDENT, TEACHER))
     with Writer.open(directory / "checkpoint", manifest) as writer:
-        writer.aside("metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        writer.temporary_path("metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         writer.add_file("metrics.jsonl")
         writer.finish({"steps": sum("loss" in entry for entry in entries)})
 

@@ -47,10 +47,10 @@ class Writer:
         self._claims: dict[str, IO[bytes]] = {}
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False, grows: Collection[str] = ()) -> Self:
+    def open(cls, path: Path, manifest: Manifest, *, overwrite: bool = False, may_differ: Collection[str] = ()) -> Self:
         """Start an artifact, resume a partial one, or open a complete one (`writer.complete`).
 
-        grows: keys of the identity that may differ from an existing artifact, which is then extended.
+        may_differ: keys of the identity that may differ from an existing artifact, which is then extended.
 
         Raises ArtifactError where `path` is not an artifact, has another identity, or is being written by a process.
         """
@@ -64,7 +64,7 @@ class Writer:
         writer = cls(path, manifest, (path / LOCK_FILE).open("w"))
         try:
             writer._hold(fcntl.LOCK_EX)
-            writer._start(overwrite, grows)
+            writer._start(overwrite, may_differ)
         except BaseException:
             writer._lock.close()
             raise
@@ -88,7 +88,7 @@ class Writer:
                 f"Another process is writing {self.path}.", "Wait for it, or choose another output directory."
             )
 
-    def _start(self, overwrite: bool, grows: Collection[str]) -> None:
+    def _start(self, overwrite: bool, may_differ: Collection[str]) -> None:
         if not (self.path / MANIFEST_FILE).exists():
             return self._save()
         if overwrite:
@@ -97,11 +97,11 @@ class Writer:
         existing = load_manifest(self.path)
         empty = existing.state == "partial" and self._is_empty  # started, without a part
         before, after = _identity_as_json(existing), _identity_as_json(self.manifest)
-        extended = any(before.get(key) != after.get(key) for key in grows)
+        extended = any(before.get(key) != after.get(key) for key in may_differ)
         if not empty:
             if extended:
                 existing = replace(existing, state="partial", summary={})
-            _require_same_identity(self.path, existing, self.manifest, grows)
+            _require_same_identity(self.path, existing, self.manifest, may_differ)
         for temporary in self.path.glob("*.tmp"):
             _remove(temporary)
         if empty:
@@ -168,7 +168,7 @@ class Writer:
         part.write(table)
         part.close()
 
-    def aside(self, file: str) -> Path:
+    def temporary_path(self, file: str) -> Path:
         """The path to write a file to before `add_file` makes it a part."""
         return self.path / f"{file}.tmp"
 
@@ -177,13 +177,13 @@ class Writer:
         return self.path / f"{file}.claim.tmp"
 
     def add_file(self, file: str, rows: int | None = None) -> None:
-        """Make a part of the file at `aside(file)`; `rows` if it is a table."""
-        aside = self.aside(file)
-        aside.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-        _fsync(aside)
-        part = Part(file, rows, aside.stat().st_size, file_digest(aside))
+        """Make a part of the file at `temporary_path(file)`; `rows` if it is a table."""
+        temporary = self.temporary_path(file)
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        _fsync(temporary)
+        part = Part(file, rows, temporary.stat().st_size, file_digest(temporary))
         with self._listing():
-            aside.replace(self.path / file)
+            temporary.replace(self.path / file)
             others = tuple(other for other in self.manifest.parts if other.file != file)
             self.manifest = replace(self.manifest, parts=(*others, part))
             self._save()
@@ -191,12 +191,12 @@ class Writer:
             self._claim_path(file).unlink()
             claim.close()
 
-    def adopt(self, directory: Path) -> None:
+    def add_directory(self, directory: Path) -> None:
         """Move every file of a directory into the artifact as a part."""
         for source in sorted(file for file in directory.rglob("*") if file.is_file()):
             name = str(source.relative_to(directory))
-            self.aside(name).parent.mkdir(exist_ok=True, parents=True)
-            source.replace(self.aside(name))
+            self.temporary_path(name).parent.mkdir(exist_ok=True, parents=True)
+            source.replace(self.temporary_path(name))
             self.add_file(name)
 
     def finish(self, summary: dict[str, Any]) -> Artifact:
@@ -223,10 +223,10 @@ class Writer:
             os.close(directory)
 
     def _save(self) -> None:
-        aside = self.aside(MANIFEST_FILE)
-        aside.write_text(json.dumps(asdict(self.manifest), indent=1, sort_keys=True) + "\n")
-        _fsync(aside)
-        aside.replace(self.path / MANIFEST_FILE)
+        temporary = self.temporary_path(MANIFEST_FILE)
+        temporary.write_text(json.dumps(asdict(self.manifest), indent=1, sort_keys=True) + "\n")
+        _fsync(temporary)
+        temporary.replace(self.path / MANIFEST_FILE)
         _fsync(self.path)
 
 
@@ -236,7 +236,9 @@ class TableWriter:
     def __init__(self, writer: Writer, file: str) -> None:
         self._writer, self._file, self._rows = writer, file, 0
         self._schema = SCHEMAS[writer.manifest.kind]
-        self._parquet = pq.ParquetWriter(writer.aside(file), self._schema, compression="zstd", use_dictionary=False)
+        self._parquet = pq.ParquetWriter(
+            writer.temporary_path(file), self._schema, compression="zstd", use_dictionary=False
+        )
 
     def write(self, table: pa.Table) -> None:
         """Write one row group; the table is cast to the schema of the kind."""
@@ -256,12 +258,12 @@ def is_locked(path: Path) -> bool:
         return not _try_lock(lock, fcntl.LOCK_EX)
 
 
-def _require_same_identity(path: Path, existing: Manifest, wanted: Manifest, grows: Collection[str]) -> None:
+def _require_same_identity(path: Path, existing: Manifest, wanted: Manifest, may_differ: Collection[str]) -> None:
     before, after = _identity_as_json(existing), _identity_as_json(wanted)
     differing = [
         f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in grows
+        if before.get(key) != after.get(key) and key not in may_differ
     ]
     versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (existing, wanted)]
     if existing.state == "partial" and versions[0] != versions[1]:

@@ -46,13 +46,13 @@ def embedded_student() -> str:
     from dataclasses import asdict
 
     from tsdkd.artifacts.hashing import file_digest, json_digest
-    from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+    from tsdkd.artifacts.manifest import FORMAT, MANIFEST_FILE, load_manifest
     from tsdkd.stages.config.prune import PruneConfig
     from tsdkd.stages.models.embedded import cache_dir
     from tsdkd.stages.prune import prune
 
     teacher_, config = embedded_teacher(), PruneConfig(drop=STUDENT_DROPS)
-    inputs = [file_digest(Path(teacher_) / "model.safetensors"), file_digest(PROMPTS), asdict(config)]
+    inputs = [FORMAT, file_digest(Path(teacher_) / "model.safetensors"), file_digest(PROMPTS), asdict(config)]
     output = cache_dir() / f"embedded-student-{json_digest(inputs)[:12]}"
     if not (output / MANIFEST_FILE).is_file() or load_manifest(output).state != "complete":
         ConsoleObserver().info(

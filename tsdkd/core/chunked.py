@@ -32,7 +32,8 @@ def tsdkd_loss_from_hidden(
         teacher_hidden: (batch, seq, teacher width); no gradient flows to the teacher.
         teacher_head: of the same vocabulary.
         response_mask: bool (batch, seq), True at response tokens; other positions may hold anything.
-        config, opener_fraction: as in `tsdkd_loss`.
+        config: as in `tsdkd_loss`.
+        opener_fraction: as in `tsdkd_loss`.
 
     Returns:
         The loss and the metrics of `token_selective_loss`.
@@ -77,7 +78,7 @@ def token_selective_loss_from_hidden(
     Args:
         student_hidden: the rows of `response_mask`'s True positions, row after row.
         student_head: its weight and bias receive gradients where they require them.
-        teacher, response_mask, config, opener_fraction, sampled: as in `token_selective_loss`.
+        teacher: as in `token_selective_loss`, and so are response_mask, config, opener_fraction and sampled.
         chunk: tokens per matrix product; by default it follows from `chunk_sizes.CHUNK_BYTES` and free memory.
         compiled: fuse the work between the products, which pays off after some seconds of compilation; it needs a
             teacher whose whole distribution is known.

@@ -69,7 +69,8 @@ def token_selective_loss(
         student_logits: (tokens, vocab), the rows of `response_mask`'s True positions, row after row.
         teacher: its signal at the same tokens.
         response_mask: bool (batch, seq), True at response tokens.
-        config, opener_fraction: as in `tsdkd_loss`.
+        config: as in `tsdkd_loss`.
+        opener_fraction: as in `tsdkd_loss`.
         sampled: how the tokens were sampled; required for a policy gradient.
 
     Returns:

@@ -73,7 +73,7 @@ def prune(
         staging = output / "staging.tmp"
         model.model.to(saved_dtype).save_pretrained(staging)
         model.tokenizer.save_pretrained(staging)
-        writer.adopt(staging)
+        writer.add_directory(staging)
         staging.rmdir()
         return writer.finish(summary)
 

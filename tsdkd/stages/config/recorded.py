@@ -75,9 +75,9 @@ def config_text(path: Path, manifest: Manifest) -> str:
 
 def write_config(path: Path, manifest: Manifest) -> None:
     """Write config.yaml beside the parts of an artifact."""
-    aside = path / f"{CONFIG_FILE}.tmp"
-    aside.write_text(config_text(path, manifest), encoding="utf-8")
-    aside.replace(path / CONFIG_FILE)
+    temporary = path / f"{CONFIG_FILE}.tmp"
+    temporary.write_text(config_text(path, manifest), encoding="utf-8")
+    temporary.replace(path / CONFIG_FILE)
 
 
 def _inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:

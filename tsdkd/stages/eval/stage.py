@@ -63,7 +63,7 @@ def evaluate(
     previous = None if overwrite else _previous_results(output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
     with (
-        Writer.open(output, manifest, overwrite=overwrite, grows=_extendable_fields(previous)) as writer,
+        Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
         observer.writing(output),
         closing(_EvaluatedModel(model, config)) as evaluated,
     ):
@@ -273,5 +273,5 @@ def _result_line(benchmark: Benchmark, result: dict[str, Any]) -> str:
 
 
 def _write_json(writer: Writer, file: str, content: dict[str, Any]) -> None:
-    writer.aside(file).write_text(json.dumps(content))
+    writer.temporary_path(file).write_text(json.dumps(content))
     writer.add_file(file)

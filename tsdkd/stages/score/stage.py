@@ -125,7 +125,7 @@ def _load_models(student: str, teacher: str, config: ScoreConfig) -> ModelPair:
 def _score_parts(readers: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
     """Score each part that no other rank has claimed."""
     if config.signal in SIGNALS_WITH_HEAD and writer.claim(HEAD_FILE):
-        save_head(readers[1].head, writer.aside(HEAD_FILE))
+        save_head(readers[1].head, writer.temporary_path(HEAD_FILE))
         writer.add_file(HEAD_FILE)
     counted = writer.manifest.rows
     with (

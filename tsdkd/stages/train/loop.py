@@ -105,7 +105,7 @@ def run_training(
                 degenerated_at = _train(trainer, resume, observer, stop_on_collapse=config.stop_on_collapse)
         save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
         if writer is not None:
-            writer.adopt(staging)
+            writer.add_directory(staging)
             writer.finish(_summary(trainer, degenerated_at))
             shutil.rmtree(staging)
             shutil.rmtree(resume)
