@@ -326,13 +326,13 @@ def test_unknown_names_and_options_are_refused() -> None:
         find_method("seqkd").with_options({"temperature": 2.0})
     assert find_method("gkd").with_options({"beta": 0.1}) == TSDKDConfig(alpha=0, em_weight=0, gate=False, beta=0.1)
     replay = OnlineConfig(student_fraction=0, replay=ReplayConfig())
-    with pytest.raises(InputError, match="gkd has no schedule"):
+    with pytest.raises(InputError, match="gkd has no replay schedule"):
         settings("gkd", online=replay)
     with pytest.raises(InputError, match="distillm needs online training"):
         settings("distillm")
     with pytest.raises(InputError, match="follows the held-out divergence"):
         settings("distillm", online=replay)
-    with pytest.raises(InputError, match="decides when the student answers"):
+    with pytest.raises(InputError, match="decides when the student responds"):
         OnlineConfig(student_fraction=1, replay=ReplayConfig())
 
 
