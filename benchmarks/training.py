@@ -31,7 +31,7 @@ from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.metrics.log import METRICS_FILE
-from tsdkd.stages.models.device import has_bf16
+from tsdkd.stages.models.device import has_bfloat16
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
@@ -95,7 +95,7 @@ def trl_online(run: Path, student: str, teacher: str) -> Measurement:
         gradient_checkpointing=False,
         max_completion_length=TOKENS,
         beta=0.9,
-        bf16=has_bf16("cpu"),
+        bf16=has_bfloat16("cpu"),
         use_cpu=True,
         logging_steps=1,
         save_strategy="no",

@@ -15,8 +15,8 @@ from tsdkd.artifacts.manifest import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
-settings.register_profile("ours", deadline=None)  # a busy machine is no failure
-settings.load_profile("ours")
+settings.register_profile("tsdkd", deadline=None)  # tests may be slow on a busy machine
+settings.load_profile("tsdkd")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,9 +38,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with another tokenizer."""
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "stranger", seed=3, extra=("<|tool|>",))
+def other_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of another family, with another tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "other_family", seed=3, extra=("<|tool|>",))
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def punkt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """nltk's sentence splitter without what it learned: enough to load, and to split at full stops."""
+    """nltk's sentence splitter without learned parameters: it loads, and splits at full stops."""
     import nltk
 
-    place = tmp_path_factory.mktemp("nltk")
-    english = place / "tokenizers" / "punkt_tab" / "english"
+    directory = tmp_path_factory.mktemp("nltk")
+    english = directory / "tokenizers" / "punkt_tab" / "english"
     english.mkdir(parents=True)
     for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
         (english / name).touch()
-    nltk.data.path.append(str(place))
+    nltk.data.path.append(str(directory))
     yield
-    nltk.data.path.remove(str(place))
+    nltk.data.path.remove(str(directory))
 
 
 @pytest.fixture(scope="session")

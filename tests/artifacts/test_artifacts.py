@@ -1,4 +1,4 @@
-"""Artifacts: what is written can be killed, resumed and trusted; what is wrong is refused with a remedy."""
+"""Artifacts: a killed writer resumes to the same bytes; readers refuse damaged and wrong artifacts with a remedy."""
 
 import dataclasses
 import json
@@ -68,10 +68,12 @@ def test_an_interrupted_writer_resumes_to_the_same_bytes(tmp_path: Path, content
     assert contents(path) == contents(tmp_path / "whole")
 
 
-def test_a_complete_artifact_is_left_alone(tmp_path: Path, contents: Contents) -> None:
+def test_a_complete_artifact_does_not_change(tmp_path: Path, contents: Contents) -> None:
     write(tmp_path / "a")
     before = contents(tmp_path / "a")
-    with Writer.open(tmp_path / "a", manifest(libraries={"torch": "3"})) as writer:  # an upgrade does not undo it
+    with Writer.open(
+        tmp_path / "a", manifest(libraries={"torch": "3"})
+    ) as writer:  # a new version of a library changes nothing
         assert writer.complete
     assert contents(tmp_path / "a") == before
 
@@ -108,47 +110,47 @@ def test_a_resume_with_other_libraries_is_refused(tmp_path: Path) -> None:
         Writer.open(tmp_path / "a", manifest(libraries={"torch": "3"}))
 
 
-def test_an_artifact_without_content_takes_any_configuration(tmp_path: Path) -> None:
-    """A stage that was refused after it began (a full disk, say) does not block the next try."""
+def test_an_artifact_without_parts_accepts_any_configuration(tmp_path: Path) -> None:
+    """A stage that failed after it began, for example on a full disk, does not block the next attempt."""
     Writer.open(tmp_path / "a", manifest()).__exit__()
     with Writer.open(tmp_path / "a", manifest(seed=1)) as writer:
         assert writer.manifest.seed == 1
 
 
-def test_a_directory_of_something_else_is_never_touched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
+def test_a_directory_that_is_no_artifact_is_refused_and_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("text")
     for overwrite in (False, True):
         with pytest.raises(ArtifactError, match="is not an artifact"):
             Writer.open(tmp_path, manifest(), overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_overwrite_never_takes_another_kind_or_an_input(tmp_path: Path, contents: Contents) -> None:
+def test_overwrite_refuses_another_kind_and_inputs(tmp_path: Path, contents: Contents) -> None:
     write(tmp_path / "a")
     before = contents(tmp_path / "a")
     with pytest.raises(ArtifactError, match="holds rollouts, not scores"):
         Writer.open(tmp_path / "a", manifest(kind="scores"), overwrite=True)
-    me = ModelRecord("student", str(tmp_path / "a"), "w", "t", "c")
-    for inputs in ({"models": (me,)}, {"parents": (Parent("rollouts", "f", "."),)}):
+    record = ModelRecord("student", str(tmp_path / "a"), "w", "t", "c")
+    for inputs in ({"models": (record,)}, {"parents": (Parent("rollouts", "f", "."),)}):
         with pytest.raises(ArtifactError, match="is an input and the output"):
             Writer.open(tmp_path / "a", manifest(**inputs), overwrite=True)
     assert contents(tmp_path / "a") == before
 
 
-def test_a_kill_at_the_very_start_locks_nobody_out(tmp_path: Path) -> None:
+def test_a_kill_at_the_start_does_not_block_the_next_writer(tmp_path: Path) -> None:
     for name in (".lock", f"{MANIFEST_FILE}.tmp"):
         (tmp_path / name).write_text("")
     with Writer.open(tmp_path, manifest()) as writer:
         assert not writer.complete
 
 
-def test_a_stage_that_fails_before_it_has_anything_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stage_that_fails_before_its_first_part_leaves_no_directory(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Writer.open(tmp_path / "a", manifest()):
         raise RuntimeError
     assert not (tmp_path / "a").exists()
 
 
-def test_directories_are_adopted_whole(tmp_path: Path) -> None:
+def test_add_directory_adds_every_file(tmp_path: Path) -> None:
     (tmp_path / "made" / "more").mkdir(parents=True)
     (tmp_path / "made" / "one").write_text("1")
     (tmp_path / "made" / "more" / "two").write_text("2")
@@ -163,11 +165,11 @@ def test_files_get_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     source.mkdir()
     (source / "model.safetensors").write_text("w")
     (source / "model.safetensors").chmod(0o600)  # as safetensors leaves it
-    fresh = tmp_path / "fresh"
-    fresh.touch()
+    new_file = tmp_path / "new"
+    new_file.touch()
     with Writer.open(tmp_path / "out", manifest(kind="checkpoint")) as writer:
         writer.add_directory(source)
-    assert (tmp_path / "out" / "model.safetensors").stat().st_mode == fresh.stat().st_mode
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode == new_file.stat().st_mode
 
 
 def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
@@ -178,11 +180,11 @@ def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
     parent = read_artifact(tmp_path / "parent", "rollouts").as_parent_of(child)
     with Writer.open(child, manifest(kind="checkpoint", parents=(parent,))) as writer:
         made = writer.finish({})
-    assert [same for _, _, same in check_parents(child, made.manifest)] == [True]
+    assert [unchanged for _, _, unchanged in check_parents(child, made.manifest)] == [True]
 
 
-def test_processes_of_one_run_share_the_parts_out(tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
-    """Whatever the order in which two write, each part is written once, and the artifact is that of one."""
+def test_ranks_of_one_run_divide_the_parts(tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
+    """Each part is written once, in any order; the artifact equals that of one process."""
     write(tmp_path / "one")
     with Writer.open(tmp_path / "two", manifest()) as first:
         first.share()
@@ -197,7 +199,7 @@ def test_processes_of_one_run_share_the_parts_out(tmp_path: Path, contents: Call
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_the_part_of_a_process_that_is_gone_can_be_claimed(tmp_path: Path) -> None:
+def test_a_part_that_an_ended_rank_claimed_can_be_claimed_again(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "a", manifest()) as first:
         first.share()
         with Writer.join(tmp_path / "a") as second:
@@ -205,8 +207,8 @@ def test_the_part_of_a_process_that_is_gone_can_be_claimed(tmp_path: Path) -> No
         assert first.claim("part-00000.parquet")
 
 
-def test_nobody_else_writes_while_any_process_of_a_run_does(tmp_path: Path) -> None:
-    """The first is gone; the one that joined still writes."""
+def test_no_other_run_writes_while_a_rank_of_this_run_writes(tmp_path: Path) -> None:
+    """The first rank has ended; the rank that joined still writes."""
     first = Writer.open(tmp_path / "a", manifest())
     first.share()
     with Writer.join(tmp_path / "a"):
@@ -216,12 +218,12 @@ def test_nobody_else_writes_while_any_process_of_a_run_does(tmp_path: Path) -> N
     Writer.open(tmp_path / "a", manifest()).__exit__()
 
 
-def test_two_writers_cannot_meet(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_one_artifact(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "a", manifest()), pytest.raises(ArtifactError, match="Another process is writing"):
         Writer.open(tmp_path / "a", manifest())
 
 
-def test_reading_refuses_what_is_not_there(tmp_path: Path) -> None:
+def test_reading_refuses_a_missing_artifact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         read_artifact(tmp_path / "none", "rollouts")
     assert "Found no rollouts at" in caught.value.cause
@@ -262,7 +264,7 @@ def test_an_earlier_format_is_refused_and_replaced_with_overwrite(tmp_path: Path
 
 
 def test_a_claim_holds_while_a_library_replaces_the_file(tmp_path: Path) -> None:
-    """safetensors writes under a name of its own and renames: a lock on the file itself would be gone."""
+    """safetensors writes another file and renames it: a lock on the file itself would be lost."""
     with Writer.open(tmp_path / "a", manifest()) as first:
         first.share()
         with Writer.join(tmp_path / "a") as second:
@@ -303,19 +305,19 @@ def test_reading_refuses_a_missing_part(tmp_path: Path) -> None:
         read_artifact(tmp_path / "a", "rollouts")
 
 
-def test_foreign_parents_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "mine")
+def test_other_parents_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "parent")
     write(tmp_path / "other", seed=5)
-    mine, other = (read_artifact(tmp_path / name, "rollouts") for name in ("mine", "other"))
+    parent, other = (read_artifact(tmp_path / name, "rollouts") for name in ("parent", "other"))
     child = tmp_path / "child"
-    with Writer.open(child, manifest(kind="scores", parents=(mine.as_parent_of(child),))) as writer:
+    with Writer.open(child, manifest(kind="scores", parents=(parent.as_parent_of(child),))) as writer:
         scores = writer.finish({})
-    scores.require_parent(mine)
+    scores.require_parent(parent)
     with pytest.raises(ArtifactError, match="made from other rollouts"):
         scores.require_parent(other)
 
 
-def test_verify_sees_a_parent_that_changed(tmp_path: Path) -> None:
+def test_verify_refuses_a_changed_parent(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("one")
     write(tmp_path / "a", parents=(Parent("prompts", file_digest(prompts), "../prompts.jsonl"),))
@@ -324,20 +326,18 @@ def test_verify_sees_a_parent_that_changed(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="changed after"):
         verify_artifact(tmp_path / "a")
     prompts.unlink()
-    verify_artifact(tmp_path / "a")  # gone is not wrong: artifacts travel without their parents
-    assert [(there, same) for _, there, same in check_parents(tmp_path / "a", load_manifest(tmp_path / "a"))] == [
-        (False, False)
-    ]
+    verify_artifact(tmp_path / "a")  # a missing parent is no difference: artifacts are copied without their parents
+    assert [parent[1:] for parent in check_parents(tmp_path / "a", load_manifest(tmp_path / "a"))] == [(False, False)]
 
 
-def test_verify_sees_columns_that_do_not_fit(tmp_path: Path) -> None:
+def test_verify_refuses_columns_of_another_kind(tmp_path: Path) -> None:
     write(tmp_path / "a")
     edit(tmp_path / "a", kind="results")
     with pytest.raises(ArtifactError, match="columns or rows that differ"):
         verify_artifact(tmp_path / "a")
 
 
-def test_a_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_content_not_on_the_path(tmp_path: Path) -> None:
     write(tmp_path / "a")
     write(tmp_path / "b", seed=1)
     before = load_manifest(tmp_path / "a").fingerprint

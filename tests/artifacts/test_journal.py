@@ -1,4 +1,4 @@
-"""A journal knows what each session took and how it ended, and is no part of the artifact."""
+"""The journal records the cost and the end of each session; it is no part of the artifact."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tsdkd.errors import InputError
 
 
 def test_how_sessions_end(tmp_path: Path) -> None:
-    warnings = ["It smells."]
+    warnings = ["A first warning."]
     with pytest.raises(KeyboardInterrupt), record_session(tmp_path, "tsdkd a", []):
         raise KeyboardInterrupt
     with pytest.raises(InputError), record_session(tmp_path, "tsdkd b", []):
@@ -24,45 +24,51 @@ def test_how_sessions_end(tmp_path: Path) -> None:
     with record_session(tmp_path, "tsdkd c", warnings):
         (running,) = read_sessions(tmp_path)[2:]
         assert (running.exit, running.seconds) == ("", None)
-        warnings.append("Badly.")
-    found = read_sessions(tmp_path)
-    assert [(one.command, one.exit, one.cause) for one in found] == [
+        warnings.append("A second one.")
+    sessions = read_sessions(tmp_path)
+    assert [(session.command, session.exit, session.cause) for session in sessions] == [
         ("tsdkd a", "interrupted", ""),
         ("tsdkd b", "failed", "A cause."),
         ("tsdkd c", "finished", ""),
     ]
-    assert found[2].warnings == ("It smells.", "Badly.")
-    assert all((one.memory or 0) > 10**7 and one.seconds is not None and "cores" in one.machine for one in found)
+    assert sessions[2].warnings == ("A first warning.", "A second one.")
+    for session in sessions:
+        assert (session.memory or 0) > 10**7
+        assert session.seconds is not None
+        assert "cores" in session.machine
 
 
-def test_a_killed_session_is_known_and_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_killed_session_is_listed_and_a_cut_off_line_is_skipped(tmp_path: Path) -> None:
     with record_session(tmp_path, "tsdkd a", []):
         killed = (tmp_path / JOURNAL_FILE).read_bytes()
     (tmp_path / JOURNAL_FILE).write_bytes(killed + b'{"exit": "fin')
     with record_session(tmp_path, "tsdkd b", []):
         pass
-    assert [(one.command, one.exit) for one in read_sessions(tmp_path)] == [("tsdkd a", ""), ("tsdkd b", "finished")]
+    assert [(session.command, session.exit) for session in read_sessions(tmp_path)] == [
+        ("tsdkd a", ""),
+        ("tsdkd b", "finished"),
+    ]
     assert read_sessions(tmp_path / "nowhere") == []
 
 
-def test_it_counts_in_no_digest(tmp_path: Path) -> None:
+def test_the_journal_counts_in_no_digest(tmp_path: Path) -> None:
     rollouts(tmp_path)
-    place = tmp_path / "rollouts"
-    before = content_digest(place), load_manifest(place), read_artifact(place, "rollouts").fingerprint
-    with record_session(place, "tsdkd generate", []):
+    path = tmp_path / "rollouts"
+    before = content_digest(path), load_manifest(path), read_artifact(path, "rollouts").fingerprint
+    with record_session(path, "tsdkd generate", []):
         pass
-    assert before == (content_digest(place), verify_artifact(place), read_artifact(place, "rollouts").fingerprint)
+    assert before == (content_digest(path), verify_artifact(path), read_artifact(path, "rollouts").fingerprint)
     assert JOURNAL_FILE not in [part.file for part in before[1].parts]
 
 
-def test_replacing_an_artifact_starts_a_new_one_and_failing_at_once_leaves_none(tmp_path: Path) -> None:
+def test_overwrite_starts_a_new_journal_and_a_failure_before_the_first_part_leaves_none(tmp_path: Path) -> None:
     rollouts(tmp_path)
-    place = tmp_path / "rollouts"
-    manifest = load_manifest(place)
-    with record_session(place, "tsdkd generate", []):
+    path = tmp_path / "rollouts"
+    manifest = load_manifest(path)
+    with record_session(path, "tsdkd generate", []):
         pass
-    with Writer.open(place, manifest, overwrite=True), record_session(place, "tsdkd generate --overwrite", []):
-        assert [one.command for one in read_sessions(place)] == ["tsdkd generate --overwrite"]
+    with Writer.open(path, manifest, overwrite=True), record_session(path, "tsdkd generate --overwrite", []):
+        assert [session.command for session in read_sessions(path)] == ["tsdkd generate --overwrite"]
     other, begun = tmp_path / "other", replace(manifest, state="partial", parts=())
     with pytest.raises(InputError), Writer.open(other, begun), record_session(other, "tsdkd generate", []):
         raise InputError("A cause.", "A remedy.")

@@ -86,9 +86,9 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_models_with_different_tokenizers(directory: Path, stranger: Path) -> None:
+def test_models_with_different_tokenizers(directory: Path, other_family: Path) -> None:
     shutil.rmtree(directory / "run" / "scores")
-    found, remedy = refuse("score", "--run", directory / "run", "--teacher", stranger)
+    found, remedy = refuse("score", "--run", directory / "run", "--teacher", other_family)
     assert "different tokenizers: 1 ids differ, first 258 (None against '<|tool|>')" in found
     assert "one family" in remedy
     assert not (directory / "run" / "scores").exists()

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tsdkd.core import (
     AdaptiveOpener,
     Head,
-    Sampled,
+    SampledTokens,
     TeacherHidden,
     TeacherLogits,
     TeacherRanks,
@@ -42,13 +42,13 @@ class Case:
     teacher: torch.Tensor
     teacher_head: Head
     mask: torch.Tensor
-    sampled: Sampled | None = None
-    """What the policy gradient needs, where it is on."""
+    sampled: SampledTokens | None = None
+    """Set for the policy gradient."""
 
     def leaves(self) -> list[torch.Tensor]:
         return [t for t in (self.student, self.head.weight, self.head.bias) if t is not None]
 
-    def fresh(self) -> "Case":
+    def clone(self) -> "Case":
         weight, bias = self.head.weight.detach().clone(), self.head.bias
         bias = None if bias is None else bias.detach().clone().requires_grad_()
         head = dataclasses.replace(self.head, weight=weight.requires_grad_(), bias=bias)
@@ -72,7 +72,7 @@ def make(
         teacher=normal(len(lengths), longest, TEACHER_WIDTH),
         teacher_head=Head(normal(VOCAB + 2, TEACHER_WIDTH), vocab_size=VOCAB),
         mask=mask,
-    ).fresh()
+    ).clone()
 
 
 def reference(case: Case, config: TSDKDConfig, fraction: object = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -95,7 +95,7 @@ def by_chunks(
 def assert_chunked_is_reference(
     case: Case, config: TSDKDConfig, chunk: int | None = None, adaptive: bool = False
 ) -> None:
-    chunked_case, reference_case = case.fresh(), case.fresh()
+    chunked_case, reference_case = case.clone(), case.clone()
     fractions = [AdaptiveOpener().fraction if adaptive else None for _ in range(2)]
     loss, metrics = by_chunks(chunked_case, config, chunk, fractions[0])
     expected, expected_metrics = reference(reference_case, config, fractions[1])
@@ -163,7 +163,7 @@ def test_chunks_give_the_reference(
     chunk=st.sampled_from([1, 7, None]),
     block=st.sampled_from([1, 60, 2**19]),
     weight=st.sampled_from([0.5, 1.0]),
-    share=st.sampled_from([0.0, 0.2, 1.0]),
+    teacher_fraction=st.sampled_from([0.0, 0.2, 1.0]),
     moved=st.booleans(),
     others=st.sampled_from([{"alpha": 0, "em_weight": 0}, {"alpha": 0.3, "em_weight": 0.5, "em_ratio": 0.3}]),
     head=st.sampled_from([{}, {"bias": True}, {"logit_scale": 0.5, "softcap": 2.0}]),
@@ -175,7 +175,7 @@ def test_chunks_give_the_references_policy_gradient(
     chunk: int | None,
     block: int,
     weight: float,
-    share: float,
+    teacher_fraction: float,
     moved: bool,
     others: dict[str, float],
     head: dict[str, object],
@@ -184,44 +184,44 @@ def test_chunks_give_the_references_policy_gradient(
     """`moved`: the student has changed since it sampled."""
     config = TSDKDConfig(k=4, beta=1.0, gate=False, direct_weight=2.0, policy_gradient_weight=weight, **others)
     case = make(lengths, seed, padding_rows=padding_rows, **head)
-    case.sampled = random_sampled(case, seed, share, moved)
+    case.sampled = random_sampled(case, seed, teacher_fraction, moved)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
         assert_chunked_is_reference(case, config, chunk)
 
 
-def random_sampled(case: Case, seed: int = 0, share: float = 0.2, moved: bool = True) -> Sampled:
+def random_sampled(case: Case, seed: int = 0, teacher_fraction: float = 0.2, moved: bool = True) -> SampledTokens:
     """Random tokens, and with `moved` random log-probabilities at sampling."""
     generator, tokens = torch.Generator().manual_seed(seed), int(case.mask.sum())
     ids = torch.randint(VOCAB, (tokens,), generator=generator)
     then = -torch.rand(tokens, generator=generator, dtype=case.student.dtype) * 4
-    return Sampled(ids, share, then if moved else None)
+    return SampledTokens(ids, teacher_fraction, then if moved else None)
 
 
 def test_gradcheck_through_hidden_states_head_and_bias() -> None:
     case = make([5, 3], bias=True, softcap=3.0)
     config = TSDKDConfig(k=3, gate=False, opener=1.0)  # the gate and the choice of tokens carry no gradient
 
-    class Anew(torch.autograd.Function):
+    class RecomputedLoss(torch.autograd.Function):
         """gradcheck differentiates one result many times; the chunked loss can be differentiated once."""
 
         @staticmethod
         def forward(ctx: object, student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
             ctx.save_for_backward(student, weight, bias)
-            return Anew.loss(student, weight, bias)
+            return RecomputedLoss.loss(student, weight, bias)
 
         @staticmethod
         def backward(ctx: object, upstream: torch.Tensor) -> tuple[torch.Tensor, ...]:
             leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
             with torch.enable_grad():
-                return torch.autograd.grad(Anew.loss(*leaves), leaves, upstream)
+                return torch.autograd.grad(RecomputedLoss.loss(*leaves), leaves, upstream)
 
         @staticmethod
         def loss(student: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
             head = dataclasses.replace(case.head, weight=weight, bias=bias)
             return by_chunks(dataclasses.replace(case, student=student, head=head), config, chunk=3)[0]
 
-    assert torch.autograd.gradcheck(Anew.apply, tuple(case.leaves()))
+    assert torch.autograd.gradcheck(RecomputedLoss.apply, tuple(case.leaves()))
 
 
 @pytest.mark.parametrize("divergence", ["jsd", "skew-kl", "skew-reverse-kl"])
@@ -238,7 +238,7 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
     config = TSDKDConfig(k=4, direct_weight=0.0 if kind == "ranks" else 2.0, divergence=divergence, skew=0.3)
     if kind == "tokens":
         teacher, config = TeacherTokens(best.indices[:, 0]), TSDKDConfig(alpha=0, beta=0, gate=False)
-    chunked_case, reference_case = case.fresh(), case.fresh()
+    chunked_case, reference_case = case.clone(), case.clone()
     loss, metrics = token_selective_loss_from_hidden(
         chunked_case.student[chunked_case.mask], chunked_case.head, teacher, chunked_case.mask, config, chunk=chunk
     )
@@ -269,7 +269,7 @@ def test_bfloat16_rounds_as_the_reference(
     """Without selections that rounding can change: all tokens are uncertain, no token is ranked."""
     config = TSDKDConfig(alpha=0, direct_weight=3.0, beta=beta, em_ratio=1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(student_logits, "PRODUCT_NUMBERS", 4 * WIDTH)
+        patch.setattr(student_logits, "MAX_PRODUCT_ELEMENTS", 4 * WIDTH)
         assert_error_near_reference(lengths, seed, chunk, config, autocast)
 
 
@@ -380,7 +380,7 @@ def test_huge_logits_give_the_reference(scale: float, divergence: dict[str, obje
 
 @pytest.mark.parametrize("term", ["alpha", "direct_weight", "em_weight"])
 def test_a_softcap_is_formed_in_float32_behind_bfloat16_products(term: str) -> None:
-    """The reference on the same bf16 products, in float64 from there on."""
+    """The reference on the same bfloat16 products, in float64 from there on."""
     config = TSDKDConfig(
         **{"k": 4, "opener": 1.0, "em_ratio": 1.0} | ({"alpha": 0, "direct_weight": 0, "em_weight": 0} | {term: 1.0})
     )
@@ -452,7 +452,7 @@ def test_chunks_have_a_bounded_size(tokens: int) -> None:
     chunk = chunk_sizes.chunk_tokens(torch.zeros(tokens, 1), 151936)
     assert chunk % chunk_sizes.TOKEN_STEP == 0
     assert chunk < tokens + chunk_sizes.TOKEN_STEP
-    assert chunk * (1 + 1 / chunk_sizes.TEACHER_PARTS) * 151936 * 4 < 0.25e9
+    assert chunk * (1 + 1 / chunk_sizes.TEACHER_CHUNKS) * 151936 * 4 < 0.25e9
 
 
 def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +464,7 @@ def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.
 
     monkeypatch.setattr(Head, "linear", spy)
     by_chunks(case, TSDKDConfig(k=4), chunk=32)
-    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / chunk_sizes.TEACHER_PARTS}
+    assert formed == {WIDTH: 32, TEACHER_WIDTH: 32 / chunk_sizes.TEACHER_CHUNKS}
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")

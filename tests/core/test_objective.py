@@ -169,10 +169,10 @@ def test_micro_batches_and_order_change_nothing(lengths: list[int], data: st.Dat
     loss, gradient = value_and_gradient((student, teacher, mask), config)
     total, pieces = 0.0, torch.zeros_like(gradient)
     for rows in (order[:cut], order[cut:]):
-        share = len(rows) / len(lengths)
+        fraction = len(rows) / len(lengths)
         piece_loss, piece_gradient = value_and_gradient((student[rows], teacher[rows], mask[rows]), config)
-        total += share * piece_loss.item()
-        pieces[rows] += share * piece_gradient
+        total += fraction * piece_loss.item()
+        pieces[rows] += fraction * piece_gradient
     assert total == pytest.approx(loss.item(), rel=1e-12)
     assert torch.allclose(pieces, gradient, rtol=1e-12, atol=1e-15)
 

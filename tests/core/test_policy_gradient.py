@@ -7,7 +7,7 @@ from math import log
 import pytest
 import torch
 
-from tsdkd.core import Sampled, TeacherLogits, TeacherTokens, TSDKDConfig, token_selective_loss
+from tsdkd.core import SampledTokens, TeacherLogits, TeacherTokens, TSDKDConfig, token_selective_loss
 from tsdkd.core import objective as module
 from tsdkd.core.policy_gradient import importance_and_rewards, mean_future_rewards
 from tsdkd.errors import InputError
@@ -33,22 +33,29 @@ def test_importance_and_reward_by_hand() -> None:
     """q 0.5, p 0.2, then 0.25, a 0.2: w = 0.5 / (0.2 * 0.2 + 0.8 * 0.25) = 0.5 / 0.24; the reward is log 0.4."""
     q, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]]).log()
     then = torch.tensor([0.25]).log()
-    for share, recorded, weight in ((0.2, then, 0.5 / 0.24), (0.2, None, 0.5 / 0.44), (0.0, then, 2.0), (0, None, 1)):
-        sampled = Sampled(torch.tensor([1]), share, recorded)
+    for teacher_fraction, recorded, weight in (
+        (0.2, then, 0.5 / 0.24),
+        (0.2, None, 0.5 / 0.44),
+        (0.0, then, 2.0),
+        (0, None, 1),
+    ):
+        sampled = SampledTokens(torch.tensor([1]), teacher_fraction, recorded)
         importance, reward = importance_and_rewards(sampled.gather(q), sampled.gather(p), sampled)
         assert importance.item() == pytest.approx(weight)
         assert reward.item() == pytest.approx(log(0.4))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2])
-def test_the_gradient_is_the_papers_written_out(share: float) -> None:
+@pytest.mark.parametrize("teacher_fraction", [0.0, 0.2])
+def test_the_gradient_is_the_papers_written_out(teacher_fraction: float) -> None:
     """Token by token: w [grad KL(q || p) - R grad log q(y)], the mean over a response, then over responses."""
     lengths, tokens = [4, 1, 3], 8
     mask = torch.arange(4) < torch.tensor(lengths).unsqueeze(1)
     student, teacher = normal(tokens, VOCAB, seed=1).requires_grad_(), normal(tokens, VOCAB, seed=2)
     ids, then = torch.tensor([0, 2, 1, 1, 0, 2, 2, 0]), normal(tokens, VOCAB, seed=3).log_softmax(-1)
     then = then.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    loss, metrics = token_selective_loss(student, TeacherLogits(teacher), mask, CONFIG, None, Sampled(ids, share, then))
+    loss, metrics = token_selective_loss(
+        student, TeacherLogits(teacher), mask, CONFIG, None, SampledTokens(ids, teacher_fraction, then)
+    )
     (found,) = torch.autograd.grad(loss, student)
 
     q, p = student.softmax(-1), teacher.softmax(-1)
@@ -61,7 +68,7 @@ def test_the_gradient_is_the_papers_written_out(share: float) -> None:
             y = ids[t]
             later = [float((p[s, ids[s]] / fixed[s, ids[s]]).log()) for s in rows if s > t]
             future = sum(later) / len(later) if later else 0.0
-            w = float(fixed[t, y] / (share * p[t, y] + (1 - share) * then[t].exp()))
+            w = float(fixed[t, y] / (teacher_fraction * p[t, y] + (1 - teacher_fraction) * then[t].exp()))
             kl = (q[t] * (q[t] / p[t]).log()).sum()
             expected = expected + w * (kl - future * q[t, y].log()) / length / len(lengths)
             seen["direct"] += w * float(kl.detach()) / length / len(lengths)
@@ -84,11 +91,13 @@ def sequences(model: Table, length: int) -> Iterator[tuple[tuple[int, ...], torc
         yield ids, torch.stack([model[ids[:t]].log_softmax(-1)[ids[t]] for t in range(length)]).sum()
 
 
-def estimate(student: Table, teacher: Table, ids: tuple[int, ...], sampled: Sampled | None = None) -> torch.Tensor:
+def estimate(
+    student: Table, teacher: Table, ids: tuple[int, ...], sampled: SampledTokens | None = None
+) -> torch.Tensor:
     """The loss of one response."""
     q, p = (torch.stack([model[ids[:t]] for t in range(len(ids))]) for model in (student, teacher))
     mask = torch.ones(1, len(ids), dtype=torch.bool)
-    sampled = sampled or Sampled(torch.tensor(ids))
+    sampled = sampled or SampledTokens(torch.tensor(ids))
     return token_selective_loss(q, TeacherLogits(p.detach()), mask, CONFIG, None, sampled)[0]
 
 
@@ -129,14 +138,15 @@ def test_length_normalisation_divides_future_rewards_by_their_number() -> None:
     torch.testing.assert_close(gradient(expected, student), gradient(parts, student), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_importance_weights_correct_for_the_sampling_distribution(share: float) -> None:
+@pytest.mark.parametrize("teacher_fraction", [0.0, 0.3, 1.0])
+def test_importance_weights_correct_for_the_sampling_distribution(teacher_fraction: float) -> None:
     """A single token, from a mixture of the teacher and an earlier student: in expectation the KL's gradient."""
     student, teacher, earlier = table(1, seed=10), table(1, seed=50), table(1, seed=90)
     q, p, then = (model[()].log_softmax(-1) for model in (student, teacher, earlier))
-    mixture = (share * p.exp() + (1 - share) * then.exp()).detach()
+    mixture = (teacher_fraction * p.exp() + (1 - teacher_fraction) * then.exp()).detach()
     expected = sum(
-        mixture[y] * estimate(student, teacher, (y,), Sampled(torch.tensor([y]), share, then[y : y + 1].detach()))
+        mixture[y]
+        * estimate(student, teacher, (y,), SampledTokens(torch.tensor([y]), teacher_fraction, then[y : y + 1].detach()))
         for y in range(VOCAB)
     )
     exact = (q.exp() * (q - p.detach())).sum()
@@ -145,11 +155,11 @@ def test_importance_weights_correct_for_the_sampling_distribution(share: float) 
 
 def test_missing_inputs_and_contradicting_settings_are_refused() -> None:
     mask, logits = torch.ones(1, 2, dtype=torch.bool), torch.zeros(2, VOCAB)
-    with pytest.raises(InputError, match="how the tokens were sampled"):
+    with pytest.raises(InputError, match="needs the tokens with their sampling probabilities"):
         token_selective_loss(logits, TeacherLogits(logits), mask, CONFIG)
     ids = torch.tensor([0, 1])
     with pytest.raises(InputError, match="probability of every token"):
-        token_selective_loss(logits, TeacherTokens(ids), mask, CONFIG, None, Sampled(ids))
+        token_selective_loss(logits, TeacherTokens(ids), mask, CONFIG, None, SampledTokens(ids))
     for other in ({"beta": 0.9}, {"gate": True}, {"temperature": 2.0}, {"divergence": "skew-kl"}, {"direct_weight": 0}):
         with pytest.raises(InputError, match="reverse KL at every token"):
             TSDKDConfig(**{"beta": 1.0, "gate": False, "policy_gradient_weight": 1.0} | other)

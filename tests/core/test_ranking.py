@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tsdkd.core import plackett_luce_nll, ranking_nll
-from tsdkd.core.ranking import propose, rank
+from tsdkd.core.ranking import propose, rank_candidates
 from tsdkd.errors import InputError
 
 
@@ -55,7 +55,7 @@ def test_two_candidates_are_a_preference_over_sub_responses() -> None:
     prefix_log_prob = torch.tensor(-12.3, dtype=torch.float64)
     student = torch.randn(9, dtype=torch.float64)
     teacher = torch.randn(9, dtype=torch.float64)
-    best, worse = rank(propose(student, 2), teacher).tolist()
+    best, worse = rank_candidates(propose(student, 2), teacher).tolist()
     rewards = prefix_log_prob + student.log_softmax(-1)
     expected = -torch.nn.functional.logsigmoid(rewards[best] - rewards[worse])
     assert ranking_nll(student, teacher, 2).item() == pytest.approx(expected.item())
@@ -63,9 +63,9 @@ def test_two_candidates_are_a_preference_over_sub_responses() -> None:
 
 def test_the_student_proposes_and_the_teacher_only_ranks() -> None:
     student = torch.tensor([5.0, 4.0, 3.0, 0.0, 0.0])
-    teacher = torch.tensor([1.0, 3.0, 2.0, 99.0, 98.0])  # its own favourites are not among the candidates
+    teacher = torch.tensor([1.0, 3.0, 2.0, 99.0, 98.0])  # its most likely tokens are not among the candidates
     assert propose(student, 3).tolist() == [0, 1, 2]
-    assert rank(propose(student, 3), teacher).tolist() == [1, 2, 0]
+    assert rank_candidates(propose(student, 3), teacher).tolist() == [1, 2, 0]
 
 
 def test_gradient_reaches_only_the_proposed_logits_of_the_student() -> None:

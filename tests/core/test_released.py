@@ -49,7 +49,7 @@ def test_all_three_are_the_released_codes_terms(lengths: list[int]) -> None:
 
 def test_two_tokens_lower_the_one_the_teacher_prefers() -> None:
     """Student logits (2, 1), the teacher prefers the second: loss 0.3133, gradient (-0.2689, +0.2689)."""
-    scores = torch.tensor([1.0, 2.0], requires_grad=True)  # the teacher's favourite first
+    scores = torch.tensor([1.0, 2.0], requires_grad=True)  # in the teacher's order
     loss = plackett_luce_nll(scores, released=True)
     loss.backward()
     assert loss.item() == pytest.approx(0.3133, abs=1e-4)
@@ -61,8 +61,8 @@ def test_the_released_ranking_is_the_papers_with_the_teachers_order_reversed() -
     config = TSDKDConfig(k=4, opener=1.0, direct_weight=0, em_weight=0, released=("ranking",))
     loss, metrics = tsdkd_loss(student, teacher, mask, config)
     assert loss.item() == pytest.approx(0.1 * ranking_nll(student, -teacher, 4).mean().item())
-    _, papers = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, opener=1.0))
-    assert metrics["rank_agreement"].item() == papers["rank_agreement"].item()  # the metric does not change
+    _, paper = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=4, opener=1.0))
+    assert metrics["rank_agreement"].item() == paper["rank_agreement"].item()  # the metric does not change
 
 
 def test_one_opener_for_all_rows_ends_before_the_token_that_reaches_the_fraction() -> None:
@@ -108,14 +108,14 @@ def test_each_deviation_changes_one_term(deviation: str) -> None:
     """It changes one term and leaves the others."""
     term = {"ranking": "indirect", "opener": "indirect", "entropy": "entropy"}[deviation]
     batch = make([12, 7])
-    _, papers = tsdkd_loss(*batch, TSDKDConfig(k=4))
+    _, paper = tsdkd_loss(*batch, TSDKDConfig(k=4))
     _, metrics = tsdkd_loss(*batch, TSDKDConfig(k=4, released=(deviation,)))
-    changed = {name for name in ("indirect", "direct", "entropy") if metrics[name] != papers[name]}
+    changed = {name for name in ("indirect", "direct", "entropy") if metrics[name] != paper[name]}
     assert changed == {term}
 
 
-def test_the_gradient_pushes_the_other_way() -> None:
-    """A step against the released gradient lowers the logit of the teacher's favourite; the paper's raises it."""
+def test_the_released_gradient_lowers_the_teachers_most_likely_candidate() -> None:
+    """A step against the released gradient lowers the logit of the teacher's first candidate; the paper's raises it."""
     student, teacher, mask = make([6])
     config = {"k": 4, "opener": 1.0, "direct_weight": 0, "em_weight": 0}
     ids = student.topk(4).indices

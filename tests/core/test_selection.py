@@ -65,7 +65,7 @@ def test_padding_is_neither_counted_nor_selected() -> None:
 def test_the_number_of_uncertain_positions_is_rounded_up_without_floating_error(
     length: int, ratio: float, count: int
 ) -> None:
-    """0.07 * 100 is 7.000000000000001 in binary; the answer is 7."""
+    """0.07 * 100 is 7.000000000000001 in binary; the count is 7."""
     entropy = torch.rand(1, length, generator=torch.Generator().manual_seed(length))
     assert lengths(top_entropy_mask(entropy, torch.ones(1, length, dtype=torch.bool), ratio)) == [count]
 

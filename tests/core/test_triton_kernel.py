@@ -12,8 +12,8 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 
-def test_the_kernel_gives_the_plain_paths_numbers() -> None:
-    """Every divergence, soft-caps, temperatures and the policy gradient; bf16 within its rounding."""
+def test_the_kernel_equals_the_plain_path() -> None:
+    """Every divergence, soft-caps, temperatures and the policy gradient; bfloat16 within its rounding."""
     finished = subprocess.run(
         [sys.executable, "-m", "tests.helpers.triton_interpreter"],
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -42,7 +42,7 @@ def test_the_kernel_compiles_for_gpus_without_spilling(
 
     constants = {"kind": kind, "student_capped": True, "teacher_capped": True, "vocab_block": triton_kernel.VOCAB_BLOCK}
     whole = {"tokens", "vocab", "student_stride", "teacher_stride"}
-    pointers = {"student_then_grad": "*bf16", "teacher": "*bf16", "results": "*fp32"}
+    pointers = {"student_and_grad": "*bf16", "teacher": "*bf16", "results": "*fp32"}
     signature = {
         name: "constexpr" if name in constants else pointers.get(name, "i32" if name in whole else "fp32")
         for name in triton_kernel._compare.arg_names

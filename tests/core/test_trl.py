@@ -14,15 +14,15 @@ def test_one_response_has_the_loss_and_gradient_of_trl(beta: float, temperature:
     student, teacher = (2 * torch.randn(1, 9, 31, generator=generator, dtype=torch.float64) for _ in range(2))
     mask = torch.arange(9).unsqueeze(0) < 7
     config = TSDKDConfig(alpha=0, em_weight=0, gate=False, beta=beta, temperature=temperature)
-    found = []
-    for ours in (True, False):
+    results = []
+    for by_tsdkd in (True, False):
         leaf = student.clone().requires_grad_()
         labels = torch.where(mask, 1, -100)
         loss = (
             tsdkd_loss(leaf, teacher, mask, config)[0]
-            if ours
+            if by_tsdkd
             else trl.GKDTrainer.generalized_jsd_loss(leaf, teacher, labels, beta, temperature)
         )
         loss.backward()
-        found.append((loss.detach(), leaf.grad))
-    torch.testing.assert_close(*found)
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(*results)

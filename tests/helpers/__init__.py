@@ -1,1 +1,1 @@
-"""What several tests use; the only test code that other tests import."""
+"""Code that several tests use; tests import test code from this package alone."""

@@ -1,7 +1,7 @@
 """`python -m tests.helpers.recipe_server FOLDER`: tsdkd for many short commands, with torch imported once.
 
 Puts an executable `tsdkd` into the folder. Each call of it is a fork of this process, in the caller's directory and
-environment, with its output and its exit status; the fork's number stands in the file `running` of the folder.
+environment, with its output and its exit status; the file `running` of the folder holds the fork's process id.
 """
 
 import json
@@ -43,16 +43,16 @@ def serve(folder: Path) -> None:
         caller.chmod(0o755)
         while True:
             with listener.accept()[0] as connection:
-                connection.sendall(str(answer(connection, folder / "running")).encode())
+                connection.sendall(str(run_command(connection, folder / "running")).encode())
 
 
-def answer(connection: socket.socket, running: Path) -> int:
-    """Run one command and return its exit status, 128 and the signal's number where one ended it."""
+def run_command(connection: socket.socket, running: Path) -> int:
+    """Run one command and return its exit status; 128 plus the signal's number if a signal ended it."""
     _, outputs, *_ = socket.recv_fds(connection, 1, 2)
     called = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))
     child = os.fork()
     if child == 0:
-        command(*called, *outputs)
+        become_command(*called, *outputs)
     running.write_text(str(child))
     for output in outputs:
         os.close(output)
@@ -60,10 +60,10 @@ def answer(connection: socket.socket, running: Path) -> int:
     return status if status >= 0 else 128 - status
 
 
-def command(arguments: list[str], place: str, environment: dict[str, str], stdout: int, stderr: int) -> None:
+def become_command(arguments: list[str], directory: str, environment: dict[str, str], stdout: int, stderr: int) -> None:
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    os.chdir(place)
+    os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = arguments

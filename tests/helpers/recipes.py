@@ -13,11 +13,11 @@ PAIRS = ("qwen2.5", "gemma2", "qwen3")
 
 def start(recipe: str, tsdkd: Path, **environment: object) -> subprocess.Popen[str]:
     """A recipe such as "paper/table1", which finds its `tsdkd` in that folder."""
-    told = {name: str(value) for name, value in environment.items()}
-    told |= {"INSTALLED": "1", "PYTHON": sys.executable, "PATH": f"{tsdkd}:{os.environ['PATH']}", "COLUMNS": "200"}
+    variables = {name: str(value) for name, value in environment.items()}
+    variables |= {"INSTALLED": "1", "PYTHON": sys.executable, "PATH": f"{tsdkd}:{os.environ['PATH']}", "COLUMNS": "200"}
     return subprocess.Popen(
         ["bash", str(RECIPES / f"{recipe}.sh")],
-        env=os.environ | told,
+        env=os.environ | variables,
         cwd=tsdkd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -26,7 +26,7 @@ def start(recipe: str, tsdkd: Path, **environment: object) -> subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    """What it said."""
-    said = process.communicate(timeout=1800)[0]
-    assert process.returncode == status, said
-    return said
+    """The recipe's output; fails unless it ends with `status`."""
+    output = process.communicate(timeout=1800)[0]
+    assert process.returncode == status, output
+    return output

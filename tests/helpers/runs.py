@@ -105,7 +105,7 @@ def checkpoint(
         writer.finish({"steps": sum("loss" in entry for entry in entries)})
 
 
-def results(directory: Path, name: str, verdicts: str, answer: str = "", first: int = 0, weight: float = 1.0) -> None:
+def results(directory: Path, name: str, verdicts: str, response: str = "", first: int = 0, weight: float = 1.0) -> None:
     """Results of the model `name`: one verdict, 0 or 1, per document; `first`: number of the first document."""
     model = ModelRecord("evaluated", f"models/{name}", name, "t", "c")
     manifest = Manifest("results", asdict(EvalConfig(tasks=("gsm8k",))), 0, (), (model,))
@@ -118,7 +118,7 @@ def results(directory: Path, name: str, verdicts: str, answer: str = "", first: 
             "document_hash": str(i),
             "metric": metric,
             "prompt": f"How many? {MARKUP}",
-            "response": f"{name} says {i} {answer}",
+            "response": f"{name} responds {i} {response}",
             "target": str(i),
             "score": float(verdict),
             "weight": weight,
@@ -137,7 +137,7 @@ def results(directory: Path, name: str, verdicts: str, answer: str = "", first: 
             "shots": 5,
             "other_metrics": {},
         }
-        held_out |= {"prompt": MARKUP, "response": f"{name} answers {MARKUP}"}
+        held_out |= {"prompt": MARKUP, "response": f"{name} responds {MARKUP}"}
         writer.finish({"gsm8k": {**benchmark, "truncated": 1, "prompts_truncated": 0}, "held_out": held_out})
 
 

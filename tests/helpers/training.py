@@ -78,8 +78,8 @@ def distance(one: Weights, other: Weights) -> float:
     return sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5
 
 
-def apart(one: Weights, other: Weights) -> float:
-    """The largest difference of a weight."""
+def largest_change(one: Weights, other: Weights) -> float:
+    """The largest absolute difference of a weight."""
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 

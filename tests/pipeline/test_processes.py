@@ -114,9 +114,9 @@ def first_worker(launcher: int) -> int:
     return next(int(child) for child in children if "RANK=0" in Path(f"/proc/{child}/environ").read_text().split("\0"))
 
 
-def test_an_error_is_printed_once(many: Path, stranger: Path, teacher: Path, tmp_path: Path) -> None:
+def test_an_error_is_printed_once(many: Path, other_family: Path, teacher: Path, tmp_path: Path) -> None:
     """Rank 0 prints the error; rank 1 ends silently."""
-    done = scoring(many, stranger, tmp_path / "s", TWO)
+    done = scoring(many, other_family, tmp_path / "s", TWO)
     stdout, stderr = done.communicate()
     assert done.returncode != 0
     assert stdout == ""

@@ -1,7 +1,7 @@
 """Artifacts: the directories that one stage writes and the next one reads. Imports no torch.
 
-An artifact holds `manifest.json` and the parts that it lists. Its *identity* is what it is made from: configuration,
-seed, parents, models and engine. A stage that runs again with the same identity resumes or does nothing; with another
+An artifact holds `manifest.json` and the parts that it lists. Its *identity* is its configuration, seed, parents,
+models and engine. A stage that runs again with the same identity resumes or does nothing; with another
 identity it refuses. Its *fingerprint* covers identity and content; children record it. A manifest holds no time: the
 same work writes the same bytes.
 

@@ -89,12 +89,12 @@ def read_sessions(artifact: Path) -> list[Session]:
 def _append(artifact: Path, entry: dict[str, Any]) -> None:
     with (artifact / JOURNAL_FILE).open("a+b") as file:
         file.seek(max(0, file.tell() - 1))
-        truncated = file.read() not in {b"", b"\n"}  # the last line was cut off
-        file.write(b"\n" * truncated + json.dumps(entry).encode() + b"\n")
+        cut_off = file.read() not in {b"", b"\n"}  # the last line of a killed session
+        file.write(b"\n" * cut_off + json.dumps(entry).encode() + b"\n")
 
 
 def _describe_machine() -> str:
-    """Cores, memory, and the names of the GPUs once CUDA is initialised: asking earlier would initialise it."""
+    """Cores, memory, and the names of the GPUs if CUDA is initialised; a query would initialise it."""
     parts = [f"{os.cpu_count()} {platform.machine()} cores", f"{psutil.virtual_memory().total / 1e9:.0f} GB"]
     if cuda := _cuda():
         parts += [cuda.get_device_name(i) for i in range(cuda.device_count())]

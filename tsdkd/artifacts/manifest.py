@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it is made from, the parts it lists, and how far it is written."""
+"""The manifest of an artifact: its identity, the parts that it lists, and its state."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import ArtifactError
 
 FORMAT = 2
-"""Raised by a change that an older reader would misread, or that this reader cannot read."""
+"""A change increases it when an older tsdkd would misread new artifacts, or this one old artifacts."""
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 JOURNAL_FILE = ".journal.jsonl"
@@ -79,7 +79,7 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the artifact is made from, by content: names and paths are left out."""
+        """The contents that the artifact is made from, without names and paths."""
         return {
             "kind": self.kind,
             "seed": self.seed,

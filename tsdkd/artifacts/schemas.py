@@ -27,7 +27,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("student_log_prob", pa.list_(pa.float32())),  # of the sampled token
             ("teacher_log_prob", pa.list_(pa.float32())),
             ("candidates", pa.list_(pa.int32())),  # the student's k, best first
-            ("ranks", pa.list_(pa.int16())),  # the teacher's rank of each, 0 is its favourite
+            ("ranks", pa.list_(pa.int16())),  # the teacher's rank of each, 0 is the most likely
             ("hidden", pa.large_binary()),  # (tokens, width) in the teacher's dtype; signal "hidden8": in int8
             ("hidden_scale", pa.list_(pa.float32())),  # signal "hidden8": one scale per token
             ("top_ids", pa.list_(pa.int32())),  # signal "topk": the teacher's K, best first

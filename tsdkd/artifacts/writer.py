@@ -63,7 +63,7 @@ class Writer:
         path.mkdir(parents=True, exist_ok=True)
         writer = cls(path, manifest, (path / LOCK_FILE).open("w"))
         try:
-            writer._hold(fcntl.LOCK_EX)
+            writer._acquire(fcntl.LOCK_EX)
             writer._start(overwrite, may_differ)
         except BaseException:
             writer._lock.close()
@@ -74,14 +74,14 @@ class Writer:
     def join(cls, path: Path) -> Self:
         """Open an artifact that another rank of the same run has opened and shares."""
         writer = cls(path, load_manifest(path), (path / LOCK_FILE).open("w"))
-        writer._hold(fcntl.LOCK_SH)
+        writer._acquire(fcntl.LOCK_SH)
         return writer
 
     def share(self) -> None:
         """Let the other ranks of the run join."""
-        self._hold(fcntl.LOCK_SH)
+        self._acquire(fcntl.LOCK_SH)
 
-    def _hold(self, lock: int) -> None:
+    def _acquire(self, lock: int) -> None:
         if not _try_lock(self._lock, lock):
             self._lock.close()
             raise ArtifactError(
@@ -152,7 +152,7 @@ class Writer:
 
     def claim(self, file: str) -> bool:
         """Claim a part that is neither listed nor claimed by another rank; False if it is."""
-        with self._listing():
+        with self._locked_manifest():
             if self.has(file):
                 return False
             claim = self._claim_path(file).open("ab")
@@ -182,7 +182,7 @@ class Writer:
         temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         _fsync(temporary)
         part = Part(file, rows, temporary.stat().st_size, file_digest(temporary))
-        with self._listing():
+        with self._locked_manifest():
             temporary.replace(self.path / file)
             others = tuple(other for other in self.manifest.parts if other.file != file)
             self.manifest = replace(self.manifest, parts=(*others, part))
@@ -212,8 +212,8 @@ class Writer:
         return Artifact(self.path, self.manifest)
 
     @contextmanager
-    def _listing(self) -> Iterator[None]:
-        """Hold the lock of the directory, with the manifest as it is on disk."""
+    def _locked_manifest(self) -> Iterator[None]:
+        """Lock the directory, and read the manifest that other ranks may have changed."""
         directory = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)

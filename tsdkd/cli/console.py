@@ -36,18 +36,18 @@ class ConsoleObserver:
         self._show_metrics: Callable[[dict[str, float]], None] = lambda _: None
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
         if not IS_RANK_0:
             yield lambda _: None
             return
         from tsdkd.cli import progress
 
         if self.plain or not err.is_terminal:
-            lines = progress.ProgressLines(err, what, total, unit, done)
+            lines = progress.ProgressLines(err, label, total, unit, done)
             self._show_metrics = lines.metrics
             yield lines.advance
         else:
-            with progress.progress_bar(err, what, total, unit, done) as (advance, self._show_metrics):
+            with progress.progress_bar(err, label, total, unit, done) as (advance, self._show_metrics):
                 yield advance
 
     def metrics(self, values: dict[str, float]) -> None:

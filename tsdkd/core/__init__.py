@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tsdkd.core.head import Head as Head
     from tsdkd.core.objective import token_selective_loss as token_selective_loss
     from tsdkd.core.objective import tsdkd_loss as tsdkd_loss
-    from tsdkd.core.policy_gradient import Sampled as Sampled
+    from tsdkd.core.policy_gradient import SampledTokens as SampledTokens
     from tsdkd.core.ranking import plackett_luce_nll as plackett_luce_nll
     from tsdkd.core.ranking import ranking_nll as ranking_nll
     from tsdkd.core.recorded_signals import TeacherRanks as TeacherRanks
@@ -41,7 +41,7 @@ _NAMES = {
     "config": ["Divergence", "TSDKDConfig"],
     "distributions": ["entropy", "generalized_jsd"],
     "head": ["Head"],
-    "policy_gradient": ["Sampled"],
+    "policy_gradient": ["SampledTokens"],
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],

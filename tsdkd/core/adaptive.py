@@ -1,4 +1,4 @@
-"""The adaptive opener (A.7, Algorithm 2): the more uncertain the student is beside its teacher, the longer the opener.
+"""The adaptive opener (A.7, Algorithm 2): the more uncertain the student is than its teacher, the longer the opener.
 
 It loads without torch, for pages that show recorded entropies.
 """
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FRACTIONS = (0.05, 0.10, 0.15, 0.20)
-"""The fraction c for the smoothed signal C in [0, .25), [.25, .5), [.5, .75), [.75, 1]."""
+"""The fraction c for the smoothed uncertainty C in [0, .25), [.25, .5), [.5, .75), [.75, 1]."""
 WINDOW = 5
-"""Responses whose mean smooths C: a response and those before it."""
+"""Responses that C is averaged over: the current one and the ones before it."""
 
 
 class AdaptiveOpener:
@@ -35,15 +35,15 @@ class AdaptiveOpener:
 
         check_rows(response_mask)
         gap = torch.where(response_mask, student_entropy.detach() - teacher_entropy.detach(), 0.0).sum(-1)
-        fractions = self.choose(torch.sigmoid(gap / response_mask.sum(-1)).tolist())
+        fractions = self.update(torch.sigmoid(gap / response_mask.sum(-1)).tolist())
         return torch.tensor(fractions, dtype=torch.float64, device=student_entropy.device)
 
-    def choose(self, signals: list[float]) -> list[float]:
-        """The signals C of some responses, in order -> the fraction of each."""
-        return [self._next(signal) for signal in signals]
+    def update(self, uncertainties: list[float]) -> list[float]:
+        """The unsmoothed C of the next responses, in order -> the fraction of each."""
+        return [self._update(uncertainty) for uncertainty in uncertainties]
 
-    def _next(self, signal: float) -> float:
-        self._recent.append(signal)
+    def _update(self, uncertainty: float) -> float:
+        self._recent.append(uncertainty)
         smoothed = sum(self._recent) / len(self._recent)
         return FRACTIONS[min(int(smoothed * 4), 3)]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**28}
 """Student logits that are formed at a time: enough rows for matrix products to run at full speed."""
-TEACHER_PARTS = 2
-"""The teacher's logits of a chunk are formed in so many parts: of the four products of a token one is the teacher's."""
+TEACHER_CHUNKS = 2
+"""Teacher chunks per chunk: they may be smaller, because one of a token's four products is the teacher's."""
 BLOCK_LOGITS = {"cpu": 2**18, "cuda": 2**24}
 """Logits of a chunk that are worked on at a time in float32: on a CPU for each thread, in the cache of its core."""
 TOKEN_STEP = 64
@@ -22,13 +22,13 @@ class ChunkSizes:
     """Numbers of tokens."""
 
     chunk: int
-    """Of one matrix product of the student."""
-    teacher_part: int
-    """Of one matrix product of the teacher, within a chunk."""
+    """Tokens of one matrix product of the student."""
+    teacher_chunk: int
+    """Tokens of one matrix product of the teacher, within a chunk."""
     block: int
-    """Whose distributions exist at a time, within a part."""
-    ranking: int
-    """Whose candidates are ranked at a time: each gathers k rows of a head."""
+    """Tokens whose distributions exist at a time, within a teacher chunk."""
+    indirect_block: int
+    """Tokens whose candidates are ranked at a time: each gathers k rows of a head."""
 
 
 def chunk_sizes(hidden: Tensor, vocab: int, k: int, teacher_width: int, chunk: int | None = None) -> ChunkSizes:
@@ -36,12 +36,12 @@ def chunk_sizes(hidden: Tensor, vocab: int, k: int, teacher_width: int, chunk: i
     tokens, width = hidden.shape
     chunk = chunk or chunk_tokens(hidden, vocab)
     threads = torch.get_num_threads() if hidden.device.type == "cpu" else 1
-    logits = _of_device(BLOCK_LOGITS, hidden)
+    logits = _for_device(BLOCK_LOGITS, hidden)
     return ChunkSizes(
         chunk=chunk,
-        teacher_part=-(-chunk // TEACHER_PARTS),
+        teacher_chunk=-(-chunk // TEACHER_CHUNKS),
         block=min(threads * max(1, logits // vocab), tokens),
-        ranking=max(1, threads * logits // (k * max(width, teacher_width))),
+        indirect_block=max(1, threads * logits // (k * max(width, teacher_width))),
     )
 
 
@@ -51,7 +51,7 @@ def chunk_tokens(hidden: Tensor, vocab: int) -> int:
     On CPUs it does not depend on free memory, so that two runs give the same bytes.
     """
     tokens, device = len(hidden), hidden.device
-    available = _of_device(CHUNK_BYTES, hidden)
+    available = _for_device(CHUNK_BYTES, hidden)
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         available = min(available, (torch.cuda.mem_get_info(device)[0] + cached) // 8)
@@ -65,5 +65,5 @@ def slices(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _of_device(sizes: dict[str, int], hidden: Tensor) -> int:
+def _for_device(sizes: dict[str, int], hidden: Tensor) -> int:
     return sizes["cpu" if hidden.device.type == "cpu" else "cuda"]

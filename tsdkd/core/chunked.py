@@ -6,7 +6,7 @@ from torch import Tensor
 from tsdkd.core.chunk_sizes import chunk_sizes
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.head import Head
-from tsdkd.core.policy_gradient import Sampled, require_sampled
+from tsdkd.core.policy_gradient import SampledTokens, require_sampled
 from tsdkd.core.ranking import check_k
 from tsdkd.core.selection import OpenerFraction, check_rows
 from tsdkd.core.student_logits import StudentLogits, WithPrecomputedGradients, differentiable_tensors
@@ -68,7 +68,7 @@ def token_selective_loss_from_hidden(
     opener_fraction: OpenerFraction | None = None,
     chunk: int | None = None,
     compiled: bool = False,
-    sampled: Sampled | None = None,
+    sampled: SampledTokens | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`token_selective_loss` from the student's hidden states (tokens, width). It can be differentiated once.
 
@@ -85,8 +85,8 @@ def token_selective_loss_from_hidden(
 
     Raises:
         InputError: a row without response tokens, k not below the vocabulary, numbers of tokens or vocabularies that
-            do not fit, float16 (the gradients of single tokens vanish in it), a signal that does not know what a term
-            or `compiled` needs.
+            do not fit, float16 (the gradients of single tokens vanish in it), a signal without the values that
+            a term or `compiled` needs.
     """
     check_rows(response_mask)
     _check_fit(student_hidden, student_head, teacher, response_mask)

@@ -1,4 +1,4 @@
-"""Student and teacher compared token by token: all that a token's own two distributions determine."""
+"""Compares student and teacher token by token: the values that a token's two distributions determine."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,12 +10,12 @@ from torch import Tensor
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.gradients import BlockBuffers, divergence_grad, dot, softmax, write_product
 from tsdkd.core.head import LinearOutputs
-from tsdkd.core.policy_gradient import Sampled, importance_and_rewards
+from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards
 from tsdkd.core.teacher_signals import TeacherSignal, top1_agreement
 
 
 class TokenValues(NamedTuple):
-    """Of each response token, (tokens,)."""
+    """Values of each response token, (tokens,)."""
 
     student_entropy: Tensor
     teacher_entropy: Tensor
@@ -38,7 +38,7 @@ def compare_logits(
     teacher_logits: Tensor,
     softcap_grad: Tensor | None,
     config: TSDKDConfig,
-    sampled: Sampled | None,
+    sampled: SampledTokens | None,
     buffers: BlockBuffers,
     grad_out: Tensor,
 ) -> TokenValues:
@@ -73,13 +73,13 @@ def compare_signal(
     teacher: TeacherSignal,
     softcap_grad: Tensor | None,
     config: TSDKDConfig,
-    sampled: Sampled | None,
+    sampled: SampledTokens | None,
     buffers: BlockBuffers,
     grad_out: Tensor,
 ) -> TokenValues:
     """`compare_logits` for a teacher that knows recorded tokens alone: autograd gives the divergence's gradient.
 
-    Raises InputError for what the teacher does not know.
+    Raises InputError for values that the signal cannot give.
     """
     q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
     student_entropy = -dot(q, log_q, buffers.product)
@@ -106,7 +106,7 @@ def kernel_fits(student: Tensor) -> bool:
 
 
 def compare_by_kernel(
-    student: LinearOutputs, teacher: LinearOutputs, config: TSDKDConfig, sampled: Sampled | None
+    student: LinearOutputs, teacher: LinearOutputs, config: TSDKDConfig, sampled: SampledTokens | None
 ) -> TokenValues:
     """`compare_logits` as a Triton kernel, in float32; the gradient overwrites `student.values`."""
     from tsdkd.core.triton_kernel import compare

@@ -1,7 +1,7 @@
 """Gradients at logits in closed form, a block of tokens at a time; docs/loss_without_logits.md derives them.
 
-Tensors are (n, vocab). Functions work in place: what a docstring calls consumed holds no result afterwards, and results
-go to the buffers that the caller passes.
+Tensors are (n, vocab). Functions work in place: a tensor that a docstring calls consumed holds no result afterwards,
+and results go to the buffers that the caller passes.
 """
 
 from typing import NamedTuple

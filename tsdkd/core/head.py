@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LinearOutputs:
-    """Outputs `a` of a head's linear layer, and what turns them into logits: `softcap * tanh(scale * a / softcap)`."""
+    """Outputs `a` of a head's linear layer; its logits are `softcap * tanh(scale * a / softcap)`."""
 
     values: Tensor
     """(tokens, vocab)"""

@@ -19,7 +19,7 @@ def loss_metrics(
         means: values (tokens,), by the name of the metric that is their mean.
         opener: bool (batch, seq).
         response_mask: bool (batch, seq).
-        candidate_logits: the student's at its candidates on the opener (n, k), the teacher's favourite first; None
+        candidate_logits: the student's logits of its candidates on the opener (n, k), in the teacher's order; None
             without an indirect term.
     """
     metrics = {name: term.detach() for name, term in terms.items()}

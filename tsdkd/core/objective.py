@@ -9,7 +9,7 @@ from torch import Tensor
 from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.core.metrics import loss_metrics, to_grid
-from tsdkd.core.policy_gradient import Sampled, importance_and_rewards, mean_future_rewards, require_sampled
+from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards, mean_future_rewards, require_sampled
 from tsdkd.core.ranking import plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, check_rows, select
 from tsdkd.core.teacher_signals import TeacherLogits, TeacherSignal
@@ -61,7 +61,7 @@ def token_selective_loss(
     response_mask: Tensor,
     config: TSDKDConfig,
     opener_fraction: OpenerFraction | None = None,
-    sampled: Sampled | None = None,
+    sampled: SampledTokens | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective for any teacher signal, on response tokens only.
 
@@ -71,7 +71,7 @@ def token_selective_loss(
         response_mask: bool (batch, seq), True at response tokens.
         config: as in `tsdkd_loss`.
         opener_fraction: as in `tsdkd_loss`.
-        sampled: how the tokens were sampled; required for a policy gradient.
+        sampled: the tokens with their sampling probabilities; required for a policy gradient.
 
     Returns:
         The loss, a scalar: the mean over responses, so micro-batches are weighted by their number of responses.
@@ -82,7 +82,7 @@ def token_selective_loss(
 
     Raises:
         InputError: a row without response tokens, k not below the vocabulary, no `sampled` for a policy gradient, a
-            signal that does not know what a term needs.
+            signal without the values that a term needs.
     """
     check_rows(response_mask)
     sampled = require_sampled(sampled, config)

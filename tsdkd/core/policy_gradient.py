@@ -1,4 +1,4 @@
-"""MiniLLM's policy gradient of the reverse KL (Gu et al. 2024), a fourth term for objectives that are not TSD-KD's.
+"""MiniLLM's policy gradient of the reverse KL (Gu et al. 2024), the fourth term, which TSD-KD does not have.
 
 `sum_t w_t [KL_t - R_t+1 grad log q(y_t)]`: the divergence at a token, and the token's effect on later tokens.
 """
@@ -13,8 +13,8 @@ from tsdkd.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """Response tokens, each sampled from `a p + (1 - a) q_then`, a the teacher fraction, q_then the student then."""
+class SampledTokens:
+    """Response tokens, sampled from `a p + (1 - a) q_then`: a the teacher fraction, q_then the student at sampling."""
 
     ids: Tensor
     """(tokens,)"""
@@ -22,17 +22,17 @@ class Sampled:
     log_probs: Tensor | None = None
     """Log-probabilities of `ids` under q_then, (tokens,); None: the student has not changed since."""
 
-    def take(self, tokens: slice) -> "Sampled":
+    def take(self, tokens: slice) -> "SampledTokens":
         """Some of the tokens."""
         log_probs = None if self.log_probs is None else self.log_probs[tokens]
-        return Sampled(self.ids[tokens], self.teacher_fraction, log_probs)
+        return SampledTokens(self.ids[tokens], self.teacher_fraction, log_probs)
 
     def gather(self, values: Tensor) -> Tensor:
         """The values at `ids`: (tokens, vocab) -> (tokens,)."""
         return values.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
 
 
-def require_sampled(sampled: Sampled | None, config: TSDKDConfig) -> Sampled | None:
+def require_sampled(sampled: SampledTokens | None, config: TSDKDConfig) -> SampledTokens | None:
     """`sampled` for a config with a policy gradient, else None.
 
     Raises InputError when the policy gradient has a weight and `sampled` is None.
@@ -40,12 +40,14 @@ def require_sampled(sampled: Sampled | None, config: TSDKDConfig) -> Sampled | N
     if not config.policy_gradient_weight:
         return None
     if sampled is None:
-        raise InputError("The policy gradient needs to know how the tokens were sampled.", "Pass a Sampled.")
+        raise InputError(
+            "The policy gradient needs the tokens with their sampling probabilities.", "Pass SampledTokens."
+        )
     return sampled
 
 
 def importance_and_rewards(
-    student_log_probs: Tensor, teacher_log_probs: Tensor, sampled: Sampled
+    student_log_probs: Tensor, teacher_log_probs: Tensor, sampled: SampledTokens
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the sampled tokens -> importance weights and rewards, all (tokens,).
 

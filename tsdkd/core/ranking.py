@@ -22,7 +22,7 @@ def check_k(k: int, vocab: int) -> None:
         )
 
 
-def rank(candidates: Tensor, teacher_logits: Tensor) -> Tensor:
+def rank_candidates(candidates: Tensor, teacher_logits: Tensor) -> Tensor:
     """Candidates (..., k) in the order of teacher logits (..., vocab), best first; ties keep the student's order."""
     return best_first(candidates, teacher_logits.detach().gather(-1, candidates))
 
@@ -67,5 +67,5 @@ def ranking_nll(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tenso
     The gradient reaches only the student's logits of its k candidates.
     Raises InputError when k is not smaller than the vocabulary.
     """
-    ranked = rank(propose(student_logits, k), teacher_logits)
+    ranked = rank_candidates(propose(student_logits, k), teacher_logits)
     return plackett_luce_nll(student_logits.gather(-1, ranked))

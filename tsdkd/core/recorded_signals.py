@@ -47,7 +47,7 @@ class TeacherRanks(RecordedSignal):
     candidates: Tensor
     """(tokens, recorded k), in the student's order"""
     ranks: Tensor
-    """(tokens, recorded k), 0 is the teacher's favourite"""
+    """(tokens, recorded k), 0 is the teacher's most likely"""
 
     def __len__(self) -> int:
         return len(self.entropies)
@@ -64,8 +64,8 @@ class TeacherRanks(RecordedSignal):
         return self.entropies
 
     def top1_agreement(self, student_logits: Tensor) -> Tensor:
-        favourite = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
-        return (argmax(student_logits) == favourite).float()
+        most_likely = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
+        return (argmax(student_logits) == most_likely).float()
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         recorded = self.candidates.shape[-1]

@@ -82,7 +82,7 @@ def select_tokens(
 def gated_weights(
     student_entropy: Tensor, teacher_entropy: Tensor, inverse_length: Tensor, config: TSDKDConfig
 ) -> tuple[Tensor, Tensor]:
-    """The weight of the direct term, and its gate, of one shape: they need a token's own two entropies alone.
+    """The weight and the gate of the direct term, of one shape; they follow from a token's two entropies.
 
     `inverse_length`: 1/L of the token's response, 0 off the response.
     """

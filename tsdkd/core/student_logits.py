@@ -1,4 +1,4 @@
-"""The student's logits without autograd: formed for some tokens at a time, their gradients accumulated the same way."""
+"""The student's logits without autograd: formed and differentiated for some tokens at a time."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from tsdkd.core.gradients import BlockBuffers
 from tsdkd.core.head import Head, LinearOutputs
 
-PRODUCT_NUMBERS = 2**26
-"""Size of the largest product that is formed in one precision and added to a sum in another."""
+MAX_PRODUCT_ELEMENTS = 2**26
+"""Elements of the largest product that is formed in one precision and added to a sum in another."""
 
 
 class StudentLogits:
@@ -56,7 +56,7 @@ class StudentLogits:
     def buffers(self, tokens: int, largest: int) -> BlockBuffers:
         """Buffers (tokens, vocab), valid until the next call: new memory for each block would cost more time.
 
-        `largest`: the most tokens that any call asks for.
+        `largest`: the largest `tokens` of any call.
         """
         if self._block_buffers is None:
             count = len(BlockBuffers._fields)
@@ -64,9 +64,9 @@ class StudentLogits:
         return BlockBuffers(*self._block_buffers[:, :tokens])
 
     def accumulate(self, tokens: Tensor | slice, grads: Tensor, weights: Tensor) -> None:
-        """Add the gradients that `grads` (n, vocab), each token's times its weight (n,), give the head's inputs.
+        """Add the gradients of hidden states, weight and bias that follow from `grads` (n, vocab) times `weights` (n,).
 
-        `grads` are gradients at `logit_scale` times the linear outputs, that is before a soft-cap.
+        `grads` are gradients at `logit_scale` times the linear outputs, before a soft-cap.
         """
         hidden_sum, weight_sum, bias_sum = self._sums
         column = (self.head.logit_scale * weights).unsqueeze(-1)
@@ -99,7 +99,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
         return
-    step = max(1, PRODUCT_NUMBERS // b.shape[1])
+    step = max(1, MAX_PRODUCT_ELEMENTS // b.shape[1])
     for total_rows, a_rows in zip(total.split(step), a.split(step), strict=True):
         total_rows.add_(a_rows @ b)
 
@@ -116,6 +116,6 @@ class WithPrecomputedGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         if ctx.gradients is None:
-            raise RuntimeError("The chunked loss gives its gradients away: it can be differentiated once.")
+            raise RuntimeError("The chunked loss frees its gradients in the backward: it can be differentiated once.")
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, *(None if gradient is None else gradient.mul_(upstream) for gradient in gradients)

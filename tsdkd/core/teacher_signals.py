@@ -1,4 +1,4 @@
-"""Teacher signals: what the objective asks of the teacher, and the signals that know every token's probability.
+"""Teacher signals: the interface that the objective needs, and the signals that know every token's probability.
 
 Tensors are by response token: `tokens` runs over the response positions of a batch, row after row. `recorded_signals`
 has the signals that know recorded tokens alone.
@@ -13,17 +13,17 @@ from torch import Tensor
 from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.head import Head, LinearOutputs
-from tsdkd.core.ranking import best_first, propose, rank
+from tsdkd.core.ranking import best_first, propose, rank_candidates
 
-VOCAB_BLOCK = 128
-"""Tokens of the vocabulary among which `argmax` looks for a maximum's position."""
+ARGMAX_BLOCK = 128
+"""Tokens of the vocabulary in one block of `argmax`."""
 
 
 @runtime_checkable
 class TeacherSignal(Protocol):
     """The teacher's distribution at some response tokens, as far as it is known.
 
-    Results carry no gradient of the teacher. A signal raises InputError, with the remedy, for what it does not know.
+    Results carry no gradient of the teacher. Raises InputError, with the remedy, for values that a signal cannot give.
     """
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class TeacherLogits:
         return top1_agreement(student_logits, self.logits)
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
-        return rank(propose(student_logits, k), self.logits)
+        return rank_candidates(propose(student_logits, k), self.logits)
 
     def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
         return divergence_of(log_probs(self.logits.detach(), temperature), student_log_probs, formula)
@@ -169,11 +169,11 @@ def argmax(logits: Tensor) -> Tensor:
 
     CPUs find a maximum many times as fast as its position, so this finds the maximum's block of the vocabulary first.
     """
-    whole = logits.shape[-1] // VOCAB_BLOCK * VOCAB_BLOCK
-    block_max = logits[:, :whole].unflatten(-1, (-1, VOCAB_BLOCK)).amax(-1)
+    whole = logits.shape[-1] // ARGMAX_BLOCK * ARGMAX_BLOCK
+    block_max = logits[:, :whole].unflatten(-1, (-1, ARGMAX_BLOCK)).amax(-1)
     if whole < logits.shape[-1]:
         block_max = torch.cat([block_max, logits[:, whole:].amax(-1, keepdim=True)], -1)
-    start = block_max.max(-1, keepdim=True).indices * VOCAB_BLOCK
-    block_ids = (start + torch.arange(VOCAB_BLOCK, device=logits.device)).clamp(max=logits.shape[-1] - 1)
+    start = block_max.max(-1, keepdim=True).indices * ARGMAX_BLOCK
+    block_ids = (start + torch.arange(ARGMAX_BLOCK, device=logits.device)).clamp(max=logits.shape[-1] - 1)
     ids: Tensor = start + logits.gather(-1, block_ids).max(-1, keepdim=True).indices
     return ids.squeeze(-1)

@@ -1,4 +1,4 @@
-"""`comparison.compare_logits` as one Triton kernel, for GPUs; imports Triton, so it is imported late.
+"""`comparison.compare_logits` as one Triton kernel, for GPUs. Imports Triton, so callers import it on first use.
 
 Each program reads both models' linear outputs at one token three times and keeps everything else in registers. The
 sweeps compute maxima and sums of exponentials, then entropies and divergence, then the divergence's gradient.
@@ -24,8 +24,8 @@ TINY = tl.constexpr(1.1754944e-38)
 FORWARD, REVERSE, SKEW, SKEW_REVERSE, JSD = (tl.constexpr(kind) for kind in range(5))
 
 
-class Compared(NamedTuple):
-    """Of each token, (n,), in float32; names as in `TokenValues`."""
+class KernelValues(NamedTuple):
+    """Values of each token, (n,), in float32; names as in `TokenValues`."""
 
     student_entropy: Tensor
     teacher_entropy: Tensor
@@ -36,13 +36,13 @@ class Compared(NamedTuple):
     teacher_log_sum: Tensor
 
 
-def compare(student: LinearOutputs, teacher: LinearOutputs, formula: Divergence, temperature: float) -> Compared:
+def compare(student: LinearOutputs, teacher: LinearOutputs, formula: Divergence, temperature: float) -> KernelValues:
     """Compare both models' linear outputs (n, vocab).
 
     The divergence's gradient at the student's tempered logits before a soft-cap overwrites `student.values`.
     """
     tokens, vocab = student.values.shape
-    results = student.values.new_empty(len(Compared._fields), tokens, dtype=torch.float32)
+    results = student.values.new_empty(len(KernelValues._fields), tokens, dtype=torch.float32)
     with torch.cuda.device_of(student.values):  # Triton launches on the current device
         _compare[(tokens,)](
             student.values,
@@ -66,7 +66,7 @@ def compare(student: LinearOutputs, teacher: LinearOutputs, formula: Divergence,
             vocab_block=VOCAB_BLOCK,
             num_warps=WARPS,
         )
-    return Compared(*results)
+    return KernelValues(*results)
 
 
 def _kind(formula: Divergence) -> int:
@@ -127,7 +127,7 @@ def _divergence(q, log_q, p, log_p, mix, teacher_weight, student_weight, kind: t
 
 @triton.jit
 def _compare(
-    student_then_grad,
+    student_and_grad,
     teacher,
     results,
     tokens,
@@ -148,7 +148,7 @@ def _compare(
     vocab_block: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    s_row, t_row = student_then_grad + token * student_stride, teacher + token * teacher_stride
+    s_row, t_row = student_and_grad + token * student_stride, teacher + token * teacher_stride
     lane = tl.arange(0, vocab_block)
     zeros = tl.zeros([vocab_block], tl.float32)
 
@@ -191,7 +191,7 @@ def _compare(
             grad = q * (grad - mean_grad)
         if student_capped:
             grad *= 1 - (z / student_cap) * (z / student_cap)
-        tl.store(s_row + ids, grad.to(student_then_grad.dtype.element_ty), mask=ids < vocab)
+        tl.store(s_row + ids, grad.to(student_and_grad.dtype.element_ty), mask=ids < vocab)
 
     tl.store(results + token, tl.sum(s_entropy, 0))
     tl.store(results + tokens + token, tl.sum(t_entropy, 0))

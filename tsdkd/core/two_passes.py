@@ -1,9 +1,9 @@
 """The two passes over chunks of tokens that compute the objective; docs/loss_without_logits.md derives the gradients.
 
-The first pass forms each token's logits once and takes all that the token's own two distributions determine: entropies,
-gate, divergence and the divergence's gradient. Then selection knows the openers and the most uncertain tokens. The
-second pass forms the student's logits again at these tokens alone. With a policy gradient it reads all tokens again,
-because that term weights a token by its later tokens.
+The first pass forms each token's logits once and computes all values that the token's two distributions determine:
+entropies, gate, divergence and the divergence's gradient. From the entropies, selection finds the openers and the most
+uncertain tokens. The second pass forms the student's logits again, at these tokens alone. With a policy gradient it
+reads all tokens again, because that term weights a token by its later tokens.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ from tsdkd.core.gradients import (
 from tsdkd.core.head import LinearOutputs
 from tsdkd.core.metrics import loss_metrics, to_grid
 from tsdkd.core.objective import weighted_sum
-from tsdkd.core.policy_gradient import Sampled, mean_future_rewards
+from tsdkd.core.policy_gradient import SampledTokens, mean_future_rewards
 from tsdkd.core.ranking import plackett_luce_grad, plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, gated_weights, mean_weights, select_tokens
 from tsdkd.core.student_logits import StudentLogits
@@ -52,7 +52,7 @@ class TwoPasses:
     teacher: TeacherSignal
     response_mask: Tensor
     config: TSDKDConfig
-    sampled: Sampled | None
+    sampled: SampledTokens | None
     sizes: ChunkSizes
     compiled: bool
     _teacher_buffer: Tensor | None = None
@@ -107,23 +107,27 @@ class TwoPasses:
             gates.append(gate)
         return concatenate(values), torch.cat(weights), torch.cat(gates)
 
-    def _compare_chunk(self, student: LinearOutputs, teacher: TeacherSignal, sampled: Sampled | None) -> TokenValues:
+    def _compare_chunk(
+        self, student: LinearOutputs, teacher: TeacherSignal, sampled: SampledTokens | None
+    ) -> TokenValues:
         """Compare both models at a chunk's tokens; the divergence's gradient overwrites `student.values`."""
         return concatenate(
             [
-                self._compare_part(student.take(part), teacher.take(part), sampled and sampled.take(part))
-                for part in slices(len(student), self.sizes.teacher_part)
+                self._compare_teacher_chunk(student.take(part), teacher.take(part), sampled and sampled.take(part))
+                for part in slices(len(student), self.sizes.teacher_chunk)
             ]
         )
 
-    def _compare_part(self, student: LinearOutputs, teacher: TeacherSignal, sampled: Sampled | None) -> TokenValues:
-        """`_compare_chunk` for a part of the chunk, whose teacher logits exist at the same time."""
+    def _compare_teacher_chunk(
+        self, student: LinearOutputs, teacher: TeacherSignal, sampled: SampledTokens | None
+    ) -> TokenValues:
+        """`_compare_chunk` for tokens whose teacher logits exist at the same time."""
         if teacher.vocab is None:
             recorded = (teacher.take(block) for block in self._blocks(student))
             return self._compare_blocks(compare_signal, student, recorded, sampled)
         outputs = teacher.linear_outputs(self._teacher_buffer)
         if self._teacher_buffer is None:
-            self._teacher_buffer = outputs.values  # no later part has more tokens
+            self._teacher_buffer = outputs.values  # no later teacher chunk has more tokens
         if self.compiled and kernel_fits(student.values):
             return compare_by_kernel(student, outputs, self.config, sampled)
         teacher_logits = (outputs.take(block).logits() for block in self._blocks(student))  # one at a time
@@ -135,7 +139,7 @@ class TwoPasses:
         compare: Callable[..., TokenValues],
         student: LinearOutputs,
         teacher_blocks: Iterator[TeacherSignal] | Iterator[Tensor],
-        sampled: Sampled | None,
+        sampled: SampledTokens | None,
     ) -> TokenValues:
         values = []
         for block, teacher in zip(self._blocks(student), teacher_blocks, strict=True):
@@ -158,7 +162,7 @@ class TwoPasses:
         """Form the selected tokens' logits again and accumulate the gradients of all terms but the direct one.
 
         Takes the weights of the tokens in each term (tokens,). Returns the student's tempered logits at its candidates
-        on the opener (n, k), the teacher's favourite first; None without an indirect term.
+        on the opener (n, k), in the teacher's order; None without an indirect term.
         """
         config = self.config
         in_indirect = (indirect > 0) & (config.alpha > 0)
@@ -185,7 +189,7 @@ class TwoPasses:
     def _accumulate_indirect(self, tokens: Tensor, student: LinearOutputs, indirect: Tensor) -> list[Tensor]:
         """Returns the tempered logits of each block's candidates (n, k), best first."""
         config, candidate_logits = self.config, []
-        for block in slices(len(tokens), self.sizes.ranking):
+        for block in slices(len(tokens), self.sizes.indirect_block):
             logits = student.take(block).logits()
             candidates = self.teacher.take(tokens[block]).ranked_candidates(logits, config.k)
             chosen = logits.gather(-1, candidates).to(self.student.wide)

@@ -1,4 +1,4 @@
-"""What a stage reports while it runs; the command line shows it, a library user may ignore it."""
+"""Observers receive the reports of a running stage; the command line shows them, library users may ignore them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,8 +7,10 @@ from typing import Protocol
 
 
 class Observer(Protocol):
+    """Receives the reports of one stage."""
+
     def progress(
-        self, what: str, total: int, unit: str, done: int = 0
+        self, label: str, total: int, unit: str, done: int = 0
     ) -> AbstractContextManager[Callable[[int], None]]:
         """Open a progress bar; the function that it yields advances the bar by a number of units."""
 
@@ -32,7 +34,7 @@ class SilentObserver:
     """Ignores every report."""
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
 
     def metrics(self, values: dict[str, float]) -> None:

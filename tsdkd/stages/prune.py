@@ -29,7 +29,7 @@ from tsdkd.stages.models.tokenizers import chat_token_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
-"""Tokens of one forward."""
+"""Tokens of one forward pass."""
 
 
 def prune(
@@ -68,8 +68,8 @@ def prune(
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        texts = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
-        summary = _drop_layers(model, layers, texts, config.drop, observer)
+        sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
+        summary = _drop_layers(model, layers, sequences, config.drop, observer)
         staging = output / "staging.tmp"
         model.model.to(saved_dtype).save_pretrained(staging)
         model.tokenizer.save_pretrained(staging)
@@ -79,7 +79,7 @@ def prune(
 
 
 class _LayerStack:
-    """All layers of a decoder, of which it can run some."""
+    """The layers of a decoder; `use` selects the ones that run."""
 
     def __init__(self, decoder: Any) -> None:
         if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
@@ -102,11 +102,11 @@ class _LayerStack:
 
 
 def _drop_layers(
-    model: LanguageModel, layers: _LayerStack, texts: list[list[int]], drop: int, observer: Observer
+    model: LanguageModel, layers: _LayerStack, sequences: list[list[int]], drop: int, observer: Observer
 ) -> dict[str, Any]:
     """Drop `drop` layers of the model in place. Returns their indices, and the KL after each."""
     remaining = list(range(len(layers)))
-    reference = [log_probs(model.head.logits(hidden)) for hidden in _hidden_states(model, texts)]
+    reference = [log_probs(model.head.logits(hidden)) for hidden in _hidden_states(model, sequences)]
     dropped: list[int] = []
     kl_after_each: list[float] = []
     trials = sum(len(remaining) - dropped_before for dropped_before in range(drop))
@@ -115,7 +115,7 @@ def _drop_layers(
             kl_without: dict[int, float] = {}
             for layer in remaining:
                 layers.use([other for other in remaining if other != layer])
-                kl_without[layer] = _mean_kl(model, reference, texts)
+                kl_without[layer] = _mean_kl(model, reference, sequences)
                 advance(1)
             best = min(kl_without, key=lambda layer: kl_without[layer])
             remaining.remove(best)
@@ -125,21 +125,21 @@ def _drop_layers(
     return {"dropped_layers": dropped, "kl_after_each": kl_after_each, "layers": len(remaining)}
 
 
-def _mean_kl(model: LanguageModel, reference: list[Tensor], texts: list[list[int]]) -> float:
+def _mean_kl(model: LanguageModel, reference: list[Tensor], sequences: list[list[int]]) -> float:
     """KL(teacher || model) per token, nats; `reference` holds the teacher's log-probabilities (tokens, vocab)."""
     divergences = [
         divergence_of(log_p, log_probs(model.head.logits(hidden)), Divergence.jsd(0)).sum()
-        for log_p, hidden in zip(reference, _hidden_states(model, texts), strict=True)
+        for log_p, hidden in zip(reference, _hidden_states(model, sequences), strict=True)
     ]
-    return float(sum(divergences)) / sum(map(len, texts))
+    return float(sum(divergences)) / sum(map(len, sequences))
 
 
-def _hidden_states(model: LanguageModel, texts: list[list[int]]) -> list[Tensor]:
-    """Hidden states of all texts, as a list of (tokens, width)."""
+def _hidden_states(model: LanguageModel, sequences: list[list[int]]) -> list[Tensor]:
+    """Hidden states of all sequences, as a list of (tokens, width)."""
     hidden_states = []
     with torch.inference_mode():
-        for batch in batches_by_length([len(text) for text in texts], tokens=FORWARD_TOKENS):
-            ids, attention = pad_right([texts[i] for i in batch])
+        for batch in batches_by_length([len(ids) for ids in sequences], tokens=FORWARD_TOKENS):
+            ids, attention = pad_right([sequences[i] for i in batch])
             hidden = model.hidden(ids.to(model.device), attention.to(model.device))
             hidden_states.append(hidden[attention.bool()])
     return hidden_states

@@ -115,10 +115,10 @@ def test_empty_and_repeated_prompts_are_left_out_and_counted(tmp_path: Path) -> 
     ]
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    left_out = Counter[str]()
-    prompts = list(Prompts(file).read(left_out))
+    skipped = Counter[str]()
+    prompts = list(Prompts(file).read(skipped))
     assert [prompt.messages[0]["content"] for prompt in prompts] == ["a", "b"]
-    assert left_out == {"empty": 4, "duplicate": 2}
+    assert skipped == {"empty": 4, "duplicate": 2}
 
 
 def test_assistant_messages_at_the_end_are_left_out(tmp_path: Path) -> None:
@@ -153,11 +153,11 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_dataset_reads_like_a_file(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    left_out = Counter[str]()
-    prompts = list(Prompts(dataset, column="instruction").read(left_out))
+    skipped = Counter[str]()
+    prompts = list(Prompts(dataset, column="instruction").read(skipped))
     assert [prompt.messages[0]["content"] for prompt in prompts] == [f"question {n}" for n in range(4)]
     assert {prompt.source for prompt in prompts} == {"ultra"}
-    assert left_out == {"duplicate": 2}
+    assert skipped == {"duplicate": 2}
     assert len(read(dataset, column="instruction", split="test")) == 1
     parents = [Prompts(dataset, column="instruction", limit=n).parent(tmp_path / "out") for n in (3, 3, 4)]
     assert [parent.kind for parent in parents] == ["dataset"] * 3

@@ -165,7 +165,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 def test_a_small_replay_buffer_and_several_ranks_are_refused(
     recorded: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match="4 kept responses cannot fill a batch of 8"):
+    with pytest.raises(InputError, match="A replay buffer of 4 responses cannot fill a batch of 8"):
         config(REPLAY, batch_size=8)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="in one process"):

@@ -17,7 +17,7 @@ def interrupt_with(model: PreTrainedModel, config: GenerationConfig) -> None:
 
 def test_a_replaced_generation_config_is_restored_after_an_error(student: Path) -> None:
     model = load_model(str(student)).model
-    own = model.generation_config
+    original = model.generation_config
     with pytest.raises(KeyboardInterrupt):
         interrupt_with(model, GenerationConfig(max_new_tokens=3))
-    assert model.generation_config is own
+    assert model.generation_config is original

@@ -87,7 +87,7 @@ def test_score_and_train_read_its_rollouts(run: Path, served: Path) -> None:
         assert row["finish_reason"] == ("stop" if ids[-1] == end else "length")
         assert len(ids) == 40 or ids[-1] == end
     assert max(token for row in rows for token in row["response_ids"]) <= 257  # no padding row
-    for i in range(0, 32, 2):  # two samples of one prompt: each has a seed of its own
+    for i in range(0, 32, 2):  # two samples of one prompt have different seeds
         assert rows[i]["response_ids"] != rows[i + 1]["response_ids"]
     assert load_manifest(run / "run" / "checkpoint").state == "complete"
 

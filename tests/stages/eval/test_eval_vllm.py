@@ -111,9 +111,9 @@ class RecordedBars(SilentObserver):
         self.steps: dict[str, list[int]] = {}
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-        self.totals[what] = total
-        yield self.steps.setdefault(what, []).append
+    def progress(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+        self.totals[label] = total
+        yield self.steps.setdefault(label, []).append
 
 
 def _without_truncated_character(row: dict[str, object]) -> dict[str, object]:

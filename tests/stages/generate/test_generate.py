@@ -162,9 +162,9 @@ def test_mixed_rollouts_have_two_authors(
     assert contents(tmp_path / "cut") == contents(tmp_path / "mixed")
 
 
-def test_mixed_needs_one_vocabulary(student: Path, stranger: Path, prompts: Path, tmp_path: Path) -> None:
+def test_mixed_needs_one_vocabulary(student: Path, other_family: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="different tokenizers"):
-        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, policy="mixed"), teacher=str(stranger))
+        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, policy="mixed"), teacher=str(other_family))
 
 
 def test_the_engine_is_chosen_and_recorded(

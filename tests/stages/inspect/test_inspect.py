@@ -39,7 +39,7 @@ class RecordingObserver(SilentObserver):
         self.messages.append(message)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
         def advance(count: int) -> None:
             self.done += count
 
@@ -196,16 +196,16 @@ def test_models_reproduce_the_recorded_scores(run: Path, rows: JoinedRows, stude
         assert token.after.agreement == 1
 
 
-def test_models_with_different_tokenizers_are_refused(run: Path, student: Path, stranger: Path) -> None:
+def test_models_with_different_tokenizers_are_refused(run: Path, student: Path, other_family: Path) -> None:
     with pytest.raises(InputError, match="different tokenizers"):
-        inspect_models(run / "rollouts", InspectConfig(), str(student), str(stranger))
+        inspect_models(run / "rollouts", InspectConfig(), str(student), str(other_family))
     with pytest.raises(InputError, match="largest-gap, longest-opener and the adaptive opener need scores"):
-        inspect_models(run / "rollouts", InspectConfig(sample_id="largest-gap"), str(student), str(stranger))
+        inspect_models(run / "rollouts", InspectConfig(sample_id="largest-gap"), str(student), str(other_family))
 
 
-def test_a_different_tokenizer_is_reported(run: Path, stranger: Path) -> None:
+def test_a_different_tokenizer_is_reported(run: Path, other_family: Path) -> None:
     observer = RecordingObserver()
-    inspect_scores(run / "scores", InspectConfig(), student=str(stranger), observer=observer)
+    inspect_scores(run / "scores", InspectConfig(), student=str(other_family), observer=observer)
     assert "differs from the recorded one" in observer.messages[0]
 
 

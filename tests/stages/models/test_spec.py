@@ -1,4 +1,4 @@
-"""Specs: they state the same facts as the loaded model, and name an unreadable config."""
+"""Specs: they have the properties of the loaded model, and name an unreadable config."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.spec import GENERATION_CONFIG, load_config, load_spec
 
 
-def test_a_spec_states_the_facts_of_the_loaded_model(student: Path, tmp_path: Path) -> None:
+def test_a_spec_has_the_properties_of_the_loaded_model(student: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(student, bare, ignore=shutil.ignore_patterns(GENERATION_CONFIG))
     for path in (student, bare):

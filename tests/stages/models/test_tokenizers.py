@@ -11,15 +11,15 @@ from tsdkd.stages.models.tokenizers import chat_token_ids, end_token_ids, load_t
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
-def test_vocab_size_counts_added_tokens(stranger: Path) -> None:
-    assert vocab_size(load_tokenizer(str(stranger))) == 259
+def test_vocab_size_counts_added_tokens(other_family: Path) -> None:
+    assert vocab_size(load_tokenizer(str(other_family))) == 259
 
 
 def test_end_tokens_come_from_the_generation_config_and_the_tokenizer(student: Path) -> None:
     tokenizer = load_tokenizer(str(student))
-    own = tokenizer.eos_token_id
-    assert end_token_ids(None, tokenizer) == [own]
-    assert end_token_ids(GenerationConfig(eos_token_id=[own, 3]), tokenizer) == sorted({own, 3})
+    end = tokenizer.eos_token_id
+    assert end_token_ids(None, tokenizer) == [end]
+    assert end_token_ids(GenerationConfig(eos_token_id=[end, 3]), tokenizer) == sorted({end, 3})
 
 
 def test_a_missing_or_refusing_chat_template_is_named(student: Path) -> None:

@@ -118,7 +118,7 @@ def test_gained_and_lost_documents_compare_student_and_distilled(chromium: Any, 
             assert re.findall(r"^(student|distilled): (\w+)$", text, re.MULTILINE) == list(
                 zip(("student", "distilled"), verdicts, strict=True)
             )
-            assert text.index(f"student says {number[1]}") < text.index(f"distilled says {number[1]}")
+            assert text.index(f"student responds {number[1]}") < text.index(f"distilled responds {number[1]}")
 
 
 def test_markup_in_prompts_and_responses_stays_text(chromium: Any, page: Path) -> None:
@@ -126,7 +126,7 @@ def test_markup_in_prompts_and_responses_stays_text(chromium: Any, page: Path) -
         assert tab.title() == "a: tsdkd report"
         assert tab.locator("script, img").count() == 0
         assert f"How many? {MARKUP}" in tab.inner_text("article pre >> nth=0")
-        assert f"distilled answers {MARKUP}" in tab.inner_text("main")
+        assert f"distilled responds {MARKUP}" in tab.inner_text("main")
 
 
 @pytest.mark.parametrize("width", [390, 1200])

@@ -45,16 +45,16 @@ def _in_epoch(sampler: MicroBatches, epoch: int) -> MicroBatches:
 
 
 def test_openers_follow_the_samples_of_all_ranks_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks of two samples each, one at the end on the second rank, choose the openers of one process."""
-    signals = [[0.1, 0.9], [0.4, 0.6]], [[0.95, 0.2], [0.3]]
+    """Two ranks of two samples each, one at the end on the second rank, get the openers of one process."""
+    uncertainties = [[0.1, 0.9], [0.4, 0.6]], [[0.95, 0.2], [0.3]]
     alone = AdaptiveOpener()
-    expected = [alone.choose([*first, *second]) for first, second in signals]
+    expected = [alone.update([*first, *second]) for first, second in uncertainties]
     for rank in (0, 1):
         opener = DistributedOpener()
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        for both, whole in zip(signals, expected, strict=True):
+        for both, whole in zip(uncertainties, expected, strict=True):
             monkeypatch.setattr(batch_order, "gather_object", lambda own, both=both: both)
-            assert opener.choose(both[rank]) == (whole[:2] if rank == 0 else whole[2:])
+            assert opener.update(both[rank]) == (whole[:2] if rank == 0 else whole[2:])
         assert opener.state_dict() == alone.state_dict()
 
 

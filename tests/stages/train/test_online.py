@@ -150,7 +150,9 @@ def test_a_cut_online_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_online_training_refuses(prompts: Path, student: Path, teacher: Path, stranger: Path, tmp_path: Path) -> None:
+def test_online_training_refuses(
+    prompts: Path, student: Path, teacher: Path, other_family: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"lambda is 1\.5"):
         OnlineConfig(student_fraction=1.5)
     with pytest.raises(InputError, match="no recorded responses"):
@@ -162,8 +164,8 @@ def test_online_training_refuses(prompts: Path, student: Path, teacher: Path, st
             replace(ONLINE, online=OnlineConfig(student_fraction=0.5, sampling=SAMPLING)),
         )
     with pytest.raises(InputError, match="different tokenizers"):
-        learn(prompts, student, stranger, tmp_path / "c")
-    generate(prompts, str(stranger), tmp_path / "rollouts", GenerateConfig(max_new_tokens=4))
+        learn(prompts, student, other_family, tmp_path / "c")
+    generate(prompts, str(other_family), tmp_path / "rollouts", GenerateConfig(max_new_tokens=4))
     with pytest.raises(InputError, match="different tokenizers"):
         learn(tmp_path / "rollouts", student, teacher, tmp_path / "c")
     with pytest.raises(InputError, match="can reach 6"):

@@ -65,9 +65,9 @@ def test_foreign_scores_are_refused(run: Path, student: Path, tmp_path: Path) ->
         train_offline(tmp_path / "other", run / "scores", str(student), tmp_path / "c", CONFIG)
 
 
-def test_a_student_of_another_family_is_refused(run: Path, stranger: Path, tmp_path: Path) -> None:
+def test_a_student_of_another_family_is_refused(run: Path, other_family: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="different tokenizers: 1 ids differ"):
-        learn(run, stranger, tmp_path / "c")
+        learn(run, other_family, tmp_path / "c")
 
 
 def test_micro_batches_must_divide(run: Path, student: Path, tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from tests.helpers.training import (
     CONFIG,
     OBJECTIVE,
     RecordingObserver,
-    apart,
+    largest_change,
     learn,
     loss_of_two_models,
     metrics,
     same_update,
     weights,
 )
-from tsdkd.core import Head, Sampled, TeacherHidden, token_selective_loss
+from tsdkd.core import Head, SampledTokens, TeacherHidden, token_selective_loss
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import sources
 from tsdkd.stages.data.batches import align_responses
@@ -61,7 +61,7 @@ def test_fifty_steps_follow_the_reference(
     learn(run, student, tmp_path / "chunked", config)
 
     def by_logits(
-        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool, sampled: Sampled
+        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool, sampled: SampledTokens
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return token_selective_loss(head.logits(hidden), teacher, *more)
 
@@ -125,7 +125,7 @@ def test_a_run_that_only_warms_up_gets_a_warning(
 
 def test_transformers_loads_the_checkpoint(run: Path, student: Path, tmp_path: Path) -> None:
     found = learn(run, student, tmp_path / "c")
-    assert apart(found, weights(student)) > 1e-4
+    assert largest_change(found, weights(student)) > 1e-4
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
     assert model.dtype == torch.float32
     assert model.config.vocab_size == AutoModelForCausalLM.from_pretrained(student).config.vocab_size
@@ -145,7 +145,7 @@ def test_tied_embeddings_stay_tied_and_are_saved_once(run: Path, student: Path, 
     assert names[0] == names[1]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
-    assert apart(model.state_dict(), tied.state_dict()) > 1e-4
+    assert largest_change(model.state_dict(), tied.state_dict()) > 1e-4
 
 
 def test_the_checkpoint_has_the_weights_that_the_forward_used(
@@ -181,7 +181,7 @@ def test_light_signals_train(run: Path, student: Path, teacher: Path, tmp_path: 
         run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", replace(CONFIG, objective=objective, epochs=1)
     )
     learn(run, student, tmp_path / "h", replace(CONFIG, objective=objective, epochs=1))
-    assert apart(weights(tmp_path / "c"), weights(student)) > 1e-4
+    assert largest_change(weights(tmp_path / "c"), weights(student)) > 1e-4
     light, exact = metrics(tmp_path / "c")[0], metrics(tmp_path / "h")[0]  # before the student has moved
     assert light["indirect"] == pytest.approx(exact["indirect"], rel=1e-2 if signal_ == "hidden8" else 1e-5)
     assert light["entropy"] == pytest.approx(exact["entropy"], rel=1e-5)

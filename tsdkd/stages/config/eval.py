@@ -9,7 +9,7 @@ from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured."""
+    """Which benchmarks are measured, and with which engine."""
 
     tasks: tuple[str, ...] = option(
         ("all",),

@@ -12,7 +12,7 @@ from tsdkd.stages.config.option import option
 RANDOM, LARGEST_GAP, LONGEST_OPENER = "random", "largest-gap", "longest-opener"
 
 
-def _trained(field: str) -> Any:
+def _objective_option(field: str) -> Any:
     """An option of the objective that defaults to the checkpoint's value."""
     declared = OBJECTIVE_OPTIONS[field]
     default = getattr(TSDKDConfig, field)
@@ -40,11 +40,11 @@ class InspectConfig:
     )
     """largest-gap: mean student entropy minus mean teacher entropy; longest-opener: in tokens."""
     seed: int = option(0, "Seed of the random choice.", group=RESPONSES, min_=0)
-    opener: float | Literal["adaptive"] | None = _trained("opener")
-    em_ratio: float | None = _trained("em_ratio")
-    gate: bool | None = _trained("gate")
-    tau: float | None = _trained("tau")
-    k: int | None = _trained("k")
+    opener: float | Literal["adaptive"] | None = _objective_option("opener")
+    em_ratio: float | None = _objective_option("em_ratio")
+    gate: bool | None = _objective_option("gate")
+    tau: float | None = _objective_option("tau")
+    k: int | None = _objective_option("k")
 
     def objective(self, recorded: TSDKDConfig, max_k: int | None = None) -> TSDKDConfig:
         """The `recorded` objective with the options given here, and at most `max_k` candidates. Raises InputError."""

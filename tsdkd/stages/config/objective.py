@@ -19,7 +19,7 @@ OBJECTIVE_OPTIONS = {
     "direct_weight": Option("Weight of the direct (divergence) term.", OBJECTIVE, min=0),
     "em_weight": Option("Weight of the entropy term.", OBJECTIVE, min=0),
     "released": Option(
-        f"Parts computed as in the released code, joined by commas: {', '.join(RELEASED)}.",
+        f"Deviations of the released code, joined by commas: {', '.join(RELEASED)}.",
         OBJECTIVE,
         metavar="NAMES",
         shown="none",

@@ -31,19 +31,19 @@ class Option:
     shown: str = ""
     """The default in words; "": its value."""
     common: bool = False
-    """True: people use it first."""
+    """True: help shows it among the common options."""
     repeatable: bool = False
     """Of a tuple: one value each time the option is given; False: values are joined by commas."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """How the fields of a configuration inside another one appear."""
+    """How the fields of an inner configuration appear."""
 
     kind: type
     options: Mapping[str, Option]
     switch: Option | None
-    """The option that turns the whole on."""
+    """The option that switches the inner configuration on."""
 
 
 def option(
@@ -120,7 +120,7 @@ class ConfigOption:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed words, of an option that takes nothing else."""
+        """The allowed words; empty for an option that takes other values too."""
         (only, *others) = (member for member in union_members(self.type) if member is not NoneType)
         return get_args(only) if get_origin(only) is Literal and not others else ()
 
@@ -130,7 +130,7 @@ class ConfigOption:
 
     @property
     def is_number_or_word(self) -> bool:
-        """Is the value a number or one word, such as "adaptive"?"""
+        """Whether the value is a number or one word, such as "adaptive"."""
         members = union_members(self.type)
         return float in members and any(get_origin(member) is Literal for member in members)
 
@@ -159,7 +159,7 @@ def _config_options(kind: Any) -> tuple[ConfigOption, ...]:
 
 
 def build(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A configuration from values by dotted key; what has no value keeps its default. Raises InputError."""
+    """A configuration from values by dotted key; fields without a value keep their defaults. Raises InputError."""
     given = {f.name: values[f"{prefix}{f.name}"] for f in _fields(kind) if f"{prefix}{f.name}" in values}
     return kind(**given)
 
@@ -177,8 +177,8 @@ def _walk(kind: type, options: Mapping[str, Option], prefix: str, made: Any = No
             yield from _walk(inner.kind, inner.options, f"{prefix}{f.name}.", default)
 
 
-def _default(of: Field[Any]) -> Any:
-    return of.default if of.default_factory is MISSING else of.default_factory()
+def _default(field_: Field[Any]) -> Any:
+    return field_.default if field_.default_factory is MISSING else field_.default_factory()
 
 
 def _fields(kind: Any) -> tuple[Field[Any], ...]:
@@ -190,11 +190,18 @@ def union_members(type_: Any) -> tuple[Any, ...]:
     return get_args(type_) if get_origin(type_) in {Union, UnionType} else (type_,)
 
 
-def _number_or_word(of: ConfigOption, value: str) -> float | str:
-    words = [word for member in union_members(of.type) if get_origin(member) is Literal for word in get_args(member)]
+def _number_or_word(config_option: ConfigOption, value: str) -> float | str:
+    words = [
+        word
+        for member in union_members(config_option.type)
+        if get_origin(member) is Literal
+        for word in get_args(member)
+    ]
     if value in words:
         return value
     try:
         return float(value)
     except ValueError:
-        raise InputError(f"--{of.name} is {value!r}.", f"Give a number such as 0.1, or {' or '.join(words)}.") from None
+        raise InputError(
+            f"--{config_option.name} is {value!r}.", f"Give a number such as 0.1, or {' or '.join(words)}."
+        ) from None

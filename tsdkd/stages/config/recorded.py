@@ -22,7 +22,7 @@ CONFIGS: dict[str, type] = {
 }
 """The configuration of each command that writes an artifact."""
 _COMMANDS = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
-FindPath = Callable[[str], Path]
+ResolvePath = Callable[[str], Path]
 """Turns a parent's path, relative to the artifact, into the path that a command names."""
 
 
@@ -31,13 +31,15 @@ def command_of(manifest: Manifest) -> str:
     return "prune" if "drop" in manifest.config else _COMMANDS[manifest.kind]
 
 
-def recorded_options(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
+def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:
     """Inputs, models, seed and configuration of the artifact at `path`, by option name without dashes.
 
-    Outputs are left out, as are settings that the manifest does not record.
+    Leaves out outputs and settings that the manifest does not record.
     """
     command = command_of(manifest)
-    options = _inputs(path, manifest, find_path) | ({"seed": manifest.seed} if command in {"generate", "train"} else {})
+    options = _inputs(path, manifest, resolve_path) | (
+        {"seed": manifest.seed} if command in {"generate", "train"} else {}
+    )
     return options | config_values(command, manifest.config)
 
 
@@ -80,10 +82,10 @@ def write_config(path: Path, manifest: Manifest) -> None:
     temporary.replace(path / CONFIG_FILE)
 
 
-def _inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
+def _inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:
     """Models and parents."""
     if command_of(manifest) == "eval":
-        return _eval_inputs(path, manifest, find_path)
+        return _eval_inputs(path, manifest, resolve_path)
     online = manifest.config.get("online") is not None
     options: dict[str, Any] = {
         model.role: _absolute_or_id(model.name)
@@ -94,17 +96,17 @@ def _inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, An
         if parent.kind == HUB_DATASET:
             options["prompts"] = _absolute_or_id(parent.path)
         else:
-            options[parent.kind] = str(find_path(parent.path))
+            options[parent.kind] = str(resolve_path(parent.path))
     return options
 
 
-def _eval_inputs(path: Path, manifest: Manifest, find_path: FindPath) -> dict[str, Any]:
+def _eval_inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:
     options: dict[str, Any] = {"model": [f"{path.resolve().name}={_absolute_or_id(manifest.model('evaluated').name)}"]}
     for parent in manifest.parents:
         if parent.kind == "scores":
-            options["held-out"] = str(find_path(parent.path).parent)
+            options["held-out"] = str(resolve_path(parent.path).parent)
         elif parent.kind.endswith(" rows"):
-            options["data"] = str(find_path(parent.path).parent)
+            options["data"] = str(resolve_path(parent.path).parent)
     if any(task.startswith("mbpp") for task in manifest.config["tasks"]):
         options["allow-code-execution"] = True
     return options
@@ -124,7 +126,7 @@ def _online_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
-    """Does the method have this option of the objective?"""
+    """Whether the recorded method has this option of the objective."""
     group, _, name = key.partition(".")
     if group != "objective":
         return True

@@ -11,7 +11,7 @@ from tsdkd.stages.config.types import DTYPE_HELP, DType
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """What is recorded of both models at each response token."""
+    """Which values of both models are recorded at each response token."""
 
     signal: Literal["hidden", "hidden8", "topk", "ranks"] = option(
         "hidden",
@@ -21,7 +21,7 @@ class ScoreConfig:
         common=True,
     )
     k: int = option(TSDKDConfig.k, "Candidates per position.", group=SCORING, min_=2, common=True)
-    top_k: int = option(64, "topk: teacher log-probabilities kept per token.", group=SCORING, min_=1, common=True)
+    top_k: int = option(64, "topk: teacher log-probabilities recorded per token.", group=SCORING, min_=1, common=True)
     batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     device_map: Literal["one", "auto"] = option(

@@ -14,8 +14,8 @@ from tsdkd.stages.config.types import DTYPE_HELP, DType
 from tsdkd.stages.methods import METHODS, find_method
 
 
-def _by_method(usual: float, defaults: Mapping[str, float]) -> str:
-    """A default in words, with the methods that have another one."""
+def _default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
+    """A default in words, with the methods that have another default."""
     others = sorted({value for value in defaults.values() if value != usual})
     named = [f"{other:g} with {', '.join(n for n, value in defaults.items() if value == other)}" for other in others]
     return "; ".join([f"{usual:g}", *named])
@@ -32,7 +32,7 @@ ONLINE_SAMPLING = reuse(
     batch_size={"name": "sample-batch-size"},
     teacher_fraction={
         "help": "The teacher's weight in the mixture that tokens are sampled from.",
-        "shown": _by_method(0, {name: method.teacher_fraction for name, method in METHODS.items()}),
+        "shown": _default_in_words(0, {name: method.teacher_fraction for name, method in METHODS.items()}),
     },
     memory_fraction={"help": "vLLM: fraction of the GPU's memory (or the machine's)."},
 )
@@ -66,7 +66,7 @@ class ReplayConfig:
     replay_tolerance: float = option(
         0.1, "Nats by which the held-out divergence may exceed its reference.", group=REPLAY, min_=0
     )
-    replay_capacity: int = option(1000, "Responses that are kept for replay.", group=REPLAY, min_=1)
+    replay_capacity: int = option(1000, "Responses that the replay buffer holds.", group=REPLAY, min_=1)
 
     def __post_init__(self) -> None:
         if not (0 <= self.phi <= 1 and 0 <= self.phi_step <= 1):
@@ -82,7 +82,7 @@ class OnlineConfig:
         "Fraction of prompts that the student responds to; the others keep the responses of --rollouts.",
         group=ONLINE,
         name="lambda",
-        shown=_by_method(
+        shown=_default_in_words(
             1, {name: float(method.online_responses and not method.uses_replay) for name, method in METHODS.items()}
         ),
     )
@@ -208,6 +208,6 @@ class TrainConfig:
             )
         if replay and replay.replay_capacity < self.batch_size:
             raise InputError(
-                f"{replay.replay_capacity} kept responses cannot fill a batch of {self.batch_size}.",
+                f"A replay buffer of {replay.replay_capacity} responses cannot fill a batch of {self.batch_size}.",
                 "Raise --replay-capacity, or lower --batch-size.",
             )

@@ -1,7 +1,7 @@
 """Choices that several configurations share.
 
-An artifact records its configuration, and another value makes another artifact. Settings of speed, of saving and of
-logging are not recorded. Paths are arguments of the stages.
+An artifact records its configuration: another value makes another artifact. Settings of speed, saving and logging are
+not recorded. Paths are arguments of the stages.
 """
 
 from typing import Literal

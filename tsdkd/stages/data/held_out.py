@@ -18,7 +18,9 @@ from tsdkd.stages.data.sources import Sample, Source, collate, predicting_hidden
 from tsdkd.stages.models.load import LanguageModel
 
 CHUNK_TOKENS = 512
+"""Tokens whose logits exist at a time."""
 BATCH_TOKENS = 8192
+"""Tokens per forward pass, padding included."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,14 @@ def _measure_batch(language_model: LanguageModel, head: Head, source: Source, sa
             language_model.hidden(batch["input_ids"], batch["attention_mask"]), batch["response_mask"]
         )
         teacher = source.signal(batch)
-        pieces = [
-            _compare(head, hidden[start : start + CHUNK_TOKENS], teacher.take(slice(start, start + CHUNK_TOKENS)))
+        chunks = [
+            _measure_chunk(head, hidden[start : start + CHUNK_TOKENS], teacher.take(slice(start, start + CHUNK_TOKENS)))
             for start in range(0, len(hidden), CHUNK_TOKENS)
         ]
-    return torch.cat(pieces).cpu()
+    return torch.cat(chunks).cpu()
 
 
-def _compare(head: Head, hidden: Tensor, teacher: TeacherSignal) -> Tensor:
+def _measure_chunk(head: Head, hidden: Tensor, teacher: TeacherSignal) -> Tensor:
     teacher = teacher.materialized()
     log_q = log_probs(head.logits(hidden))
     divergence = teacher.divergence(log_q, Divergence.jsd(0), temperature=1)

@@ -41,8 +41,8 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     ) -> None:
         """`samples` without a response always get one from the student.
 
-        `student_fraction`: the probability of that for the others. `teacher_fraction`: the teacher's weight in the
-        mixture that the sampler samples from.
+        `student_fraction`: the probability of a new response for the other samples. `teacher_fraction`: the teacher's
+        weight in the mixture that the sampler samples from.
         """
         self.samples = samples
         self.teacher_fraction = teacher_fraction

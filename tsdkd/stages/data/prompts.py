@@ -52,8 +52,8 @@ class Prompts:
     def __iter__(self) -> Iterator[Prompt]:
         return self.read(Counter())
 
-    def read(self, left_out: Counter[str]) -> Iterator[Prompt]:
-        """Yields prompts; counts the rows that it leaves out as "empty" or "duplicate" in `left_out`.
+    def read(self, skipped: Counter[str]) -> Iterator[Prompt]:
+        """Yields prompts; counts the rows that it skips as "empty" or "duplicate" in `skipped`.
 
         Columns `prompt_id` and `source` replace the defaults, a hash of the messages and the file's name.
         Raises InputError for a missing, empty or malformed file, an unknown column, a cell that is not a prompt, or
@@ -69,7 +69,7 @@ class Prompts:
             messages = _messages(self.path, number, column, row.get(column))
             content = json_digest(messages)
             if not messages or _short_digest(content) in contents:
-                left_out["duplicate" if messages else "empty"] += 1
+                skipped["duplicate" if messages else "empty"] += 1
                 continue
             contents.add(_short_digest(content))
             prompt_id = row.get("prompt_id")
@@ -119,7 +119,7 @@ def _short_digest(digest: str) -> bytes:
 
 
 def _require_unique_id(path: Path, number: int, prompt_id: str, ids: set[bytes]) -> None:
-    """Adds an id to `ids`. Raises InputError if it is there already."""
+    """Adds an id to `ids`. Raises InputError if `ids` holds it already."""
     digest = _short_digest(json_digest(prompt_id))
     if digest in ids:
         raise InputError(f"{path}, row {number}: two prompts have the prompt_id {prompt_id!r}.", "Make ids unique.")
@@ -135,7 +135,7 @@ def _prompt_column(path: Path, columns: list[str], option: str | None) -> str:
 
 
 def _messages(path: Path, number: int, column: str, cell: Any) -> Messages:
-    """A cell as messages, without assistant messages at the end; an empty list for an empty prompt."""
+    """The messages of a cell, without assistant messages at the end; an empty list for an empty prompt."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return []
     if isinstance(cell, str):

@@ -23,7 +23,7 @@ class ReplaySchedule:
         self.config = config
         self.phi = config.phi
         self.reference: float | None = None
-        """The held-out divergence that the next ones are compared with, nats."""
+        """The held-out divergence, in nats, that later divergences are compared with."""
         self.replay_buffer: deque[Sample] = deque(maxlen=config.replay_capacity)
 
     def update(self, divergence: float) -> None:

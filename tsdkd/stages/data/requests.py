@@ -6,7 +6,7 @@ from typing import TypeVar
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One response to sample. The seed decides its random numbers."""
+    """Input for one response. The seed decides the random numbers that it is sampled with."""
 
     sample_id: str
     prompt_ids: list[int]
@@ -15,7 +15,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestBatch:
-    """Requests that an engine samples as one unit. A subclass carries what its caller needs beside the responses."""
+    """Requests that an engine samples as one unit. A subclass adds the data that its caller needs."""
 
     requests: list[Request]
 
@@ -28,4 +28,4 @@ class Response:
     ids: list[int]
     """As the engine sampled them, with the end token."""
     replaced: int = 0
-    """Number of tokens that the teacher sampled in the student's place."""
+    """Number of the student's tokens that the teacher replaced."""

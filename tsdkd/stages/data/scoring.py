@@ -19,9 +19,9 @@ from tsdkd.stages.models.load import LanguageModel
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Bytes of one model's logits in float32 that are formed at a time."""
 MIN_CHUNK_TOKENS = 64
-"""On a GPU, also if little memory is free: smaller matrix products are bound by reading the head's weights."""
+"""The smallest chunk on a GPU: smaller matrix products are bound by reading the head's weights."""
 
-RECORDED = TSDKDConfig().formula
+RECORDED_DIVERGENCE = TSDKDConfig().formula
 """The divergence that scores with a lossy signal record."""
 
 RolloutRow = dict[str, Any]
@@ -87,8 +87,8 @@ def _score_chunk(
         head = heads[1] if config.signal in SIGNALS_WITH_HEAD else None
         recorded = SignalDecoder(config.signal, config.k, config.top_k, head).decode(columns)
         columns |= {
-            "divergence": divergence_of(log_p, log_q, RECORDED),
-            "signal_divergence": recorded.divergence(log_q, RECORDED, 1.0),
+            "divergence": divergence_of(log_p, log_q, RECORDED_DIVERGENCE),
+            "signal_divergence": recorded.divergence(log_q, RECORDED_DIVERGENCE, 1.0),
         }
     return columns
 

@@ -1,12 +1,12 @@
-"""The engine of two authors: speculative (Xu et al. 2025) and teacher-mixed (Gu et al. 2024) responses.
+"""The engine with two models: speculative (Xu et al. 2025) and teacher-mixed (Gu et al. 2024) responses.
 
 The student samples each token, and the teacher replaces some. Speculative: the teacher samples from its `accept_k` most
 likely tokens where the student's is not among them. Teacher-mixed: the teacher samples with probability
 `teacher_fraction`, so that tokens come from a mixture of both distributions.
 
-The student drafts a block of tokens, the teacher reads the block in one forward, and the block counts up to its first
-replaced token. Each position of each response draws from random numbers of its own, so that the responses are those of
-the definition, independent of the block length and of the batch.
+The student drafts a block of tokens, the teacher reads the block in one forward, and the response takes the block up
+to its first replaced token. A key of response, position and author decides each draw, so the responses are those of the
+definition, independent of the block length and of the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,6 +47,8 @@ class PartialResponse:
 
 @dataclass(frozen=True)
 class BothModelsEngine:
+    """Samples with both models, by `config.policy`."""
+
     student: LanguageModel
     teacher: LanguageModel
     config: GenerateConfig

@@ -30,7 +30,7 @@ Measured between vLLM and transformers in bfloat16: 0.07.
 QUANTISED_TOLERANCE = 0.3
 """The same for an engine that quantises the weights."""
 LOWER_FRACTION = 0.05
-"""Fraction of tokens that rounding alone may make less likely when the engine excludes other tokens."""
+"""Fraction of tokens that rounding may make less likely when the engine excludes other tokens."""
 TRIED_TEMPERATURES = [0.05 * 1.05**i for i in range(90)]  # 0.05 to 3.8
 
 WEIGHTS_REMEDY = "Wrong weights or adapter: check the model directory, the adapter and its base, and --quantization."

@@ -7,6 +7,8 @@ from tsdkd.stages.data.requests import AnyRequestBatch, Response
 
 
 class Engine(Protocol):
+    """A model, or two, ready to sample."""
+
     def sample(
         self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:

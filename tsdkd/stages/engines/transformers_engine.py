@@ -67,16 +67,16 @@ def sample_responses(
 
 @contextmanager
 def replaced_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Give a model another generation config and restore its own afterwards.
+    """Give a model another generation config inside the context, and restore the original afterwards.
 
     `generate` fills each setting that its caller leaves unset (top-k, repetition penalty) from the model's config.
     """
-    own = model.generation_config
+    original = model.generation_config
     model.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original
 
 
 def nucleus_logits(logits: Tensor, top_p: float) -> Tensor:

@@ -56,7 +56,7 @@ def _load_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path |
 
     class ProgressToPipe(tqdm):
         def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings | {"disable": False})  # vLLM reads the elapsed time, which a disabled bar lacks
+            super().__init__(**settings | {"disable": False})  # a disabled bar has no clock, which vLLM reads
 
         def update(self, n: int = 1) -> None:
             pipe.send(n)

@@ -55,7 +55,7 @@ def generate(
     records = _model_records(config.policy, model, teacher)
     models = {record.role: load_spec(record.name) for record in records}
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
-    requests = PromptRequests(source, _first(models).tokenizer, config, part_size, seed)
+    requests = PromptRequests(source, _template_model(models).tokenizer, config, part_size, seed)
     counts = requests.count()
     _require_prompts(counts, config, prompts)
     max_tokens = counts.longest + config.max_new_tokens
@@ -90,8 +90,8 @@ def format_skipped(skipped: Mapping[str, int], max_prompt_tokens: int) -> str:
     return ", ".join(f"{skipped[name]:,} {words}" for name, words in reasons.items() if skipped.get(name)) or "none"
 
 
-def _first(models: Mapping[str, ModelSpec]) -> ModelSpec:
-    """The model whose chat template and end tokens count: the student, where it takes part."""
+def _template_model(models: Mapping[str, ModelSpec]) -> ModelSpec:
+    """The model that gives chat template and end tokens: the student, without a student the teacher."""
     return next(iter(models.values()))
 
 
@@ -122,7 +122,7 @@ def _sample_parts(
     writer: Writer,
     advance: Callable[[int], None],
 ) -> None:
-    """Sample and write parts of one author. Loads no model when there is no part."""
+    """Sample and write parts of one author. Loads no model without a part."""
     first = next(parts, None)
     if first is None:
         return
@@ -130,7 +130,10 @@ def _sample_parts(
         check_engine(engine, first.requests, models, author, config)
         for part, responses in engine.sample(chain([first], parts), advance):
             sampled = zip(part.prompts, part.requests, responses, strict=True)
-            rows = [_row(prompt, request, response, author, _first(models)) for prompt, request, response in sampled]
+            rows = [
+                _row(prompt, request, response, author, _template_model(models))
+                for prompt, request, response in sampled
+            ]
             writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
 
 

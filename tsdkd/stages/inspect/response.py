@@ -20,7 +20,7 @@ class Candidate:
 
     text: str
     rank: int
-    """The teacher's rank among the candidates; 1 is its favourite."""
+    """The teacher's rank among the candidates; 1 is its most likely."""
 
 
 @dataclass(frozen=True, slots=True)

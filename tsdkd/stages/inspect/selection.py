@@ -80,7 +80,7 @@ def opener_fraction_chooser(objective: TSDKDConfig) -> Callable[[Array, Array], 
     opener, adaptive = objective.opener, AdaptiveOpener()
     if opener != "adaptive":
         return lambda *_: opener
-    return lambda student, teacher: adaptive.choose([float(1 / (1 + np.exp(-entropy_gap(student, teacher))))])[0]
+    return lambda student, teacher: adaptive.update([float(1 / (1 + np.exp(-entropy_gap(student, teacher))))])[0]
 
 
 def ranks_of_first(ranks: Array, k: int) -> Array:

@@ -4,12 +4,12 @@ Source: Ko et al., ICML 2024, Sec. 3.2 and Algorithm 1.
 Data: online only: a loaded teacher, rollouts of `generate --policy teacher`, and held-out prompts.
 Loss: `skew_kl`'s, or another `--divergence`.
 Schedule (`stages/data/replay.py`): training begins with the recorded responses. phi, the probability of the student's
-own responses, rises by 0.1 whenever the held-out divergence exceeds its last mark by a tolerance. With probability
+own responses, rises by 0.1 whenever the held-out divergence exceeds its reference by a tolerance. With probability
 phi (1 - t/T) a step samples new responses and stores them; with the rest of phi it replays stored ones.
 
-Departs: the schedule follows KL(teacher || student) on held-out responses, first measured after --eval-steps steps (the
-paper: the validation loss, first measured before training); the loss has no language-modelling term; training runs in
-one process.
+Differences from the paper: the schedule follows KL(teacher || student) on held-out responses, first measured after
+--eval-steps steps (the paper: the validation loss, first measured before training); the loss has no language-modelling
+term; training runs in one process.
 """
 
 from tsdkd.core.config import TSDKDConfig

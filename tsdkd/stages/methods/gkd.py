@@ -6,8 +6,8 @@ with `--lambda` and `--rollouts` for the others, offline with `generate --policy
 Loss: `JSD(beta) = beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q`. The paper tries beta 0.1, 0.5
 and 0.9; the default is 0.5, as in TRL.
 
-Departs: lambda is drawn per prompt, and the paper draws it per batch; the loss is the mean over a response's tokens,
-then over responses; it has no reward term.
+Differences from the paper: lambda is drawn per prompt, and the paper draws it per batch; the loss is the mean over a
+response's tokens, then over responses; it has no reward term.
 """
 
 from tsdkd.core.config import TSDKDConfig

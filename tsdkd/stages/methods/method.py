@@ -17,7 +17,7 @@ POLICY_OF_AUTHOR = {
     "mixture": "--policy teacher-mixed",
 }
 UNMODIFIED_SAMPLING: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "quantization": None}
-"""Sampling from the models' own probabilities, which are the ones that scores record."""
+"""Sampling from the probabilities of the models, which scores record."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Method:
     options: tuple[str, ...]
     """The fields of `objective` that a user may change."""
     authors: tuple[str, ...] = ANY_AUTHOR
-    """Authors whose recorded responses it learns from."""
+    """Authors of the recorded responses that it learns from."""
     needs_teacher: bool = True
     """Whether it needs scores or a loaded teacher; if not, the teacher's responses suffice."""
     online_responses: bool = True

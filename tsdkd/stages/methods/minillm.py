@@ -7,8 +7,9 @@ alone (--teacher-fraction 0).
 Gradient: `1/L sum_t w_t [grad KL(q || p) - R_t grad log q(y_t)]`. R_t is the mean of log p/q over the tokens after t.
 w_t = q/p~ is the importance weight of p~ = a p + (1 - a) q_then, which y was sampled from.
 
-Departs: the loss is the mean over a response's tokens, then over responses; R divides by the number of later tokens,
-and eq. (6) by one less; no clipping as in PPO, and no language-modelling term on a pretraining corpus (Sec. 2.3).
+Differences from the paper: the loss is the mean over a response's tokens, then over responses; R divides by the number
+of later tokens, and eq. (6) by one less; no clipping as in PPO, and no language-modelling term on a pretraining corpus
+(Sec. 2.3).
 """
 
 from tsdkd.core.config import TSDKDConfig

@@ -4,8 +4,8 @@ Source: Kim and Rush, EMNLP 2016.
 Data: rollouts of `generate --policy teacher`; neither scores nor a teacher.
 Loss: `-1/L sum_t log q(y_t)`, eq. (9), which puts one response in place of the teacher's distribution over sequences.
 
-Departs: responses are sampled (greedy with --temperature 0), and the paper's come from beam search; the loss is the
-mean over a response's tokens, then over responses, and the paper's is the sum over tokens.
+Differences from the paper: responses are sampled (greedy with --temperature 0), and the paper's come from beam search;
+the loss is the mean over a response's tokens, then over responses, and the paper's is the sum over tokens.
 """
 
 from tsdkd.core.config import TSDKDConfig

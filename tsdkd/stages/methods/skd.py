@@ -6,8 +6,8 @@ Data: scores of `generate --policy speculative`: the student proposes each token
 is not among its K most likely.
 Loss: `1/L sum_t D(p || q)`, D of GKD's family, forward KL by default.
 
-Departs: responses are written before training, not during it; the teacher replaces a token by one of its K most likely,
-and in Algorithm 1 by any token; the loss is the mean over a response's tokens, then over responses.
+Differences from the paper: responses are written before training, not during it; the teacher replaces a token by one of
+its K most likely, and in Algorithm 1 by any token; the loss is the mean over a response's tokens, then over responses.
 """
 
 from tsdkd.core.config import TSDKDConfig

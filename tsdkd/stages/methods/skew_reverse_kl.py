@@ -4,7 +4,8 @@ Source: Ko et al., ICML 2024.
 Data: scores of any responses, or a loaded teacher.
 Loss: `1/L sum_t KL(q || (1 - skew) p + skew q)`, skew 0.1, p the teacher, q the student.
 
-Departs: the loss is the mean over a response's tokens, then over responses; it has no language-modelling term.
+Differences from the paper: the loss is the mean over a response's tokens, then over responses; it has no
+language-modelling term.
 """
 
 from tsdkd.core.config import TSDKDConfig

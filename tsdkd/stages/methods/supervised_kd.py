@@ -4,7 +4,8 @@ Source: Hinton et al., 2015; Sanh et al., 2019; name and form as in GKD (Agarwal
 Data: scores of `generate --policy teacher`.
 Loss: `1/L sum_t KL(p || q)`, p the teacher, q the student.
 
-Departs: the loss is the mean over a response's tokens, then over responses; no term uses ground-truth responses.
+Differences from the paper: the loss is the mean over a response's tokens, then over responses; no term uses
+ground-truth responses.
 """
 
 from tsdkd.core.config import TSDKDConfig

@@ -6,7 +6,7 @@ Loss: tsdkd's with three deviations of the code. The indirect term is the likeli
 entropy term covers the upper 90 % of the tokens; one opener is cut for the whole micro-batch. The last two average over
 the micro-batch's tokens, so the update depends on the micro-batches, as it does in the code.
 
-Departs from the code: padding never counts (in the code, its entropies can pass the quantile); the divergence is
+Differences from the code: padding never counts (in the code, its entropies can pass the quantile); the divergence is
 averaged per response; the end token, the prompt's attention and the student's embedding follow tsdkd (docs/fidelity.md,
 points 4 and 5).
 """

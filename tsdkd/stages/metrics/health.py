@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-WINDOW = 5
-"""The last `WINDOW` steps are compared with the first `WINDOW` steps."""
+COMPARED_STEPS = 5
+"""The last `COMPARED_STEPS` steps are compared with the first `COMPARED_STEPS` steps."""
 COLLAPSED_BELOW = 0.2
 """Entropy or length has collapsed below this fraction of its first value."""
 REPEATING_ABOVE = 0.5
@@ -44,19 +44,19 @@ def degeneration_warning(step: float, text: str) -> str:
 
 
 class HealthMonitor:
-    """Compares the last `WINDOW` steps with the first."""
+    """Compares the last `COMPARED_STEPS` steps with the first."""
 
     def __init__(self) -> None:
         self.first: list[Mapping[str, float]] = []
-        self.last: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self.last: deque[Mapping[str, float]] = deque(maxlen=COMPARED_STEPS)
         self.reported: set[str] = set()
 
     def update(self, step: Mapping[str, float]) -> list[Sign]:
-        """Take one step's log entry. Returns the signs that hold now; none before step `WINDOW`."""
-        if len(self.first) < WINDOW:
+        """Take one step's log entry. Returns the signs that hold now; none before step `COMPARED_STEPS`."""
+        if len(self.first) < COMPARED_STEPS:
             self.first.append(step)
         self.last.append(step)
-        texts = self._compare() if len(self.last) == WINDOW else {}
+        texts = self._compare() if len(self.last) == COMPARED_STEPS else {}
         signs = [Sign(metric, text, metric not in self.reported) for metric, text in texts.items()]
         self.reported |= texts.keys()
         return signs

@@ -14,7 +14,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def has_bf16(device: str) -> bool:
+def has_bfloat16(device: str) -> bool:
     """Whether the hardware computes in bfloat16 without emulation."""
     return torch.cuda.is_bf16_supported() if device == "cuda" else bool(torch.cpu._is_avx512_bf16_supported())
 
@@ -22,14 +22,14 @@ def has_bf16(device: str) -> bool:
 def auto_dtype(config: PreTrainedConfig, device: str) -> DType:
     """The precision of a model's saved weights; float32 on a CPU without bfloat16, where float32 is faster."""
     saved = str(config.dtype or torch.float32).removeprefix("torch.")
-    return "float32" if device == "cpu" and not has_bf16(device) else cast("DType", saved)
+    return "float32" if device == "cpu" and not has_bfloat16(device) else cast("DType", saved)
 
 
 def forward_precision(precision: str) -> str:
     """The dtype of a training forward pass: "auto" is bfloat16 if the hardware computes in it, else float32."""
     if precision != "auto":
         return precision
-    return "bfloat16" if has_bf16(default_device()) else "float32"
+    return "bfloat16" if has_bfloat16(default_device()) else "float32"
 
 
 def available_memory(device: str) -> int:

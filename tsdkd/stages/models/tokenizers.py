@@ -1,4 +1,4 @@
-"""Tokenizers: loaded by a model's name, and what tsdkd asks of them: chat prompts, end tokens, vocabulary size."""
+"""Tokenizers: loading by a model's name, chat prompts, end tokens, vocabulary size."""
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase

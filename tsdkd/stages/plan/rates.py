@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tsdkd.stages.models.device import default_device, has_bf16
+from tsdkd.stages.models.device import default_device, has_bfloat16
 
 EFFICIENCY = 0.4
 """The fraction of the measured rates that whole stages reach (compared by `benchmarks/plan.py`)."""
@@ -35,7 +35,7 @@ class Rates:
 def measure_rates() -> Rates:
     """Measure the default device."""
     device = default_device()
-    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     side = MATRIX_SIDE[device]
     matrix = torch.ones(side, side, device=device, dtype=dtype)
     source = torch.ones(COPY_BYTES[device], device=device, dtype=torch.uint8)

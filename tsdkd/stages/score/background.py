@@ -1,4 +1,4 @@
-"""Writing in the background while the models read."""
+"""A thread that writes scores while the models read the next block."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 
 class BackgroundWriter:
-    """Runs one function at a time in a thread of its own; a context manager.
+    """Runs one function at a time in its thread; a context manager.
 
     `submit` and the end of the context wait for the previous call, and raise its exception.
     """

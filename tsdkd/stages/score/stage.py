@@ -1,8 +1,8 @@
 """score: rollouts -> scores. Both models read each response once; the scores hold what training needs of both.
 
 Each part of the rollouts becomes one part of the scores, which depends on no other part: ranks claim parts one by one,
-and write the bytes that one process would write. While the models read one block of responses, the block before is
-written.
+and write the bytes that one process would write. While the models read one block of responses, a thread writes the
+previous block.
 """
 
 import shutil
@@ -67,11 +67,11 @@ def score(
         parent = read_artifact(rollouts, "rollouts", hashed=False)
         missing = [part for part in parent.tables if not writer.has(part.file)]
         if missing:
-            readers = _load_models(student, teacher, config)
+            models = _load_models(student, teacher, config)
             if ranks.is_main:
-                _report_cost(readers, parent, missing, config, output, observer)
+                _report_cost(models, parent, missing, config, output, observer)
             ranks.wait()
-            _score_parts(readers, parent, writer, config, observer)
+            _score_parts(models, parent, writer, config, observer)
         ranks.wait()
         if ranks.is_main:
             writer.finish(summarise(Artifact(output, load_manifest(output)), parent, config))
@@ -122,10 +122,10 @@ def _load_models(student: str, teacher: str, config: ScoreConfig) -> ModelPair:
     )
 
 
-def _score_parts(readers: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
+def _score_parts(models: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
     """Score each part that no other rank has claimed."""
     if config.signal in SIGNALS_WITH_HEAD and writer.claim(HEAD_FILE):
-        save_head(readers[1].head, writer.temporary_path(HEAD_FILE))
+        save_head(models[1].head, writer.temporary_path(HEAD_FILE))
         writer.add_file(HEAD_FILE)
     counted = writer.manifest.rows
     with (
@@ -139,20 +139,20 @@ def _score_parts(readers: ModelPair, parent: Artifact, writer: Writer, config: S
             advance(by_others)
             counted += by_others + (part.rows or 0)
             table_writer = TableWriter(writer, part.file)
-            for rows in _score_blocks(readers, parent.read_part(part, COLUMNS), config, advance):
+            for rows in _score_blocks(models, parent.read_part(part, COLUMNS), config, advance):
                 background.submit(_write, table_writer, rows)
             background.submit(table_writer.close)
 
 
 def _score_blocks(
-    readers: ModelPair, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
+    models: ModelPair, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
 ) -> Iterator[list[ScoreRow]]:
     """Yield rows of scores in order, block by block; a batch holds sequences of similar length within one block."""
     lengths = sequence_lengths(table)
-    for block in score_blocks(table, config, readers[1].head):
+    for block in score_blocks(table, config, models[1].head):
         rows: dict[int, ScoreRow] = {}
         for batch in score_batches(lengths, block, config):
-            rows.update(zip(batch, score_responses(table.take(batch).to_pylist(), readers, config), strict=True))
+            rows.update(zip(batch, score_responses(table.take(batch).to_pylist(), models, config), strict=True))
             advance(len(batch))
         yield [rows[i] for i in block]
 
@@ -163,15 +163,15 @@ def _write(table_writer: TableWriter, rows: list[ScoreRow]) -> None:
 
 
 def _report_cost(
-    readers: ModelPair, parent: Artifact, missing: list[Part], config: ScoreConfig, output: Path, observer: Observer
+    models: ModelPair, parent: Artifact, missing: list[Part], config: ScoreConfig, output: Path, observer: Observer
 ) -> None:
     """Report bytes, tokens and expected time of the missing parts. Raises TsdkdError when the disk is too small."""
     workload = ScoreWorkload()
     for part in missing:
-        workload += score_workload(parent.read_part(part, COLUMNS), config, readers[1].head)
-    cost = score_cost(config, readers[1].head, workload.response_tokens)
+        workload += score_workload(parent.read_part(part, COLUMNS), config, models[1].head)
+    cost = score_cost(config, models[1].head, workload.response_tokens)
     free = shutil.disk_usage(output).free
-    rate = world_size() * _tokens_per_second(readers, parent.read_part(missing[0], COLUMNS), config)
+    rate = world_size() * _tokens_per_second(models, parent.read_part(missing[0], COLUMNS), config)
     minutes = workload.tokens / rate / 60
     observer.table(
         "Cost of scoring",
@@ -190,7 +190,7 @@ def _report_cost(
         )
 
 
-def _tokens_per_second(readers: ModelPair, table: pa.Table, config: ScoreConfig) -> float:
+def _tokens_per_second(models: ModelPair, table: pa.Table, config: ScoreConfig) -> float:
     """The rate of one process on a small batch, after a warm-up of one sequence."""
     lengths, small = sequence_lengths(table), replace(config, batch_tokens=min(config.batch_tokens, PROBE_TOKENS))
     batches = list(score_batches(lengths, range(len(lengths)), small))
@@ -198,6 +198,6 @@ def _tokens_per_second(readers: ModelPair, table: pa.Table, config: ScoreConfig)
     seconds = 0.0
     for batch in (shortest[:1], longest):  # the first call warms up
         start = time.perf_counter()
-        score_responses(table.take(batch).to_pylist(), readers, config)
+        score_responses(table.take(batch).to_pylist(), models, config)
         seconds = time.perf_counter() - start
     return sum(lengths[i] for i in longest) / seconds

@@ -4,6 +4,7 @@ One process gets the same order, batches and openers as without this file.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -47,11 +48,11 @@ class EpochLoader(torch.utils.data.DataLoader[Any]):
 class DistributedOpener(AdaptiveOpener):
     """The adaptive opener over the samples of all ranks, in rank order.
 
-    Every rank must call `choose` equally often; a rank without samples passes an empty list.
+    All ranks must make the same number of calls of `update`; a rank without samples passes an empty list.
     """
 
-    def choose(self, signals: list[float]) -> list[float]:
-        signals_by_rank = gather_object([signals])
-        before = sum(map(len, signals_by_rank[: torch.distributed.get_rank()]))
-        fractions = super().choose([signal for rank_signals in signals_by_rank for signal in rank_signals])
-        return fractions[before : before + len(signals)]
+    def update(self, uncertainties: list[float]) -> list[float]:
+        uncertainties_by_rank = gather_object([uncertainties])
+        before = sum(map(len, uncertainties_by_rank[: torch.distributed.get_rank()]))
+        fractions = super().update(list(chain.from_iterable(uncertainties_by_rank)))
+        return fractions[before : before + len(uncertainties)]

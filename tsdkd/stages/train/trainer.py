@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from tsdkd.core import (
     AdaptiveOpener,
-    Sampled,
+    SampledTokens,
     TeacherSignal,
     TSDKDConfig,
     token_selective_loss_from_hidden,
@@ -101,7 +101,7 @@ class DistillationTrainer(Trainer):
         zero = output(hidden[:, :0]).sum()  # FSDP gathers the head's weights when the head is called, on every rank
         if teacher is None:  # every weight takes part, with gradient 0
             if self.adaptive:
-                self.adaptive.choose([])
+                self.adaptive.update([])
             return 0 * hidden.sum() + zero, {}
         hidden, head = predicting_hidden(hidden, response_mask), output_head(model, self.vocab)
         ids, sampled_log_probs = response_ids(input_ids, response_mask), snapshot.log_probs if snapshot else None
@@ -113,7 +113,7 @@ class DistillationTrainer(Trainer):
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
-            sampled=Sampled(ids, self.source.teacher_fraction, sampled_log_probs),
+            sampled=SampledTokens(ids, self.source.teacher_fraction, sampled_log_probs),
         )
         if isinstance(output, FSDPModule):
             loss = loss + zero
