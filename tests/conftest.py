@@ -1,4 +1,4 @@
-"""A family of tiny models that every test can afford: byte tokenizer, two to four layers, made on the spot."""
+"""Fixtures of all tests: tiny models of one family, prompts and benchmark rows."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
-from tests.helpers.prompts import SHARED, write_prompts
+from tests.helpers.prompts import REAL_DATA, write_prompts
 from tsdkd.artifacts.manifest import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
@@ -49,11 +49,11 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shared() -> Path:
+def real_data() -> Path:
     """Real benchmark rows and prompts, which are not part of the project."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the real data at {SHARED}")
-    return SHARED
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"needs the real data at {REAL_DATA}")
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The errors that a user can meet: one line of cause, one line of remedy, and an exit code."""
+"""The errors that the command line prints: one line of cause, one line of remedy, and an exit code."""
 
 
 class TsdkdError(Exception):

@@ -6,7 +6,7 @@ import torch
 from tsdkd.core import AdaptiveOpener, TSDKDConfig, opener_mask, select, top_entropy_mask, uncertainty_gate
 from tsdkd.errors import InputError
 
-YES = torch.ones(1, 5, dtype=torch.bool)
+MASK = torch.ones(1, 5, dtype=torch.bool)
 
 
 def lengths(mask: torch.Tensor) -> list[int]:
@@ -18,13 +18,13 @@ def lengths(mask: torch.Tensor) -> list[int]:
 )
 def test_the_opener_is_the_shortest_prefix_with_its_fraction_of_entropy(fraction: float, length: int) -> None:
     """Five positions of entropy 1: position m holds the fraction m / 5, inclusively."""
-    mask = opener_mask(torch.ones(1, 5, dtype=torch.float64), YES, fraction)
+    mask = opener_mask(torch.ones(1, 5, dtype=torch.float64), MASK, fraction)
     assert mask[0].tolist() == [True] * length + [False] * (5 - length)
 
 
 def test_each_response_has_its_own_opener() -> None:
     entropy = torch.tensor([[9.0, 1, 1, 1, 1], [1, 1, 1, 1, 9], [1, 1, 1, 1, 1]])
-    assert lengths(opener_mask(entropy, YES.expand(3, 5), torch.tensor([0.5, 0.5, 0.2], dtype=torch.float64))) == [
+    assert lengths(opener_mask(entropy, MASK.expand(3, 5), torch.tensor([0.5, 0.5, 0.2], dtype=torch.float64))) == [
         1,
         5,
         1,
@@ -33,8 +33,8 @@ def test_each_response_has_its_own_opener() -> None:
 
 def test_an_opener_of_fraction_1_includes_final_tokens_of_entropy_0() -> None:
     entropy = torch.tensor([[3.0, 1.0, 0.0, 0.0, 0.0]])
-    assert lengths(opener_mask(entropy, YES, 1.0)) == [5]
-    assert lengths(opener_mask(entropy, YES, 0.999)) == [2]
+    assert lengths(opener_mask(entropy, MASK, 1.0)) == [5]
+    assert lengths(opener_mask(entropy, MASK, 0.999)) == [2]
 
 
 def test_a_response_without_any_entropy_has_an_opener_of_one() -> None:
@@ -72,7 +72,7 @@ def test_the_number_of_uncertain_positions_is_rounded_up_without_floating_error(
 
 def test_the_most_uncertain_positions_are_selected_and_ties_go_to_the_earlier() -> None:
     entropy = torch.tensor([[1.0, 7.0, 2.0, 7.0, 7.0]])
-    assert top_entropy_mask(entropy, YES, 0.4).tolist() == [[False, True, False, True, False]]
+    assert top_entropy_mask(entropy, MASK, 0.4).tolist() == [[False, True, False, True, False]]
 
 
 def test_the_gate_is_near_1_where_only_the_student_is_uncertain() -> None:
@@ -116,7 +116,7 @@ def test_an_empty_response_is_named() -> None:
 
 def test_adaptive_needs_fractions() -> None:
     with pytest.raises(InputError, match="adaptive"):
-        select(torch.ones(1, 5), torch.ones(1, 5), YES, TSDKDConfig(opener="adaptive"))
+        select(torch.ones(1, 5), torch.ones(1, 5), MASK, TSDKDConfig(opener="adaptive"))
 
 
 def gap(value: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -126,15 +126,15 @@ def gap(value: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return student, torch.tensor([[2.0, 4.0, 0.0]]), torch.tensor([[True, True, False]])
 
 
-@pytest.mark.parametrize(("signal", "fraction"), [(0.1, 0.05), (0.3, 0.10), (0.6, 0.15), (0.9, 0.20)])
-def test_adaptive_fraction_by_quarter(signal: float, fraction: float) -> None:
-    assert AdaptiveOpener().fraction(*gap(signal)).tolist() == pytest.approx([fraction])
+@pytest.mark.parametrize(("uncertainty", "fraction"), [(0.1, 0.05), (0.3, 0.10), (0.6, 0.15), (0.9, 0.20)])
+def test_adaptive_fraction_by_quarter(uncertainty: float, fraction: float) -> None:
+    assert AdaptiveOpener().fraction(*gap(uncertainty)).tolist() == pytest.approx([fraction])
 
 
 def test_adaptive_fraction_is_smoothed_over_this_and_four_before() -> None:
     """0.9 once, then 0.1: the means are .9, .5, .367, .3, .26 and, without the first, .1."""
     opener = AdaptiveOpener()
-    found = [opener.fraction(*gap(signal)).item() for signal in (0.9, 0.1, 0.1, 0.1, 0.1, 0.1)]
+    found = [opener.fraction(*gap(value)).item() for value in (0.9, 0.1, 0.1, 0.1, 0.1, 0.1)]
     assert found == pytest.approx([0.20, 0.15, 0.10, 0.10, 0.10, 0.05])
 
 
@@ -148,6 +148,6 @@ def test_adaptive_state_survives_a_resume() -> None:
 
 def test_adaptive_takes_a_batch_as_a_sequence() -> None:
     one, many = AdaptiveOpener(), AdaptiveOpener()
-    signals = [gap(value) for value in (0.9, 0.2, 0.4, 0.8)]
-    batch = [torch.cat(column) for column in zip(*signals, strict=True)]
-    assert many.fraction(*batch).tolist() == [one.fraction(*signal).item() for signal in signals]
+    responses = [gap(value) for value in (0.9, 0.2, 0.4, 0.8)]
+    batch = [torch.cat(column) for column in zip(*responses, strict=True)]
+    assert many.fraction(*batch).tolist() == [one.fraction(*response).item() for response in responses]

@@ -1,4 +1,4 @@
-"""Tiny models that every test can afford: byte tokenizer, two to four layers, made on the spot."""
+"""Tiny models for tests: a byte tokenizer, two to four layers, random weights."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Prompts for tests: written on the spot, or real ones where they lie beside the checkout."""
+"""Prompts for tests, and the directory of real data beside the checkout."""
 
 import json
 from pathlib import Path
 
-SHARED = Path(__file__).parents[3] / "shared"
+REAL_DATA = Path(__file__).parents[3] / "shared"
 
 
 def write_prompts(path: Path, count: int) -> Path:

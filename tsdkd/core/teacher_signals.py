@@ -31,12 +31,12 @@ class TeacherSignal(Protocol):
 
     @property
     def vocab(self) -> int | None:
-        """The vocabulary of which every token's probability is known; None where only recorded tokens are known."""
+        """The size of the vocabulary; None for signals that know recorded tokens alone."""
 
     @property
     def width(self) -> int:
-        """Numbers that `ranked_candidates` reads for each candidate beside the student's: the teacher's hidden size
-        where it forms candidates' logits, else 1."""
+        """Numbers of the teacher that `ranked_candidates` reads per candidate: the hidden size if it forms logits,
+        else 1."""
 
     def take(self, tokens: Tensor | slice) -> Self:
         """The same signal for some of the tokens: a mask, indices or a slice."""

@@ -319,10 +319,10 @@ def test_datasets_of_the_same_name_are_not_confused(student: Path, rows: Path, t
         assert artifact.manifest.summary["sciq"]["documents"] == documents
 
 
-def test_the_papers_ten_on_real_data(student: Path, shared: Path, punkt: None, tmp_path: Path) -> None:
+def test_the_papers_ten_on_real_data(student: Path, real_data: Path, punkt: None, tmp_path: Path) -> None:
     ten = tuple(benchmark.name for benchmark in choose_benchmarks(["all", "gsm-plus:mini"]))
     config = EvalConfig(ten, limit=2, max_new_tokens=4)
-    artifact = evaluate(str(student), tmp_path / "r", config, data=shared / "benchmarks", allow_code_execution=True)
+    artifact = evaluate(str(student), tmp_path / "r", config, data=real_data / "benchmarks", allow_code_execution=True)
     assert list(artifact.manifest.summary) == list(ten)
     assert {found["documents"] for found in artifact.manifest.summary.values()} == {2}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.prompts import SHARED
+from tests.helpers.prompts import REAL_DATA
 from tsdkd.errors import InputError
 from tsdkd.stages.eval import harness, sandbox
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
@@ -37,7 +37,7 @@ class FakeModel:
 
 @cache
 def tasks_of(name: str) -> Any:
-    return harness.load_tasks(BENCHMARKS[name], SHARED / "benchmarks", None)
+    return harness.load_tasks(BENCHMARKS[name], REAL_DATA / "benchmarks", None)
 
 
 def score(name: str, respond: Respond, limit: int | None) -> tuple[float, list[dict[str, Any]]]:
@@ -67,7 +67,7 @@ matches it."""
 
 
 @pytest.mark.parametrize("name", GOLD)
-def test_gold_answers_score_1_on_every_row(name: str, shared: Path) -> None:
+def test_gold_answers_score_1_on_every_row(name: str, real_data: Path) -> None:
     if BENCHMARKS[name].runs_code and sandbox.check_confinement():
         pytest.skip("programs cannot be confined here")
     count = {"mbpp": 12, "mbpp:base": 12, "math": 350}.get(name, 54)  # a process for each; shots that look like lists
@@ -82,7 +82,7 @@ def test_gold_answers_score_1_on_every_row(name: str, shared: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "chance"), [("mmlu-stem", 1 / 4), ("sciq", 1 / 4), ("bbh:choice", None)])
-def test_responses_that_ignore_the_prompt_score_by_chance(name: str, chance: float | None, shared: Path) -> None:
+def test_responses_that_ignore_the_prompt_score_by_chance(name: str, chance: float | None, real_data: Path) -> None:
     """The response depends on the document's number and the choice alone; four standard errors are allowed."""
 
     def blind(request: Any) -> int:
@@ -94,13 +94,13 @@ def test_responses_that_ignore_the_prompt_score_by_chance(name: str, chance: flo
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math", "mmlu-pro-math", "mbpp", "bbh", "bbh:direct"])
-def test_a_constant_response_scores_0(name: str, shared: Path) -> None:
+def test_a_constant_response_scores_0(name: str, real_data: Path) -> None:
     if BENCHMARKS[name].runs_code and sandbox.check_confinement():
         pytest.skip("programs cannot be confined here")
     assert score(name, lambda _: "pass", 12)[0] == 0
 
 
-def test_math_verify_accepts_answers_that_string_comparison_rejects(shared: Path) -> None:
+def test_math_verify_accepts_answers_that_string_comparison_rejects(real_data: Path) -> None:
     """A boxed answer in a sentence scores 0 as a string and 1 by math_verify; a bare answer scores 1 by both."""
     responses = {
         "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as was asked.",
@@ -120,7 +120,7 @@ def test_math_verify_accepts_answers_that_string_comparison_rejects(shared: Path
     assert found["bare"] == {"exact_match": 1, "math_verify": pytest.approx(1, abs=0.1)}
 
 
-def test_instructions_are_scored_by_prompt_and_one_by_one(shared: Path, punkt: None) -> None:
+def test_instructions_are_scored_by_prompt_and_one_by_one(real_data: Path, punkt: None) -> None:
     """One response to every prompt; the test knows which instructions it follows."""
     name = "ifeval"
     rows = harness.run_benchmark(
@@ -142,7 +142,7 @@ def test_instructions_are_scored_by_prompt_and_one_by_one(shared: Path, punkt: N
             assert row["score"] == 0
 
 
-def test_the_same_response_gets_the_same_score(shared: Path, punkt: None) -> None:
+def test_the_same_response_gets_the_same_score(real_data: Path, punkt: None) -> None:
     """Without a seed, langdetect detects English in "my name is" three times in four."""
     name = "ifeval"
     rows = harness.run_benchmark(
@@ -158,7 +158,7 @@ def test_the_same_response_gets_the_same_score(shared: Path, punkt: None) -> Non
     assert len(set(scores)) == 1
 
 
-def test_means_and_errors_equal_those_of_lm_eval(shared: Path) -> None:
+def test_means_and_errors_equal_those_of_lm_eval(real_data: Path) -> None:
     """Also over the subjects of a benchmark, weighted by their size."""
     from lm_eval.api.metrics import mean_stderr
 
@@ -224,7 +224,7 @@ def test_missing_sentence_data_is_reported_before_the_first_response(monkeypatch
     assert "nltk.downloader" in caught.value.remedy
 
 
-def test_the_error_for_a_missing_split_names_the_variant_that_has_one(shared: Path) -> None:
+def test_the_error_for_a_missing_split_names_the_variant_that_has_one(real_data: Path) -> None:
     with pytest.raises(InputError, match="gsm-plus cannot be loaded") as caught:
-        harness.load_tasks(BENCHMARKS["gsm-plus"], shared / "benchmarks", None)
+        harness.load_tasks(BENCHMARKS["gsm-plus"], real_data / "benchmarks", None)
     assert "gsm-plus:mini" in caught.value.remedy

@@ -144,13 +144,13 @@ def test_every_benchmark_has_a_length() -> None:
     assert all(min(benchmark_length(benchmark)) > 0 for benchmark in BENCHMARKS.values())
 
 
-def test_lengths_equal_the_real_datasets(shared: Path) -> None:
-    """For the benchmarks whose evaluated split is complete in `shared`."""
+def test_lengths_equal_the_real_datasets(real_data: Path) -> None:
+    """For the benchmarks whose evaluated split is complete in `real_data`."""
     import pyarrow.parquet as pq
 
     splits = {"gsm8k": "test", "sciq": "test", "mbpp": "test", "ifeval": "train", "math": "test", "bbh": "test"}
     for name, split in splits.items():
-        files = (shared / "benchmarks" / name).rglob(f"{split}.parquet")
+        files = (real_data / "benchmarks" / name).rglob(f"{split}.parquet")
         assert sum(pq.read_metadata(file).num_rows for file in files) == benchmark_length(BENCHMARKS[name])[0]
 
 

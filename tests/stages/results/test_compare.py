@@ -227,9 +227,9 @@ def test_an_unknown_table_is_refused_with_the_list() -> None:
     assert "qwen2.5, table-1, table-2, table-7, table-8, table-3, gemma2" in caught.value.remedy
 
 
-def test_the_numbers_are_the_papers(shared: Path) -> None:
+def test_the_numbers_are_the_papers(real_data: Path) -> None:
     """They equal the separate transcription, under the names of recipes and options."""
-    read = json.loads((shared / "paper" / "tables.json").read_text())
+    read = json.loads((real_data / "paper" / "tables.json").read_text())
     main = {"qwen2.5": "tables_1_2_7_8_qwen2.5_14b_to_1.5b", "gemma2": "table_4_gemma2_9b_to_2b"}
     main |= {"qwen3": "table_5_qwen3_8b_to_1.7b"}
     for pair, table in main.items():

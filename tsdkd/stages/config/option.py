@@ -79,8 +79,8 @@ def nested(
     declared = Nested(kind, options or declared_options(kind), switch)
     if default is MISSING and default_factory is MISSING:
         default_factory = kind
-    made: Any = field(default=default, default_factory=default_factory, metadata={_NESTED: declared})
-    return made
+    nested_field: Any = field(default=default, default_factory=default_factory, metadata={_NESTED: declared})
+    return nested_field
 
 
 def declared_options(kind: type) -> dict[str, Option]:
@@ -164,11 +164,11 @@ def build(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     return kind(**given)
 
 
-def _walk(kind: type, options: Mapping[str, Option], prefix: str, made: Any = None) -> Iterator[ConfigOption]:
-    """`made`: an instance with the defaults; None: those of the class."""
+def _walk(kind: type, options: Mapping[str, Option], prefix: str, instance: Any = None) -> Iterator[ConfigOption]:
+    """`instance`: holds the defaults; None: the fields declare them."""
     hints = get_type_hints(kind)
     for f in _fields(kind):
-        default = _default(f) if made is None else getattr(made, f.name)
+        default = _default(f) if instance is None else getattr(instance, f.name)
         if f.name in options:
             yield ConfigOption(f"{prefix}{f.name}", hints[f.name], default, options[f.name])
         if inner := f.metadata.get(_NESTED):

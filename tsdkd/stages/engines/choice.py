@@ -1,4 +1,4 @@
-"""The choice of an engine: vLLM where it is installed, else transformers."""
+"""The choice of an engine: vLLM if it is installed, else transformers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""score: rollouts -> scores. Both models read each response once; the scores hold what training needs of both.
+"""score: rollouts -> scores. Both models read each response once; the scores hold the values that training needs.
 
 Each part of the rollouts becomes one part of the scores, which depends on no other part: ranks claim parts one by one,
 and write the bytes that one process would write. While the models read one block of responses, a thread writes the
