@@ -1,9 +1,9 @@
 """Artifacts: the directories that one stage writes and the next one reads. Imports no torch.
 
 An artifact holds `manifest.json` and the parts that it lists. Its *identity* is its configuration, seed, parents,
-models and engine. A stage that runs again with the same identity resumes or does nothing; with another
-identity it refuses. Its *fingerprint* covers identity and content; children record it. A manifest holds no time: the
-same work writes the same bytes.
+models and engine. A stage that runs again with the same identity resumes or does nothing; with another identity it
+refuses. Its *fingerprint* covers identity and content; children record it. A manifest holds no time: the same work
+writes the same bytes.
 
 manifest.py defines a manifest, schemas.py the columns of the tables, reader.py checks an artifact before a stage sees a
 row, writer.py writes one atomically, journal.py records the sessions that made it, hashing.py computes the digests.

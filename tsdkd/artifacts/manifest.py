@@ -11,7 +11,7 @@ from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import ArtifactError
 
 FORMAT = 2
-"""A change increases it when an older tsdkd would misread new artifacts, or this one old artifacts."""
+"""Increases when an older tsdkd would misread new artifacts, or this one would misread old artifacts."""
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 JOURNAL_FILE = ".journal.jsonl"

@@ -47,7 +47,7 @@ class TeacherRanks(RecordedSignal):
     candidates: Tensor
     """(tokens, recorded k), in the student's order"""
     ranks: Tensor
-    """(tokens, recorded k), 0 is the teacher's most likely"""
+    """(tokens, recorded k), 0 is the teacher's most likely candidate"""
 
     def __len__(self) -> int:
         return len(self.entropies)

@@ -113,8 +113,10 @@ class TwoPasses:
         """Compare both models at a chunk's tokens; the divergence's gradient overwrites `student.values`."""
         return concatenate(
             [
-                self._compare_teacher_chunk(student.take(part), teacher.take(part), sampled and sampled.take(part))
-                for part in slices(len(student), self.sizes.teacher_chunk)
+                self._compare_teacher_chunk(
+                    student.take(tokens), teacher.take(tokens), sampled and sampled.take(tokens)
+                )
+                for tokens in slices(len(student), self.sizes.teacher_chunk)
             ]
         )
 

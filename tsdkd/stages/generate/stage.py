@@ -91,7 +91,7 @@ def format_skipped(skipped: Mapping[str, int], max_prompt_tokens: int) -> str:
 
 
 def _template_model(models: Mapping[str, ModelSpec]) -> ModelSpec:
-    """The model that gives chat template and end tokens: the student, without a student the teacher."""
+    """The model whose chat template and end tokens are used: the student, or a teacher that responds alone."""
     return next(iter(models.values()))
 
 

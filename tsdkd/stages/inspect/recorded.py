@@ -37,7 +37,7 @@ class ResponseScores:
     candidates: Array
     """Token ids that the student proposes, most likely first: (tokens, k)."""
     ranks: Array
-    """The teacher's rank of each candidate, 0 is its most likely: (tokens, k)."""
+    """The teacher's rank of each candidate, 0 is the most likely: (tokens, k)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class Candidate:
 
     text: str
     rank: int
-    """The teacher's rank among the candidates; 1 is its most likely."""
+    """The teacher's rank among the candidates; 1 is the most likely."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class EpochLoader(torch.utils.data.DataLoader[Any]):
 class DistributedOpener(AdaptiveOpener):
     """The adaptive opener over the samples of all ranks, in rank order.
 
-    All ranks must make the same number of calls of `update`; a rank without samples passes an empty list.
+    All ranks must call `update` the same number of times; a rank without samples passes an empty list.
     """
 
     def update(self, uncertainties: list[float]) -> list[float]:
