@@ -185,14 +185,14 @@ def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> N
 
 
 def available(o: argparse.Namespace) -> dict[str, Callable[[Inputs], None]]:
-    """The requested rows that run on this machine; prints why a row is left out."""
+    """The requested rows that run on this machine; prints why a row is skipped."""
     rows = {}
     x = make(o, RESPONSE)
     for name, work in ((name, work) for name, work in ROWS.items() if name in {*o.rows, next(iter(ROWS))}):
         try:
             work(x)
         except Exception as error:
-            Console().print(f"{name}: left out ({type(error).__name__}: {str(error).splitlines()[0]})")
+            Console().print(f"{name}: skipped ({type(error).__name__}: {str(error).splitlines()[0]})")
         else:
             rows[name] = work
     return rows

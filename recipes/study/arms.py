@@ -19,7 +19,7 @@ class Arm:
     start: int = 50
     """The accuracy of the student before training, in percent."""
     data: Literal["student", "half", "replayed", "teacher"] = "student"
-    """Whose responses are learned from: the student's (online), the teacher's (recorded), half of each, or replayed."""
+    """Author of the responses: the student (online), the teacher (recorded), half of each, or both with replay."""
     rate: float = RATE
 
     @property
@@ -72,7 +72,7 @@ QUESTIONS = [
     ),
     RATES,
     Question("From which student?", [under(f"{start} %", start=start) for start in (25, 50, 85)]),
-    Question("From whose responses?", [under(data, data=data) for data in ("student", "half", "teacher")]),
+    Question("Which author of the responses?", [under(data, data=data) for data in ("student", "half", "teacher")]),
     Question(
         "Beside other methods?",
         [

@@ -15,8 +15,9 @@ import matplotlib.pyplot as plt
 from scipy.stats import t as student_t
 
 from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
-from recipes.study.measures import LOG, RESULT
+from recipes.study.measures import RESULT
 from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.stages.metrics.log import METRICS_FILE
 
 COLUMNS = [
     "",
@@ -85,10 +86,10 @@ def _cells(name: str, runs: Runs, reference: Runs) -> list[str]:
         measured.append(
             "" if runs is reference or not found else f"{'+' * (fmean(found) > 0)}{interval(found, digits)}"
         )
-    shares = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
+    fractions = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
     trained = [run["degenerated"] for run in runs.values() if "degenerated" in run]
     degenerated = f"{sum(trained)} of {len(trained)}" if trained else ""
-    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *shares, degenerated]
+    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *fractions, degenerated]
 
 
 def _mean(runs: Runs, measure: str, format_: str) -> str:
@@ -118,7 +119,7 @@ def draw_training(directory: Path, arms: Iterable[Arm], output: Path) -> None:
     """Top-1 agreement and student entropy on the responses of each step; means over seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for arm in arms:
-        files = sorted(directory.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))
+        files = sorted(directory.glob(f"seed-*/{arm.slug}/checkpoint/{METRICS_FILE}"))
         logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
         for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
             means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]

@@ -38,13 +38,13 @@ def chain(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def directory(chain: Path, tmp_path: Path) -> Path:
-    """A copy of the chain to break."""
+    """A copy of the run to break."""
     shutil.copytree(chain, tmp_path / "chain")
     return tmp_path / "chain"
 
 
 def refuse(*command: object, code: int = 2) -> tuple[str, str]:
-    """Run a command that must fail; its cause and its remedy."""
+    """Run a command that must fail. Returns its cause and its remedy."""
     found = CliRunner().invoke(app, [str(word) for word in command])
     assert found.exit_code == code, found.output
     assert isinstance(found.exception, SystemExit)  # a message, not a traceback
@@ -186,21 +186,21 @@ def test_an_unknown_task(directory: Path) -> None:
     assert not (directory / "run" / "results").exists()
 
 
-def test_benchmark_data_that_is_not_there(directory: Path) -> None:
+def test_missing_benchmark_data(directory: Path) -> None:
     found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "sciq", "--data", directory)
     assert f"sciq needs the directory {directory / 'sciq'}" in found
     assert "--data" in remedy
     assert not (directory / "run" / "results").exists()
 
 
-def test_programs_run_only_when_that_is_allowed(directory: Path) -> None:
+def test_programs_run_only_with_permission(directory: Path) -> None:
     found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "mbpp")
     assert "runs programs that the model wrote" in found
     assert "--allow-code-execution" in remedy
     assert not (directory / "run" / "results").exists()
 
 
-def test_a_second_model_that_is_not_there_is_found_before_the_first_is_measured(directory: Path, student: Path) -> None:
+def test_a_missing_model_is_refused_before_another_is_measured(directory: Path, student: Path) -> None:
     models = ["--model", f"a={student}", "--model", f"b={directory / 'nobody'}", "--tasks", "embedded"]
     found, _ = refuse("eval", "--run", directory / "run", *models)
     assert "nobody" in found
@@ -236,10 +236,10 @@ def test_objective_values(directory: Path, more: list[str]) -> None:
         (["--max-new-tokens", "9"], "online training are given without it"),
         (["--lambda", "1.5"], "lambda is 1.5"),
         (["--lambda", "0.5"], "no recorded responses"),
-        (["--lambda", "0", "--teacher-fraction", "0.5"], "--teacher-fraction needs fresh responses"),
+        (["--lambda", "0", "--teacher-fraction", "0.5"], "--teacher-fraction needs sampled responses"),
         (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
         (["--tracker", "nothing"], "tracker"),
-        (["--stop-on-collapse", "--attention", "nothing"], "nothing"),
+        (["--stop-on-degeneration", "--attention", "nothing"], "nothing"),
         (["--method", "gdk"], "Unknown method 'gdk'"),
         (["--method", "gkd", "--opener", "0.1"], "gkd has no --opener"),
         (["--method", "seqkd"], "does not learn from responses by student"),
@@ -269,7 +269,7 @@ def _name(directory: Path, role: str) -> str:
     return load_manifest(directory / "run" / "scores").model(role).name
 
 
-def test_prompts_from_two_places(directory: Path) -> None:
+def test_prompts_from_two_sources(directory: Path) -> None:
     both = ["--prompts", directory / "prompts.jsonl", "--rollouts", directory / "run" / "rollouts"]
     found, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *both)
     assert "both given" in found
@@ -295,10 +295,10 @@ def test_an_adapter_cannot_be_trained_further(directory: Path) -> None:
     assert "--merge" in remedy
 
 
-def test_a_full_disk_keeps_what_was_finished(
+def test_a_full_disk_keeps_complete_parts(
     directory: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills while the second part is written; with room again, the same command completes it."""
+    """The disk fills while the second part is written; with free space, the same command completes it."""
     write, written = TableWriter.write, 0
 
     def on_a_full_disk(part: TableWriter, table: pa.Table) -> None:
@@ -338,7 +338,7 @@ def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.Mo
         (["--positions", "7-3"], "--positions is '7-3'", "such as 1-40"),
         (["--positions", "70-80"], "The response has ", "within them"),
         (["--html", "nowhere/page.html"], "directory nowhere of the page does not exist", "Create it"),
-        (["--teacher", "t", "--scores", "s"], "instead of --scores", "one of them"),
+        (["--teacher", "t", "--scores", "s"], "--teacher and --scores are both given", "one of them"),
         (["--aggregate", "--after", "m"], "all responses of the scores", "--after, --student"),
         (["--checkpoint", "nowhere"], "Found no checkpoint at nowhere", "--checkpoint"),
         (["--rollouts", "nowhere"], "Found no rollouts at nowhere", "--rollouts"),
@@ -346,7 +346,7 @@ def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.Mo
         (["--after", "nowhere"], "directory nowhere does not exist", "hub id"),
     ],
 )
-def test_what_inspect_refuses(directory: Path, more: list[str], cause: str, remedy: str) -> None:
+def test_options_that_inspect_refuses(directory: Path, more: list[str], cause: str, remedy: str) -> None:
     found, found_remedy = refuse("inspect", "--run", directory / "run", *more)
     assert cause in found
     assert remedy in found_remedy

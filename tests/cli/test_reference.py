@@ -1,4 +1,4 @@
-"""docs/reference.md is what the commands say."""
+"""docs/reference.md holds the commands and options as they are."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def test_the_page_is_up_to_date() -> None:
     assert found.returncode == 0, found.stderr
 
 
-def test_a_stale_page_is_found_and_written(
+def test_a_stale_page_is_reported_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reference, "PAGE", tmp_path / "reference.md")

@@ -29,7 +29,7 @@ finally:
 
 
 def modules(program: str) -> str:
-    """What a program printed of its modules."""
+    """The modules that a program prints."""
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     return found.stderr.splitlines()[-1]

@@ -137,7 +137,7 @@ def results(directory: Path, name: str, verdicts: str, answer: str = "", first: 
             "shots": 5,
             "other_metrics": {},
         }
-        held_out |= {"prompt": MARKUP, "response": f"{name} answers {MARKUP}"}
+        held_out |= {"prompt": MARKUP, "response": f"{name} responds {MARKUP}"}
         writer.finish({"gsm8k": {**benchmark, "truncated": 1, "prompts_truncated": 0}, "held_out": held_out})
 
 

@@ -1,4 +1,4 @@
-"""Every recipe at its smallest, on the embedded pair: from prompts to the table and the report; killed, it goes on."""
+"""Every recipe at its smallest, on the embedded pair: from prompts to table and report; a killed recipe resumes."""
 
 import importlib.util
 import os
@@ -21,33 +21,35 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tsdkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a `tsdkd` that needs no time to import torch."""
-    place = tmp_path_factory.mktemp("served")
+    """A directory with a `tsdkd` that does not import torch anew."""
+    directory = tmp_path_factory.mktemp("served")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-m", "tests.helpers.recipe_server", str(place)], env=environment) as server:
-        while not os.access(place / "tsdkd", os.X_OK):
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.recipe_server", str(directory)], env=environment
+    ) as server:
+        while not os.access(directory / "tsdkd", os.X_OK):
             assert server.poll() is None
             time.sleep(0.05)
-        yield place
+        yield directory
         server.kill()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all tables and pairs: a row that was trained for one is there for the others."""
+    """One run directory for all tables and pairs, which share the trained rows."""
     return tmp_path_factory.mktemp("runs") / "tiny"
 
 
-def rows(said: str) -> set[str]:
-    """The models of the comparison: its columns, or where they are many, its rows."""
-    _, _, table = said.partition("accuracy ± standard error, %")
+def rows(output: str) -> set[str]:
+    """The models of the comparison: its columns, or its rows if they are many."""
+    _, _, table = output.partition("accuracy ± standard error, %")
     header, _, *lines = (line.split() for line in table.partition("difference to")[0].splitlines() if line.strip())
     return {line[1] for line in lines} if header == ["benchmark", "model", "accuracy"] else set(header[1:])
 
 
-def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_path: Path) -> None:
-    told = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
-    recipe = start("paper/table6", tsdkd, **told)
+def test_a_recipe_that_is_killed_in_a_stage_resumes(tsdkd: Path, tmp_path: Path) -> None:
+    environment = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
+    recipe = start("paper/table6", tsdkd, **environment)
     checkpoint = tmp_path / "run" / "off-policy"
     while not list(checkpoint.glob("resume/*")):
         assert recipe.poll() is None, recipe.communicate()
@@ -55,10 +57,10 @@ def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_
     os.kill(int((tsdkd / "running").read_text()), signal.SIGKILL)
     finish(recipe, 128 + signal.SIGKILL)
     assert load_manifest(checkpoint).state == "partial"
-    said = finish(start("paper/table6", tsdkd, **told))
-    assert "rollouts-teacher is complete: nothing to do." in said
+    output = finish(start("paper/table6", tsdkd, **environment))
+    assert "rollouts-teacher is complete: nothing to do." in output
     assert load_manifest(checkpoint).state == "complete"
-    assert rows(said) == {"teacher", "student", "off-policy"}
+    assert rows(output) == {"teacher", "student", "off-policy"}
 
 
 ROWS = {
@@ -80,13 +82,13 @@ ROWS = {
 
 @pytest.mark.parametrize("recipe", PAPER)
 def test_a_recipe_ends_with_its_table_and_the_report(recipe: str, tsdkd: Path, run: Path) -> None:
-    said = finish(start(f"paper/{recipe}", tsdkd, SCALE="tiny", RUN=run, PAIR="qwen2.5", ROWS=ROWS[recipe]))
-    assert rows(said) == {"teacher", "student", *ROWS[recipe].split()}
-    for row in rows(said):
+    output = finish(start(f"paper/{recipe}", tsdkd, SCALE="tiny", RUN=run, PAIR="qwen2.5", ROWS=ROWS[recipe]))
+    assert rows(output) == {"teacher", "student", *ROWS[recipe].split()}
+    for row in rows(output):
         assert load_manifest(run / "results" / row).state == "complete"
     for row in ROWS[recipe].split():
         assert load_manifest(run / row).summary["steps"] >= 1
         assert row in (run / "report.html").read_text()
-    assert "difference to student on the same documents, points" in said
-    assert "paper, " in said
-    assert said.splitlines()[-1] == str(run / "report.html")
+    assert "difference to student on the same documents, points" in output
+    assert "paper, " in output
+    assert output.splitlines()[-1] == str(run / "report.html")

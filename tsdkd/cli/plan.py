@@ -59,7 +59,7 @@ def command(
 
 
 def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of the lines, without empty ones and comments."""
+    """Number and text of each line that is neither empty nor a comment."""
     if str(file) != "-" and not file.is_file():
         raise InputError(
             f"The file {file} does not exist.", "Name a file with one command a line, or - for standard input."

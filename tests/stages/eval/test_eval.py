@@ -249,7 +249,7 @@ def test_truncated_prompts_are_counted(student: Path, rows: Path, tmp_path: Path
 
 
 def test_a_limit_that_leaves_no_space_for_the_prompt_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="up to 512 tokens, but prompt and response share 512") as caught:
+    with pytest.raises(InputError, match="up to 512 tokens, but the context has 512") as caught:
         evaluate(str(student), tmp_path / "r", EvalConfig(("gsm8k",)), data=rows)
     assert "--max-new-tokens" in caught.value.remedy
     assert not (tmp_path / "r").exists()

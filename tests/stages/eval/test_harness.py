@@ -103,7 +103,7 @@ def test_a_constant_response_scores_0(name: str, shared: Path) -> None:
 def test_math_verify_accepts_answers_that_string_comparison_rejects(shared: Path) -> None:
     """A boxed answer in a sentence scores 0 as a string and 1 by math_verify; a bare answer scores 1 by both."""
     responses = {
-        "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as was asked.",
+        "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as required.",
         "bare": lambda r: r.doc["answer"],
     }
     found = {}

@@ -225,11 +225,11 @@ def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, open
     assert sorted(aggregate.opener_lengths.elements()) == sorted(response.opener_length for response in responses)
     assert sum(count for _, count in aggregate.opener_length_bins) == len(rows)
     assert sorted(aggregate.opener_fractions.elements()) == sorted(response.opener_fraction for response in responses)
-    shares = [
+    fractions = [
         sum(t.before.student_entropy for t in r.tokens if t.in_opener) / sum(t.before.student_entropy for t in r.tokens)
         for r in responses
     ]
-    assert aggregate.opener_entropy_share / len(rows) == pytest.approx(np.mean(shares))
+    assert aggregate.opener_entropy_fractions / len(rows) == pytest.approx(np.mean(fractions))
     assert aggregate.gates.counts.tolist() == np.histogram([t.gate for t in tokens], 10, (0, 1))[0].tolist()
     assert aggregate.gates.mean == pytest.approx(np.mean([t.gate for t in tokens]))
     assert aggregate.agreement.mean == pytest.approx(np.mean([t.before.agreement for t in tokens]))
@@ -239,7 +239,7 @@ def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, open
     assert aggregate.objective == objective
 
 
-def test_long_openers_share_bins(run: Path) -> None:
+def test_lengths_of_long_openers_are_binned(run: Path) -> None:
     aggregate = inspect_all(run / "scores", InspectConfig())
     aggregate.opener_lengths.clear()
     aggregate.opener_lengths.update({1: 3, 2: 1, 3: 4, 24: 2})

@@ -126,7 +126,7 @@ def test_markup_in_prompts_and_responses_stays_text(chromium: Any, page: Path) -
         assert tab.title() == "a: tsdkd report"
         assert tab.locator("script, img").count() == 0
         assert f"How many? {MARKUP}" in tab.inner_text("article pre >> nth=0")
-        assert f"distilled answers {MARKUP}" in tab.inner_text("main")
+        assert f"distilled responds {MARKUP}" in tab.inner_text("main")
 
 
 @pytest.mark.parametrize("width", [390, 1200])

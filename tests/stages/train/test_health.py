@@ -63,7 +63,7 @@ def test_signs(name: str, value: float, bad: bool) -> None:
     for _ in range(5):
         assert monitor.update(HEALTHY) == []
     found = [monitor.update(HEALTHY | {name: value}) for _ in range(6)]
-    assert found[0] == []  # one step is no collapse
+    assert found[0] == []  # one step is no degeneration
     assert [sign.metric for sign in found[-1]] == ([name] if bad else [])
     assert sum(sign.is_new for signs in found for sign in signs) == bad
 
@@ -131,7 +131,7 @@ def test_a_stopped_run_ends_with_its_last_saved_step(
         on_save(self, args, state, control)
 
     monkeypatch.setattr(saved_steps.StateCallback, "on_save", remember)
-    found = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True))
+    found = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_degeneration=True))
     assert saved.keys() == {2}
     assert all(torch.equal(found[name], saved[2][name]) for name in found)
     assert not torch.equal(found["lm_head.weight"], weights(student)["lm_head.weight"])
@@ -146,10 +146,10 @@ def test_degeneration_before_a_saved_step_is_an_error(
     degenerating: None,
 ) -> None:
     with pytest.raises(TsdkdError, match="degenerated at step 4, before a step was saved"):
-        learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True, save_steps=50))
+        learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_degeneration=True, save_steps=50))
 
 
-def test_the_best_measured_step_is_kept(
+def test_the_checkpoint_is_the_best_measured_step(
     run: Path,
     student: Path,
     tmp_path: Path,
@@ -186,7 +186,7 @@ def test_a_stopped_run_that_was_measured_keeps_its_best_step(
 
     monkeypatch.setattr(DistillationTrainer, "evaluate", evaluated)
     config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, epochs=3, learning_rate=1e-2)
-    found = learn(run, student, tmp_path / "c", replace(config, stop_on_collapse=True))
+    found = learn(run, student, tmp_path / "c", replace(config, stop_on_degeneration=True))
     assert len(states) == 3
     assert all(torch.equal(found[name], states[1][name]) for name in found)
     assert load_manifest(tmp_path / "c").summary["best_step"] == 2

@@ -44,7 +44,7 @@ class GenerateConfig:
     temperature: float = option(1.0, "Sampling temperature; 0: greedy.", group=SAMPLING, min_=0, common=True)
     top_p: float = option(1.0, "Nucleus sampling.", group=SAMPLING, min_=0, max_=1)
     max_new_tokens: int = option(512, "Longest response, in tokens.", group=SAMPLING, min_=1, common=True)
-    max_prompt_tokens: int = option(512, "Longer prompts are left out.", group=SAMPLING, min_=1)
+    max_prompt_tokens: int = option(512, "Longer prompts are skipped.", group=SAMPLING, min_=1)
     """With 512 new tokens, sequences reach the length of Table 10: 1024."""
     limit: int | None = option(None, "Use only the first N prompts.", group=DATA, min_=1, common=True)
     column: str | None = option(None, "Column with messages or text.", group=DATA, shown="messages, else prompt")
