@@ -16,9 +16,9 @@ from tsdkd.core import TSDKDConfig
 
 
 def run(*command: object) -> str:
-    found = CliRunner().invoke(app, [str(word) for word in command])
-    assert found.exit_code == 0, found.output
-    return found.stdout
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.fixture
@@ -246,15 +246,15 @@ def test_responses_of_the_teacher_need_no_scores(student: Path, teacher: Path, t
 def test_piped_output_is_quiet(rollouts: Path, teacher: Path) -> None:
     """stderr holds no bars and no messages of libraries."""
     command = [sys.executable, "-m", "tsdkd", "score", "--run", str(rollouts.parent), "--teacher", str(teacher)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
-    assert found.stderr == ""
-    assert "Cost of scoring" in found.stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
+    assert done.stderr == ""
+    assert "Cost of scoring" in done.stdout
 
 
 def test_a_complete_artifact_is_skipped(rollouts: Path, student: Path, tmp_path: Path) -> None:
     command = ["generate", "--run", str(rollouts.parent), "--prompts", str(tmp_path / "prompts.jsonl")]
-    found = CliRunner().invoke(app, [*command, "--student", str(student), "--max-new-tokens", "5"])
-    assert "is complete: nothing to do" in found.stderr
+    result = CliRunner().invoke(app, [*command, "--student", str(student), "--max-new-tokens", "5"])
+    assert "is complete: nothing to do" in result.stderr
 
 
 def test_version() -> None:

@@ -21,9 +21,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def show(*words: object, columns: str = "80") -> str:
-    found = CliRunner().invoke(app, ["eval", "--compare", *map(str, words)], env={"COLUMNS": columns})
-    assert found.exit_code == 0, found.output
-    return found.stdout
+    result = CliRunner().invoke(app, ["eval", "--compare", *map(str, words)], env={"COLUMNS": columns})
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_on_the_terminal(run: Path) -> None:
@@ -66,11 +66,11 @@ def test_different_settings_and_truncated_responses_are_noted(run: Path) -> None
 def test_incomplete_results_are_skipped(run: Path) -> None:
     manifest = run / "results" / "teacher" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete"', '"partial"'))
-    found = CliRunner().invoke(app, ["eval", "--compare", str(run)])
-    assert found.exit_code == 0
-    assert f"{run / 'results' / 'teacher'} is incomplete: skipped." in found.stderr.replace("\n", "")
-    assert "student" in found.stdout
-    assert "75.0 ±" not in found.stdout
+    result = CliRunner().invoke(app, ["eval", "--compare", str(run)])
+    assert result.exit_code == 0
+    assert f"{run / 'results' / 'teacher'} is incomplete: skipped." in result.stderr.replace("\n", "")
+    assert "student" in result.stdout
+    assert "75.0 ±" not in result.stdout
     alone = CliRunner().invoke(app, ["eval", "--compare", str(run / "results" / "teacher")])
     assert alone.exit_code != 0
 
@@ -100,10 +100,10 @@ def test_a_named_table_has_rows_of_the_same_names(tmp_path: Path) -> None:
 
 def test_an_unknown_table_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     wrong = ["eval", "--paper", "table-0", "--model", "m=nowhere", "--results", str(tmp_path / "r")]
-    found = CliRunner().invoke(app, wrong)
-    assert found.exit_code == 2
-    assert "'table-0' is not a table or figure of the paper" in found.stderr
-    assert "figure-4" in found.stderr
+    result = CliRunner().invoke(app, wrong)
+    assert result.exit_code == 2
+    assert "'table-0' is not a table or figure of the paper" in result.stderr
+    assert "figure-4" in result.stderr
 
 
 def test_as_latex(run: Path) -> None:

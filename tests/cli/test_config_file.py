@@ -117,8 +117,8 @@ def test_wrong_keys_and_values_are_refused_by_key(
     file: Path, command: str, content: str, cause: str, remedy: str
 ) -> None:
     file.write_text(content)
-    found, found_remedy = refuse(command, "--config", file)
-    assert cause in found
+    message, found_remedy = refuse(command, "--config", file)
+    assert cause in message
     assert remedy in found_remedy
 
 
@@ -132,10 +132,10 @@ def test_an_empty_file_gives_nothing(file: Path) -> None:
 
 def test_a_plan_reads_files(file: Path) -> None:
     file.write_text("k: 1")
-    found = CliRunner().invoke(app, ["plan", "-"], input=f"tsdkd score --config {file}\n")
-    assert found.exit_code == 2
-    assert "Line 1:" in found.stderr
-    assert "k is 1" in found.stderr
+    result = CliRunner().invoke(app, ["plan", "-"], input=f"tsdkd score --config {file}\n")
+    assert result.exit_code == 2
+    assert "Line 1:" in result.stderr
+    assert "k is 1" in result.stderr
 
 
 # Random configurations, through a file and back.

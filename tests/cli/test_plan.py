@@ -26,9 +26,9 @@ def fixed_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def plan(*lines: str) -> list[dict[str, str]]:
     """The table's rows by column."""
-    found = CliRunner().invoke(app, ["plan", "-"], input="\n".join(lines), env={"COLUMNS": "250"})
-    assert found.exit_code == 0, found.output
-    header, _, *body = found.stdout.split("Free on this")[0].splitlines()[2:]
+    result = CliRunner().invoke(app, ["plan", "-"], input="\n".join(lines), env={"COLUMNS": "250"})
+    assert result.exit_code == 0, result.output
+    header, _, *body = result.stdout.split("Free on this")[0].splitlines()[2:]
     starts = [header.index(name) for name in COLUMNS]
     ends = [*starts[1:], None]
     rows = [
@@ -142,8 +142,8 @@ def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     (tmp_path / "lines").write_text("tsdkd generate --student org/model")
-    found, remedy = refuse("plan", tmp_path / "lines")
-    assert found.startswith("Line 1: org/model is not a local model directory, and the hub did not provide it")
+    cause, remedy = refuse("plan", tmp_path / "lines")
+    assert cause.startswith("Line 1: org/model is not a local model directory, and the hub did not provide it")
     assert "network" in remedy
     assert not any("safetensors" in pattern for patterns in patterns_by_call for pattern in patterns)
 

@@ -12,8 +12,8 @@ from tsdkd.cli.app import COMMANDS
 
 def test_the_page_is_up_to_date() -> None:
     command = [sys.executable, "-m", "tsdkd.cli.reference", "--check"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stale_page_is_reported_and_rewritten(

@@ -83,8 +83,8 @@ def require_accepted(lines: list[str], reached: list[str]) -> None:
         name, *words = shlex.split(line)
         assert name == "tsdkd"
         before = len(reached)
-        found = CliRunner().invoke(app, words)
-        assert found.exit_code == 0, f"{line}\n{found.output}"
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
         assert len(reached) == before + 1, line
 
 

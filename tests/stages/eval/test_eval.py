@@ -141,7 +141,7 @@ def test_benchmarks_are_added_to_existing_results(
         evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("embedded",), limit=2))
 
 
-def test_an_interrupted_benchmark_may_be_left_out(
+def test_an_interrupted_benchmark_may_be_omitted(
     student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_benchmark = stage.harness.run_benchmark
@@ -352,7 +352,7 @@ def test_local_datasets_and_models_need_no_network(student: Path, rows: Path, pu
         "2",
     ]
     words += ["--max-new-tokens", "4", "--allow-code-execution", "--results", str(tmp_path)]
-    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert "network:" not in found.stdout
-    assert "ifeval" in found.stdout
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "network:" not in done.stdout
+    assert "ifeval" in done.stdout

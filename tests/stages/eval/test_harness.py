@@ -62,7 +62,7 @@ GOLD: dict[str, Respond] = {
     "musr": lambda r: r.arguments[1].strip() == r.doc["answer_choice"],
 }
 NO_NUMBER = "None"
-"""GSM-Plus: the gold answer of 300 of the 2,400 rows of its small set, whose questions are incomplete. No filter
+"""GSM-Plus: the gold answer of 300 of the 2,400 rows of its small set, whose prompts are incomplete. No filter
 matches it."""
 
 

@@ -62,7 +62,7 @@ def core_weights(row: dict[str, Any], objective: TSDKDConfig, fraction: float | 
     """The token weights that the core selects."""
     student, teacher = (torch.tensor([row[f"{role}_entropy"]]) for role in ("student", "teacher"))
     selected = select(student, teacher, torch.ones_like(student, dtype=torch.bool), objective, fraction)
-    return {name: getattr(selected, name)[0].tolist() for name in ("ranking", "entropy", "gate")}
+    return {name: getattr(selected, name)[0].tolist() for name in ("indirect", "entropy", "gate")}
 
 
 @pytest.mark.parametrize("settings", [{}, {"opener": 0.4, "em_ratio": 0.3, "tau": 0.2}, {"gate": False, "opener": 1.0}])
@@ -83,7 +83,7 @@ def test_tokens_match_the_artifact_and_the_core_selection(
             assert all(name == text for name, text in readable)
             assert token.before.level == sum(row["student_entropy"][i] >= bound for bound in ENTROPY_LEVELS)
         expected = core_weights(row, TSDKDConfig(k=4, **settings))
-        assert [token.in_opener for token in response.tokens] == [weight > 0 for weight in expected["ranking"]]
+        assert [token.in_opener for token in response.tokens] == [weight > 0 for weight in expected["indirect"]]
         assert [token.in_entropy_term for token in response.tokens] == [weight > 0 for weight in expected["entropy"]]
         assert [token.gate for token in response.tokens] == pytest.approx(expected["gate"], abs=1e-6)
 
@@ -100,7 +100,7 @@ def test_a_smaller_k_ranks_fewer_candidates(run: Path, rows: JoinedRows) -> None
 
 def test_a_response_is_chosen_by_gap_by_opener_or_at_random(run: Path, rows: JoinedRows) -> None:
     gaps = [np.mean(row["student_entropy"]) - np.mean(row["teacher_entropy"]) for row in rows]
-    openers = [sum(weight > 0 for weight in core_weights(row, TSDKDConfig(opener=0.3))["ranking"]) for row in rows]
+    openers = [sum(weight > 0 for weight in core_weights(row, TSDKDConfig(opener=0.3))["indirect"]) for row in rows]
     assert inspect_run(run, sample_id="largest-gap").sample_id == rows[int(np.argmax(gaps))]["sample_id"]
     assert (
         inspect_run(run, sample_id="longest-opener", opener=0.3).sample_id == rows[int(np.argmax(openers))]["sample_id"]
