@@ -88,8 +88,8 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
 
 def test_models_with_different_tokenizers(directory: Path, stranger: Path) -> None:
     shutil.rmtree(directory / "run" / "scores")
-    cause, remedy = refuse("score", "--run", directory / "run", "--teacher", stranger)
-    assert "different tokenizers: 1 ids differ, first 258 (None against '<|tool|>')" in cause
+    found, remedy = refuse("score", "--run", directory / "run", "--teacher", stranger)
+    assert "different tokenizers: 1 ids differ, first 258 (None against '<|tool|>')" in found
     assert "one family" in remedy
     assert not (directory / "run" / "scores").exists()
 

@@ -41,15 +41,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(output: str) -> set[str]:
-    """The models of the comparison: its columns, or its rows if they are many."""
+    """The models of the comparison: its columns, or where they are many, its rows."""
     _, _, table = output.partition("accuracy ± standard error, %")
     header, _, *lines = (line.split() for line in table.partition("difference to")[0].splitlines() if line.strip())
     return {line[1] for line in lines} if header == ["benchmark", "model", "accuracy"] else set(header[1:])
 
 
 def test_a_recipe_that_is_killed_in_a_stage_resumes(tsdkd: Path, tmp_path: Path) -> None:
-    environment = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
-    recipe = start("paper/table6", tsdkd, **environment)
+    variables = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
+    recipe = start("paper/table6", tsdkd, **variables)
     checkpoint = tmp_path / "run" / "off-policy"
     while not list(checkpoint.glob("resume/*")):
         assert recipe.poll() is None, recipe.communicate()
@@ -57,7 +57,7 @@ def test_a_recipe_that_is_killed_in_a_stage_resumes(tsdkd: Path, tmp_path: Path)
     os.kill(int((tsdkd / "running").read_text()), signal.SIGKILL)
     finish(recipe, 128 + signal.SIGKILL)
     assert load_manifest(checkpoint).state == "partial"
-    output = finish(start("paper/table6", tsdkd, **environment))
+    output = finish(start("paper/table6", tsdkd, **variables))
     assert "rollouts-teacher is complete: nothing to do." in output
     assert load_manifest(checkpoint).state == "complete"
     assert rows(output) == {"teacher", "student", "off-policy"}

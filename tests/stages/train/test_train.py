@@ -124,8 +124,8 @@ def test_a_run_that_only_warms_up_gets_a_warning(
 
 
 def test_transformers_loads_the_checkpoint(run: Path, student: Path, tmp_path: Path) -> None:
-    checkpoint = learn(run, student, tmp_path / "c")
-    assert apart(checkpoint, weights(student)) > 1e-4
+    found = learn(run, student, tmp_path / "c")
+    assert apart(found, weights(student)) > 1e-4
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
     assert model.dtype == torch.float32
     assert model.config.vocab_size == AutoModelForCausalLM.from_pretrained(student).config.vocab_size

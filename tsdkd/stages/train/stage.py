@@ -207,9 +207,9 @@ def _with_engine(online: OnlineConfig, precision: str, observer: Observer) -> On
 
 
 def _samples(prompts: Prompts, student: LanguageModel, max_tokens: int, observer: Observer) -> list[Sample]:
-    samples, dropped = samples_from_prompts(prompts, student, max_tokens)
-    if dropped:
-        observer.warning(f"{dropped} prompts longer than {max_tokens} tokens are skipped.")
+    samples, skipped = samples_from_prompts(prompts, student, max_tokens)
+    if skipped:
+        observer.warning(f"Prompts skipped: {skipped:,} longer than {max_tokens} tokens.")
     return samples
 
 
