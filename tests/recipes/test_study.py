@@ -77,15 +77,15 @@ def test_each_group_is_measured_against_gkd_and_no_two_arms_share_a_directory() 
 
 def test_intervals_are_students() -> None:
     """Three seeds: t is 4.303 with two degrees of freedom, the standard error 1 / sqrt 3."""
-    assert report.interval([1.0, 2.0, 3.0], 3) == "2.000 ± 2.484"
-    assert report.interval([1.5]) == "1.5"
+    assert report.format_interval([1.0, 2.0, 3.0], 3) == "2.000 ± 2.484"
+    assert report.format_interval([1.5]) == "1.5"
 
 
 def test_differences_are_paired_by_seed() -> None:
     """Seeds differ by much more than arms; the arm misses one seed, the reference another."""
     runs = {seed: {"accuracy": value} for seed, value in {0: 0.5, 1: 0.9, 2: 0.1}.items()}
     reference = {seed: {"accuracy": value} for seed, value in {3: 0.3, 2: 0.0, 1: 0.8}.items()}
-    assert report.differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
+    assert report.paired_differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
 
 
 def test_complete_results_of_the_embedded_pair_count(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_complete_results_of_the_embedded_pair_count(tmp_path: Path) -> None:
             if name != "gkd-2":
                 writer.finish(summary)
     measured = {"accuracy": 0.5, "kl": 0.25}
-    assert report.pair_of(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
+    assert report.read_pair(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
 
 
 def test_one_arm_runs_from_models_to_tables(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_one_arm_runs_from_models_to_tables(tmp_path: Path) -> None:
     assert len(files) == 2  # the student before, and the arm
     subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
     assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
-    assert "| student at 0 % |" in report.tables(tmp_path / "study")
+    assert "| student at 0 % |" in report.format_tables(tmp_path / "study")
