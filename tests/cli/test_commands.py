@@ -128,7 +128,7 @@ def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
 def test_artifact_commands(rollouts: Path, teacher: Path, student: Path) -> None:
     run("score", "--run", rollouts.parent, "--teacher", teacher)
     scores = rollouts.parent / "scores"
-    assert "scores in order" in run("artifact", "verify", scores)
+    assert "scores unchanged" in run("artifact", "verify", scores)
     shown = run("artifact", "show", scores)
     assert "scores, complete" in shown
     assert load_manifest(scores).fingerprint[:40] in shown

@@ -26,7 +26,7 @@ def show(
         bool, typer.Option("--config", help="Print only its options, as YAML for the --config of its stage.")
     ] = False,
 ) -> None:
-    """Show what an artifact holds and what it was made from."""
+    """Show the contents, models and parents of an artifact."""
     from tsdkd.artifacts.manifest import flatten, load_manifest
 
     manifest = load_manifest(path)

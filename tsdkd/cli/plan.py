@@ -71,7 +71,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _parse(number: int, line: str, root: Any) -> typer.Context:
-    """A line, parsed by the command that it calls. Raises InputError for what the command would refuse."""
+    """A line, parsed by the command that it calls. Raises InputError for a line that the command would refuse."""
     with _errors_name_line(number):
         try:
             words = shlex.split(line, comments=True)

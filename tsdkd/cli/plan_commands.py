@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def plan_command(context: typer.Context, planner: Planner) -> PlanRow:
-    """The row of a parsed command. Raises InputError for what the command would refuse."""
+    """The row of a parsed command. Raises InputError for options that the command would refuse."""
     return _PLANNED.get(str(context.info_name), _plan_without_cost)(context, planner)
 
 

@@ -1,4 +1,4 @@
-"""One response token by token: which terms use a token, and what student and teacher predict there."""
+"""One response token by token: the terms that use each token, and the predictions of student and teacher."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """What student and teacher predict at one position."""
+    """The predictions of student and teacher at one position."""
 
     student_entropy: float
     """Nats."""

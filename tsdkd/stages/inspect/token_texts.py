@@ -18,7 +18,7 @@ from tsdkd.stages.models.paths import model_directory
 
 TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are no character."""
+"""The character that decoders write for bytes that are no character."""
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 """A byte in a vocabulary with byte fallback."""
 UNDECODED = re.compile("[\udc80-\udcff]+")

@@ -57,7 +57,7 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What offline and online training pass to `run_training`."""
+    """The inputs of `run_training`, for offline and online training alike."""
 
     student: ModelRecord
     teacher: ModelRecord

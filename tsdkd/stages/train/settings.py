@@ -1,4 +1,4 @@
-"""A training configuration for transformers' Trainer and for the manifest, and what its options require."""
+"""A training configuration for transformers' Trainer and for the manifest, and the requirements of its options."""
 
 import os
 import shutil
