@@ -52,7 +52,7 @@ class Inputs:
         return [self.student, self.student_weight]
 
 
-def make(o: argparse.Namespace, tokens: int) -> Inputs:
+def make_inputs(o: argparse.Namespace, tokens: int) -> Inputs:
     generator = torch.Generator(o.device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -146,7 +146,7 @@ ROWS: dict[str, Callable[[Inputs], None]] = {
 }
 
 
-def timed(work: Callable[[Inputs], None], x: Inputs) -> float:
+def measure_seconds(work: Callable[[Inputs], None], x: Inputs) -> float:
     for leaf in x.leaves:
         leaf.grad = None
     _wait(x)
@@ -163,13 +163,13 @@ def use_sizes_of(device: str) -> None:
     chunk_sizes.BLOCK_LOGITS["cpu"] = chunk_sizes.BLOCK_LOGITS[device] // threads
 
 
-def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> None:
+def measure_peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> None:
     use_sizes_of(o.chunks)
-    x = make(o, o.tokens)
+    x = make_inputs(o, o.tokens)
     if work is tsdkd_compiled:
-        work(make(o, o.tokens))  # compiles for this size
+        work(make_inputs(o, o.tokens))  # compiles for this size
     else:
-        work(make(argparse.Namespace(**vars(o) | {"vocab": 1000}), RESPONSE))  # loads libraries
+        work(make_inputs(argparse.Namespace(**vars(o) | {"vocab": 1000}), RESPONSE))  # loads libraries
     gc.collect()
     grads = sum(leaf.nbytes for leaf in x.leaves)
     if o.device == "cuda":
@@ -184,15 +184,15 @@ def peak(work: Callable[[Inputs], None], o: argparse.Namespace, queue: Any) -> N
         queue.put((_status("VmHWM") - before - grads) / 1e9)
 
 
-def available(o: argparse.Namespace) -> dict[str, Callable[[Inputs], None]]:
-    """The requested rows that run on this machine; prints why a row is left out."""
+def select_rows(o: argparse.Namespace) -> dict[str, Callable[[Inputs], None]]:
+    """The requested rows that run on this machine; prints why a row is skipped."""
     rows = {}
-    x = make(o, RESPONSE)
+    x = make_inputs(o, RESPONSE)
     for name, work in ((name, work) for name, work in ROWS.items() if name in {*o.rows, next(iter(ROWS))}):
         try:
             work(x)
         except Exception as error:
-            Console().print(f"{name}: left out ({type(error).__name__}: {str(error).splitlines()[0]})")
+            Console().print(f"{name}: skipped ({type(error).__name__}: {str(error).splitlines()[0]})")
         else:
             rows[name] = work
     return rows
@@ -209,12 +209,12 @@ def _status(field: str) -> int:
 
 
 def _show_growth(o: argparse.Namespace, rows: dict[str, Callable[[Inputs], None]]) -> None:
-    few, many = make(o, o.tokens), make(o, o.growth)
+    few, many = make_inputs(o, o.tokens), make_inputs(o, o.growth)
     rates = {name: ([], []) for name in rows if name.startswith("tsdkd")}
     for _ in range(max(3, o.repeats // 2)):
         for name, (short, long) in rates.items():
-            short.append(timed(rows[name], few) / o.tokens * 1e3)
-            long.append(timed(rows[name], many) / o.growth * 1e3)
+            short.append(measure_seconds(rows[name], few) / o.tokens * 1e3)
+            long.append(measure_seconds(rows[name], many) / o.growth * 1e3)
     for name, (short, long) in rates.items():
         few_rate, many_rate = statistics.median(short), statistics.median(long)
         change = many_rate / few_rate - 1
@@ -225,7 +225,7 @@ def _show_growth(o: argparse.Namespace, rows: dict[str, Callable[[Inputs], None]
 
 def _show_profile(o: argparse.Namespace, work: Callable[[Inputs], None]) -> None:
     """Print the operations of the plain chunked objective, longest first."""
-    x = make(o, o.tokens)
+    x = make_inputs(o, o.tokens)
     activity = torch.profiler.ProfilerActivity.CUDA if o.device == "cuda" else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profiler:
         work(x)
@@ -260,14 +260,14 @@ def main() -> None:
     if o.tokens % RESPONSE or o.growth % RESPONSE:
         parser.error(f"Give multiples of {RESPONSE} for --tokens and --growth.")
     use_sizes_of(o.chunks)
-    rows = available(o)
-    x = make(o, o.tokens)
+    rows = select_rows(o)
+    x = make_inputs(o, o.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for work in rows.values():
-        timed(work, x)  # warm-up at this size
+        measure_seconds(work, x)  # warm-up at this size
     for _ in range(o.repeats):
         for name, work in rows.items():
-            seconds[name].append(timed(work, x))
+            seconds[name].append(measure_seconds(work, x))
     del x
     if o.device == "cuda":
         torch.cuda.empty_cache()
@@ -278,7 +278,7 @@ def main() -> None:
     table = Table("", "seconds (min to max)", "times bare (min to max of rounds)", "peak GB above")
     for name, work in rows.items():
         queue = context.SimpleQueue()
-        process = context.Process(target=peak, args=(work, o, queue))
+        process = context.Process(target=measure_peak, args=(work, o, queue))
         process.start()
         process.join()
         peak_above = "failed" if process.exitcode else f"{queue.get():.2f}"

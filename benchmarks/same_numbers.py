@@ -1,4 +1,4 @@
-"""Do two states of the code compute the same numbers? Every method on tiny models at fixed seeds, to the last bit.
+"""Compares the numbers of two states of the code, to the last bit: every method on tiny models at fixed seeds.
 
     git stash; python benchmarks/same_numbers.py before.json; git stash pop
     python benchmarks/same_numbers.py after.json --against before.json
@@ -26,6 +26,7 @@ from safetensors import safe_open
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.cli import app
+from tsdkd.stages.metrics.log import METRICS_FILE
 
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node=2 -m -- tsdkd"
 SAMPLING = "--engine transformers --max-new-tokens 12"
@@ -133,27 +134,27 @@ def run(command: str, two_processes: bool) -> None:
 
 def numbers(artifact: Path) -> dict[str, Any]:
     """Hashes of columns and tensors, and the metrics as they are."""
-    found: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
     for file in sorted(artifact.glob("*.parquet")):
         table = pq.read_table(file)
         for name in table.column_names:
             values = json.dumps(table[name].to_pylist(), default=bytes.hex)
-            found[f"{file.name} {name}"] = hashlib.sha256(values.encode()).hexdigest()[:16]
+            recorded[f"{file.name} {name}"] = hashlib.sha256(values.encode()).hexdigest()[:16]
     for file in sorted(artifact.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in sorted(tensors.keys()):
                 content = tensors.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes()
-                found[f"{file.name} {name}"] = hashlib.sha256(content).hexdigest()[:16]
-    metrics = artifact / "metrics.jsonl"
+                recorded[f"{file.name} {name}"] = hashlib.sha256(content).hexdigest()[:16]
+    metrics = artifact / METRICS_FILE
     if metrics.exists():
-        found["metrics"] = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return found
+        recorded["metrics"] = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return recorded
 
 
 def record() -> dict[str, Any]:
     torch.set_num_threads(1)
-    with TemporaryDirectory() as place:
-        directory = Path(place)
+    with TemporaryDirectory() as temporary:
+        directory = Path(temporary)
         save_tiny_model(directory / "teacher", seed=1, layers=4, width=48, padding_rows=14)
         save_tiny_model(directory / "student", seed=2)
         write_prompts(directory / "prompts.jsonl", 11)

@@ -122,7 +122,7 @@ def main() -> None:
     runs = {"offline": offline, "online, recorded responses": online_recorded, "online": online}
     if find_spec("trl"):
         runs["TRL, online"] = trl_online
-    table = Table("", "s a step", "response tokens", "tokens/s", "peak GB")
+    table = Table("", "s per step", "response tokens", "tokens/s", "peak GB")
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)

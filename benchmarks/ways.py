@@ -36,7 +36,7 @@ RATES = {False: 3e-5, True: 3e-4}
 def main() -> None:
     run, student, teacher = Path(sys.argv[1]), *sys.argv[2:4]
     sampling = replace(SAMPLING, limit=int(sys.argv[4])) if len(sys.argv) > 4 else SAMPLING
-    samples = OfflineSource(run / "held_out" / "rollouts", run / "held_out" / "scores")
+    samples = OfflineSource(run / "held-out" / "rollouts", run / "held-out" / "scores")
     held_out = HeldOut(samples, range(len(samples)))
 
     def row(name: str, model: str, checkpoint: Artifact | None = None) -> list[str]:

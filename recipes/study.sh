@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 SEEDS=${SEEDS:-0 1 2}
 SCALE=${SCALE:-full}       # tiny: one arm, in seconds
-EMBEDDED=${EMBEDDED:-1}    # 0 leaves the embedded pair out
+EMBEDDED=${EMBEDDED:-1}    # 0 skips the embedded pair
 PROMPTS=${PROMPTS:-64}     # for the embedded pair: 8 steps of 8
 STORIES=${STORIES:-120}    # on which the embedded pair is evaluated
 case $SCALE in full) RUN=${RUN:-runs/study} ;; *) RUN=${RUN:-runs/study-$SCALE} ;; esac

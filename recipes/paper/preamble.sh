@@ -35,7 +35,7 @@ case $PAIR in
   qwen2.5) TEACHER=${TEACHER:-Qwen/Qwen2.5-14B-Instruct} STUDENT=${STUDENT:-Qwen/Qwen2.5-1.5B-Instruct} RATE=5e-6 PAPER=${PAPER:-qwen2.5} ;;
   gemma2) TEACHER=${TEACHER:-google/gemma-2-9b-it} STUDENT=${STUDENT:-google/gemma-2-2b-it} RATE=1e-7 PAPER=gemma2 ;;
   qwen3) TEACHER=${TEACHER:-Qwen/Qwen3-8B} STUDENT=${STUDENT:-Qwen/Qwen3-1.7B} RATE=5e-6 PAPER=qwen3 ;;   # the paper gives no learning rate
-  *) stop "There is no pair $PAIR." "PAIR=qwen2.5, gemma2 or qwen3." ;;
+  *) stop "$PAIR is not a pair." "PAIR=qwen2.5, gemma2 or qwen3." ;;
 esac
 
 case $SCALE in
@@ -47,7 +47,7 @@ case $SCALE in
     HELD_OUT="--held-out 0.5 --eval-steps 1"
     EVAL="--tasks embedded --limit 2"
     TRAIN="--lora --lora-rank 1 --lora-targets q_proj --epochs 1 --batch-size 1" ;;
-  *) stop "There is no scale $SCALE." "SCALE=paper or tiny." ;;
+  *) stop "$SCALE is not a scale." "SCALE=paper or tiny." ;;
 esac
 
 . recipes/setup.sh

@@ -4,7 +4,7 @@
 
 row tsdkd online
 row released online --method tsdkd-released
-for part in ranking opener entropy; do
-  row "released-$part" online --released "$part"
+for deviation in ranking opener entropy; do
+  row "released-$deviation" online --released "$deviation"
 done
 measure

@@ -19,7 +19,7 @@ class Arm:
     start: int = 50
     """The accuracy of the student before training, in percent."""
     data: Literal["student", "half", "replayed", "teacher"] = "student"
-    """Whose responses are learned from: the student's (online), the teacher's (recorded), half of each, or replayed."""
+    """Author of the responses: the student (online), the teacher (recorded), half of each, or both with replay."""
     rate: float = RATE
 
     @property
@@ -36,7 +36,7 @@ class Question:
     """Arms that are compared; the first arm of a group is the reference of the others."""
 
 
-def under(name: str, **conditions: object) -> list[Arm]:
+def method_arms(name: str, **conditions: object) -> list[Arm]:
     """GKD, TSD-KD with the paper's weights, and TSD-KD with mild weights, under the same conditions."""
     kinds = {"GKD": GKD, "TSD-KD": TSDKD, "TSD-KD, mild": MILD}
     return [replace(Arm(f"{name}: {kind}", options), **conditions) for kind, options in kinds.items()]
@@ -50,7 +50,7 @@ MAIN = [
     Arm("gate, entropy", f"{TSDKD} --alpha 0"),
     Arm("gate, indirect, entropy (TSD-KD)", TSDKD),
 ]
-RATES = Question("Which learning rate?", [under(f"{rate:g}", rate=rate) for rate in (RATE / 4, RATE, RATE * 4)])
+RATES = Question("Which learning rate?", [method_arms(f"{rate:g}", rate=rate) for rate in (RATE / 4, RATE, RATE * 4)])
 QUESTIONS = [
     Question("What does each term do?", [MAIN]),
     Question(
@@ -71,8 +71,10 @@ QUESTIONS = [
         ],
     ),
     RATES,
-    Question("From which student?", [under(f"{start} %", start=start) for start in (25, 50, 85)]),
-    Question("From whose responses?", [under(data, data=data) for data in ("student", "half", "teacher")]),
+    Question("From which student?", [method_arms(f"{start} %", start=start) for start in (25, 50, 85)]),
+    Question(
+        "Which author of the responses?", [method_arms(data, data=data) for data in ("student", "half", "teacher")]
+    ),
     Question(
         "Beside other methods?",
         [

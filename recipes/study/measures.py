@@ -9,16 +9,16 @@ from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 from tsdkd.stages.models.load import load_model
 
 RESULT = "result.json"
-LOG = "metrics.jsonl"
-END = 10
+LAST_STEPS = 10
 """The last steps of training, over which health is averaged."""
 
 
 def write(output: Path, model: Path, rollouts: Path, scores: Path) -> None:
-    """Write the measures of a model whose test responses are in `output`, as one file there, written last.
+    """Write `RESULT` into `output`, which holds the model's test responses; its presence marks a complete arm.
 
     rollouts, scores: held-out responses of the teacher.
     """
@@ -49,11 +49,11 @@ def _divergence(model: Path, samples: OfflineSource) -> dict[str, float]:
 
 def training_health(model: Path) -> dict[str, object]:
     """Health from the log of training, and whether training warned of degeneration; empty for an untrained model."""
-    if not (model / LOG).is_file():
+    if not (model / METRICS_FILE).is_file():
         return {}
-    log = [entry for line in (model / LOG).read_text().splitlines() if "loss" in (entry := json.loads(line))]
+    log = [entry for line in (model / METRICS_FILE).read_text().splitlines() if is_step(entry := json.loads(line))]
     warnings = [warning for session in read_sessions(model) for warning in session.warnings]
     return {
-        "repeating": fmean(step["repeating"] for step in log[-END:]),
+        "repeating": fmean(step["repeating"] for step in log[-LAST_STEPS:]),
         "degenerated": any("degenerat" in warning for warning in warnings),
     }

@@ -15,8 +15,9 @@ import matplotlib.pyplot as plt
 from scipy.stats import t as student_t
 
 from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
-from recipes.study.measures import LOG, RESULT
+from recipes.study.measures import RESULT
 from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.stages.metrics.log import METRICS_FILE
 
 COLUMNS = [
     "",
@@ -34,44 +35,46 @@ Runs = dict[int, dict[str, float]]
 """Measures by name, for each seed."""
 
 
-def arms_of(directory: Path) -> dict[str, Runs]:
+def read_arms(directory: Path) -> dict[str, Runs]:
     """The measures of every arm, by the name of its directory."""
-    found: dict[str, Runs] = defaultdict(dict)
+    runs_by_name: dict[str, Runs] = defaultdict(dict)
     for file in sorted(directory.glob(f"seed-*/*/{RESULT}")):
-        found[file.parent.name][int(file.parts[-3].removeprefix("seed-"))] = json.loads(file.read_text())
-    return found
+        runs_by_name[file.parent.name][int(file.parts[-3].removeprefix("seed-"))] = json.loads(file.read_text())
+    return runs_by_name
 
 
-def pair_of(directory: Path) -> dict[str, Runs]:
+def read_pair(directory: Path) -> dict[str, Runs]:
     """The results of `tsdkd eval` on the embedded pair, by method."""
-    found: dict[str, Runs] = defaultdict(dict)
+    runs_by_name: dict[str, Runs] = defaultdict(dict)
     for path in sorted(directory.glob("pair/results/*/")):
         manifest, (name, _, seed) = load_manifest(path), path.name.rpartition("-")
         if manifest.state != "complete":
             continue
         summary = manifest.summary
-        found[name or seed][int(seed) if name else 0] = summary["held_out"] | {"accuracy": summary["embedded"]["value"]}
-    return found
+        runs_by_name[name or seed][int(seed) if name else 0] = summary["held_out"] | {
+            "accuracy": summary["embedded"]["value"]
+        }
+    return runs_by_name
 
 
-def interval(values: Sequence[float], digits: int = 1) -> str:
+def format_interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± half of the 95 % interval; one value has no interval."""
-    return f"{fmean(values):.{digits}f}" + (f" ± {half(values):.{digits}f}" if len(values) > 1 else "")
+    return f"{fmean(values):.{digits}f}" + (f" ± {half_interval(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def half(values: Sequence[float]) -> float:
+def half_interval(values: Sequence[float]) -> float:
     """Half of the 95 % interval of the mean; 0 for one value."""
     if len(values) == 1:
         return 0.0
     return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
+def paired_differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
     """The differences of the seeds that both have."""
     return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
 
 
-def table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
+def format_table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
     """A Markdown table; rows: a name, its measures, and the measures of its reference."""
     lines = [f"**{title}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
     return "\n".join([*lines, *(_line(_cells(*row)) for row in rows if row[1])])
@@ -80,15 +83,15 @@ def table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
 def _cells(name: str, runs: Runs, reference: Runs) -> list[str]:
     measured = [name]
     for measure, scale, digits in (("accuracy", 100, 1), ("kl", 1, 3)):
-        measured.append(interval([scale * run[measure] for run in runs.values()], digits))
-        found = [scale * value for value in differences(runs, reference, measure)]
+        measured.append(format_interval([scale * run[measure] for run in runs.values()], digits))
+        paired = [scale * value for value in paired_differences(runs, reference, measure)]
         measured.append(
-            "" if runs is reference or not found else f"{'+' * (fmean(found) > 0)}{interval(found, digits)}"
+            "" if runs is reference or not paired else f"{'+' * (fmean(paired) > 0)}{format_interval(paired, digits)}"
         )
-    shares = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
+    fractions = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
     trained = [run["degenerated"] for run in runs.values() if "degenerated" in run]
     degenerated = f"{sum(trained)} of {len(trained)}" if trained else ""
-    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *shares, degenerated]
+    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *fractions, degenerated]
 
 
 def _mean(runs: Runs, measure: str, format_: str) -> str:
@@ -100,16 +103,25 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def tables(directory: Path) -> str:
-    found = arms_of(directory)
-    before = sorted(name for name in found if name.startswith("before-"))
-    written = [table("Before", [(f"student at {n.removeprefix('before-')} %", found[n], found[n]) for n in before])]
+def format_tables(directory: Path) -> str:
+    """All tables in Markdown: the students before training, each question, and the embedded pair."""
+    runs_by_name = read_arms(directory)
+    before = sorted(name for name in runs_by_name if name.startswith("before-"))
+    written = [
+        format_table(
+            "Before", [(f"student at {n.removeprefix('before-')} %", runs_by_name[n], runs_by_name[n]) for n in before]
+        )
+    ]
     for question in QUESTIONS:
-        rows = [(arm.name, found[arm.slug], found[group[0].slug]) for group in question.groups for arm in group]
-        written.append(table(question.title, rows))
-    if pair := pair_of(directory):
+        rows = [
+            (arm.name, runs_by_name[arm.slug], runs_by_name[group[0].slug])
+            for group in question.groups
+            for arm in group
+        ]
+        written.append(format_table(question.title, rows))
+    if pair := read_pair(directory):
         written.append(
-            table("On the embedded pair", [(name, runs, pair.get("gkd", {})) for name, runs in pair.items()])
+            format_table("On the embedded pair", [(name, runs, pair.get("gkd", {})) for name, runs in pair.items()])
         )
     return "\n\n".join(written) + "\n"
 
@@ -118,7 +130,7 @@ def draw_training(directory: Path, arms: Iterable[Arm], output: Path) -> None:
     """Top-1 agreement and student entropy on the responses of each step; means over seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for arm in arms:
-        files = sorted(directory.glob(f"seed-*/{arm.slug}/checkpoint/{LOG}"))
+        files = sorted(directory.glob(f"seed-*/{arm.slug}/checkpoint/{METRICS_FILE}"))
         logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
         for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
             means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]
@@ -130,15 +142,15 @@ def draw_training(directory: Path, arms: Iterable[Arm], output: Path) -> None:
     plt.close(figure)
 
 
-def draw_rates(found: dict[str, Runs], output: Path) -> None:
+def draw_rates(runs_by_name: dict[str, Runs], output: Path) -> None:
     """Accuracy by learning rate, with 95 % intervals."""
     figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for arms in zip(*RATES.groups, strict=True):
-        points = {arm.rate: [100 * run["accuracy"] for run in found[arm.slug].values()] for arm in arms}
+        points = {arm.rate: [100 * run["accuracy"] for run in runs_by_name[arm.slug].values()] for arm in arms}
         points = {rate: values for rate, values in points.items() if values}
         name = arms[0].name.partition(": ")[2]
         axis.errorbar(
-            list(points), [*map(fmean, points.values())], [*map(half, points.values())], label=name, capsize=3
+            list(points), [*map(fmean, points.values())], [*map(half_interval, points.values())], label=name, capsize=3
         )
     tried = [group[0].rate for group in RATES.groups]
     axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", ylim=(0, 100))
@@ -154,9 +166,9 @@ def main() -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "study"  # the same results give the same bytes
     output.mkdir(parents=True, exist_ok=True)
-    (output / "tables.md").write_text(tables(directory))
+    (output / "tables.md").write_text(format_tables(directory))
     draw_training(directory, MAIN, output / "training.svg")
-    draw_rates(arms_of(directory), output / "rates.svg")
+    draw_rates(read_arms(directory), output / "rates.svg")
 
 
 if __name__ == "__main__":

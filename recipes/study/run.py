@@ -54,10 +54,12 @@ class Study:
 
     def prepare(self) -> None:
         """Make the problems, the teacher, and its responses for training and for held-out measurement."""
-        task.write(Path("test.jsonl"), self.test)
-        task.write(Path("held_out.jsonl"), self.test[: self.scale.held_out])
+        task.write(Path("test.jsonl"), self.test_problems)
+        task.write(Path("held_out.jsonl"), self.test_problems[: self.scale.held_out])
         task.write(Path("train.jsonl"), self._problems[-self.scale.prompts :])
-        self._make("teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True)
+        self._train_on_solutions(
+            "teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True
+        )
         for name in ("train", "held_out"):
             self._tsdkd(
                 Path(),
@@ -66,11 +68,11 @@ class Study:
                 "--engine transformers --batch-size 250",
             )
 
-    def seed(self, seed: int) -> None:
+    def run_seed(self, seed: int) -> None:
         """Make the students of one seed, and run all arms."""
         directory = Path(f"seed-{seed}")
         starts = {arm.start: directory / f"student-{arm.start}" for arm in self.arms}
-        self._make(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
+        self._train_on_solutions(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
         for name in ("train", "held_out"):
             self._tsdkd(
                 directory,
@@ -82,20 +84,22 @@ class Study:
             self._measure(directory / f"before-{start}", student)
             self.progress.advance(bar)
         for arm in self.arms:
-            self._learn(arm, seed, directory, starts[arm.start])
+            self._train(arm, seed, directory, starts[arm.start])
             accuracy = json.loads((directory / arm.slug / measures.RESULT).read_text())["accuracy"]
             self.progress.console.print(f"seed {seed}: {arm.name}: {accuracy:.1%}", soft_wrap=True)
             self.progress.advance(bar)
 
     @property
-    def test(self) -> list[str]:
+    def test_problems(self) -> list[str]:
         return self._problems[: self.scale.test]
 
     @property
     def _problems(self) -> list[str]:
         return list(islice(task.problems(0), self.scale.test + self.scale.dev + self.scale.prompts))
 
-    def _make(self, label: str, shape: models.Shape, seed: int, directories: dict[int, Path], *, decay: bool) -> None:
+    def _train_on_solutions(
+        self, label: str, shape: models.Shape, seed: int, directories: dict[int, Path], *, decay: bool
+    ) -> None:
         if all(directory.is_dir() for directory in directories.values()):
             return
         bar = self.progress.add_task(f"{label} are trained on solutions", total=shape.steps)
@@ -103,7 +107,7 @@ class Study:
         models.make(shape, seed, directories, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
         self.progress.update(bar, completed=shape.steps)
 
-    def _learn(self, arm: Arm, seed: int, directory: Path, student: Path) -> None:
+    def _train(self, arm: Arm, seed: int, directory: Path, student: Path) -> None:
         output = directory / arm.slug
         if (output / measures.RESULT).is_file():
             return
@@ -136,7 +140,7 @@ class Study:
         measures.write(output, model, Path("held_out"), output.parent / "held_out")
 
     def _tsdkd(self, directory: Path, command: str) -> None:
-        """Run one command with its output in a log file. Raises SystemExit where the command fails."""
+        """Run one command with its output in a log file. Raises SystemExit when the command fails."""
         directory.mkdir(parents=True, exist_ok=True)
         sys.argv = ["tsdkd", *command.split()]  # the journal records the command
         with (
@@ -170,7 +174,7 @@ def main() -> None:
         try:
             study.prepare()
             for seed in map(int, options.seeds.split(",")):
-                study.seed(seed)
+                study.run_seed(seed)
         except KeyboardInterrupt:
             console.print("interrupted: run the same command again to continue")
             raise SystemExit(INTERRUPTED) from None

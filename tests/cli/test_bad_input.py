@@ -31,26 +31,26 @@ def chain(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
         ["score", "--teacher", str(teacher), "--k", "4"],
         ["train", "--k", "4", "--batch-size", "3", "--epochs", "1", "--precision", "float32"],
     ):
-        found = CliRunner().invoke(app, [*command, "--run", run])
-        assert found.exit_code == 0, found.output
+        result = CliRunner().invoke(app, [*command, "--run", run])
+        assert result.exit_code == 0, result.output
     return directory
 
 
 @pytest.fixture
 def directory(chain: Path, tmp_path: Path) -> Path:
-    """A copy of the chain to break."""
+    """A copy of the run to break."""
     shutil.copytree(chain, tmp_path / "chain")
     return tmp_path / "chain"
 
 
 def refuse(*command: object, code: int = 2) -> tuple[str, str]:
-    """Run a command that must fail; its cause and its remedy."""
-    found = CliRunner().invoke(app, [str(word) for word in command])
-    assert found.exit_code == code, found.output
-    assert isinstance(found.exception, SystemExit)  # a message, not a traceback
-    lines = [line for line in found.stderr.splitlines() if line.startswith(("error:", "try:"))]
-    assert [line.split(":")[0] for line in lines] == ["error", "try"], found.stderr
-    assert "Traceback" not in found.output
+    """Run a command that must fail. Returns its cause and its remedy."""
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)  # a message, not a traceback
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("error:", "try:"))]
+    assert [line.split(":")[0] for line in lines] == ["error", "try"], result.stderr
+    assert "Traceback" not in result.output
     return lines[0].removeprefix("error:").strip(), lines[1].removeprefix("try:").strip()
 
 
@@ -71,8 +71,8 @@ def generate_with(student: Path, run: Path, *more: object) -> list[object]:
 def test_prompts(student: Path, tmp_path: Path, name: str, text: str | None, more: list[str], cause: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    found, remedy = refuse(*generate_with(student, tmp_path / "run", "--prompts", tmp_path / name, *more))
-    assert cause in found
+    message, remedy = refuse(*generate_with(student, tmp_path / "run", "--prompts", tmp_path / name, *more))
+    assert cause in message
     if "column" in cause:
         assert remedy.endswith("one of: question, level." if "question" in str(text) else "one of: prompt.")
     assert not (tmp_path / "run").exists()
@@ -81,8 +81,8 @@ def test_prompts(student: Path, tmp_path: Path, name: str, text: str | None, mor
 def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, cause in ((tmp_path / "none", "The model directory"), (tmp_path / "empty", "is not a model directory")):
-        found, _ = refuse(*generate_with(name, tmp_path / "run", "--prompts", chain / "prompts.jsonl"))
-        assert cause in found
+        message, _ = refuse(*generate_with(name, tmp_path / "run", "--prompts", chain / "prompts.jsonl"))
+        assert cause in message
     assert not (tmp_path / "run").exists()
 
 
@@ -95,16 +95,16 @@ def test_models_with_different_tokenizers(directory: Path, other_family: Path) -
 
 
 def test_the_wrong_kind(directory: Path) -> None:
-    found, remedy = refuse("score", "--rollouts", directory / "run" / "scores", "--scores", directory / "s", "--k", 4)
-    assert "holds scores, not rollouts" in found
+    cause, remedy = refuse("score", "--rollouts", directory / "run" / "scores", "--scores", directory / "s", "--k", 4)
+    assert "holds scores, not rollouts" in cause
     assert "`tsdkd generate`" in remedy
 
 
 def test_a_newer_format(directory: Path) -> None:
     manifest = directory / "run" / "rollouts" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 9}))
-    found, remedy = refuse("score", "--run", directory / "run")
-    assert "has format 9" in found
+    cause, remedy = refuse("score", "--run", directory / "run")
+    assert "has format 9" in cause
     assert remedy == "Update tsdkd."
 
 
@@ -113,11 +113,11 @@ def test_a_changed_or_missing_part(directory: Path, kind: str) -> None:
     part = directory / "run" / kind / "part-00001.parquet"
     pq.write_table(pq.read_table(part).slice(1), part)
     shutil.rmtree(directory / "run" / "checkpoint")
-    found, _ = refuse("train", "--run", directory / "run", "--k", 4)
-    assert "has a hash that differs from the manifest" in found
+    cause, _ = refuse("train", "--run", directory / "run", "--k", 4)
+    assert "has a hash that differs from the manifest" in cause
     part.unlink()
-    found, remedy = refuse("train", "--run", directory / "run", "--k", 4)
-    assert "part-00001.parquet is missing" in found
+    cause, remedy = refuse("train", "--run", directory / "run", "--k", 4)
+    assert "part-00001.parquet is missing" in cause
     assert "Restore it" in remedy
     assert not (directory / "run" / "checkpoint").exists()
 
@@ -128,7 +128,7 @@ def test_foreign_parents(directory: Path, student: Path) -> None:
         CliRunner().invoke(app, [str(w) for w in generate_with(student, directory / "b", "--prompts", other)]).exit_code
         == 0
     )
-    found, remedy = refuse(
+    cause, remedy = refuse(
         "train",
         "--rollouts",
         directory / "b" / "rollouts",
@@ -137,7 +137,7 @@ def test_foreign_parents(directory: Path, student: Path) -> None:
         "--checkpoint",
         directory / "c",
     )
-    assert "made from other rollouts" in found
+    assert "made from other rollouts" in cause
     assert "--overwrite" in remedy
     assert not (directory / "c").exists()
 
@@ -145,15 +145,15 @@ def test_foreign_parents(directory: Path, student: Path) -> None:
 def test_a_partial_parent(directory: Path) -> None:
     manifest = directory / "run" / "rollouts" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
-    found, remedy = refuse("score", "--run", directory / "run")
-    assert "is not finished: 2 parts" in found
+    cause, remedy = refuse("score", "--run", directory / "run")
+    assert "is not finished: 2 parts" in cause
     assert "`tsdkd generate` again" in remedy
 
 
 @pytest.mark.parametrize(("command", "kind"), [("score", "rollouts"), ("train", "scores"), ("eval", "checkpoint")])
 def test_a_missing_input(tmp_path: Path, command: str, kind: str) -> None:
-    found, remedy = refuse(command, "--run", tmp_path / "run")
-    assert f"Found no {kind} at" in found
+    cause, remedy = refuse(command, "--run", tmp_path / "run")
+    assert f"Found no {kind} at" in cause
     assert "first" in remedy
     assert not (tmp_path / "run").exists()
 
@@ -162,63 +162,63 @@ def test_an_output_with_another_configuration(directory: Path, student: Path, co
     before = contents(directory / "run")
     again = generate_with(student, directory / "run", "--prompts", directory / "prompts.jsonl")
     assert CliRunner().invoke(app, [str(word) for word in again]).exit_code == 0  # the same: nothing to do
-    found, remedy = refuse(*again, "--temperature", "0.5")
-    assert "config.temperature was 1.0, now 0.5" in found
+    cause, remedy = refuse(*again, "--temperature", "0.5")
+    assert "config.temperature was 1.0, now 0.5" in cause
     assert "--overwrite" in remedy
     assert contents(directory / "run") == before
 
 
 def test_more_candidates_than_tokens(directory: Path) -> None:
     shutil.rmtree(directory / "run" / "scores")
-    found, _ = refuse("score", "--run", directory / "run", "--k", 258, "--teacher", directory / "nobody")
-    assert "nobody does not exist" in found
+    cause, _ = refuse("score", "--run", directory / "run", "--k", 258, "--teacher", directory / "nobody")
+    assert "nobody does not exist" in cause
     teacher = json.loads((directory / "run" / "checkpoint" / MANIFEST_FILE).read_text())["models"][1]["name"]
-    found, remedy = refuse("score", "--run", directory / "run", "--k", 258, "--teacher", teacher)
-    assert "--k is 258, but the vocabulary has only 258 tokens" in found
+    cause, remedy = refuse("score", "--run", directory / "run", "--k", 258, "--teacher", teacher)
+    assert "--k is 258, but the vocabulary has only 258 tokens" in cause
     assert "smaller --k" in remedy
     assert not (directory / "run" / "scores").exists()
 
 
 def test_an_unknown_task(directory: Path) -> None:
-    found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "gsm8k,poetry")
-    assert "'poetry' is not a benchmark" in found
+    cause, remedy = refuse("eval", "--run", directory / "run", "--tasks", "gsm8k,poetry")
+    assert "'poetry' is not a benchmark" in cause
     assert "gsm8k, gsm8k:strict, gsm-plus" in remedy
     assert not (directory / "run" / "results").exists()
 
 
-def test_benchmark_data_that_is_not_there(directory: Path) -> None:
-    found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "sciq", "--data", directory)
-    assert f"sciq needs the directory {directory / 'sciq'}" in found
+def test_missing_benchmark_data(directory: Path) -> None:
+    cause, remedy = refuse("eval", "--run", directory / "run", "--tasks", "sciq", "--data", directory)
+    assert f"sciq needs the directory {directory / 'sciq'}" in cause
     assert "--data" in remedy
     assert not (directory / "run" / "results").exists()
 
 
-def test_programs_run_only_when_that_is_allowed(directory: Path) -> None:
-    found, remedy = refuse("eval", "--run", directory / "run", "--tasks", "mbpp")
-    assert "runs programs that the model wrote" in found
+def test_programs_run_only_with_permission(directory: Path) -> None:
+    cause, remedy = refuse("eval", "--run", directory / "run", "--tasks", "mbpp")
+    assert "runs programs that the model wrote" in cause
     assert "--allow-code-execution" in remedy
     assert not (directory / "run" / "results").exists()
 
 
-def test_a_second_model_that_is_not_there_is_found_before_the_first_is_measured(directory: Path, student: Path) -> None:
+def test_a_missing_model_is_refused_before_another_is_measured(directory: Path, student: Path) -> None:
     models = ["--model", f"a={student}", "--model", f"b={directory / 'nobody'}", "--tasks", "embedded"]
-    found, _ = refuse("eval", "--run", directory / "run", *models)
-    assert "nobody" in found
+    cause, _ = refuse("eval", "--run", directory / "run", *models)
+    assert "nobody" in cause
     assert not (directory / "run" / "results").exists()
 
 
 def test_nothing_to_compare(directory: Path) -> None:
-    found, remedy = refuse("eval", "--compare", directory / "run")
-    assert f"Found no results at {directory / 'run'}" in found
+    cause, remedy = refuse("eval", "--compare", directory / "run")
+    assert f"Found no results at {directory / 'run'}" in cause
     assert "tsdkd eval" in remedy
-    found, remedy = refuse("eval", directory / "run")
+    cause, remedy = refuse("eval", directory / "run")
     assert "--compare" in remedy
 
 
 @pytest.mark.parametrize("word", ["distilled", "=x", "a/b=c"])
 def test_a_model_without_a_name(directory: Path, word: str) -> None:
-    found, remedy = refuse("eval", "--run", directory / "run", "--model", word)
-    assert word in found
+    cause, remedy = refuse("eval", "--run", directory / "run", "--model", word)
+    assert word in cause
     assert "NAME=MODEL" in remedy
 
 
@@ -236,10 +236,10 @@ def test_objective_values(directory: Path, more: list[str]) -> None:
         (["--max-new-tokens", "9"], "online training are given without it"),
         (["--lambda", "1.5"], "lambda is 1.5"),
         (["--lambda", "0.5"], "no recorded responses"),
-        (["--lambda", "0", "--teacher-fraction", "0.5"], "--teacher-fraction needs fresh responses"),
+        (["--lambda", "0", "--teacher-fraction", "0.5"], "--teacher-fraction needs sampled responses"),
         (["--held-out", "0.2"], "--held-out and --eval-steps belong together"),
         (["--tracker", "nothing"], "tracker"),
-        (["--stop-on-collapse", "--attention", "nothing"], "nothing"),
+        (["--stop-on-degeneration", "--attention", "nothing"], "nothing"),
         (["--method", "gdk"], "Unknown method 'gdk'"),
         (["--method", "gkd", "--opener", "0.1"], "gkd has no --opener"),
         (["--method", "seqkd"], "does not learn from responses by student"),
@@ -260,8 +260,8 @@ def test_training_options(directory: Path, more: list[str], cause: str) -> None:
         else []
     )
     student = ["--student", _name(directory, "student")]
-    found, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *student, *names, *more)
-    assert cause in found
+    message, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *student, *names, *more)
+    assert cause in message
     assert not (directory / "new").exists()
 
 
@@ -269,10 +269,10 @@ def _name(directory: Path, role: str) -> str:
     return load_manifest(directory / "run" / "scores").model(role).name
 
 
-def test_prompts_from_two_places(directory: Path) -> None:
+def test_prompts_from_two_sources(directory: Path) -> None:
     both = ["--prompts", directory / "prompts.jsonl", "--rollouts", directory / "run" / "rollouts"]
-    found, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *both)
-    assert "both given" in found
+    cause, _ = refuse("train", "--run", directory / "run", "--checkpoint", directory / "new", *both)
+    assert "both given" in cause
 
 
 def test_an_adapter_cannot_be_trained_further(directory: Path) -> None:
@@ -290,15 +290,15 @@ def test_an_adapter_cannot_be_trained_further(directory: Path) -> None:
     ]
     done = CliRunner().invoke(app, ["train", "--lora", "--checkpoint", str(directory / "adapter"), *shape])
     assert done.exit_code == 0, done.output
-    found, remedy = refuse("train", "--student", directory / "adapter", "--checkpoint", directory / "new", *shape)
-    assert "is an adapter" in found
+    cause, remedy = refuse("train", "--student", directory / "adapter", "--checkpoint", directory / "new", *shape)
+    assert "is an adapter" in cause
     assert "--merge" in remedy
 
 
-def test_a_full_disk_keeps_what_was_finished(
+def test_a_full_disk_keeps_complete_parts(
     directory: Path, student: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills while the second part is written; with room again, the same command completes it."""
+    """The disk fills while the second part is written; with free space, the same command completes it."""
     write, written = TableWriter.write, 0
 
     def on_a_full_disk(part: TableWriter, table: pa.Table) -> None:
@@ -310,8 +310,8 @@ def test_a_full_disk_keeps_what_was_finished(
 
     command = generate_with(student, directory / "full", "--prompts", directory / "prompts.jsonl")
     monkeypatch.setattr(TableWriter, "write", on_a_full_disk)
-    found, remedy = refuse(*command, code=1)
-    assert "No space left on device" in found
+    cause, remedy = refuse(*command, code=1)
+    assert "No space left on device" in cause
     assert "Free space, and run again" in remedy
     monkeypatch.undo()
     assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
@@ -323,8 +323,8 @@ def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.Mo
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    found, remedy = refuse(*generate_with(student, directory / "ro", "--prompts", directory / "prompts.jsonl"), code=1)
-    assert "Read-only file system" in found
+    cause, remedy = refuse(*generate_with(student, directory / "ro", "--prompts", directory / "prompts.jsonl"), code=1)
+    assert "Read-only file system" in cause
     assert "another directory" in remedy
 
 
@@ -338,7 +338,7 @@ def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.Mo
         (["--positions", "7-3"], "--positions is '7-3'", "such as 1-40"),
         (["--positions", "70-80"], "The response has ", "within them"),
         (["--html", "nowhere/page.html"], "directory nowhere of the page does not exist", "Create it"),
-        (["--teacher", "t", "--scores", "s"], "instead of --scores", "one of them"),
+        (["--teacher", "t", "--scores", "s"], "--teacher and --scores are both given", "one of them"),
         (["--aggregate", "--after", "m"], "all responses of the scores", "--after, --student"),
         (["--checkpoint", "nowhere"], "Found no checkpoint at nowhere", "--checkpoint"),
         (["--rollouts", "nowhere"], "Found no rollouts at nowhere", "--rollouts"),
@@ -346,25 +346,25 @@ def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.Mo
         (["--after", "nowhere"], "directory nowhere does not exist", "hub id"),
     ],
 )
-def test_what_inspect_refuses(directory: Path, more: list[str], cause: str, remedy: str) -> None:
-    found, found_remedy = refuse("inspect", "--run", directory / "run", *more)
-    assert cause in found
+def test_options_that_inspect_refuses(directory: Path, more: list[str], cause: str, remedy: str) -> None:
+    message, found_remedy = refuse("inspect", "--run", directory / "run", *more)
+    assert cause in message
     assert remedy in found_remedy
 
 
 def test_inspect_needs_complete_scores_and_their_rollouts(directory: Path) -> None:
     run = directory / "run"
     (run / "rollouts").rename(directory / "moved")
-    found, remedy = refuse("inspect", "--run", run)
-    assert "Found no rollouts at" in found
+    cause, remedy = refuse("inspect", "--run", run)
+    assert "Found no rollouts at" in cause
     assert "--rollouts" in remedy
     assert (
         CliRunner().invoke(app, ["inspect", "--run", str(run), "--rollouts", str(directory / "moved")]).exit_code == 0
     )
     manifest = run / "scores" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state": "partial"}))
-    found, remedy = refuse("inspect", "--run", run, "--aggregate")
-    assert "is not finished" in found
+    cause, remedy = refuse("inspect", "--run", run, "--aggregate")
+    assert "is not finished" in cause
     assert "`tsdkd score` again" in remedy
 
 
@@ -408,8 +408,8 @@ def test_ctrl_c_in_the_middle(
         add(self, *args)
 
     monkeypatch.setattr(Writer, "add_file", interrupted)
-    found, remedy = refuse(*command, code=130)
-    assert "Interrupted" in found
+    cause, remedy = refuse(*command, code=130)
+    assert "Interrupted" in cause
     assert "same command" in remedy
     monkeypatch.undo()
     monkeypatch.chdir(directory)
@@ -426,8 +426,8 @@ def test_an_unexpected_failure_is_one_line_and_debug_shows_a_traceback(
         raise RuntimeError("inner workings\nand more")
 
     monkeypatch.setattr("tsdkd.artifacts.manifest.load_manifest", fail)
-    found, remedy = refuse("artifact", "show", directory, code=1)
-    assert found == "RuntimeError: inner workings"
+    cause, remedy = refuse("artifact", "show", directory, code=1)
+    assert cause == "RuntimeError: inner workings"
     assert "--debug" in remedy
     shown = CliRunner().invoke(app, ["--debug", "artifact", "show", str(directory)])
     assert isinstance(shown.exception, RuntimeError)

@@ -1,4 +1,4 @@
-"""What the commands show, and how defaults flow from one stage to the next."""
+"""Output of the commands, and models and paths that pass from one stage to the next."""
 
 import os
 import subprocess
@@ -16,9 +16,9 @@ from tsdkd.core import TSDKDConfig
 
 
 def run(*command: object) -> str:
-    found = CliRunner().invoke(app, [str(word) for word in command])
-    assert found.exit_code == 0, found.output
-    return found.stdout
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ def test_rollouts_of_two_authors_flow_on(student: Path, teacher: Path, tmp_path:
     train = ("train", "--method", "minillm", "--epochs", 1, "--batch-size", 6)
     assert "policy gradient (weight 1)" in run(*train, "--run", directory)
     options = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
-    for share, more in ((0.2, []), (0.5, ["--teacher-fraction", 0.5]), (None, ["--teacher-fraction", 0])):
+    for fraction, more in ((0.2, []), (0.5, ["--teacher-fraction", 0.5]), (None, ["--teacher-fraction", 0])):
         run(*train, *options, *more, "--overwrite", "--run", tmp_path / "online")
         sampling = load_manifest(tmp_path / "online" / "checkpoint").config["online"]["sampling"]
-        assert sampling["policy"] == ("teacher-mixed" if share else "student")
-        assert share in {None, sampling["teacher_fraction"]}
+        assert sampling["policy"] == ("teacher-mixed" if fraction else "student")
+        assert fraction in {None, sampling["teacher_fraction"]}
 
 
 def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_lineage_names_a_dataset(student: Path, tmp_path: Path) -> None:
     tree = run("artifact", "lineage", tmp_path / "run" / "rollouts")
     assert "dataset" in tree
     assert "missing" not in tree
-    assert "in order" in run("artifact", "verify", tmp_path / "run" / "rollouts")
+    assert "unchanged" in run("artifact", "verify", tmp_path / "run" / "rollouts")
 
 
 def test_artifact_commands(rollouts: Path, teacher: Path, student: Path) -> None:
     run("score", "--run", rollouts.parent, "--teacher", teacher)
     scores = rollouts.parent / "scores"
-    assert "scores in order" in run("artifact", "verify", scores)
+    assert "scores unchanged" in run("artifact", "verify", scores)
     shown = run("artifact", "show", scores)
     assert "scores, complete" in shown
     assert load_manifest(scores).fingerprint[:40] in shown
@@ -172,14 +172,14 @@ def test_help_cuts_no_option_on_80_columns(command: str, monkeypatch: pytest.Mon
 
 
 def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = iter([0.0, 20.0, 60.0, 80.0, 120.0, 200.0])  # start, then one look per advance
+    clock = iter([0.0, 20.0, 60.0, 80.0, 120.0, 200.0])  # the start, then each advance
     monkeypatch.setattr("tsdkd.cli.progress.time.monotonic", lambda: next(clock))
-    with ConsoleObserver().progress("student answers", 40, "responses", done=10) as advance:
+    with ConsoleObserver().progress("sampling", 40, "responses", done=10) as advance:
         for _ in range(5):
             advance(6)
     assert capsys.readouterr().err.splitlines() == [
-        "student answers: 22 of 40 responses, 12.0 a minute, 2 min left",
-        "student answers: 34 of 40 responses, 12.0 a minute, 0 min left",
+        "sampling: 22 of 40 responses, 12.0 a minute, 2 min left",
+        "sampling: 34 of 40 responses, 12.0 a minute, 0 min left",
     ]
 
 
@@ -246,15 +246,15 @@ def test_responses_of_the_teacher_need_no_scores(student: Path, teacher: Path, t
 def test_piped_output_is_quiet(rollouts: Path, teacher: Path) -> None:
     """stderr holds no bars and no messages of libraries."""
     command = [sys.executable, "-m", "tsdkd", "score", "--run", str(rollouts.parent), "--teacher", str(teacher)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
-    assert found.stderr == ""
-    assert "Cost of scoring" in found.stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"})
+    assert done.stderr == ""
+    assert "Cost of scoring" in done.stdout
 
 
 def test_a_complete_artifact_is_skipped(rollouts: Path, student: Path, tmp_path: Path) -> None:
     command = ["generate", "--run", str(rollouts.parent), "--prompts", str(tmp_path / "prompts.jsonl")]
-    found = CliRunner().invoke(app, [*command, "--student", str(student), "--max-new-tokens", "5"])
-    assert "is complete: nothing to do" in found.stderr
+    result = CliRunner().invoke(app, [*command, "--student", str(student), "--max-new-tokens", "5"])
+    assert "is complete: nothing to do" in result.stderr
 
 
 def test_version() -> None:

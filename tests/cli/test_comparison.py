@@ -1,4 +1,4 @@
-"""What a comparison looks like, in each format."""
+"""A comparison in each format."""
 
 import csv
 import io
@@ -14,16 +14,16 @@ from tsdkd.cli import app
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run whose teacher is right three times in four, its student once."""
-    for name, answers in (("teacher", "1110"), ("student", "1000")):
-        results(tmp_path / "run" / "results" / name, {"gsm8k": binary_scores(answers)}, f"Qwen2.5-1.5B {name}")
+    """A run with a teacher that is right in three of four documents, and a student that is right in one."""
+    for name, correct in (("teacher", "1110"), ("student", "1000")):
+        results(tmp_path / "run" / "results" / name, {"gsm8k": binary_scores(correct)}, f"Qwen2.5-1.5B {name}")
     return tmp_path / "run"
 
 
 def show(*words: object, columns: str = "80") -> str:
-    found = CliRunner().invoke(app, ["eval", "--compare", *map(str, words)], env={"COLUMNS": columns})
-    assert found.exit_code == 0, found.output
-    return found.stdout
+    result = CliRunner().invoke(app, ["eval", "--compare", *map(str, words)], env={"COLUMNS": columns})
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_on_the_terminal(run: Path) -> None:
@@ -49,7 +49,7 @@ def test_as_markdown(run: Path) -> None:
 
 
 def test_different_settings_and_truncated_responses_are_noted(run: Path) -> None:
-    """In every format that is read by people."""
+    """In every format but CSV."""
     for name, limit, truncated in (("teacher", 4, 3), ("student", 2, 0)):
         manifest = run / "results" / name / "manifest.json"
         content = json.loads(manifest.read_text())
@@ -63,14 +63,14 @@ def test_different_settings_and_truncated_responses_are_noted(run: Path) -> None
     assert "settings differ" not in show(run / "results" / "student")
 
 
-def test_incomplete_results_are_left_out(run: Path) -> None:
+def test_incomplete_results_are_skipped(run: Path) -> None:
     manifest = run / "results" / "teacher" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete"', '"partial"'))
-    found = CliRunner().invoke(app, ["eval", "--compare", str(run)])
-    assert found.exit_code == 0
-    assert f"{run / 'results' / 'teacher'} is incomplete and left out." in found.stderr.replace("\n", "")
-    assert "student" in found.stdout
-    assert "75.0 ±" not in found.stdout
+    result = CliRunner().invoke(app, ["eval", "--compare", str(run)])
+    assert result.exit_code == 0
+    assert f"{run / 'results' / 'teacher'} is incomplete: skipped." in result.stderr.replace("\n", "")
+    assert "student" in result.stdout
+    assert "75.0 ±" not in result.stdout
     alone = CliRunner().invoke(app, ["eval", "--compare", str(run / "results" / "teacher")])
     assert alone.exit_code != 0
 
@@ -82,8 +82,8 @@ def test_without_the_paper_models_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_many_models_stand_one_beneath_the_other(tmp_path: Path) -> None:
     """Five columns would be folded on a terminal."""
-    for place in (tmp_path / f"supervised-kd-{i}" for i in range(5)):
-        results(place, {"gsm8k": binary_scores("10")})
+    for directory in (tmp_path / f"supervised-kd-{i}" for i in range(5)):
+        results(directory, {"gsm8k": binary_scores("10")})
     shown = show(*tmp_path.iterdir())
     assert ["gsm8k", "supervised-kd-3", "50.0", "±", "50.0"] in [line.split() for line in shown.splitlines()]
 
@@ -100,10 +100,10 @@ def test_a_named_table_has_rows_of_the_same_names(tmp_path: Path) -> None:
 
 def test_an_unknown_table_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     wrong = ["eval", "--paper", "table-0", "--model", "m=nowhere", "--results", str(tmp_path / "r")]
-    found = CliRunner().invoke(app, wrong)
-    assert found.exit_code == 2
-    assert "'table-0' is not a table or figure of the paper" in found.stderr
-    assert "figure-4" in found.stderr
+    result = CliRunner().invoke(app, wrong)
+    assert result.exit_code == 2
+    assert "'table-0' is not a table or figure of the paper" in result.stderr
+    assert "figure-4" in result.stderr
 
 
 def test_as_latex(run: Path) -> None:
@@ -121,7 +121,7 @@ def test_as_csv(run: Path) -> None:
     assert next(row["accuracy"] for row in rows if row["model"] == "paper: gkd") == "0.579"
 
 
-def test_results_are_named_as_short_as_tells_them_apart(run: Path, tmp_path: Path) -> None:
+def test_results_get_the_shortest_distinct_names(run: Path, tmp_path: Path) -> None:
     other = results(tmp_path / "other" / "results" / "student", {"gsm8k": binary_scores("1100")})
     shown = show(run / "results" / "student", other.path, "--format", "csv", "--baseline", "run/student")
     assert {row["model"] for row in csv.DictReader(io.StringIO(shown)) if "paper" not in row["model"]} == {

@@ -1,4 +1,4 @@
-"""--config FILE: what it gives, what it refuses; and config.yaml, which makes an artifact again."""
+"""--config FILE: options that it gives or refuses; and config.yaml, which makes an artifact again."""
 
 import shlex
 from dataclasses import asdict, replace
@@ -113,16 +113,16 @@ def test_a_value_of_a_file_is_given(file: Path, content: dict[str, object], caus
         ("eval", "tasks: poetry", "'poetry' is not a benchmark", "gsm8k"),
     ],
 )
-def test_what_a_file_cannot_give_is_refused_by_its_key(
+def test_wrong_keys_and_values_are_refused_by_key(
     file: Path, command: str, content: str, cause: str, remedy: str
 ) -> None:
     file.write_text(content)
-    found, found_remedy = refuse(command, "--config", file)
-    assert cause in found
+    message, found_remedy = refuse(command, "--config", file)
+    assert cause in message
     assert remedy in found_remedy
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in refuse("train", "--config", tmp_path / "none.yaml")[0]
 
 
@@ -132,10 +132,10 @@ def test_an_empty_file_gives_nothing(file: Path) -> None:
 
 def test_a_plan_reads_files(file: Path) -> None:
     file.write_text("k: 1")
-    found = CliRunner().invoke(app, ["plan", "-"], input=f"tsdkd score --config {file}\n")
-    assert found.exit_code == 2
-    assert "Line 1:" in found.stderr
-    assert "k is 1" in found.stderr
+    result = CliRunner().invoke(app, ["plan", "-"], input=f"tsdkd score --config {file}\n")
+    assert result.exit_code == 2
+    assert "Line 1:" in result.stderr
+    assert "k is 1" in result.stderr
 
 
 # Random configurations, through a file and back.
@@ -188,7 +188,7 @@ ROUND_TRIP = settings(max_examples=40, suppress_health_check=[HealthCheck.functi
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "prune", "inspect"])
-def test_any_configuration_comes_back_from_a_file(command: str, file: Path) -> None:
+def test_any_configuration_survives_a_file(command: str, file: Path) -> None:
     kind = {"generate": GenerateConfig, "score": ScoreConfig, "prune": PruneConfig, "inspect": InspectConfig}[command]
     words = ["--output", "x"] if command == "prune" else []
 
@@ -204,7 +204,7 @@ def test_any_configuration_comes_back_from_a_file(command: str, file: Path) -> N
     check()
 
 
-def test_any_configuration_of_eval_comes_back_from_a_file(file: Path) -> None:
+def test_any_configuration_of_eval_survives_a_file(file: Path) -> None:
     @ROUND_TRIP
     @given(configs(CONFIGS["eval"]))
     def check(config: Any) -> None:
@@ -215,7 +215,7 @@ def test_any_configuration_of_eval_comes_back_from_a_file(file: Path) -> None:
     check()
 
 
-def test_any_configuration_of_train_comes_back_from_a_file(file: Path) -> None:
+def test_any_configuration_of_train_survives_a_file(file: Path) -> None:
     @ROUND_TRIP
     @given(train_configs())
     def check(config: TrainConfig) -> None:

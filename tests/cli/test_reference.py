@@ -1,4 +1,4 @@
-"""docs/reference.md is what the commands say."""
+"""docs/reference.md holds the commands and options as they are."""
 
 import subprocess
 import sys
@@ -12,11 +12,11 @@ from tsdkd.cli.app import COMMANDS
 
 def test_the_page_is_up_to_date() -> None:
     command = [sys.executable, "-m", "tsdkd.cli.reference", "--check"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-def test_a_stale_page_is_found_and_written(
+def test_a_stale_page_is_reported_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reference, "PAGE", tmp_path / "reference.md")

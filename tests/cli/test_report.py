@@ -25,7 +25,7 @@ from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.methods import find_method
-from tsdkd.stages.report.commands import rebuild
+from tsdkd.stages.report.commands import rebuild_command
 from tsdkd.stages.report.runs import Run, RunArtifact
 
 
@@ -60,9 +60,9 @@ def test_a_run_that_the_environment_names_is_part_of_the_command(monkeypatch: py
     assert command_line() == "tsdkd score --run=runs/b"
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_wrong_directories_and_pages_are_refused(tmp_path: Path) -> None:
     cause, remedy = refuse("report", tmp_path / "none")
-    assert "no run directory" in cause
+    assert "does not exist" in cause
     assert "tsdkd generate" in remedy
     assert "holds no artifact" in refuse("report", tmp_path)[0]
     rollouts(tmp_path / "run")
@@ -99,7 +99,7 @@ TRAIN = TrainConfig(
     eval_steps=2,
     compile=True,
 )
-LIVE = TrainConfig(
+ONLINE = TrainConfig(
     online=OnlineConfig(
         student_fraction=0.4,
         sampling=GenerateConfig(temperature=0.7, batch_size=3, max_new_tokens=9, engine="transformers"),
@@ -111,8 +111,8 @@ BASELINE = TrainConfig(
     method="skew-kl", objective=replace(find_method("skew-kl").objective, skew=0.2, temperature=2.0), learning_rate=1e-5
 )
 RELEASED = TrainConfig(objective=TSDKDConfig(k=7, released=("opener", "entropy")))
-ANSWERS = TrainConfig(method="seqkd", objective=find_method("seqkd").objective)
-REPLAYS = TrainConfig(
+SEQKD = TrainConfig(method="seqkd", objective=find_method("seqkd").objective)
+DISTILLM = TrainConfig(
     method="distillm",
     objective=find_method("distillm").objective,
     online=OnlineConfig(
@@ -127,19 +127,19 @@ MINILLM = TrainConfig(
     objective=find_method("minillm").objective,
     online=OnlineConfig(sampling=GenerateConfig(policy="teacher-mixed", teacher_fraction=0.4, engine="transformers")),
 )
-ALONE = replace(MINILLM, online=OnlineConfig(sampling=GenerateConfig(engine="vllm")))
+MINILLM_STUDENT = replace(MINILLM, online=OnlineConfig(sampling=GenerateConfig(engine="vllm")))
 CONFIGS = {
     "mixture": (MIXTURE, "rollouts", "tsdkd.stages.generate.stage.generate"),
     "minillm": (MINILLM, "checkpoint", "tsdkd.stages.train.stage.train_online"),
-    "alone": (ALONE, "checkpoint", "tsdkd.stages.train.stage.train_online"),
+    "minillm-student": (MINILLM_STUDENT, "checkpoint", "tsdkd.stages.train.stage.train_online"),
     "generate": (GENERATE, "rollouts", "tsdkd.stages.generate.stage.generate"),
     "score": (ScoreConfig(signal="topk", k=7, top_k=9), "scores", "tsdkd.stages.score.stage.score"),
     "train": (TRAIN, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
-    "live": (LIVE, "checkpoint", "tsdkd.stages.train.stage.train_online"),
+    "online": (ONLINE, "checkpoint", "tsdkd.stages.train.stage.train_online"),
     "baseline": (BASELINE, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
     "released": (RELEASED, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
-    "answers": (ANSWERS, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
-    "replays": (REPLAYS, "checkpoint", "tsdkd.stages.train.stage.train_online"),
+    "seqkd": (SEQKD, "checkpoint", "tsdkd.stages.train.stage.train_offline"),
+    "distillm": (DISTILLM, "checkpoint", "tsdkd.stages.train.stage.train_online"),
     "prune": (PruneConfig(drop=2, limit=3), "checkpoint", "tsdkd.stages.prune.prune"),
     "eval": (
         EvalConfig(tasks=("gsm8k",), limit=9, chat_template=False),
@@ -150,8 +150,8 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_rebuilt_command_gives_the_stage_the_recorded_configuration(name: str, tmp_path: Path, student: Path) -> None:
-    """Parsed by the command line, it hands the stage the recorded configuration."""
+def test_a_rebuilt_command_passes_the_recorded_configuration(name: str, tmp_path: Path, student: Path) -> None:
+    """The command line parses the command, and the stage receives the configuration."""
     config, kind, stage = CONFIGS[name]
     rollouts(tmp_path)
     scores(tmp_path)
@@ -163,28 +163,27 @@ def test_a_rebuilt_command_gives_the_stage_the_recorded_configuration(name: str,
     models = {"prune": (TEACHER,), "eval": (STUDENT,)}.get(name, (STUDENT, TEACHER))
     models = tuple(type(m)("evaluated", str(student), "w", "t", "c") for m in models) if name == "eval" else models
     recorded = as_recorded(config)
-    path = tmp_path / ("results/one" if name == "eval" else "pruned" if name == "prune" else kind)
-    piece = RunArtifact(str(path), path, Manifest(kind, recorded, 5, parents, models), (), False, 0)
-    words = shlex.split(rebuild(Run("run", tmp_path, (piece,)), piece))
+    path = tmp_path / ("results/student" if name == "eval" else "pruned" if name == "prune" else kind)
+    artifact = RunArtifact(str(path), path, Manifest(kind, recorded, 5, parents, models), (), False, 0)
+    words = shlex.split(rebuild_command(Run("run", tmp_path, (artifact,)), artifact))
     with patch(stage, side_effect=Stopped) as called:
         CliRunner().invoke(app, words[1:])
-    told = [*called.call_args.args, *called.call_args.kwargs.values()]
-    (found,) = [one for one in told if isinstance(one, type(config))]
-    if name in {"live", "replays", "minillm", "alone"}:  # what serves speed alone is not recorded
-        assert found.online
-        found = replace(
-            found, online=replace(found.online, sampling=replace(found.online.sampling, memory_fraction=0.9))
-        )
-    assert as_recorded(found) == recorded
+    passed = [*called.call_args.args, *called.call_args.kwargs.values()]
+    (received,) = [value for value in passed if isinstance(value, type(config))]
+    if name in {"online", "distillm", "minillm", "minillm-student"}:  # settings of speed are not recorded
+        assert received.online
+        sampling = replace(received.online.sampling, memory_fraction=0.9)
+        received = replace(received, online=replace(received.online, sampling=sampling))
+    assert as_recorded(received) == recorded
     if name not in {"score", "prune", "eval"}:
-        assert 5 in told
-    assert str(path) in map(str, told)
+        assert 5 in passed
+    assert str(path) in map(str, passed)
 
 
 def as_recorded(config: Any) -> dict[str, Any]:
-    """In a manifest's JSON."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return found
+    """A configuration as a manifest records it."""
+    recorded: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return recorded
 
 
 class Stopped(Exception):  # noqa: N818

@@ -29,10 +29,10 @@ finally:
 
 
 def modules(program: str) -> str:
-    """What a program printed of its modules."""
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    return found.stderr.splitlines()[-1]
+    """The modules that a program prints."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()[-1]
 
 
 def tsdkd(printed: str, *words: str) -> str:

@@ -165,9 +165,9 @@ def test_two_processes_with_sharded_weights_train_like_one(
     options = [*(online(run, student, teacher) if way == "online" else offline(run)), "--micro-batch-size", 2]
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]
-    expected, found = (learn(launcher, tmp_path / launcher[-1], *options) for launcher in (ONE, SHARDED))
+    expected, checkpoint = (learn(launcher, tmp_path / launcher[-1], *options) for launcher in (ONE, SHARDED))
     assert any("eval_kl" in entry for entry in expected[1])
-    require_same(found, expected, student)
+    require_same(checkpoint, expected, student)
 
 
 def require_same(found: tuple[Any, Any], expected: tuple[Any, Any], student: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every recipe for every pair, expanded to its command lines: each is one that tsdkd takes, with values it takes."""
+"""Every recipe for every pair, expanded to its command lines: tsdkd accepts each with its values."""
 
 import shlex
 from collections import defaultdict
@@ -49,7 +49,7 @@ class Lines:
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Those that were reached, with a config that was accepted; none of them runs."""
+    """The stages that a command reaches with an accepted configuration; none runs."""
     reached: list[str] = []
 
     def reach(name: str) -> None:
@@ -83,8 +83,8 @@ def require_accepted(lines: list[str], reached: list[str]) -> None:
         name, *words = shlex.split(line)
         assert name == "tsdkd"
         before = len(reached)
-        found = CliRunner().invoke(app, words)
-        assert found.exit_code == 0, f"{line}\n{found.output}"
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
         assert len(reached) == before + 1, line
 
 
@@ -108,7 +108,7 @@ def test_every_line_of_the_other_recipes_is_accepted(
 
 @pytest.mark.parametrize(
     "line",
-    ["tsdkd train --k ten", "tsdkd train --objectives gkd", "tsdkd train --method seqkd --beta 1", "tsdkd eval x"],
+    ["tsdkd train --k ten", "tsdkd train --objective gkd", "tsdkd train --method seqkd --beta 1", "tsdkd eval x"],
 )
 def test_a_wrong_line_is_refused(line: str, stages: list[str]) -> None:
     with pytest.raises(AssertionError, match="tsdkd"):
@@ -116,7 +116,7 @@ def test_a_wrong_line_is_refused(line: str, stages: list[str]) -> None:
 
 
 def trained(found: list[str]) -> dict[str, str]:
-    """By checkpoint: what trains it."""
+    """The training command of each checkpoint."""
     words = [shlex.split(line) for line in found if line.startswith("tsdkd train")]
     return {line[line.index("--checkpoint") + 1]: shlex.join(line) for line in words}
 
@@ -128,14 +128,14 @@ def test_one_name_is_one_model_in_all_recipes_of_a_pair(pair: str, lines: Lines)
         for checkpoint, line in trained(lines.dry(recipe, PAIR=pair)).items():
             known[checkpoint].add(line)
     assert f"runs/paper/{pair}/tsdkd" in known
-    assert all(len(ways) == 1 for ways in known.values())
+    assert all(len(commands) == 1 for commands in known.values())
 
 
 def test_every_published_row_is_measured_with_its_table_beside_it(lines: Lines) -> None:
     measured = defaultdict(set)
     for recipe in PAPER:
         words = shlex.split(lines.dry(recipe)[-2])
-        models = {word.partition("=")[0] for one, word in pairwise(words) if one == "--model"}
+        models = {word.partition("=")[0] for option, word in pairwise(words) if option == "--model"}
         measured[find_table(words[-1]).names[0]] |= models
     for table in published_tables():
         assert table.rows.keys() <= measured[table.names[0]], table.names
@@ -151,7 +151,7 @@ def test_the_pairs_have_their_models_and_rates(lines: Lines) -> None:
 
 
 def test_some_rows_alone(lines: Lines) -> None:
-    """What they do not need is not sampled; a name that is no row is refused with those there are."""
+    """Responses that they do not need are not sampled; an unknown row is refused with the known ones."""
     some = lines.dry("table1", ROWS="gkd tsdkd")
     assert [line.split()[1] for line in some] == ["train", "train", "eval", "report"]
     refused = finish(

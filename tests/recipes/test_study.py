@@ -1,4 +1,4 @@
-"""The miniature study: its task, its arms, its intervals, and a run of one arm from nothing to tables."""
+"""The miniature study: its task, its arms, its intervals, and a run of one arm from models to tables."""
 
 import json
 import random
@@ -17,6 +17,7 @@ from tsdkd.artifacts.writer import Writer
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
 from tsdkd.stages.methods import find_method
+from tsdkd.stages.metrics.log import METRICS_FILE
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,11 +30,11 @@ def test_a_solution_writes_every_step_and_ends_with_the_answer() -> None:
 
 
 @pytest.mark.parametrize("response", ["7+8=5;5-3=2;2-9=3;3+4=7#8", "7+8=5;5-3=2;2-9=3;3+4=7", "7", "", "#77"])
-def test_anything_else_is_wrong(response: str) -> None:
+def test_other_responses_are_wrong(response: str) -> None:
     assert not task.is_correct("7+8-3-9+4?", response)
 
 
-def test_problems_are_distinct_and_those_left_out_do_not_come() -> None:
+def test_problems_are_distinct_and_excluded_ones_do_not_come() -> None:
     tested = frozenset(islice(task.problems(0), 500))
     assert len(tested) == 500
     assert not tested & set(islice(task.problems(0, tested), 5000))
@@ -41,7 +42,7 @@ def test_problems_are_distinct_and_those_left_out_do_not_come() -> None:
 
 def test_health_is_the_training_steps_and_not_the_measurements_between_them(tmp_path: Path) -> None:
     log = [{"loss": 1.0, "repeating": 0.25}, {"eval_kl": 0.5}, {"loss": 1.0, "repeating": 0.75}]
-    (tmp_path / measures.LOG).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
     assert measures.training_health(tmp_path) == {"repeating": 0.5, "degenerated": False}
 
 
@@ -54,7 +55,7 @@ def test_a_model_that_was_saved_before_an_interruption_is_kept(tmp_path: Path) -
     assert (tmp_path / "1" / "model.safetensors").is_file()
 
 
-def test_text_and_tokens_are_the_same() -> None:
+def test_a_token_is_a_character() -> None:
     tokenizer, text = task.tokenizer(), "7+8-3-9+4?7p8=5;5m3=2#2"
     ids = tokenizer(text + task.END).input_ids
     assert len(ids) == len(text) + 1
@@ -62,7 +63,7 @@ def test_text_and_tokens_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("arm", every_arm(), ids=lambda arm: arm.slug)
-def test_every_arm_has_options_that_its_objective_knows(arm: Arm) -> None:
+def test_every_arm_has_options_of_its_method(arm: Arm) -> None:
     context = typer.main.get_command(app).commands["train"].make_context("train", arm.options.split())
     read_objective(context, find_method(context.params["method"]))
 
@@ -76,28 +77,28 @@ def test_each_group_is_measured_against_gkd_and_no_two_arms_share_a_directory() 
 
 def test_intervals_are_students() -> None:
     """Three seeds: t is 4.303 with two degrees of freedom, the standard error 1 / sqrt 3."""
-    assert report.interval([1.0, 2.0, 3.0], 3) == "2.000 ± 2.484"
-    assert report.interval([1.5]) == "1.5"
+    assert report.format_interval([1.0, 2.0, 3.0], 3) == "2.000 ± 2.484"
+    assert report.format_interval([1.5]) == "1.5"
 
 
 def test_differences_are_paired_by_seed() -> None:
-    """Seeds differ by much more than arms; one seed lacks the arm, another the reference."""
+    """Seeds differ by much more than arms; the arm misses one seed, the reference another."""
     runs = {seed: {"accuracy": value} for seed, value in {0: 0.5, 1: 0.9, 2: 0.1}.items()}
     reference = {seed: {"accuracy": value} for seed, value in {3: 0.3, 2: 0.0, 1: 0.8}.items()}
-    assert report.differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
+    assert report.paired_differences(runs, reference, "accuracy") == pytest.approx([0.1, 0.1])
 
 
-def test_the_embedded_pair_counts_where_it_is_finished(tmp_path: Path) -> None:
+def test_complete_results_of_the_embedded_pair_count(tmp_path: Path) -> None:
     summary = {"embedded": {"value": 0.5}, "held_out": {"kl": 0.25}}
     for name in ("before", "gkd-1", "gkd-2"):
         with Writer.open(tmp_path / "pair" / "results" / name, Manifest("results", {}, 0)) as writer:
             if name != "gkd-2":
                 writer.finish(summary)
     measured = {"accuracy": 0.5, "kl": 0.25}
-    assert report.pair_of(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
+    assert report.read_pair(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
 
 
-def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
+def test_one_arm_runs_from_models_to_tables(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "recipes.study.run", tmp_path / "study", "--seeds", "0", "--scale", "tiny"]
     shown = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "seed 0: gate, indirect, entropy (TSD-KD): " in shown
@@ -105,4 +106,4 @@ def test_one_arm_from_nothing_to_tables(tmp_path: Path) -> None:
     assert len(files) == 2  # the student before, and the arm
     subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
     assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
-    assert "| student at 0 % |" in report.tables(tmp_path / "study")
+    assert "| student at 0 % |" in report.format_tables(tmp_path / "study")

@@ -1,4 +1,4 @@
-"""Every recipe at its smallest, on the embedded pair: from prompts to the table and the report; killed, it goes on."""
+"""Every recipe at its smallest, on the embedded pair: from prompts to table and report; a killed recipe resumes."""
 
 import importlib.util
 import os
@@ -21,20 +21,22 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tsdkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a `tsdkd` that needs no time to import torch."""
-    place = tmp_path_factory.mktemp("served")
+    """A directory with a `tsdkd` that does not import torch anew."""
+    directory = tmp_path_factory.mktemp("served")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-m", "tests.helpers.recipe_server", str(place)], env=environment) as server:
-        while not os.access(place / "tsdkd", os.X_OK):
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.recipe_server", str(directory)], env=environment
+    ) as server:
+        while not os.access(directory / "tsdkd", os.X_OK):
             assert server.poll() is None
             time.sleep(0.05)
-        yield place
+        yield directory
         server.kill()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all tables and pairs: a row that was trained for one is there for the others."""
+    """One run directory for all tables and pairs, which share the trained rows."""
     return tmp_path_factory.mktemp("runs") / "tiny"
 
 
@@ -45,7 +47,7 @@ def rows(output: str) -> set[str]:
     return {line[1] for line in lines} if header == ["benchmark", "model", "accuracy"] else set(header[1:])
 
 
-def test_killed_in_the_middle_of_a_stage_the_same_line_goes_on(tsdkd: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_is_killed_in_a_stage_resumes(tsdkd: Path, tmp_path: Path) -> None:
     variables = {"SCALE": "tiny", "RUN": tmp_path / "run", "ROWS": "off-policy"}
     recipe = start("paper/table6", tsdkd, **variables)
     checkpoint = tmp_path / "run" / "off-policy"

@@ -59,7 +59,7 @@ COMMANDS = {
 
 
 class Command(TyperCommand):
-    """A command whose --help stands in the first group of options."""
+    """A command that shows --help in the first group of options."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -69,7 +69,7 @@ class Command(TyperCommand):
 
 
 class LazyCommand(TyperCommand):
-    """A command by its name and help; its module is imported when it is called."""
+    """A command that is known by name and help; its module is imported when it is called."""
 
     def __init__(self, name: str, entry: CommandEntry) -> None:
         super().__init__(name, help=entry.help, rich_help_panel=entry.panel, rich_markup_mode="rich")
@@ -97,10 +97,10 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):  # RuntimeErrors that are no failures
+        except (typer.Exit, typer.Abort):  # these RuntimeErrors are no failures
             raise
         except KeyboardInterrupt:
-            _show_error("Interrupted; completed parts are kept.", "Run the same command again to continue.")
+            _show_error("Interrupted; complete parts are saved.", "Run the same command again to continue.")
             raise typer.Exit(INTERRUPTED) from None
         except TsdkdError as error:
             if ctx.params.get("debug"):
@@ -129,7 +129,7 @@ def _show_system_error(error: OSError) -> int:
         return 1
     file = f" ({error.filename})" if error.filename else ""
     remedy = "Free space" if error.errno in DISK_IS_FULL else "Choose another directory, or correct its permissions"
-    _show_error(f"{error.strerror}{file}.", f"{remedy}, and run again; completed parts are kept.")
+    _show_error(f"{error.strerror}{file}.", f"{remedy}, and run again; complete parts are saved.")
     return 1
 
 

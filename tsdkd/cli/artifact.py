@@ -26,7 +26,7 @@ def show(
         bool, typer.Option("--config", help="Print only its options, as YAML for the --config of its stage.")
     ] = False,
 ) -> None:
-    """Show what an artifact holds and what it was made from."""
+    """Show the contents, models and parents of an artifact."""
     from tsdkd.artifacts.manifest import flatten, load_manifest
 
     manifest = load_manifest(path)
@@ -59,7 +59,9 @@ def verify(path: Directory) -> None:
     from tsdkd.artifacts.reader import verify_artifact
 
     manifest = verify_artifact(path)
-    show_text(f"{path}: {manifest.kind} in order, {len(manifest.parts)} files, fingerprint {manifest.fingerprint[:12]}")
+    show_text(
+        f"{path}: {manifest.kind} unchanged, {len(manifest.parts)} files, fingerprint {manifest.fingerprint[:12]}"
+    )
 
 
 @app.command()
@@ -74,7 +76,7 @@ def lineage(path: Directory) -> None:
 
 
 def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
-    """Add parents and models; those that stand `above` are not expanded, since a later round can replace them."""
+    """Add parents and models; those in `above` are not expanded, since a later round can replace them."""
     from tsdkd.artifacts.manifest import MADE_BY, MANIFEST_FILE, load_manifest
     from tsdkd.artifacts.reader import check_parents
 
@@ -92,7 +94,7 @@ def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -
 
 
 def _parent_path(path: Path, parent: Parent) -> str:
-    """The name of a dataset; else the path, relative to the working directory if it lies below."""
+    """The name of a hub dataset; else the path, relative to the working directory if it lies below."""
     from tsdkd.artifacts.manifest import HUB_DATASET
 
     if parent.kind == HUB_DATASET:

@@ -19,7 +19,7 @@ from tsdkd.stages.config.option import parameter_name, union_members
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """What a file may hold under one key."""
+    """One key of a file: the name, type and declaration of its option."""
 
     name: str
     """The option's name without dashes."""

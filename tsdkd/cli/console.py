@@ -27,7 +27,7 @@ err = Console(stderr=True, highlight=False, emoji=False)
 
 
 class ConsoleObserver:
-    """Shows what stages report (see `tsdkd.stages.observer.Observer`)."""
+    """Shows the reports of stages on the terminal (see `tsdkd.stages.observer.Observer`)."""
 
     def __init__(self, *, plain: bool = False) -> None:
         """`plain`: lines for a log, even on a terminal."""

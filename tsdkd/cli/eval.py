@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def read_eval_config(context: typer.Context) -> EvalConfig:
-    """With benchmarks by their full names. Raises InputError for an unknown one."""
+    """The configuration, with benchmarks by their full names. Raises InputError for an unknown benchmark."""
     config = options.read_config(context, EvalConfig)
     return replace(config, tasks=tuple(benchmark.name for benchmark in choose_benchmarks(config.tasks)))
 
@@ -32,7 +32,7 @@ def command(
     config: EvalConfig,
     compared: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR]...", help="With --compare: results, or runs that hold some.", show_default=False),
+        typer.Argument(metavar="[DIR]...", help="With --compare: results, or runs with results.", show_default=False),
     ] = None,
     run: options.Run = options.DEFAULT_RUN,
     model: Annotated[
@@ -185,7 +185,7 @@ def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | 
 
 
 def find_results(paths: list[Path]) -> dict[str, Artifact]:
-    """Results by the shortest names that tell them apart, of artifacts or runs. Raises InputError."""
+    """Results of artifacts or runs, by the shortest distinct names. Raises InputError."""
     from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.results.compare import model_sort_key, shorten_paths
@@ -201,7 +201,7 @@ def find_results(paths: list[Path]) -> dict[str, Artifact]:
         complete = [file for file in results if load_manifest(file).state == "complete"]
         if complete:
             for file in sorted({*results} - {*complete}):
-                observer.info(f"{file} is incomplete and left out.")
+                observer.info(f"{file} is incomplete: skipped.")
         selected += sorted(complete or results, key=model_sort_key)
     selected = list({path.resolve(): path for path in selected}.values())
     return {name: read_artifact(path, "results") for name, path in zip(shorten_paths(selected), selected, strict=True)}

@@ -40,8 +40,8 @@ def command(
     manifest, summary = artifact.manifest, artifact.manifest.summary
     skipped = format_skipped(summary["prompts_skipped"], config.max_prompt_tokens)
     per_response = summary["response_tokens"] / summary["responses"]
-    teacher_part = summary["teacher_tokens"] / summary["response_tokens"]
-    by_teacher = f", {teacher_part:.0%} by the teacher" if len(models) > 1 else ""
+    teacher_fraction = summary["teacher_tokens"] / summary["response_tokens"]
+    by_teacher = f", {teacher_fraction:.0%} by the teacher" if len(models) > 1 else ""
     show_pairs(
         "rollouts",
         [

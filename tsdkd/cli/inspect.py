@@ -100,7 +100,7 @@ def _response(
     if teacher is None:
         return inspect_scores(scores or run / "scores", config, rollouts, checkpoint, student, after, ConsoleObserver())
     if scores:
-        raise InputError("--teacher reads instead of --scores.", "Leave one of them out.")
+        raise InputError("--teacher and --scores are both given.", "Give one of them.")
     rollouts = rollouts or run / "rollouts"
     recorded = read_artifact(rollouts, "rollouts", "--rollouts", hashed=False).manifest
     return inspect_models(rollouts, config, defaults.student(student, recorded), defaults.model(teacher), after)
@@ -111,5 +111,5 @@ def _parse_positions(value: str | None) -> range | None:
         return None
     match = re.fullmatch(r"(\d+)-(\d+)", value)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"--positions is {value!r}.", "Give the first and the last, such as 1-40.")
+        raise InputError(f"--positions is {value!r}.", "Give the first and the last position, such as 1-40.")
     return range(int(match[1]), int(match[2]) + 1)

@@ -1,4 +1,4 @@
-"""Options as typer knows them: those of a configuration, made from its fields, and those that commands share."""
+"""Options for typer: those of a configuration, made from its fields, and those of several commands."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -80,8 +80,8 @@ def read_config(context: typer.Context, kind: type[Config]) -> Config:
 def option_values(context: typer.Context, kind: type, *, given: bool = False, prefix: str = "") -> dict[str, Any]:
     """The values of a configuration's options by dotted key. Raises InputError.
 
-    `given`: only those that stand on the command line or in the --config file. `prefix`: only keys that begin so,
-    without it.
+    `given`: only options on the command line or in the --config file. `prefix`: only keys with this prefix, which is
+    removed.
     """
     return {
         option.key.removeprefix(prefix): option.parse(context.params[option.parameter])
@@ -91,7 +91,7 @@ def option_values(context: typer.Context, kind: type, *, given: bool = False, pr
 
 
 def is_given(context: typer.Context, parameter: str) -> bool:
-    """Does the option stand on the command line or in the --config file?"""
+    """Whether the option is given, on the command line or in the --config file."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name in {"COMMANDLINE", "DEFAULT_MAP"}
 
@@ -104,7 +104,7 @@ def configured(
     """Give a command the options of a configuration; it receives the finished configuration as `config`.
 
     Adds --config, and orders the options as help shows them. `read`: makes the configuration from the options;
-    `choices`: words to choose from, by the name of an option whose type does not list them.
+    `choices`: words to choose from, by option name, where the option's type does not list them.
     """
 
     def decorate(command: Command) -> Command:
@@ -130,7 +130,7 @@ def configured(
 
 
 def typer_parameter(option: ConfigOption, choices: Iterable[str]) -> inspect.Parameter:
-    """The parameter of a command that stands for an option; its help lists the `choices`."""
+    """The parameter of a command for an option; its help lists the `choices`."""
     info = option.option
     names = [f"--{option.name}"]
     type_, default, metavar = option.type, option.default, info.metavar
@@ -170,7 +170,7 @@ def _group_rank(parameter: inspect.Parameter) -> int:
 
 
 def require_page(html: Path | None) -> None:
-    """Raise InputError unless a page can be written there; only pages are ever replaced."""
+    """Raise InputError unless `html` names an .html file in an existing directory; no other file is ever replaced."""
     if html is None:
         return
     if html.suffix != ".html" or html.is_dir():

@@ -59,7 +59,7 @@ def command(
 
 
 def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of the lines, without empty ones and comments."""
+    """Number and text of each line that is neither empty nor a comment."""
     if str(file) != "-" and not file.is_file():
         raise InputError(
             f"The file {file} does not exist.", "Name a file with one command a line, or - for standard input."
@@ -71,7 +71,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _parse(number: int, line: str, root: Any) -> typer.Context:
-    """A line, parsed by the command that it calls. Raises InputError for what the command would refuse."""
+    """A line, parsed by the command that it calls. Raises InputError for a line that the command would refuse."""
     with _errors_name_line(number):
         try:
             words = shlex.split(line, comments=True)

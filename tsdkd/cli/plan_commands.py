@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def plan_command(context: typer.Context, planner: Planner) -> PlanRow:
-    """The row of a parsed command. Raises InputError for what the command would refuse."""
-    return _PLANNED.get(str(context.info_name), _plan_free)(context, planner)
+    """The row of a parsed command. Raises InputError for options that the command would refuse."""
+    return _PLANNED.get(str(context.info_name), _plan_without_cost)(context, planner)
 
 
-def _plan_free(context: typer.Context, planner: Planner) -> PlanRow:
+def _plan_without_cost(context: typer.Context, planner: Planner) -> PlanRow:
     from tsdkd.stages.plan.stage import PlanRow
 
     return PlanRow(str(context.info_name), "", None)
@@ -57,7 +57,7 @@ def _plan_train(context: typer.Context, planner: Planner) -> PlanRow:
 def _plan_eval(context: typer.Context, planner: Planner) -> PlanRow:
     given = context.params
     if given["compare"]:
-        return _plan_free(context, planner)
+        return _plan_without_cost(context, planner)
     config, models = read_eval_config(context), parse_models("--model", list(given["model"] or ()))
     if not models:
         checkpoint = _path(given, "checkpoint")
@@ -74,7 +74,7 @@ def _plan_eval(context: typer.Context, planner: Planner) -> PlanRow:
 
 def _plan_prune(context: typer.Context, planner: Planner) -> PlanRow:
     planner.prune(context.params["teacher"], Path(context.params["output"]), context.params["drop"])
-    return _plan_free(context, planner)
+    return _plan_without_cost(context, planner)
 
 
 _PLANNED: dict[str, Callable[[typer.Context, Planner], PlanRow]] = {
@@ -87,7 +87,7 @@ _PLANNED: dict[str, Callable[[typer.Context, Planner], PlanRow]] = {
 
 
 def _path(given: dict[str, Any], kind: str) -> Path:
-    """Of an artifact: as given, else in the run."""
+    """The path of an artifact: as given, else in the run."""
     return Path(given[kind] or Path(given["run"]) / kind)
 
 

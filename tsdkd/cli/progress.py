@@ -26,7 +26,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 MAX_WIDTH = 60
 """Columns of a sparkline, at most."""
 MAX_POINTS = 2048
-"""Points that a history keeps, an even number."""
+"""The most points of a history; an even number."""
 LABEL_WIDTH = 50
 """Columns beside a sparkline, for the metric's name, value and range."""
 

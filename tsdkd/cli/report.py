@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Write an HTML page about runs: settings, results, curves, responses, warnings, cost, lineage and commands.
 
-    Unfinished runs count too. Several runs stand side by side, starting with the settings that differ.
+    Partial runs are reported too. Several runs are shown side by side, their differences first.
     """
     options.require_page(html)
 

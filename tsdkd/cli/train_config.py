@@ -1,4 +1,4 @@
-"""The configuration of `tsdkd train` from its options: which belong together, and what the method decides."""
+"""The configuration of `tsdkd train`: options that belong together, with the defaults of the method."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def read_train_config(context: typer.Context) -> TrainConfig:
 
 
 def read_objective(context: typer.Context, method: Method) -> TSDKDConfig:
-    """The method's objective with the options that are given. Raises InputError for one that the method lacks."""
+    """The method's objective with the given options. Raises InputError for an option that the method does not have."""
     given = _given(context, "objective.")
     if "released" in given:
         given["released"] = _ordered(given["released"])
@@ -62,7 +62,7 @@ def _online(context: typer.Context, method: Method) -> OnlineConfig | None:
     config: OnlineConfig = build(OnlineConfig, values | nested)
     if given.get("sampling.teacher_fraction") and not (fraction or replay):
         raise InputError(
-            "--teacher-fraction needs fresh responses, and --lambda is 0.", "Leave it out, or raise --lambda."
+            "--teacher-fraction needs sampled responses, and --lambda is 0.", "Leave it out, or raise --lambda."
         )
     if inputs["scores"]:
         raise InputError("--scores is for offline training.", "Leave out --scores, or the options of online training.")

@@ -141,7 +141,7 @@ def test_benchmarks_are_added_to_existing_results(
         evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("embedded",), limit=2))
 
 
-def test_an_interrupted_benchmark_may_be_left_out(
+def test_an_interrupted_benchmark_may_be_omitted(
     student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_benchmark = stage.harness.run_benchmark
@@ -249,7 +249,7 @@ def test_truncated_prompts_are_counted(student: Path, rows: Path, tmp_path: Path
 
 
 def test_a_limit_that_leaves_no_space_for_the_prompt_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="up to 512 tokens, but prompt and response share 512") as caught:
+    with pytest.raises(InputError, match="up to 512 tokens, but the context has 512") as caught:
         evaluate(str(student), tmp_path / "r", EvalConfig(("gsm8k",)), data=rows)
     assert "--max-new-tokens" in caught.value.remedy
     assert not (tmp_path / "r").exists()
@@ -352,7 +352,7 @@ def test_local_datasets_and_models_need_no_network(student: Path, rows: Path, pu
         "2",
     ]
     words += ["--max-new-tokens", "4", "--allow-code-execution", "--results", str(tmp_path)]
-    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert "network:" not in found.stdout
-    assert "ifeval" in found.stdout
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "network:" not in done.stdout
+    assert "ifeval" in done.stdout

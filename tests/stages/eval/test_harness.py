@@ -62,7 +62,7 @@ GOLD: dict[str, Respond] = {
     "musr": lambda r: r.arguments[1].strip() == r.doc["answer_choice"],
 }
 NO_NUMBER = "None"
-"""GSM-Plus: the gold answer of 300 of the 2,400 rows of its small set, whose questions are incomplete. No filter
+"""GSM-Plus: the gold answer of 300 of the 2,400 rows of its small set, whose prompts are incomplete. No filter
 matches it."""
 
 
@@ -103,7 +103,7 @@ def test_a_constant_response_scores_0(name: str, real_data: Path) -> None:
 def test_math_verify_accepts_answers_that_string_comparison_rejects(real_data: Path) -> None:
     """A boxed answer in a sentence scores 0 as a string and 1 by math_verify; a bare answer scores 1 by both."""
     responses = {
-        "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as was asked.",
+        "boxed": lambda r: f"So we find that the value is $\\boxed{{{r.doc['answer']}}}$, as required.",
         "bare": lambda r: r.doc["answer"],
     }
     found = {}

@@ -41,8 +41,8 @@ def test_a_refused_attempt(attempt: str) -> None:
 
 
 def test_threads_are_refused() -> None:
-    found = sandbox.run_program("import threading\nwhile True: threading.Thread(target=input).start()")
-    assert "can't start new thread" in found.error
+    outcome = sandbox.run_program("import threading\nwhile True: threading.Thread(target=input).start()")
+    assert "can't start new thread" in outcome.error
 
 
 def test_memory_is_limited() -> None:
@@ -52,8 +52,8 @@ def test_memory_is_limited() -> None:
 
 def test_a_limit_cannot_be_raised() -> None:
     infinite = "resource.RLIM_INFINITY"
-    found = sandbox.run_program(f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({infinite}, {infinite}))")
-    assert not found.passed
+    outcome = sandbox.run_program(f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({infinite}, {infinite}))")
+    assert not outcome.passed
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_a_limit_cannot_be_raised() -> None:
 )
 def test_no_file_outside_is_written(attempt: str, tmp_path: Path) -> None:
     (tmp_path / "old").write_text("unchanged")
-    found = sandbox.run_program(f"import os, pathlib\nDIRECTORY = pathlib.Path({str(tmp_path)!r})\n{attempt}")
-    assert "PermissionError" in found.error
+    outcome = sandbox.run_program(f"import os, pathlib\nDIRECTORY = pathlib.Path({str(tmp_path)!r})\n{attempt}")
+    assert "PermissionError" in outcome.error
     assert [file.name for file in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old").read_text() == "unchanged"
 
 
 def test_the_home_directory_is_empty_and_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
-    found = sandbox.run_program(
+    outcome = sandbox.run_program(
         "import os\nassert os.environ['HOME'] == os.getcwd() and os.listdir() == [] and 'SECRET' not in os.environ\n"
         "raise ValueError(os.getcwd())"
     )
-    assert found.error.startswith("ValueError: /")
-    assert not Path(found.error.removeprefix("ValueError: ")).exists()
+    assert outcome.error.startswith("ValueError: /")
+    assert not Path(outcome.error.removeprefix("ValueError: ")).exists()
 
 
 def test_an_endless_loop_exceeds_the_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def core_weights(row: dict[str, Any], objective: TSDKDConfig, fraction: float | 
     """The token weights that the core selects."""
     student, teacher = (torch.tensor([row[f"{role}_entropy"]]) for role in ("student", "teacher"))
     selected = select(student, teacher, torch.ones_like(student, dtype=torch.bool), objective, fraction)
-    return {name: getattr(selected, name)[0].tolist() for name in ("ranking", "entropy", "gate")}
+    return {name: getattr(selected, name)[0].tolist() for name in ("indirect", "entropy", "gate")}
 
 
 @pytest.mark.parametrize("settings", [{}, {"opener": 0.4, "em_ratio": 0.3, "tau": 0.2}, {"gate": False, "opener": 1.0}])
@@ -83,7 +83,7 @@ def test_tokens_match_the_artifact_and_the_core_selection(
             assert all(name == text for name, text in readable)
             assert token.before.level == sum(row["student_entropy"][i] >= bound for bound in ENTROPY_LEVELS)
         expected = core_weights(row, TSDKDConfig(k=4, **settings))
-        assert [token.in_opener for token in response.tokens] == [weight > 0 for weight in expected["ranking"]]
+        assert [token.in_opener for token in response.tokens] == [weight > 0 for weight in expected["indirect"]]
         assert [token.in_entropy_term for token in response.tokens] == [weight > 0 for weight in expected["entropy"]]
         assert [token.gate for token in response.tokens] == pytest.approx(expected["gate"], abs=1e-6)
 
@@ -100,7 +100,7 @@ def test_a_smaller_k_ranks_fewer_candidates(run: Path, rows: JoinedRows) -> None
 
 def test_a_response_is_chosen_by_gap_by_opener_or_at_random(run: Path, rows: JoinedRows) -> None:
     gaps = [np.mean(row["student_entropy"]) - np.mean(row["teacher_entropy"]) for row in rows]
-    openers = [sum(weight > 0 for weight in core_weights(row, TSDKDConfig(opener=0.3))["ranking"]) for row in rows]
+    openers = [sum(weight > 0 for weight in core_weights(row, TSDKDConfig(opener=0.3))["indirect"]) for row in rows]
     assert inspect_run(run, sample_id="largest-gap").sample_id == rows[int(np.argmax(gaps))]["sample_id"]
     assert (
         inspect_run(run, sample_id="longest-opener", opener=0.3).sample_id == rows[int(np.argmax(openers))]["sample_id"]
@@ -225,11 +225,11 @@ def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, open
     assert sorted(aggregate.opener_lengths.elements()) == sorted(response.opener_length for response in responses)
     assert sum(count for _, count in aggregate.opener_length_bins) == len(rows)
     assert sorted(aggregate.opener_fractions.elements()) == sorted(response.opener_fraction for response in responses)
-    shares = [
+    fractions = [
         sum(t.before.student_entropy for t in r.tokens if t.in_opener) / sum(t.before.student_entropy for t in r.tokens)
         for r in responses
     ]
-    assert aggregate.opener_entropy_share / len(rows) == pytest.approx(np.mean(shares))
+    assert aggregate.opener_entropy_fractions / len(rows) == pytest.approx(np.mean(fractions))
     assert aggregate.gates.counts.tolist() == np.histogram([t.gate for t in tokens], 10, (0, 1))[0].tolist()
     assert aggregate.gates.mean == pytest.approx(np.mean([t.gate for t in tokens]))
     assert aggregate.agreement.mean == pytest.approx(np.mean([t.before.agreement for t in tokens]))
@@ -239,7 +239,7 @@ def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, open
     assert aggregate.objective == objective
 
 
-def test_long_openers_share_bins(run: Path) -> None:
+def test_lengths_of_long_openers_are_binned(run: Path) -> None:
     aggregate = inspect_all(run / "scores", InspectConfig())
     aggregate.opener_lengths.clear()
     aggregate.opener_lengths.update({1: 3, 2: 1, 3: 4, 24: 2})

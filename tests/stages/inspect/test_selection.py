@@ -28,7 +28,7 @@ def test_the_opener_equals_the_cores(entropies: np.ndarray, fraction: float) -> 
 
 
 @given(ENTROPIES, FRACTIONS)
-def test_the_top_entropies_equal_the_cores(entropies: np.ndarray, ratio: float) -> None:
+def test_the_top_entropy_mask_equals_the_cores(entropies: np.ndarray, ratio: float) -> None:
     expected = top_entropy_mask(*as_batch(entropies), ratio)[0]
     assert selection.top_entropy_mask(entropies, ratio).tolist() == expected.tolist()
 
@@ -42,7 +42,7 @@ def test_binary_fractions_do_not_move_boundaries(length: int, ratio: float, coun
 
 
 def test_rounding_does_not_lengthen_an_opener() -> None:
-    """The first position's share of the total, times the total, exceeds the first position by rounding."""
+    """The first position's fraction of the total, times the total, exceeds the first position by rounding."""
     entropies = np.array([0.8, 0.4, 0.8, 0.3], dtype=np.float32)
     cumulated = entropies.astype(np.float64).cumsum()
     fraction = float(cumulated[0] / cumulated[-1])

@@ -65,11 +65,11 @@ def test_wins_losses_and_mcnemar() -> None:
         np.array([1, 1, 1, 1, 1, 1, 0, 1, 1, 0.0]),
         np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 0.0]),
     )
-    found = paired_difference(model_scores, baseline_scores, np.ones(10))
-    assert (found.wins, found.losses, found.documents) == (6, 1, 10)
-    assert found.value == pytest.approx(0.5)
-    assert found.p == pytest.approx(2 * (1 + 7) / 2**7)
-    assert found.stderr == pytest.approx(np.std(model_scores - baseline_scores, ddof=1) / 10**0.5)
+    difference = paired_difference(model_scores, baseline_scores, np.ones(10))
+    assert (difference.wins, difference.losses, difference.documents) == (6, 1, 10)
+    assert difference.value == pytest.approx(0.5)
+    assert difference.p == pytest.approx(2 * (1 + 7) / 2**7)
+    assert difference.stderr == pytest.approx(np.std(model_scores - baseline_scores, ddof=1) / 10**0.5)
     assert paired_difference(model_scores, model_scores, np.ones(10)).p == 1
 
 
@@ -88,16 +88,16 @@ def test_graded_scores_are_bootstrapped() -> None:
     generator = np.random.default_rng(1)
     gains = generator.normal(size=400)
     gains += 2 * gains.std(ddof=1) / 20 - gains.mean()
-    found = paired_difference(0.5 + gains, np.full(400, 0.5), np.ones(400))
-    assert found.value == pytest.approx(2 * found.stderr)
-    assert found.p == pytest.approx(0.046, abs=0.01)
+    difference = paired_difference(0.5 + gains, np.full(400, 0.5), np.ones(400))
+    assert difference.value == pytest.approx(2 * difference.stderr)
+    assert difference.p == pytest.approx(0.046, abs=0.01)
 
 
 def test_weights_count_in_difference_and_error() -> None:
     model_scores, baseline_scores, weights = np.array([1.0, 0.5]), np.array([0.0, 0.5]), np.array([3.0, 1.0])
-    found = paired_difference(model_scores, baseline_scores, weights)
-    assert found.value == pytest.approx(3 / 4)
-    assert found.stderr == pytest.approx((2 * ((3 * 0.25) ** 2 + (1 * 0.75) ** 2)) ** 0.5 / 4)
+    difference = paired_difference(model_scores, baseline_scores, weights)
+    assert difference.value == pytest.approx(3 / 4)
+    assert difference.stderr == pytest.approx((2 * ((3 * 0.25) ** 2 + (1 * 0.75) ** 2)) ** 0.5 / 4)
 
 
 def test_the_baseline_is_the_student_and_pairs_share_a_document(tmp_path: Path) -> None:
@@ -105,23 +105,23 @@ def test_the_baseline_is_the_student_and_pairs_share_a_document(tmp_path: Path) 
         "teacher": results(tmp_path / "t", {"gsm8k": binary_scores("1111")}),
         "student": results(tmp_path / "s", {"gsm8k": binary_scores("0011")}, first=1),
     }
-    found = compare(artifacts)
-    assert found.baseline == "student"
-    difference = found.differences["teacher"]["gsm8k"]
+    comparison = compare(artifacts)
+    assert comparison.baseline == "student"
+    difference = comparison.differences["teacher"]["gsm8k"]
     assert (difference.documents, difference.wins, difference.losses) == (3, 2, 0)  # documents 1, 2, 3
-    assert found.scores["teacher"]["gsm8k"].documents == 4
+    assert comparison.scores["teacher"]["gsm8k"].documents == 4
     assert compare(artifacts, baseline="teacher").differences["student"]["gsm8k"].value == pytest.approx(-2 / 3)
 
 
 def test_averages_weight_benchmarks_equally(tmp_path: Path) -> None:
     model_scores = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("11")}
     baseline_scores = {"gsm8k": binary_scores("0100"), "sciq": binary_scores("10")}
-    found = compare({"a": results(tmp_path / "a", model_scores), "b": results(tmp_path / "b", baseline_scores)})
-    assert found.benchmarks == ("gsm8k", "sciq", AVERAGE)
-    assert found.baseline == "a"
-    assert found.scores["a"][AVERAGE].value == pytest.approx(0.75)
-    assert found.scores["a"][AVERAGE].stderr == pytest.approx((1 / 12) ** 0.5 / 2)  # sciq's is 0
-    difference = found.differences["b"][AVERAGE]
+    comparison = compare({"a": results(tmp_path / "a", model_scores), "b": results(tmp_path / "b", baseline_scores)})
+    assert comparison.benchmarks == ("gsm8k", "sciq", AVERAGE)
+    assert comparison.baseline == "a"
+    assert comparison.scores["a"][AVERAGE].value == pytest.approx(0.75)
+    assert comparison.scores["a"][AVERAGE].stderr == pytest.approx((1 / 12) ** 0.5 / 2)  # sciq's is 0
+    difference = comparison.differences["b"][AVERAGE]
     assert difference.value == pytest.approx(-(1 / 4 + 1 / 2) / 2)
     assert difference.stderr == pytest.approx((0.25**2 + 0.5**2) ** 0.5 / 2)
     assert 0.1 < difference.p < 0.2  # 1.34 standard errors
@@ -129,9 +129,9 @@ def test_averages_weight_benchmarks_equally(tmp_path: Path) -> None:
 
 def test_a_model_without_one_of_the_benchmarks_has_no_average(tmp_path: Path) -> None:
     a = results(tmp_path / "a", {"gsm8k": binary_scores("10"), "sciq": binary_scores("10")})
-    found = compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": binary_scores("11")})})
-    assert AVERAGE not in found.scores["b"]
-    assert set(found.differences["b"]) == {"gsm8k"}
+    comparison = compare({"a": a, "b": results(tmp_path / "b", {"gsm8k": binary_scores("11")})})
+    assert AVERAGE not in comparison.scores["b"]
+    assert set(comparison.differences["b"]) == {"gsm8k"}
 
 
 def test_a_difference_without_common_documents_is_skipped_alone(tmp_path: Path) -> None:
@@ -140,11 +140,11 @@ def test_a_difference_without_common_documents_is_skipped_alone(tmp_path: Path) 
         {"gsm8k": binary_scores("11"), "sciq": binary_scores("1")},
     )
     a, b = results(tmp_path / "a", model_scores, first=5), results(tmp_path / "b", baseline_scores)
-    found = compare({"b": b, "a": a, "c": b}, skip_unpaired=True)
-    assert found.scores.keys() == {"a", "b", "c"}
-    assert (found.differences["a"], found.differences["c"].keys()) == ({}, {"gsm8k", "sciq", AVERAGE})
-    assert len(found.skipped) == 1
-    assert found.skipped[0].startswith("a and b have no documents of gsm8k in common.")
+    comparison = compare({"b": b, "a": a, "c": b}, skip_unpaired=True)
+    assert comparison.scores.keys() == {"a", "b", "c"}
+    assert (comparison.differences["a"], comparison.differences["c"].keys()) == ({}, {"gsm8k", "sciq", AVERAGE})
+    assert len(comparison.skipped) == 1
+    assert comparison.skipped[0].startswith("a and b have no documents of gsm8k in common.")
 
 
 def test_shortened_paths_differ() -> None:
@@ -182,26 +182,28 @@ def test_the_papers_rows_are_those_of_the_models_pair(name: str, teachers_gsm8k:
 
 
 def test_a_pair_can_be_named_and_its_average_is_the_papers(tmp_path: Path) -> None:
-    found = compare({"m": results(tmp_path / "m", {"gsm8k": binary_scores("1"), "ifeval": [(0.5, 2)]})}, paper="gemma2")
-    assert found.published["tsdkd"][AVERAGE].value == pytest.approx((0.553 + 0.665) / 2)
+    comparison = compare(
+        {"m": results(tmp_path / "m", {"gsm8k": binary_scores("1"), "ifeval": [(0.5, 2)]})}, paper="gemma2"
+    )
+    assert comparison.published["tsdkd"][AVERAGE].value == pytest.approx((0.553 + 0.665) / 2)
 
 
 def test_the_average_covers_the_benchmarks_of_the_paper(tmp_path: Path) -> None:
-    """Table 3 does not report sciq, so the average leaves it out and a note says so."""
+    """Table 3 does not report sciq, so the average excludes it, and a note reports this."""
     model_scores = {"gsm8k": binary_scores("1100"), "sciq": binary_scores("1111"), "ifeval": [(0.9, 1)]}
-    found = compare({"gate": results(tmp_path / "m", model_scores)}, paper="table-3")
-    assert found.scores["gate"][AVERAGE].value == pytest.approx((0.5 + 0.9) / 2)
-    assert found.published["gate"][AVERAGE].value == pytest.approx((0.583 + 0.542) / 2)
-    assert "average: it covers gsm8k, ifeval, which the paper reports in table-3" in found.notes
+    comparison = compare({"gate": results(tmp_path / "m", model_scores)}, paper="table-3")
+    assert comparison.scores["gate"][AVERAGE].value == pytest.approx((0.5 + 0.9) / 2)
+    assert comparison.published["gate"][AVERAGE].value == pytest.approx((0.583 + 0.542) / 2)
+    assert "average: it covers gsm8k, ifeval, which the paper reports in table-3" in comparison.notes
 
 
 @pytest.mark.parametrize(("paper", "other"), [("gemma2", "sciq"), ("figure-4", "sciq")])
 def test_an_average_of_fewer_benchmarks_is_noted(paper: str, other: str, tmp_path: Path) -> None:
     """The table reports one of them, or the figure averages over others."""
     model_scores = {"gsm8k": binary_scores("1100"), other: binary_scores("1111")}
-    found = compare({"m": results(tmp_path / "m", model_scores)}, paper=paper)
-    assert found.scores["m"][AVERAGE].value == pytest.approx(0.5)
-    assert any(note.startswith("average: it covers gsm8k, which") for note in found.notes)
+    comparison = compare({"m": results(tmp_path / "m", model_scores)}, paper=paper)
+    assert comparison.scores["m"][AVERAGE].value == pytest.approx(0.5)
+    assert any(note.startswith("average: it covers gsm8k, which") for note in comparison.notes)
 
 
 def test_a_figure_is_compared_by_the_average_of_its_six_benchmarks_alone(tmp_path: Path) -> None:
@@ -216,9 +218,9 @@ def test_a_figure_is_compared_by_the_average_of_its_six_benchmarks_alone(tmp_pat
 
 
 def test_a_table_without_any_of_the_benchmarks_is_noted(tmp_path: Path) -> None:
-    found = compare({"gate": results(tmp_path / "m", {"embedded": binary_scores("10")})}, paper="table-3")
-    assert not found.published
-    assert found.notes == ("paper, table-3: the paper reports none of these benchmarks",)
+    comparison = compare({"gate": results(tmp_path / "m", {"embedded": binary_scores("10")})}, paper="table-3")
+    assert not comparison.published
+    assert comparison.notes == ("paper, table-3: the paper reports none of these benchmarks",)
 
 
 def test_an_unknown_table_is_refused_with_the_list() -> None:

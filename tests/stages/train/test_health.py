@@ -63,7 +63,7 @@ def test_signs(name: str, value: float, bad: bool) -> None:
     for _ in range(5):
         assert monitor.update(HEALTHY) == []
     found = [monitor.update(HEALTHY | {name: value}) for _ in range(6)]
-    assert found[0] == []  # one step is no collapse
+    assert found[0] == []  # one step is no degeneration
     assert [sign.metric for sign in found[-1]] == ([name] if bad else [])
     assert sum(sign.is_new for signs in found for sign in signs) == bad
 
@@ -131,10 +131,10 @@ def test_a_stopped_run_ends_with_its_last_saved_step(
         on_save(self, args, state, control)
 
     monkeypatch.setattr(saved_steps.StateCallback, "on_save", remember)
-    found = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True))
+    checkpoint = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_degeneration=True))
     assert saved.keys() == {2}
-    assert all(torch.equal(found[name], saved[2][name]) for name in found)
-    assert not torch.equal(found["lm_head.weight"], weights(student)["lm_head.weight"])
+    assert all(torch.equal(checkpoint[name], saved[2][name]) for name in checkpoint)
+    assert not torch.equal(checkpoint["lm_head.weight"], weights(student)["lm_head.weight"])
     assert len(metrics(tmp_path / "c")) == 2
     assert load_manifest(tmp_path / "c").summary["degenerated_at"] == 4
 
@@ -146,10 +146,10 @@ def test_degeneration_before_a_saved_step_is_an_error(
     degenerating: None,
 ) -> None:
     with pytest.raises(TsdkdError, match="degenerated at step 4, before a step was saved"):
-        learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_collapse=True, save_steps=50))
+        learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_degeneration=True, save_steps=50))
 
 
-def test_the_best_measured_step_is_kept(
+def test_the_checkpoint_is_the_best_measured_step(
     run: Path,
     student: Path,
     tmp_path: Path,
@@ -165,9 +165,9 @@ def test_the_best_measured_step_is_kept(
 
     monkeypatch.setattr(DistillationTrainer, "evaluate", evaluated)
     config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, learning_rate=1e-2)
-    found = learn(run, student, tmp_path / "c", config, observer=observer)
-    assert all(torch.equal(found[name], states[1][name]) for name in found)
-    assert not torch.equal(found["lm_head.weight"], states[-1]["lm_head.weight"])
+    checkpoint = learn(run, student, tmp_path / "c", config, observer=observer)
+    assert all(torch.equal(checkpoint[name], states[1][name]) for name in checkpoint)
+    assert not torch.equal(checkpoint["lm_head.weight"], states[-1]["lm_head.weight"])
     summary = load_manifest(tmp_path / "c").summary
     assert (summary["best_step"], summary["best_kl"]) == (2, 1.0)
     assert sum("on held-out prompts" in line for line in observer.messages) == len(states) > 2
@@ -186,9 +186,9 @@ def test_a_stopped_run_that_was_measured_keeps_its_best_step(
 
     monkeypatch.setattr(DistillationTrainer, "evaluate", evaluated)
     config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, epochs=3, learning_rate=1e-2)
-    found = learn(run, student, tmp_path / "c", replace(config, stop_on_collapse=True))
+    checkpoint = learn(run, student, tmp_path / "c", replace(config, stop_on_degeneration=True))
     assert len(states) == 3
-    assert all(torch.equal(found[name], states[1][name]) for name in found)
+    assert all(torch.equal(checkpoint[name], states[1][name]) for name in checkpoint)
     assert load_manifest(tmp_path / "c").summary["best_step"] == 2
 
 

@@ -116,18 +116,18 @@ def test_lambda_is_the_fraction_of_prompts_that_the_student_responds_to(
     student: Path, teacher: Path, tmp_path: Path
 ) -> None:
     reader = load_model(str(student))
-    kept = [
+    samples = [
         {"sample_id": str(i), "prompt_id": str(i), "prompt_ids": [65, 66], "response_ids": [7], "finish_reason": "stop"}
         for i in range(200)
     ]
     for fraction, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
         source = OnlineSource(
-            kept, load_model(str(teacher)), LocalSampler(replace(SAMPLING, max_new_tokens=2)), fraction
+            samples, load_model(str(teacher)), LocalSampler(replace(SAMPLING, max_new_tokens=2)), fraction
         )
-        steps = [source.with_responses(kept, reader, (0, step)) for step in (0, 1)]
-        fresh = [{s["sample_id"] for s in found if s["response_ids"] != [7]} for found in steps]
-        assert all(least <= len(which) <= most for which in fresh)
-        assert (fresh[0] != fresh[1]) == (fraction == 0.3)
+        steps = [source.with_responses(samples, reader, (0, step)) for step in (0, 1)]
+        sampled = [{s["sample_id"] for s in step if s["response_ids"] != [7]} for step in steps]
+        assert all(least <= len(ids) <= most for ids in sampled)
+        assert (sampled[0] != sampled[1]) == (fraction == 0.3)
 
 
 @pytest.mark.parametrize("cut_at", [1, 3])
@@ -198,11 +198,11 @@ def test_offline_training_logs_how_stale_its_scores_are(
 
 def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:
     reader = load_model(str(student))
-    kept, _ = samples_from_prompts(Prompts(prompts), reader, 512)
-    source = OnlineSource(kept, reader, LocalSampler(SAMPLING), 1.0)
+    samples, _ = samples_from_prompts(Prompts(prompts), reader, 512)
+    source = OnlineSource(samples, reader, LocalSampler(SAMPLING), 1.0)
     trained, held_out = split_held_out(source, replace(ONLINE, held_out=0.5, eval_steps=1))
     assert sorted(trained + held_out) == list(range(10))
-    fewer = OnlineSource(kept[3:], reader, LocalSampler(SAMPLING), 1.0)
+    fewer = OnlineSource(samples[3:], reader, LocalSampler(SAMPLING), 1.0)
     assert {fewer.prompt_id(i) for i in split_held_out(fewer, replace(ONLINE, held_out=0.5, eval_steps=1))[1]} == {
         source.prompt_id(i) for i in held_out if i >= 3
     }
@@ -218,6 +218,6 @@ def test_settings_that_do_not_change_the_result_are_not_recorded() -> None:
         replace(ONLINE, online=replace(ONLINE.online, sampling=replace(SAMPLING, memory_fraction=0.2))),
     ):
         assert recorded_settings(other) == base
-    stopping = replace(ONLINE, stop_on_collapse=True)
+    stopping = replace(ONLINE, stop_on_degeneration=True)
     assert recorded_settings(stopping) != recorded_settings(replace(stopping, save_steps=7))
     assert recorded_settings(replace(ONLINE, online=replace(ONLINE.online, student_fraction=0.5))) != base

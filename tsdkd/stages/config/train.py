@@ -168,7 +168,9 @@ class TrainConfig:
         0, "Steps between measurements; the best measured step is kept.", group=MONITORING, min_=0, common=True
     )
     """0: no measurements."""
-    stop_on_collapse: bool = option(False, "Stop a degenerate run and keep its last good saved step.", group=MONITORING)
+    stop_on_degeneration: bool = option(
+        False, "Stop a run that degenerates; the checkpoint is its best measured or last saved step.", group=MONITORING
+    )
     save_steps: int = option(
         100, "Steps between saves; an interruption loses the steps after the last one.", group=MONITORING, min_=1
     )

@@ -25,7 +25,7 @@ Tasks = dict[str, Any]
 
 
 def require_prerequisites(benchmarks: list[Benchmark], data: Path | None, allow_code: bool) -> None:
-    """Raises InputError that reports all missing prerequisites together, before the first response is generated."""
+    """Raise one InputError for all missing prerequisites, before the first response."""
     missing = [error for benchmark in benchmarks for error in _missing_prerequisites(benchmark, data, allow_code)]
     if missing:
         raise InputError(" ".join(error.cause for error in missing), " ".join(error.remedy for error in missing))
@@ -152,7 +152,7 @@ def run_benchmark(
             apply_chat_template=chat,
             fewshot_as_multiturn=True,
             bootstrap_iters=0,
-            confirm_run_unsafe_code=True,  # `require_prerequisites` asks for the user's permission
+            confirm_run_unsafe_code=True,  # `require_prerequisites` requires --allow-code-execution
         )
     if results is None:
         raise TsdkdError(f"lm-eval returned no results for {benchmark.name}.", "Run eval in a single process.")
@@ -168,7 +168,7 @@ def run_benchmark(
 def spread_limit(sizes: dict[str, int], limit: int) -> dict[str, list[int]]:
     """Numbers of the first documents of each task, `limit` in total, as evenly as the tasks' sizes allow.
 
-    Tasks without any are left out.
+    Tasks without documents are omitted.
     """
     chosen, left = {}, limit
     for i, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):

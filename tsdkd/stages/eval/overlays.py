@@ -1,4 +1,4 @@
-"""Task files for lm-eval: each includes lm-eval's own file and overrides what a `Benchmark` changes."""
+"""Task files for lm-eval: each includes lm-eval's own file and overrides the settings that a `Benchmark` changes."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,6 +1,6 @@
 """eval: any model -> results. Benchmarks through lm-eval, and divergence from the teacher on held-out responses.
 
-Each benchmark is a part of its own with its samples; a complete benchmark is skipped.
+Each benchmark has a file of samples and a file with its result; a complete benchmark is skipped.
 """
 
 import json
@@ -209,7 +209,7 @@ def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, 
         limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or context)
         if limit >= context:
             raise InputError(
-                f"{benchmark.name} generates up to {limit:,} tokens, but prompt and response share {context:,}.",
+                f"{benchmark.name} generates up to {limit:,} tokens, but the context has {context:,}, prompt included.",
                 "Give a smaller --max-new-tokens, or leave the benchmark out.",
             )
 

@@ -1,1 +1,1 @@
-"""`tsdkd inspect`: which tokens of a response are selected, and what both models predict there."""
+"""`tsdkd inspect`: the selected tokens of a response, and the predictions of both models."""

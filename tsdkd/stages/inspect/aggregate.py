@@ -60,8 +60,8 @@ class Aggregate:
     opener_lengths: Counter[int] = field(default_factory=Counter)
     opener_fractions: Counter[float] = field(default_factory=Counter)
     """The c of each response."""
-    opener_entropy_share: float = 0.0
-    """Sum over responses of the share of entropy in the opener."""
+    opener_entropy_fractions: float = 0.0
+    """Sum over responses of the fraction of entropy in the opener."""
     gates: Histogram = field(default_factory=lambda: Histogram(0, 1))
     agreement: Histogram = field(default_factory=lambda: Histogram(-1, 1))
     """Kendall's tau of the student's and the teacher's order of the candidates."""
@@ -96,7 +96,7 @@ class Aggregate:
         self.opener_lengths[opener] += 1
         self.opener_fractions[fraction] += 1
         total = float(student.sum())
-        self.opener_entropy_share += float(student[:opener].sum()) / total if total > 0 else 1.0
+        self.opener_entropy_fractions += float(student[:opener].sum()) / total if total > 0 else 1.0
         self.opener_agreement += float(agreement[:opener].sum())
 
     def _grow_positions(self, length: int) -> None:
@@ -136,15 +136,15 @@ class Aggregate:
         agreement = f"Kendall's tau {self.agreement.mean:.3f} on all tokens"
         if self.objective.alpha:
             opener_tokens = sum(length * count for length, count in self.opener_lengths.items())
-            mean, share = opener_tokens / self.responses, opener_tokens / self.tokens
+            mean, fraction = opener_tokens / self.responses, opener_tokens / self.tokens
             fractions = sorted(self.opener_fractions.items())
             chosen = ", ".join(f"{c:g}: {count / self.responses:.1%}" for c, count in fractions)
             agreement += f", {self.opener_agreement / opener_tokens:.3f} in openers"
             rows += [
-                ("opener length", f"mean {mean:.2f} tokens, {share:.1%} of all tokens"),
+                ("opener length", f"mean {mean:.2f} tokens, {fraction:.1%} of all tokens"),
                 (
                     "entropy in openers",
-                    f"mean {self.opener_entropy_share / self.responses:.1%} of a response's entropy",
+                    f"mean {self.opener_entropy_fractions / self.responses:.1%} of a response's entropy",
                 ),
                 ("opener c", f"{chosen} of the responses"),
             ]

@@ -43,7 +43,7 @@ def _charts(aggregate: Aggregate) -> list[Chart]:
         charts.append(_histogram_chart("Gate weights", "gate", aggregate.gates))
     charts.append(_histogram_chart("Agreement of student and teacher", "Kendall's tau", aggregate.agreement))
     if aggregate.captured_mass.counts.any():
-        label = "share of the teacher's probability mass"
+        label = "fraction of the teacher's probability"
         charts.append(_histogram_chart("Captured mass", label, aggregate.captured_mass))
     return charts
 

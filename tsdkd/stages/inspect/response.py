@@ -1,4 +1,4 @@
-"""One response token by token: which terms use a token, and what student and teacher predict there."""
+"""One response token by token: the terms that use each token, and the predictions of student and teacher."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """What student and teacher predict at one position."""
+    """The predictions of student and teacher at one position."""
 
     student_entropy: float
     """Nats."""
@@ -100,10 +100,10 @@ class InspectedResponse:
             return TERM_OFF
         entropies = np.array([token.before.student_entropy for token in self.tokens], dtype=np.float64)
         total = entropies.sum()
-        share = entropies[: self.opener_length].sum() / total if total else 1
+        fraction = entropies[: self.opener_length].sum() / total if total else 1
         adaptive = "adaptive, " if self.objective.opener == "adaptive" else ""
         tokens = f"{self.opener_length} token{'s' * (self.opener_length != 1)}"
-        return f"{tokens} with {share:.1%} of the entropy ({adaptive}c = {self.opener_fraction:g})"
+        return f"{tokens} with {fraction:.1%} of the entropy ({adaptive}c = {self.opener_fraction:g})"
 
     def _describe_entropy_term(self) -> str:
         positions = ", ".join(str(token.position) for token in self.tokens if token.in_entropy_term)

@@ -37,11 +37,11 @@ def select_tokens(
     gate = gate_weights(student_entropy, teacher_entropy, objective.tau)
     if not objective.gate:
         gate = np.ones_like(gate)
-    top_entropies = top_entropy_mask(student_entropy, objective.em_ratio)
+    uncertain = top_entropy_mask(student_entropy, objective.em_ratio)
     return ResponseSelection(
         opener_fraction,
         opener_length(student_entropy, opener_fraction) if objective.alpha else 0,
-        top_entropies if objective.em_weight else np.zeros_like(top_entropies),
+        uncertain if objective.em_weight else np.zeros_like(uncertain),
         gate if objective.direct_weight else np.zeros_like(gate),
     )
 

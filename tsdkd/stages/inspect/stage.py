@@ -1,4 +1,4 @@
-"""inspect: shows what the objective selects in one response, or in a whole artifact. Writes nothing.
+"""inspect: shows the tokens that the objective selects in one response, or in a whole artifact. Writes nothing.
 
 Recorded scores are read without torch. Models are loaded for rollouts without scores, and for a student after training.
 """

@@ -1,7 +1,7 @@
 """Texts of token ids, by the student's tokenizer file alone, without transformers.
 
-Angle brackets hold what has no visible form: ⟨1b⟩ is a control character, ⟨e2 98⟩ are two bytes of a character that
-spans several tokens. The token that completes the character shows it: ⟨83=☃⟩.
+Angle brackets hold invisible characters as bytes: ⟨1b⟩ is a control character, ⟨e2 98⟩ are two bytes of a character
+that spans several tokens. The token that completes the character shows it: ⟨83=☃⟩.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from tsdkd.stages.models.paths import model_directory
 
 TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are no character."""
+"""The character that decoders write for bytes that are no character."""
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 """A byte in a vocabulary with byte fallback."""
 UNDECODED = re.compile("[\udc80-\udcff]+")
@@ -91,7 +91,7 @@ def load_token_texts(model: str) -> TokenTexts:
 
 
 def escape_controls(text: str) -> str:
-    """Escape control and bidirectional characters, so that no text can command a terminal; keeps \\n and \\t."""
+    """Escape control and bidirectional characters, so that no text injects terminal escapes; keeps \\n and \\t."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\u27e8{ord(c):02x}\u27e9" for c in text)
 
 

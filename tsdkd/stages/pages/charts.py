@@ -69,7 +69,7 @@ def line_chart(title: str, x: str, y: str, series: Sequence[Series], description
 
 
 def bar_chart(title: str, x: str, y: str, series: Sequence[Series]) -> Chart:
-    """Counts or shares over bins; all series have the same x."""
+    """Counts over bins; all series have the same x."""
 
     def draw(axes: Any) -> list[Any]:
         handles: list[Any] = []
@@ -129,7 +129,7 @@ def _draw_svg(
         handles = draw(axes)
         axes.spines[["top", "right"]].set_visible(False)
         if len(series) > 1:
-            names = [one.name for one in series]
+            names = [curve.name for curve in series]
             figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False)
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
@@ -157,8 +157,8 @@ def _figure(title: str) -> Iterator[Any]:
 
 
 def _value_rows(series: Sequence[Series]) -> list[list[str]]:
-    xs = sorted({x for one in series for x in one.x})
+    xs = sorted({x for curve in series for x in curve.x})
     if len(xs) > MAX_VALUES:
         xs = [xs[round(i * (len(xs) - 1) / (MAX_VALUES - 1))] for i in range(MAX_VALUES)]
-    values = [dict(zip(one.x, one.y, strict=True)) for one in series]
+    values = [dict(zip(curve.x, curve.y, strict=True)) for curve in series]
     return [[f"{x:g}", *(f"{ys[x]:.4g}" if x in ys else "" for ys in values)] for x in xs]

@@ -1,4 +1,4 @@
-"""What each command of a plan can read: artifacts that exist, and artifacts that earlier commands will write."""
+"""The inputs of the commands of a plan: artifacts that exist, and artifacts that earlier commands will write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""plan: estimates each command of a chain, given what exists and what earlier commands will write."""
+"""plan: estimates each command of a chain, from existing artifacts and those that earlier commands will write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class PlanRow:
 
 @dataclass
 class Planner:
-    """Estimates the commands of a chain in order; each method also records what its command will write."""
+    """Estimates the commands of a chain in order; each method also records the output of its command."""
 
     chain: Chain
     rates: Rates

@@ -10,20 +10,20 @@ from tsdkd.stages.config.recorded import command_of, default_values, recorded_op
 from tsdkd.stages.report.runs import Run, RunArtifact
 
 
-def typed(run: Run) -> list[str]:
+def recorded_commands(run: Run) -> list[str]:
     """The last command of every artifact with a journal, oldest first."""
-    last = [piece.sessions[-1] for piece in run.artifacts if piece.sessions]
+    last = [artifact.sessions[-1] for artifact in run.artifacts if artifact.sessions]
     return list(dict.fromkeys(session.command for session in sorted(last, key=lambda session: session.started)))
 
 
-def rebuilt(run: Run) -> list[str]:
+def rebuild_commands(run: Run) -> list[str]:
     """A command for every artifact without a journal."""
-    return [rebuild(run, piece) for piece in run.artifacts if not piece.sessions]
+    return [rebuild_command(run, artifact) for artifact in run.artifacts if not artifact.sessions]
 
 
-def rebuild(run: Run, piece: RunArtifact) -> str:
+def rebuild_command(run: Run, artifact: RunArtifact) -> str:
     """The command that makes an artifact, with its inputs and the options that differ from their defaults."""
-    command, manifest, path = command_of(piece.manifest), piece.manifest, piece.path
+    command, manifest, path = command_of(artifact.manifest), artifact.manifest, artifact.path
     options = recorded_options(path, manifest, lambda name: Path(os.path.normpath(path / name)))
     default = default_values(command, manifest.config)
     words = _output(run, path, command)
@@ -47,7 +47,7 @@ def _output(run: Run, path: Path, command: str) -> list[object]:
 
 
 def _is_default_input(path: Path, name: str, value: str, manifest: Manifest) -> bool:
-    """Does the run hold this input under its default name? Online training reads rollouts only if they are named."""
+    """Whether the run holds this input under its default name; online training reads only rollouts that are named."""
     online = manifest.config.get("online") is not None
     return not online and Path(value).resolve() == (path.parent / name).resolve()
 

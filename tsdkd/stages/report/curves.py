@@ -1,4 +1,4 @@
-"""Charts of the training log: one chart per metric or unit, one curve per run, thinned to what a page can show."""
+"""Charts of the training log: one chart per metric or unit, one curve per run, thinned to fit a page."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from tsdkd.artifacts.manifest import HUB_DATASET, MADE_BY, Manifest, flatten
+from tsdkd.core.config import TERMS
 from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.metrics.names import METRICS
 from tsdkd.stages.report.runs import Run, RunArtifact
 
 PAPER_SETTINGS = (
@@ -48,7 +50,7 @@ def all_settings(run: Run) -> list[tuple[str, str]]:
 
 
 def differences_between(runs: list[Run]) -> list[list[str]]:
-    """Rows of a name and each run's value: first artifacts that some runs lack, then settings that differ."""
+    """Rows of a name and each run's value: first artifacts that not every run has, then settings that differ."""
     artifact_names = [[artifact.name for artifact in run.artifacts] for run in runs]
     shared = set(artifact_names[0]).intersection(*artifact_names[1:])
     unshared = dict.fromkeys(name for names in artifact_names for name in names if name not in shared)
@@ -86,7 +88,7 @@ def _describe_rollouts(artifact: RunArtifact) -> str:
     authors = " and ".join(f"the {model.role} {base_name(model.name)}" for model in manifest.models)
     policies = {
         "mixed": f" ({_percent(config['student_fraction'])} of the prompts to the student)",
-        "speculative": f", token by token (student tokens kept in the teacher's top {config['accept_k']}),",
+        "speculative": f", token by token (student tokens accepted in the teacher's top {config['accept_k']}),",
         "teacher-mixed": f", token by token (teacher fraction {config['teacher_fraction']:g}),",
     }
     sources = [parent.path for parent in manifest.parents if parent.kind in {"prompts", HUB_DATASET}]
@@ -154,13 +156,16 @@ def _describe_objective(method: str, objective: dict[str, Any]) -> str:
     fraction = objective["opener"]
     opener = "an adaptive opener" if fraction == "adaptive" else f"openers with {_percent(fraction)} of the entropy"
     gate = "weighted by the gate" if objective["gate"] else "without a gate"
-    terms = {
-        f"indirect (ranking of {objective['k']} candidates in {opener})": objective["alpha"],
-        f"direct ({_describe_divergence(objective)}, {gate})": objective["direct_weight"],
-        f"entropy (of the {_percent(objective['em_ratio'])} most uncertain tokens)": objective["em_weight"],
-        "policy gradient": objective.get("policy_gradient_weight"),
+    details = {
+        "indirect": f" (ranking of {objective['k']} candidates in {opener})",
+        "direct": f" ({_describe_divergence(objective)}, {gate})",
+        "entropy": f" (of the {_percent(objective['em_ratio'])} most uncertain tokens)",
     }
-    weighted = " + ".join(f"{weight:g} \u00d7 {term}" for term, weight in terms.items() if weight)
+    weighted = " + ".join(
+        f"{objective[weight]:g} \u00d7 {METRICS[term].label}{details.get(term, '')}"
+        for term, weight in TERMS.items()
+        if objective[weight]
+    )
     released = f" As in the released code: {', '.join(objective['released'])}." if objective["released"] else ""
     return f"Method {method}: {weighted}.{released}"
 

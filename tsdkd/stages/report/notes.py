@@ -33,16 +33,16 @@ def lineage_rows(run: Run) -> list[list[str]]:
 
 
 def missing_artifacts(run: Run) -> list[str]:
-    """Kinds of artifacts that the run lacks and its training needs, with the commands that write them."""
-    needless = set()
+    """A sentence for each missing artifact that the run's training needs, with the command that writes it."""
+    unneeded = set()
     if any(artifact.manifest.config["online"] is not None for artifact in run.trained):
-        needless = {"rollouts", "scores"}
+        unneeded = {"rollouts", "scores"}
     elif run.trained and not any(artifact.uses_teacher for artifact in run.trained):
-        needless = {"scores"}
+        unneeded = {"scores"}
     return [
         f"This run has no {kind} yet. Run `{command} --run {run.path}`."
         for kind, command in MADE_BY.items()
-        if kind not in needless and not run.of_kind(kind)
+        if kind not in unneeded and not run.of_kind(kind)
     ]
 
 

@@ -13,14 +13,15 @@ from tsdkd.artifacts.reader import Artifact, check_parents
 from tsdkd.artifacts.writer import is_locked
 from tsdkd.errors import InputError
 from tsdkd.stages.methods import METHODS
+from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.results.compare import MODEL_ORDER, shorten_paths
 
-LOG_FILES = ("metrics.jsonl", "resume/metrics.jsonl")
+LOG_FILES = (METRICS_FILE, f"resume/{METRICS_FILE}")
 """The log of a complete checkpoint, and of one that is still training."""
 MAX_DEPTH = 3
 """Directory levels below a run that may hold its artifacts."""
 LOG_KEYS_WITHOUT_TEACHER = {"eval_kl": "eval_cross_entropy"}
-"""Log keys whose values mean something else when a method uses no teacher signal."""
+"""Log keys that have another meaning when a method uses no teacher signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class RunArtifact:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with the artifact, its files and its parents."""
+        """Sentences about missing files, changed parents and an incomplete artifact."""
         problems = []
         if not self.complete:
             parts = f"{len(self.manifest.parts)} parts so far"
@@ -126,7 +127,7 @@ def _run_directories(directory: Path) -> list[Path]:
         raise InputError(f"{directory} is an artifact, not a run.", f"Name its run directory: {directory.parent}.")
     if not directory.is_dir():
         raise InputError(
-            f"There is no run directory {directory}.", "Name one that `tsdkd generate` or another stage wrote."
+            f"The run directory {directory} does not exist.", "Name one that `tsdkd generate` or another stage wrote."
         )
     if _manifest_files(directory, 1) or _manifest_files(directory / "results", 1):
         return [directory]
@@ -156,7 +157,7 @@ def _is_artifact_manifest(file: Path) -> bool:
     except OSError:
         return False
     except ValueError:
-        return True  # load_manifest then reports what is wrong with it
+        return True  # load_manifest then reports the error
     return isinstance(raw, dict) and {"format", "kind"} <= raw.keys()
 
 

@@ -68,8 +68,8 @@ def _run_values(run: Run) -> dict[str, Any]:
         "costs": costs.cost_rows(run),
         "cost_notes": costs.cost_notes(run),
         "comparisons": responses.compare_before_and_after(run),
-        "recorded_commands": commands.typed(run),
-        "rebuilt_commands": commands.rebuilt(run),
+        "recorded_commands": commands.recorded_commands(run),
+        "rebuilt_commands": commands.rebuild_commands(run),
     }
 
 

@@ -235,7 +235,7 @@ BENCHMARKS = {
             split="murder_mysteries, object_placements, team_allocation",
         ),
         IFEVAL,
-        # The share of prompts with all instructions followed.
+        # The fraction of prompts with all instructions followed.
         replace(
             IFEVAL,
             name="ifeval:prompt",

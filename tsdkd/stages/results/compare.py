@@ -84,7 +84,7 @@ def compare(
     one that matches the models' names.
 
     Raises InputError for an unknown baseline or table, and for two models that share a benchmark but no document of
-    it. `skip_unpaired` leaves such a difference out instead and records the reason.
+    it. `skip_unpaired` skips such a difference instead and records the reason.
     """
     baseline = baseline or ("student" if "student" in artifacts else next(iter(artifacts)))
     if baseline not in artifacts:
@@ -139,7 +139,7 @@ def model_sort_key(results: Path) -> tuple[int, str]:
 
 
 def shorten_paths(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of different paths that differ; directories named "results" are left out where possible."""
+    """The shortest ends of different paths that differ; directories named "results" are dropped where possible."""
     full = [path.resolve().parts for path in paths]
     without_results = [tuple(part for part in parts if part != "results") for parts in full]
     parts = without_results if len(set(without_results)) == len(full) else full
@@ -226,11 +226,12 @@ def _average_difference(row: dict[str, Difference], benchmarks: tuple[str, ...])
     """The mean over benchmarks with a z-test; empty when one is missing."""
     if not row.keys() >= set(benchmarks):
         return {}
-    found = [row[benchmark] for benchmark in benchmarks]
-    value, error = sum(d.value for d in found) / len(found), sqrt(sum(d.stderr**2 for d in found)) / len(found)
+    differences = [row[benchmark] for benchmark in benchmarks]
+    value = sum(d.value for d in differences) / len(differences)
+    error = sqrt(sum(d.stderr**2 for d in differences)) / len(differences)
     p = erfc(abs(value) / error / sqrt(2)) if error else 1.0
     wins, losses, documents = (
-        sum(values) for values in zip(*((d.wins, d.losses, d.documents) for d in found), strict=True)
+        sum(values) for values in zip(*((d.wins, d.losses, d.documents) for d in differences), strict=True)
     )
     return {AVERAGE: Difference(value, error, p, wins, losses, documents)}
 

@@ -1,6 +1,6 @@
-"""How one optimizer batch is divided among processes, and the opener that all of them share.
+"""How ranks divide an optimizer batch, and the adaptive opener over the samples of all ranks.
 
-One process gets the same order, batches and openers as without this file.
+Optimizer batches and openers do not depend on the number of ranks.
 """
 
 from collections.abc import Iterator

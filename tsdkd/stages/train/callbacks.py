@@ -1,4 +1,4 @@
-"""What runs beside the steps of training: progress on screen, the log, health, replays and Ctrl-C."""
+"""Callbacks of the Trainer: progress on screen, the log, health, replays and Ctrl-C."""
 
 from contextlib import ExitStack
 from pathlib import Path

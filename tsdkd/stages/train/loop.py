@@ -57,7 +57,7 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What offline and online training pass to `run_training`."""
+    """The inputs of `run_training`, for offline and online training alike."""
 
     student: ModelRecord
     teacher: ModelRecord
@@ -65,13 +65,13 @@ class TrainingInputs:
     max_length: int
     """Tokens of the longest prompt with its response."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
-    """From the loaded student; what it loads is released when it closes."""
+    """Opens the data for the loaded student; closing it releases what it loaded."""
 
 
 def run_training(
     inputs: TrainingInputs, output: Path, config: TrainConfig, seed: int, observer: Observer, overwrite: bool
 ) -> Artifact:
-    """Train, or resume, and write the checkpoint. Raises as `train_offline` and `train_online` say."""
+    """Train, or resume, and write the checkpoint. Raises the errors of `train_offline` and `train_online`."""
     resume, staging = output / "resume", output / "staging.tmp"
     precision = forward_precision(config.precision)
     arguments = training_arguments(config, precision, seed, resume)
@@ -87,8 +87,8 @@ def run_training(
         libraries=library_versions(),
     )
     state = PartialState()
-    is_first = arguments.process_index == 0  # rank 0 alone writes
-    opened = Writer.open(output, manifest, overwrite=overwrite) if is_first else nullcontext()
+    is_rank_0 = arguments.process_index == 0  # which alone writes
+    opened = Writer.open(output, manifest, overwrite=overwrite) if is_rank_0 else nullcontext()
     with opened as writer, observer.writing(output):
         state.wait_for_everyone()  # until rank 0 has replaced an older artifact
         if load_manifest(output).state == "complete":
@@ -102,7 +102,7 @@ def run_training(
                 student = add_lora(student, config.lora, seed)
             trainer = DistillationTrainer(student, *data, arguments, config.objective, config.compile)
             with _removed_unless_saved(resume):
-                degenerated_at = _train(trainer, resume, observer, stop_on_collapse=config.stop_on_collapse)
+                degenerated_at = _train(trainer, resume, observer, stop_on_degeneration=config.stop_on_degeneration)
         save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.add_directory(staging)
@@ -148,7 +148,7 @@ def _removed_unless_saved(resume: Path) -> Iterator[None]:
         raise
 
 
-def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, stop_on_collapse: bool) -> int | None:
+def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, stop_on_degeneration: bool) -> int | None:
     """Train to the end.
 
     Returns the step at which a degenerate run was stopped; the trainer then holds the best or the last saved step.
@@ -161,7 +161,7 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
     states = StateCallback({name: value for name, value in stateful.items() if value})
     if last:
         states.restore(last)
-    interrupt, health = InterruptCallback(), HealthCallback(observer, stop=stop_on_collapse)
+    interrupt, health = InterruptCallback(), HealthCallback(observer, stop=stop_on_degeneration)
     with ExitStack() as stack:
         for callback in (
             *([ReplayCallback(schedule, observer)] if schedule else []),

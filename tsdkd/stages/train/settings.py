@@ -1,4 +1,4 @@
-"""A training configuration for transformers' Trainer and for the manifest, and what its options require."""
+"""A training configuration for transformers' Trainer and for the manifest, and the requirements of its options."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that change the result; the manifest records them, and a resumed run must have the same."""
     settings = asdict(config)
     del settings["trackers"]
-    if not config.stop_on_collapse:  # a run that degenerates goes back to a saved step
+    if not config.stop_on_degeneration:  # a run that degenerates goes back to a saved step
         del settings["save_steps"]
     if config.online:
         del settings["online"]["teacher_device"]
@@ -89,7 +89,7 @@ def _require_trackers(names: Sequence[str]) -> None:
 
 
 def require_compiler(device: str) -> None:
-    """Raise InputError when --compile lacks its compiler: Triton and C on a GPU, C++ on a CPU."""
+    """Raise InputError when the compiler of --compile is missing: Triton and C on a GPU, C++ on a CPU."""
     if device == "cuda":
         if find_spec("triton") is None:
             raise InputError("--compile needs Triton on a GPU.", "Run `pip install triton`, or leave out --compile.")

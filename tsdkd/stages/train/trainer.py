@@ -190,7 +190,7 @@ class DistillationTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The student's closeness to the teacher on the held-out samples."""
+        """Divergence from the teacher, top-1 agreement and student entropy on the held-out samples."""
         assert self.held_out is not None
         with self.inference_student() as inference:
             student = unsharded(inference)
