@@ -11,7 +11,7 @@ from hypothesis import settings
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import REAL_DATA, write_prompts
-from tsdkd.artifacts.manifest import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
+from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 

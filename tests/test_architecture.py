@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "tsdkd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
-    "ranks",
+    "processes",
     "artifacts",
     "core",
     "stages.observer",

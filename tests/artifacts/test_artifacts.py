@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest
-from tsdkd.artifacts.manifest import FORMAT, MANIFEST_FILE, Manifest, ModelRecord, Parent, load_manifest
+from tsdkd.artifacts.manifest import FORMAT, Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import check_parents, read_artifact, verify_artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer

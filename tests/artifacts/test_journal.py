@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.runs import rollouts
+from tsdkd.artifacts.files import JOURNAL_FILE
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.artifacts.journal import Session, read_sessions, record_session
-from tsdkd.artifacts.manifest import JOURNAL_FILE, load_manifest
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact, verify_artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.prompts import write_prompts
-from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.cli import app
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from tests.cli.test_bad_input import refuse
 from tests.cli.test_commands import run
 from tests.helpers.prompts import write_prompts
+from tsdkd.artifacts.files import CONFIG_FILE
 from tsdkd.artifacts.hashing import content_digest
-from tsdkd.artifacts.manifest import CONFIG_FILE, load_manifest
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import verify_artifact
 from tsdkd.cli import app
 from tsdkd.cli.eval import read_eval_config

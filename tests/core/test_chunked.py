@@ -28,7 +28,7 @@ from tsdkd.core import (
     tsdkd_loss,
     tsdkd_loss_from_hidden,
 )
-from tsdkd.core.head import LinearOutputs
+from tsdkd.core.lm_head import LinearOutputs
 from tsdkd.errors import InputError
 
 VOCAB, WIDTH, TEACHER_WIDTH = 19, 5, 7

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tsdkd.core import TSDKDConfig, tsdkd_loss
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tsdkd.artifacts.files import CONFIG_FILE, MANIFEST_FILE
+
 
 def json_digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
@@ -28,7 +30,5 @@ def content_digest(path: Path) -> str:
 
 
 def _counts(name: str, file: Path) -> bool:
-    from tsdkd.artifacts.manifest import CONFIG_FILE, MANIFEST_FILE
-
     hidden = any(part.startswith(".") for part in name.split("/"))
     return not (hidden or (file.name == CONFIG_FILE and file.with_name(MANIFEST_FILE).exists()))

@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
-from tsdkd.artifacts.manifest import JOURNAL_FILE
+from tsdkd.artifacts.files import JOURNAL_FILE
 from tsdkd.errors import TsdkdError
-from tsdkd.ranks import world_size
+from tsdkd.processes import world_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tsdkd import __version__
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import ArtifactError
 
 FORMAT = 2
 """Increases when an older tsdkd would misread new artifacts, or this one would misread old artifacts."""
-MANIFEST_FILE = "manifest.json"
-LOCK_FILE = ".lock"
-JOURNAL_FILE = ".journal.jsonl"
-"""The sessions that made the artifact (journal.py); neither a part nor covered by the fingerprint."""
-CONFIG_FILE = "config.yaml"
-"""The options that made the artifact, for `--config`; neither a part nor covered by a fingerprint."""
 HUB_DATASET = "dataset"
 """The kind of a parent on the hub; its path is the name of the dataset."""
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest, file_digest
 from tsdkd.artifacts.manifest import (
     HUB_DATASET,
     MADE_BY,
-    MANIFEST_FILE,
     ArtifactKind,
     Manifest,
     Parent,

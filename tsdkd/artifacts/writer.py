@@ -17,17 +17,9 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest
-from tsdkd.artifacts.manifest import (
-    CONFIG_FILE,
-    JOURNAL_FILE,
-    LOCK_FILE,
-    MANIFEST_FILE,
-    Manifest,
-    Part,
-    load_manifest,
-    read_raw_manifest,
-)
+from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, read_raw_manifest
 from tsdkd.artifacts.reader import Artifact, check_parts
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import ArtifactError, TsdkdError

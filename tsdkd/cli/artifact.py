@@ -77,7 +77,8 @@ def lineage(path: Directory) -> None:
 
 def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
     """Add parents and models; those in `above` are not expanded, since a later round can replace them."""
-    from tsdkd.artifacts.manifest import MADE_BY, MANIFEST_FILE, load_manifest
+    from tsdkd.artifacts.files import MANIFEST_FILE
+    from tsdkd.artifacts.manifest import MADE_BY, load_manifest
     from tsdkd.artifacts.reader import check_parents
 
     for parent, exists, same in check_parents(path, manifest):

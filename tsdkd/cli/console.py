@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tsdkd.ranks import rank
+from tsdkd.processes import rank
 
 IS_RANK_0 = rank() == 0
 """Only rank 0 of a distributed run (torchrun, accelerate launch) prints; every rank shows errors."""

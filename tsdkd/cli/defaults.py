@@ -45,8 +45,9 @@ def embedded_teacher() -> str:
 def embedded_student() -> str:
     from dataclasses import asdict
 
+    from tsdkd.artifacts.files import MANIFEST_FILE
     from tsdkd.artifacts.hashing import file_digest, json_digest
-    from tsdkd.artifacts.manifest import FORMAT, MANIFEST_FILE, load_manifest
+    from tsdkd.artifacts.manifest import FORMAT, load_manifest
     from tsdkd.stages.config.prune import PruneConfig
     from tsdkd.stages.models.embedded import cache_dir
     from tsdkd.stages.prune import prune

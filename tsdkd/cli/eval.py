@@ -186,7 +186,8 @@ def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | 
 
 def find_results(paths: list[Path]) -> dict[str, Artifact]:
     """Results of artifacts or runs, by the shortest distinct names. Raises InputError."""
-    from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+    from tsdkd.artifacts.files import MANIFEST_FILE
+    from tsdkd.artifacts.manifest import load_manifest
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.results.compare import model_sort_key, shorten_paths
 

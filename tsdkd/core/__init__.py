@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tsdkd.core.adaptive import AdaptiveOpener as AdaptiveOpener
+    from tsdkd.core.adaptive_opener import AdaptiveOpener as AdaptiveOpener
     from tsdkd.core.chunked import token_selective_loss_from_hidden as token_selective_loss_from_hidden
     from tsdkd.core.chunked import tsdkd_loss_from_hidden as tsdkd_loss_from_hidden
     from tsdkd.core.config import Divergence as Divergence
     from tsdkd.core.config import TSDKDConfig as TSDKDConfig
     from tsdkd.core.distributions import entropy as entropy
     from tsdkd.core.distributions import generalized_jsd as generalized_jsd
-    from tsdkd.core.head import Head as Head
+    from tsdkd.core.lm_head import Head as Head
     from tsdkd.core.objective import token_selective_loss as token_selective_loss
     from tsdkd.core.objective import tsdkd_loss as tsdkd_loss
     from tsdkd.core.policy_gradient import SampledTokens as SampledTokens
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from tsdkd.core.teacher_signals import TeacherSignal as TeacherSignal
 
 _NAMES = {
-    "adaptive": ["AdaptiveOpener"],
+    "adaptive_opener": ["AdaptiveOpener"],
     "chunked": ["token_selective_loss_from_hidden", "tsdkd_loss_from_hidden"],
     "config": ["Divergence", "TSDKDConfig"],
     "distributions": ["entropy", "generalized_jsd"],
-    "head": ["Head"],
+    "lm_head": ["Head"],
     "policy_gradient": ["SampledTokens"],
     "objective": ["token_selective_loss", "tsdkd_loss"],
     "ranking": ["plackett_luce_nll", "ranking_nll"],

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tsdkd.core.chunk_sizes import chunk_sizes
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.core.head import Head
+from tsdkd.core.lm_head import Head
 from tsdkd.core.policy_gradient import SampledTokens, require_sampled
 from tsdkd.core.ranking import check_k
 from tsdkd.core.selection import OpenerFraction, check_rows

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tsdkd.core.gradients import BlockBuffers
-from tsdkd.core.head import Head, LinearOutputs
+from tsdkd.core.lm_head import Head, LinearOutputs
 
 MAX_PRODUCT_ELEMENTS = 2**26
 """Elements of the largest product that is formed in one precision and added to a sum in another."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
-from tsdkd.core.head import Head, LinearOutputs
+from tsdkd.core.lm_head import Head, LinearOutputs
 from tsdkd.core.ranking import best_first, propose, rank_candidates
 
 ARGMAX_BLOCK = 128

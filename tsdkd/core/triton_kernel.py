@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tsdkd.core.config import Divergence
-from tsdkd.core.head import LinearOutputs
+from tsdkd.core.lm_head import LinearOutputs
 
 VOCAB_BLOCK = 2048
 """Tokens of the vocabulary that a program works on at a time."""

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from tsdkd.core.chunk_sizes import ChunkSizes, slices
-from tsdkd.core.comparison import (
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.gradients import BlockBuffers, negative_entropy_grad, negative_log_prob_grad, softmax, write_product
+from tsdkd.core.lm_head import LinearOutputs
+from tsdkd.core.metrics import loss_metrics, to_grid
+from tsdkd.core.objective import weighted_sum
+from tsdkd.core.policy_gradient import SampledTokens, mean_future_rewards
+from tsdkd.core.ranking import plackett_luce_grad, plackett_luce_nll
+from tsdkd.core.selection import OpenerFraction, gated_weights, mean_weights, select_tokens
+from tsdkd.core.student_logits import StudentLogits
+from tsdkd.core.teacher_signals import TeacherSignal
+from tsdkd.core.token_comparison import (
     TokenValues,
     compare_by_kernel,
     compare_logits,
@@ -22,22 +32,6 @@ from tsdkd.core.comparison import (
     concatenate,
     kernel_fits,
 )
-from tsdkd.core.config import TSDKDConfig
-from tsdkd.core.gradients import (
-    BlockBuffers,
-    negative_entropy_grad,
-    negative_log_prob_grad,
-    softmax,
-    write_product,
-)
-from tsdkd.core.head import LinearOutputs
-from tsdkd.core.metrics import loss_metrics, to_grid
-from tsdkd.core.objective import weighted_sum
-from tsdkd.core.policy_gradient import SampledTokens, mean_future_rewards
-from tsdkd.core.ranking import plackett_luce_grad, plackett_luce_nll
-from tsdkd.core.selection import OpenerFraction, gated_weights, mean_weights, select_tokens
-from tsdkd.core.student_logits import StudentLogits
-from tsdkd.core.teacher_signals import TeacherSignal
 
 
 @dataclass(slots=True)

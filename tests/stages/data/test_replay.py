@@ -14,7 +14,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
-from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.train.stage import train_online

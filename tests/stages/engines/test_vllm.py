@@ -18,7 +18,8 @@ import pytest
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.stages.models.test_adapters import save_adapter
-from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig

@@ -20,7 +20,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data.online import OnlineSource, make_request
-from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.both_models import BothModelsEngine
 from tsdkd.stages.engines.online import sample_requests
 from tsdkd.stages.generate.stage import generate

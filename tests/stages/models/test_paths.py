@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tsdkd.artifacts.manifest import MANIFEST_FILE, Manifest
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import Manifest
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.models.paths import model_directory

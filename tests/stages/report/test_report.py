@@ -12,7 +12,8 @@ import pytest
 
 from tests.helpers.browser import open_browser, open_page
 from tests.helpers.runs import KEYS, MARKUP, VERDICTS, checkpoint, log, make_run, results, rollouts, scores
-from tsdkd.artifacts.manifest import JOURNAL_FILE, MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.report import curves, descriptions, notes, responses

@@ -14,7 +14,7 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.metrics.health import HealthMonitor, Sign, is_repeating, response_health
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.train import callbacks, saved_steps
+from tsdkd.stages.train import callbacks, resume
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 HEALTHY = {"student_entropy": 2.0, "response_length": 100.0, "repeating": 0.1}
@@ -122,7 +122,7 @@ def test_a_stopped_run_ends_with_its_last_saved_step(
 ) -> None:
     """Every second step is saved: the checkpoint has the weights of step 2."""
     saved = {}
-    on_save = saved_steps.StateCallback.on_save
+    on_save = resume.StateCallback.on_save
 
     def remember(
         self: object, args: object, state: object, control: object, model: torch.nn.Module, **_: object
@@ -130,7 +130,7 @@ def test_a_stopped_run_ends_with_its_last_saved_step(
         saved[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
         on_save(self, args, state, control)
 
-    monkeypatch.setattr(saved_steps.StateCallback, "on_save", remember)
+    monkeypatch.setattr(resume.StateCallback, "on_save", remember)
     checkpoint = learn(run, student, tmp_path / "c", replace(CONFIG, stop_on_degeneration=True))
     assert saved.keys() == {2}
     assert all(torch.equal(checkpoint[name], saved[2][name]) for name in checkpoint)

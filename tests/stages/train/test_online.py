@@ -16,7 +16,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.online import OnlineSource, samples_from_prompts
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model

@@ -21,7 +21,7 @@ from transformers import (
 from tests.helpers.training import CONFIG, OBJECTIVE, RecordingObserver, cut, learn
 from tsdkd.errors import ArtifactError
 from tsdkd.stages.train import trainer as trainer_module
-from tsdkd.stages.train.saved_steps import STATE_FILE, StateCallback, last_complete_step
+from tsdkd.stages.train.resume import STATE_FILE, StateCallback, last_complete_step
 
 Contents = Callable[[Path], dict[str, bytes]]
 

@@ -28,7 +28,7 @@ from tests.helpers.training import (
 )
 from tsdkd.core import Head, SampledTokens, TeacherHidden, token_selective_loss
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data import sources
+from tsdkd.stages.data import source
 from tsdkd.stages.data.batches import align_responses
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.score.stage import score
@@ -104,7 +104,7 @@ def test_neither_order_nor_padding_change_the_update(
         ids, attention, mask = align_responses(prompts, responses)
         return pad(ids, sides), pad(attention, sides), pad(mask, (0, sides[1]))
 
-    monkeypatch.setattr(sources, "align_responses", wider)
+    monkeypatch.setattr(source, "align_responses", wider)
     assert same_update(learn(run, student, tmp_path / "other", config, seed=1), expected, weights(student))
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsdkd.artifacts.manifest import CONFIG_FILE, HUB_DATASET, Manifest, flatten
+from tsdkd.artifacts.files import CONFIG_FILE
+from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options

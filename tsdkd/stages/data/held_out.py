@@ -14,7 +14,7 @@ from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.data.batches import batches_by_length
 from tsdkd.stages.data.offline import OfflineSource
-from tsdkd.stages.data.sources import Sample, Source, collate, predicting_hidden
+from tsdkd.stages.data.source import Sample, Source, collate, predicting_hidden
 from tsdkd.stages.models.load import LanguageModel
 
 CHUNK_TOKENS = 512

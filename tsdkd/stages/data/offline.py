@@ -13,8 +13,8 @@ from torch import Tensor
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.core import TeacherSignal, TeacherTokens
-from tsdkd.stages.data.sources import Batch, Sample, ScoringSnapshot, response_ids
-from tsdkd.stages.data.teacher_signals import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
+from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
+from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, response_ids
 from tsdkd.stages.models.load import LanguageModel
 
 ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]

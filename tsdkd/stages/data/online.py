@@ -15,7 +15,7 @@ from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
-from tsdkd.stages.data.sources import Batch, Sample, predicting_hidden
+from tsdkd.stages.data.source import Batch, Sample, predicting_hidden
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.tokenizers import chat_token_ids

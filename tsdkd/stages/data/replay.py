@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tsdkd.stages.config.train import ReplayConfig
 from tsdkd.stages.data.online import OnlineSource, ResponseSampler
 from tsdkd.stages.data.randomness import random_integer, random_uniform
-from tsdkd.stages.data.sources import Sample
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.models.load import LanguageModel
 
 

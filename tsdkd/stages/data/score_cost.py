@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from tsdkd.core import Head
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.batches import batches_by_length, consecutive_blocks
-from tsdkd.stages.data.teacher_signals import SIGNALS_WITH_HEAD, bytes_per_token
+from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, bytes_per_token
 
 BLOCK_BYTES = 2**30
 """Bytes of the scores in one block, which is written as a unit. Memory holds two blocks."""

@@ -13,7 +13,7 @@ from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.batches import join_right_padded
-from tsdkd.stages.data.teacher_signals import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
+from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
 from tsdkd.stages.models.load import LanguageModel
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}

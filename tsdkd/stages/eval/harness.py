@@ -13,7 +13,7 @@ from typing import Any
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.eval import sandbox
-from tsdkd.stages.eval.overlays import task_overlays
+from tsdkd.stages.eval.lm_eval_tasks import task_overlays
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark

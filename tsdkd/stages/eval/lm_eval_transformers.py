@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.sizes import fitting_batch_size, sequence_bytes
+from tsdkd.stages.models.model_size import fitting_batch_size, sequence_bytes
 
 
 class TruncationLog:

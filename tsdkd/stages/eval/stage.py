@@ -14,13 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest
-from tsdkd.artifacts.manifest import MANIFEST_FILE, Manifest, Parent, load_manifest, relative_path
+from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.ranks import world_size
+from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource

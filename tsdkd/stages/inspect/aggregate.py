@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, ColumnBatch, ScoresReader
-from tsdkd.stages.inspect.response import describe_gate
-from tsdkd.stages.inspect.selection import (
+from tsdkd.stages.inspect.numpy_selection import (
     Array,
     gate_weights,
     kendall_tau,
@@ -17,6 +15,8 @@ from tsdkd.stages.inspect.selection import (
     opener_length,
     ranks_of_first,
 )
+from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, ColumnBatch, ScoresReader
+from tsdkd.stages.inspect.response import describe_gate
 
 BINS = 10
 MAX_BARS = 12

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import ArtifactError, InputError
-from tsdkd.stages.inspect.selection import Array
+from tsdkd.stages.inspect.numpy_selection import Array
 
 Rollout = dict[str, Any]
 ENTROPY_COLUMNS = ("student_entropy", "teacher_entropy")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.stages.inspect.numpy_selection import ResponseSelection, kendall_tau, ranks_of_first
 from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
-from tsdkd.stages.inspect.selection import ResponseSelection, kendall_tau, ranks_of_first
 from tsdkd.stages.inspect.token_texts import TokenTexts, escape_controls
 
 TERM_OFF = "none (weight 0)"

@@ -7,16 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
-from tsdkd.core.adaptive import WINDOW
+from tsdkd.core.adaptive_opener import WINDOW
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import LARGEST_GAP, LONGEST_OPENER, RANDOM, InspectConfig
 from tsdkd.stages.inspect.aggregate import Aggregate, aggregate_scores
+from tsdkd.stages.inspect.numpy_selection import (
+    Array,
+    entropy_gap,
+    opener_fraction_chooser,
+    opener_length,
+    select_tokens,
+)
 from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, RolloutsReader, ScoresReader, open_scores
 from tsdkd.stages.inspect.response import InspectedResponse, build_response
-from tsdkd.stages.inspect.selection import Array, entropy_gap, opener_fraction_chooser, opener_length, select_tokens
 from tsdkd.stages.inspect.token_texts import TokenTexts, load_token_texts
 from tsdkd.stages.observer import Observer, SilentObserver
 

@@ -9,7 +9,7 @@ from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_CHUNKS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.models.device import auto_dtype, available_memory, default_device, total_memory
-from tsdkd.stages.models.sizes import model_size
+from tsdkd.stages.models.model_size import model_size
 
 FLOAT32_BYTES = 4
 

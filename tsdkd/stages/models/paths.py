@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsdkd.artifacts.manifest import MANIFEST_FILE, load_manifest
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import ArtifactError, InputError, first_line
 from tsdkd.stages.models.adapters import is_adapter
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from tsdkd.artifacts.manifest import MANIFEST_FILE, ArtifactKind, Manifest, load_manifest
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import ArtifactKind, Manifest, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
 from tsdkd.stages.data.prompts import Prompts

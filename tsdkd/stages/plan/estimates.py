@@ -17,7 +17,7 @@ from tsdkd.stages.data.score_cost import BLOCK_BYTES, score_cost
 from tsdkd.stages.data.scoring import CHUNK_BYTES
 from tsdkd.stages.models.device import total_memory
 from tsdkd.stages.models.memory import FLOAT32_BYTES, estimate_training_memory
-from tsdkd.stages.models.sizes import fitting_batch_size
+from tsdkd.stages.models.model_size import fitting_batch_size
 from tsdkd.stages.plan.benchmark_lengths import benchmark_length
 from tsdkd.stages.plan.chain import Workload
 from tsdkd.stages.plan.models import PlannedModel

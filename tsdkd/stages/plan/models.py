@@ -13,8 +13,8 @@ from tsdkd.core import Head
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.embedded import teacher_config_and_tokenizer
+from tsdkd.stages.models.model_size import ModelSize, kv_cache_bytes, model_size, sequence_bytes
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.sizes import ModelSize, kv_cache_bytes, model_size, sequence_bytes
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.models.tokenizers import load_tokenizer
 

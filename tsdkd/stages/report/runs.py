@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.journal import Session, read_sessions
-from tsdkd.artifacts.manifest import MADE_BY, MANIFEST_FILE, Manifest, load_manifest
+from tsdkd.artifacts.manifest import MADE_BY, Manifest, load_manifest
 from tsdkd.artifacts.reader import Artifact, check_parents
 from tsdkd.artifacts.writer import is_locked
 from tsdkd.errors import InputError

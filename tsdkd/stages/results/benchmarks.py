@@ -1,6 +1,6 @@
 """The benchmarks by name: lm-eval tasks with the paper's shots, a headline metric and a limit on new tokens.
 
-Imports neither lm-eval nor torch. `stages/eval/overlays.py` turns a benchmark into task files for lm-eval.
+Imports neither lm-eval nor torch. `stages/eval/lm_eval_tasks.py` turns a benchmark into task files for lm-eval.
 """
 
 from collections.abc import Iterable

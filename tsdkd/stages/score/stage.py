@@ -18,7 +18,7 @@ from tsdkd.artifacts.manifest import Manifest, Part, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.ranks import world_size
+from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.score_cost import (
     ScoreWorkload,
@@ -30,7 +30,7 @@ from tsdkd.stages.data.score_cost import (
     sequence_lengths,
 )
 from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
-from tsdkd.stages.data.teacher_signals import HEAD_FILE, SIGNALS_WITH_HEAD, save_head, score_table
+from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, save_head, score_table
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.tokenizers import load_tokenizer, vocab_size

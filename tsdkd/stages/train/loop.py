@@ -20,7 +20,7 @@ from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.replay import ReplaySource
-from tsdkd.stages.data.sources import Source
+from tsdkd.stages.data.source import Source
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 from tsdkd.stages.metrics.names import SUMMARY_METRICS
@@ -41,7 +41,7 @@ from tsdkd.stages.train.callbacks import (
     ReplayCallback,
 )
 from tsdkd.stages.train.checkpoint import save_checkpoint
-from tsdkd.stages.train.saved_steps import StateCallback, Stateful, last_complete_step, step_number
+from tsdkd.stages.train.resume import StateCallback, Stateful, last_complete_step, step_number
 from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
 

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.errors import InputError
-from tsdkd.ranks import world_size
+from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import SPEED_ONLY_FIELDS
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.models.device import default_device

@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tsdkd.artifacts.manifest import MANIFEST_FILE, ModelRecord
+from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
-from tsdkd.ranks import world_size
+from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.config.types import DType
@@ -29,7 +30,7 @@ from tsdkd.stages.data.online import (
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
-from tsdkd.stages.data.sources import Sample, Source
+from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import Method, find_method

@@ -21,17 +21,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from tsdkd.core import (
-    AdaptiveOpener,
-    SampledTokens,
-    TeacherSignal,
-    TSDKDConfig,
-    token_selective_loss_from_hidden,
-)
+from tsdkd.core import AdaptiveOpener, SampledTokens, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.core.config import TERMS
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
-from tsdkd.stages.data.sources import (
+from tsdkd.stages.data.source import (
     Batch,
     Sample,
     ScoringSnapshot,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tsdkd.core.adaptive import AdaptiveOpener
+from tsdkd.core.adaptive_opener import AdaptiveOpener
 from tsdkd.core.config import ROUNDING, TSDKDConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -1,6 +1,6 @@
 """Eight short runs on one token budget: offline and online, full and LoRA, fixed and adaptive opener.
 
-    python benchmarks/ways.py RUN STUDENT TEACHER [RESPONSES]
+    python benchmarks/training_modes.py RUN STUDENT TEACHER [RESPONSES]
 
 RUN is the run directory of a complete quickstart, on whose held-out responses every student is measured.
 """

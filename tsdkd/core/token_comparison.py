@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.gradients import BlockBuffers, divergence_grad, dot, softmax, write_product
-from tsdkd.core.head import LinearOutputs
+from tsdkd.core.lm_head import LinearOutputs
 from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards
 from tsdkd.core.teacher_signals import TeacherSignal, top1_agreement
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tsdkd.core import Head
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.teacher_signals import (
+from tsdkd.stages.data.signal_storage import (
     HEAD_FILE,
     bytes_per_token,
     encode_signal,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tsdkd.stages.eval.overlays import task_overlays
+from tsdkd.stages.eval.lm_eval_tasks import task_overlays
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
 TASKS = {"math": 7, "math:minerva": 7, "mmlu-stem": 19, "bbh": 27, "bbh:direct": 27, "bbh:choice": 24, "musr": 3}

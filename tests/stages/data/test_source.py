@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from tsdkd.core import Head
-from tsdkd.stages.data.sources import ScoringSnapshot, collate, empty_batch, predicting_hidden, response_ids
+from tsdkd.stages.data.source import ScoringSnapshot, collate, empty_batch, predicting_hidden, response_ids
 
 SAMPLES = [{"prompt_ids": [5, 6, 7], "response_ids": [1]}, {"prompt_ids": [8], "response_ids": [2, 3]}]
 
