@@ -240,17 +240,17 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
 
     method = find_method(draw(st.sampled_from(sorted(METHODS))))
     own = {name: value for name, value in some("").items() if name not in {"method", "lora"}}
-    if draw(st.booleans()) and not method.replays:
+    if draw(st.booleans()) and not method.uses_replay:
         own |= {"held_out": 0.0, "eval_steps": 0}
     else:
         own["eval_steps"] = max(1, own["eval_steps"])
     online = None
-    if method.replays or draw(st.booleans()):
+    if method.uses_replay or draw(st.booleans()):
         sampling = {name: draw(strategies[f"online.sampling.{name}"]) for name in ONLINE_SAMPLING}
-        mixed = bool(sampling["teacher_fraction"]) and not method.replays
+        mixed = bool(sampling["teacher_fraction"]) and not method.uses_replay
         sampling |= {"policy": "teacher-mixed"} if mixed else {"teacher_fraction": 0.2}
         values = some("online.")
-        if method.replays:
+        if method.uses_replay:
             replay = some("online.replay.")
             replay["replay_capacity"] += own["batch_size"]
             values |= {"student_fraction": 0.0, "replay": ReplayConfig(**replay)}
