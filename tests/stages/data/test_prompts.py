@@ -44,7 +44,7 @@ def test_messages_precede_prompt_and_ids_are_kept(tmp_path: Path) -> None:
     assert (prompt.prompt_id, prompt.messages, prompt.source) == ("7", messages, "p")
 
 
-def test_ids_depend_on_content_and_repeats_are_left_out(tmp_path: Path) -> None:
+def test_ids_depend_on_content_and_repeats_are_skipped(tmp_path: Path) -> None:
     for name, texts in (("a", ["x", "y", "x"]), ("b", ["y", "x"])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
     a, b = (read(tmp_path / f"{name}.jsonl") for name in "ab")
@@ -101,7 +101,7 @@ def test_malformed_files_are_refused(
     assert remedy in caught.value.remedy or remedy in caught.value.cause
 
 
-def test_empty_and_repeated_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_empty_and_repeated_prompts_are_skipped_and_counted(tmp_path: Path) -> None:
     """Empty: blank text, no messages, only an assistant message. Repeated: the same messages, whatever the id."""
     rows = [
         {"prompt": "a", "prompt_id": 1},
@@ -121,7 +121,7 @@ def test_empty_and_repeated_prompts_are_left_out_and_counted(tmp_path: Path) -> 
     assert skipped == {"empty": 4, "duplicate": 2}
 
 
-def test_assistant_messages_at_the_end_are_left_out(tmp_path: Path) -> None:
+def test_assistant_messages_at_the_end_are_removed(tmp_path: Path) -> None:
     """As in datasets for fine-tuning: the prompt ends with the last user message."""
     turns = [{"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("user", "r"))]
     file = tmp_path / "p.json"
