@@ -59,6 +59,21 @@ def test_a_file_gives_options_and_the_command_line_wins(file: Path) -> None:
     assert parsed.params["run"] == Path("runs/x")
 
 
+@pytest.mark.parametrize("switch", ["lora", "compile", "gradient-checkpointing", "stop-on-degeneration"])
+def test_the_command_line_switches_off_what_a_file_switches_on(file: Path, switch: str) -> None:
+    content = {switch: True, "held-out": 0.1, "eval-steps": 5}
+    on = read_train_config(context("train", file, content))
+    off = read_train_config(context("train", file, content, f"--no-{switch}"))
+    name = switch.replace("-", "_")
+    assert getattr(on, name)
+    assert off == replace(on, **{name: None if switch == "lora" else False})
+
+
+def test_words_that_look_like_numbers_need_quotes(file: Path) -> None:
+    assert read_config(context("generate", file, "system: '1.10'"), GenerateConfig).system == "1.10"
+    assert read_train_config(context("train", file, "opener: 0.25\nlearning-rate: 1.5e-5")).objective.opener == 0.25
+
+
 def test_lists_stand_for_repeated_and_for_joined_options(file: Path) -> None:
     content = {"tracker": ["trackio", "wandb"], "released": ["entropy", "ranking"], "epochs": 2, "column": None}
     config = read_train_config(context("train", file, content))
@@ -107,6 +122,17 @@ def test_a_value_of_a_file_is_given(file: Path, content: dict[str, object], caus
         ("train", "student: true", "student is True", "a word"),
         ("train", "tracker: [1]", "tracker is [1]", "a list of words"),
         ("train", "tau: 0", "tau is 0", "above 0"),
+        ("train", "epochs: .inf", "epochs is '.inf'", "a number"),
+        ("train", "epochs: 1e400", "epochs is inf", "a number"),
+        ("train", "batch-size: 010", "batch-size is '010'", "a whole number from 1"),
+        ("train", "seed: 1:30", "seed is '1:30'", "a whole number from 0"),
+        ("train", "k: 4\nk: 5", "gives k twice", "Give it once"),
+        ("train", "eval-steps: 4\neval_steps: 5", "gives eval-steps twice", "Give it once"),
+        ("generate", "system: 1.10", "system is 1.1", "put a number in quotes"),
+        ("train", "opener: true", "opener is True", "a number, or a word"),
+        ("train", "overwrite: true", "replaces an artifact, so no file may give it", "--overwrite on the command line"),
+        ("eval", "allow-code-execution: true", "runs programs that a model wrote", "on the command line"),
+        ("eval", "tasks: []", "--tasks names no benchmark", "Name some"),
         ("train", "- a", "holds no options", "`k: 10`"),
         ("train", "a: [", "is not YAML", "`k: 10`"),
         ("score", "k: 1", "k is 1", "from 2"),
@@ -345,3 +371,28 @@ def test_a_stage_that_fails_at_once_leaves_no_config_file(student: Path, teacher
     online = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--max-new-tokens", 4)
     refuse("train", "--run", tmp_path / "run", *online, "--lora", "--lora-targets", "nothing")
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_models_are_recorded_by_absolute_path(
+    student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name means another model in another directory: config.yaml and `show --config` keep the right one."""
+    for directory, model in (("here", student), ("elsewhere", teacher)):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "model").symlink_to(model)
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    monkeypatch.chdir(tmp_path / "here")
+    words = (
+        "generate --student model --prompts ../prompts.jsonl --rollouts ../r --max-new-tokens 4 --engine transformers"
+    )
+    run(*words.split())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shown = yaml.safe_load(run("artifact", "show", "../r", "--config"))
+    assert shown == yaml.safe_load((tmp_path / "r" / CONFIG_FILE).read_text())
+    assert Path(shown["student"]).samefile(student)
+
+
+def test_an_empty_list_of_benchmarks_is_refused(student: Path, tmp_path: Path) -> None:
+    cause, _ = refuse("eval", "--tasks", "", "--model", f"m={student}", "--results", tmp_path / "results")
+    assert "--tasks names no benchmark" in cause
+    assert not (tmp_path / "results").exists()

@@ -16,6 +16,8 @@ from tsdkd.stages.config.groups import COMMON
 
 INTERRUPTED = 130
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
+SWITCHED_OFF = "tsdkd.switched_off"
+"""Key of a context's meta: the parameters that the command line switches off by --no-NAME."""
 STAGES, MORE = "Stages, in order", "More commands"
 
 
@@ -60,6 +62,13 @@ COMMANDS = {
 
 class Command(TyperCommand):
     """A command that shows --help in the first group of options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept --no-NAME for every switch: a file may have turned it on."""
+        switches = {f"--no-{p.opts[0].lstrip('-')}": p for p in self.params if getattr(p, "is_flag", False)}
+        off = {name: p for name, p in switches.items() if name in args and not p.secondary_opts}
+        ctx.meta[SWITCHED_OFF] = {p.name for p in off.values()}
+        return super().parse_args(ctx, [word for word in args if word not in off])
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)

@@ -1,10 +1,11 @@
 """`--config FILE`: a YAML file of options, by name; the command line wins over it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from inspect import Parameter
-from math import inf, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -12,9 +13,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
+from tsdkd.cli.app import SWITCHED_OFF
 from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import COMMON
 from tsdkd.stages.config.option import parameter_name, union_members
+from tsdkd.stages.config.recorded import COMMAND_LINE_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,9 @@ class FileKey:
             return self._number(value)
         if isinstance(value, list) and self.info.metavar == "NAMES":
             return ",".join(_words(value))
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError("a word")  # noqa: TRY004
+        is_number_allowed = self.info.metavar == "X" and isinstance(value, int | float) and not isinstance(value, bool)
+        if not (isinstance(value, str) or is_number_allowed):
+            raise ValueError("a number, or a word" if self.info.metavar == "X" else "a word; put a number in quotes")
         return str(value)
 
     def _number(self, value: Any) -> int | float:
@@ -71,7 +75,7 @@ class FileKey:
         except ValueError:
             number = nan
         is_in_range = (-inf if low is None else low) <= number <= (inf if high is None else high)
-        if isinstance(value, bool) or not is_in_range:
+        if isinstance(value, bool) or not (is_in_range and isfinite(number)):
             raise ValueError(form)
         return value if isinstance(value, int) else number
 
@@ -82,7 +86,10 @@ def config_file_parameter(parameters: Iterable[Parameter]) -> Parameter:
 
     def load(context: typer.Context, value: Path | None) -> Path | None:
         if value is not None and not context.resilient_parsing:
-            context.default_map = {**(context.default_map or {}), **_read(value, keys, str(context.info_name))}
+            values = _read(value, keys, str(context.info_name))
+            switched_off = context.meta.get(SWITCHED_OFF, ())
+            values = {name: content for name, content in values.items() if name not in switched_off}
+            context.default_map = {**(context.default_map or {}), **values}
         return value
 
     declared = typer.Option(
@@ -98,8 +105,9 @@ def config_file_parameter(parameters: Iterable[Parameter]) -> Parameter:
 
 def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
     """Values by parameter name; null leaves an option out. Raises InputError, naming the key."""
-    values = {}
-    for key, value in _mapping(file).items():
+    values: dict[str, Any] = {}
+    seen: set[str] = set()
+    for key, value in _pairs(file):
         name = parameter_name(str(key))
         if name not in keys:
             near = keys[difflib.get_close_matches(name, keys, 1, 0)[0]].name
@@ -107,6 +115,14 @@ def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
                 f"{file}: `tsdkd {command}` has no option {key!r}.",
                 f"The nearest is {near!r}; `tsdkd {command} --help` lists all.",
             )
+        if keys[name].name in COMMAND_LINE_ONLY:
+            raise InputError(
+                f"{file}: {key} {COMMAND_LINE_ONLY[keys[name].name]}, so no file may give it.",
+                f"Give --{keys[name].name} on the command line.",
+            )
+        if name in seen:
+            raise InputError(f"{file} gives {keys[name].name} twice.", "Give it once.")
+        seen.add(name)
         if value is None:
             continue
         try:
@@ -116,22 +132,40 @@ def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
     return values
 
 
-def _mapping(file: Path) -> dict[Any, Any]:
+def _pairs(file: Path) -> list[tuple[Any, Any]]:
+    """Keys and values in their order; a key that stands twice appears twice."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML whose whole numbers are decimal: YAML 1.1 reads 010 as 8 and 1:30 as 90."""
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+        list("-+.0123456789"),
+    )
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        loader = Loader(file.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return []
+        if not isinstance(node, yaml.MappingNode):
+            raise InputError(f"{file} holds no options.", "Write lines such as `k: 10`.")
+        return [
+            (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+            for key, value in node.value
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', error)}.", "Name a YAML file.") from None
     except yaml.YAMLError as error:
         raise InputError(
             f"{file} is not YAML: {' '.join(str(error).split())}.", "Write lines such as `k: 10`."
         ) from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no options.", "Write lines such as `k: 10`.")
-    return content
 
 
 def _words(value: Any) -> list[str]:

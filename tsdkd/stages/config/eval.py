@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import BENCHMARKS, ENGINE
 from tsdkd.stages.config.option import option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine
@@ -42,3 +43,7 @@ class EvalConfig:
     )
     """Changes results only through the rounding of 16-bit numbers."""
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise InputError("--tasks names no benchmark.", "Name some, or leave it out for the paper's ten.")

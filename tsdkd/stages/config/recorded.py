@@ -22,6 +22,11 @@ CONFIGS: dict[str, type] = {
     "eval": EvalConfig,
 }
 """The configuration of each command that writes an artifact."""
+COMMAND_LINE_ONLY = {
+    "overwrite": "replaces an artifact",
+    "allow-code-execution": "runs programs that a model wrote",
+}
+"""Options that no file may give, and what they do."""
 _COMMANDS = {"rollouts": "generate", "scores": "score", "checkpoint": "train", "results": "eval"}
 ResolvePath = Callable[[str], Path]
 """Turns a parent's path, relative to the artifact, into the path that a command names."""
@@ -69,7 +74,11 @@ def config_text(path: Path, manifest: Manifest) -> str:
     import yaml
 
     options = recorded_options(path, manifest, lambda name: (path / name).resolve())
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if name not in COMMAND_LINE_ONLY
+    }
     head = (
         f"# tsdkd {command_of(manifest)} --config FILE makes this artifact again; written by tsdkd {manifest.tsdkd}.\n"
     )
@@ -89,20 +98,20 @@ def _inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[s
         return _eval_inputs(path, manifest, resolve_path)
     online = manifest.config.get("online") is not None
     options: dict[str, Any] = {
-        model.role: _absolute_or_id(model.name)
+        model.role: model.name
         for model in manifest.models
         if online or model.role == "student" or command_of(manifest) != "train"
     }
     for parent in manifest.parents:
         if parent.kind == HUB_DATASET:
-            options["prompts"] = _absolute_or_id(parent.path)
+            options["prompts"] = parent.path
         else:
             options[parent.kind] = str(resolve_path(parent.path))
     return options
 
 
 def _eval_inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:
-    options: dict[str, Any] = {"model": [f"{path.resolve().name}={_absolute_or_id(manifest.model('evaluated').name)}"]}
+    options: dict[str, Any] = {"model": [f"{path.resolve().name}={manifest.model('evaluated').name}"]}
     for parent in manifest.parents:
         if parent.kind == "scores":
             options["held-out"] = str(resolve_path(parent.path).parent)
@@ -111,11 +120,6 @@ def _eval_inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> d
     if any(task.startswith("mbpp") for task in manifest.config["tasks"]):
         options["allow-code-execution"] = True
     return options
-
-
-def _absolute_or_id(name: str) -> str:
-    """A directory by its absolute path; a hub id as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _online_values(config: Mapping[str, Any]) -> dict[str, Any]:

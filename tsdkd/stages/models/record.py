@@ -2,6 +2,7 @@
 
 import hashlib
 from importlib.metadata import version
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,9 +20,10 @@ FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_conf
 def model_record(role: str, name: str) -> ModelRecord:
     """Fingerprints of a model's weights, tokenizer and chat template, without loading it. Raises InputError."""
     tokenizer = load_tokenizer(name)
+    local = Path(name).expanduser()
     return ModelRecord(
         role=role,
-        name=name,
+        name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
         weights=_weights_fingerprint(name),
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
