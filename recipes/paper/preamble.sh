@@ -24,7 +24,7 @@ SAMPLE="--max-prompt-tokens 512 --max-new-tokens 512"
 HELD_OUT="--held-out 0.05 --eval-steps 50"   # DistiLLM's schedule follows the held-out divergence
 EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs model-written programs in a sandbox
 TRAIN=${TRAIN:-}   # more options, such as --micro-batch-size 4 --gradient-checkpointing
-EXTRAS=${EXTRAS-[vllm]}
+if [ "${DRY_RUN:-0}" = 1 ]; then EXTRAS=${EXTRAS-}; else EXTRAS=${EXTRAS-[vllm]}; fi   # a plan needs no vLLM
 
 stop() {  # CAUSE REMEDY
   printf 'error: %s\ntry:   %s\n' "$1" "$2" >&2

@@ -109,7 +109,10 @@ class CommandGroup(TyperGroup):
         except (typer.Exit, typer.Abort):  # these RuntimeErrors are no failures
             raise
         except KeyboardInterrupt:
-            _show_error("Interrupted; complete parts are saved.", "Run the same command again to continue.")
+            _show_error(
+                "Interrupted; complete parts and the last saved step are kept.",
+                "Run the same command again to continue.",
+            )
             raise typer.Exit(INTERRUPTED) from None
         except TsdkdError as error:
             if ctx.params.get("debug"):

@@ -48,6 +48,8 @@ def embedded_student() -> str:
     from tsdkd.artifacts.files import MANIFEST_FILE
     from tsdkd.artifacts.hashing import file_digest, json_digest
     from tsdkd.artifacts.manifest import FORMAT, load_manifest
+    from tsdkd.artifacts.writer import is_locked
+    from tsdkd.errors import InputError
     from tsdkd.stages.config.prune import PruneConfig
     from tsdkd.stages.models.embedded import cache_dir
     from tsdkd.stages.prune import prune
@@ -59,6 +61,10 @@ def embedded_student() -> str:
         ConsoleObserver().info(
             f"Preparing the embedded student, the teacher without {STUDENT_DROPS} of its layers (once)."
         )
+        if is_locked(output):
+            raise InputError(
+                "Another process is preparing the embedded student.", "Run the command again in about a minute."
+            )
         prune(teacher_, PROMPTS, output, config, ConsoleObserver())
     return str(output)
 
