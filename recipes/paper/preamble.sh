@@ -21,7 +21,7 @@ PROMPTS=${PROMPTS:-openbmb/UltraInteract_sft}
 COLUMN=${COLUMN:-instruction}
 COUNT=${COUNT:-86000}   # its distinct prompts, roughly; used by the plan
 SAMPLE="--max-prompt-tokens 512 --max-new-tokens 512"
-HELD_OUT="--held-out 0.05 --eval-steps 50"   # DistiLLM's schedule follows the held-out divergence
+HELD_OUT="--held-out 0.01 --eval-steps 50"   # in every row; DistiLLM's schedule follows the held-out divergence
 EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs model-written programs in a sandbox
 TRAIN=${TRAIN:-}   # more options, such as --micro-batch-size 4 --gradient-checkpointing
 if [ "${DRY_RUN:-0}" = 1 ]; then EXTRAS=${EXTRAS-}; else EXTRAS=${EXTRAS-[vllm]}; fi   # a plan needs no vLLM
@@ -81,7 +81,7 @@ learn() {  # NAME RESPONSES OPTIONS...
   esac
   [ "$responses" = online ] || record "$responses"
   tsdkd train --checkpoint "$RUN/$name" --seed "$SEED" --student "$STUDENT" "${source[@]}" \
-    --learning-rate "$RATE" $TRAIN "$@"
+    --learning-rate "$RATE" $HELD_OUT $TRAIN "$@"
   models+=(--model "$name=$RUN/$name")
 }
 

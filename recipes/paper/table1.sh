@@ -4,7 +4,7 @@
 
 row seqkd text --method seqkd
 row supervised-kd teacher --method supervised-kd
-row distillm teacher --method distillm $HELD_OUT
+row distillm teacher --method distillm
 row skd speculative --method skd
 row minillm online --method minillm
 row gkd online --method gkd --beta 0.9

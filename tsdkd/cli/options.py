@@ -1,6 +1,7 @@
 """Options for typer: those of a configuration, made from its fields, and those of several commands."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -183,9 +184,9 @@ def require_page(html: Path | None) -> None:
 
 def run_option(run: Path) -> str:
     """The option by which the next command names this run."""
-    return "" if run == DEFAULT_RUN else f" --run {run}"
+    return "" if run == DEFAULT_RUN else f" --run {shlex.quote(str(run))}"
 
 
 def path_option(option: str, path: Path | None) -> str:
     """The option by which the next command names an artifact that is not at its default path."""
-    return "" if path is None else f" {option} {path}"
+    return "" if path is None else f" {option} {shlex.quote(str(path))}"

@@ -37,4 +37,4 @@ def command(
             *[(f"without layer {layer}", f"KL to the teacher {kl:.3f} nats a token") for layer, kl in removed],
         ],
     )
-    show_next(f"tsdkd generate --student {artifact.path}")
+    show_next(f"tsdkd generate{options.path_option('--student', artifact.path)}")

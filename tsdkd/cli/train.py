@@ -13,7 +13,7 @@ from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.core.config import TERMS
 from tsdkd.stages.config.groups import MONITORING
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.metrics.names import METRICS, SUMMARY_METRICS
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SUMMARY_METRICS
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest
@@ -119,8 +119,12 @@ def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
             weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS else ""
             values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
             rows.append((f"{METRICS[name].label}{weight}", values))
-    if "best_step" in summary:
-        rows.append(("best step", f"{summary['best_step']}, KL {summary['best_kl']:.4f} on held-out prompts"))
+    best = {name: summary.get(name.replace("eval_", "best_")) for name in HELD_OUT_METRICS}
+    rows += [
+        ("best step", f"{summary['best_step']}, {METRICS[name].label} {value:.4f}")
+        for name, value in best.items()
+        if value is not None
+    ]
     if "degenerated_at" in summary:
         saved = summary.get("best_step", summary["steps"])
         rows.append(("degenerated", f"at step {summary['degenerated_at']}; the checkpoint is step {saved}"))

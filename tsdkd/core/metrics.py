@@ -7,7 +7,7 @@ from torch import Tensor
 @torch.no_grad()
 def loss_metrics(
     terms: dict[str, Tensor],
-    means: dict[str, Tensor],
+    means: dict[str, Tensor | None],
     opener: Tensor,
     response_mask: Tensor,
     candidate_logits: Tensor | None,
@@ -16,7 +16,7 @@ def loss_metrics(
 
     Args:
         terms: the unweighted terms.
-        means: values (tokens,), by the name of the metric that is their mean.
+        means: values (tokens,), by the name of the metric that is their mean; None for unknown values.
         opener: bool (batch, seq).
         response_mask: bool (batch, seq).
         candidate_logits: the student's logits of its candidates on the opener (n, k), in the teacher's order; None
@@ -24,7 +24,8 @@ def loss_metrics(
     """
     metrics = {name: term.detach() for name, term in terms.items()}
     for name, values in means.items():
-        metrics[name] = _mean_of_means(to_grid(values, response_mask), response_mask)
+        if values is not None:
+            metrics[name] = _mean_of_means(to_grid(values, response_mask), response_mask)
     metrics["opener_length"] = opener.sum() / len(response_mask)
     metrics["response_length"] = response_mask.sum() / len(response_mask)
     if candidate_logits is not None and len(candidate_logits):

@@ -78,7 +78,8 @@ def token_selective_loss(
         Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy", "policy_gradient" (the
         unweighted terms; a term with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy",
         "gate", "opener_length", "rank_agreement" (Kendall's tau on the opener, with an indirect term),
-        "top1_agreement", "response_length". With a policy gradient, "direct" is weighted by importance.
+        "top1_agreement" (if the signal knows it), "response_length". With a policy gradient, "direct" is weighted by
+        importance.
 
     Raises:
         InputError: a row without response tokens, k not below the vocabulary, no `sampled` for a policy gradient, a

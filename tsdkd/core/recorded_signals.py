@@ -63,9 +63,8 @@ class TeacherRanks(RecordedSignal):
             )
         return self.entropies
 
-    def top1_agreement(self, student_logits: Tensor) -> Tensor:
-        most_likely = self.candidates.gather(-1, self.ranks.argmin(-1, keepdim=True)).squeeze(-1)
-        return (argmax(student_logits) == most_likely).float()
+    def top1_agreement(self, student_logits: Tensor) -> None:
+        return None  # the teacher's most likely token need not be among the candidates
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         recorded = self.candidates.shape[-1]
@@ -135,8 +134,8 @@ class TeacherTokens(RecordedSignal):
     def entropy(self, temperature: float) -> Tensor:
         return torch.zeros(len(self), device=self.ids.device)
 
-    def top1_agreement(self, student_logits: Tensor) -> Tensor:
-        return (argmax(student_logits) == self.ids).float()
+    def top1_agreement(self, student_logits: Tensor) -> None:
+        return None  # a sampled token need not be the teacher's most likely one
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         raise InputError("Responses alone rank no candidates, so the indirect term cannot be formed.", "Give alpha 0.")

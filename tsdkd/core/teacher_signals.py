@@ -53,8 +53,11 @@ class TeacherSignal(Protocol):
     def entropy(self, temperature: float) -> Tensor:
         """Nats, (tokens,)."""
 
-    def top1_agreement(self, student_logits: Tensor) -> Tensor:
-        """1 where the student's most likely token is the teacher's too, else 0: (tokens, vocab) -> (tokens,)."""
+    def top1_agreement(self, student_logits: Tensor) -> Tensor | None:
+        """1 where the student's most likely token is the teacher's too, else 0: (tokens, vocab) -> (tokens,).
+
+        None for signals that do not know the teacher's most likely token.
+        """
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         """The student's k candidates in the teacher's order, best first: (tokens, vocab) -> ids (tokens, k)."""

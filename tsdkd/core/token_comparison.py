@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ class TokenValues(NamedTuple):
 
     student_entropy: Tensor
     teacher_entropy: Tensor
-    top1_agreement: Tensor
+    top1_agreement: Tensor | None
+    """None for a signal that does not know the teacher's most likely token."""
     divergence: Tensor
     """0 without a direct term."""
     importance: Tensor
@@ -30,7 +31,8 @@ class TokenValues(NamedTuple):
 
 def concatenate(values: Sequence[TokenValues]) -> TokenValues:
     """The values of several pieces as those of all their tokens, in order."""
-    return TokenValues(*(torch.cat(field) for field in zip(*values, strict=True)))
+    fields: list[Any] = [None if field[0] is None else torch.cat(field) for field in zip(*values, strict=True)]
+    return TokenValues(*fields)
 
 
 def compare_logits(

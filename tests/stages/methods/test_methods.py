@@ -240,7 +240,12 @@ def test_responses_alone_need_no_teacher_and_resume(
 ) -> None:
     config = settings("seqkd", held_out=0.3, eval_steps=1)
     learn(runs["teacher"], student, tmp_path / "whole", config)
-    assert [parent.kind for parent in load_manifest(tmp_path / "whole").parents] == ["rollouts"]
+    manifest = load_manifest(tmp_path / "whole")
+    assert [parent.kind for parent in manifest.parents] == ["rollouts"]
+    assert {"best_step", "best_cross_entropy"} <= manifest.summary.keys()
+    measured = [entry for entry in metrics(tmp_path / "whole") if "eval_cross_entropy" in entry]
+    assert all(entry.keys() == {"eval_cross_entropy", "eval_student_entropy", "step"} for entry in measured)
+    assert "| held-out cross-entropy (nats per token) |" in (tmp_path / "whole" / "README.md").read_text()
     cut(monkeypatch, 2)
     with pytest.raises(RuntimeError, match="cut"):
         learn(runs["teacher"], student, tmp_path / "cut", config)

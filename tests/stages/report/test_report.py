@@ -409,12 +409,12 @@ def test_a_file_may_vanish_while_sizes_are_summed(tmp_path: Path, monkeypatch: p
 
 
 def test_a_method_without_a_teacher_signal_has_a_cross_entropy_and_no_kl(tmp_path: Path) -> None:
-    """Its log's eval_kl is the cross-entropy of the responses; it needs no scores and has no teacher entropy."""
-    for name, method in (("a", "tsdkd"), ("b", "seqkd")):
+    """It needs no scores and has no teacher entropy."""
+    for name, method, divergence in (("a", "tsdkd", "eval_kl"), ("b", "seqkd", "eval_cross_entropy")):
         directory = tmp_path / name
         rollouts(directory)
         scores(directory)
-        checkpoint(directory, 0, log(8, 4), method=method)
+        checkpoint(directory, 0, log(8, 4, divergence), method=method)
     shutil.rmtree(tmp_path / "b" / "scores")
     runs = load_runs([tmp_path / "a", tmp_path / "b"])
     assert not any("scores" in line for line in notes.missing_artifacts(runs[1]))

@@ -170,7 +170,7 @@ def test_the_checkpoint_is_the_best_measured_step(
     assert not torch.equal(checkpoint["lm_head.weight"], states[-1]["lm_head.weight"])
     summary = load_manifest(tmp_path / "c").summary
     assert (summary["best_step"], summary["best_kl"]) == (2, 1.0)
-    assert sum("on held-out prompts" in line for line in observer.messages) == len(states) > 2
+    assert sum("held-out top-1 agreement" in line for line in observer.messages) == len(states) > 2
 
 
 def test_a_stopped_run_that_was_measured_keeps_its_best_step(

@@ -57,6 +57,15 @@ def test_insufficient_scores_are_refused_before_anything_is_written(
     assert not (tmp_path / "c").exists()
 
 
+def test_ranks_cannot_be_measured_on_held_out_prompts(run: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    score(run / "rollouts", str(student), str(teacher), tmp_path / "s", ScoreConfig(signal="ranks", k=4))
+    config = replace(CONFIG, objective=replace(OBJECTIVE, direct_weight=0), held_out=0.4, eval_steps=1)
+    with pytest.raises(InputError, match="--held-out needs") as caught:
+        train_offline(run / "rollouts", tmp_path / "s", str(student), tmp_path / "c", config)
+    assert "Leave out --held-out" in caught.value.remedy
+    assert not (tmp_path / "c").exists()
+
+
 def test_foreign_scores_are_refused(run: Path, student: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"prompt": "another"}\n')

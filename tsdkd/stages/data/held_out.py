@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isnan, nan, sqrt
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ def measure_held_out(
 ) -> dict[str, Any]:
     """Means per response token, in nats; "kl" is KL(teacher || model).
 
+    "top1_agreement" is absent if the source's signal does not know the teacher's most likely token.
+
     "kl_stderr" takes responses as the independent observations, since tokens of one response are correlated. Each rank
     reads every `world_size`-th batch; all ranks return the same result. `advance` is called with numbers of responses.
     """
@@ -60,7 +62,7 @@ def measure_held_out(
     sums = torch.stack([totals[i][1] for i in range(len(indices))]).double()
     means = sums.sum(0) / counts.sum()
     variance = (sums[:, 0] - means[0] * counts).square().sum() * len(counts) / max(len(counts) - 1, 1)
-    return {
+    measured = {
         "responses": len(counts),
         "tokens": int(counts.sum()),
         "kl": float(means[0]),
@@ -69,6 +71,9 @@ def measure_held_out(
         "entropy": float(means[2]),
         "teacher_entropy": float(means[3]),
     }
+    if isnan(measured["top1_agreement"]):
+        del measured["top1_agreement"]
+    return measured
 
 
 def require_hidden_signal(samples: OfflineSource) -> None:
@@ -80,7 +85,7 @@ def require_hidden_signal(samples: OfflineSource) -> None:
 
 
 def _measure_batch(language_model: LanguageModel, head: Head, source: Source, samples: list[Sample]) -> Tensor:
-    """(tokens, 4) on the CPU: KL, agreement, the model's entropy, the teacher's entropy."""
+    """(tokens, 4) on the CPU: KL, agreement (NaN if unknown), the model's entropy, the teacher's entropy."""
     device = language_model.device
     batch = collate(samples, source)
     batch |= {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "response_mask")}
@@ -101,4 +106,7 @@ def _measure_chunk(head: Head, hidden: Tensor, teacher: TeacherSignal) -> Tensor
     teacher = teacher.materialized()
     log_q = log_probs(head.logits(hidden))
     divergence = teacher.divergence(log_q, Divergence.jsd(0), temperature=1)
-    return torch.stack([divergence, teacher.top1_agreement(log_q), entropy_of(log_q), teacher.entropy(1)], -1)
+    agreement = teacher.top1_agreement(log_q)
+    if agreement is None:
+        agreement = torch.full_like(divergence, nan)
+    return torch.stack([divergence, agreement, entropy_of(log_q), teacher.entropy(1)], -1)

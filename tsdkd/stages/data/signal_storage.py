@@ -116,8 +116,8 @@ class SignalDecoder:
     def to(self, device: torch.device) -> "SignalDecoder":
         return replace(self, head=None if self.head is None else self.head.to(device))
 
-    def require_support(self, objective: TSDKDConfig) -> None:
-        """Raises InputError if an objective needs more than the signal records."""
+    def require_support(self, objective: TSDKDConfig, *, held_out: bool) -> None:
+        """Raises InputError if an objective, or held-out measurement, needs more than the signal records."""
         max_k = self.head.weight.shape[0] - 1 if self.head is not None else self.k
         if objective.alpha and objective.k > max_k:
             remedy = "Lower --k." if self.head is not None else "Lower --k, or score again with a larger one."
@@ -126,6 +126,11 @@ class SignalDecoder:
             raise InputError(
                 "Scores with the signal 'ranks' record no teacher distribution, which the direct term needs.",
                 "Give --direct-weight 0, or score with --signal hidden or topk.",
+            )
+        if self.signal == "ranks" and held_out:
+            raise InputError(
+                "Scores with the signal 'ranks' record no teacher distribution, which --held-out needs.",
+                "Leave out --held-out, or score with --signal hidden or topk.",
             )
         if self.head is None and objective.policy_gradient_weight:
             raise InputError(

@@ -18,4 +18,4 @@ def is_step(entry: Mapping[str, float]) -> bool:
 
 def is_evaluation(entry: Mapping[str, float]) -> bool:
     """Whether an entry logs a measurement on held-out prompts."""
-    return "eval_kl" in entry
+    return any(name.startswith("eval_") for name in entry)

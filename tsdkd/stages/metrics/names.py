@@ -40,7 +40,16 @@ METRICS = {
 """A measurement on held-out prompts logs the keys that begin with "eval_"; an optimizer step logs the others."""
 
 TERM_METRICS = ("loss", *TERMS)
-SCREEN_METRICS = (*TERM_METRICS, "student_entropy", "rank_agreement", "response_length", "grad_norm", "eval_kl")
+HELD_OUT_METRICS = ("eval_kl", "eval_cross_entropy", "eval_top1_agreement")
+SCREEN_METRICS = (
+    *TERM_METRICS,
+    "student_entropy",
+    "rank_agreement",
+    "response_length",
+    "grad_norm",
+    "eval_kl",
+    "eval_cross_entropy",
+)
 CARD_METRICS = (*TERM_METRICS, "student_entropy", "top1_agreement", "grad_norm")
 SUMMARY_METRICS = (*TERM_METRICS, "student_entropy", "candidate_overlap", "drift")
 """The first and last value of each is in a checkpoint's manifest."""

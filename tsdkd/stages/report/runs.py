@@ -21,8 +21,6 @@ LOG_FILES = (METRICS_FILE, f"resume/{METRICS_FILE}")
 """The log of a complete checkpoint, and of one that is still training."""
 MAX_DEPTH = 3
 """Directory levels below a run that may hold its artifacts."""
-LOG_KEYS_WITHOUT_TEACHER = {"eval_kl": "eval_cross_entropy"}
-"""Log keys that have another meaning when a method uses no teacher signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +188,4 @@ def _disk_bytes(path: Path) -> int:
 
 
 def _without_teacher(entry: dict[str, float]) -> dict[str, float]:
-    return {
-        LOG_KEYS_WITHOUT_TEACHER.get(name, name): value for name, value in entry.items() if name != "teacher_entropy"
-    }
+    return {name: value for name, value in entry.items() if name != "teacher_entropy"}

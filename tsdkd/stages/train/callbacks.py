@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tsdkd.stages.data.replay import ReplaySchedule
 from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
 from tsdkd.stages.metrics.log import is_evaluation, is_step, log_line
-from tsdkd.stages.metrics.names import METRICS, SCREEN_METRICS
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS
 from tsdkd.stages.observer import Observer
 
 
@@ -39,10 +39,8 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self._show(logs)
         if is_evaluation(logs):
-            self.observer.info(
-                f"step {state.global_step}: KL to the teacher {logs['eval_kl']:.4f}, "
-                f"top-1 agreement {logs['eval_top1_agreement']:.3f} on held-out prompts"
-            )
+            measured = [f"{METRICS[name].label} {logs[name]:.4f}" for name in HELD_OUT_METRICS if name in logs]
+            self.observer.info(f"step {state.global_step}: {', '.join(measured)}")
 
     def _show(self, logs: dict[str, float]) -> None:
         if shown := {METRICS[name].label: logs[name] for name in SCREEN_METRICS if name in logs}:

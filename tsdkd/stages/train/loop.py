@@ -217,5 +217,6 @@ def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[s
     for position, entry in (("first", steps[0]), ("last", steps[-1])):
         summary |= {f"{name}_{position}": entry[name] for name in SUMMARY_METRICS if name in entry}
     if trainer.state.best_metric is not None:
-        summary |= {"best_step": trainer.state.best_global_step, "best_kl": trainer.state.best_metric}
+        name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+        summary |= {"best_step": trainer.state.best_global_step, f"best_{name}": trainer.state.best_metric}
     return summary | ({} if degenerated_at is None else {"degenerated_at": degenerated_at})

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 
 from tsdkd.artifacts.manifest import Manifest, flatten
 from tsdkd.stages.methods import find_method
-from tsdkd.stages.metrics.names import CARD_METRICS, METRICS
+from tsdkd.stages.metrics.names import CARD_METRICS, HELD_OUT_METRICS, METRICS
 
 MAX_ROWS = 12
 """Rows of the table of training steps; the steps are evenly spread."""
@@ -53,7 +53,7 @@ def _step_table(steps: Sequence[dict[str, float]]) -> str:
 
 
 def _evaluation_table(evaluations: Sequence[dict[str, float]]) -> str:
-    names = ("eval_kl", "eval_top1_agreement")
+    names = [name for name in HELD_OUT_METRICS if name in evaluations[0]]
     rows = [[str(entry["step"]), *(f"{entry[name]:.4f}" for name in names)] for entry in evaluations]
     return _table(["step", *(f"{METRICS[name].label} ({METRICS[name].unit})" for name in names)], rows)
 

@@ -15,6 +15,7 @@ from tsdkd.errors import InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import SPEED_ONLY_FIELDS
 from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import default_device
 
 
@@ -47,7 +48,7 @@ def training_arguments(config: TrainConfig, precision: str, seed: int, directory
         "eval_strategy": "steps",
         "eval_steps": config.eval_steps,
         "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_kl",
+        "metric_for_best_model": "eval_kl" if find_method(config.method).needs_teacher else "eval_cross_entropy",
         "greater_is_better": False,
     }
     _require_trackers(config.trackers)

@@ -89,7 +89,7 @@ def _scored_source(
 ) -> OfflineSource:
     """Rollouts with their scores. Raises InputError when the scores do not suffice for the objective."""
     source = OfflineSource(rollouts, scores)
-    source.decoder.require_support(config.objective)
+    source.decoder.require_support(config.objective, held_out=bool(config.held_out))
     if config.compile and source.decoder.head is None:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {source.decoder.signal!r}.",

@@ -184,18 +184,16 @@ class DistillationTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Divergence from the teacher, top-1 agreement and student entropy on the held-out samples."""
+        """Divergence from the teacher, or cross-entropy, and other means over the held-out samples' tokens."""
         assert self.held_out is not None
         with self.inference_student() as inference:
             student = unsharded(inference)
             head = output_head(student.model, self.vocab)
             ranks = {"rank": self.args.process_index, "world_size": self.args.world_size}
             measured = measure_held_out(student, head, self.held_out, **ranks)
-        metrics = {
-            "eval_kl": measured["kl"],
-            "eval_top1_agreement": measured["top1_agreement"],
-            "eval_student_entropy": measured["entropy"],
-        }
+        metrics = {str(self.args.metric_for_best_model): measured["kl"], "eval_student_entropy": measured["entropy"]}
+        if "top1_agreement" in measured:
+            metrics["eval_top1_agreement"] = measured["top1_agreement"]
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
