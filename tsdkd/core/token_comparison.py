@@ -64,10 +64,37 @@ def compare_logits(
     return TokenValues(student_entropy, teacher_entropy, agreement, divergence, importance, reward)
 
 
+def compare_compiled(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    softcap_grad: Tensor | None,
+    config: TSDKDConfig,
+    sampled: SampledTokens | None,
+    buffers: BlockBuffers,
+    grad_out: Tensor,
+) -> TokenValues:
+    """`compare_logits` as fused loops in C++; torch.compile needs a compiler. `buffers` are not used."""
+    values, grads = _compiled_comparison()(student_logits, teacher_logits, softcap_grad, config, sampled)
+    grad_out.copy_(grads)
+    return values
+
+
 @cache
-def compiled_compare_logits() -> Callable[..., TokenValues]:
-    """`compare_logits` as fused loops in C++; torch.compile needs a compiler."""
-    return torch.compile(compare_logits)
+def _compiled_comparison() -> Callable[..., tuple[TokenValues, Tensor]]:
+    return torch.compile(_comparison_and_grad)
+
+
+def _comparison_and_grad(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    softcap_grad: Tensor | None,
+    config: TSDKDConfig,
+    sampled: SampledTokens | None,
+) -> tuple[TokenValues, Tensor]:
+    """Writes to no argument: torch 2.13 compiled a gradient over `student_logits` to wrong code for a second shape."""
+    grads = torch.empty_like(student_logits)
+    values = compare_logits(student_logits, teacher_logits, softcap_grad, config, sampled, BlockBuffers(), grads)
+    return values, grads
 
 
 def compare_signal(

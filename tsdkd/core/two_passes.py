@@ -26,9 +26,9 @@ from tsdkd.core.teacher_signals import TeacherSignal
 from tsdkd.core.token_comparison import (
     TokenValues,
     compare_by_kernel,
+    compare_compiled,
     compare_logits,
     compare_signal,
-    compiled_compare_logits,
     concatenate,
     kernel_fits,
 )
@@ -127,7 +127,7 @@ class TwoPasses:
         if self.compiled and kernel_fits(student.values):
             return compare_by_kernel(student, outputs, self.config, sampled)
         teacher_logits = (outputs.take(block).logits() for block in self._blocks(student))  # one at a time
-        compare = compiled_compare_logits() if self.compiled else compare_logits
+        compare = compare_compiled if self.compiled else compare_logits
         return self._compare_blocks(compare, student, teacher_logits, sampled)
 
     def _compare_blocks(
