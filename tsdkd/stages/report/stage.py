@@ -5,6 +5,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.errors import InputError
 from tsdkd.stages.pages.charts import Chart, Series, dot_chart
 from tsdkd.stages.pages.page import render
@@ -17,6 +18,7 @@ Z_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
 
 
+@reading_inputs()
 def report(directories: Sequence[Path], html: Path | None = None) -> Path:
     """Write a page about the runs in these directories. Returns its path.
 
