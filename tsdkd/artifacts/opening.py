@@ -71,14 +71,14 @@ def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collectio
         _require_kind(path, wanted)
         return (
             _continued_partial(path, wanted)
-            or _continued_aside(path, wanted, {"replacement"})
+            or _continued_aside(path, wanted, "replacement")
             or _begin_aside(path, wanted, "replacement")
         )
     existing = load_manifest(path)
     if existing.state == "partial" and has_no_part(path):
         return _begin(path, wanted)
     if differing := _describe_differences(existing, wanted, may_differ):
-        if aside := _continued_aside(path, wanted, {"replacement"}):
+        if aside := _continued_extension_or_replacement(path, wanted, may_differ):
             return aside
         raise ArtifactError(
             f"{path} was made with another configuration: {'; '.join(differing)}.",
@@ -86,9 +86,8 @@ def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collectio
         )
     if existing.state == "complete" and _differ_in(existing, wanted, may_differ):
         check_parts(path, existing)
-        return _continued_aside(path, wanted, {"replacement", "extension"}, may_differ) or _begin_aside(
-            path, replace(wanted, parts=existing.parts), "extension"
-        )
+        aside = _continued_extension_or_replacement(path, wanted, may_differ)
+        return aside or _begin_aside(path, replace(wanted, parts=existing.parts), "extension")
     return _resume(path, existing, wanted, may_differ)
 
 
@@ -120,12 +119,18 @@ def _continued_partial(path: Path, wanted: Manifest) -> OpenDirectory | None:
     return None
 
 
+def _continued_extension_or_replacement(
+    path: Path, wanted: Manifest, may_differ: Collection[str]
+) -> OpenDirectory | None:
+    return _continued_aside(path, wanted, "replacement") or _continued_aside(path, wanted, "extension", may_differ)
+
+
 def _continued_aside(
-    path: Path, wanted: Manifest, purposes: Collection[Purpose], may_differ: Collection[str] = ()
+    path: Path, wanted: Manifest, purpose: Purpose, may_differ: Collection[str] = ()
 ) -> OpenDirectory | None:
     """What an interrupted run wrote aside, if this run would also write it; a complete one takes its place now."""
     aside = aside_path(path.resolve())
-    if purpose_of(aside) not in purposes:
+    if purpose_of(aside) != purpose:
         return None
     lock, opened = lock_for_writing(aside, fcntl.LOCK_EX), None
     with suppress(ArtifactError):
