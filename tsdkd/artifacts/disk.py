@@ -5,29 +5,43 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tsdkd.errors import TsdkdError, first_line
+from tsdkd.errors import TsdkdError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _REASONS = "|".join(re.escape(os.strerror(code)) for code in sorted(DISK_ERRORS))
-_TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter")
+_TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
+"""Messages of torch.save, which names no cause."""
 
 
-def disk_failure(error: BaseException, directory: Path) -> TsdkdError | None:
-    """What to tell the user if an error of the disk is the cause, directly or of an earlier error; else None.
+@contextmanager
+def naming_disk_failures(directory: Path) -> Iterator[None]:
+    """Around writes to a directory: raises TsdkdError in place of an error of the disk."""
+    try:
+        yield
+    except Exception as error:
+        if failure := disk_failure(error, directory):
+            raise failure from error
+        raise
 
-    `directory`: where the run writes.
+
+def disk_failure(error: BaseException, directory: Path | None = None) -> TsdkdError | None:
+    """What to tell the user if the disk caused an error, directly or through an earlier error; else None.
+
+    `directory`: where the run writes, for an error that names no file.
     """
     if not isinstance(error, Exception) or isinstance(error, TsdkdError):
         return None
     for cause in _chain(error):
         if reason := _reason(cause):
             file = getattr(cause, "filename", None) or directory
+            verb = "read or written" if reason == os.strerror(errno.EIO) else "written"
+            free = f"; its disk has {_format_free(Path(file))} free" if file else ""
             return TsdkdError(
-                f"{file} could not be written ({reason}); {_format_free(directory)} free.",
-                "Free space, or choose a directory on another disk, and run the same command again: it continues "
-                "from what is complete.",
+                f"{file or 'A file'} could not be {verb} ({reason}){free}.",
+                "Free space, and run again; what is complete is kept.",
             )
     return None
 
@@ -57,9 +71,9 @@ def _reason(error: BaseException) -> str | None:
         return os.strerror(error.errno)
     if found := re.search(_REASONS, str(error)):
         return found.group()
-    return f"torch: {first_line(error)}" if _TORCH_WRITER.search(str(error)) else None
+    return "the file is incomplete" if _TORCH_WRITER.search(str(error)) else None
 
 
-def _format_free(directory: Path) -> str:
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+def _format_free(path: Path) -> str:
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     return f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB"

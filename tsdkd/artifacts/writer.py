@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts.disk import disk_failure, fsync
+from tsdkd.artifacts.disk import disk_failure, fsync, naming_disk_failures
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.locks import is_read, lock_for_writing, try_lock, unread
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, save_manifest
@@ -52,7 +52,8 @@ class Writer:
         Raises ArtifactError where `path` is not an artifact, has another identity or holds an input that would be
         replaced with it, and while another process writes it or reads what is to be replaced.
         """
-        return cls(path, open_directory(path, manifest, overwrite, may_differ))
+        with naming_disk_failures(path):
+            return cls(path, open_directory(path, manifest, overwrite, may_differ))
 
     @classmethod
     def join(cls, path: Path) -> Self:
