@@ -11,28 +11,38 @@ import pytest
 
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, cut
+from tsdkd.artifacts.locks import is_read
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.artifacts.writer import Writer
 from tsdkd.cli.eval import find_results
-from tsdkd.errors import InputError, TsdkdError
+from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages import prune as prune_module
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.config.train import LoRAConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.generate import stage as generate_stage
 from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.inspect import stage as inspect_stage
+from tsdkd.stages.inspect.stage import inspect_scores
 from tsdkd.stages.prune import prune
+from tsdkd.stages.report import stage as report_stage
 from tsdkd.stages.report.stage import report
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop
-from tsdkd.stages.train.stage import train_offline
+from tsdkd.stages.train.stage import train_offline, train_online
+from tsdkd.stages.train.trainer import DistillationTrainer
 
 Contents = Callable[[Path], dict[str, bytes]]
 KINDS = ("rollouts", "scores", "checkpoint", "results/m", "pruned")
+ONLINE = replace(
+    CONFIG, epochs=1, online=OnlineConfig(sampling=GenerateConfig(max_new_tokens=2, engine="transformers"))
+)
 NO_SPACE = namedtuple("usage", "total used free")(1, 1, 0)
 
 
@@ -172,3 +182,84 @@ def test_an_interrupted_extension_keeps_its_complete_benchmarks(
     monkeypatch.setattr(harness, "run_benchmark", Mock(side_effect=AssertionError("gsm8k is complete")))
     extended = evaluate(str(student), run / "results" / "m", replace(config, tasks=("gsm8k",)), rows)
     assert sorted(extended.manifest.summary) == ["embedded", "gsm8k"]
+
+
+def test_the_scores_cannot_be_replaced_while_training_reads_them(
+    run: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another teacher's scores would change the teacher in mid-run, and the manifest would name the first one."""
+    compute_loss, refused = DistillationTrainer.compute_loss, []
+
+    def replace_the_inputs(self: DistillationTrainer, *args: object, **kwargs: object) -> object:
+        if self.state.global_step == 1 and not refused:
+            for kind in ("rollouts", "scores"):
+                with pytest.raises(ArtifactError, match="is being read by another process"):
+                    make(kind, run, student, teacher, changed=True, overwrite=True)
+                refused.append(kind)
+            make("scores", run, student, teacher)  # nothing to do
+        return compute_loss(self, *args, **kwargs)
+
+    before = contents(run / "scores")
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", replace_the_inputs)
+    make("checkpoint", run, student, teacher, changed=True, overwrite=True)
+    assert refused == ["rollouts", "scores"]
+    assert contents(run / "scores") == before
+    make("scores", run, student, teacher, changed=True, overwrite=True)
+
+
+STAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "generate": (
+        lambda run: generate(
+            run / "prompts.jsonl", str(run / "checkpoint"), run / "new", GenerateConfig(max_new_tokens=2)
+        ),
+        ("checkpoint",),
+    ),
+    "score": (
+        lambda run: score(
+            run / "rollouts", str(run / "checkpoint"), str(run / "pruned"), run / "new", ScoreConfig(k=4)
+        ),
+        ("rollouts", "checkpoint", "pruned"),
+    ),
+    "train offline": (
+        lambda run: train_offline(
+            run / "rollouts", run / "scores", str(run / "checkpoint"), run / "new", replace(CONFIG, epochs=1)
+        ),
+        ("rollouts", "scores", "checkpoint"),
+    ),
+    "train online": (
+        lambda run: train_online(run / "rollouts", str(run / "checkpoint"), str(run / "pruned"), run / "new", ONLINE),
+        ("rollouts", "checkpoint", "pruned"),
+    ),
+    "eval": (
+        lambda run: evaluate(str(run / "checkpoint"), run / "new", EvalConfig(("embedded",), limit=1), held_out=run),
+        ("checkpoint", "rollouts", "scores"),
+    ),
+    "prune": (
+        lambda run: prune(str(run / "pruned"), run / "prompts.jsonl", run / "new", PruneConfig(drop=1, limit=1)),
+        ("pruned",),
+    ),
+    "inspect": (
+        lambda run: inspect_scores(run / "scores", InspectConfig(), after=str(run / "checkpoint")),
+        ("rollouts", "scores", "checkpoint"),
+    ),
+    "report": (lambda run: report([run]), ("rollouts", "scores", "checkpoint", "results/m", "pruned")),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_holds_its_inputs_until_it_ends(run: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    work, inputs = STAGES[stage]
+    held: list[bool] = []
+
+    def looking(real: Callable[..., object]) -> Callable[..., object]:
+        def look(*args: object, **kwargs: object) -> object:
+            held.extend(is_read(run / kind) for kind in inputs)
+            return real(*args, **kwargs)
+
+        return look
+
+    for owner, name in ((Writer, "finish"), (inspect_stage, "build_response"), (report_stage, "render")):
+        monkeypatch.setattr(owner, name, looking(getattr(owner, name)))
+    work(run)
+    assert held == [True] * len(inputs)
+    assert not any(is_read(run / kind) for kind in inputs)
