@@ -301,6 +301,13 @@ def test_an_output_that_is_a_link_is_written_where_it_points(tmp_path: Path, exi
     assert siblings(tmp_path / "far" / "a") == []
 
 
+def test_an_artifact_has_its_name_also_while_it_is_written_aside(tmp_path: Path) -> None:
+    """Its config.yaml names the model of results by the name of their directory."""
+    write(tmp_path / "a")
+    with Writer.open(tmp_path / "a", NEW, overwrite=True) as writer:
+        assert replacing.artifact_name(writer.path) == replacing.artifact_name(tmp_path / "a") == "a"
+
+
 def test_a_file_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("text")
     with pytest.raises(ArtifactError, match="is not an artifact"):
