@@ -46,7 +46,7 @@ def read_arms(directory: Path) -> dict[str, Runs]:
 def read_pair(directory: Path) -> dict[str, Runs]:
     """The results of `tsdkd eval` on the embedded pair, by method."""
     runs_by_name: dict[str, Runs] = defaultdict(dict)
-    for path in sorted(directory.glob("pair/results/*/")):
+    for path in sorted(directory.glob("pair/results/[!.]*/")):
         manifest, (name, _, seed) = load_manifest(path), path.name.rpartition("-")
         if manifest.state != "complete":
             continue

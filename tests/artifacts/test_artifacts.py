@@ -97,13 +97,6 @@ def test_another_configuration_is_refused_and_named(
     assert contents(tmp_path / "a") == before
 
 
-def test_overwrite_replaces(tmp_path: Path) -> None:
-    write(tmp_path / "a")
-    with Writer.open(tmp_path / "a", manifest(seed=1), overwrite=True) as writer:
-        assert not writer.complete
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [".lock", MANIFEST_FILE]
-
-
 def test_a_resume_with_other_libraries_is_refused(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "a", manifest()) as writer:
         writer.write_table("part-00000.parquet", rows("a"))
@@ -260,7 +253,7 @@ def test_an_earlier_format_is_refused_and_replaced_with_overwrite(tmp_path: Path
             attempt()
         assert caught.value.remedy == "Run `tsdkd generate` again with --overwrite, or in another directory."
     with Writer.open(tmp_path / "a", manifest(), overwrite=True) as writer:
-        assert not writer.complete
+        writer.finish({})
     assert load_manifest(tmp_path / "a").format == FORMAT
 
 

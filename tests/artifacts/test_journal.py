@@ -68,8 +68,14 @@ def test_overwrite_starts_a_new_journal_and_a_failure_before_the_first_part_leav
     manifest = load_manifest(path)
     with record_session(path, "tsdkd generate", []):
         pass
-    with Writer.open(path, manifest, overwrite=True), record_session(path, "tsdkd generate --overwrite", []):
-        assert [session.command for session in read_sessions(path)] == ["tsdkd generate --overwrite"]
+    with (
+        Writer.open(path, manifest, overwrite=True) as writer,
+        record_session(writer.path, "tsdkd generate --overwrite", []),
+    ):
+        writer.finish({})
+    assert [(session.command, session.exit) for session in read_sessions(path)] == [
+        ("tsdkd generate --overwrite", "finished")
+    ]
     other, begun = tmp_path / "other", replace(manifest, state="partial", parts=())
     with pytest.raises(InputError), Writer.open(other, begun), record_session(other, "tsdkd generate", []):
         raise InputError("A cause.", "A remedy.")

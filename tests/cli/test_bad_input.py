@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -306,17 +308,69 @@ def test_a_full_disk_keeps_complete_parts(
         nonlocal written
         written += 1
         if written == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part-00001.parquet.tmp")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(part, table)
 
     command = generate_with(student, directory / "full", "--prompts", directory / "prompts.jsonl")
     monkeypatch.setattr(TableWriter, "write", on_a_full_disk)
     cause, remedy = refuse(*command, code=1)
-    assert "No space left on device" in cause
+    assert f"{directory / 'full' / 'rollouts'} could not be written (No space left on device); its disk has " in cause
+    assert cause.endswith(" GB free.")
     assert "Free space, and run again" in remedy
     monkeypatch.undo()
     assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
     assert contents(directory / "full" / "rollouts") == contents(directory / "run" / "rollouts")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("rollouts", {"manifest": 700, "part": 2_000}),
+        ("scores", {"config": 100, "part": 20_000, "teacher's head": 40_000}),
+        (
+            "checkpoint",
+            {"journal": 700, "tokenizer": 4_000, "weights": 50_000, "optimizer": 150_000, "its end": 300_000},
+        ),
+    ],
+)
+def test_any_file_that_does_not_fit_is_named_and_the_run_resumes(
+    directory: Path, student: Path, teacher: Path, contents: Contents, kind: str, sizes: dict[str, int]
+) -> None:
+    """Parquet, JSON, safetensors and torch files; each library has its own error for a disk that is full."""
+    run = directory / "run"
+    before = contents(run / kind)
+    words = {
+        "rollouts": generate_with(student, run, "--prompts", directory / "prompts.jsonl"),
+        "scores": ["score", "--teacher", teacher, "--k", 4, "--run", run],
+        "checkpoint": ["train", "--k", 4, "--batch-size", 3, "--epochs", 1, "--precision", "float32", "--run", run],
+    }[kind]
+    shutil.rmtree(run / kind)
+    for size in sizes.values():
+        with files_of_at_most(size):
+            cause, remedy = refuse(*words, code=1)
+        assert str(run / kind) in cause
+        assert "could not be written (" in cause
+        assert cause.endswith(" GB free.")
+        assert "Free space" in remedy
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
+    assert contents(run / kind) == before
+
+
+def test_a_page_that_does_not_fit_is_named(directory: Path) -> None:
+    with files_of_at_most(100):
+        cause, _ = refuse("report", directory / "run", code=1)
+    assert f"{directory / 'run' / 'report.html'} could not be written (File too large)" in cause
 
 
 def test_a_read_only_disk(directory: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:

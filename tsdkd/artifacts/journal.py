@@ -11,9 +11,10 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,32 @@ class Session:
 
 @contextmanager
 def record_session(artifact: Path, command: str, warnings: Sequence[str]) -> Iterator[None]:
-    """Record a session around the work inside; `warnings` are read when it ends."""
+    """Record a session around the work inside; `warnings` are read when it ends.
+
+    The journal stays open, because the artifact may move to its place before the session ends.
+    """
     start = time.monotonic()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    processes = world_size()
-    _append(artifact, {"command": command, "started": now, "machine": _describe_machine(), "processes": processes})
-    outcome = {"exit": "finished"}
+    begin = {"command": command, "started": now, "machine": _describe_machine(), "processes": world_size()}
     if cuda := _cuda():
         cuda.reset_peak_memory_stats()
-    try:
-        yield
-    except KeyboardInterrupt:
-        outcome = {"exit": "interrupted"}
-        raise
-    except BaseException as error:
-        cause = error.cause if isinstance(error, TsdkdError) else f"{type(error).__name__}: {error}"
-        outcome = {"exit": "failed", "cause": cause}
-        raise
-    finally:
+
+    def end(outcome: dict[str, str]) -> None:
         seconds = round(time.monotonic() - start, 1)
         cost = {"seconds": seconds, "memory": _peak_memory(), "gpu_memory": _gpu_peak_memory()}
-        _append(artifact, {**outcome, **cost, "machine": _describe_machine(), "warnings": list(warnings)})
+        _append(journal, {**outcome, **cost, "machine": _describe_machine(), "warnings": list(warnings)})
+
+    with (artifact / JOURNAL_FILE).open("a+b", buffering=0) as journal:
+        _append(journal, begin)
+        try:
+            yield
+        except BaseException as error:
+            cause = error.cause if isinstance(error, TsdkdError) else f"{type(error).__name__}: {error}"
+            interrupted = isinstance(error, KeyboardInterrupt)
+            with suppress(OSError):  # the error that ends the session matters more than its line
+                end({"exit": "interrupted"} if interrupted else {"exit": "failed", "cause": cause})
+            raise
+        end({"exit": "finished"})
 
 
 def read_sessions(artifact: Path) -> list[Session]:
@@ -86,11 +92,10 @@ def read_sessions(artifact: Path) -> list[Session]:
     return recorded
 
 
-def _append(artifact: Path, entry: dict[str, Any]) -> None:
-    with (artifact / JOURNAL_FILE).open("a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        cut_off = file.read() not in {b"", b"\n"}  # the last line of a killed session
-        file.write(b"\n" * cut_off + json.dumps(entry).encode() + b"\n")
+def _append(journal: FileIO, entry: dict[str, Any]) -> None:
+    journal.seek(max(0, journal.seek(0, os.SEEK_END) - 1))
+    cut_off = journal.read() not in {b"", b"\n"}  # the last line of a killed session
+    journal.write(b"\n" * cut_off + json.dumps(entry).encode() + b"\n")
 
 
 def _describe_machine() -> str:

@@ -2,11 +2,12 @@
 
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from tsdkd import __version__
+from tsdkd.artifacts.disk import fsync
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import ArtifactError
@@ -126,6 +127,15 @@ def load_manifest(path: Path) -> Manifest:
         )
     except (KeyError, TypeError) as error:
         raise _unreadable(path, error) from None
+
+
+def save_manifest(path: Path, manifest: Manifest) -> None:
+    """Replace the manifest of an artifact in one step; it is on disk when the function returns."""
+    temporary = path / f"{MANIFEST_FILE}.tmp"
+    temporary.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    fsync(temporary)
+    temporary.replace(path / MANIFEST_FILE)
+    fsync(path)
 
 
 def read_raw_manifest(path: Path) -> dict[str, Any]:

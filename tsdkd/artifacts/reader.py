@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest, file_digest
+from tsdkd.artifacts.locks import hold_input, reading_inputs
 from tsdkd.artifacts.manifest import (
     HUB_DATASET,
     MADE_BY,
@@ -19,6 +20,7 @@ from tsdkd.artifacts.manifest import (
     load_manifest,
     relative_path,
 )
+from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import ArtifactError
 
@@ -66,6 +68,8 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
     Raises ArtifactError that names the command to run, or the `option` to give.
     """
     command = MADE_BY[kind]
+    restore_missing(path)
+    hold_input(path)
     if not (path / MANIFEST_FILE).is_file():
         name = option or f"--{kind}"
         raise ArtifactError(f"Found no {kind} at {path}.", f"Run `{command}` first, or name the {kind} with {name}.")
@@ -82,6 +86,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
     return Artifact(path, manifest)
 
 
+@reading_inputs()
 def verify_artifact(path: Path) -> Manifest:
     """Check an artifact as `read_artifact` does, the columns and rows of its tables, and its parents.
 

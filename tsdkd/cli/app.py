@@ -1,6 +1,5 @@
 """The typer app: commands load when they are called; errors become a line of cause and one of remedy."""
 
-import errno
 import os
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from tsdkd.errors import OtherRankError, TsdkdError
 from tsdkd.stages.config.groups import COMMON
 
 INTERRUPTED = 130
-DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 SWITCHED_OFF = "tsdkd.switched_off"
 """Key of a context's meta: the parameters that the command line switches off by --no-NAME."""
 STAGES, MORE = "Stages, in order", "More commands"
@@ -120,15 +118,23 @@ class CommandGroup(TyperGroup):
             if not isinstance(error, OtherRankError):
                 _show_error(error.cause, error.remedy)
             raise typer.Exit(error.exit_code) from None
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            raise typer.Exit(_show_system_error(error)) from None
         except Exception as error:
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
-            _show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` for the traceback.")
-            raise typer.Exit(1) from None
+            raise typer.Exit(_show_failure(error)) from None
+
+
+def _show_failure(error: Exception) -> int:
+    """Returns the exit code."""
+    from tsdkd.artifacts.disk import disk_failure
+
+    if failure := disk_failure(error):
+        _show_error(failure.cause, failure.remedy)
+    elif isinstance(error, OSError):
+        return _show_system_error(error)
+    else:
+        _show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` for the traceback.")
+    return 1
 
 
 def _show_system_error(error: OSError) -> int:
@@ -140,8 +146,8 @@ def _show_system_error(error: OSError) -> int:
         _show_error(_first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows a traceback.")
         return 1
     file = f" ({error.filename})" if error.filename else ""
-    remedy = "Free space" if error.errno in DISK_IS_FULL else "Choose another directory, or correct its permissions"
-    _show_error(f"{error.strerror}{file}.", f"{remedy}, and run again; complete parts are saved.")
+    remedy = "Choose another directory, or correct its permissions, and run again; complete parts are saved."
+    _show_error(f"{error.strerror}{file}.", remedy)
     return 1
 
 

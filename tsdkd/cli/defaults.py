@@ -47,8 +47,8 @@ def embedded_student() -> str:
 
     from tsdkd.artifacts.files import MANIFEST_FILE
     from tsdkd.artifacts.hashing import file_digest, json_digest
+    from tsdkd.artifacts.locks import is_locked
     from tsdkd.artifacts.manifest import FORMAT, load_manifest
-    from tsdkd.artifacts.writer import is_locked
     from tsdkd.errors import InputError
     from tsdkd.stages.config.prune import PruneConfig
     from tsdkd.stages.models.embedded import cache_dir

@@ -123,7 +123,10 @@ def command(
     if paper:
         published.find_table(paper)  # before anything is measured
     if compare:
-        _compare(find_results(compared or [run]), baseline, paper, format_)
+        from tsdkd.artifacts.locks import reading_inputs
+
+        with reading_inputs():
+            _compare(find_results(compared or [run]), baseline, paper, format_)
         return
     if compared:
         raise InputError(
@@ -193,7 +196,7 @@ def find_results(paths: list[Path]) -> dict[str, Artifact]:
 
     observer, selected = ConsoleObserver(), []
     for path in paths:
-        below = [path, *sorted(path.glob("*/")), *sorted(path.glob("results/*/"))]
+        below = [path, *sorted(path.glob("[!.]*/")), *sorted(path.glob("results/[!.]*/"))]
         results = [file for file in below if (file / MANIFEST_FILE).is_file() and load_manifest(file).kind == "results"]
         if not results:
             raise InputError(

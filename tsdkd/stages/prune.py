@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.writer import Writer
@@ -32,6 +33,7 @@ FORWARD_TOKENS = 1024
 """Tokens of one forward pass."""
 
 
+@reading_inputs()
 def prune(
     teacher: str,
     prompts: Path,
@@ -64,18 +66,18 @@ def prune(
             f"--drop is {config.drop}, but {teacher} has {len(layers)} layers.",
             "Drop at least one layer and keep at least one.",
         )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(output):
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
         summary = _drop_layers(model, layers, sequences, config.drop, observer)
-        staging = output / "staging.tmp"
+        staging = writer.path / "staging.tmp"
         model.model.to(saved_dtype).save_pretrained(staging)
         model.tokenizer.save_pretrained(staging)
         writer.add_directory(staging)
         staging.rmdir()
-        return writer.finish(summary)
+        return writer.finish(summary, observer.info)
 
 
 class _LayerStack:

@@ -276,7 +276,8 @@ def test_missing_files_and_changed_parents_are_reported(tmp_path: Path) -> None:
 def test_an_artifact_that_is_being_written_is_reported_as_such(tmp_path: Path) -> None:
     rollouts(tmp_path)
     begun = replace(load_manifest(tmp_path / "rollouts"), state="partial", parts=())
-    with Writer.open(tmp_path / "rollouts", begun, overwrite=True):
+    shutil.rmtree(tmp_path / "rollouts")
+    with Writer.open(tmp_path / "rollouts", begun):
         assert notes.run_warnings(*load_runs([tmp_path])) == [
             "rollouts: incomplete (0 parts so far); a stage is writing it."
         ]

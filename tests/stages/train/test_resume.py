@@ -1,11 +1,13 @@
 """A run that was cut resumes from its last complete step and ends like an uninterrupted one."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ from transformers import (
 )
 
 from tests.helpers.training import CONFIG, OBJECTIVE, RecordingObserver, cut, learn
-from tsdkd.errors import ArtifactError
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.errors import ArtifactError, TsdkdError
+from tsdkd.stages.train import loop
 from tsdkd.stages.train import trainer as trainer_module
 from tsdkd.stages.train.resume import STATE_FILE, StateCallback, last_complete_step
 
@@ -83,6 +87,35 @@ def test_ctrl_c_saves_the_step_and_the_next_run_resumes(
     assert (tmp_path / "cut" / "resume" / "checkpoint-3" / STATE_FILE).is_file()
     learn(run, student, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_run_that_is_moved_before_its_end_keeps_its_best_step(
+    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    """The weights are those of the step that the summary names, in the directory where the run now is."""
+    config = replace(CONFIG, held_out=0.4, eval_steps=1, batch_size=2, learning_rate=1e-2, epochs=1)
+    learn(run, student, tmp_path / "whole", config)
+    assert 1 <= load_manifest(tmp_path / "whole").summary["best_step"] < 3
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            learn(run, student, tmp_path / "before", config)
+    if copied:
+        shutil.copytree(tmp_path / "before", tmp_path / "after")
+        for step in (tmp_path / "before" / "resume").glob("checkpoint-*"):  # the copy reads none of its files
+            (step / "model.safetensors").write_bytes(b"")
+    else:
+        (tmp_path / "before").rename(tmp_path / "after")
+    learn(run, student, tmp_path / "after", config)
+    assert contents(tmp_path / "after") == contents(tmp_path / "whole")
+
+
+def test_a_missing_best_step_ends_the_run_instead_of_being_claimed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-4").mkdir()
+    state = TrainerState(global_step=4, best_global_step=2, best_metric=0.5)
+    with pytest.raises(TsdkdError, match="The best step of this run, 2, is missing"):
+        StateCallback({}).on_train_begin(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
 
 
 @pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "shards/0.distcp", STATE_FILE])

@@ -6,6 +6,7 @@ from typing import Any
 
 from tsdkd.artifacts.files import CONFIG_FILE
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
+from tsdkd.artifacts.replacing import artifact_name
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
@@ -111,7 +112,7 @@ def _inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[s
 
 
 def _eval_inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:
-    options: dict[str, Any] = {"model": [f"{path.resolve().name}={manifest.model('evaluated').name}"]}
+    options: dict[str, Any] = {"model": [f"{artifact_name(path)}={manifest.model('evaluated').name}"]}
     for parent in manifest.parents:
         if parent.kind == "scores":
             options["held-out"] = str(resolve_path(parent.path).parent)

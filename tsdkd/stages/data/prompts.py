@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsdkd.artifacts.hashing import file_digest, json_digest
+from tsdkd.artifacts.locks import hold_input
 from tsdkd.artifacts.manifest import HUB_DATASET, Parent, relative_path
 from tsdkd.errors import InputError
 from tsdkd.stages.data.hub import read_hub_dataset
@@ -83,6 +84,7 @@ class Prompts:
 
     def parent(self, output: Path) -> Parent:
         """The parent that an artifact at `output` records: a file by its bytes, a dataset by its prompts."""
+        hold_input(self.path)
         if self._is_file:
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
         content = json_digest([[prompt.prompt_id, json_digest(prompt.messages)] for prompt in self])

@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
 from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.replacing import unfinished_extension
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
@@ -38,6 +40,7 @@ DATASET_KIND = " rows"
 """Suffix of the kind of a parent that is a local dataset."""
 
 
+@reading_inputs()
 def evaluate(
     model: str,
     output: Path,
@@ -51,7 +54,7 @@ def evaluate(
     """Evaluate one model and write results to `output`, whose last component is the model's name in comparisons.
 
     `data`: a directory of local datasets; `held_out`: a run directory with rollouts and scores. New benchmarks are
-    added to existing results.
+    added to existing results, which stay as they are until the new benchmarks are complete.
 
     Raises InputError before anything is written and before the first response.
     """
@@ -61,11 +64,11 @@ def evaluate(
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
-    previous = None if overwrite else _previous_results(output)
+    previous = None if overwrite else _previous_results(unfinished_extension(output) or output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
-        observer.writing(output),
+        observer.writing(writer.path),
         closing(_EvaluatedModel(model, config)) as evaluated,
     ):
         if writer.complete:
@@ -83,7 +86,8 @@ def evaluate(
             _add_benchmark(writer, evaluated.lm_eval_model, benchmark, tasks[benchmark.name], config, chat, observer)
         files = {b.name: f"{b.file_stem}.json" for b in choose_benchmarks(manifest.config["tasks"])}
         files |= {"held_out": HELD_OUT_FILE} if source is not None else {}
-        return writer.finish({name: json.loads((output / file).read_text()) for name, file in files.items()})
+        summary = {name: json.loads((writer.path / file).read_text()) for name, file in files.items()}
+        return writer.finish(summary, observer.info)
 
 
 def _add_benchmark(
@@ -96,7 +100,7 @@ def _add_benchmark(
     observer: Observer,
 ) -> None:
     """Run a benchmark and write its samples and its result."""
-    model, started = writer.path.name, time.monotonic()
+    model, started = writer.output.name, time.monotonic()
     try:
         rows = harness.run_benchmark(lm_eval_model, model, benchmark, tasks, config.limit, chat, observer)
     except KeyboardInterrupt:

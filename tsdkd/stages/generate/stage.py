@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, ModelRecord
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
@@ -31,6 +32,7 @@ from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 
 
+@reading_inputs()
 def generate(
     prompts: Path,
     model: str,
@@ -69,7 +71,7 @@ def generate(
         engine=engine,
         libraries=library_versions() | engine_version(engine),
     )
-    with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(output):
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
@@ -81,7 +83,7 @@ def generate(
             for author in AUTHORS[config.policy]:
                 missing = (part for part in requests.parts(author, counts) if not writer.has(part.file))
                 _sample_parts(missing, author, models, config, max_tokens, writer, advance)
-        return writer.finish(_summary(writer.artifact, counts))
+        return writer.finish(_summary(writer.artifact, counts), observer.info)
 
 
 def format_skipped(skipped: Mapping[str, int], max_prompt_tokens: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core.adaptive_opener import WINDOW
@@ -28,6 +29,7 @@ from tsdkd.stages.inspect.token_texts import TokenTexts, load_token_texts
 from tsdkd.stages.observer import Observer, SilentObserver
 
 
+@reading_inputs()
 def inspect_scores(
     scores: Path,
     config: InspectConfig,
@@ -60,6 +62,7 @@ def inspect_scores(
     return build_response(rollout, texts, objective, selection, before, scores_after, after)
 
 
+@reading_inputs()
 def inspect_models(
     rollouts: Path, config: InspectConfig, student: str, teacher: str, after: str | None = None
 ) -> InspectedResponse:
@@ -83,6 +86,7 @@ def inspect_models(
     return build_response(rollout, texts, objective, selection, before, scores_after[0] if after else None, after)
 
 
+@reading_inputs()
 def inspect_all(
     scores: Path, config: InspectConfig, checkpoint: Path | None = None, observer: Observer | None = None
 ) -> Aggregate:

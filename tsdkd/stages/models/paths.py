@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.locks import hold_input
 from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.errors import ArtifactError, InputError, first_line
 from tsdkd.stages.models.adapters import is_adapter
 
@@ -18,7 +20,9 @@ def model_directory(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     Raises InputError if neither exists, ArtifactError for an unfinished checkpoint.
     """
     path = Path(name).expanduser()
+    restore_missing(path)
     if path.is_dir():
+        hold_input(path)
         if not (path / "config.json").is_file() and not is_adapter(path):
             raise InputError(
                 f"{name} is not a model directory: it has no config.json.",

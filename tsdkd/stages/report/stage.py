@@ -5,6 +5,8 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from tsdkd.artifacts.disk import naming_disk_failures
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.errors import InputError
 from tsdkd.stages.pages.charts import Chart, Series, dot_chart
 from tsdkd.stages.pages.page import render
@@ -17,6 +19,7 @@ Z_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
 
 
+@reading_inputs()
 def report(directories: Sequence[Path], html: Path | None = None) -> Path:
     """Write a page about the runs in these directories. Returns its path.
 
@@ -48,10 +51,11 @@ def report(directories: Sequence[Path], html: Path | None = None) -> Path:
         cost_columns=costs.COST_COLUMNS,
         lineage_columns=notes.LINEAGE_COLUMNS,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    with naming_disk_failures(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(target)
     return target
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.artifacts.writer import Writer
@@ -36,9 +37,16 @@ class RankGroup:
     def open_writer(self, output: Path, prepare: Callable[[], Manifest], overwrite: bool) -> Writer:
         """Open one artifact on every rank; the main rank alone calls `prepare`, and raises its errors."""
         if not self.is_main:
-            self.wait()
-            return Writer.join(output)
+            return Writer.join(self._receive(None))
         writer = Writer.open(output, prepare(), overwrite=overwrite)
         writer.share()
-        self.wait()
+        self._receive(writer.path)
         return writer
+
+    def _receive(self, path: Path | None) -> Path:
+        """The path that the main rank gives. Raises OtherRankError when another rank has failed."""
+        try:
+            received: list[Path] = broadcast_object_list([path])
+        except RuntimeError:  # the connection to the failed rank is closed
+            raise OtherRankError from None
+        return received[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
@@ -44,6 +45,7 @@ PROBE_TOKENS = 2048
 COLUMNS = ["sample_id", "prompt_ids", "response_ids"]
 
 
+@reading_inputs()
 def score(
     rollouts: Path,
     student: str,
@@ -60,7 +62,7 @@ def score(
     observer = observer or SilentObserver()
     ranks = RankGroup()
     prepare = partial(_manifest, rollouts, student, teacher, output, config, observer)
-    with ranks.open_writer(output, prepare, overwrite) as writer, observer.writing(output):
+    with ranks.open_writer(output, prepare, overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
@@ -69,12 +71,13 @@ def score(
         if missing:
             models = _load_models(student, teacher, config)
             if ranks.is_main:
-                _report_cost(models, parent, missing, config, output, observer)
+                _report_cost(models, parent, missing, config, writer.path, observer)
             ranks.wait()
             _score_parts(models, parent, writer, config, observer)
         ranks.wait()
         if ranks.is_main:
-            writer.finish(summarise(Artifact(output, load_manifest(output)), parent, config))
+            written = Artifact(writer.path, load_manifest(writer.path))
+            writer.finish(summarise(written, parent, config), observer.info)
         ranks.wait()
         return read_artifact(output, "scores", hashed=False)
 
@@ -163,14 +166,14 @@ def _write(table_writer: TableWriter, rows: list[ScoreRow]) -> None:
 
 
 def _report_cost(
-    models: ModelPair, parent: Artifact, missing: list[Part], config: ScoreConfig, output: Path, observer: Observer
+    models: ModelPair, parent: Artifact, missing: list[Part], config: ScoreConfig, directory: Path, observer: Observer
 ) -> None:
     """Report bytes, tokens and expected time of the missing parts. Raises TsdkdError when the disk is too small."""
     workload = ScoreWorkload()
     for part in missing:
         workload += score_workload(parent.read_part(part, COLUMNS), config, models[1].head)
     cost = score_cost(config, models[1].head, workload.response_tokens)
-    free = shutil.disk_usage(output).free
+    free = shutil.disk_usage(directory).free
     rate = world_size() * _tokens_per_second(models, parent.read_part(missing[0], COLUMNS), config)
     minutes = workload.tokens / rate / 60
     observer.table(
@@ -185,7 +188,7 @@ def _report_cost(
     )
     if cost.bytes > free:
         raise TsdkdError(
-            f"Scores need {format_bytes(cost.bytes)}, but {output} has {format_bytes(free)} free.",
+            f"Scores need {format_bytes(cost.bytes)}, but {directory} has {format_bytes(free)} free.",
             "Free space, choose another --scores directory, or use --signal hidden8 or topk.",
         )
 

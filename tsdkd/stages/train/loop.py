@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError, TsdkdError
+from tsdkd.processes import rank
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.held_out import HeldOut
@@ -72,9 +74,8 @@ def run_training(
     inputs: TrainingInputs, output: Path, config: TrainConfig, seed: int, observer: Observer, overwrite: bool
 ) -> Artifact:
     """Train, or resume, and write the checkpoint. Raises the errors of `train_offline` and `train_online`."""
-    resume, staging = output / "resume", output / "staging.tmp"
     precision = forward_precision(config.precision)
-    arguments = training_arguments(config, precision, seed, resume)
+    arguments = training_arguments(config, precision, seed, output)
     _require_full_weights(inputs.student)
     if config.compile:
         require_compiler(default_device())
@@ -86,14 +87,12 @@ def run_training(
         models=(inputs.student, inputs.teacher),
         libraries=library_versions(),
     )
-    state = PartialState()
-    is_rank_0 = arguments.process_index == 0  # which alone writes
-    opened = Writer.open(output, manifest, overwrite=overwrite) if is_rank_0 else nullcontext()
-    with opened as writer, observer.writing(output):
-        state.wait_for_everyone()  # until rank 0 has replaced an older artifact
-        if load_manifest(output).state == "complete":
+    with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
+        if load_manifest(directory).state == "complete":
             observer.info(f"{output} is complete: nothing to do.")
             return Artifact(output, load_manifest(output))
+        resume, staging = directory / "resume", directory / "staging.tmp"
+        arguments.output_dir = str(resume)
         _require_memory(inputs, config, precision, observer)
         student = load_model(inputs.student.name, _weights_dtype(config, precision), attention=config.attention)
         _ = student.head  # raises InputError for a head that the objective does not support
@@ -106,11 +105,20 @@ def run_training(
         save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.add_directory(staging)
-            writer.finish(_summary(trainer, degenerated_at))
             shutil.rmtree(staging)
-            shutil.rmtree(resume)
-        state.wait_for_everyone()
+            writer.finish(_summary(trainer, degenerated_at), observer.info)
+            shutil.rmtree(writer.path / resume.name)
+        PartialState().wait_for_everyone()
         return Artifact(output, load_manifest(output))
+
+
+@contextmanager
+def _open_directory(output: Path, manifest: Manifest, overwrite: bool) -> Iterator[tuple[Writer | None, Path]]:
+    """The writer, which only rank 0 has, and the directory that all ranks write to."""
+    PartialState()  # connects the ranks
+    with Writer.open(output, manifest, overwrite=overwrite) if rank() == 0 else nullcontext() as writer:
+        (directory,) = broadcast_object_list([writer and writer.path])
+        yield writer, directory
 
 
 def _require_full_weights(student: ModelRecord) -> None:

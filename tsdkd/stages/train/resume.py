@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tsdkd.errors import TsdkdError
+
 STATE_FILE = "tsdkd_state.json"
 """Written last into each saved step. It lists the other files; a step without it or one of them is incomplete."""
 
@@ -31,6 +33,20 @@ class StateCallback(TrainerCallback):
         states = json.loads((step / STATE_FILE).read_text())["states"]
         for name, stateful in self.stateful.items():
             stateful.load_state_dict(states[name])
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Find the best step beside the other steps: the Trainer records where it was when it was saved.
+
+        Raises TsdkdError for a best step that is missing, whose measurements the summary would claim.
+        """
+        if state.best_global_step:
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            if not _is_complete(best):
+                raise TsdkdError(
+                    f"The best step of this run, {state.best_global_step}, is missing at {best}.",
+                    f"Restore it, or remove {best.parent} to train again.",
+                )
+            state.best_model_checkpoint = str(best)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
@@ -42,6 +43,7 @@ from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, run_training
 
 
+@reading_inputs()
 def train_offline(
     rollouts: Path,
     scores: Path | None,
@@ -114,6 +116,7 @@ def _require_scored_samplers(source: RolloutSource) -> None:
             )
 
 
+@reading_inputs()
 def train_online(
     data: Path,
     student: str,

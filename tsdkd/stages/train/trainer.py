@@ -214,7 +214,7 @@ class DistillationTrainer(Trainer):
         if missing := set(load_result.missing_keys) - known:
             raise TsdkdError(
                 f"The saved step has no values for {len(missing)} weights, such as {min(missing)}.",
-                "Run with --overwrite.",
+                f"Remove {self.args.output_dir} to train again.",
             )
         super()._issue_warnings_after_load(load_result)
 

@@ -1,0 +1,79 @@
+"""Errors of the disk: full, over quota, a file too large, or broken. Libraries report them in many ways."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tsdkd.errors import TsdkdError
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_REASONS = "|".join(re.escape(os.strerror(code)) for code in sorted(DISK_ERRORS))
+_TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
+"""Messages of torch.save, which names no cause."""
+
+
+@contextmanager
+def naming_disk_failures(directory: Path) -> Iterator[None]:
+    """Around writes to a directory: raises TsdkdError in place of an error of the disk."""
+    try:
+        yield
+    except Exception as error:
+        if failure := disk_failure(error, directory):
+            raise failure from error
+        raise
+
+
+def disk_failure(error: BaseException, directory: Path | None = None) -> TsdkdError | None:
+    """What to tell the user if the disk caused an error, directly or through an earlier error; else None.
+
+    `directory`: where the run writes, for an error that names no file.
+    """
+    if not isinstance(error, Exception) or isinstance(error, TsdkdError):
+        return None
+    for cause in _chain(error):
+        if reason := _reason(cause):
+            file = getattr(cause, "filename", None) or directory
+            verb = "read or written" if reason == os.strerror(errno.EIO) else "written"
+            free = f"; its disk has {_format_free(Path(file))} free" if file else ""
+            return TsdkdError(
+                f"{file or 'A file'} could not be {verb} ({reason}){free}.",
+                "Free space, and run again; what is complete is kept.",
+            )
+    return None
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or the names in a directory are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and the errors that it came from."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__ or error
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return os.strerror(error.errno)
+    if found := re.search(_REASONS, str(error)):
+        return found.group()
+    return "the file is incomplete" if _TORCH_WRITER.search(str(error)) else None
+
+
+def _format_free(path: Path) -> str:
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB"

@@ -1,0 +1,245 @@
+"""Opening an artifact for writing: start, resume, extend or replace it, and in which directory.
+
+A new artifact and a partial one are written in their own directory. A replacement and an extension of a complete one
+are written aside (replacing.py), so that a finished artifact stays whole until the next one is.
+"""
+
+import fcntl
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
+from tsdkd.artifacts.locks import absolute_path, held_inputs, is_read, lock_for_writing
+from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
+from tsdkd.artifacts.reader import check_parts
+from tsdkd.artifacts.replacing import (
+    Purpose,
+    aside_path,
+    delete,
+    delete_leftovers,
+    exchange,
+    make_aside,
+    purpose_of,
+    restore_missing,
+)
+from tsdkd.errors import ArtifactError
+
+NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FILE}
+
+
+@dataclass(frozen=True)
+class OpenDirectory:
+    """A directory that is open for writing, with its manifest."""
+
+    path: Path
+    manifest: Manifest
+    locks: tuple[IO[str], ...] = ()
+    inherited: frozenset[str] = frozenset()
+    """Names of the files that an extension has from the artifact that it extends."""
+
+
+def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str]) -> OpenDirectory:
+    """Choose, lock and prepare the directory that a run writes; see `Writer.open`."""
+    restore_missing(path)
+    _require_artifact(path)
+    _require_other_inputs(path, wanted, overwrite)
+    path.resolve().mkdir(parents=True, exist_ok=True)
+    lock = lock_for_writing(path, fcntl.LOCK_EX)
+    try:
+        delete_leftovers(path.resolve())
+        opened = _choose(path, wanted, overwrite, may_differ)
+    except BaseException:
+        lock.close()
+        raise
+    return replace(opened, locks=(lock, *opened.locks))
+
+
+def has_no_part(path: Path, inherited: Collection[str] = ()) -> bool:
+    """Whether a run has written neither a part nor a saved step to a directory."""
+    names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
+    return not names - NO_PARTS - {*inherited}
+
+
+def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str]) -> OpenDirectory:
+    if not (path / MANIFEST_FILE).exists():
+        return _begin(path, wanted)
+    if overwrite:
+        _require_kind(path, wanted)
+        return (
+            _continued_partial(path, wanted)
+            or _continued_aside(path, wanted, "replacement")
+            or _begin_aside(path, wanted, "replacement")
+        )
+    existing = load_manifest(path)
+    if existing.state == "partial" and has_no_part(path):
+        return _begin(path, wanted)
+    if differing := _describe_differences(existing, wanted, may_differ):
+        if aside := _continued_extension_or_replacement(path, wanted, may_differ):
+            return aside
+        raise ArtifactError(
+            f"{path} was made with another configuration: {'; '.join(differing)}.",
+            "Choose another directory (--run, or the option of the artifact), or replace it with --overwrite.",
+        )
+    if existing.state == "complete" and _differ_in(existing, wanted, may_differ):
+        check_parts(path, existing)
+        aside = _continued_extension_or_replacement(path, wanted, may_differ)
+        return aside or _begin_aside(path, replace(wanted, parts=existing.parts), "extension")
+    return _resume(path, existing, wanted, may_differ)
+
+
+def _begin(path: Path, wanted: Manifest) -> OpenDirectory:
+    _delete_temporary_files(path)
+    save_manifest(path, wanted)
+    return OpenDirectory(path, wanted)
+
+
+def _resume(path: Path, existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> OpenDirectory:
+    """Raises ArtifactError for a damaged part."""
+    _delete_temporary_files(path)
+    check_parts(path, existing)
+    if _differ_in(existing, wanted, may_differ):
+        existing = replace(wanted, parts=existing.parts)
+        save_manifest(path, existing)
+    return OpenDirectory(path, existing)
+
+
+def _continued_partial(path: Path, wanted: Manifest) -> OpenDirectory | None:
+    """A partial artifact that this run would also write, or that has no part; None for any other."""
+    with suppress(ArtifactError):
+        existing = load_manifest(path)
+        if existing.state == "partial":
+            if has_no_part(path):
+                return _begin(path, wanted)
+            if not _describe_differences(existing, wanted):
+                return _resume(path, existing, wanted)
+    return None
+
+
+def _continued_extension_or_replacement(
+    path: Path, wanted: Manifest, may_differ: Collection[str]
+) -> OpenDirectory | None:
+    return _continued_aside(path, wanted, "replacement") or _continued_aside(path, wanted, "extension", may_differ)
+
+
+def _continued_aside(
+    path: Path, wanted: Manifest, purpose: Purpose, may_differ: Collection[str] = ()
+) -> OpenDirectory | None:
+    """What an interrupted run wrote aside, if this run would also write it; a complete one takes its place now."""
+    aside = aside_path(path.resolve())
+    if purpose_of(aside) != purpose:
+        return None
+    lock, opened = lock_for_writing(aside, fcntl.LOCK_EX), None
+    with suppress(ArtifactError):
+        existing = load_manifest(aside)
+        if not _describe_differences(existing, wanted, may_differ):
+            opened = _resume(aside, existing, wanted, may_differ)
+    if opened is None:
+        lock.close()
+        return None
+    _require_replaceable(path)
+    if opened.manifest.state == "complete":
+        exchange(aside, path.resolve())
+        opened = OpenDirectory(path, opened.manifest)
+    return replace(opened, locks=(lock,))
+
+
+def _begin_aside(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDirectory:
+    _require_replaceable(path)
+    aside = aside_path(path.resolve())
+    if aside.exists():
+        with lock_for_writing(aside, fcntl.LOCK_EX):
+            delete(aside)
+    make_aside(aside, purpose, path)
+    inherited = frozenset(file.name for file in aside.iterdir())
+    lock = lock_for_writing(aside, fcntl.LOCK_EX)
+    save_manifest(aside, manifest)
+    return OpenDirectory(aside, manifest, (lock,), inherited)
+
+
+def _require_artifact(path: Path) -> None:
+    begun = {LOCK_FILE, f"{MANIFEST_FILE}.tmp"}  # the files that a stage killed at its start leaves
+    if not path.exists() or (path / MANIFEST_FILE).exists():
+        return
+    if not path.is_dir() or {file.name for file in path.iterdir()} - begun:
+        raise ArtifactError(f"{path} exists and is not an artifact.", "Choose another output directory.")
+
+
+def _require_other_inputs(path: Path, wanted: Manifest, overwrite: bool) -> None:
+    """Raise ArtifactError where an input is the output, or would be deleted with it."""
+    target = path.resolve()
+    parents = [Path(p.path) if p.kind == HUB_DATASET else target / p.path for p in wanted.parents]
+    for source in (*parents, *(Path(model.name) for model in wanted.models), *held_inputs()):
+        if not source.exists():
+            continue
+        places = {source.resolve(), absolute_path(source)}
+        if target in places:
+            raise ArtifactError(f"{path} is an input and the output.", "Choose another output directory.")
+        outputs = (target, absolute_path(path), aside_path(target))
+        if overwrite and any(place.is_relative_to(output) for place in places for output in outputs):
+            raise ArtifactError(
+                f"The input {source} is inside {path}, which --overwrite replaces.",
+                "Move the input, or choose another output directory.",
+            )
+
+
+def _require_kind(path: Path, wanted: Manifest) -> None:
+    kind = read_raw_manifest(path).get("kind")
+    if kind != wanted.kind:
+        raise ArtifactError(
+            f"{path} holds {kind}, not {wanted.kind}.", "Choose another output directory, or remove this one."
+        )
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise ArtifactError for an artifact that a process reads, and for one that cannot be renamed."""
+    if is_read(path):
+        raise ArtifactError(
+            f"{path} is being read by another process.", "Wait for it to end, or choose another output directory."
+        )
+    if path.resolve().is_mount():
+        raise ArtifactError(
+            f"{path} is a mount point, so a new artifact cannot take its place.",
+            "Choose a directory inside it, or remove its content.",
+        )
+
+
+def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
+    """What the identity of an artifact was and is now; also versions, if this run would add parts."""
+    before, after = _identity_as_json(existing), _identity_as_json(wanted)
+    differing = [
+        f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in may_differ
+    ]
+    versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (existing, wanted)]
+    adds_parts = existing.state == "partial" or _differ_in(existing, wanted, may_differ)
+    if adds_parts and versions[0] != versions[1]:
+        differing.append(f"versions were {versions[0]}, now {versions[1]}")
+    return differing
+
+
+def _differ_in(existing: Manifest, wanted: Manifest, keys: Collection[str]) -> bool:
+    before, after = _identity_as_json(existing), _identity_as_json(wanted)
+    return any(before.get(key) != after.get(key) for key in keys)
+
+
+def _identity_as_json(manifest: Manifest) -> dict[str, Any]:
+    """The identity with the types that JSON returns."""
+    identity: dict[str, Any] = json.loads(json.dumps(manifest.identity))
+    return identity
+
+
+def _abbreviated(value: Any) -> str:
+    def short(item: Any) -> Any:
+        return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
+
+    return str([short(item) for item in value] if isinstance(value, list) else short(value))
+
+
+def _delete_temporary_files(path: Path) -> None:
+    for temporary in path.glob("*.tmp"):
+        delete(temporary)
