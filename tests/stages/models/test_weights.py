@@ -14,8 +14,11 @@ from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tests.stages.models.test_adapters import save_adapter
 from tests.stages.models.test_families import SIZES
 from tsdkd.errors import InputError
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.models.weights import record_tying, tying_corrections
 
 Weights = dict[str, torch.Tensor]
@@ -192,7 +195,10 @@ def test_a_head_of_its_own_is_kept_and_recorded(tmp_path: Path) -> None:
 
 
 def test_vllm_is_told_of_a_head_that_the_config_does_not_mention(tmp_path: Path, student: Path) -> None:
-    assert tying_corrections("own", own_head(tmp_path)) == {"tie_word_embeddings": False}
+    spec = load_spec(str(own_head(tmp_path)))
+    assert VllmEngine(spec, GenerateConfig(engine="vllm"), 64).arguments["hf_overrides"] == {
+        "tie_word_embeddings": False
+    }
     assert tying_corrections("untied", student) == {}
     tied = save_tiny_model(tmp_path / "tied", seed=2, tie_word_embeddings=True)
     assert tying_corrections("tied", tied) == {}
