@@ -14,12 +14,9 @@ from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tests.stages.models.test_adapters import save_adapter
 from tests.stages.models.test_families import SIZES
 from tsdkd.errors import InputError
-from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
-from tsdkd.stages.models.spec import load_spec
-from tsdkd.stages.models.weights import record_tying, tying_corrections
+from tsdkd.stages.models.weights import record_tying
 
 Weights = dict[str, torch.Tensor]
 IDS = torch.arange(8).unsqueeze(0)
@@ -194,25 +191,13 @@ def test_a_head_of_its_own_is_kept_and_recorded(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
 
 
-def test_vllm_is_told_of_a_head_that_the_config_does_not_mention(tmp_path: Path, student: Path) -> None:
-    spec = load_spec(str(own_head(tmp_path)))
-    assert VllmEngine(spec, GenerateConfig(engine="vllm"), 64).arguments["hf_overrides"] == {
-        "tie_word_embeddings": False
-    }
-    assert tying_corrections("untied", student) == {}
-    tied = save_tiny_model(tmp_path / "tied", seed=2, tie_word_embeddings=True)
-    assert tying_corrections("tied", tied) == {}
-
-
 def test_a_text_config_that_contradicts_the_models_is_corrected(tmp_path: Path) -> None:
-    """Transformers follows the outer config; vLLM and adapters the one of the text model."""
+    """Transformers follows the outer config."""
     text = {**SIZES, "query_pre_attn_scalar": 8, "sliding_window": 16, "tie_word_embeddings": False}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
     config.tie_word_embeddings = True
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
-    correction = {"tie_word_embeddings": True}
-    assert tying_corrections("gemma", tmp_path) == correction | {"text_config": correction}
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     record_tying(model)

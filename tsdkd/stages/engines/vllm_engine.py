@@ -18,7 +18,6 @@ from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.tokenizers import vocab_size
-from tsdkd.stages.models.weights import tying_corrections
 
 
 class VllmEngine:
@@ -147,7 +146,6 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
     """The arguments of vLLM's `LLM`."""
     arguments: dict[str, Any] = {
         "model": str(model.directory),
-        "hf_overrides": tying_corrections(model.name, model.directory),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them

@@ -22,7 +22,6 @@ from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.spec import load_spec
-from tsdkd.stages.models.weights import tying_corrections
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
@@ -53,7 +52,6 @@ class VllmModel(TruncationTracking, VLLM):
             super().__init__(
                 pretrained=str(directory),
                 dtype=config.dtype,
-                hf_overrides=tying_corrections(name, directory),
                 max_length=config.max_length,
                 batch_size=config.batch_size or REQUESTS_PER_CALL,
                 tensor_parallel_size=config.tensor_parallel,

@@ -14,7 +14,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_utils import load_state_dict
@@ -46,7 +45,7 @@ def check_saved_weights(name: str, directory: Path) -> None:
     """
     try:
         if not is_adapter(directory):
-            model_on_meta(name, directory)
+            _require_architecture(name, directory)
         require_finite(name, saved_tensors(weight_files(directory)))
     except InputError:
         raise
@@ -56,18 +55,16 @@ def check_saved_weights(name: str, directory: Path) -> None:
         ) from None
 
 
-def model_on_meta(name: str, directory: Path) -> PreTrainedModel | None:
-    """A model as transformers loads it, without its data. Its head and its embedding are one weight if they are tied.
+def _require_architecture(name: str, directory: Path) -> None:
+    """Load a model without its data, to compare the names and shapes of its tensors with its architecture.
 
-    None for a quantised model and for an architecture that transformers does not load as a causal language model: the
-    engine that reads it checks its names. Raises InputError unless the files hold the tensors of the architecture.
+    A quantised model, and one that transformers does not load as a causal language model, are left to their engine.
     """
     config = AutoConfig.from_pretrained(directory)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "quantization_config", None):
-        return None
+        return
     with torch.device("meta"):
         architecture = AutoModelForCausalLM.from_config(config)
-    model: PreTrainedModel
     model, report = type(architecture).from_pretrained(
         None,
         config=architecture.config,
@@ -77,20 +74,6 @@ def model_on_meta(name: str, directory: Path) -> PreTrainedModel | None:
         ignore_mismatched_sizes=True,
     )
     require_all_tensors(name, model, report)
-    return model
-
-
-def tying_corrections(name: str, directory: Path) -> dict[str, Any]:
-    """What a config should say about the head, as vLLM's `hf_overrides`; empty where it says so.
-
-    vLLM believes the config; transformers also reads a head that the config does not announce.
-    """
-    model = model_on_meta(name, directory)
-    config = AutoConfig.from_pretrained(directory)
-    if model is None or all(_says_tied(c) == _is_tied(model) for c in (config, config.get_text_config())):
-        return {}
-    correction = {"tie_word_embeddings": _is_tied(model)}
-    return correction | ({"text_config": correction} if hasattr(config, "text_config") else {})
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -193,16 +176,9 @@ def record_tying(model: PreTrainedModel) -> None:
     Transformers reads a head of its own from the files even where the config says that there is none, or where the
     config of the text model contradicts the whole model's; a copy made from the config would then have another head.
     """
-    for config in (model.config, model.config.get_text_config()):
-        if _says_tied(config) != _is_tied(model):
-            config.tie_word_embeddings = _is_tied(model)
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
-    return head is not None and head.weight is embedding.weight
-
-
-def _says_tied(config: PreTrainedConfig) -> bool:
-    return bool(getattr(config, "tie_word_embeddings", False))
+    tied = head is not None and head.weight is embedding.weight
+    for config in (model.config, model.config.get_text_config()):
+        if bool(getattr(config, "tie_word_embeddings", False)) != tied:
+            config.tie_word_embeddings = tied
