@@ -156,6 +156,18 @@ def test_damaged_adapters_are_refused(student: Path, tmp_path: Path) -> None:
 
 
 SMALL_EXPERTS = {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+
+
+@pytest.mark.parametrize("read", [record, load_model])
+def test_a_model_with_an_adapter_beside_it_is_refused(
+    student: Path, tmp_path: Path, read: Callable[[str], object]
+) -> None:
+    """Transformers reads both, vLLM the model alone."""
+    save_adapter(student, tmp_path / "m")
+    shutil.copytree(student, tmp_path / "m", dirs_exist_ok=True)
+    assert "holds a whole model and an adapter" in refusal(read, str(tmp_path / "m"))
+
+
 UNUSED = {
     "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.vision_tower.patch.weight", "mtp.norm.weight"],
     "gptj": ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
