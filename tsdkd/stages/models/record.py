@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.errors import InputError
+from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import adapter_settings, base_model_name
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer
@@ -18,32 +19,32 @@ FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_conf
 """Patterns of the files that decide a model's output."""
 
 
-def model_record(role: str, name: str) -> ModelRecord:
+def model_record(role: str, name: str, dtype: DType = "auto") -> ModelRecord:
     """Fingerprints of a model's weights, tokenizer and chat template, without loading it.
 
-    Raises InputError, also for weights that are not those of the architecture, or not finite.
+    Raises InputError, also for weights that are not those of the architecture, or not finite in `dtype`.
     """
     tokenizer = load_tokenizer(name)
     local = Path(name).expanduser()
     return ModelRecord(
         role=role,
         name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
-        weights=_weights_fingerprint(name),
+        weights=_weights_fingerprint(name, dtype),
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
 
 
-def _weights_fingerprint(name: str) -> str:
+def _weights_fingerprint(name: str, dtype: DType) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
     directory = model_directory(name)
-    check_saved_weights(name, directory)
+    check_saved_weights(name, directory, dtype)
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
     content = [[file.name, file_digest(file)] for file in files]
     base = base_model_name(directory)
     if base is None:
         return json_digest(content)
-    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base)}
+    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base, dtype)}
     return json_digest([content, settings])
 
 

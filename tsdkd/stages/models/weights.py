@@ -20,6 +20,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import is_adapter
 
 WEIGHT_FILES = (
@@ -37,16 +38,18 @@ UNUSED = re.compile(
 """Tensors that a language model may be saved with and does not compute with: masks, other modalities, draft layers."""
 
 
-def check_saved_weights(name: str, directory: Path) -> None:
+def check_saved_weights(name: str, directory: Path, dtype: DType) -> None:
     """Check the files of a model, or of an adapter, without loading them.
 
-    Raises InputError for values that are not finite, and for a model whose tensors are not those of its architecture.
+    Raises InputError for values that are not finite in `dtype`, and for a model whose tensors are not those of its
+    architecture.
     The tensors of an adapter are compared with its base model when both are loaded.
     """
     try:
         if not is_adapter(directory):
             _require_architecture(name, directory)
-        require_finite(name, saved_tensors(weight_files(directory)))
+        precision = None if dtype == "auto" else getattr(torch, dtype)
+        require_finite(name, saved_tensors(weight_files(directory)), precision)
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise errors of many types
