@@ -16,7 +16,7 @@ from tests.stages.models.test_families import SIZES
 from tsdkd.errors import InputError
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
-from tsdkd.stages.models.weights import record_tying
+from tsdkd.stages.models.weights import record_tying, require_finite
 
 Weights = dict[str, torch.Tensor]
 IDS = torch.arange(8).unsqueeze(0)
@@ -107,6 +107,16 @@ def test_a_precision_that_overflows_is_refused(student: Path, tmp_path: Path) ->
         message = refusal(read, model)
         assert "in float16: model.layers.1.mlp.up_proj.weight" in message
         assert "--dtype" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.float4_e2m1fn_x2, torch.int8])
+def test_quantised_tensors_can_be_read(dtype: torch.dtype) -> None:
+    ones = torch.full((4,), 127, dtype=torch.uint8 if dtype != torch.int8 else torch.int8).view(dtype)
+    if dtype == torch.float8_e4m3fn:  # all bits set are its NaN
+        with pytest.raises(InputError, match="tensor"):
+            require_finite("m", [("tensor", ones)])
+    else:
+        require_finite("m", [("tensor", ones)])
 
 
 @pytest.mark.parametrize("form", ["sharded", "bin"])

@@ -24,27 +24,29 @@ def model_record(role: str, name: str, dtype: DType = "auto") -> ModelRecord:
 
     Raises InputError, also for weights that are not those of the architecture, or not finite in `dtype`.
     """
-    tokenizer = load_tokenizer(name)
+    tokenizer, directory = load_tokenizer(name), model_directory(name)
+    check_saved_weights(name, directory, dtype)
+    if base := base_model_name(directory):
+        check_saved_weights(base, model_directory(base), dtype)
     local = Path(name).expanduser()
     return ModelRecord(
         role=role,
         name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
-        weights=_weights_fingerprint(name, dtype),
+        weights=_weights_fingerprint(name),
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
 
 
-def _weights_fingerprint(name: str, dtype: DType) -> str:
+def _weights_fingerprint(name: str) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
     directory = model_directory(name)
-    check_saved_weights(name, directory, dtype)
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
     content = [[file.name, file_digest(file)] for file in files]
     base = base_model_name(directory)
     if base is None:
         return json_digest(content)
-    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base, dtype)}
+    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base)}
     return json_digest([content, settings])
 
 
