@@ -47,7 +47,7 @@ def prune(
     Raises InputError for a model whose layers are not a list in its decoder, and unless 1 to all but one are dropped.
     """
     observer = observer or SilentObserver()
-    record = model_record("teacher", teacher)
+    record = model_record("teacher", teacher, config.dtype)
     source = Prompts(prompts, config.column, config.limit)
     prompt_list = list(source)
     manifest = Manifest(

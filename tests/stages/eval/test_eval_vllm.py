@@ -30,7 +30,11 @@ CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, dtype="float32")
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=0, head_dim=32)
+    """Its head is its own, although its config says that the embedding is the head."""
+    path = save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=0, head_dim=32)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    return path
 
 
 @pytest.mark.parametrize("adapted", [False, True])

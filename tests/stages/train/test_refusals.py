@@ -1,14 +1,10 @@
 """Inputs and options that offline training refuses, before it writes anything."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import (
-    AutoModelForCausalLM,
-)
 
 from tests.helpers.training import CONFIG, OBJECTIVE, learn
 from tsdkd.core import TSDKDConfig
@@ -16,6 +12,7 @@ from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop, settings
 from tsdkd.stages.train.stage import train_offline
@@ -23,16 +20,19 @@ from tsdkd.stages.train.stage import train_offline
 Contents = Callable[[Path], dict[str, bytes]]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_samples(run: Path, student: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(student, broken)
-    model = AutoModelForCausalLM.from_pretrained(broken)
-    model.lm_head.weight.data[3, 3] = float("nan")
-    model.save_pretrained(broken)
+def test_a_loss_that_is_not_finite_stops_and_names_the_samples(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_broken(*arguments: object, **settings: object) -> LanguageModel:
+        model = load_model(*arguments, **settings)
+        model.model.lm_head.weight.data[3, 3] = float("nan")
+        return model
+
+    monkeypatch.setattr(loop, "load_model", load_broken)
     with pytest.raises(
         TsdkdError, match=r"loss is nan at step 1 \(indirect, direct, entropy\), samples [0-9a-f]+-0, [0-9a-f]+-0"
     ) as caught:
-        learn(run, broken, tmp_path / "c")
+        learn(run, student, tmp_path / "c")
     assert "--learning-rate" in caught.value.remedy
     assert not (tmp_path / "c").exists()
 

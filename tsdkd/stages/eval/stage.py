@@ -122,7 +122,7 @@ def _manifest(
     previous: Manifest | None,
 ) -> Manifest:
     """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
-    record = model_record("evaluated", model)
+    record = model_record("evaluated", model, config.dtype)
     datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
     parents = [
         Parent(f"{path.name}{DATASET_KIND}", content_digest(path), relative_path(path, output)) for path in datasets

@@ -54,7 +54,7 @@ def generate(
     require_engine_options(engine, config)
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
-    records = _model_records(config.policy, model, teacher)
+    records = _model_records(config, model, teacher)
     models = {record.role: load_spec(record.name) for record in records}
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     requests = PromptRequests(source, _template_model(models).tokenizer, config, part_size, seed)
@@ -97,12 +97,12 @@ def _template_model(models: Mapping[str, ModelSpec]) -> ModelSpec:
     return next(iter(models.values()))
 
 
-def _model_records(policy: str, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
-    if policy in {"student", "teacher"}:
-        return (model_record(policy, model),)
+def _model_records(config: GenerateConfig, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
+    if config.policy in {"student", "teacher"}:
+        return (model_record(config.policy, model, config.dtype),)
     if teacher is None:
-        raise InputError(f"The policy {policy!r} needs a student and a teacher.", "Name both.")
-    records = model_record("student", model), model_record("teacher", teacher)
+        raise InputError(f"The policy {config.policy!r} needs a student and a teacher.", "Name both.")
+    records = model_record("student", model, config.dtype), model_record("teacher", teacher, config.dtype)
     require_same_tokenizer(*records)
     return records
 

@@ -12,7 +12,14 @@ VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def is_adapter(directory: Path) -> bool:
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+    """Raises InputError for a whole model with an adapter beside it: transformers would read both, vLLM the model."""
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return False
+    if (directory / "config.json").is_file():
+        raise InputError(
+            f"{directory} holds a whole model and an adapter.", f"Move the adapter ({ADAPTER_CONFIG}) elsewhere."
+        )
+    return True
 
 
 def adapter_settings(directory: Path) -> dict[str, Any]:

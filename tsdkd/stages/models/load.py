@@ -18,6 +18,7 @@ from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer, vocab_size
+from tsdkd.stages.models.weights import loaded_tensors, record_tying, require_all_tensors, require_finite
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
@@ -124,7 +125,10 @@ def load_model(
     device_map: str | dict[str, str] | None = None,
     attention: str | None = None,
 ) -> LanguageModel:
-    """Loads a model, or an adapter with its base model. Raises InputError if transformers cannot load it.
+    """Loads a model, or an adapter with its base model.
+
+    Raises InputError if transformers cannot load it, if its files hold other tensors than its architecture, or values
+    that are not finite in `dtype`.
 
     `dtype`: "auto" is the precision of the saved weights, or float32 on a device without bfloat16 (`auto_dtype`).
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
@@ -138,20 +142,28 @@ def load_model(
     try:
         if dtype == "auto" and device_map is None:
             dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention,
             device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+        require_all_tensors(base or name, model, report)
         if base:
-            model.load_adapter(str(directory))
+            report = model.load_adapter(str(directory), ignore_mismatched_sizes=True).to_dict()
+            require_all_tensors(name, model, report)
+    except InputError:
+        raise
     except Exception as error:  # transformers, safetensors and peft raise errors of many types
         raise InputError(
             f"{name} is not a causal language model that transformers can load ({first_line(error)}).",
             "Check the directory: it needs config.json, weights and a tokenizer.",
         ) from None
+    record_tying(model)
     model.eval()
     if device_map is None:
         model.to(device)
+    require_finite(name, loaded_tensors(model))
     return LanguageModel(name, model, tokenizer)

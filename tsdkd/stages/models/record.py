@@ -9,17 +9,25 @@ from transformers import PreTrainedTokenizerBase
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.errors import InputError
+from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import adapter_settings, base_model_name
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.models.weights import check_saved_weights
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
 """Patterns of the files that decide a model's output."""
 
 
-def model_record(role: str, name: str) -> ModelRecord:
-    """Fingerprints of a model's weights, tokenizer and chat template, without loading it. Raises InputError."""
-    tokenizer = load_tokenizer(name)
+def model_record(role: str, name: str, dtype: DType = "auto") -> ModelRecord:
+    """Fingerprints of a model's weights, tokenizer and chat template, without loading it.
+
+    Raises InputError, also for weights that are not those of the architecture, or not finite in `dtype`.
+    """
+    tokenizer, directory = load_tokenizer(name), model_directory(name)
+    check_saved_weights(name, directory, dtype)
+    if base := base_model_name(directory):
+        check_saved_weights(base, model_directory(base), dtype)
     local = Path(name).expanduser()
     return ModelRecord(
         role=role,
@@ -34,8 +42,6 @@ def _weights_fingerprint(name: str) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
     directory = model_directory(name)
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
-    if not any(file.suffix in {".safetensors", ".bin"} for file in files):
-        raise InputError(f"{name} has no weights.", "Name a directory with model.safetensors (or its shards).")
     content = [[file.name, file_digest(file)] for file in files]
     base = base_model_name(directory)
     if base is None:

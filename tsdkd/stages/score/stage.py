@@ -91,7 +91,7 @@ def _manifest(
             "--device-map works with a single process only.", "Start one process, or leave out --device-map."
         )
     parent = read_artifact(rollouts, "rollouts")
-    models = model_record("student", student), model_record("teacher", teacher)
+    models = model_record("student", student, config.dtype), model_record("teacher", teacher, config.dtype)
     require_same_tokenizer(*models)
     _require_candidates(config, vocab_size(load_tokenizer(student)))
     for author in parent.manifest.models:
