@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
@@ -9,7 +10,9 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
 from tsdkd.stages.config.types import EngineName
 from tsdkd.stages.engines.protocol import Engine
+from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import ModelSpec
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
@@ -68,9 +71,19 @@ def open_engine(
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
 
-        with VllmEngine(models[author], config, max_tokens) as engine:
+        with _served(models[author], config) as spec, VllmEngine(spec, config, max_tokens) as engine:
             yield engine
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine
 
         yield TransformersEngine(load_model(models[author].name, config.dtype), config)
+
+
+@contextmanager
+def _served(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelSpec]:
+    """The model as vLLM serves it: an adapter that vLLM does not support is merged into its base model."""
+    if model.adapter is None or vllm_max_lora_rank(model.adapter):
+        yield model
+        return
+    with merged_model_directory(model.name, config.dtype) as directory:
+        yield replace(model, directory=directory, adapter=None)

@@ -13,10 +13,11 @@ from transformers.utils import logging as hf_logging
 from tsdkd.core import Head
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
-from tsdkd.stages.models.adapters import base_model_name
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.lora import attach_adapter
+from tsdkd.stages.models.paths import base_directory, model_directory
+from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer, vocab_size
 
 hf_logging.disable_progress_bar()
@@ -130,11 +131,11 @@ def load_model(
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
-    base = base_model_name(directory)
+    base = base_directory(directory)
     device = device or default_device()
     if attention is None and device == "cpu":
         attention = "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
-    source = model_directory(base) if base else directory
+    source = base or directory
     try:
         if dtype == "auto" and device_map is None:
             dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
@@ -145,7 +146,10 @@ def load_model(
             device_map=device_map,
         )
         if base:
-            model.load_adapter(str(directory))
+            require_recorded_base(directory, base)
+            model = attach_adapter(model, directory).get_base_model()
+    except InputError:
+        raise
     except Exception as error:  # transformers, safetensors and peft raise errors of many types
         raise InputError(
             f"{name} is not a causal language model that transformers can load ({first_line(error)}).",

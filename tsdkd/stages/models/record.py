@@ -1,16 +1,18 @@
 """The models and library versions that a manifest records; models are compared by fingerprint."""
 
 import hashlib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import ModelRecord, load_manifest
 from tsdkd.errors import InputError
-from tsdkd.stages.models.adapters import adapter_settings, base_model_name
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
+from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
@@ -24,24 +26,47 @@ def model_record(role: str, name: str) -> ModelRecord:
     return ModelRecord(
         role=role,
         name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
-        weights=_weights_fingerprint(name),
+        weights=_weights_fingerprint(model_directory(name)),
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
 
 
-def _weights_fingerprint(name: str) -> str:
+def require_recorded_base(adapter: Path, base: Path) -> None:
+    """Raises InputError where a checkpoint's base model has other weights than the student that was trained."""
+    if not (adapter / MANIFEST_FILE).is_file():
+        return
+    trained = load_manifest(adapter).model("student")
+    if _weights_fingerprint(base) != trained.weights:
+        raise InputError(
+            f"{base} has other weights than the student that the adapter {adapter} was trained on ({trained.name}).",
+            f"Restore that model, or write its path into {adapter / ADAPTER_CONFIG}, as {BASE}.",
+        )
+
+
+def _weights_fingerprint(directory: Path) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
-    directory = model_directory(name)
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
     if not any(file.suffix in {".safetensors", ".bin"} for file in files):
-        raise InputError(f"{name} has no weights.", "Name a directory with model.safetensors (or its shards).")
-    content = [[file.name, file_digest(file)] for file in files]
-    base = base_model_name(directory)
+        raise InputError(f"{directory} has no weights.", "Name a directory with model.safetensors (or its shards).")
+    content = [[file.name, _cached_digest(file, *_version(file))] for file in files]
+    base = base_directory(directory)
     if base is None:
         return json_digest(content)
-    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base)}
+    require_recorded_base(directory, base)
+    settings = adapter_settings(directory) | {BASE: _weights_fingerprint(base)}
     return json_digest([content, settings])
+
+
+def _version(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _cached_digest(file: Path, _size: int, _mtime_ns: int) -> str:
+    """The digest of one version of a file: stages record a model, and load it later."""
+    return file_digest(file)
 
 
 def require_same_tokenizer(first: ModelRecord, second: ModelRecord) -> None:
