@@ -14,6 +14,7 @@ from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import ModelSpec
+from tsdkd.stages.observer import Observer
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
 """Responses per part. vLLM finishes a part before it starts the next; the end of each part leaves it partly idle."""
@@ -40,11 +41,13 @@ def choose_engine(config: GenerateConfig) -> EngineName:
 
 
 def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
-    """Raises InputError for an option of vLLM that transformers would ignore."""
+    """Raises InputError for an option that the engine would ignore."""
     defaults = GenerateConfig()
     for name in ("tensor_parallel", "data_parallel", "max_model_len", "quantization"):
         if engine == "transformers" and getattr(config, name) != getattr(defaults, name):
             raise InputError(f"--{name.replace('_', '-')} works with vLLM only.", "Add --engine vllm.")
+    if engine == "vllm" and config.attention:
+        raise InputError("--attention works with transformers only.", "Add --engine transformers.")
 
 
 def engine_version(engine: EngineName) -> dict[str, str]:
@@ -57,7 +60,7 @@ def engine_version(engine: EngineName) -> dict[str, str]:
 
 @contextmanager
 def open_engine(
-    author: str, models: Mapping[str, ModelSpec], config: GenerateConfig, max_tokens: int
+    author: str, models: Mapping[str, ModelSpec], config: GenerateConfig, max_tokens: int, observer: Observer
 ) -> Iterator[Engine]:
     """Open the engine of one author for sequences of up to `max_tokens`, and free its memory afterwards.
 
@@ -66,7 +69,10 @@ def open_engine(
     if author in JOINT_AUTHORS:
         from tsdkd.stages.engines.both_models import BothModelsEngine
 
-        student, teacher = (load_model(models[role].name, config.dtype) for role in ("student", "teacher"))
+        student, teacher = (
+            load_model(models[role].name, config.dtype, attention=config.attention, observer=observer)
+            for role in ("student", "teacher")
+        )
         yield BothModelsEngine(student, teacher, config)
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
@@ -76,7 +82,8 @@ def open_engine(
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine
 
-        yield TransformersEngine(load_model(models[author].name, config.dtype), config)
+        model = load_model(models[author].name, config.dtype, attention=config.attention, observer=observer)
+        yield TransformersEngine(model, config)
 
 
 @contextmanager

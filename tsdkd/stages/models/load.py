@@ -13,12 +13,14 @@ from transformers.utils import logging as hf_logging
 from tsdkd.core import Head
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
+from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.lora import attach_adapter
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer, vocab_size
+from tsdkd.stages.observer import Observer, SilentObserver
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
@@ -124,11 +126,14 @@ def load_model(
     device: str | None = None,
     device_map: str | dict[str, str] | None = None,
     attention: str | None = None,
+    observer: Observer | None = None,
 ) -> LanguageModel:
     """Loads a model, or an adapter with its base model. Raises InputError if transformers cannot load it.
 
     `dtype`: "auto" is the precision of the saved weights, or float32 on a device without bfloat16 (`auto_dtype`).
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
+    `attention`: of transformers; None is eager on CPUs, else transformers' choice. `observer` hears when that computes
+    another attention than the model's, and eager attention replaces it.
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
     base = base_directory(directory)
@@ -158,4 +163,5 @@ def load_model(
     model.eval()
     if device_map is None:
         model.to(device)
+    check_attention(name, model, attention, observer or SilentObserver())
     return LanguageModel(name, model, tokenizer)
