@@ -89,6 +89,24 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "prune", "inspect"])
+def test_an_unknown_attention(command: str, directory: Path, teacher: Path) -> None:
+    """Every command that loads a model has the option, and refuses an unknown name before it writes."""
+    inputs: dict[str, list[object]] = {
+        "generate": ["--student", teacher, "--prompts", directory / "prompts.jsonl", "--rollouts", directory / "new"],
+        "score": ["--teacher", teacher, "--scores", directory / "new"],
+        "train": ["--checkpoint", directory / "new"],
+        "eval": ["--model", f"m={teacher}", "--held-out", directory / "run", "--results", directory / "new"],
+        "prune": ["--teacher", teacher, "--prompts", directory / "prompts.jsonl", "--output", directory / "new"],
+        "inspect": ["--teacher", teacher],
+    }
+    run = [] if command == "prune" else ["--run", directory / "run"]
+    cause, remedy = refuse(command, *inputs[command], *run, "--attention", "nothing")
+    assert cause == "--attention is 'nothing'."
+    assert remedy.startswith("Choose from eager,")
+    assert not (directory / "new").exists()
+
+
 def test_models_with_different_tokenizers(directory: Path, other_family: Path) -> None:
     shutil.rmtree(directory / "run" / "scores")
     found, remedy = refuse("score", "--run", directory / "run", "--teacher", other_family)

@@ -136,7 +136,7 @@ def test_an_option_gives_the_number_of_prompts_on_the_hub(student: Path, tmp_pat
 def test_without_a_network_a_model_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patterns_by_call = []
 
-    def offline(name: str, allow_patterns: list[str]) -> str:
+    def offline(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         patterns_by_call.append(allow_patterns)
         raise OfflineModeIsEnabled("no network")
 

@@ -105,7 +105,8 @@ def _response(
         raise InputError("--teacher and --scores are both given.", "Give one of them.")
     rollouts = rollouts or run / "rollouts"
     recorded = read_artifact(rollouts, "rollouts", "--rollouts", hashed=False).manifest
-    return inspect_models(rollouts, config, defaults.student(student, recorded), defaults.model(teacher), after)
+    models = defaults.student(student, recorded), defaults.model(teacher)
+    return inspect_models(rollouts, config, *models, after, ConsoleObserver())
 
 
 def _parse_positions(value: str | None) -> range | None:

@@ -23,6 +23,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.data.batches import batches_by_length, pad_right
 from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import library_versions, model_record
@@ -58,7 +59,8 @@ def prune(
         models=(record,),
         libraries=library_versions(),
     )
-    model = load_model(teacher, config.dtype)
+    require_attention(config.attention, [teacher])
+    model = load_model(teacher, config.dtype, attention=config.attention, observer=observer)
     saved_dtype = AutoConfig.from_pretrained(model_directory(teacher)).dtype if config.dtype == "auto" else None
     layers = _LayerStack(model.model.get_decoder())
     if not 0 < config.drop < len(layers):

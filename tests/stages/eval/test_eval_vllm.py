@@ -72,7 +72,7 @@ def test_both_engines_give_the_same_results(
 @pytest.mark.parametrize("target", ["q_proj", "lm_head", "embed_tokens"])
 def test_merged_weights_give_the_logits_of_the_adapter(target: str, tmp_path: Path) -> None:
     """For a base model with tied embeddings, whose sampling settings contradict each other."""
-    from tsdkd.stages.eval.lm_eval_vllm import merged_model_directory
+    from tsdkd.stages.models.merged import merged_model_directory
 
     base = save_tiny_model(tmp_path / "base", seed=2, padding_rows=0, tie_word_embeddings=True)
     settings = json.loads((base / "generation_config.json").read_text())
@@ -94,7 +94,7 @@ def test_merged_weights_give_the_logits_of_the_adapter(target: str, tmp_path: Pa
 
 
 def test_an_adapter_of_another_model_is_refused(served: Path, tmp_path: Path) -> None:
-    from tsdkd.stages.eval.lm_eval_vllm import merged_model_directory
+    from tsdkd.stages.models.merged import merged_model_directory
 
     other = save_tiny_model(tmp_path / "other", seed=2, width=48)
     adapter = save_adapter(other, tmp_path / "adapter")

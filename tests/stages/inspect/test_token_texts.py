@@ -83,7 +83,7 @@ def test_token_texts_load_from_a_directory_an_adapter_and_the_hub(
     assert load_token_texts(str(tmp_path)).fingerprint == expected
     patterns: list[str] = []
 
-    def snapshot(_: str, allow_patterns: list[str]) -> str:
+    def snapshot(_: str, revision: str | None, allow_patterns: list[str]) -> str:
         patterns.extend(allow_patterns)
         return str(student)
 

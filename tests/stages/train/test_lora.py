@@ -1,7 +1,10 @@
 """Adapters: they alone are trained, peft loads them, and one on the output head is part of the objective."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.models.load import load_model, output_head
 from tsdkd.stages.models.lora import add_lora
+from tsdkd.stages.models.record import model_record
 from tsdkd.stages.train.stage import train_offline
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -45,6 +49,24 @@ def test_an_adapter_is_saved_and_peft_loads_it(run: Path, student: Path, tmp_pat
     assert not (checkpoint / "model.safetensors").exists()
     first, *_, last = metrics(checkpoint)
     assert last["loss"] < first["loss"]
+
+
+def test_an_adapter_is_loaded_with_the_base_that_it_was_trained_on(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names its base by an absolute path, and refuses other weights there."""
+    shutil.copytree(student, tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = adapt(run, Path("student"), tmp_path / "c")
+    settings = json.loads((checkpoint / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "student")
+    load_model(str(checkpoint))
+    model = AutoModelForCausalLM.from_pretrained(student)
+    model.lm_head.weight.data[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "student")
+    for use in (load_model, partial(model_record, "student")):
+        with pytest.raises(InputError, match="other weights than the student that the adapter"):
+            use(str(checkpoint))
 
 
 def test_merged_weights_are_the_adapted_model(run: Path, student: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import BENCHMARKS, ENGINE
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine, attention_option
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class EvalConfig:
     )
     """Changes results only through the rounding of 16-bit numbers."""
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    attention: str | None = attention_option()
 
     def __post_init__(self) -> None:
         if not self.tasks:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, attention_option
 
 AUTHORS = {
     "student": ("student",),
@@ -66,6 +66,7 @@ class GenerateConfig:
         shown="256; vLLM: 2048",
     )
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    attention: str | None = attention_option()
     tensor_parallel: int = option(1, "GPUs per copy of the model.", group=VLLM, min_=1)
     data_parallel: int = option(1, "Copies of the model, each with its own parts.", group=VLLM, min_=1)
     memory_fraction: float = option(

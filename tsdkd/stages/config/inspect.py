@@ -8,6 +8,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import OBJECTIVE, RESPONSES
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import option
+from tsdkd.stages.config.types import attention_option
 
 RANDOM, LARGEST_GAP, LONGEST_OPENER = "random", "largest-gap", "longest-opener"
 
@@ -45,6 +46,7 @@ class InspectConfig:
     gate: bool | None = _objective_option("gate")
     tau: float | None = _objective_option("tau")
     k: int | None = _objective_option("k")
+    attention: str | None = attention_option()
 
     def objective(self, recorded: TSDKDConfig, max_k: int | None = None) -> TSDKDConfig:
         """The `recorded` objective with the options given here, and at most `max_k` candidates. Raises InputError."""

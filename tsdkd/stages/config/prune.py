@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tsdkd.stages.config.groups import DATA, ENGINE, PRUNING
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DTYPE_HELP, DType
+from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
 
 
 @dataclass(frozen=True)
@@ -16,3 +16,4 @@ class PruneConfig:
     max_tokens: int = option(256, "Tokens of each prompt.", group=PRUNING, min_=1)
     column: str | None = option(None, "Column with messages or text.", group=DATA, shown="messages, else prompt")
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    attention: str | None = attention_option()

@@ -6,7 +6,7 @@ from typing import Literal
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.stages.config.groups import ENGINE, SCORING
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DTYPE_HELP, DType
+from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ScoreConfig:
     top_k: int = option(64, "topk: teacher log-probabilities recorded per token.", group=SCORING, min_=1, common=True)
     batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    attention: str | None = attention_option()
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
     )

@@ -10,7 +10,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import Option, nested, option, reuse
-from tsdkd.stages.config.types import DTYPE_HELP, DType
+from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
 from tsdkd.stages.methods import METHODS, find_method
 
 
@@ -149,13 +149,7 @@ class TrainConfig:
     compile: bool = option(
         False, "Fuse the objective's kernels: C++ on a CPU, Triton on a GPU; needs --signal hidden.", group=ENGINE
     )
-    attention: str | None = option(
-        None,
-        "Attention implementation of transformers.",
-        group=ENGINE,
-        metavar="NAME",
-        shown="eager on CPUs, else sdpa",
-    )
+    attention: str | None = attention_option()
     held_out: float = option(
         0.0,
         "Fraction of prompts that is measured on and never trained on.",

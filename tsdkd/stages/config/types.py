@@ -4,12 +4,28 @@ An artifact records its configuration: another value makes another artifact. Set
 not recorded. Paths are arguments of the stages.
 """
 
-from typing import Literal
+from typing import Any, Literal
+
+from tsdkd.stages.config.groups import ENGINE
+from tsdkd.stages.config.option import option
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations. "auto" keeps the saved precision, or takes float32 on CPUs without bfloat16."""
 EvalEngine = Literal["transformers", "vllm"]
 Policy = Literal["student", "teacher", "mixed", "speculative", "teacher-mixed"]
 EngineName = Literal["auto", "vllm", "transformers"]
+
+
+def attention_option() -> Any:
+    """A field `attention`, of all models that the command loads with transformers."""
+    return option(
+        None,
+        "Attention implementation of transformers, such as eager, sdpa or flash_attention_2; one that would change the "
+        "model's attention is refused.",
+        group=ENGINE,
+        metavar="NAME",
+        shown="eager on CPUs and where sdpa differs, else sdpa",
+    )
+
 
 DTYPE_HELP = "Precision of the weights; auto: as saved, float32 on a CPU without bfloat16."

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
@@ -9,8 +10,11 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
 from tsdkd.stages.config.types import EngineName
 from tsdkd.stages.engines.protocol import Engine
+from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import ModelSpec
+from tsdkd.stages.observer import Observer
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
 """Responses per part. vLLM finishes a part before it starts the next; the end of each part leaves it partly idle."""
@@ -37,11 +41,13 @@ def choose_engine(config: GenerateConfig) -> EngineName:
 
 
 def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
-    """Raises InputError for an option of vLLM that transformers would ignore."""
+    """Raises InputError for an option that the engine would ignore."""
     defaults = GenerateConfig()
     for name in ("tensor_parallel", "data_parallel", "max_model_len", "quantization"):
         if engine == "transformers" and getattr(config, name) != getattr(defaults, name):
             raise InputError(f"--{name.replace('_', '-')} works with vLLM only.", "Add --engine vllm.")
+    if engine == "vllm" and config.attention:
+        raise InputError("--attention works with transformers only.", "Add --engine transformers.")
 
 
 def engine_version(engine: EngineName) -> dict[str, str]:
@@ -54,7 +60,7 @@ def engine_version(engine: EngineName) -> dict[str, str]:
 
 @contextmanager
 def open_engine(
-    author: str, models: Mapping[str, ModelSpec], config: GenerateConfig, max_tokens: int
+    author: str, models: Mapping[str, ModelSpec], config: GenerateConfig, max_tokens: int, observer: Observer
 ) -> Iterator[Engine]:
     """Open the engine of one author for sequences of up to `max_tokens`, and free its memory afterwards.
 
@@ -63,14 +69,28 @@ def open_engine(
     if author in JOINT_AUTHORS:
         from tsdkd.stages.engines.both_models import BothModelsEngine
 
-        student, teacher = (load_model(models[role].name, config.dtype) for role in ("student", "teacher"))
+        student, teacher = (
+            load_model(models[role].name, config.dtype, attention=config.attention, observer=observer)
+            for role in ("student", "teacher")
+        )
         yield BothModelsEngine(student, teacher, config)
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
 
-        with VllmEngine(models[author], config, max_tokens) as engine:
+        with _served(models[author], config) as spec, VllmEngine(spec, config, max_tokens) as engine:
             yield engine
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine
 
-        yield TransformersEngine(load_model(models[author].name, config.dtype), config)
+        model = load_model(models[author].name, config.dtype, attention=config.attention, observer=observer)
+        yield TransformersEngine(model, config)
+
+
+@contextmanager
+def _served(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelSpec]:
+    """The model as vLLM serves it: an adapter that vLLM does not support is merged into its base model."""
+    if model.adapter is None or vllm_max_lora_rank(model.adapter):
+        yield model
+        return
+    with merged_model_directory(model.name, config.dtype) as directory:
+        yield replace(model, directory=directory, adapter=None)

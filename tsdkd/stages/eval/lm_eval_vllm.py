@@ -2,26 +2,13 @@
 
 import importlib.metadata
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from peft import PeftModel
-from transformers import GenerationConfig
-
-from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.types import DType
 from tsdkd.stages.engines.vllm_progress import forward_progress
 from tsdkd.stages.eval.lm_eval_transformers import TruncationTracking
-from tsdkd.stages.models.adapters import base_model_name
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.load import load_model
-from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.merged import merged_model_directory
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
@@ -45,7 +32,10 @@ REQUESTS_PER_CALL = 1024
 
 
 class VllmModel(TruncationTracking, VLLM):
-    """lm-eval's class for vLLM. A LoRA adapter is merged into its base model first."""
+    """lm-eval's class for vLLM.
+
+    An adapter is merged into its base model first: vLLM 0.32 fails on the log-probabilities of prompts with adapters.
+    """
 
     def __init__(self, name: str, config: EvalConfig) -> None:
         with merged_model_directory(name, config.dtype) as directory:
@@ -75,45 +65,3 @@ class VllmModel(TruncationTracking, VLLM):
         self.model.llm_engine.engine_core.shutdown()
         del self.model
         cleanup_dist_env_and_memory()
-
-
-@contextmanager
-def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
-    """The directory of a model; for an adapter, a temporary directory with the merged weights.
-
-    vLLM 0.32 fails on the log-probabilities of prompts when an adapter is loaded.
-
-    Raises InputError when the adapter does not fit its base model.
-    """
-    base = base_model_name(model_directory(name))
-    if base is None:
-        yield model_directory(name)
-        return
-    spec = load_spec(name)
-    with TemporaryDirectory(prefix="tsdkd-merged-") as directory:
-        model = _merge_adapter(base, model_directory(name))
-        model.generation_config = GenerationConfig(eos_token_id=spec.end_ids)  # transformers may refuse to save others
-        model.to(getattr(torch, spec.dtype if dtype == "auto" else dtype)).save_pretrained(directory)
-        spec.tokenizer.save_pretrained(directory)
-        del model
-        os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"  # its entries are named by this temporary directory
-        yield Path(directory)
-
-
-def _merge_adapter(base: str, adapter: Path) -> Any:
-    model: Any = load_model(base, "float32", "cpu").model
-    try:
-        adapted = PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{adapter} does not fit its base model {base} ({str(error).splitlines()[0]}).",
-            "Check the base model that its adapter_config.json names.",
-        ) from None
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    adapts_either = any(hasattr(layer, "get_delta_weight") for layer in (embedding, head))
-    if embedding.weight is head.weight and adapts_either:
-        # An update of a tied head must not change the embedding, and the other way round.
-        head = getattr(head, "base_layer", head)
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        model.config.get_text_config().tie_word_embeddings = False
-    return adapted.merge_and_unload()

@@ -29,6 +29,7 @@ from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
+from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.tokenizers import load_tokenizer
@@ -60,7 +61,8 @@ def evaluate(
     """
     observer = observer or SilentObserver()
     benchmarks = choose_benchmarks(config.tasks)
-    _require_engine(config)
+    _require_engine(config, held_out)
+    require_attention(config.attention, [model])
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
@@ -69,7 +71,7 @@ def evaluate(
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
         observer.writing(writer.path),
-        closing(_EvaluatedModel(model, config)) as evaluated,
+        closing(_EvaluatedModel(model, config, observer)) as evaluated,
     ):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
@@ -175,12 +177,13 @@ def _extendable_fields(previous: Manifest | None) -> set[str]:
 class _EvaluatedModel:
     """The model, loaded at its first use: for held-out responses, and for lm-eval."""
 
-    def __init__(self, name: str, config: EvalConfig) -> None:
-        self.name, self.config = name, config
+    def __init__(self, name: str, config: EvalConfig, observer: Observer) -> None:
+        self.name, self.config, self.observer = name, config, observer
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        return load_model(self.name, self.config.dtype)
+        config = self.config
+        return load_model(self.name, config.dtype, attention=config.attention, observer=self.observer)
 
     @cached_property
     def lm_eval_model(self) -> Any:
@@ -200,7 +203,9 @@ class _EvaluatedModel:
             self.lm_eval_model.close()
 
 
-def _require_engine(config: EvalConfig) -> None:
+def _require_engine(config: EvalConfig, held_out: Path | None) -> None:
+    if config.engine == "vllm" and config.attention and held_out is None:
+        raise InputError("--attention works with transformers only.", "Leave out --attention, or --engine vllm.")
     if config.engine == "vllm" and find_spec("vllm") is None:
         raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
     if world_size() > 1:

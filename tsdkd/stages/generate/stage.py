@@ -26,6 +26,7 @@ from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.engines.choice import PART_SIZE, choose_engine, engine_version, open_engine, require_engine_options
 from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
+from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
@@ -56,6 +57,7 @@ def generate(
     config = replace(config, engine=engine, part_size=part_size)
     records = _model_records(config, model, teacher)
     models = {record.role: load_spec(record.name) for record in records}
+    require_attention(config.attention, [record.name for record in records])
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     requests = PromptRequests(source, _template_model(models).tokenizer, config, part_size, seed)
     counts = requests.count()
@@ -82,7 +84,7 @@ def generate(
         with observer.progress(label, total, "responses", writer.manifest.rows) as advance:
             for author in AUTHORS[config.policy]:
                 missing = (part for part in requests.parts(author, counts) if not writer.has(part.file))
-                _sample_parts(missing, author, models, config, max_tokens, writer, advance)
+                _sample_parts(missing, author, models, config, max_tokens, writer, advance, observer)
         return writer.finish(_summary(writer.artifact, counts), observer.info)
 
 
@@ -123,12 +125,13 @@ def _sample_parts(
     max_tokens: int,
     writer: Writer,
     advance: Callable[[int], None],
+    observer: Observer,
 ) -> None:
     """Sample and write parts of one author. Loads no model without a part."""
     first = next(parts, None)
     if first is None:
         return
-    with open_engine(author, models, config, max_tokens) as engine:
+    with open_engine(author, models, config, max_tokens, observer) as engine:
         check_engine(engine, first.requests, models, author, config)
         for part, responses in engine.sample(chain([first], parts), advance):
             sampled = zip(part.prompts, part.requests, responses, strict=True)

@@ -4,23 +4,28 @@ from collections.abc import Sequence
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.scoring import score_responses
 from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
+from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.observer import Observer
 
 COLUMNS = ("student_entropy", "teacher_entropy", "candidates", "ranks")
 
 
 def score_with_models(
-    rollout: Rollout, students: Sequence[str], teacher: str, k: int, dtype: DType = "auto"
+    rollout: Rollout,
+    students: Sequence[str],
+    teacher: str,
+    config: ScoreConfig,
+    observer: Observer,
 ) -> list[ResponseScores]:
     """The scores of one rollout by each student and the teacher. Raises InputError if tokenizers differ."""
-    config = ScoreConfig(signal="ranks", k=k, dtype=dtype)
-    teacher_model = load_model(teacher, dtype)
+    require_attention(config.attention, (*students, teacher))
+    teacher_model = load_model(teacher, config.dtype, attention=config.attention, observer=observer)
     scores = []
     for name in students:
-        student_model = load_model(name, dtype)
+        student_model = load_model(name, config.dtype, attention=config.attention, observer=observer)
         _require_same_tokenizer(student_model, teacher_model)
         (columns,) = score_responses([rollout], (student_model, teacher_model), config)
         scores.append(ResponseScores(*(columns[column].numpy() for column in COLUMNS)))

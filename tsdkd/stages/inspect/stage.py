@@ -15,6 +15,7 @@ from tsdkd.core.adaptive_opener import WINDOW
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import LARGEST_GAP, LONGEST_OPENER, RANDOM, InspectConfig
+from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.inspect.aggregate import Aggregate, aggregate_scores
 from tsdkd.stages.inspect.numpy_selection import (
     Array,
@@ -56,15 +57,26 @@ def inspect_scores(
     if after:
         from tsdkd.stages.inspect.models import score_with_models
 
-        dtype = scores_reader.artifact.manifest.config["dtype"]
+        recorded = scores_reader.artifact.manifest.config
+        scoring = ScoreConfig(
+            signal="ranks",
+            k=objective.k,
+            dtype=recorded["dtype"],
+            attention=config.attention or recorded.get("attention"),
+        )
         teacher = scores_reader.model("teacher").name
-        (scores_after,) = score_with_models(rollout, [after], teacher, objective.k, dtype)
+        (scores_after,) = score_with_models(rollout, [after], teacher, scoring, observer)
     return build_response(rollout, texts, objective, selection, before, scores_after, after)
 
 
 @reading_inputs()
 def inspect_models(
-    rollouts: Path, config: InspectConfig, student: str, teacher: str, after: str | None = None
+    rollouts: Path,
+    config: InspectConfig,
+    student: str,
+    teacher: str,
+    after: str | None = None,
+    observer: Observer | None = None,
 ) -> InspectedResponse:
     """One response of rollouts without scores; the models score it now. Raises InputError."""
     reader = RolloutsReader(read_artifact(rollouts, "rollouts", hashed=False))
@@ -79,7 +91,8 @@ def inspect_models(
     from tsdkd.stages.inspect.models import score_with_models
 
     students = [student, after] if after else [student]
-    before, *scores_after = score_with_models(rollout, students, teacher, objective.k)
+    scoring = ScoreConfig(signal="ranks", k=objective.k, attention=config.attention)
+    before, *scores_after = score_with_models(rollout, students, teacher, scoring, observer or SilentObserver())
     fraction = opener_fraction_chooser(objective)(before.student_entropy, before.teacher_entropy)
     selection = select_tokens(before.student_entropy, before.teacher_entropy, objective, fraction)
     texts = load_token_texts(student)

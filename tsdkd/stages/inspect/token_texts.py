@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import InputError
-from tsdkd.stages.models.adapters import ADAPTER_CONFIG, base_model_name
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.adapters import ADAPTER_CONFIG
+from tsdkd.stages.models.paths import base_directory, model_directory
 
 TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = "\ufffd"
@@ -79,8 +79,8 @@ class TokenTexts:
 def load_token_texts(model: str) -> TokenTexts:
     """Token texts of a model directory, adapter or hub id. Raises InputError without a readable tokenizer file."""
     directory = model_directory(model, (TOKENIZER_FILE, "config.json", ADAPTER_CONFIG))
-    if not (directory / TOKENIZER_FILE).is_file() and (base := base_model_name(directory)):
-        return load_token_texts(base)
+    if not (directory / TOKENIZER_FILE).is_file():
+        directory = base_directory(directory, (TOKENIZER_FILE, "config.json")) or directory
     try:
         return TokenTexts(Tokenizer.from_file(str(directory / TOKENIZER_FILE)))
     except Exception as error:  # tokenizers raises nothing more precise

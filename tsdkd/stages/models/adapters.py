@@ -1,23 +1,40 @@
 """LoRA adapters as files: a directory with an adapter_config.json stands for its base model with the adapter."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from tsdkd.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
+BASE = "base_model_name_or_path"
+"""The key of an adapter's config that names its base model."""
+WHOLE_MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `max_lora_rank` accepts."""
+SERVED_BY_VLLM = {
+    "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
+    "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "task_type", "peft_type", "peft_version",
+    "inference_mode", "revision", "auto_mapping", BASE,
+}  # fmt: skip
+"""Settings of LoRA that vLLM takes into account, or that do not matter once an adapter is trained."""
+PLAIN_INITIALISATIONS = {True, False, "gaussian", "eva", "orthogonal"}
+"""Initialisations that leave the base model's weights as they are."""
+LAYER_TENSOR = re.compile(r"\.\d+\..*\.lora_[AB]\.weight$")
+"""The name of a tensor inside a numbered layer."""
 
 
 def is_adapter(directory: Path) -> bool:
-    """Raises InputError for a whole model with an adapter beside it: transformers would read both, vLLM the model."""
+    """Whether a directory holds an adapter. A config.json beside it may be the base model's.
+
+    Raises InputError if it also holds a whole model: libraries choose differently between the two.
+    """
     if not (directory / ADAPTER_CONFIG).is_file():
         return False
-    if (directory / "config.json").is_file():
+    if whole := [file.name for pattern in WHOLE_MODEL_FILES for file in directory.glob(pattern)]:
         raise InputError(
-            f"{directory} holds a whole model and an adapter.", f"Move the adapter ({ADAPTER_CONFIG}) elsewhere."
+            f"{directory} holds an adapter and a whole model ({whole[0]}).", "Move one of them to another directory."
         )
     return True
 
@@ -27,32 +44,47 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     file = directory / ADAPTER_CONFIG
     try:
         settings: dict[str, Any] = json.loads(file.read_text())
-        adapter_type, _ = settings["peft_type"], settings["base_model_name_or_path"]
+        adapter_type, base = settings["peft_type"], settings[BASE]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({error}).", "Save the adapter again.") from None
     if adapter_type != "LORA":
         raise InputError(
             f"{directory} is an adapter of type {adapter_type}, not LORA.", "Merge the adapter into its base model."
         )
+    if not base:
+        raise InputError(f"{file} names no base model.", f"Write its path or hub id into {file}, as {BASE}.")
+    if settings.get("alora_invocation_tokens"):
+        raise InputError(
+            f"{directory} is an activated LoRA, which works after certain tokens only.", "Use another adapter."
+        )
+    if str(settings.get("init_lora_weights")).startswith("pissa_niter"):
+        raise InputError(
+            f"{directory} belongs to base weights that peft drew at random when its training began.",
+            "Convert it with peft (path_initial_model_for_weight_conversion), or merge it where it was trained.",
+        )
     return settings
 
 
-def base_model_name(directory: Path) -> str | None:
-    """The name of an adapter's base model; None for a directory that holds a whole model."""
-    return str(adapter_settings(directory)["base_model_name_or_path"]) if is_adapter(directory) else None
+def vllm_max_lora_rank(directory: Path) -> int | None:
+    """vLLM's smallest `max_lora_rank` that an adapter fits; None for an adapter that vLLM cannot serve as it is.
 
-
-def vllm_max_lora_rank(directory: Path) -> int:
-    """vLLM's smallest `max_lora_rank` that an adapter fits. The adapter's rank may differ between layers.
-
-    Raises InputError if the adapter's rank exceeds vLLM's largest value.
+    The adapter's rank may differ between layers.
     """
-    settings = adapter_settings(directory)
+    from peft import LoraConfig
+
+    settings, defaults = adapter_settings(directory), LoraConfig()
+    others = settings.keys() - SERVED_BY_VLLM
+    if any((settings[name] or None) != (getattr(defaults, name, None) or None) for name in others):
+        return None
+    if settings.get("init_lora_weights", True) not in PLAIN_INITIALISATIONS:
+        return None
+    if not all(map(LAYER_TENSOR.search, _tensor_names(directory))):
+        return None
     rank = int(max([settings["r"], *(settings.get("rank_pattern") or {}).values()]))
-    for max_rank in VLLM_LORA_RANKS:
-        if rank <= max_rank:
-            return max_rank
-    raise InputError(
-        f"{directory} has rank {rank}; vLLM serves adapters up to rank {VLLM_LORA_RANKS[-1]}.",
-        "Merge the adapter into its base model.",
-    )
+    return next((max_rank for max_rank in VLLM_LORA_RANKS if rank <= max_rank), None)
+
+
+def _tensor_names(directory: Path) -> list[str]:
+    from peft.utils import load_peft_weights
+
+    return list(load_peft_weights(str(directory), device="cpu"))

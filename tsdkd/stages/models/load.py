@@ -13,12 +13,15 @@ from transformers.utils import logging as hf_logging
 from tsdkd.core import Head
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
-from tsdkd.stages.models.adapters import base_model_name
+from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.lora import attach_adapter
+from tsdkd.stages.models.paths import base_directory, model_directory
+from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer, vocab_size
 from tsdkd.stages.models.weights import loaded_tensors, record_tying, require_all_tensors, require_finite
+from tsdkd.stages.observer import Observer, SilentObserver
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
@@ -124,6 +127,7 @@ def load_model(
     device: str | None = None,
     device_map: str | dict[str, str] | None = None,
     attention: str | None = None,
+    observer: Observer | None = None,
 ) -> LanguageModel:
     """Loads a model, or an adapter with its base model.
 
@@ -132,13 +136,15 @@ def load_model(
 
     `dtype`: "auto" is the precision of the saved weights, or float32 on a device without bfloat16 (`auto_dtype`).
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
+    `attention`: of transformers; None is eager on CPUs, else transformers' choice. `observer` hears when that computes
+    another attention than the model's, and eager attention replaces it.
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
-    base = base_model_name(directory)
+    base = base_directory(directory)
     device = device or default_device()
     if attention is None and device == "cpu":
         attention = "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
-    source = model_directory(base) if base else directory
+    source = base or directory
     try:
         if dtype == "auto" and device_map is None:
             dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
@@ -150,10 +156,10 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        require_all_tensors(base or name, model, report)
+        require_all_tensors(str(base or name), model, report)
         if base:
-            report = model.load_adapter(str(directory), ignore_mismatched_sizes=True).to_dict()
-            require_all_tensors(name, model, report)
+            require_recorded_base(directory, base)
+            model = attach_adapter(model, directory).get_base_model()
     except InputError:
         raise
     except Exception as error:  # transformers, safetensors and peft raise errors of many types
@@ -166,4 +172,5 @@ def load_model(
     if device_map is None:
         model.to(device)
     require_finite(name, loaded_tensors(model))
+    check_attention(name, model, attention, observer or SilentObserver())
     return LanguageModel(name, model, tokenizer)

@@ -8,7 +8,7 @@ from tsdkd.artifacts.locks import hold_input
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.errors import ArtifactError, InputError, first_line
-from tsdkd.stages.models.adapters import is_adapter
+from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings, is_adapter
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt")
 """Patterns of the files that transformers may need of a model."""
@@ -35,13 +35,42 @@ def model_directory(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
         raise InputError(
             f"The model directory {name} does not exist.", "Name a model directory, or a hub id such as org/model."
         )
+    return _hub_snapshot(name, files)
+
+
+def _hub_snapshot(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """`revision`: None is the newest. Raises InputError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(
             f"{name} is not a local model directory, and the hub did not provide it ({first_line(error)}).",
             "Check the name and the network, or name a local directory.",
         ) from None
+
+
+def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | None:
+    """The directory of an adapter's base model, or its local snapshot; None for a directory that holds a whole model.
+
+    A relative path is looked up beside the adapter and in the directories above it, never in the working directory,
+    where another model may have its name. Raises InputError without exactly one such model.
+    """
+    if not is_adapter(adapter):
+        return None
+    settings = adapter_settings(adapter)
+    name = str(settings[BASE])
+    remedy = f"Write the path or the hub id of the base model into {adapter / ADAPTER_CONFIG}, as {BASE}."
+    path = Path(name).expanduser()
+    found = [path] if path.is_absolute() else [parent / path for parent in (adapter, *adapter.resolve().parents)]
+    local = sorted({candidate.resolve() for candidate in found if (candidate / "config.json").is_file()})
+    if len(local) > 1:
+        raise InputError(f"{adapter} names its base model {name}, which is {local[0]} or {local[1]}.", remedy)
+    for base in local:
+        hold_input(base)
+    try:
+        return local[0] if local else _hub_snapshot(name, files, settings.get("revision"))
+    except InputError as error:
+        raise InputError(f"The base model of {adapter} is missing: {error.cause}", remedy) from None

@@ -1,17 +1,19 @@
 """The models and library versions that a manifest records; models are compared by fingerprint."""
 
 import hashlib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import ModelRecord, load_manifest
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
-from tsdkd.stages.models.adapters import adapter_settings, base_model_name
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
+from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.models.weights import check_saved_weights
 
@@ -26,28 +28,51 @@ def model_record(role: str, name: str, dtype: DType = "auto") -> ModelRecord:
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
     check_saved_weights(name, directory, dtype)
-    if base := base_model_name(directory):
-        check_saved_weights(base, model_directory(base), dtype)
+    if base := base_directory(directory):
+        check_saved_weights(str(base), base, dtype)
     local = Path(name).expanduser()
     return ModelRecord(
         role=role,
         name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
-        weights=_weights_fingerprint(name),
+        weights=_weights_fingerprint(directory),
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
 
 
-def _weights_fingerprint(name: str) -> str:
+def require_recorded_base(adapter: Path, base: Path) -> None:
+    """Raises InputError where a checkpoint's base model has other weights than the student that was trained."""
+    if not (adapter / MANIFEST_FILE).is_file():
+        return
+    trained = load_manifest(adapter).model("student")
+    if _weights_fingerprint(base) != trained.weights:
+        raise InputError(
+            f"{base} has other weights than the student that the adapter {adapter} was trained on ({trained.name}).",
+            f"Restore that model, or write its path into {adapter / ADAPTER_CONFIG}, as {BASE}.",
+        )
+
+
+def _weights_fingerprint(directory: Path) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
-    directory = model_directory(name)
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
-    content = [[file.name, file_digest(file)] for file in files]
-    base = base_model_name(directory)
+    content = [[file.name, _cached_digest(file, *_version(file))] for file in files]
+    base = base_directory(directory)
     if base is None:
         return json_digest(content)
-    settings = adapter_settings(directory) | {"base_model_name_or_path": _weights_fingerprint(base)}
+    require_recorded_base(directory, base)
+    settings = adapter_settings(directory) | {BASE: _weights_fingerprint(base)}
     return json_digest([content, settings])
+
+
+def _version(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _cached_digest(file: Path, _size: int, _mtime_ns: int) -> str:
+    """The digest of one version of a file: stages record a model, and load it later."""
+    return file_digest(file)
 
 
 def require_same_tokenizer(first: ModelRecord, second: ModelRecord) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
-from tsdkd.stages.models.adapters import ADAPTER_CONFIG, base_model_name
+from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
@@ -38,8 +38,8 @@ class ModelSpec:
 def load_spec(name: str) -> ModelSpec:
     """Raises InputError if the model does not exist or its config cannot be read."""
     named, tokenizer = model_directory(name), load_tokenizer(name)
-    base = base_model_name(named)
-    directory = model_directory(base) if base else named
+    base = base_directory(named)
+    directory = base or named
     with _readable_config(name):
         config = AutoConfig.from_pretrained(directory)
         if (directory / GENERATION_CONFIG).is_file():
@@ -60,9 +60,7 @@ def load_spec(name: str) -> ModelSpec:
 def load_config(name: str) -> PreTrainedConfig:
     """A model's config; the base model's for an adapter. Downloads no other file from the hub. Raises InputError."""
     directory = model_directory(name, ("config.json", ADAPTER_CONFIG))
-    base = base_model_name(directory)
-    if base:
-        return load_config(base)
+    directory = base_directory(directory, ("config.json",)) or directory
     with _readable_config(name):
         return AutoConfig.from_pretrained(directory)
 

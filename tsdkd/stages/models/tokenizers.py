@@ -4,16 +4,14 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
-from tsdkd.stages.models.adapters import base_model_name
-from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.paths import base_directory, model_directory
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A model's tokenizer; an adapter's own, else its base model's. Raises InputError if none can be loaded."""
     directory = model_directory(name)
-    base = base_model_name(directory)
-    if base and not (directory / "tokenizer_config.json").is_file():
-        return load_tokenizer(base)
+    if not (directory / "tokenizer_config.json").is_file() and (base := base_directory(directory)):
+        return load_tokenizer(str(base))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
     except InputError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -32,6 +33,7 @@ from tsdkd.stages.data.score_cost import (
 )
 from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
 from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, save_head, score_table
+from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.tokenizers import load_tokenizer, vocab_size
@@ -69,7 +71,7 @@ def score(
         parent = read_artifact(rollouts, "rollouts", hashed=False)
         missing = [part for part in parent.tables if not writer.has(part.file)]
         if missing:
-            models = _load_models(student, teacher, config)
+            models = _load_models(student, teacher, config, observer)
             if ranks.is_main:
                 _report_cost(models, parent, missing, config, writer.path, observer)
             ranks.wait()
@@ -93,6 +95,7 @@ def _manifest(
     parent = read_artifact(rollouts, "rollouts")
     models = model_record("student", student, config.dtype), model_record("teacher", teacher, config.dtype)
     require_same_tokenizer(*models)
+    require_attention(config.attention, (student, teacher))
     _require_candidates(config, vocab_size(load_tokenizer(student)))
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
@@ -117,12 +120,10 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
             )
 
 
-def _load_models(student: str, teacher: str, config: ScoreConfig) -> ModelPair:
+def _load_models(student: str, teacher: str, config: ScoreConfig, observer: Observer) -> ModelPair:
     device_map = None if config.device_map == "one" else config.device_map
-    return (
-        load_model(student, config.dtype, device_map=device_map),
-        load_model(teacher, config.dtype, device_map=device_map),
-    )
+    settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
+    return load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings)
 
 
 def _score_parts(models: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:

@@ -10,6 +10,7 @@ from tsdkd.artifacts.manifest import Manifest
 from tsdkd.stages.config.train import LoRAConfig
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
+from tsdkd.stages.models.lora import save_adapter
 from tsdkd.stages.train.model_card import model_card
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -33,7 +34,7 @@ def save_checkpoint(
     elif lora and lora.merge:
         trained.merge_and_unload().to(dtype).save_pretrained(directory)
     else:
-        trained.save_pretrained(directory)
+        save_adapter(trained, trainer.student, directory)
     trainer.student.tokenizer.save_pretrained(directory)
     entries = trainer.state.log_history
     steps, evaluations = list(filter(is_step, entries)), list(filter(is_evaluation, entries))

@@ -28,6 +28,7 @@ from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 from tsdkd.stages.metrics.names import SUMMARY_METRICS
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.adapters import is_adapter
+from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.lora import add_lora
@@ -77,6 +78,8 @@ def run_training(
     precision = forward_precision(config.precision)
     arguments = training_arguments(config, precision, seed, output)
     _require_full_weights(inputs.student)
+    loaded = (inputs.student, inputs.teacher) if config.online else (inputs.student,)
+    require_attention(config.attention, [model.name for model in loaded])
     if config.compile:
         require_compiler(default_device())
     manifest = Manifest(
@@ -94,7 +97,9 @@ def run_training(
         resume, staging = directory / "resume", directory / "staging.tmp"
         arguments.output_dir = str(resume)
         _require_memory(inputs, config, precision, observer)
-        student = load_model(inputs.student.name, _weights_dtype(config, precision), attention=config.attention)
+        student = load_model(
+            inputs.student.name, _weights_dtype(config, precision), attention=config.attention, observer=observer
+        )
         _ = student.head  # raises InputError for a head that the objective does not support
         with inputs.open_data(student) as data:
             if config.lora:

@@ -154,7 +154,7 @@ def train_online(
             samples = samples_from_rollouts(recorded, sampling.limit)
         spread = online.teacher_device == "auto"
         device, device_map = (None, "auto") if spread else (online.teacher_device, None)
-        reader = load_model(teacher, online.teacher_dtype, device, device_map)
+        reader = load_model(teacher, online.teacher_dtype, device, device_map, config.attention, observer)
         max_length = longest_sequence(samples, online)
         require_context((learner, reader), max_length)
         with _open_sampler(student, reader, sampling, max_length) as sampler:

@@ -1,0 +1,171 @@
+"""Attention implementations of transformers: which ones there are, and whether one computes a model's attention.
+
+Some kernels drop what they do not support without a word: sdpa drops the soft-cap of Gemma 2 and VaultGemma.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from tsdkd.errors import InputError, first_line
+from tsdkd.stages.models.attributes import replaced_attribute
+from tsdkd.stages.models.spec import load_config
+from tsdkd.stages.observer import Observer
+
+EAGER = "eager"
+"""Attention as the model's own code computes it, with all that the model adds to it."""
+PROBE_TOKENS = 32
+PROBE_LOGITS = (16.0, 32.0, 64.0, 128.0)
+"""Queries are scaled to logits of these sizes, so that a soft-cap changes them."""
+TOLERANCE = 0.02
+"""Allowed difference from eager attention, in units of the largest value: the rounding of 16-bit kernels."""
+
+
+def require_attention(attention: str | None, models: Iterable[str]) -> None:
+    """Raises InputError unless the implementation is known and installed, and these models support it."""
+    if attention in {None, EAGER}:
+        return
+    installed = _implementations()
+    if attention not in installed and not _is_hub_kernel(attention):
+        names = [name if usable else f"{name} (not installed)" for name, usable in installed.items()]
+        hub = f"a kernel of the hub such as kernels-community/flash-attn2{'' if _has_kernels() else ' (not installed)'}"
+        raise InputError(f"--attention is {attention!r}.", f"Choose from {', '.join(names)}, or {hub}.")
+    if not installed.get(attention, _has_kernels()):
+        package = "kernels" if _is_hub_kernel(attention) else attention
+        raise InputError(f"--attention {attention} is not installed.", f"Install {package}, or leave it out.")
+    for name in models:
+        try:
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(load_config(name), attn_implementation=attention, dtype=torch.bfloat16)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"{name} does not support {attention} attention ({first_line(error).split('. ')[0]}).",
+                "Choose another --attention, or leave it out.",
+            ) from None
+
+
+def check_attention(name: str, model: PreTrainedModel, requested: str | None, observer: Observer) -> None:
+    """Set eager attention, and say so, where the model's kernel computes another attention.
+
+    Raises InputError where that kernel was requested.
+    """
+    kernel = _kernel(model)
+    if kernel == EAGER:
+        return
+    try:
+        difference = _difference_from_eager(model)
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
+        problem = f"does not run ({first_line(error)})"
+    else:
+        if difference <= TOLERANCE:
+            return
+        problem = f"computes another attention (values differ by {difference:.0%})"
+    if requested:
+        raise InputError(f"{kernel} {problem} for {name}.", "Choose another --attention, or leave it out.")
+    model.set_attn_implementation(EAGER)
+    observer.warning(f"{name} runs with eager attention: {kernel} {problem}.")
+
+
+def _kernel(model: PreTrainedModel) -> str:
+    return str(model.config.get_text_config()._attn_implementation)  # noqa: SLF001  # transformers has no other name
+
+
+def _implementations() -> dict[str, bool]:
+    """The names that transformers knows, and whether each is installed."""
+    flash = {
+        f"flash_attention_{version}": entry["general_availability_check"]() or _has_kernels()
+        for version, entry in FLASH_ATTENTION_COMPATIBILITY_MATRIX.items()
+    }
+    names = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name]
+    return {name: bool(flash.get(name, True)) for name in sorted([EAGER, *names])}
+
+
+def _is_hub_kernel(attention: str | None) -> bool:
+    return str(attention).count("/") == 1
+
+
+def _has_kernels() -> bool:
+    return find_spec("kernels") is not None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of eager attention in one layer."""
+
+    inputs: tuple[Tensor, Tensor, Tensor]
+    """Query, key and value: (batch, heads, seq, width)."""
+    result: Any
+    values: dict[float, Tensor]
+    """What float32 computes for the query times each factor."""
+
+
+def _difference_from_eager(model: PreTrainedModel) -> float:
+    """The largest difference between a model's kernel and eager attention, in units of the largest value.
+
+    Eager attention reads a few tokens. In every layer, the kernel then gets the same queries, keys and values.
+    """
+    kernel = _kernel(model)
+    calls: list[_Call] = []
+    differences = [0.0]
+
+    def record(function: Any, module: Any, *inputs: Any, **settings: Any) -> Any:
+        factors = _factors(inputs[0], inputs[1], settings.get("scaling"))
+        values = {factor: _in_float32(function, module, factor, inputs, settings) for factor in factors}
+        result = function(module, *inputs, **settings)
+        calls.append(_Call(inputs[:3], result, values))
+        return result
+
+    def compare(function: Any, module: Any, *inputs: Any, **settings: Any) -> Any:
+        call = next(recorded)
+        for factor, expected in call.values.items():
+            found = _in_float32(function, module, factor, (*call.inputs, *inputs[3:]), settings)
+            differences.append(float((found - expected).abs().max() / call.inputs[2].abs().max().clamp(min=1e-6)))
+        return call.result
+
+    model.set_attn_implementation(EAGER)
+    try:
+        _read_probe(model, record)
+    finally:
+        model.set_attn_implementation(kernel)
+    recorded = iter(calls)
+    _read_probe(model, compare)
+    return max(differences)
+
+
+def _read_probe(model: PreTrainedModel, call: Callable[..., Any]) -> None:
+    """Read a few tokens; `call` gets each layer's attention function with its arguments."""
+    find: Any = AttentionInterface.get_interface
+
+    def get_interface(interface: Any, name: str, eager: Any) -> Any:
+        return partial(call, find(interface, name, eager))
+
+    device = model.get_input_embeddings().weight.device
+    with torch.no_grad(), replaced_attribute(AttentionInterface, "get_interface", get_interface):
+        model(input_ids=torch.arange(PROBE_TOKENS, device=device).unsqueeze(0), use_cache=False)
+
+
+def _factors(query: Tensor, key: Tensor, scaling: float | None) -> set[float]:
+    """1, and powers of two that bring the largest logit near each of `PROBE_LOGITS`."""
+    keys = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    logits = query.float() @ keys.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    largest = float(logits.abs().max().clamp(min=1e-6))
+    return {1.0, *(2.0 ** round(math.log2(logit / largest)) for logit in PROBE_LOGITS)}
+
+
+def _in_float32(function: Any, module: Any, factor: float, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
+    query, *others = map(_float, inputs)
+    values: Tensor = function(module, query * factor, *others, **{name: _float(v) for name, v in settings.items()})[0]
+    return values.float()
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
