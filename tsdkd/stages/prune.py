@@ -32,8 +32,8 @@ from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
 """Tokens of one forward pass."""
-TOLERANCE = 1e-3
-"""Largest difference of a log-probability between two computations with the same weights."""
+ROUNDING = 1e-5
+"""KL between two computations of one float32 model, nats a token."""
 
 
 def prune(
@@ -87,7 +87,7 @@ def prune(
         save_model(model.model.config, weights, dtype or model.model.dtype, source_directory, staging)
         model.tokenizer.save_pretrained(staging)
         del model, layers, weights  # the device may hold only one
-        _require_equal(measured, _log_probs(load_model(str(staging), config.dtype), sequences))
+        _require_as_measured(load_model(str(staging), config.dtype), measured, sequences)
         writer.add_directory(staging)
         staging.rmdir()
         return writer.finish(summary)
@@ -137,12 +137,11 @@ def _log_probs(model: LanguageModel, sequences: list[list[int]]) -> list[Tensor]
     return found
 
 
-def _require_equal(measured: list[Tensor], written: list[Tensor]) -> None:
-    """Raises TsdkdError if two lists of log-probabilities differ by more than rounding."""
-    difference = max(float((one - other).abs().max()) for one, other in zip(measured, written, strict=True))
-    if not difference <= TOLERANCE:
+def _require_as_measured(written: LanguageModel, measured: list[Tensor], sequences: list[list[int]]) -> None:
+    """Raises TsdkdError if a model differs from the measured log-probabilities by more than rounding."""
+    kl = _mean_kl(written, measured, sequences)
+    if not kl <= max(ROUNDING, torch.finfo(written.model.dtype).eps):
         raise TsdkdError(
-            f"The pruned model that was written differs from the one that was measured (a log-probability by "
-            f"{difference:.3g}).",
+            f"The pruned model that was written differs from the one that was measured (KL {kl:.3g} nats a token).",
             "Its config does not describe its layers: use another teacher.",
         )

@@ -57,6 +57,7 @@ class DecoderLayers:
         The model that transformers makes from such a config is compared with the layers that remain: their modules,
         the shapes of their weights and the settings that they read from the config.
         """
+        own = [_properties(layer) for layer in self._layers]
         for dropped in range(len(self)):
             kept = [i for i in range(len(self)) if i != dropped]
             config = deepcopy(self._config)
@@ -64,7 +65,7 @@ class DecoderLayers:
                 _describe(config, self._config, kept)
                 with torch.device("meta"):
                     described = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()))
-                difference = self._difference(described, kept)
+                difference = self._difference(described, {i: own[i] for i in kept})
             except Exception as error:  # configs and models raise errors of many types
                 difference = first_line(error)
             if difference:
@@ -73,11 +74,11 @@ class DecoderLayers:
                     "Use a teacher whose layers do not depend on their number.",
                 )
 
-    def _difference(self, described: PreTrainedModel, kept: Sequence[int]) -> str | None:
-        """How the model that a config describes differs from the kept layers; None if it does not."""
+    def _difference(self, described: PreTrainedModel, kept: dict[int, dict[str, Any]]) -> str | None:
+        """How a model differs from the kept layers, whose properties are given; None if it does not."""
         _, layers = _layer_list(self.name, described)
-        for i, layer in zip(kept, layers, strict=True):
-            own, other = _properties(self._layers[i]), _properties(layer)
+        for (i, own), layer in zip(kept.items(), layers, strict=True):
+            other = _properties(layer)
             for key in own | other:
                 if own.get(key) != other.get(key):
                     return f"layer {i}: {key} would change from {own.get(key)} to {other.get(key)}"

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import LoRAConfig
@@ -35,12 +36,16 @@ def base_with_adapters(model: Any) -> Any:
 def merged_state_dict(model: Any) -> dict[str, Tensor]:
     """The weights of a model with its adapters merged, under the names of the model's files."""
     weights = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if hasattr(module, "get_delta_weight"):
             (adapter,) = module.active_adapters
-            weights[f"{name}.base_layer.weight"] = module.weight + module.get_delta_weight(adapter)
+            base, path, parameter = module, name, getattr(module, "parameter_name", "weight")
+            while hasattr(base, "base_layer"):
+                base, path = base.base_layer, f"{path}.base_layer"
+            weights[f"{path}.{parameter}"] = getattr(base, parameter) + module.get_delta_weight(adapter)
     tied = set(model.all_tied_weights_keys or ())
-    return {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
+    merged = {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
+    return dict(revert_weight_conversion(model, merged))
 
 
 def _target_modules(student: LanguageModel, config: LoRAConfig) -> str | list[str]:
