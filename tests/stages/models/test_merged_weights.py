@@ -47,14 +47,12 @@ def test_merged_weights_are_those_of_the_files(tmp_path: Path, family: str, adap
         assert torch.allclose(merged[name], value, atol=1e-6), name
 
 
-JAMBA = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8, "mamba_dt_rank": 4}
 LLAMA4 = {"intermediate_size_mlp": 32, "num_local_experts": 2, "head_dim": 8}
 ZAMBA2 = {
     "layers_block_type": ["hybrid", "hybrid"], "hybrid_layer_ids": [0, 1], "num_mem_blocks": 1, "mamba_ngroups": 1,
     "mamba_d_state": 8, "mamba_headdim": 8, "n_mamba_heads": 8, "chunk_size": 8,
 }  # fmt: skip
 UNMERGEABLE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "weights read without a call": ("jamba", JAMBA, r"does not call model\.layers\.0\.mamba\.dt_proj"),
     "one weight in several layers": ("zamba2", ZAMBA2, "has the weight of .* in several layers"),
     "a layer that peft refuses": ("mamba", {"state_size": 8}, "peft cannot adapt"),
     "a layer that peft cannot run": ("llama4_text", LLAMA4, "does not run with these adapters"),

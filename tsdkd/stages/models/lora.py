@@ -33,40 +33,31 @@ def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageM
         adapted = replace(student, model=get_peft_model(student.model, settings))
     except ValueError as error:  # layers that peft does not adapt, such as Mamba's
         raise InputError(f"peft cannot adapt {student.name} ({first_line(error)}).", REMEDY) from None
-    _require_effect(adapted)
+    _require_mergeable(adapted)
     return adapted
 
 
-def _require_effect(student: LanguageModel) -> None:
-    """Raises InputError unless every adapter acts when its module is called, and changes no other module.
+def _require_mergeable(student: LanguageModel) -> None:
+    """Raises InputError unless the model runs with its adapters, and each is added to a weight of its own.
 
-    Some models read the weights of a module without calling it, and some have one weight in several layers: merged
-    adapters would then make another model.
+    Merged adapters of one weight in several layers would be added to each other.
     """
-    model: Any = base_with_adapters(student.model.eval())
-    head = model.get_output_embeddings()
     adapted = {
         name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if hasattr(module, "get_delta_weight") and module is not head
+        for name, module in base_with_adapters(student.model).named_modules(remove_duplicate=False)
+        if hasattr(module, "get_delta_weight")
     }
-    called: set[nn.Module] = set()
-    hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in adapted.values()]
+    number = Counter(id(_base_weight(module)) for module in adapted.values())
+    for name, module in adapted.items():
+        if number[id(_base_weight(module))] > 1:
+            raise InputError(f"{student.name} has the weight of {name} in several layers.", REMEDY)
+    student.model.eval()
     probe = torch.arange(4, device=student.device).unsqueeze(0)
     try:
         with torch.no_grad():
             student.hidden(probe, torch.ones_like(probe))
     except Exception as error:  # peft and models raise errors of many types
         raise InputError(f"{student.name} does not run with these adapters ({first_line(error)}).", REMEDY) from None
-    for hook in hooks:
-        hook.remove()
-    kinds = {name.rsplit(".", 1)[-1] for name, module in adapted.items() if module in called}
-    weights = Counter(id(_base_weight(module)) for module in adapted.values())
-    for name, module in adapted.items():
-        if name.rsplit(".", 1)[-1] not in kinds:  # one expert of several need not be called
-            raise InputError(f"{student.name} does not call {name}: an adapter there has no effect.", REMEDY)
-        if weights[id(_base_weight(module))] > 1:
-            raise InputError(f"{student.name} has the weight of {name} in several layers.", REMEDY)
 
 
 def _base_weight(module: Any) -> Tensor:
