@@ -92,12 +92,21 @@ class LanguageModel:
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
-    body: Any = model.get_decoder()
-    output = body(
+    output = decoder_of(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The part of a model that computes hidden states, without its head."""
+    decoder: Any = model.get_decoder()
+    embedding = model.get_input_embeddings()
+    if decoder.get_output_embeddings() is None:
+        return decoder
+    # Llama4's text model names a decoder that it does not have; `get_decoder` then returns the whole model.
+    return next(child for child in decoder.children() if any(module is embedding for module in child.modules()))
 
 
 def output_head(model: PreTrainedModel, vocab: int | None) -> Head:

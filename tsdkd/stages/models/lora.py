@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.train import LoRAConfig
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 FILE_PREFIX = "base_model.model."
 """The prefix of a module's name in an adapter's file."""
+
+REMEDY = "Choose other modules with --lora-targets, or train full weights."
 
 
 def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageModel:
@@ -35,7 +40,41 @@ def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageM
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return replace(student, model=get_peft_model(student.model, settings))
+    try:
+        adapted = replace(student, model=get_peft_model(student.model, settings))
+    except ValueError as error:  # layers that peft does not adapt, such as Mamba's
+        raise InputError(f"peft cannot adapt {student.name} ({first_line(error)}).", REMEDY) from None
+    _require_mergeable(adapted)
+    return adapted
+
+
+def _require_mergeable(student: LanguageModel) -> None:
+    """Raises InputError unless the model runs with its adapters, and each is added to a weight of its own.
+
+    Merged adapters of one weight in several layers would be added to each other.
+    """
+    adapted = {
+        name: module
+        for name, module in base_with_adapters(student.model).named_modules(remove_duplicate=False)
+        if hasattr(module, "get_delta_weight")
+    }
+    number = Counter(id(_base_weight(module)) for module in adapted.values())
+    for name, module in adapted.items():
+        if number[id(_base_weight(module))] > 1:
+            raise InputError(f"{student.name} has the weight of {name} in several layers.", REMEDY)
+    student.model.eval()
+    probe = torch.arange(4, device=student.device).unsqueeze(0)
+    try:
+        with torch.no_grad():
+            student.hidden(probe, torch.ones_like(probe))
+    except Exception as error:  # peft and models raise errors of many types
+        raise InputError(f"{student.name} does not run with these adapters ({first_line(error)}).", REMEDY) from None
+
+
+def _base_weight(module: Any) -> Tensor:
+    """The weight that an adapter is added to."""
+    weight: Tensor = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
+    return weight
 
 
 def attach_adapter(model: Any, directory: Path) -> Any:
@@ -188,12 +227,16 @@ def base_with_adapters(model: Any) -> Any:
 def merged_state_dict(model: Any) -> dict[str, Tensor]:
     """The weights of a model with its adapters merged, under the names of the model's files."""
     weights = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if hasattr(module, "get_delta_weight"):
             (adapter,) = module.active_adapters
-            weights[f"{name}.base_layer.weight"] = module.weight + module.get_delta_weight(adapter)
+            base, path, parameter = module, name, getattr(module, "parameter_name", "weight")
+            while hasattr(base, "base_layer"):
+                base, path = base.base_layer, f"{path}.base_layer"
+            weights[f"{path}.{parameter}"] = getattr(base, parameter) + module.get_delta_weight(adapter)
     tied = set(model.all_tied_weights_keys or ())
-    return {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
+    merged = {name.replace(".base_layer", ""): value for name, value in weights.items() if name not in tied}
+    return dict(revert_weight_conversion(model, merged))
 
 
 def _target_modules(student: LanguageModel, config: LoRAConfig) -> str | list[str]:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.stages.config.train import LoRAConfig
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.lora import save_adapter
+from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.save import save_model
 from tsdkd.stages.train.model_card import model_card
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -29,25 +30,15 @@ def save_checkpoint(
     if not trainer.is_world_process_zero():
         return
     vars(trained).pop("forward", None)  # the trainer's, which returns the loss
-    if weights is not None:
-        _with_weights(trained, weights, dtype).save_pretrained(directory)
-    elif lora and lora.merge:
-        trained.merge_and_unload().to(dtype).save_pretrained(directory)
-    else:
+    if lora and lora.merge:
+        weights = trained.merge_and_unload().state_dict()
+    if weights is None:
         save_adapter(trained, trainer.student, directory)
+    else:
+        save_model(trainer.untrained_config, weights, dtype, model_directory(trainer.student.name), directory)
     trainer.student.tokenizer.save_pretrained(directory)
     entries = trainer.state.log_history
     steps, evaluations = list(filter(is_step, entries)), list(filter(is_evaluation, entries))
     lines = [log_line(entry) for entry in entries if is_step(entry) or is_evaluation(entry)]
     (directory / METRICS_FILE).write_text("".join(lines))
     (directory / "README.md").write_text(model_card(manifest, steps, evaluations))
-
-
-def _with_weights(trained: PreTrainedModel, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
-    """A model like `trained`, with these weights in `dtype`."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(trained.config, dtype=dtype)
-    model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
-    model.tie_weights()
-    model.generation_config = trained.generation_config
-    return model

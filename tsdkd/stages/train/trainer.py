@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
 from tsdkd.stages.models.lora import base_with_adapters
+from tsdkd.stages.models.save import weights_only
 from tsdkd.stages.models.tokenizers import vocab_size
 from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, MicroBatches
 
@@ -64,6 +66,8 @@ class DistillationTrainer(Trainer):
         self.objective = objective
         self.compiled = compiled
         self.vocab = vocab_size(student.tokenizer)
+        self.untrained_config = deepcopy(student.model.config)
+        """The student's config as it was loaded; Trainer switches its cache off."""
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
@@ -205,7 +209,8 @@ class DistillationTrainer(Trainer):
         """
         directory = Path(str(output_dir or self.args.output_dir))
         options: dict[str, Any] = {} if hasattr(self.model, "peft_config") else {"save_original_format": False}
-        self.model.save_pretrained(directory, state_dict=state_dict, **options)
+        with weights_only(base_with_adapters(self.model)):
+            self.model.save_pretrained(directory, state_dict=state_dict, **options)
         if self.args.should_save:
             torch.save(self.args, directory / TRAINING_ARGS_NAME)
 
