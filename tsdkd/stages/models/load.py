@@ -88,12 +88,19 @@ class LanguageModel:
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
-    body: Any = model.get_decoder()
-    output = body(
+    output = decoder(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def decoder(model: PreTrainedModel) -> Any:
+    """The model without its output head."""
+    body: Any = model.get_decoder()
+    if body.get_output_embeddings() is None:
+        return body
+    return next(child for child in body.children() if isinstance(child, PreTrainedModel))  # llama4_text names itself
 
 
 def output_head(model: PreTrainedModel, vocab: int | None) -> Head:
