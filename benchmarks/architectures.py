@@ -11,11 +11,11 @@ import copy
 import json
 import math
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.architecture_models import ARCHITECTURES, END_ID, ROWS, reference, save_model
+from benchmarks.architecture_page import page
 from tests.helpers.benchmark_rows import write_rows
-from tests.helpers.models import byte_tokenizer
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import tsdkd_loss
@@ -50,111 +51,9 @@ from tsdkd.stages.train import loop
 from tsdkd.stages.train.stage import train_offline, train_online
 from tsdkd.stages.train.trainer import DistillationTrainer
 
-ROWS = 264
-"""Rows of the output head; the last few are padding."""
 TOLERANCE = 5e-5
 """Nats, or logits of a standard deviation of about 1."""
 NEW_TOKENS, K, ACCEPT_K = 10, 4, 40
-SIZES: dict[str, Any] = {
-    "vocab_size": ROWS,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": 257,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
-MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
-SLIDING = {"sliding_window": 6}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama4_text": {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 64},
-    "mistral": SLIDING,
-    "ministral": {"head_dim": 8},
-    "mixtral": {"num_local_experts": 4},
-    "qwen2": {},
-    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 16},
-    "qwen3": {"head_dim": 8},
-    "qwen3_moe": EXPERTS | {"head_dim": 8},
-    "qwen3_next": EXPERTS
-    | {
-        "head_dim": 8,
-        "num_hidden_layers": 4,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "shared_expert_intermediate_size": 16,
-    },
-    "gemma": {"head_dim": 8},
-    "gemma2": SLIDING | {"head_dim": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": SLIDING | {"head_dim": 8, "query_pre_attn_scalar": 8},
-    "phi": {},
-    "phi3": {},
-    "smollm3": {},
-    "olmo": {},
-    "olmo2": {},
-    "olmo3": SLIDING,
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-    "gpt2": {},
-    "gpt_neo": {
-        "attention_types": [[["global", "local"], 2]],
-        "num_layers": 4,
-        "num_hidden_layers": 4,
-        "window_size": 6,
-    },
-    "gpt_neox": {},
-    "gptj": {"rotary_dim": 4},
-    "gpt_bigcode": {},
-    "codegen": {"rotary_dim": 4},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "bloom": {},
-    "falcon": {},
-    "mpt": {},
-    "mamba": {"state_size": 8},
-    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
-    "falcon_mamba": {"state_size": 8},
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
-    "jamba": {"num_experts": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "bamba": MAMBA2 | {"attn_layer_indices": [1], "mamba_chunk_size": 8},
-    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "attention_window_size": 16},
-    "rwkv": {"attention_hidden_size": 32},
-    "granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0},
-    "granitemoe": {"num_local_experts": 4},
-    "granitemoehybrid": MAMBA2
-    | {"layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 4, "shared_intermediate_size": 16},
-    "cohere": {},
-    "cohere2": SLIDING | {"head_dim": 8},
-    "deepseek_v2": LATENT
-    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_key_value_heads": 4},
-    "deepseek_v3": LATENT
-    | {
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "num_key_value_heads": 4,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-    },
-    "gpt_oss": SLIDING | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8},
-    "glm": {"head_dim": 8},
-    "glm4": {"head_dim": 8},
-    "starcoder2": {},
-    "stablelm": {},
-    "nemotron": {"head_dim": 8},
-    "exaone4": {"head_dim": 8},
-    "ernie4_5": {"head_dim": 8},
-    "helium": {"head_dim": 8},
-}
-NAMES = {"falcon": {"head_dim"}}
 
 
 class MismatchError(Exception):
@@ -168,28 +67,6 @@ def compare(what: str, values: Any, expected: Any, tolerance: float = TOLERANCE)
     largest = float((values - expected).abs().max())
     if not largest <= tolerance * max(1, float(expected.abs().max())):
         raise MismatchError(f"{what}: differs by {largest:.2g}")
-
-
-def save_model(name: str, directory: Path, seed: int) -> None:
-    """A random model with values in every parameter: no bias is 0, no norm is 1."""
-    torch.manual_seed(seed)
-    known = AutoConfig.for_model(name)
-    sizes = {field: value for field, value in SIZES.items() if hasattr(known, field)}  # configs keep unknown fields
-    config = AutoConfig.for_model(name, **(sizes | ARCHITECTURES[name]))
-    for field in config.to_dict():
-        if "drop" in field and isinstance(getattr(config, field), float):
-            setattr(config, field, 0.0)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-
-
-def reference(directory: Path) -> PreTrainedModel:
-    """The model as transformers loads it."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @dataclass
@@ -263,6 +140,12 @@ class Laboratory:
             return torch.cat([self.logits(model, ids) for ids in self.sequences])
 
 
+def divergence(logits: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """KL per token, of pairs (seq, vocab)."""
+    pairs = [(p.log_softmax(-1), q.log_softmax(-1)) for p, q in logits]
+    return torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).mean()
+
+
 def check_generate(lab: Laboratory) -> None:
     """Greedy responses of a padded batch are those of `model.generate`, prompt by prompt."""
     config = GenerateConfig(temperature=0, max_new_tokens=NEW_TOKENS, engine="transformers", dtype="float32")
@@ -277,7 +160,7 @@ def check_generate(lab: Laboratory) -> None:
             raise MismatchError(f"{row['sample_id']}: other tokens than model.generate")
 
 
-def check_joint(lab: Laboratory) -> None:
+def check_speculative(lab: Laboratory) -> None:
     """Greedy drafts with the teacher's replacements are those of a loop without cache and drafts."""
     config = GenerateConfig(
         policy="speculative",
@@ -292,7 +175,7 @@ def check_joint(lab: Laboratory) -> None:
     for row in rollouts.table().to_pylist():
         ids = list(row["prompt_ids"])
         with torch.no_grad():
-            while len(ids) < len(row["prompt_ids"]) + NEW_TOKENS and ids[-1] != SIZES["eos_token_id"]:
+            while len(ids) < len(row["prompt_ids"]) + NEW_TOKENS and ids[-1] != END_ID:
                 token = int(lab.logits(lab.student_reference, ids)[-1].argmax())
                 best = lab.logits(lab.teacher_reference, ids)[-1].topk(ACCEPT_K).indices.tolist()
                 ids.append(token if token in best else best[0])
@@ -332,7 +215,7 @@ def objective(lab: Laboratory) -> tuple[float, float]:
     loss, _ = tsdkd_loss(pad(logits, batch_first=True), pad(taught, batch_first=True), mask, TSDKDConfig(k=K))
     loss.backward()
     squares = [p.grad.square().sum() for p in student.parameters() if p.grad is not None]
-    return float(loss), math.sqrt(float(sum(squares)))
+    return loss.item(), math.sqrt(float(sum(squares)))
 
 
 @contextmanager
@@ -422,9 +305,8 @@ def check_prune(lab: Laboratory) -> None:
     pruned = prune(str(lab.teacher), lab.prompts, path, PruneConfig(drop=1, dtype="float32"))
     model = reference(path)
     with torch.no_grad():
-        pairs = [[lab.logits(m, ids).log_softmax(-1) for m in (lab.teacher_reference, model)] for ids in lab.prompt_ids]
-    kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).mean()
-    compare("divergence of the saved model", pruned.manifest.summary["kl_after_each"][-1], kl, 1e-4)
+        pairs = ((lab.logits(lab.teacher_reference, ids), lab.logits(model, ids)) for ids in lab.prompt_ids)
+        compare("divergence of the saved model", pruned.manifest.summary["kl_after_each"][-1], divergence(pairs), 1e-4)
 
 
 def check_eval(lab: Laboratory) -> None:
@@ -438,10 +320,8 @@ def check_eval(lab: Laboratory) -> None:
         held_out=lab.directory,
     )
     with torch.no_grad():
-        pairs = [map(lab.response_logits, (lab.teacher_reference, lab.student_reference))]
-        log_p, log_q = ([x.log_softmax(-1) for x in logits] for (logits) in next(map(tuple, pairs)))
-    kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(log_p, log_q, strict=True)]).mean()
-    compare("held-out divergence", results.manifest.summary["held_out"]["kl"], kl)
+        pairs = zip(*map(lab.response_logits, (lab.teacher_reference, lab.student_reference)), strict=True)
+        compare("held-out divergence", results.manifest.summary["held_out"]["kl"], divergence(pairs))
     tokenizer = lab.tokenizer
     for row in results.table().to_pylist():
         text = row["prompt"].rstrip()  # lm-eval scores the white space before a choice with it
@@ -467,10 +347,10 @@ def check_reload(lab: Laboratory) -> None:
     compare("logits of the head", loaded.head.logits(hidden), expected)
 
 
-DIFFERS = "FAILED (differs): "
+DIFFERS, NOT_RUN = "FAILED (differs)", "not run"
 CHECKS: dict[str, tuple[Callable[[Laboratory], None], str | None]] = {
     "generate": (check_generate, None),
-    "speculative": (check_joint, None),
+    "speculative": (check_speculative, None),
     "score": (check_score, "generate"),
     "train": (check_train, "score"),
     "reload": (check_reload, "train"),
@@ -484,50 +364,47 @@ CHECKS: dict[str, tuple[Callable[[Laboratory], None], str | None]] = {
 
 
 def run_checks(architecture: str, tracebacks: list[str]) -> dict[str, str]:
-    """The cells of one row."""
+    """The cells of one row: "ok", "refused: reason", "FAILED: error", or "not run" after a refusal."""
     cells: dict[str, str] = {}
     with TemporaryDirectory() as directory:
-        try:
-            lab = Laboratory(Path(directory), architecture)
-        except Exception as error:
-            tracebacks.append(f"## {architecture}\n\n```\n{traceback.format_exc()}```\n")
-            return {"model": f"FAILED: {type(error).__name__}: {first_line(error)}"}
+        lab = Laboratory(Path(directory), architecture)
         for column, (check, needed) in CHECKS.items():
             if needed and not cells[needed].startswith(("ok", DIFFERS)):
-                cells[column] = "–"
+                cells[column] = NOT_RUN
                 continue
             try:
                 check(lab)
-                cells[column] = "ok"
+                cell = "ok"
             except TsdkdError as error:
-                cells[column] = f"refused: {error.cause}"
+                cell = f"refused: {error.cause}"
             except Exception as error:
-                cells[column] = DIFFERS if isinstance(error, MismatchError) else "FAILED: "
-                cells[column] += f"{type(error).__name__}: {first_line(error)}"
-                tracebacks.append(
-                    f"## {architecture}, {column}\n\n{cells[column]}\n\n```\n{traceback.format_exc()}```\n"
-                )
+                word = DIFFERS if isinstance(error, MismatchError) else "FAILED"
+                cell = f"{word}: {type(error).__name__}: {first_line(error)}"
+                tracebacks.append(f"## {architecture}, {column}\n\n```\n{traceback.format_exc()}```\n")
+            cells[column] = cell.replace(f"{directory}/", "")
     return cells
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), metavar="NAME")
-    parser.add_argument("--tracebacks", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--markdown", type=Path, help="page to write")
+    parser.add_argument("--tracebacks", type=Path, help="file for the tracebacks of FAILED cells")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    failures: list[str] = []
+    rows, tracebacks = {}, []
     for name in options.only:
-        print(name, end=" ", flush=True)
-        start = datetime.now(UTC)
-        cells = run_checks(name, failures)
-        print((datetime.now(UTC) - start).seconds, "s")
-        for column, cell in cells.items():
+        started = time.monotonic()
+        rows[name] = run_checks(name, tracebacks)
+        print(f"{name} ({time.monotonic() - started:.0f} s)")
+        for column, cell in rows[name].items():
             if cell != "ok":
                 print(f"    {column}: {cell}", flush=True)
         if options.tracebacks:
-            options.tracebacks.write_text("\n".join(failures))
-    sys.exit(bool(failures))
+            options.tracebacks.write_text("\n".join(tracebacks))
+    if options.markdown:
+        options.markdown.write_text(page(rows, {column: str(check.__doc__) for column, (check, _) in CHECKS.items()}))
+    sys.exit(bool(tracebacks))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ hf_logging.set_verbosity_error()
 
 PROBE_LOGIT = 100.0
 """Exceeds every softcap in use."""
+PADDING_TOLERANCE = 0.01
+"""Relative change of hidden states by other padding. Masked padding changes nothing but the rounding of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,21 @@ class LanguageModel:
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
-    output = decoder(model)(
+    output = decoder_of(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
-def decoder(model: PreTrainedModel) -> Any:
-    """The model without its output head."""
-    body: Any = model.get_decoder()
-    if body.get_output_embeddings() is None:
-        return body
-    return next(child for child in body.children() if isinstance(child, PreTrainedModel))  # llama4_text names itself
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The part of a model that computes hidden states, without its head."""
+    decoder: Any = model.get_decoder()
+    embedding = model.get_input_embeddings()
+    if decoder.get_output_embeddings() is None:
+        return decoder
+    # Llama4's text model names a decoder that it does not have; `get_decoder` then returns the whole model.
+    return next(child for child in decoder.children() if any(module is embedding for module in child.modules()))
 
 
 def output_head(model: PreTrainedModel, vocab: int | None) -> Head:
@@ -161,4 +165,21 @@ def load_model(
     model.eval()
     if device_map is None:
         model.to(device)
-    return LanguageModel(name, model, tokenizer)
+    loaded = LanguageModel(name, model, tokenizer)
+    _require_masked_padding(loaded)
+    return loaded
+
+
+def _require_masked_padding(language_model: LanguageModel) -> None:
+    """Raise InputError if hidden states depend on the ids of padding: the responses of a batch would change others."""
+    tokens, padding = [0, 1, 2, 3], 3
+    ids = torch.tensor([[1] * padding + tokens, [2] * padding + tokens], device=language_model.device)
+    attention = torch.ones_like(ids)
+    attention[:, :padding] = 0
+    with torch.no_grad():
+        first, second = language_model.hidden(ids, attention)[:, padding:].float()
+    if (first - second).norm() > PADDING_TOLERANCE * first.norm():
+        raise InputError(
+            f"{language_model.name} reads padding: its layers ignore the attention mask.",
+            "Use an architecture that masks padding; RWKV, xLSTM and RecurrentGemma do not.",
+        )

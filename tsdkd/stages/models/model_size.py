@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.device import total_memory
-from tsdkd.stages.models.load import decoder
+from tsdkd.stages.models.load import decoder_of
+from tsdkd.stages.models.lora import adaptable_layers
 
 BATCH_MEMORY_FRACTION = {"cuda": 0.7, "cpu": 0.25}
 """The largest fraction of the device's memory that a generating batch uses beside the weights."""
@@ -58,7 +59,6 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), experts_implementation="batched_mm")
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     parameters = sum(p.numel() for p in model.parameters())
     looked_up = 0 if head.weight is embedding.weight else embedding.weight.numel()
     text = config.get_text_config()
@@ -69,7 +69,7 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
     return ModelSize(
         parameters=parameters,
         matmul_parameters=parameters - looked_up,
-        lora_parameters=sum(sum(module.weight.shape) for module in linear),
+        lora_parameters=sum(sum(m.weight.shape) for m in adaptable_layers(model).values() if m is not head),
         head_shape=tuple(head.weight.shape),
         width=width,
         inner_widths=tuple(_inner_width(layer, width) for layer in layers),
@@ -80,9 +80,9 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a model's decoder: its longest list of modules."""
-    lists = [child for child in decoder(model).children() if isinstance(child, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+    """The layers of a model's decoder: its list of modules with the most parameters."""
+    lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))
 
 
 def _cache_numbers(model: PreTrainedModel, width: int, layers: int) -> list[int]:
