@@ -47,7 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 16},
     "qwen3": {"head_dim": 8},
-    "qwen3_moe": EXPERTS | {"head_dim": 8},
+    "qwen3_moe": EXPERTS | {"head_dim": 8, "mlp_only_layers": [1]},
     "qwen3_next": EXPERTS
     | {
         "head_dim": 8,
@@ -63,7 +63,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": SLIDING | {"head_dim": 8, "query_pre_attn_scalar": 8},
     "phi": {},
     "phi3": {},
-    "smollm3": {},
+    "smollm3": {"no_rope_layer_interval": 2},
     "olmo": {},
     "olmo2": {},
     "olmo3": SLIDING,

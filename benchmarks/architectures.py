@@ -3,7 +3,7 @@
     python benchmarks/architectures.py [--only NAME ...] [--markdown docs/architectures.md]
 
 The reference reads one sequence at a time in float32, without padding, cache or tsdkd. A cell of the table is "ok", or
-"refused" with tsdkd's reason, or "FAILED". The exit status is 1 if a cell is FAILED. Takes about five minutes.
+"refused" with tsdkd's reason, or "FAILED". The exit status is 1 if a cell is FAILED. Takes about three minutes.
 """
 
 import argparse
