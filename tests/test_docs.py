@@ -30,7 +30,7 @@ FOREIGN = {
     "llama.cpp": "--outfile --outtype",
     "hf": "--repo-type --local-dir",
     "zensical": "--clean --strict",
-    "benchmarks": "--profile",
+    "benchmarks": "--profile --markdown",
     "tsdkd.cli.reference": "--check",
 }
 """Options of other programs that the pages name."""

@@ -1,6 +1,7 @@
 """Model families: logits computed from hidden states equal the model's own, or the model is refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.models import byte_tokenizer
 from tsdkd.errors import InputError
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.load import LanguageModel, load_model
 
 SIZES = {
     "vocab_size": 264,
@@ -24,6 +25,7 @@ SIZES = {
 }
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
+    "llama4_text": {"num_local_experts": 2, "intermediate_size_mlp": 48},
     "qwen2": {},
     "qwen3": {},
     "gemma2": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
@@ -43,8 +45,8 @@ def tiny(family: str, dtype: torch.dtype = torch.float32, **more: object) -> Lan
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **(SIZES | FAMILIES.get(family, {}) | more))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    if getattr(model.lm_head, "bias", None) is not None:
-        torch.nn.init.normal_(model.lm_head.bias)
+    if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
+        torch.nn.init.normal_(bias)
     return LanguageModel(family, model, byte_tokenizer())
 
 
@@ -115,3 +117,13 @@ def test_an_unsupported_multiplier_is_refused(more: dict[str, float]) -> None:
             language_model.head  # noqa: B018
     else:
         assert language_model.head.logit_scale == 1
+
+
+@pytest.mark.parametrize("family", ["rwkv", "recurrent_gemma"])
+def test_a_model_that_reads_padding_is_refused(family: str, tmp_path: Path) -> None:
+    """Its responses would depend on the lengths of the other prompts in the batch."""
+    language_model = tiny(family)
+    language_model.model.save_pretrained(tmp_path)
+    language_model.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="reads padding"):
+        load_model(str(tmp_path))

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.model_size import fitting_batch_size, sequence_bytes
+from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 
 
 class TruncationLog:
@@ -149,5 +149,5 @@ def _largest_batch_size(language_model: LanguageModel, longest: int, projected: 
     width = torch.finfo(language_model.model.dtype).bits // 8
     eager = config.get_text_config()._attn_implementation == "eager"  # noqa: SLF001
     weights = sum(parameter.nbytes for parameter in language_model.model.parameters())
-    sequence = sequence_bytes(config, width, longest, projected, eager=eager)
+    sequence = model_size(config).sequence_bytes(width, longest, projected, eager=eager)
     return fitting_batch_size(sequence, weights, language_model.device.type)

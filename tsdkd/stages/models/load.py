@@ -28,6 +28,8 @@ hf_logging.set_verbosity_error()
 
 PROBE_LOGIT = 100.0
 """Exceeds every softcap in use."""
+PADDING_TOLERANCE = 0.01
+"""Relative change of hidden states by other padding. Masked padding changes nothing but the rounding of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -182,4 +184,21 @@ def load_model(
         model.to(device)
     require_finite(name, loaded_tensors(model))
     check_attention(name, model, attention, observer or SilentObserver())
-    return LanguageModel(name, model, tokenizer)
+    loaded = LanguageModel(name, model, tokenizer)
+    _require_masked_padding(loaded)
+    return loaded
+
+
+def _require_masked_padding(language_model: LanguageModel) -> None:
+    """Raise InputError if hidden states depend on the ids of padding: the responses of a batch would change others."""
+    tokens, padding = [0, 1, 2, 3], 3
+    ids = torch.tensor([[1] * padding + tokens, [2] * padding + tokens], device=language_model.device)
+    attention = torch.ones_like(ids)
+    attention[:, :padding] = 0
+    with torch.no_grad():
+        first, second = language_model.hidden(ids, attention)[:, padding:].float()
+    if (first - second).norm() > PADDING_TOLERANCE * first.norm():
+        raise InputError(
+            f"{language_model.name} reads padding: its layers ignore the attention mask.",
+            "Use an architecture that masks padding; RWKV, xLSTM and RecurrentGemma do not.",
+        )

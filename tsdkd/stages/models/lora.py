@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.train import LoRAConfig
@@ -24,6 +25,26 @@ FILE_PREFIX = "base_model.model."
 """The prefix of a module's name in an adapter's file."""
 
 REMEDY = "Choose other modules with --lora-targets, or train full weights."
+
+MAMBA_TYPES = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
+"""The types of models whose out_proj peft refuses: their kernels read its weight without calling it."""
+
+
+def adaptable_layers(model: Any) -> dict[str, Any]:
+    """The layers that an adapter fits, by their full names, with the output head."""
+    excluded = _unadaptable_names(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in excluded
+    }
+
+
+def _unadaptable_names(model: Any) -> set[str]:
+    """Names of linear layers that no adapter fits: peft's, and routers, which return a choice of experts."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    routers = {name.rpartition(".")[2] for name, module in linear.items() if hasattr(module, "top_k")}
+    return routers | ({"out_proj"} if model.config.model_type in MAMBA_TYPES else set())
 
 
 def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageModel:
@@ -38,6 +59,7 @@ def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageM
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets,
+        exclude_modules=sorted(_unadaptable_names(student.model)) or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -243,14 +265,14 @@ def _target_modules(student: LanguageModel, config: LoRAConfig) -> str | list[st
     if config.targets == "all-linear":
         return config.targets
     targets = [name.strip() for name in config.targets.split(",")]
-    modules = dict(student.model.named_modules())
-    linear = {name.rsplit(".", 1)[-1] for name, module in modules.items() if isinstance(module, nn.Linear)}
-    if unknown := [name for name in targets if name not in linear]:
+    layers = adaptable_layers(student.model)
+    names = {name.rpartition(".")[2] for name in layers}
+    if unknown := [name for name in targets if name not in names]:
         raise InputError(
-            f"{student.name} has no linear modules {', '.join(unknown)}.",
-            f"Choose from {', '.join(sorted(linear))}, or all-linear.",
+            f"{student.name} has no linear modules {', '.join(unknown)} that an adapter fits.",
+            f"Choose from {', '.join(sorted(names))}, or all-linear.",
         )
-    head = next(name for name, module in modules.items() if module is student.model.get_output_embeddings())
+    head = next(name for name, module in layers.items() if module is student.model.get_output_embeddings())
     if head in targets and student.model.config.get_text_config().tie_word_embeddings:
         raise InputError(
             f"{student.name} shares its output head with its embeddings: an adapter on one changes both.",

@@ -1,4 +1,4 @@
-"""An estimate of the memory that training needs, from the models' configs."""
+"""An estimate of the memory that training needs, counted on the models without weights."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_CHUNKS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.models.device import auto_dtype, available_memory, default_device, total_memory
-from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.model_size import ModelSize, model_size
 
 FLOAT32_BYTES = 4
 
@@ -59,7 +59,7 @@ def estimate_training_memory(
         state = size.parameters * (4 * FLOAT32_BYTES + autocast_copy)
     return TrainingMemory(
         state=state,
-        activations=_activation_bytes(student, longest, config, itemsize),
+        activations=_activation_bytes(size, longest, config, itemsize),
         objective=CHUNK_BYTES[device] * (TEACHER_CHUNKS + 1) // TEACHER_CHUNKS,
         teacher=_teacher_bytes(teacher, config) if teacher else 0,
         available=available_memory(device),
@@ -83,29 +83,28 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
 
 
 def _teacher_bytes(teacher: PreTrainedConfig, config: TrainConfig) -> int:
-    online, device, text = config.online, default_device(), teacher.get_text_config()
+    online, device, teacher_size = config.online, default_device(), model_size(teacher)
     if online is None:
-        return int(text.vocab_size * text.hidden_size * 2)
+        vocab, width = teacher_size.head_shape
+        return vocab * width * 2
     size = 0
     if device == "cpu" or online.teacher_device in {None, device}:
         dtype = auto_dtype(teacher, device) if online.teacher_dtype == "auto" else online.teacher_dtype
-        size += model_size(teacher).parameters * getattr(torch, dtype).itemsize
+        size += teacher_size.parameters * getattr(torch, dtype).itemsize
     if online.sampling.engine == "vllm":
         size += int(online.sampling.memory_fraction * total_memory(device))
     return size
 
 
-def _activation_bytes(student: PreTrainedConfig, longest: int, config: TrainConfig, itemsize: int) -> int:
-    text: PreTrainedConfig = student.get_text_config()
+def _activation_bytes(student: ModelSize, longest: int, config: TrainConfig, itemsize: int) -> int:
     tokens = config.micro_batch_size * longest
-    layers, heads, width, inner_width = (
-        int(getattr(text, name))
-        for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
-    )
     eager = config.attention == "eager" or (config.attention is None and default_device() == "cpu")
+    attention = eager * tokens * longest * student.attention_heads * (2 * FLOAT32_BYTES + itemsize)
     # Inputs and outputs of matrix products in the forward's precision; norms and residuals in float32.
-    layer = tokens * (itemsize * (8 * width + 4 * inner_width) + FLOAT32_BYTES * 4 * width)
-    layer += eager * tokens * longest * heads * (2 * FLOAT32_BYTES + itemsize)
+    layers = [
+        tokens * (itemsize * (8 * student.width + 4 * inner_width) + FLOAT32_BYTES * 4 * student.width)
+        for inner_width in student.inner_widths
+    ]
     if config.gradient_checkpointing:
-        return layer + layers * tokens * width * FLOAT32_BYTES
-    return layer * layers
+        return max(layers, default=0) + attention + len(layers) * tokens * student.width * FLOAT32_BYTES
+    return sum(layers) + student.attention_layers * attention

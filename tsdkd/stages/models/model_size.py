@@ -1,11 +1,17 @@
-"""Parameters of a model, and the memory of its weights, caches and batches: arithmetic on configs."""
+"""Shapes of a model, and the memory of its weights, caches and batches: counted on the model without weights."""
 
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.device import total_memory
+from tsdkd.stages.models.load import decoder_of
+from tsdkd.stages.models.lora import adaptable_layers
 
 BATCH_MEMORY_FRACTION = {"cuda": 0.7, "cpu": 0.25}
 """The largest fraction of the device's memory that a generating batch uses beside the weights."""
@@ -20,42 +26,96 @@ class ModelSize:
     """Parameters that every token is multiplied with: all but an embedding that is only looked up."""
     lora_parameters: int
     """Parameters of LoRA adapters of rank 1 on all linear layers but the head."""
+    head_shape: tuple[int, int]
+    """Vocabulary and width of the output head's weight."""
+    width: int
+    """Of the hidden states between layers."""
+    inner_widths: tuple[int, ...]
+    """Of each layer: the widest input of its matrix products; of experts, all that one token is sent to together."""
+    attention_heads: int
+    """Of one layer; 0 without attention."""
+    attention_layers: int
+    cache_numbers: int
+    """Numbers that one token adds to the cache of keys and values."""
+
+    def kv_cache_bytes(self, itemsize: int) -> int:
+        """Bytes of one token's keys and values; `itemsize` is the bytes of one number."""
+        return self.cache_numbers * itemsize
+
+    def sequence_bytes(self, itemsize: int, tokens: int, logits: int, *, eager: bool) -> int:
+        """Bytes of one sequence in a forward pass without gradients: its cache, its largest layer, and its logits.
+
+        `logits`: number of positions whose logits are formed. `eager`: attention weights are materialised.
+        """
+        logit_bytes = logits * self.head_shape[0] * (itemsize + 8)  # the logits, and their softmax in float32
+        layer_bytes = tokens * itemsize * (8 * self.width + 3 * max(self.inner_widths, default=0))
+        attention_bytes = self.attention_heads * tokens * tokens * (itemsize + 4) if eager else 0
+        return self.kv_cache_bytes(itemsize) * tokens + logit_bytes + layer_bytes + attention_bytes
 
 
 def model_size(config: PreTrainedConfig) -> ModelSize:
-    """Counts parameters without allocating weights."""
+    """Counts parameters and shapes without allocating weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), experts_implementation="batched_mm")
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
     parameters = sum(p.numel() for p in model.parameters())
     looked_up = 0 if head.weight is embedding.weight else embedding.weight.numel()
+    text = config.get_text_config()
+    width = int(getattr(text, "hidden_size", head.weight.shape[1]))
+    layers = decoder_layers(model)
+    cache = _cache_numbers(model, width, len(layers))
+    attention_layers = sum(numbers > 0 for numbers in cache)
     return ModelSize(
         parameters=parameters,
         matmul_parameters=parameters - looked_up,
-        lora_parameters=sum(m.in_features + m.out_features for m in linear),
+        lora_parameters=sum(sum(m.weight.shape) for m in adaptable_layers(model).values() if m is not head),
+        head_shape=tuple(head.weight.shape),
+        width=width,
+        inner_widths=tuple(_inner_width(layer, width) for layer in layers),
+        attention_heads=int(getattr(text, "num_attention_heads", 0)) if attention_layers else 0,
+        attention_layers=attention_layers,
+        cache_numbers=sum(cache),
     )
 
 
-def kv_cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
-    """Bytes of one token's keys and values; `itemsize` is the bytes of one number."""
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return int(2 * text.num_hidden_layers * kv_heads * head_width * itemsize)
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a model's decoder: its list of modules with the most parameters."""
+    lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))
 
 
-def sequence_bytes(config: PreTrainedConfig, itemsize: int, tokens: int, logits: int, *, eager: bool) -> int:
-    """Bytes of one sequence in a forward pass without gradients: its cache, its largest layer, and its logits.
+def _cache_numbers(model: PreTrainedModel, width: int, layers: int) -> list[int]:
+    """The numbers that one token adds to each layer's cache, from two forward passes on the meta device.
 
-    `logits`: number of positions whose logits are formed. `eager`: attention weights are materialised.
+    A model that does not run there counts as multi-head attention of its width, the largest cache in use.
     """
-    text = config.get_text_config()
-    logit_bytes = logits * text.vocab_size * (itemsize + 8)  # the logits, and their softmax in float32
-    layer_bytes = tokens * itemsize * (8 * text.hidden_size + 3 * text.intermediate_size)
-    attention_bytes = text.num_attention_heads * tokens * tokens * (itemsize + 4) if eager else 0
-    return int(kv_cache_bytes(config, itemsize) * tokens + logit_bytes + layer_bytes + attention_bytes)
+    model.config.pad_token_id = None  # else some models look for padding among ids that do not exist
+    model.eval()
+    try:
+        with torch.device("meta"), torch.no_grad():
+            ids = torch.zeros(1, 2, dtype=torch.long)
+            shorter, longer = (_cached(model(input_ids=ids[:, :length], use_cache=True)) for length in (1, 2))
+    except Exception:  # custom forward passes read values, which the meta device does not have
+        return [2 * width] * layers
+    return [more - less for less, more in zip(shorter, longer, strict=True)]
+
+
+def _cached(output: Any) -> list[int]:
+    """Numbers in each layer's cache; a model without keys and values has none."""
+    layers = getattr(output.get("past_key_values"), "layers", ())
+    return [sum(v.numel() for v in vars(layer).values() if isinstance(v, torch.Tensor)) for layer in layers]
+
+
+def _inner_width(layer: nn.Module, width: int) -> int:
+    widths = [module.in_features for module in layer.modules() if isinstance(module, nn.Linear)]
+    widths += [module.nx for module in layer.modules() if isinstance(module, Conv1D)]
+    chosen = max((int(getattr(m, "top_k", 0) or 0) for m in layer.modules()), default=0)
+    for module in layer.modules():
+        experts = [p for p in module.parameters(recurse=False) if p.ndim == 3]  # (experts, rows, columns)
+        if experts and chosen:
+            widths.append(chosen * min(p.numel() // (len(p) * width) for p in experts))
+    return max(widths, default=0)
 
 
 def fitting_batch_size(sequence: int, weights: int, device: str) -> int:

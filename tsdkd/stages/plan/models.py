@@ -13,7 +13,7 @@ from tsdkd.core import Head
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.embedded import teacher_config_and_tokenizer
-from tsdkd.stages.models.model_size import ModelSize, kv_cache_bytes, model_size, sequence_bytes
+from tsdkd.stages.models.model_size import ModelSize, model_size
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.models.tokenizers import load_tokenizer
@@ -47,8 +47,7 @@ class PlannedModel:
 
     def head(self, dtype: DType) -> Head:
         """A head of the model's shape and dtype, without values."""
-        shape = self.config.get_text_config()
-        return Head(torch.empty(shape.vocab_size, shape.hidden_size, dtype=self._torch_dtype(dtype), device="meta"))
+        return Head(torch.empty(self.size.head_shape, dtype=self._torch_dtype(dtype), device="meta"))
 
     def weight_bytes(self, dtype: DType) -> int:
         return self.size.parameters * self._torch_dtype(dtype).itemsize
@@ -56,12 +55,12 @@ class PlannedModel:
     def bytes_per_step(self, dtype: DType, responses: int, cached_tokens: float) -> float:
         """Bytes that a decoding step moves: the weights, and the cache of `cached_tokens` tokens per response."""
         width = self._torch_dtype(dtype).itemsize
-        return width * self.size.matmul_parameters + responses * cached_tokens * kv_cache_bytes(self.config, width)
+        return width * self.size.matmul_parameters + responses * cached_tokens * self.size.kv_cache_bytes(width)
 
     def sequence_bytes(self, dtype: DType, tokens: int, logits: int) -> int:
         """Memory of one sequence in a forward pass, with `logits` positions of logits."""
         eager = default_device() == "cpu"  # as in `load_model`
-        return sequence_bytes(self.config, self._torch_dtype(dtype).itemsize, tokens, logits, eager=eager)
+        return self.size.sequence_bytes(self._torch_dtype(dtype).itemsize, tokens, logits, eager=eager)
 
     def _torch_dtype(self, dtype: DType) -> torch.dtype:
         name = auto_dtype(self.config, default_device()) if dtype == "auto" else dtype

@@ -1,0 +1,411 @@
+"""Runs every stage on tiny models of many architectures and compares each with plain transformers and peft.
+
+    python benchmarks/architectures.py [--only NAME ...] [--markdown docs/architectures.md]
+
+The reference reads one sequence at a time in float32, without padding, cache or tsdkd. A cell of the table is "ok", or
+"refused" with tsdkd's reason, or "FAILED". The exit status is 1 if a cell is FAILED. Takes about three minutes.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.architecture_models import ARCHITECTURES, END_ID, ROWS, reference, save_model
+from benchmarks.architecture_page import page
+from tests.helpers.benchmark_rows import write_rows
+from tests.helpers.prompts import write_prompts
+from tsdkd.artifacts.reader import read_artifact
+from tsdkd.core import tsdkd_loss
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import TsdkdError, first_line
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.prune import PruneConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.eval.stage import evaluate
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.metrics.log import METRICS_FILE
+from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.tokenizers import chat_token_ids, load_tokenizer, vocab_size
+from tsdkd.stages.prune import prune
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train import loop
+from tsdkd.stages.train.stage import train_offline, train_online
+from tsdkd.stages.train.trainer import DistillationTrainer
+
+TOLERANCE = 5e-5
+"""Nats, or logits of a standard deviation of about 1."""
+NEW_TOKENS, K, ACCEPT_K = 10, 4, 40
+
+
+class MismatchError(Exception):
+    """A stage's values differ from the reference."""
+
+
+def compare(what: str, values: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    values, expected = torch.as_tensor(values).double(), torch.as_tensor(expected).double()
+    if values.shape != expected.shape:
+        raise MismatchError(f"{what}: shape {tuple(values.shape)}, expected {tuple(expected.shape)}")
+    largest = float((values - expected).abs().max())
+    if not largest <= tolerance * max(1, float(expected.abs().max())):
+        raise MismatchError(f"{what}: differs by {largest:.2g}")
+
+
+@dataclass
+class Laboratory:
+    """Two models of one architecture, and the artifacts that the checks write and read, in one directory."""
+
+    directory: Path
+    architecture: str
+
+    def __post_init__(self) -> None:
+        write_prompts(self.prompts, 6)
+        save_model(self.architecture, self.student, 1)
+        save_model(self.architecture, self.teacher, 2)
+
+    @property
+    def prompts(self) -> Path:
+        return self.directory / "prompts.jsonl"
+
+    @property
+    def student(self) -> Path:
+        return self.directory / "student"
+
+    @property
+    def teacher(self) -> Path:
+        return self.directory / "teacher"
+
+    @cached_property
+    def student_reference(self) -> PreTrainedModel:
+        return reference(self.student)
+
+    @cached_property
+    def teacher_reference(self) -> PreTrainedModel:
+        return reference(self.teacher)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(str(self.student))
+
+    @cached_property
+    def vocab(self) -> int:
+        """The tokenizer's ids; some tokenizer classes add one."""
+        return vocab_size(self.tokenizer)
+
+    @cached_property
+    def prompt_ids(self) -> list[list[int]]:
+        return [chat_token_ids(self.tokenizer, prompt.messages) for prompt in Prompts(self.prompts)]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        return read_artifact(self.directory / "rollouts", "rollouts").table().to_pylist()
+
+    @cached_property
+    def sequences(self) -> list[list[int]]:
+        return [row["prompt_ids"] + row["response_ids"] for row in self.rows]
+
+    def logits(self, model: Any, ids: list[int]) -> Tensor:
+        """(seq, vocab) of one sequence."""
+        logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, : self.vocab].float()
+        return logits
+
+    def response_logits(self, model: Any) -> list[Tensor]:
+        """(tokens, vocab) of each response."""
+        return [
+            self.logits(model, ids)[len(row["prompt_ids"]) - 1 : -1]
+            for row, ids in zip(self.rows, self.sequences, strict=True)
+        ]
+
+    def all_logits(self, model: Any) -> Tensor:
+        """Of every position of prompts and responses."""
+        with torch.no_grad():
+            return torch.cat([self.logits(model, ids) for ids in self.sequences])
+
+
+def divergence(logits: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """KL per token, of pairs (seq, vocab)."""
+    pairs = [(p.log_softmax(-1), q.log_softmax(-1)) for p, q in logits]
+    return torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).mean()
+
+
+def check_generate(lab: Laboratory) -> None:
+    """Greedy responses of a padded batch are those of `model.generate`, prompt by prompt."""
+    config = GenerateConfig(temperature=0, max_new_tokens=NEW_TOKENS, engine="transformers", dtype="float32")
+    generate(lab.prompts, str(lab.student), lab.directory / "rollouts", config)
+    for row in lab.rows:
+        prompt = torch.tensor([row["prompt_ids"]])
+        suppressed = list(range(lab.vocab, ROWS))
+        output = lab.student_reference.generate(
+            prompt, do_sample=False, max_new_tokens=NEW_TOKENS, suppress_tokens=suppressed
+        )
+        if output[0, prompt.shape[1] :].tolist() != row["response_ids"]:
+            raise MismatchError(f"{row['sample_id']}: other tokens than model.generate")
+
+
+def check_speculative(lab: Laboratory) -> None:
+    """Greedy drafts with the teacher's replacements are those of a loop without cache and drafts."""
+    config = GenerateConfig(
+        policy="speculative",
+        accept_k=ACCEPT_K,
+        temperature=0,
+        max_new_tokens=NEW_TOKENS,
+        engine="transformers",
+        dtype="float32",
+    )
+    output = lab.directory / "speculative"
+    rollouts = generate(lab.prompts, str(lab.student), output, config, teacher=str(lab.teacher))
+    for row in rollouts.table().to_pylist():
+        ids = list(row["prompt_ids"])
+        with torch.no_grad():
+            while len(ids) < len(row["prompt_ids"]) + NEW_TOKENS and ids[-1] != END_ID:
+                token = int(lab.logits(lab.student_reference, ids)[-1].argmax())
+                best = lab.logits(lab.teacher_reference, ids)[-1].topk(ACCEPT_K).indices.tolist()
+                ids.append(token if token in best else best[0])
+        if ids[len(row["prompt_ids"]) :] != row["response_ids"]:
+            raise MismatchError(f"{row['sample_id']}: other tokens than token by token")
+
+
+def check_score(lab: Laboratory) -> None:
+    """Entropies, log-probabilities and candidates of a padded batch are those of the logits."""
+    scores = score(
+        lab.directory / "rollouts",
+        str(lab.student),
+        str(lab.teacher),
+        lab.directory / "scores",
+        ScoreConfig(k=K, dtype="float32"),
+    )
+    with torch.no_grad():
+        logits = {role: lab.response_logits(getattr(lab, f"{role}_reference")) for role in ("student", "teacher")}
+    for i, (row, recorded) in enumerate(zip(lab.rows, scores.table().to_pylist(), strict=True)):
+        for role in logits:
+            log_probs = logits[role][i].log_softmax(-1)
+            ids = torch.tensor(row["response_ids"])
+            compare(f"{role} entropy", recorded[f"{role}_entropy"], -(log_probs.exp() * log_probs).sum(-1))
+            compare(f"{role} log-prob", recorded[f"{role}_log_prob"], log_probs.gather(-1, ids[:, None])[:, 0])
+        candidates = torch.tensor(recorded["candidates"]).view(-1, K)
+        compare("candidates", logits["student"][i].gather(-1, candidates), logits["student"][i].topk(K).values)
+
+
+def objective(lab: Laboratory) -> tuple[float, float]:
+    """The objective of one batch of all responses, and the norm of its gradient, from logits of transformers."""
+    student = copy.deepcopy(lab.student_reference)
+    with torch.no_grad():
+        taught = lab.response_logits(lab.teacher_reference)
+    logits = lab.response_logits(student)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in taught], batch_first=True).bool()
+    pad = torch.nn.utils.rnn.pad_sequence
+    loss, _ = tsdkd_loss(pad(logits, batch_first=True), pad(taught, batch_first=True), mask, TSDKDConfig(k=K))
+    loss.backward()
+    squares = [p.grad.square().sum() for p in student.parameters() if p.grad is not None]
+    return loss.item(), math.sqrt(float(sum(squares)))
+
+
+@contextmanager
+def trained_logits(lab: Laboratory) -> Iterator[list[Tensor]]:
+    """Receives the logits of each model in memory before it is saved."""
+    original, recorded = loop.save_checkpoint, []
+
+    def save_checkpoint(trainer: DistillationTrainer, *arguments: Any) -> None:
+        with trainer.inference_student() as student:
+            recorded.append(lab.all_logits(student.model))
+        original(trainer, *arguments)
+
+    loop.save_checkpoint = save_checkpoint
+    try:
+        yield recorded
+    finally:
+        loop.save_checkpoint = original
+
+
+def training(**more: Any) -> TrainConfig:
+    return TrainConfig(
+        objective=TSDKDConfig(k=K),
+        batch_size=6,
+        micro_batch_size=3,
+        learning_rate=1e-3,
+        warmup_ratio=0,
+        epochs=1,
+        precision="float32",
+        **more,
+    )
+
+
+def train(lab: Laboratory, output: str, **more: Any) -> tuple[Path, Tensor]:
+    """The checkpoint of one step, and the trained model's logits in memory. Checks the loss."""
+    path = lab.directory / output
+    with trained_logits(lab) as recorded:
+        if "online" in more:
+            train_online(lab.prompts, str(lab.student), str(lab.teacher), path, training(**more))
+        else:
+            run = lab.directory
+            train_offline(run / "rollouts", run / "scores", str(lab.student), path, training(**more))
+    (step,) = [json.loads(line) for line in (path / METRICS_FILE).read_text().splitlines()]
+    loss, norm = objective(lab)
+    compare("loss", step["loss"], loss)
+    if "lora" not in more:
+        compare("gradient norm", step["grad_norm"], norm, 1e-3)
+    with torch.no_grad():
+        moved = float((recorded[0] - lab.all_logits(lab.student_reference)).abs().max())
+    if moved < 1e-3:
+        raise MismatchError(f"one step moves the logits by {moved:.2g}")
+    return path, recorded[0]
+
+
+def check_train(lab: Laboratory) -> None:
+    """The loss and the gradient's norm are those of the logits; the saved model is the trained one."""
+    path, logits = train(lab, "checkpoint")
+    compare("saved model", lab.all_logits(reference(path)), logits)
+
+
+def check_online(lab: Laboratory) -> None:
+    """Greedy responses during training have the loss of the recorded ones."""
+    sampling = GenerateConfig(temperature=0, max_new_tokens=NEW_TOKENS, engine="transformers")
+    path, logits = train(lab, "online", online=OnlineConfig(sampling=sampling, teacher_dtype="float32"))
+    compare("saved model", lab.all_logits(reference(path)), logits)
+
+
+def check_lora(lab: Laboratory) -> None:
+    """The adapter that peft loads is the trained one, and the one that tsdkd loads."""
+    path, logits = train(lab, "adapter", lora=LoRAConfig(rank=4))
+    adapted = PeftModel.from_pretrained(reference(lab.student), path).eval()
+    compare("peft's adapter", lab.all_logits(adapted), logits)
+    compare("tsdkd's adapter", lab.all_logits(load_model(str(path), "float32").model), logits)
+
+
+def check_merge(lab: Laboratory) -> None:
+    """The merged model is the adapter's `merge_and_unload`."""
+    path, logits = train(lab, "merged", lora=LoRAConfig(rank=4, merge=True))
+    adapter = lab.directory / "adapter"
+    merged = PeftModel.from_pretrained(reference(lab.student), adapter).merge_and_unload().eval()
+    compare("merged model in memory", lab.all_logits(reference(path)), logits)
+    compare("peft's merged model", lab.all_logits(reference(path)), lab.all_logits(merged))
+
+
+def check_prune(lab: Laboratory) -> None:
+    """The reloaded model has the divergence that was measured."""
+    path = lab.directory / "pruned"
+    pruned = prune(str(lab.teacher), lab.prompts, path, PruneConfig(drop=1, dtype="float32"))
+    model = reference(path)
+    with torch.no_grad():
+        pairs = ((lab.logits(lab.teacher_reference, ids), lab.logits(model, ids)) for ids in lab.prompt_ids)
+        compare("divergence of the saved model", pruned.manifest.summary["kl_after_each"][-1], divergence(pairs), 1e-4)
+
+
+def check_eval(lab: Laboratory) -> None:
+    """The held-out divergence and the log-likelihoods of a benchmark's choices are those of the logits."""
+    rows = write_rows(lab.directory / "data")
+    results = evaluate(
+        str(lab.student),
+        lab.directory / "results",
+        EvalConfig(tasks=("sciq",), dtype="float32"),
+        data=rows,
+        held_out=lab.directory,
+    )
+    with torch.no_grad():
+        pairs = zip(*map(lab.response_logits, (lab.teacher_reference, lab.student_reference)), strict=True)
+        compare("held-out divergence", results.manifest.summary["held_out"]["kl"], divergence(pairs))
+    tokenizer = lab.tokenizer
+    for row in results.table().to_pylist():
+        text = row["prompt"].rstrip()  # lm-eval scores the white space before a choice with it
+        prompt, space = tokenizer(text).input_ids, row["prompt"][len(text) :]
+        for line in row["response"].splitlines():
+            value, choice = line.split(" ", 1)
+            ids = tokenizer(space + choice).input_ids
+            with torch.no_grad():
+                logits = lab.student_reference(input_ids=torch.tensor([prompt + ids])).logits[0]
+            log_probs = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            compare("log-likelihood", float(value), log_probs.gather(-1, torch.tensor(ids)[:, None]).sum(), 1e-3)
+
+
+def check_reload(lab: Laboratory) -> None:
+    """The checkpoint that tsdkd loads has the logits that transformers loads, from hidden states and head too."""
+    path = lab.directory / "checkpoint"
+    loaded = load_model(str(path), "float32")
+    expected = lab.all_logits(reference(path))
+    compare("logits", lab.all_logits(loaded.model), expected)
+    with torch.no_grad():
+        ids = [torch.tensor([ids]) for ids in lab.sequences]
+        hidden = torch.cat([loaded.hidden(i, torch.ones_like(i))[0] for i in ids])
+    compare("logits of the head", loaded.head.logits(hidden), expected)
+
+
+DIFFERS, NOT_RUN = "FAILED (differs)", "not run"
+CHECKS: dict[str, tuple[Callable[[Laboratory], None], str | None]] = {
+    "generate": (check_generate, None),
+    "speculative": (check_speculative, None),
+    "score": (check_score, "generate"),
+    "train": (check_train, "score"),
+    "reload": (check_reload, "train"),
+    "online": (check_online, "generate"),
+    "LoRA": (check_lora, "score"),
+    "merge": (check_merge, "LoRA"),
+    "prune": (check_prune, None),
+    "eval": (check_eval, "score"),
+}
+"""Checks by column, each with the column whose artifact it reads."""
+
+
+def run_checks(architecture: str, tracebacks: list[str]) -> dict[str, str]:
+    """The cells of one row: "ok", "refused: reason", "FAILED: error", or "not run" after a refusal."""
+    cells: dict[str, str] = {}
+    with TemporaryDirectory() as directory:
+        lab = Laboratory(Path(directory), architecture)
+        for column, (check, needed) in CHECKS.items():
+            if needed and not cells[needed].startswith(("ok", DIFFERS)):
+                cells[column] = NOT_RUN
+                continue
+            try:
+                check(lab)
+                cell = "ok"
+            except TsdkdError as error:
+                cell = f"refused: {error.cause}"
+            except Exception as error:
+                word = DIFFERS if isinstance(error, MismatchError) else "FAILED"
+                cell = f"{word}: {type(error).__name__}: {first_line(error)}"
+                tracebacks.append(f"## {architecture}, {column}\n\n```\n{traceback.format_exc()}```\n")
+            cells[column] = cell.replace(f"{directory}/", "")
+    return cells
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--markdown", type=Path, help="page to write")
+    parser.add_argument("--tracebacks", type=Path, help="file for the tracebacks of FAILED cells")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows, tracebacks = {}, []
+    for name in options.only:
+        started = time.monotonic()
+        rows[name] = run_checks(name, tracebacks)
+        print(f"{name} ({time.monotonic() - started:.0f} s)")
+        for column, cell in rows[name].items():
+            if cell != "ok":
+                print(f"    {column}: {cell}", flush=True)
+        if options.tracebacks:
+            options.tracebacks.write_text("\n".join(tracebacks))
+    if options.markdown:
+        options.markdown.write_text(page(rows, {column: str(check.__doc__) for column, (check, _) in CHECKS.items()}))
+    sys.exit(bool(tracebacks))
+
+
+if __name__ == "__main__":
+    main()
