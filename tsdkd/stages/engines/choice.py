@@ -1,7 +1,8 @@
 """The choice of an engine: vLLM if it is installed, else transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 
@@ -9,8 +10,9 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
 from tsdkd.stages.config.types import EngineName
 from tsdkd.stages.engines.protocol import Engine
-from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.spec import ModelSpec
+from tsdkd.stages.observer import Observer
 
 PART_SIZE = {"transformers": 256, "vllm": 2048}
 """Responses per part. vLLM finishes a part before it starts the next; the end of each part leaves it partly idle."""
@@ -44,6 +46,21 @@ def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} works with vLLM only.", "Add --engine vllm.")
 
 
+def with_supported_draft(config: GenerateConfig, models: Iterable[ModelSpec], observer: Observer) -> GenerateConfig:
+    """The config with drafts of one token where rejected tokens of a longer one would stay in a model's cache."""
+    fixed = [model.name for model in models if not model.can_roll_back]
+    if config.draft_tokens == 1 or AUTHORS[config.policy][0] not in JOINT_AUTHORS or not fixed:
+        return config
+    observer.info(f"The student drafts one token at a time: {' and '.join(fixed)} cannot take back a rejected token.")
+    return replace(config, draft_tokens=1)
+
+
+def end_ids(author: str, models: Mapping[str, ModelSpec]) -> list[int]:
+    """Ids that end an author's responses: those of the model that writes them, or of both. `models`: by role."""
+    writers = models.values() if author in JOINT_AUTHORS else [models[author]]
+    return sorted({i for model in writers for i in model.end_ids})
+
+
 def engine_version(engine: EngineName) -> dict[str, str]:
     """The version of vLLM by name, empty for transformers: `library_versions` records that."""
     if engine != "vllm":
@@ -63,7 +80,7 @@ def open_engine(
     if author in JOINT_AUTHORS:
         from tsdkd.stages.engines.both_models import BothModelsEngine
 
-        student, teacher = (load_model(models[role].name, config.dtype) for role in ("student", "teacher"))
+        student, teacher = (load_author(models[role], config) for role in ("student", "teacher"))
         yield BothModelsEngine(student, teacher, config)
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
@@ -73,4 +90,9 @@ def open_engine(
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine
 
-        yield TransformersEngine(load_model(models[author].name, config.dtype), config)
+        yield TransformersEngine(load_author(models[author], config), config)
+
+
+def load_author(spec: ModelSpec, config: GenerateConfig) -> LanguageModel:
+    """A model that samples ids below `spec.vocab` alone."""
+    return replace(load_model(spec.name, config.dtype), shared_vocab=spec.vocab)

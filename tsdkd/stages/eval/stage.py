@@ -25,10 +25,12 @@ from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
@@ -132,6 +134,9 @@ def _manifest(
     if source is not None:
         require_hidden_signal(source)
         require_same_tokenizer(record, source.scores.manifest.model("teacher"))
+        spec = load_spec(model)
+        require_readable(source.rollouts, [spec])
+        source.shared_vocab(spec)
         parents += [source.scores.as_parent_of(output)]
     return Manifest(
         kind="results",
@@ -226,6 +231,8 @@ def _measure_held_out(
     language_model: LanguageModel, source: OfflineSource, config: EvalConfig, observer: Observer
 ) -> dict[str, Any]:
     """Divergence from the teacher on held-out responses, with one greedy response."""
+    if source.decoder.head is not None:
+        language_model = replace(language_model, shared_vocab=source.decoder.head.vocab)
     with observer.progress("held-out responses read", len(source), "responses") as advance:
         measures = measure_held_out(
             language_model,

@@ -40,7 +40,6 @@ from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
 from tsdkd.stages.models.lora import base_with_adapters
-from tsdkd.stages.models.tokenizers import vocab_size
 from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, MicroBatches
 
 
@@ -63,7 +62,7 @@ class DistillationTrainer(Trainer):
         self.held_out = held_out
         self.objective = objective
         self.compiled = compiled
-        self.vocab = vocab_size(student.tokenizer)
+        self.vocab = student.vocab
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
