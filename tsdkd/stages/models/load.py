@@ -14,6 +14,7 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import base_model_name
+from tsdkd.stages.models.cache import require_padding
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import model_directory
@@ -151,6 +152,7 @@ def load_model(
         attention = "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
     source = model_directory(base) if base else directory
     try:
+        require_padding(name, AutoConfig.from_pretrained(source))
         if dtype == "auto" and device_map is None:
             dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
         model = AutoModelForCausalLM.from_pretrained(
@@ -161,6 +163,8 @@ def load_model(
         )
         if base:
             model.load_adapter(str(directory))
+    except InputError:
+        raise
     except Exception as error:  # transformers, safetensors and peft raise errors of many types
         raise InputError(
             f"{name} is not a causal language model that transformers can load ({first_line(error)}).",
