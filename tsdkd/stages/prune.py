@@ -26,6 +26,7 @@ from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import library_versions, model_record
 from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
@@ -64,11 +65,12 @@ def prune(
             f"--drop is {config.drop}, but {teacher} has {len(layers)} layers.",
             "Drop at least one layer and keep at least one.",
         )
+    sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
+    require_known_ids(teacher, model.vocab, max(map(max, sequences)))
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(output):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
         summary = _drop_layers(model, layers, sequences, config.drop, observer)
         staging = output / "staging.tmp"
         model.model.to(saved_dtype).save_pretrained(staging)

@@ -94,7 +94,7 @@ def test_gemma3_states_its_scaled_context() -> None:
     assert context_length(config) == 128
 
 
-def test_no_stage_reads_past_a_context(student: Path, prompts: Path, tmp_path: Path) -> None:
+def test_no_stage_reads_past_a_context(student: Path, prompts: Path, rows: Path, tmp_path: Path) -> None:
     """Rollouts that the student can read are refused for a teacher with a shorter context, and the other way round."""
     short = shutil.copytree(student, tmp_path / "short")
     config = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 40}
@@ -115,5 +115,5 @@ def test_no_stage_reads_past_a_context(student: Path, prompts: Path, tmp_path: P
         with pytest.raises(InputError, match="short reads 40"):
             train_online(prompts, *map(str, pair), tmp_path / "refused", replace(TRAIN, online=online))
     with pytest.raises(InputError, match="short reads 40"):
-        evaluate(str(short), tmp_path / "refused", EvalConfig(tasks=("aime24",)), held_out=tmp_path)
+        evaluate(str(short), tmp_path / "refused", EvalConfig(tasks=("sciq",)), data=rows, held_out=tmp_path)
     assert not (tmp_path / "refused").exists()

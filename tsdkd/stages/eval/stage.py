@@ -30,7 +30,7 @@ from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
-from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
@@ -62,6 +62,7 @@ def evaluate(
     _require_engine(config)
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config)
+    _require_end_token(load_spec(model), benchmarks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
@@ -225,6 +226,15 @@ def _uses_chat_template(model: str, config: EvalConfig) -> bool:
     if config.chat_template and not has_template:
         raise InputError(f"{model} has no chat template.", "Leave out --chat-template.")
     return has_template if config.chat_template is None else config.chat_template
+
+
+def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
+    generating = [benchmark.name for benchmark in benchmarks if benchmark.max_new_tokens]
+    if generating and not model.end_ids:
+        raise InputError(
+            f"{model.name} has no end token, which would end its responses to {', '.join(generating)}.",
+            "Set eos_token_id in its generation_config.json, or choose other benchmarks.",
+        )
 
 
 def _measure_held_out(
