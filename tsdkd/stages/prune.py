@@ -30,6 +30,7 @@ from tsdkd.stages.models.record import library_versions, model_record
 from tsdkd.stages.models.save import save_model
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
@@ -79,11 +80,12 @@ def prune(
             "Drop at least one layer and keep at least one.",
         )
     layers.require_description()
+    sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
+    require_known_ids(teacher, model.vocab, max(map(max, sequences)))
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
         summary = _drop_layers(model, layers, sequences, config.drop, observer)
         measured = _log_probs(model, sequences)
         staging = writer.path / "staging.tmp"

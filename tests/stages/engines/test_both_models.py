@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.helpers.models import byte_tokenizer
+from tests.helpers.training import RecordingObserver
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
@@ -91,6 +94,82 @@ def test_blocks_equal_the_definition(
     total = artifact.manifest.summary["teacher_tokens"]
     assert total == sum(row["teacher_tokens"] for row in rows)
     assert (total > 0) == is_replaced
+
+
+WINDOW = 5
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
+FAMILIES: dict[str, dict[str, object]] = {
+    "mistral": {"sliding_window": WINDOW},
+    "gemma2": LAYERS | {"query_pre_attn_scalar": 8},
+    "gemma3_text": LAYERS | {"query_pre_attn_scalar": 8},
+    "gpt_oss": LAYERS | {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "llama4_text": {
+        "layer_types": ["chunked_attention", "full_attention"],
+        "attention_chunk_size": WINDOW,
+        "num_local_experts": 1,
+        "intermediate_size_mlp": 32,
+    },
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 21},  # distances in columns, without a window
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 21},  # no position after the longest response
+    "mamba": {"num_hidden_layers": 2, "state_size": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+def tiny_pair(family: str) -> tuple[LanguageModel, LanguageModel]:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    more = {"vocab_size": 264, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 257}
+    config = AutoConfig.for_model(family, **(({} if family in {"mpt", "gpt2"} else sizes) | more | FAMILIES[family]))
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        models.append(LanguageModel(family, model, byte_tokenizer()))
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_length_of_a_draft_changes_no_response(family: str) -> None:
+    """In padded batches whose sequences exceed the window; with limited positions; with states that only advance."""
+    pair = tiny_pair(family)
+    config = replace(CONFIG, accept_k=40, draft_tokens=1)
+    prompts = [[(7 * i + 3 * j * j + j) % 250 for j in range(length)] for i, length in enumerate([9, 3, 1])]
+    requests = [Request(str(i), prompt, i) for i, prompt in enumerate(prompts)]
+    expected = [sample_by_definition(pair, config, prompt, i) for i, prompt in enumerate(prompts)]
+    assert any(replaced for _, replaced in expected)
+    for draft_tokens in (1, 2, 8):
+        engine = BothModelsEngine(*pair, replace(config, draft_tokens=draft_tokens))
+        assert [(response.ids, response.replaced) for response in engine.sample_together(requests)] == expected
+
+
+def test_an_end_token_of_either_model_ends_a_response(pair: tuple[LanguageModel, LanguageModel]) -> None:
+    student, teacher = pair
+    engine = BothModelsEngine(student, replace(teacher), replace(CONFIG, max_new_tokens=8, draft_tokens=2))
+    requests = [Request(str(seed), [65, 66], seed) for seed in range(2)]
+    third = engine.sample_together(requests)[0].ids[2]
+    vars(engine.teacher)["end_ids"] = [third]
+    for response in engine.sample_together(requests):
+        assert third not in response.ids[:-1]
+        assert response.ids[-1] in {third, 257} or len(response.ids) == 8
+    assert len(engine.sample_together(requests)[0].ids) <= 3
+
+
+def test_a_model_without_rollback_drafts_one_token_and_says_so(prompts: Path, tmp_path: Path) -> None:
+    for name, language_model in zip(("student", "teacher"), tiny_pair("lfm2"), strict=True):
+        language_model.model.save_pretrained(tmp_path / name)
+        language_model.tokenizer.save_pretrained(tmp_path / name)
+    observer = RecordingObserver()
+    rollouts = generate(
+        prompts,
+        str(tmp_path / "student"),
+        tmp_path / "r",
+        replace(CONFIG, limit=1, max_new_tokens=2),
+        observer=observer,
+        teacher=str(tmp_path / "teacher"),
+    )
+    assert rollouts.manifest.config["draft_tokens"] == 1
+    assert any("drafts one token at a time" in message for message in observer.messages)
 
 
 def test_accept_k_of_one_is_the_teachers_greedy_response(

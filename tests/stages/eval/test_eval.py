@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.stages.models.test_adapters import save_adapter
 from tests.stages.score.test_score import bare_logits
@@ -29,7 +30,7 @@ from tsdkd.stages.eval import stage
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
-from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.models.tokenizers import chat_token_ids, load_tokenizer
 from tsdkd.stages.results.benchmarks import EMBEDDED_DATA, choose_benchmarks
 from tsdkd.stages.score.stage import score
 
@@ -216,6 +217,26 @@ def test_responses_are_greedy_and_truncated_ones_are_counted(four_benchmarks: Ar
         assert row["truncated"] == (response[-1] not in language_model.end_ids)
         truncated += row["truncated"]
     assert four_benchmarks.manifest.summary["ifeval"]["truncated"] == truncated
+
+
+def test_end_and_padding_tokens_may_be_missing(student: Path, rows: Path, tmp_path: Path) -> None:
+    """A padding token without a row in the head; an end token in the generation config alone, or nowhere."""
+    short = save_tiny_model(tmp_path / "short", seed=1, padding_rows=-1, extra=("<|padding|>",))
+    end_in_config = shutil.copytree(student, tmp_path / "end-in-config")
+    for model, names in (
+        (short, {"pad_token": "<|padding|>"}),
+        (end_in_config, {"pad_token": None, "eos_token": None}),
+    ):
+        tokenizer = load_tokenizer(str(model))
+        for name, token in names.items():
+            setattr(tokenizer, name, token)
+        tokenizer.save_pretrained(model)
+        config = EvalConfig(tasks=("gsm8k",), max_new_tokens=4, limit=2)
+        assert evaluate(str(model), tmp_path / "r" / model.name, config, data=rows).manifest.summary
+    (end_in_config / "generation_config.json").write_text("{}")
+    with pytest.raises(InputError, match="no end token, which would end its responses to gsm8k"):
+        evaluate(str(end_in_config), tmp_path / "refused", config, data=rows)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_models_own_sampling_settings_do_not_apply(

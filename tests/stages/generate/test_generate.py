@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.training import CONFIG as TRAIN
+from tests.helpers.training import RecordingObserver
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.engines import choice, transformers_engine
 from tsdkd.stages.generate import stage
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
-from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.models.tokenizers import chat_token_ids, load_tokenizer
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.stage import train_offline, train_online
 
 Contents = Callable[[Path], dict[str, bytes]]
 CONFIG = GenerateConfig(max_new_tokens=12, batch_size=3, part_size=4)
@@ -160,6 +166,69 @@ def test_mixed_rollouts_have_two_authors(
     monkeypatch.undo()
     generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
     assert contents(tmp_path / "cut") == contents(tmp_path / "mixed")
+
+
+def test_a_response_ends_with_an_end_token_of_its_author(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """The student ends with any of 100 bytes, the teacher with <|end|> alone."""
+    config = replace(CONFIG, policy="mixed", max_new_tokens=30)
+    shutil.copytree(student, tmp_path / "student")
+    (tmp_path / "student" / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(100), 257]}))
+    artifact = generate(prompts, str(tmp_path / "student"), tmp_path / "r", config, teacher=str(teacher))
+    rows = artifact.table().to_pylist()
+    for row in rows:
+        end_ids = {257} if row["author"] == "teacher" else {*range(100), 257}
+        assert end_ids.isdisjoint(row["response_ids"][:-1])
+        assert row["finish_reason"] == ("stop" if row["response_ids"][-1] in end_ids else "length")
+    truncated_teacher = [row for row in rows if row["author"] == "teacher" and row["finish_reason"] == "length"]
+    assert any(set(range(100)) & set(row["response_ids"]) for row in truncated_teacher)
+
+
+def test_models_without_an_end_token_respond_up_to_the_limit(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Every engine of transformers says so, and so does online training; scores and training read the responses."""
+    models = []
+    for path in (student, teacher):
+        shutil.copytree(path, tmp_path / f"{path.name}-model")
+        (tmp_path / f"{path.name}-model" / "generation_config.json").write_text("{}")
+        tokenizer = load_tokenizer(str(path))
+        tokenizer.eos_token = tokenizer.pad_token = None
+        tokenizer.save_pretrained(tmp_path / f"{path.name}-model")
+        models.append(str(tmp_path / f"{path.name}-model"))
+    small = replace(CONFIG, limit=4, max_new_tokens=6)
+    for policy in ("student", "mixed", "speculative"):
+        observer, both = RecordingObserver(), policy != "student"
+        rollouts = generate(
+            prompts,
+            models[0],
+            tmp_path / policy,
+            replace(small, policy=policy),
+            observer=observer,
+            teacher=models[1] if both else None,
+        )
+        assert any("no end token: every response has 6 tokens" in warning for warning in observer.warnings)
+        assert {len(ids) for ids in rollouts.table()["response_ids"].to_pylist()} == {6}
+        assert set(rollouts.table()["finish_reason"].to_pylist()) == {"length"}
+    scores = score(tmp_path / "mixed", *models, tmp_path / "scores", ScoreConfig(k=4))
+    train_offline(tmp_path / "mixed", scores.path, models[0], tmp_path / "offline", replace(TRAIN, epochs=1))
+    online = replace(TRAIN, epochs=1, online=OnlineConfig(sampling=small, student_fraction=1.0))
+    observer = RecordingObserver()
+    train_online(prompts, *models, tmp_path / "online", online, observer=observer)
+    assert any("The student has no end token" in warning for warning in observer.warnings)
+
+
+def test_a_prompt_without_any_id_is_skipped_as_empty(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """A template may drop a message; a response needs a token before it."""
+    shutil.copytree(student, tmp_path / "model")
+    tokenizer = load_tokenizer(str(student))
+    tokenizer.chat_template = "{{ '' if 'empty' in messages[0]['content'] else 'a' }}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    prompts.write_text('{"prompt": "empty"}\n{"prompt": "filled"}\n')
+    artifact = generate(prompts, str(tmp_path / "model"), tmp_path / "r", CONFIG)
+    assert artifact.manifest.summary["prompts_skipped"] == {"empty": 1}
+    assert artifact.table()["prompt_ids"].to_pylist() == [tokenizer("a").input_ids]
 
 
 def test_mixed_needs_one_vocabulary(student: Path, other_family: Path, prompts: Path, tmp_path: Path) -> None:

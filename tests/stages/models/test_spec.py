@@ -21,6 +21,16 @@ def test_a_spec_has_the_properties_of_the_loaded_model(student: Path, tmp_path: 
         assert load_config(str(path)).hidden_size == loaded.model.config.hidden_size
 
 
+@pytest.mark.parametrize("family", ["rwkv", "recurrent_gemma"])
+def test_a_model_that_reads_padding_is_refused(student: Path, tmp_path: Path, family: str) -> None:
+    """Its responses would depend on the prompts beside them."""
+    shutil.copytree(student, tmp_path / family)
+    (tmp_path / family / "config.json").write_text(f'{{"model_type": "{family}"}}')
+    for load in (load_spec, load_model):
+        with pytest.raises(InputError, match=f"is a {family} model, which reads padding as text"):
+            load(str(tmp_path / family))
+
+
 def test_an_unreadable_config_is_named(student: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(student, broken)

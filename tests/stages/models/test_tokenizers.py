@@ -18,8 +18,11 @@ def test_vocab_size_counts_added_tokens(other_family: Path) -> None:
 def test_end_tokens_come_from_the_generation_config_and_the_tokenizer(student: Path) -> None:
     tokenizer = load_tokenizer(str(student))
     end = tokenizer.eos_token_id
-    assert end_token_ids(None, tokenizer) == [end]
-    assert end_token_ids(GenerationConfig(eos_token_id=[end, 3]), tokenizer) == sorted({end, 3})
+    assert end_token_ids(None, tokenizer, 258) == [end]
+    for configured in (3, [end, 3], [128001, end, 3, -1]):  # without those that the model does not know
+        assert end_token_ids(GenerationConfig(eos_token_id=configured), tokenizer, 258) == sorted({end, 3})
+    tokenizer.eos_token = None
+    assert end_token_ids(GenerationConfig(), tokenizer, 258) == []
 
 
 def test_a_missing_or_refusing_chat_template_is_named(student: Path) -> None:

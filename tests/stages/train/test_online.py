@@ -177,7 +177,7 @@ def test_online_training_refuses(
             replace(ONLINE, online=OnlineConfig(sampling=replace(SAMPLING, max_new_tokens=600))),
         )
     with pytest.raises(InputError, match="longer than 1 tokens"):
-        samples_from_prompts(Prompts(prompts), load_model(str(student)), 1)
+        samples_from_prompts(Prompts(prompts), load_model(str(student)).tokenizer, 1)
     assert not (tmp_path / "c").exists()
 
 
@@ -198,7 +198,7 @@ def test_offline_training_logs_how_stale_its_scores_are(
 
 def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:
     reader = load_model(str(student))
-    samples, _ = samples_from_prompts(Prompts(prompts), reader, 512)
+    samples, _ = samples_from_prompts(Prompts(prompts), reader.tokenizer, 512)
     source = OnlineSource(samples, reader, LocalSampler(SAMPLING), 1.0)
     trained, held_out = split_held_out(source, replace(ONLINE, held_out=0.5, eval_steps=1))
     assert sorted(trained + held_out) == list(range(10))

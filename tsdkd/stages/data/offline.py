@@ -13,9 +13,11 @@ from torch import Tensor
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.core import TeacherSignal, TeacherTokens
+from tsdkd.errors import InputError
 from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
 from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, response_ids
 from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.spec import ModelSpec
 
 ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
 
@@ -37,6 +39,10 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
     @property
     def teacher(self) -> ModelRecord:
         return self.rollouts.manifest.model("teacher")
+
+    def shared_vocab(self, student: ModelSpec) -> int:
+        """The ids that student and teacher know."""
+        return student.vocab
 
     def __len__(self) -> int:
         return len(self._table)
@@ -93,6 +99,18 @@ class OfflineSource(RolloutSource):
         config = self.scores.manifest.config
         head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in SIGNALS_WITH_HEAD else None
         return SignalDecoder(config["signal"], config["k"], config["top_k"], head)
+
+    def shared_vocab(self, student: ModelSpec) -> int:
+        """Raises InputError for scores that compare ids which the student does not know."""
+        head = self.decoder.head
+        if head is None:
+            return student.vocab
+        if head.vocab > student.vocab:
+            raise InputError(
+                f"The scores compare {head.vocab:,} ids; {student.name} knows {student.vocab:,}.",
+                f"Score with --student {student.name}.",
+            )
+        return head.vocab
 
     def __getitem__(self, index: int) -> Sample:
         file, row_group = self._row_groups[index]

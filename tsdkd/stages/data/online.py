@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.core import Head, TeacherHidden
@@ -69,8 +70,9 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         requests = [make_request(samples[i], key) for i in sampled]
         result = list(samples)
         student = unsharded(student) if self.student_fraction else student
+        end_ids = student.end_ids + (self.teacher.end_ids if self.teacher_fraction else [])
         for i, ids in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
-            reason = "stop" if ids[-1] in student.end_ids else "length"
+            reason = "stop" if ids[-1] in end_ids else "length"
             result[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}
         return result
 
@@ -100,20 +102,22 @@ def make_request(sample: Sample, key: Sequence[int]) -> Request:
     return Request(sample_id, sample["prompt_ids"], random_integer(*key, sample_id))
 
 
-def samples_from_prompts(prompts: Prompts, student: LanguageModel, max_tokens: int) -> tuple[list[Sample], int]:
-    """Samples without responses, of prompts of at most `max_tokens` tokens; and the number of longer prompts.
+def samples_from_prompts(
+    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> tuple[list[Sample], int]:
+    """Samples without responses, of prompts of 1 to `max_tokens` tokens; and the number of other prompts.
 
-    Raises InputError if all prompts are longer.
+    Raises InputError if there are only other prompts.
     """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
-        | {"prompt_ids": chat_token_ids(student.tokenizer, prompt.messages)}
+        | {"prompt_ids": chat_token_ids(tokenizer, prompt.messages)}
         for prompt in prompts
     ]
-    fitting = [s for s in samples if len(s["prompt_ids"]) <= max_tokens]
+    fitting = [s for s in samples if 0 < len(s["prompt_ids"]) <= max_tokens]
     if not fitting:
         raise InputError(
-            f"All {len(samples)} prompts of {prompts.path} are longer than {max_tokens} tokens.",
+            f"All {len(samples)} prompts of {prompts.path} are empty or longer than {max_tokens} tokens.",
             "Raise --max-prompt-tokens.",
         )
     return fitting, len(samples) - len(fitting)

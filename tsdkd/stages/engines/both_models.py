@@ -6,24 +6,26 @@ likely tokens where the student's is not among them. Teacher-mixed: the teacher 
 
 The student drafts a block of tokens, the teacher reads the block in one forward, and the response takes the block up
 to its first replaced token. A key of response, position and author decides each draw, so the responses are those of the
-definition, independent of the block length and of the batch.
+definition, independent of the block length and of the batch. An end token of either model ends a response.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import batches_by_length, pad_left
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
+from tsdkd.stages.models.cache import can_roll_back
 from tsdkd.stages.models.load import LanguageModel, position_ids
-from tsdkd.stages.models.tokenizers import vocab_size
 
 
 @dataclass(slots=True)
@@ -53,6 +55,10 @@ class BothModelsEngine:
     teacher: LanguageModel
     config: GenerateConfig
 
+    @cached_property
+    def _can_roll_back(self) -> bool:
+        return all(can_roll_back(model.model.config) for model in (self.student, self.teacher))
+
     def sample(
         self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
@@ -68,33 +74,45 @@ class BothModelsEngine:
     def sample_together(self, requests: list[Request]) -> list[Response]:
         """Sample a response for each request, in one padded batch."""
         ids, attention = pad_left([request.prompt_ids for request in requests])
-        vocab = vocab_size(self.student.tokenizer)
-        student, teacher = (
-            CachedModel(model, ids[:, :-1], attention[:, :-1], vocab) for model in (self.student, self.teacher)
-        )
+        vocab = min(self.student.vocab, self.teacher.vocab)
+        student, teacher = models = [
+            CachedModel(model, ids[:, :-1], attention[:, :-1], vocab, can_roll_back=self._can_roll_back)
+            for model in (self.student, self.teacher)
+        ]
         partials = [
             PartialResponse(request.seed, request.prompt_ids[-1], len(request.prompt_ids) - 1) for request in requests
         ]
+        batch = partials
         with torch.no_grad():
-            while any(not self._is_finished(partial) for partial in partials):
-                drafts, teacher_logits = self._draft(partials, student, teacher)
-                accepted = [self._accept(partial, drafts[i], teacher_logits[i]) for i, partial in enumerate(partials)]
-                for model in (student, teacher):
+            while unfinished := [i for i, partial in enumerate(batch) if not self._is_finished(partial)]:
+                if self._can_roll_back:
+                    batch = [batch[i] for i in unfinished]
+                    for model in models:
+                        model.select(unfinished)
+                drafts, teacher_logits = self._draft(batch, student, teacher)
+                accepted = [self._accept(partial, drafts[i], teacher_logits[i]) for i, partial in enumerate(batch)]
+                for model in models:
                     model.accept(accepted)
         return [Response(partial.ids, partial.replaced) for partial in partials]
 
     def _draft(
         self, partials: list[PartialResponse], student: "CachedModel", teacher: "CachedModel"
     ) -> tuple[list[list[int]], Tensor]:
-        """The student's next tokens per response, and the teacher's logits (response, draft, vocab) for each."""
+        """The student's next tokens per response, and the teacher's logits (response, draft, vocab) for each.
+
+        No draft is longer than the rest of a response: a model may have no positions past its limit.
+        """
+        tokens = 1
+        if self._can_roll_back:
+            tokens = min(self.config.draft_tokens, *(self.config.max_new_tokens - len(p.ids) for p in partials))
         blocks = [torch.tensor([[partial.last_id] for partial in partials])]
         positions = torch.tensor([[partial.position] for partial in partials])
-        for i in range(self.config.draft_tokens):
+        for i in range(tokens):
             logits = student.logits(blocks[-1], positions + i)[:, -1]
-            tokens = [self._sample(logits[j], p, len(p.ids) + i, "student") for j, p in enumerate(partials)]
-            blocks.append(torch.tensor(tokens).unsqueeze(-1))
+            sampled = [self._sample(logits[j], p, len(p.ids) + i, "student") for j, p in enumerate(partials)]
+            blocks.append(torch.tensor(sampled).unsqueeze(-1))
         inputs, drafts = torch.cat(blocks[:-1], 1), torch.cat(blocks[1:], 1)
-        return drafts.tolist(), teacher.logits(inputs, positions + torch.arange(self.config.draft_tokens))
+        return drafts.tolist(), teacher.logits(inputs, positions + torch.arange(tokens))
 
     def _accept(self, partial: PartialResponse, draft: list[int], teacher_logits: Tensor) -> int:
         """Append a draft up to its first replaced token; return how many tokens the response grew by."""
@@ -120,7 +138,7 @@ class BothModelsEngine:
         return torch.full_like(teacher_logits, -torch.inf).index_copy_(0, best, teacher_logits[best])
 
     def _is_finished(self, partial: PartialResponse) -> bool:
-        ended = bool(partial.ids) and partial.ids[-1] in self.student.end_ids
+        ended = bool(partial.ids) and partial.ids[-1] in self.student.end_ids + self.teacher.end_ids
         return ended or len(partial.ids) >= self.config.max_new_tokens
 
     def _sample(
@@ -135,39 +153,70 @@ class BothModelsEngine:
 
 
 class CachedModel:
-    """A model with its key-value cache; rejected tokens stay in the cache and are masked."""
+    """A model with its cache, from which rejected tokens are removed.
 
-    def __init__(self, language_model: LanguageModel, ids: Tensor, attention: Tensor, vocab: int) -> None:
-        """Read left-padded prompts (batch, seq)."""
-        self.language_model, self.vocab = language_model, vocab
-        self.cache = DynamicCache()
-        self.attention = attention
+    A sliding window counts the cache's columns. So every layer keeps all tokens, those of a response in adjacent
+    columns up to the last one, and the attention mask alone applies the window.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, ids: Tensor, attention: Tensor, vocab: int, *, can_roll_back: bool
+    ) -> None:
+        """Read left-padded prompts (batch, seq). Without rollback, `accept` gets every token that was read."""
+        self.language_model, self.vocab, self.can_roll_back = language_model, vocab, can_roll_back
+        self.cache: dict[str, Any] = {"past_key_values": DynamicCache()} if can_roll_back else {}
+        """The model's argument that holds its cache; without rollback, the model makes its own."""
+        self.attention = attention[:, :0]
+        """Mask (batch, columns) of the cache."""
         self.pending = 0
-        """Tokens per response that were read since the last `accept`."""
+        """Columns that were added since the last `accept`."""
         with torch.no_grad():
             if ids.shape[1]:
-                self._forward(ids, attention, position_ids(attention))
+                self._read(ids, attention, position_ids(attention))
+                self.attention = attention
 
     def logits(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Read new ids at their positions, both (batch, new); return logits (batch, new, vocab)."""
+        attention = torch.cat([self.attention, torch.ones(len(ids), self.pending + ids.shape[1], dtype=torch.long)], 1)
+        logits = self._read(ids, attention, positions)
         self.pending += ids.shape[1]
-        attention = torch.cat([self.attention, torch.ones(len(ids), self.pending, dtype=torch.long)], 1)
-        return self._forward(ids, attention, positions)
+        return logits
 
     def accept(self, counts: list[int]) -> None:
-        """Mask the tokens read since the last call, but for the first `counts` of each response."""
-        accepted = torch.arange(self.pending).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
-        self.attention = torch.cat([self.attention, accepted.long()], 1)
-        self.pending = 0
+        """Remove the tokens read since the last call, but for the first `counts` of each response."""
+        accepted = torch.ones(len(counts), self.pending, dtype=torch.long)
+        if self.can_roll_back:
+            accepted = (torch.arange(self.pending) < torch.tensor(counts).unsqueeze(1)).long()
+        self.attention, self.pending = torch.cat([self.attention, accepted], 1), 0
+        if not accepted.all():
+            # The rejected columns move to the padding before the prompt; columns without any token are dropped.
+            columns = self.attention.argsort(dim=1, stable=True)[:, -int(self.attention.sum(1).max()) :]
+            self.attention = self.attention.gather(1, columns)
+            self._update_cache(lambda values: values.take_along_dim(columns.to(values.device)[:, None, :, None], 2))
 
-    def _forward(self, ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
-        device = self.language_model.device
-        output = self.language_model.model(
-            input_ids=ids.to(device),
+    def select(self, responses: list[int]) -> None:
+        """Keep these responses of the batch."""
+        if len(responses) < len(self.attention):
+            self.attention = self.attention[responses]
+            self._update_cache(lambda values: values[responses])
+
+    def _update_cache(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change each layer's keys and values (batch, heads, columns, width)."""
+        for layer in self.cache["past_key_values"].layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+    def _read(self, ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
+        model, device = self.language_model.model, self.language_model.device
+        inputs = model.prepare_inputs_for_generation(
+            ids.to(device),
             attention_mask=attention.to(device),
             position_ids=positions.to(device),
-            past_key_values=self.cache,
             use_cache=True,
+            is_first_iteration=self.attention.shape[1] + self.pending == 0,
+            **self.cache,
         )
+        output = model(**inputs)
+        self.cache = {name: output[name] for name in ALL_CACHE_NAMES if name in output}
         logits: Tensor = output.logits[..., : self.vocab]
         return logits

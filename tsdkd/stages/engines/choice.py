@@ -1,6 +1,6 @@
 """The choice of an engine: vLLM if it is installed, else transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import packages_distributions, version
@@ -11,7 +11,7 @@ from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
 from tsdkd.stages.config.types import EngineName
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
-from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.observer import Observer
@@ -50,6 +50,21 @@ def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
         raise InputError("--attention works with transformers only.", "Add --engine transformers.")
 
 
+def with_supported_draft(config: GenerateConfig, models: Iterable[ModelSpec], observer: Observer) -> GenerateConfig:
+    """The config with drafts of one token where rejected tokens of a longer one would stay in a model's cache."""
+    fixed = [model.name for model in models if not model.can_roll_back]
+    if config.draft_tokens == 1 or AUTHORS[config.policy][0] not in JOINT_AUTHORS or not fixed:
+        return config
+    observer.info(f"The student drafts one token at a time: {' and '.join(fixed)} cannot take back a rejected token.")
+    return replace(config, draft_tokens=1)
+
+
+def end_ids(author: str, models: Mapping[str, ModelSpec]) -> list[int]:
+    """Ids that end an author's responses: those of the model that writes them, or of both. `models`: by role."""
+    writers = models.values() if author in JOINT_AUTHORS else [models[author]]
+    return sorted({i for model in writers for i in model.end_ids})
+
+
 def engine_version(engine: EngineName) -> dict[str, str]:
     """The version of vLLM by name, empty for transformers: `library_versions` records that."""
     if engine != "vllm":
@@ -69,10 +84,7 @@ def open_engine(
     if author in JOINT_AUTHORS:
         from tsdkd.stages.engines.both_models import BothModelsEngine
 
-        student, teacher = (
-            load_model(models[role].name, config.dtype, attention=config.attention, observer=observer)
-            for role in ("student", "teacher")
-        )
+        student, teacher = (load_author(models[role], config, observer) for role in ("student", "teacher"))
         yield BothModelsEngine(student, teacher, config)
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
@@ -82,8 +94,7 @@ def open_engine(
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine
 
-        model = load_model(models[author].name, config.dtype, attention=config.attention, observer=observer)
-        yield TransformersEngine(model, config)
+        yield TransformersEngine(load_author(models[author], config, observer), config)
 
 
 @contextmanager
@@ -94,3 +105,9 @@ def _served(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelSpec]:
         return
     with merged_model_directory(model.name, config.dtype) as directory:
         yield replace(model, directory=directory, adapter=None)
+
+
+def load_author(spec: ModelSpec, config: GenerateConfig, observer: Observer | None = None) -> LanguageModel:
+    """A model that samples ids below `spec.vocab` alone."""
+    model = load_model(spec.name, config.dtype, attention=config.attention, observer=observer)
+    return replace(model, shared_vocab=spec.vocab)

@@ -6,6 +6,7 @@ Transformers runs on the CPU, because the engine fills the GPU's memory.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.engines.vllm_process import EngineOutput
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.spec import ModelSpec
-from tsdkd.stages.models.tokenizers import vocab_size
 
 CHECKED_RESPONSES, CHECKED_TOKENS = 4, 24
 TOLERANCE = {"float32": 0.005, "bfloat16": 0.15, "float16": 0.05}
@@ -47,7 +47,8 @@ def check_engine(
         return
     spec = models[author]
     dtype = config.dtype if config.dtype != "auto" else spec.dtype
-    compare_with_model(engine, requests, load_model(spec.name, config.dtype, device="cpu"), config, dtype)
+    model = replace(load_model(spec.name, config.dtype, device="cpu"), shared_vocab=spec.vocab)
+    compare_with_model(engine, requests, model, config, dtype)
 
 
 def compare_with_model(
@@ -111,11 +112,13 @@ def _gather(log_probs: Tensor, ids: Tensor) -> Tensor:
 
 def _logits(model: LanguageModel, outputs: list[EngineOutput]) -> list[Tensor]:
     """Logits (tokens, vocab) before each sampled token, per response, float32 on the CPU."""
-    vocab, logits_by_response = vocab_size(model.tokenizer), []
+    logits_by_response = []
     with torch.inference_mode():
         for output in outputs:
             ids = torch.tensor([[*output.prompt_ids, *output.response_ids]], device=model.device)
-            logits = model.model(input_ids=ids, use_cache=False).logits[0, len(output.prompt_ids) - 1 : -1, :vocab]
+            logits = model.model(input_ids=ids, use_cache=False).logits[
+                0, len(output.prompt_ids) - 1 : -1, : model.vocab
+            ]
             logits_by_response.append(logits.float().cpu())
     return logits_by_response
 

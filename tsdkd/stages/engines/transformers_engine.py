@@ -50,8 +50,8 @@ def sample_responses(
     """Sample one response per prompt, with its end token; temperature 0 is greedy. Uses torch's global random state."""
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=language_model.end_ids,
-        pad_token_id=language_model.end_ids[0],
+        eos_token_id=language_model.end_ids or None,
+        pad_token_id=next(iter(language_model.end_ids), 0),
         suppress_tokens=language_model.padding_ids or None,
         do_sample=temperature > 0,
         **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),

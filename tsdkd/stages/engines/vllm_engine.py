@@ -17,7 +17,6 @@ from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
-from tsdkd.stages.models.tokenizers import vocab_size
 
 
 class VllmEngine:
@@ -150,7 +149,7 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
         "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them
         "logits_processors": ["tsdkd.stages.engines.vllm_logits:MaskPaddingRows"],
-        "additional_config": {"tsdkd_vocab_size": vocab_size(model.tokenizer)},
+        "additional_config": {"tsdkd_vocab_size": model.vocab},
         "dtype": model.dtype if config.dtype == "auto" else config.dtype,  # vLLM's auto turns float32 into float16
         "enable_chunked_prefill": False,  # a prompt read in chunks draws random numbers; CPUs do not support it
         "tensor_parallel_size": config.tensor_parallel,

@@ -98,19 +98,31 @@ class TransformersModel(TruncationTracking, HFLM):
     """lm-eval's class for transformers. Decodes greedily; the memory decides the batch size."""
 
     def __init__(self, language_model: LanguageModel, max_length: int, batch_size: int | None) -> None:
+        tokenizer = language_model.tokenizer
+        if tokenizer.pad_token_id not in range(language_model.vocab):  # lm-eval would add a token without a row
+            tokenizer.pad_token_id = next(iter(language_model.end_ids), 0)
         super().__init__(
             pretrained=language_model.model,
-            tokenizer=language_model.tokenizer,
+            tokenizer=tokenizer,
             max_length=max_length,
             softmax_dtype="float32",
         )
         self.start_tracking()
         self._language_model, self._fixed_batch_size = language_model, batch_size
         self._greedy = GenerationConfig(
-            eos_token_id=language_model.end_ids,
+            eos_token_id=language_model.end_ids or None,
             pad_token_id=self.tokenizer.pad_token_id,
             suppress_tokens=language_model.padding_ids or None,
             do_sample=False,
+        )
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The end token: a stop string of every benchmark that generates."""
+        return (
+            next(iter(self._language_model.end_ids), None)
+            if self.tokenizer.eos_token_id is None
+            else (self.tokenizer.eos_token_id)
         )
 
     def choose_batch_size(self, longest: int, projected: int) -> None:

@@ -27,11 +27,13 @@ from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
@@ -65,6 +67,7 @@ def evaluate(
     require_attention(config.attention, [model])
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config)
+    _require_end_token(load_spec(model), benchmarks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(unfinished_extension(output) or output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
@@ -138,6 +141,9 @@ def _manifest(
     if source is not None:
         require_hidden_signal(source)
         require_same_tokenizer(record, source.scores.manifest.model("teacher"))
+        spec = load_spec(model)
+        require_readable(source.rollouts, [spec])
+        source.shared_vocab(spec)
         parents += [source.scores.as_parent_of(output)]
     return Manifest(
         kind="results",
@@ -231,10 +237,21 @@ def _uses_chat_template(model: str, config: EvalConfig) -> bool:
     return has_template if config.chat_template is None else config.chat_template
 
 
+def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
+    generating = [benchmark.name for benchmark in benchmarks if benchmark.max_new_tokens]
+    if generating and not model.end_ids:
+        raise InputError(
+            f"{model.name} has no end token, which would end its responses to {', '.join(generating)}.",
+            "Set eos_token_id in its generation_config.json, or choose other benchmarks.",
+        )
+
+
 def _measure_held_out(
     language_model: LanguageModel, source: OfflineSource, config: EvalConfig, observer: Observer
 ) -> dict[str, Any]:
     """Divergence from the teacher on held-out responses, with one greedy response."""
+    if source.decoder.head is not None:
+        language_model = replace(language_model, shared_vocab=source.decoder.head.vocab)
     with observer.progress("held-out responses read", len(source), "responses") as advance:
         measures = measure_held_out(
             language_model,

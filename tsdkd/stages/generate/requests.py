@@ -27,6 +27,8 @@ class PromptCounts:
     """By reason: "empty", "duplicate", "too_long"."""
     longest: int
     """Tokens of the longest prompt that is not skipped."""
+    largest_id: int
+    """The largest token id of these prompts."""
 
     @property
     def total(self) -> int:
@@ -57,11 +59,11 @@ class PromptRequests:
 
     def count(self) -> PromptCounts:
         """Count the prompts. Raises InputError for prompts that cannot be read."""
-        by_author, skipped, longest = Counter[str](), Counter[str](), 0
+        by_author, skipped, longest, largest_id = Counter[str](), Counter[str](), 0, 0
         for prompt, ids in self._tokenized_prompts(skipped):
             by_author[self._author(prompt)] += 1
-            longest = max(longest, len(ids))
-        return PromptCounts(by_author, skipped, longest)
+            longest, largest_id = max(longest, len(ids)), max(largest_id, *ids)
+        return PromptCounts(by_author, skipped, longest, largest_id)
 
     def parts(self, author: str, counts: PromptCounts) -> Iterator[RolloutPart]:
         """The parts of one author, in order; the student's are numbered before the teacher's."""
@@ -91,7 +93,9 @@ class PromptRequests:
         """Prompts of at most `max_prompt_tokens` with their ids; counts the others in `skipped`."""
         for prompt in self.prompts.read(skipped):
             ids = chat_token_ids(self.tokenizer, prompt.messages)
-            if len(ids) <= self.config.max_prompt_tokens:
+            if not ids:
+                skipped["empty"] += 1
+            elif len(ids) <= self.config.max_prompt_tokens:
                 yield prompt, ids
             else:
                 skipped["too_long"] += 1

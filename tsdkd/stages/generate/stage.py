@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, ModelRecord
@@ -23,13 +24,22 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, SPEED_ONLY_FIELDS, GenerateConfig
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.requests import Request, Response
-from tsdkd.stages.engines.choice import PART_SIZE, choose_engine, engine_version, open_engine, require_engine_options
+from tsdkd.stages.engines.choice import (
+    PART_SIZE,
+    choose_engine,
+    end_ids,
+    engine_version,
+    open_engine,
+    require_engine_options,
+    with_supported_draft,
+)
 from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
+from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
 
@@ -58,12 +68,17 @@ def generate(
     records = _model_records(config, model, teacher)
     models = {record.role: load_spec(record.name) for record in records}
     require_attention(config.attention, [record.name for record in records])
+    vocab = min(spec.vocab for spec in models.values())
+    models = {role: replace(spec, vocab=vocab) for role, spec in models.items()}
+    config = with_supported_draft(config, models.values(), observer)
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     requests = PromptRequests(source, _template_model(models).tokenizer, config, part_size, seed)
     counts = requests.count()
     _require_prompts(counts, config, prompts)
     max_tokens = counts.longest + config.max_new_tokens
     require_context(models.values(), max_tokens, limit=config.max_model_len)
+    for spec in models.values():
+        require_known_ids(spec.name, spec.vocab, counts.largest_id)
     manifest = Manifest(
         kind="rollouts",
         config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
@@ -77,6 +92,9 @@ def generate(
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
+        for author in AUTHORS[config.policy]:
+            if not end_ids(author, models):
+                observer.warning(f"The {author} has no end token: every response has {config.max_new_tokens} tokens.")
         if counts.skipped:
             observer.warning(f"Prompts skipped: {format_skipped(counts.skipped, config.max_prompt_tokens)}.")
         label = f"{' and '.join(models)} respond{'s' if len(models) == 1 else ''} ({engine})"
@@ -95,7 +113,7 @@ def format_skipped(skipped: Mapping[str, int], max_prompt_tokens: int) -> str:
 
 
 def _template_model(models: Mapping[str, ModelSpec]) -> ModelSpec:
-    """The model whose chat template and end tokens are used: the student, or a teacher that responds alone."""
+    """The model whose chat template is used: the student, or a teacher that responds alone."""
     return next(iter(models.values()))
 
 
@@ -135,15 +153,20 @@ def _sample_parts(
         check_engine(engine, first.requests, models, author, config)
         for part, responses in engine.sample(chain([first], parts), advance):
             sampled = zip(part.prompts, part.requests, responses, strict=True)
-            rows = [
-                _row(prompt, request, response, author, _template_model(models))
-                for prompt, request, response in sampled
-            ]
+            ends, tokenizer = end_ids(author, models), _template_model(models).tokenizer
+            rows = [_row(*row, author, ends, tokenizer) for row in sampled]
             writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
 
 
-def _row(prompt: Prompt, request: Request, response: Response, author: str, model: ModelSpec) -> dict[str, Any]:
-    """A row of the rollouts schema."""
+def _row(
+    prompt: Prompt,
+    request: Request,
+    response: Response,
+    author: str,
+    ends: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """A row of the rollouts schema. `ends`: the ids that end a response of this author."""
     return {
         "sample_id": request.sample_id,
         "prompt_id": prompt.prompt_id,
@@ -151,8 +174,8 @@ def _row(prompt: Prompt, request: Request, response: Response, author: str, mode
         "messages": prompt.messages,
         "prompt_ids": request.prompt_ids,
         "response_ids": response.ids,
-        "response": model.tokenizer.decode(response.ids, skip_special_tokens=True),
-        "finish_reason": "stop" if response.ids[-1] in model.end_ids else "length",
+        "response": tokenizer.decode(response.ids, skip_special_tokens=True),
+        "finish_reason": "stop" if response.ids[-1] in ends else "length",
         "author": author,
         "teacher_tokens": len(response.ids) if author == "teacher" else response.replaced,
     }

@@ -7,7 +7,9 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.scoring import score_responses
 from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.context import require_context
+from tsdkd.stages.models.load import LanguageModel, load_model, share_vocab
+from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer
 
 COLUMNS = ("student_entropy", "teacher_entropy", "candidates", "ranks")
@@ -27,7 +29,12 @@ def score_with_models(
     for name in students:
         student_model = load_model(name, config.dtype, attention=config.attention, observer=observer)
         _require_same_tokenizer(student_model, teacher_model)
-        (columns,) = score_responses([rollout], (student_model, teacher_model), config)
+        pair = student_model, teacher_model = share_vocab(student_model, teacher_model)
+        ids = rollout["prompt_ids"] + rollout["response_ids"]
+        require_context(pair, len(ids), recorded=True)
+        for model in pair:
+            require_known_ids(model.name, model.vocab, max(ids))
+        (columns,) = score_responses([rollout], pair, config)
         scores.append(ResponseScores(*(columns[column].numpy() for column in COLUMNS)))
         del student_model  # frees the memory for the next student
     return scores

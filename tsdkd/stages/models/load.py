@@ -19,7 +19,8 @@ from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.lora import attach_adapter
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.record import require_recorded_base
-from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer, vocab_size
+from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
+from tsdkd.stages.models.vocabulary import known_vocab
 from tsdkd.stages.models.weights import loaded_tensors, record_tying, require_all_tensors, require_finite
 from tsdkd.stages.observer import Observer, SilentObserver
 
@@ -39,6 +40,8 @@ class LanguageModel:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    shared_vocab: int | None = None
+    """Ids that another model, which this one is compared with, knows; None without another model."""
 
     @property
     def device(self) -> torch.device:
@@ -53,24 +56,30 @@ class LanguageModel:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """Ids that end a response."""
-        return end_token_ids(self.model.generation_config, self.tokenizer)
+        """Ids that end a response; empty for a model without an end token."""
+        return end_token_ids(self.model.generation_config, self.tokenizer, self.vocab)
+
+    @cached_property
+    def vocab(self) -> int:
+        """Ids that are sampled and compared: all that the model knows and, in a pair, the other model too."""
+        own = known_vocab(self.name, self.tokenizer, self.model.get_output_embeddings().weight.shape[0])
+        return min(own, self.shared_vocab or own)
 
     @cached_property
     def padding_ids(self) -> list[int]:
-        """Rows of the output head past the tokenizer's largest id."""
-        return list(range(vocab_size(self.tokenizer), self.model.get_output_embeddings().weight.shape[0]))
+        """Rows of the output head that are never sampled."""
+        return list(range(self.vocab, self.model.get_output_embeddings().weight.shape[0]))
 
     @cached_property
     def head(self) -> Head:
-        """The output head, without gradients, cut to the tokenizer's ids.
+        """The output head, without gradients, cut to `vocab` ids.
 
         The head's logits are compared with the model's own. The comparison scales hidden states until the largest
         logit is `PROBE_LOGIT`, so that a softcap changes it. Raises InputError if the logits differ.
         """
         layer: Any = self.model.get_output_embeddings()
         with align_module_device(layer):  # loads weights that are offloaded from the device
-            head = output_head(self.model, vocab_size(self.tokenizer))
+            head = output_head(self.model, self.vocab)
             head = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
         probe = torch.arange(4, device=self.device).unsqueeze(0)
         with torch.no_grad():
@@ -90,6 +99,12 @@ class LanguageModel:
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
         return hidden_states(self.model, input_ids, attention_mask)
+
+
+def share_vocab(student: LanguageModel, teacher: LanguageModel) -> tuple[LanguageModel, LanguageModel]:
+    """Both models, cut to the ids that both know."""
+    vocab = min(student.vocab, teacher.vocab)
+    return replace(student, shared_vocab=vocab), replace(teacher, shared_vocab=vocab)
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

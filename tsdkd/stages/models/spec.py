@@ -9,10 +9,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
+from tsdkd.stages.models.cache import can_roll_back, require_padding
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
+from tsdkd.stages.models.vocabulary import known_vocab
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -29,14 +31,18 @@ class ModelSpec:
     tokenizer: PreTrainedTokenizerBase
     context: int
     """The longest sequence that the model reads, in tokens."""
+    vocab: int
+    """Ids that the model knows."""
     end_ids: list[int]
-    """Ids that end a response."""
+    """Ids that end a response; empty for a model without an end token."""
+    can_roll_back: bool
+    """Whether tokens can be removed from the model's cache."""
     dtype: str
     """The precision that "auto" stands for, such as bfloat16."""
 
 
 def load_spec(name: str) -> ModelSpec:
-    """Raises InputError if the model does not exist or its config cannot be read."""
+    """Raises InputError if the model does not exist, its config cannot be read, or it does not support tsdkd."""
     named, tokenizer = model_directory(name), load_tokenizer(name)
     base = base_directory(named)
     directory = base or named
@@ -46,13 +52,17 @@ def load_spec(name: str) -> ModelSpec:
             generation = GenerationConfig.from_pretrained(directory)
         else:
             generation = GenerationConfig.from_model_config(config)
+    require_padding(name, config)
+    vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
     return ModelSpec(
         name=name,
         directory=directory,
         adapter=named if base else None,
         tokenizer=tokenizer,
         context=context_length(config),
-        end_ids=end_token_ids(generation, tokenizer),
+        vocab=vocab,
+        end_ids=end_token_ids(generation, tokenizer, vocab),
+        can_roll_back=can_roll_back(config),
         dtype=auto_dtype(config, default_device()),
     )
 

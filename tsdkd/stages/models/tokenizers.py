@@ -43,11 +43,11 @@ def chat_token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, 
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a response: those of the generation config and of the tokenizer."""
+def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, vocab: int) -> list[int]:
+    """Ids below `vocab` that end a response: those of the generation config and of the tokenizer; none is no error."""
     configured = generation.eos_token_id if generation else None
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
+    return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None and 0 <= i < vocab})
 
 
 def vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:

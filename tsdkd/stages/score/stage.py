@@ -22,6 +22,7 @@ from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.score_cost import (
     ScoreWorkload,
     format_bytes,
@@ -34,9 +35,9 @@ from tsdkd.stages.data.score_cost import (
 from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
 from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, save_head, score_table
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.load import load_model, share_vocab
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
-from tsdkd.stages.models.tokenizers import load_tokenizer, vocab_size
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.background import BackgroundWriter
 from tsdkd.stages.score.distributed import RankGroup
@@ -96,7 +97,9 @@ def _manifest(
     models = model_record("student", student, config.dtype), model_record("teacher", teacher, config.dtype)
     require_same_tokenizer(*models)
     require_attention(config.attention, (student, teacher))
-    _require_candidates(config, vocab_size(load_tokenizer(student)))
+    specs = load_spec(student), load_spec(teacher)
+    _require_candidates(config, min(spec.vocab for spec in specs))
+    require_readable(parent, specs)
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
         scorer = next(model for model in models if model.role == author.role)
@@ -123,7 +126,7 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
 def _load_models(student: str, teacher: str, config: ScoreConfig, observer: Observer) -> ModelPair:
     device_map = None if config.device_map == "one" else config.device_map
     settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
-    return load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings)
+    return share_vocab(load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings))
 
 
 def _score_parts(models: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:

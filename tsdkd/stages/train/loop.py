@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +67,8 @@ class TrainingInputs:
     parents: tuple[Parent, ...]
     max_length: int
     """Tokens of the longest prompt with its response."""
+    vocab: int
+    """Ids that student and teacher both know."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
     """Opens the data for the loaded student; closing it releases what it loaded."""
 
@@ -100,6 +102,7 @@ def run_training(
         student = load_model(
             inputs.student.name, _weights_dtype(config, precision), attention=config.attention, observer=observer
         )
+        student = replace(student, shared_vocab=inputs.vocab)
         _ = student.head  # raises InputError for a head that the objective does not support
         with inputs.open_data(student) as data:
             if config.lora:

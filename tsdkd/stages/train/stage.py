@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import ModelRecord
@@ -30,15 +32,18 @@ from tsdkd.stages.data.online import (
 )
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_uniform
+from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.source import Sample, Source
-from tsdkd.stages.engines.choice import choose_engine
+from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import model_record, require_same_tokenizer
+from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, run_training
 
@@ -74,6 +79,8 @@ def train_offline(
     if method.objective.policy_gradient_weight:
         _require_scored_samplers(source)
     require_same_tokenizer(record, source.teacher)
+    spec = load_spec(student)
+    require_readable(source.rollouts, [spec])
     indices, held_out = split_held_out(source, config)
     data = TrainingData(source, indices, HeldOut(source, held_out) if held_out else None)
     inputs = TrainingInputs(
@@ -81,6 +88,7 @@ def train_offline(
         teacher=source.teacher,
         parents=tuple(parent.as_parent_of(output) for parent in source.parents),
         max_length=max(source.length(i) for i in indices),
+        vocab=source.shared_vocab(spec),
         open_data=lambda _: nullcontext(data),
     )
     return run_training(inputs, output, config, seed, observer, overwrite)
@@ -145,18 +153,26 @@ def train_online(
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
     _require_responses(online, find_method(config.method), recorded)
+    specs = load_spec(student), load_spec(teacher)
+    online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
+    config, sampling = replace(config, online=online), online.sampling
+    if recorded is None:
+        samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, observer)
+    else:
+        samples = samples_from_rollouts(recorded, sampling.limit)
+    max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
+    require_context(specs, max_length)
+    for spec in specs:
+        require_known_ids(spec.name, spec.vocab, max(max(s["prompt_ids"] + s["response_ids"]) for s in samples))
+    if not specs[0].end_ids and (online.student_fraction or online.replay):
+        observer.warning(f"The student has no end token: its responses have {sampling.max_new_tokens} tokens.")
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
-        if recorded is None:
-            samples = _samples(prompts, learner, sampling.max_prompt_tokens, observer)
-        else:
-            samples = samples_from_rollouts(recorded, sampling.limit)
         spread = online.teacher_device == "auto"
         device, device_map = (None, "auto") if spread else (online.teacher_device, None)
         reader = load_model(teacher, online.teacher_dtype, device, device_map, config.attention, observer)
-        max_length = longest_sequence(samples, online)
-        require_context((learner, reader), max_length)
+        reader = replace(reader, shared_vocab=vocab)
         with _open_sampler(student, reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
@@ -167,8 +183,8 @@ def train_online(
             yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
-    max_length = sampling.max_prompt_tokens + sampling.max_new_tokens
-    inputs = TrainingInputs(*models, (parent,), max_length, open_data)
+    memory_length = sampling.max_prompt_tokens + sampling.max_new_tokens
+    inputs = TrainingInputs(*models, (parent,), memory_length, vocab, open_data)
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
@@ -210,10 +226,10 @@ def _with_engine(online: OnlineConfig, precision: str, observer: Observer) -> On
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 
 
-def _samples(prompts: Prompts, student: LanguageModel, max_tokens: int, observer: Observer) -> list[Sample]:
-    samples, skipped = samples_from_prompts(prompts, student, max_tokens)
+def _samples(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, observer: Observer) -> list[Sample]:
+    samples, skipped = samples_from_prompts(prompts, tokenizer, max_tokens)
     if skipped:
-        observer.warning(f"Prompts skipped: {skipped:,} longer than {max_tokens} tokens.")
+        observer.warning(f"Prompts skipped: {skipped:,} empty or longer than {max_tokens} tokens.")
     return samples
 
 

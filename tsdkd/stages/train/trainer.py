@@ -42,7 +42,6 @@ from tsdkd.stages.models.distributed import require_supported_strategy, unsharde
 from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
 from tsdkd.stages.models.lora import base_with_adapters
 from tsdkd.stages.models.save import weights_only
-from tsdkd.stages.models.tokenizers import vocab_size
 from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, MicroBatches
 
 
@@ -65,9 +64,9 @@ class DistillationTrainer(Trainer):
         self.held_out = held_out
         self.objective = objective
         self.compiled = compiled
-        self.vocab = vocab_size(student.tokenizer)
         self.untrained_config = deepcopy(student.model.config)
         """The student's config as it was loaded; Trainer switches its cache off."""
+        self.vocab = student.vocab
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
