@@ -21,11 +21,12 @@ from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.data.batches import batches_by_length, pad_right
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.record import library_versions, model_record
-from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.models.record import chat_day, library_versions, model_record
+from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 
 FORWARD_TOKENS = 1024
@@ -48,6 +49,7 @@ def prune(
     record = model_record("teacher", teacher)
     source = Prompts(prompts, config.column, config.limit)
     prompt_list = list(source)
+    day = chat_day(load_tokenizer(teacher), output, overwrite)
     manifest = Manifest(
         kind="checkpoint",
         config=asdict(config),
@@ -55,9 +57,14 @@ def prune(
         parents=(source.parent(output),),
         models=(record,),
         libraries=library_versions(),
+        day=day,
     )
     model = load_model(teacher, config.dtype)
-    saved_dtype = AutoConfig.from_pretrained(model_directory(teacher)).dtype if config.dtype == "auto" else None
+    saved_dtype = (
+        AutoConfig.from_pretrained(model_directory(teacher), trust_remote_code=False).dtype
+        if config.dtype == "auto"
+        else None
+    )
     layers = _LayerStack(model.model.get_decoder())
     if not 0 < config.drop < len(layers):
         raise InputError(
@@ -68,7 +75,7 @@ def prune(
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
-        sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
+        sequences = [prompt_token_ids(model.tokenizer, prompt, day)[: config.max_tokens] for prompt in prompt_list]
         summary = _drop_layers(model, layers, sequences, config.drop, observer)
         staging = output / "staging.tmp"
         model.model.to(saved_dtype).save_pretrained(staging)

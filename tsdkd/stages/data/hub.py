@@ -1,14 +1,22 @@
 """Datasets of the Hugging Face hub, and local directories of datasets: downloaded once, then read from disk."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from tsdkd.errors import InputError, first_line
 
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
-def read_hub_dataset(path: Path, config_name: str | None, split: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of one split (default: train), memory-mapped. `path`: a directory, or a hub id. Raises InputError."""
+
+def read_hub_dataset(
+    path: Path, config_name: str | None, split: str | None, columns: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of one split (default: train), memory-mapped; only these columns where the dataset has any of them.
+
+    `path`: a directory, also one that `save_to_disk` wrote, or a hub id. Raises InputError.
+    """
     name = str(path)
     if not path.is_dir() and (path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1):
         raise InputError(
@@ -19,11 +27,38 @@ def read_hub_dataset(path: Path, config_name: str | None, split: str | None) -> 
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
+    number = 0
     try:
-        rows = datasets.load_dataset(name, config_name, split=split or "train")
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            rows = _saved_rows(path, config_name, split)
+        else:
+            rows = datasets.load_dataset(name, config_name, split=split or "train")
+        chosen = [column for column in rows.column_names if column in columns]
+        for row in rows.select_columns(chosen) if chosen else rows:
+            number += 1
+            yield row
+    except InputError:
+        raise
     except Exception as error:  # the hub, the network and the file formats raise errors of many types
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            cause = f"The cache of datasets cannot be written ({error.strerror}: {error.filename})."
+            raise InputError(cause, "Set HF_HOME and HF_DATASETS_CACHE to directories that can be written.") from None
+        after = f" after row {number}" if number else ""
         raise InputError(
-            f"The dataset {name} could not be read ({first_line(error)}).",
+            f"The dataset {name} could not be read{after} ({first_line(error)}).",
             "Check the id, --config-name, --split and the network, or name a local file.",
         ) from None
-    yield from rows
+
+
+def _saved_rows(path: Path, config_name: str | None, split: str | None) -> Any:
+    """The rows of a directory that `save_to_disk` wrote. Raises InputError for another configuration or split."""
+    import datasets
+
+    if config_name:
+        raise InputError(f"{path} is a saved dataset: it has no configurations.", "Leave out --config-name.")
+    rows = datasets.load_from_disk(str(path))
+    splits = rows if isinstance(rows, datasets.DatasetDict) else {str(rows.split or "train"): rows}
+    chosen = split or (next(iter(splits)) if len(splits) == 1 else "train")
+    if chosen not in splits:
+        raise InputError(f"{path} has no split {chosen!r}.", f"Choose with --split one of: {', '.join(splits)}.")
+    return splits[chosen]

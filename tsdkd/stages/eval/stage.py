@@ -28,8 +28,8 @@ from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
-from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
 
@@ -62,7 +62,8 @@ def evaluate(
     chat = _uses_chat_template(model, config)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(output)
-    manifest = _manifest(model, output, config, benchmarks, data, source, previous)
+    day = chat_day(load_tokenizer(model), output, overwrite) if chat else None
+    manifest = replace(_manifest(model, output, config, benchmarks, data, source, previous), day=day)
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
         observer.writing(output),
@@ -79,6 +80,7 @@ def evaluate(
             _require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
             template = "its chat template" if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
+            evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
         for benchmark in incomplete:
             _add_benchmark(writer, evaluated.lm_eval_model, benchmark, tasks[benchmark.name], config, chat, observer)
         files = {b.name: f"{b.file_stem}.json" for b in choose_benchmarks(manifest.config["tasks"])}
@@ -216,10 +218,14 @@ def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, 
 
 
 def _uses_chat_template(model: str, config: EvalConfig) -> bool:
-    has_template = load_tokenizer(model).chat_template is not None
+    tokenizer = load_tokenizer(model)
+    has_template = tokenizer.chat_template is not None
     if config.chat_template and not has_template:
         raise InputError(f"{model} has no chat template.", "Leave out --chat-template.")
-    return has_template if config.chat_template is None else config.chat_template
+    chat = has_template if config.chat_template is None else config.chat_template
+    if chat:
+        require_chat_template(tokenizer)
+    return chat
 
 
 def _measure_held_out(

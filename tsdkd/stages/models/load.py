@@ -137,12 +137,13 @@ def load_model(
     source = model_directory(base) if base else directory
     try:
         if dtype == "auto" and device_map is None:
-            dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
+            dtype = auto_dtype(AutoConfig.from_pretrained(source, trust_remote_code=False), device)
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention,
             device_map=device_map,
+            trust_remote_code=False,
         )
         if base:
             model.load_adapter(str(directory))

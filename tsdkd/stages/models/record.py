@@ -1,17 +1,19 @@
 """The models and library versions that a manifest records; models are compared by fingerprint."""
 
 import hashlib
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import ModelRecord, load_manifest
 from tsdkd.errors import InputError
 from tsdkd.stages.models.adapters import adapter_settings, base_model_name
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.models.tokenizers import load_tokenizer, writes_day
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
 """Patterns of the files that decide a model's output."""
@@ -28,6 +30,19 @@ def model_record(role: str, name: str) -> ModelRecord:
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
+
+
+def chat_day(tokenizer: PreTrainedTokenizerBase, output: Path, overwrite: bool) -> str | None:
+    """The day that an artifact's chat template writes: the one that the artifact at `output` records, else today.
+
+    None for a template that writes no day.
+    """
+    if not writes_day(tokenizer):
+        return None
+    existing = None if overwrite or not (output / MANIFEST_FILE).is_file() else load_manifest(output)
+    if existing and (existing.day or existing.state == "complete"):
+        return existing.day
+    return datetime.now().astimezone().date().isoformat()
 
 
 def _weights_fingerprint(name: str) -> str:

@@ -41,7 +41,7 @@ def load_spec(name: str) -> ModelSpec:
     base = base_model_name(named)
     directory = model_directory(base) if base else named
     with _readable_config(name):
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if (directory / GENERATION_CONFIG).is_file():
             generation = GenerationConfig.from_pretrained(directory)
         else:
@@ -64,7 +64,7 @@ def load_config(name: str) -> PreTrainedConfig:
     if base:
         return load_config(base)
     with _readable_config(name):
-        return AutoConfig.from_pretrained(directory)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tsdkd.stages.results.published import AVERAGE
 MODEL_ORDER = {"teacher": 0, "student": 1, "distilled": 2}
 """The order of a run's models; others follow."""
 RESAMPLES = 10_000
-SETTINGS = ("limit", "max_new_tokens", "max_length", "chat_template", "engine", "dtype")
+SETTINGS = ("limit", "max_new_tokens", "max_length", "chat_template", "engine", "dtype", "day")
 """Settings of an evaluation that change its means."""
 
 
@@ -124,7 +124,8 @@ def compare(
 
 def _settings_note(artifacts: dict[str, Artifact], name: str, baseline: str) -> str | None:
     """The settings of a model that differ from the baseline's; their means are not comparable."""
-    settings, expected = (artifacts[model].manifest.config for model in (name, baseline))
+    manifests = [artifacts[model].manifest for model in (name, baseline)]
+    settings, expected = (manifest.config | {"day": manifest.day} for manifest in manifests)
     different = [
         f"{key.replace('_', ' ')} {settings.get(key)} instead of {expected.get(key)}"
         for key in SETTINGS

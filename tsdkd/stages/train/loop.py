@@ -66,6 +66,8 @@ class TrainingInputs:
     """Tokens of the longest prompt with its response."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
     """Opens the data for the loaded student; closing it releases what it loaded."""
+    day: str | None = None
+    """The day that the chat template of the prompts writes."""
 
 
 def run_training(
@@ -85,6 +87,7 @@ def run_training(
         parents=inputs.parents,
         models=(inputs.student, inputs.teacher),
         libraries=library_versions(),
+        day=inputs.day,
     )
     state = PartialState()
     is_rank_0 = arguments.process_index == 0  # which alone writes

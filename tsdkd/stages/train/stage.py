@@ -37,7 +37,8 @@ from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.record import model_record, require_same_tokenizer
+from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
+from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, run_training
 
@@ -141,12 +142,13 @@ def train_online(
         if author.role == "teacher" and author.weights != models[1].weights:
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
+    day = chat_day(load_tokenizer(student), output, overwrite) if recorded is None else None
     _require_responses(online, find_method(config.method), recorded)
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
         if recorded is None:
-            samples = _samples(prompts, learner, sampling.max_prompt_tokens, observer)
+            samples = _samples(prompts, learner, sampling.max_prompt_tokens, day, observer)
         else:
             samples = samples_from_rollouts(recorded, sampling.limit)
         spread = online.teacher_device == "auto"
@@ -165,7 +167,7 @@ def train_online(
 
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
     max_length = sampling.max_prompt_tokens + sampling.max_new_tokens
-    inputs = TrainingInputs(*models, (parent,), max_length, open_data)
+    inputs = TrainingInputs(*models, (parent,), max_length, open_data, day)
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
@@ -207,8 +209,10 @@ def _with_engine(online: OnlineConfig, precision: str, observer: Observer) -> On
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 
 
-def _samples(prompts: Prompts, student: LanguageModel, max_tokens: int, observer: Observer) -> list[Sample]:
-    samples, skipped = samples_from_prompts(prompts, student, max_tokens)
+def _samples(
+    prompts: Prompts, student: LanguageModel, max_tokens: int, day: str | None, observer: Observer
+) -> list[Sample]:
+    samples, skipped = samples_from_prompts(prompts, student, max_tokens, day)
     if skipped:
         observer.warning(f"Prompts skipped: {skipped:,} longer than {max_tokens} tokens.")
     return samples
