@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face hub, and local directories of datasets: downloaded once, then read from disk."""
 
 import errno
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,14 @@ from typing import Any
 from tsdkd.errors import InputError, first_line
 
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+
+def file_mode(path: Path) -> int:
+    """The type and permissions of a file or directory; 0 where there is none, or none that can be reached."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def read_hub_dataset(
@@ -18,7 +27,8 @@ def read_hub_dataset(
     `path`: a directory, also one that `save_to_disk` wrote, or a hub id. Raises InputError.
     """
     name = str(path)
-    if not path.is_dir() and (path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1):
+    mode = file_mode(path)
+    if not stat.S_ISDIR(mode) and (mode or name.startswith(("/", ".", "~")) or name.count("/") != 1):
         raise InputError(
             f"{name} is neither a prompts file nor a dataset.",
             "Use a .jsonl, .json, .csv or .parquet file, a dataset's directory, or a hub id such as org/name.",

@@ -16,6 +16,8 @@ Tools = list[dict[str, Any]]
 MEDIA = ("image", "audio", "video", "file")
 """Words in the types of parts that are no text."""
 
+EMPTY_JSON = ("[]", "null")
+
 
 @contextmanager
 def located(place: str) -> Iterator[None]:
@@ -33,12 +35,17 @@ def is_missing(cell: Any) -> bool:
     return cell is None or cell == [] or (isinstance(cell, str) and not cell.strip())
 
 
+def is_empty_prompt(column: str, cell: Any) -> bool:
+    """Whether a cell holds no prompt. A column named `messages` may hold JSON text."""
+    return is_missing(cell) or (column == "messages" and isinstance(cell, str) and cell.strip() in EMPTY_JSON)
+
+
 def read_messages(column: str, cell: Any) -> Messages:
     """The messages of a cell, without assistant messages at the end; an empty list for an empty prompt.
 
     A cell is text, a list of messages, or such a list as JSON text. Raises InputError for another cell.
     """
-    if is_missing(cell):
+    if is_empty_prompt(column, cell):
         return []
     if isinstance(cell, str):
         cell = _messages_of_text(column, cell)
@@ -55,7 +62,7 @@ def read_messages(column: str, cell: Any) -> Messages:
 
 def read_tools(cell: Any) -> Tools | None:
     """The tools of a cell: a list of JSON schemas, or the same as JSON text. Raises InputError for another cell."""
-    if is_missing(cell):
+    if is_missing(cell) or cell in EMPTY_JSON:
         return None
     tools = _from_json(cell)
     tools = [_from_json(tool) for tool in tools] if isinstance(tools, list) else tools
@@ -107,8 +114,6 @@ def _messages_of_text(column: str, text: str) -> Any:
     if isinstance(cell, list) and cell and all(isinstance(m, dict) and "role" in m for m in cell):
         return cell
     if column == "messages" and text.lstrip().startswith(("[", "{")):
-        if cell == []:
-            return []
         raise InputError(
             "'messages' is text, but not the JSON of a list of messages with role and content.",
             "Write it with json.dumps, or choose another --column.",

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,6 @@ PromptRow = dict[str, Any]
 """A row: its cells by column. Columns that nobody asked for may be None."""
 PlacedRow = tuple[str, PromptRow]
 """A row after its place, such as "prompts.jsonl, line 3"."""
-
-
-class _RepeatedKey:
-    """Stands for a JSON object with a repeated key."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
 
 
 def without_padding(value: Any) -> Any:
@@ -47,7 +41,7 @@ def without_padding(value: Any) -> Any:
 
 
 def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
-    first = True
+    first, repeated = True, dict[str, object]()
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -56,18 +50,18 @@ def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
         first = False
         place = f"{path}, line {number}"
         try:
-            row = json.loads(line, object_pairs_hook=_object)
+            row = json.loads(line, object_pairs_hook=partial(_object, repeated))
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{place}: not JSON ({_reason(error)}).", "Correct the line; each line is one JSON object."
             ) from None
-        yield place, _checked_object(place, row)
+        yield place, _checked_object(place, row, repeated)
 
 
 def _read_json(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
-    text = "".join(_lines(path))
+    text, repeated = "".join(_lines(path)), dict[str, object]()
     try:
-        rows = json.loads(text, object_pairs_hook=_object)
+        rows = json.loads(text, object_pairs_hook=partial(_object, repeated))
     except (ValueError, RecursionError) as error:
         if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             raise InputError(f"{path} holds one JSON object per line, not a list.", "Rename it to .jsonl.") from None
@@ -77,7 +71,7 @@ def _read_json(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
         raise InputError(f"{path} is not a list of JSON objects.", "Write [{...}, {...}], or use .jsonl.")
     for number, row in enumerate(rows, 1):
         place = f"{path}, row {number}"
-        yield place, _checked_object(place, row)
+        yield place, _checked_object(place, row, repeated)
 
 
 def _read_csv(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
@@ -138,18 +132,24 @@ def _lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path} cannot be read ({error.strerror}).", "Check the file and its permissions.") from None
 
 
-def _object(pairs: Sequence[tuple[str, Any]]) -> Any:
-    """A JSON object, whose keys are distinct."""
+def _object(repeated: dict[str, object], pairs: Sequence[tuple[str, Any]]) -> Any:
+    """A JSON object; one with a repeated key is replaced by a value that `repeated` names by the key."""
     row = dict(pairs)
     if len(row) == len(pairs):
         return row
     names = [name for name, _ in pairs]
-    return _RepeatedKey(next(name for name in names if names.count(name) > 1))
+    return repeated.setdefault(next(name for name in names if names.count(name) > 1), object())
 
 
-def _checked_object(place: str, row: Any) -> PromptRow:
-    if isinstance(row, _RepeatedKey):
-        raise InputError(f"{place}: the key {row.key!r} occurs twice.", "Remove one of them.")
+def _checked_object(place: str, row: Any, repeated: dict[str, object]) -> PromptRow:
+    """Raises InputError for a row that is no object, and for one that holds a value of `repeated`."""
+
+    def refuse(value: object) -> None:
+        key = next(name for name, marker in repeated.items() if marker is value)
+        raise InputError(f"{place}: the key {key!r} occurs twice in an object.", "Remove one of them.")
+
+    if repeated:
+        json.dumps(row, default=refuse)
     if not isinstance(row, dict):
         raise InputError(f"{place}: not a JSON object.", "Write one object with named fields.")
     return row

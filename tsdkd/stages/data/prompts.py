@@ -3,6 +3,7 @@
 Memory holds 16 bytes for each prompt that was read, beside what its reader holds.
 """
 
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import HUB_DATASET, Parent, relative_path
-from tsdkd.errors import InputError
-from tsdkd.stages.data.hub import read_hub_dataset
+from tsdkd.errors import InputError, first_line
+from tsdkd.stages.data.hub import file_mode, read_hub_dataset
 from tsdkd.stages.data.messages import (
     Messages,
     Tools,
+    is_empty_prompt,
     is_missing,
     located,
     prompt_content,
@@ -98,11 +100,11 @@ class Prompts:
 
     @property
     def on_hub(self) -> bool:
-        return not self._is_file and not self.path.exists()
+        return not self._is_file and not file_mode(self.path)
 
     @property
     def _is_file(self) -> bool:
-        return self.path.suffix.lower() in READERS and not self.path.is_dir()
+        return self.path.suffix.lower() in READERS and not stat.S_ISDIR(file_mode(self.path))
 
     @property
     def _prompt_columns(self) -> tuple[str, ...]:
@@ -116,8 +118,7 @@ class Prompts:
                 (f"{self.path}, row {number}", {name: without_padding(cell) for name, cell in row.items()})
                 for number, row in enumerate(rows, 1)
             )
-        if not self.path.is_file():
-            raise InputError(f"The prompts file {self.path} does not exist.", "Check the path.")
+        _require_file(self.path)
         if self.config_name or self.split:
             raise InputError(
                 f"{self.path} is a file: it has no configurations and splits.", "Leave out --config-name and --split."
@@ -127,7 +128,7 @@ class Prompts:
     def _prompt(self, place: str, row: PromptRow) -> tuple[Prompt, str]:
         """The prompt of a row, without messages if it is empty; and the hash of its messages and tools."""
         columns = self._prompt_columns
-        column = next((name for name in columns if not is_missing(row.get(name))), columns[0])
+        column = next((name for name in columns if not is_empty_prompt(name, row.get(name))), columns[0])
         messages, tools = read_messages(column, row.get(column)), read_tools(row.get("tools"))
         content = json_digest(prompt_content(messages, tools))
         prompt_id = _name(row, "prompt_id", content[:16])
@@ -152,10 +153,22 @@ def _name(row: PromptRow, column: str, default: str) -> str:
     cell = row.get(column)
     if is_missing(cell):
         return default
-    if isinstance(cell, list | dict):
+    if isinstance(cell, list | dict | bytes):
         raise InputError(f"{column!r} is neither text nor a number.", "Correct the row.")
     require_encodable(str(cell))
     return str(cell)
+
+
+def _require_file(path: Path) -> None:
+    """Raises InputError unless a file is there."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        raise InputError(f"The prompts file {path} does not exist.", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts file {path} cannot be read ({first_line(error)}).", "Check the path.") from None
+    if not regular:
+        raise InputError(f"{path} is not a regular file.", "Write the prompts to a file; they are read several times.")
 
 
 def _short_digest(digest: str) -> bytes:

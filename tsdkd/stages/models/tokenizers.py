@@ -112,7 +112,8 @@ def _require_complete(
         except InputError:
             return None
 
-    if any(isinstance(message["content"], list) and str(message["content"]) in text for message in messages):
+    parts = [message["content"] for message in messages if isinstance(message["content"], list) and message["content"]]
+    if any(str(content) in text for content in parts):
         raise InputError("The chat template takes no lists of parts.", "Write each content as text.")
     if any(message["content"] is None for message in messages):
         empty = render([message | {"content": message["content"] or ""} for message in messages], tools)
@@ -121,9 +122,14 @@ def _require_complete(
     if any(message.get("tool_calls") for message in messages):
         without = [{name: value for name, value in m.items() if name != "tool_calls"} for m in messages]
         if render(without, tools) == text:
-            raise InputError("The chat template ignores tool calls.", "Use a model whose template writes them.")
+            raise InputError(
+                "The chat template ignores tool calls.", "Leave out the row, or use a model whose template writes them."
+            )
     if tools and render(messages, None) == text:
-        raise InputError("The chat template ignores tools.", "Use a model whose template writes them.")
+        raise InputError(
+            "The chat template ignores tools.",
+            "Leave out the column `tools`, or use a model whose template writes them.",
+        )
 
 
 def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
