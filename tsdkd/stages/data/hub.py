@@ -1,14 +1,11 @@
 """Datasets of the Hugging Face hub, and local directories of datasets: downloaded once, then read from disk."""
 
-import errno
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from tsdkd.errors import InputError, first_line
-
-NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 def file_mode(path: Path) -> int:
@@ -50,14 +47,25 @@ def read_hub_dataset(
     except InputError:
         raise
     except Exception as error:  # the hub, the network and the file formats raise errors of many types
-        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        if isinstance(error, OSError) and _is_in_cache(error.filename):
             cause = f"The cache of datasets cannot be written ({error.strerror}: {error.filename})."
             raise InputError(cause, "Set HF_HOME and HF_DATASETS_CACHE to directories that can be written.") from None
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
         after = f" after row {number}" if number else ""
         raise InputError(
             f"The dataset {name} could not be read{after} ({first_line(error)}).",
             "Check the id, --config-name, --split and the network, or name a local file.",
         ) from None
+
+
+def _is_in_cache(file: str | None) -> bool:
+    """Whether a file that raised an error is in a cache, or a directory above one that could not be made."""
+    import datasets
+    import huggingface_hub
+
+    caches = [Path(cache) for cache in (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HOME)]
+    return bool(file) and any(c.is_relative_to(str(file)) or Path(str(file)).is_relative_to(c) for c in caches)
 
 
 def _saved_rows(path: Path, config_name: str | None, split: str | None) -> Any:
