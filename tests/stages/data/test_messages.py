@@ -139,10 +139,20 @@ PLAIN_CHAT = "{% for m in messages %}[{{ m['role'] }} {{ m['content'] }}]{% endf
 @pytest.mark.parametrize(
     ("row", "template", "cause"),
     [
-        ({"messages": [{"role": "user", "content": None, "tool_calls": [CALL]}]}, PLAIN_CHAT, "null content as None"),
+        ({"messages": [{"role": "user", "content": None, "name": "Ann"}]}, PLAIN_CHAT, "null content as None"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, PLAIN_CHAT, "ignores tool calls"),
         ({"prompt": "a", "tools": TOOLS}, PLAIN_CHAT, "ignores tools"),
         (PARTS[0], PLAIN_CHAT, "no lists of parts"),
+        (
+            PARTS[0],
+            "{{ messages[0]['content'] if messages[0]['content'] is string }}",
+            "ignores contents that are lists",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]},
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+            "ignores messages of the role tool",
+        ),
         ({"prompt": "a"}, "{{ messages[0]['content'] + none }}", "refuses a prompt with the roles user"),
         ({"prompt": "a"}, "{{ raise_exception('no user') }}", r"refuses a prompt with the roles user \(no user\)"),
     ],
@@ -161,6 +171,8 @@ def test_a_template_that_cannot_write_a_prompt_is_refused_with_its_line(
     [
         ({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]}, "type image"),
         ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "a part without a type"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "a part without a type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "text without a text"),
         ({"messages": [{"role": "user", "content": 3}]}, "content of message 1 of 'messages' is int"),
         ({"messages": [{"role": 1, "content": "a"}]}, r"role and content \(message 1\)"),
         ({"messages": ["a"]}, r"role and content \(message 1\)"),

@@ -151,18 +151,17 @@ def _message(column: str, number: int, message: Any) -> Message:
 
 
 def _require_text_part(number: int, part: Any) -> None:
-    if isinstance(part, str):
-        return
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise InputError(f"message {number} has a part without a type.", 'Write {"type": "text", "text": ...}.')
     if any(word in kind for word in MEDIA):
         raise InputError(f"message {number} has a part of type {kind}; models read text.", "Leave out the row.")
+    if kind == "text" and not isinstance(part.get("text"), str):
+        raise InputError(f"message {number} has a part of type text without a text.", "Correct the row.")
 
 
 def _says_something(message: Message) -> bool:
     content, rest = message["content"], message.keys() - {"role", "content"}
     if isinstance(content, list):
-        texts = [part if isinstance(part, str) else part.get("text") or "" for part in content]
-        return any(str(text).strip() for text in texts) or bool(rest)
+        return any(part["type"] != "text" or part["text"].strip() for part in content) or bool(rest)
     return bool((content or "").strip()) or bool(rest)

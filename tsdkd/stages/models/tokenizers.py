@@ -11,6 +11,9 @@ from tsdkd.stages.models.adapters import base_model_name
 from tsdkd.stages.models.custom_code import custom_code_error
 from tsdkd.stages.models.paths import model_directory
 
+Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]
+
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A model's tokenizer; an adapter's own, else its base model's. Raises InputError if none can be loaded."""
@@ -33,8 +36,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def chat_token_ids(
     tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None = None,
+    messages: Messages,
+    tools: Tools | None = None,
     day: str | None = None,
 ) -> list[int]:
     """Ids of a prompt in the model's chat template, up to where the response begins.
@@ -76,8 +79,8 @@ def day_arguments(day: str | None) -> dict[str, Any]:
 
 def _render(
     tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None,
+    messages: Messages,
+    tools: Tools | None,
     day: str | None,
 ) -> str:
     state = random.getstate()
@@ -98,38 +101,48 @@ def _render(
 
 
 def _require_complete(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None,
-    day: str | None,
+    tokenizer: PreTrainedTokenizerBase, text: str, messages: Messages, tools: Tools | None, day: str | None
 ) -> None:
-    """Raises InputError if a rendered prompt lacks tools or tool calls, or holds None or a list as Python writes it."""
+    """Raises InputError if a rendered prompt lacks a part of the prompt, or holds None or a list as Python writes it.
 
-    def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | None:
+    A template ignores a part that it renders alike with and without.
+    """
+
+    def render(messages: Messages, tools: Tools | None) -> str:
         try:
             return _render(tokenizer, messages, tools, day)
         except InputError:
-            return None
+            return ""
 
-    parts = [message["content"] for message in messages if isinstance(message["content"], list) and message["content"]]
-    if any(str(content) in text for content in parts):
-        raise InputError("The chat template takes no lists of parts.", "Write each content as text.")
-    if any(message["content"] is None for message in messages):
-        empty = render([message | {"content": message["content"] or ""} for message in messages], tools)
-        if text.count("None") > (empty or "").count("None"):
-            raise InputError("The chat template writes a null content as None.", "Write a text, or leave out the row.")
-    if any(message.get("tool_calls") for message in messages):
-        without = [{name: value for name, value in m.items() if name != "tool_calls"} for m in messages]
-        if render(without, tools) == text:
+    for part, variant in _without_each_part(messages, tools).items():
+        if render(*variant) == text:
             raise InputError(
-                "The chat template ignores tool calls.", "Leave out the row, or use a model whose template writes them."
+                f"The chat template ignores {part}.", "Leave them out, or use a model whose template writes them."
             )
-    if tools and render(messages, None) == text:
-        raise InputError(
-            "The chat template ignores tools.",
-            "Leave out the column `tools`, or use a model whose template writes them.",
+    contents = [message["content"] for message in messages]
+    if any(str(content) in text for content in contents if content and isinstance(content, list)):
+        raise InputError("The chat template takes no lists of parts.", "Write each content as text.")
+    empty = [message | {"content": message["content"] or ""} for message in messages]
+    if None in contents and text.count("None") > render(empty, tools).count("None"):
+        raise InputError("The chat template writes a null content as None.", "Write a text, or leave out the row.")
+
+
+def _without_each_part(messages: Messages, tools: Tools | None) -> dict[str, tuple[Messages, Tools | None]]:
+    """A prompt without each of its parts that some templates ignore, by the name of the part."""
+    variants: dict[str, tuple[Messages, Tools | None]] = {}
+    if tools:
+        variants["tools"] = messages, None
+    if any(message.get("tool_calls") for message in messages):
+        variants["tool calls"] = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages], tools
+    if any(message["content"] and isinstance(message["content"], list) for message in messages):
+        texts = [m | {"content": ""} if isinstance(m["content"], list) else m for m in messages]
+        variants["contents that are lists of parts"] = texts, tools
+    for role in {m["role"] for m in messages if m["content"]} - {"system", "user", "assistant"}:
+        variants[f"messages of the role {role}"] = (
+            [m | {"content": ""} if m["role"] == role else m for m in messages],
+            tools,
         )
+    return variants
 
 
 def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
