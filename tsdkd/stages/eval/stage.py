@@ -6,7 +6,7 @@ Each benchmark has a file of samples and a file with its result; a complete benc
 import json
 import time
 from contextlib import closing
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +65,6 @@ def evaluate(
     chat = _uses_chat_template(model, config, benchmarks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(output)
-    _require_same_settings(output, previous, config)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
@@ -122,6 +121,8 @@ def _manifest(
     previous: Manifest | None,
 ) -> Manifest:
     """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
+    if previous:
+        _require_same_settings(output, previous, config)
     record = model_record("evaluated", model)
     datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
     parents = [
@@ -172,14 +173,11 @@ def _extendable_fields(previous: Manifest | None) -> set[str]:
     return {"config.tasks"} | {f"parent {kind}" for kind in kinds - used}
 
 
-def _require_same_settings(output: Path, previous: Manifest | None, config: EvalConfig) -> None:
+def _require_same_settings(output: Path, previous: Manifest, config: EvalConfig) -> None:
     """Raises ArtifactError where existing results were measured with other options."""
-    if previous is None or not previous.parts:
-        return
-    names = [field.name for field in fields(config) if field.name in previous.config and field.name != "tasks"]
-    before, after = ({name: values[name] for name in names} for values in (previous.config, asdict(config)))
-    differing = [name for name in names if before[name] != after[name]]
-    if differing:
+    before, after = previous.config, asdict(config)
+    differing = [name for name in after if name in before and name != "tasks" and before[name] != after[name]]
+    if differing and previous.parts:
         measured, asked = (
             " and ".join(_option(name, values[name]) for name in differing) for values in (before, after)
         )
