@@ -14,9 +14,8 @@ from transformers import GenerationConfig
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.types import DType
 from tsdkd.stages.engines.vllm_progress import forward_progress
-from tsdkd.stages.eval.lm_eval_transformers import TruncationTracking
+from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
 from tsdkd.stages.models.adapters import base_model_name
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.load import load_model
@@ -44,14 +43,16 @@ REQUESTS_PER_CALL = 1024
 """Requests in one call of vLLM, which batches them itself."""
 
 
-class VllmModel(TruncationTracking, VLLM):
+class VllmModel(ResponseTracking, VLLM):
     """lm-eval's class for vLLM. A LoRA adapter is merged into its base model first."""
 
-    def __init__(self, name: str, config: EvalConfig) -> None:
-        with merged_model_directory(name, config.dtype) as directory:
+    def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
+        """`turn_end_ids`: ids that end a response besides the model's own."""
+        dtype = load_spec(name).resolve_dtype(config.dtype)
+        with merged_model_directory(name, dtype) as directory:
             super().__init__(
                 pretrained=str(directory),
-                dtype=config.dtype,
+                dtype=dtype,
                 max_length=config.max_length,
                 batch_size=config.batch_size or REQUESTS_PER_CALL,
                 tensor_parallel_size=config.tensor_parallel,
@@ -59,6 +60,7 @@ class VllmModel(TruncationTracking, VLLM):
                 use_tqdm_on_load=False,
             )
         self.start_tracking()
+        self._turn_end_ids = turn_end_ids
         self.request_progress.counted_by_engine = True
         bar = forward_progress(self.request_progress.forward)
         generate = self.model.generate
@@ -67,8 +69,20 @@ class VllmModel(TruncationTracking, VLLM):
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
         outputs = super()._model_generate(requests, generate, sampling_params)
         if generate:
-            self.truncation_log.pending.extend(output.outputs[0].finish_reason == "length" for output in outputs)
+            self.response_log.pending.extend(
+                (output.outputs[0].finish_reason == "length", self._stop(output.outputs[0].stop_reason))
+                for output in outputs
+            )
         return outputs
+
+    def modify_gen_kwargs(self, *args: Any, **settings: Any) -> tuple[dict[str, Any], list[str], int]:
+        sampling, until, limit = VLLM.modify_gen_kwargs(*args, **settings)
+        return sampling | {"stop_token_ids": self._turn_end_ids}, until, limit
+
+    def _stop(self, reason: int | str | None) -> str | None:
+        """The benchmark's stop string of vLLM's stop reason; lm-eval adds the end token to the stop strings."""
+        end_token = self.tokenizer.decode(self.eot_token_id)
+        return reason if isinstance(reason, str) and reason != end_token else None
 
     def close(self) -> None:
         """Frees the memory for the next model; the garbage collector alone does not."""
@@ -78,7 +92,7 @@ class VllmModel(TruncationTracking, VLLM):
 
 
 @contextmanager
-def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
+def merged_model_directory(name: str, dtype: str) -> Iterator[Path]:
     """The directory of a model; for an adapter, a temporary directory with the merged weights.
 
     vLLM 0.32 fails on the log-probabilities of prompts when an adapter is loaded.
@@ -93,7 +107,7 @@ def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
     with TemporaryDirectory(prefix="tsdkd-merged-") as directory:
         model = _merge_adapter(base, model_directory(name))
         model.generation_config = GenerationConfig(eos_token_id=spec.end_ids)  # transformers may refuse to save others
-        model.to(getattr(torch, spec.dtype if dtype == "auto" else dtype)).save_pretrained(directory)
+        model.to(getattr(torch, dtype)).save_pretrained(directory)
         spec.tokenizer.save_pretrained(directory)
         del model
         os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"  # its entries are named by this temporary directory

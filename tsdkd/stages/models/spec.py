@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, base_model_name
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
@@ -33,6 +34,10 @@ class ModelSpec:
     """Ids that end a response."""
     dtype: str
     """The precision that "auto" stands for, such as bfloat16."""
+
+    def resolve_dtype(self, dtype: DType) -> str:
+        """The precision to load: vLLM's own "auto" would turn float32 into float16."""
+        return self.dtype if dtype == "auto" else dtype
 
 
 def load_spec(name: str) -> ModelSpec:
