@@ -39,6 +39,8 @@ class Prompt:
     tools: Tools | None = None
     place: str = field(default="", compare=False)
     """Where the prompt stands, such as "prompts.jsonl, line 3"."""
+    system_added: bool = False
+    """The system message comes from the option, not from the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,10 @@ class Prompts:
         content = json_digest(prompt_content(messages, tools))
         prompt_id = _name(row, "prompt_id", content[:16])
         source = _name(row, "source", self.path.stem)
-        return Prompt(prompt_id, source, self._with_system(messages), tools, place), content
+        if self.system is None or not messages or messages[0]["role"] == "system":
+            return Prompt(prompt_id, source, messages, tools, place), content
+        completed = [{"role": "system", "content": self.system}, *messages]
+        return Prompt(prompt_id, source, completed, tools, place, system_added=True), content
 
     def _no_prompts(self, names: list[str]) -> InputError:
         """The error for a file without a column of prompts; `names`: its columns, none without rows."""
@@ -141,11 +146,6 @@ class Prompts:
             return InputError(f"{self.path} holds no prompts.", "Add rows, or name another file.")
         missing = f"column {self.column!r}" if self.column else "column 'messages' or 'prompt'"
         return InputError(f"{self.path} has no {missing}.", f"Choose with --column one of: {', '.join(names)}.")
-
-    def _with_system(self, messages: Messages) -> Messages:
-        if self.system is None or not messages or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self.system}, *messages]
 
 
 def _name(row: PromptRow, column: str, default: str) -> str:
