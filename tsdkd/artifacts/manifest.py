@@ -70,6 +70,8 @@ class Manifest:
     parts: tuple[Part, ...] = ()
     state: str = "partial"
     summary: dict[str, Any] = field(default_factory=dict)
+    day: str | None = None
+    """The day, such as 2026-11-27, that the chat template writes; None for a template that writes none."""
     format: int = FORMAT
     tsdkd: str = __version__
 
@@ -81,6 +83,7 @@ class Manifest:
             "seed": self.seed,
             "engine": self.engine,
             **flatten(self.config, "config."),
+            **({"day": self.day} if self.day else {}),
             **{f"parent {parent.kind}": parent.fingerprint for parent in self.parents},
             **{f"model {m.role}": [m.weights, m.tokenizer, m.chat_template] for m in self.models},
         }

@@ -73,16 +73,16 @@ def _csv(comparison: Comparison) -> str:
     for name, scores in comparison.scores.items():
         for benchmark, s in scores.items():
             difference = comparison.differences.get(name, {}).get(benchmark)
-            score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated]
+            score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated, s.stopped]
             writer.writerow([name, benchmark, *score, *_difference_cells(difference)])
     for name, scores in comparison.published.items():
         writer.writerows(
-            [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 10] for benchmark, s in scores.items()
+            [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 11] for benchmark, s in scores.items()
         )
     return file.getvalue()
 
 
-_SCORE_COLUMNS = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated"]
+_SCORE_COLUMNS = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated", "stopped"]
 _DIFFERENCE_COLUMNS = ["difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
 
 

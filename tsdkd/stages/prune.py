@@ -20,16 +20,17 @@ from tsdkd.core.distributions import divergence_of, log_probs
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.data.batches import batches_by_length, pad_right
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.layers import DecoderLayers
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.record import library_versions, model_record
+from tsdkd.stages.models.record import chat_day, library_versions, model_record
 from tsdkd.stages.models.save import save_model
 from tsdkd.stages.models.spec import load_config
-from tsdkd.stages.models.tokenizers import chat_token_ids
+from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
@@ -59,6 +60,7 @@ def prune(
     record = model_record("teacher", teacher, config.dtype)
     source = Prompts(prompts, config.column, config.limit)
     prompt_list = list(source)
+    day = chat_day(load_tokenizer(teacher), output, overwrite)
     manifest = Manifest(
         kind="checkpoint",
         config=asdict(config),
@@ -66,6 +68,7 @@ def prune(
         parents=(source.parent(output),),
         models=(record,),
         libraries=library_versions(),
+        day=day,
     )
     require_attention(config.attention, [teacher])
     source_directory = model_directory(teacher)
@@ -80,7 +83,7 @@ def prune(
             "Drop at least one layer and keep at least one.",
         )
     layers.require_description()
-    sequences = [chat_token_ids(model.tokenizer, prompt.messages)[: config.max_tokens] for prompt in prompt_list]
+    sequences = [prompt_token_ids(model.tokenizer, prompt, day)[: config.max_tokens] for prompt in prompt_list]
     require_known_ids(teacher, model.vocab, max(map(max, sequences)))
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import nltk
@@ -138,8 +139,43 @@ def test_benchmarks_are_added_to_existing_results(
     (other / "sciq" / "README.md").write_text((rows / "sciq" / "README.md").read_text() + "changed")
     with pytest.raises(ArtifactError, match="parent sciq rows was"):
         evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("sciq", "mbpp")), other, allow_code_execution=True)
-    with pytest.raises(ArtifactError, match=r"config.limit was None, now 2\."):
+    with pytest.raises(ArtifactError, match="measured without --limit; this command measures with --limit 2"):
         evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("embedded",), limit=2))
+
+
+def test_other_options_than_those_of_existing_results_are_refused_in_words(
+    student: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = replace(FOUR, tasks=("sciq",), limit=2)
+    before = evaluate(str(student), tmp_path / "r", config, rows).manifest
+    with pytest.raises(ArtifactError) as caught:
+        evaluate(str(student), tmp_path / "r", replace(config, limit=3, chat_template=False), rows)
+    assert caught.value.cause == (
+        f"The results at {tmp_path / 'r'} were measured with --limit 2 and without --chat-template; "
+        "this command measures with --limit 3 and with --no-chat-template."
+    )
+    assert "--results" in caught.value.remedy
+    assert "--overwrite" in caught.value.remedy
+    assert read_artifact(tmp_path / "r", "results").manifest == before
+
+
+def test_results_record_the_libraries_that_make_them(four_benchmarks: Artifact) -> None:
+    libraries = four_benchmarks.manifest.libraries
+    for name in ("lm_eval", "datasets", "math-verify", "torch"):
+        assert libraries[name] == version(name)
+    assert "vllm" not in libraries
+    assert four_benchmarks.manifest.engine == "lm-eval on transformers"
+
+
+def test_partial_results_of_another_lm_eval_are_not_resumed(
+    student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sciq = replace(FOUR, tasks=("sciq",))
+    evaluate(str(student), tmp_path / "r", sciq, rows)
+    monkeypatch.setattr(stage.harness, "version", lambda _: "0.0")
+    evaluate(str(student), tmp_path / "r", sciq, rows)  # complete: nothing to do
+    with pytest.raises(ArtifactError, match=r"'lm_eval': '0\.0'"):
+        evaluate(str(student), tmp_path / "r", replace(FOUR, tasks=("sciq", "gsm8k")), rows)
 
 
 def test_an_interrupted_benchmark_may_be_omitted(

@@ -1,4 +1,4 @@
-"""vLLM and transformers give the same results: one benchmark of each output type, in float32."""
+"""vLLM and transformers give the same results: one benchmark of each output type, in the saved float32."""
 
 import gc
 import importlib.util
@@ -25,7 +25,7 @@ from tsdkd.stages.observer import SilentObserver
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 
 
-CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, dtype="float32")
+CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,12 @@ def test_both_engines_give_the_same_results(
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     model = str(save_adapter(served, tmp_path / "adapter") if adapted else served)
     expected = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
-    bars, engines, initialize = RecordedBars(), [], LLM.__init__
+    bars, engines, dtypes, initialize = RecordedBars(), [], [], LLM.__init__
 
     def record(self: LLM, *arguments: object, **settings: object) -> None:
         engines.append(weakref.ref(self))
         initialize(self, *arguments, **settings)
+        dtypes.append(str(self.llm_engine.model_config.dtype).removeprefix("torch."))
 
     monkeypatch.setattr(LLM, "__init__", record)
     found = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, observer=bars)
@@ -59,7 +60,9 @@ def test_both_engines_give_the_same_results(
     assert [engine() for engine in engines] == [None]  # the memory is free again
     assert bars.totals == {"vllm: gsm8k": 6, "vllm: sciq": 24}
     assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # one step for each response
-    assert found.manifest.engine == "lm-eval 0.4.13 on vllm"
+    assert found.manifest.engine == "lm-eval on vllm"
+    assert {"vllm", "lm_eval"} <= found.manifest.libraries.keys()
+    assert dtypes == ["float32"]
     assert found.manifest.summary == expected.manifest.summary
     for row, other in zip(expected.table().to_pylist(), found.table().to_pylist(), strict=True):
         if row["task"] == "gsm8k":  # vLLM omits the first bytes of a truncated character

@@ -24,9 +24,9 @@ class FakeModel:
     rank, world_size = 0, 1
 
     def __init__(self, respond: Respond) -> None:
-        from tsdkd.stages.eval.lm_eval_transformers import RequestProgress, TruncationLog
+        from tsdkd.stages.eval.lm_eval_transformers import RequestProgress, ResponseLog
 
-        self.respond, self.truncation_log, self.request_progress = respond, TruncationLog(), RequestProgress()
+        self.respond, self.response_log, self.request_progress = respond, ResponseLog(), RequestProgress()
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         return [self.respond(request) for request in requests]

@@ -1,5 +1,6 @@
 """Tokenizers: the vocabulary, the end tokens and the chat template that prompts need."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_a_missing_or_refusing_chat_template_is_named(student: Path) -> None:
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(InputError, match=r"refuses a prompt with the roles user \(no system role\)"):
         chat_token_ids(tokenizer, MESSAGES)
+    tokenizer.chat_template = {"rag": "a", "tool_use": "b"}
+    with pytest.raises(InputError, match="none is the default: rag, tool_use"):
+        chat_token_ids(tokenizer, MESSAGES)
+    tokenizer.chat_template = {"default": "a", "tool_use": "b"}
+    assert tokenizer.decode(chat_token_ids(tokenizer, MESSAGES)) == "a"
+    assert tokenizer.decode(chat_token_ids(tokenizer, MESSAGES, [{"name": "f"}])) == "b"
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         chat_token_ids(tokenizer, MESSAGES)
+
+
+def test_a_template_that_draws_words_draws_the_same_ones(student: Path) -> None:
+    tokenizer = load_tokenizer(str(student))
+    tokenizer.chat_template = "{{ range(100000) | random }}"
+    state = random.getstate()
+    assert chat_token_ids(tokenizer, MESSAGES) == chat_token_ids(tokenizer, MESSAGES)
+    assert random.getstate() == state

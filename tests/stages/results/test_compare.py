@@ -14,7 +14,7 @@ from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.eval.harness import weighted_mean
-from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS
+from tsdkd.stages.results.benchmarks import BENCHMARKS, PAPER_BENCHMARKS
 from tsdkd.stages.results.compare import Score, compare, paired_difference, shorten_paths
 from tsdkd.stages.results.published import AVERAGE, PUBLISHED, find_table, published_tables
 
@@ -42,7 +42,7 @@ def results(directory: Path, scores: Scores, model: str = "m", first: int = 0) -
                 for i, (s, w) in enumerate(documents, first)
             ]
             table = [{**dict.fromkeys(SCHEMAS["results"].names), **row} for row in rows]
-            writer.write_table(f"{name}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
+            writer.write_table(f"{BENCHMARKS[name].file_stem}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
             value, stderr = weighted_mean(rows)
             summary[name] = {
                 "metric": METRICS.get(name, "acc,none"),
@@ -125,6 +125,28 @@ def test_averages_weight_benchmarks_equally(tmp_path: Path) -> None:
     assert difference.value == pytest.approx(-(1 / 4 + 1 / 2) / 2)
     assert difference.stderr == pytest.approx((0.25**2 + 0.5**2) ** 0.5 / 2)
     assert 0.1 < difference.p < 0.2  # 1.34 standard errors
+
+
+def test_variants_of_one_benchmark_count_once_in_the_average(tmp_path: Path) -> None:
+    """The variant that most models have counts, and a note names it."""
+    strict, sciq = {"gsm8k:strict": binary_scores("0001")}, {"sciq": binary_scores("1111")}
+    both = results(tmp_path / "a", {"gsm8k": binary_scores("0011")} | strict | sciq)
+    alone = results(tmp_path / "b", strict | sciq)
+    comparison = compare({"a": both})
+    assert comparison.benchmarks == ("gsm8k", "gsm8k:strict", "sciq", AVERAGE)
+    assert comparison.scores["a"][AVERAGE].value == pytest.approx((0.5 + 1) / 2)
+    assert comparison.notes == ("average: each benchmark counts once, without gsm8k:strict (gsm8k counts)",)
+    comparison = compare({"a": both, "b": alone})
+    assert comparison.scores["a"][AVERAGE].value == comparison.scores["b"][AVERAGE].value == (0.25 + 1) / 2
+    assert comparison.differences["b"][AVERAGE].documents == 8
+    assert comparison.notes == ("average: each benchmark counts once, without gsm8k (gsm8k:strict counts)",)
+
+
+def test_variants_of_a_single_benchmark_have_no_average(tmp_path: Path) -> None:
+    scores = {"gsm8k": binary_scores("0011"), "gsm8k:strict": binary_scores("0001")}
+    comparison = compare({"a": results(tmp_path / "a", scores, "Qwen2.5-1.5B")})
+    assert AVERAGE not in comparison.benchmarks
+    assert not any("average" in note for note in comparison.notes)
 
 
 def test_a_model_without_one_of_the_benchmarks_has_no_average(tmp_path: Path) -> None:
@@ -267,8 +289,34 @@ def test_rows_of_one_name_have_the_same_numbers() -> None:
         for name in rows.keys() & table.keys():
             differ = {one for one, value in rows[name].items() if value != table[name][one]}
             assert differ <= {"mbpp"}
-    six = find_table("figure-4")
-    assert round(sum(table["tsdkd"][one] for one in six.averaged) / 6, 1) == six.rows["tsdkd"][AVERAGE]
+
+
+def test_the_notes_state_what_the_papers_numbers_give(real_data: Path) -> None:
+    """Every number of a note, computed from the separate transcription."""
+    read = json.loads((real_data / "paper" / "tables.json").read_text())
+    rows = {name: dashes(row) for name, row in read["tables_1_2_7_8_qwen2.5_14b_to_1.5b"].items()}
+    table_1, table_6 = rows["tsdkd"], dashes(read["table_6_off_vs_on_policy_qwen2.5"]["on_policy"])
+    here, there = table_1["mbpp"], table_6["mbpp"]
+    assert find_table("table-1").notes == f"MBPP of tsdkd is {here} in this table and {there} in table-6"
+    assert find_table("table-6").notes == f"MBPP of tsdkd is {there} in this table and {here} in table-1"
+    for name in ("figure-4", "figure-5", "figure-6"):
+        figure = find_table(name)
+        assert {*figure.averaged} == {*table_6}
+        averages = [round(sum(row[one] for one in figure.averaged) / 6, 1) for row in (table_1, table_6)]
+        assert figure.notes.endswith(
+            "the numbers of tsdkd in table-1 on the six benchmarks of table-6 give "
+            f"{averages[0]} (those in table-6 give {averages[1]})"
+        )
+        assert figure.rows["tsdkd"][AVERAGE] == averages[0]
+    ablation = [dashes(row) for row in read["table_3_ablation_qwen2.5"]["rows"]]
+    assert "rows 1 and 5 repeat the numbers of gkd and tsdkd in table-1" in find_table("table-3").notes
+    for row, name in ((ablation[0], "gkd"), (ablation[4], "tsdkd")):
+        assert row.items() <= rows[name].items()
+    curve = read["figures_average_score"]["opener_fraction"]
+    assert curve == "peak at 0.1, worse at 1.0"
+    assert "the curve peaks at c = 0.1 and is lower at 1.0" in find_table("figure-3").notes
+    noted = {table.names[0] for table in published_tables() if table.notes}
+    assert noted == {"qwen2.5", "table-3", "table-6", "figure-3", "figure-4", "figure-5", "figure-6"}
 
 
 def test_every_table_has_known_benchmarks() -> None:

@@ -1,16 +1,31 @@
 """Datasets of the Hugging Face hub, and local directories of datasets: downloaded once, then read from disk."""
 
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from tsdkd.errors import InputError, first_line
 
 
-def read_hub_dataset(path: Path, config_name: str | None, split: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of one split (default: train), memory-mapped. `path`: a directory, or a hub id. Raises InputError."""
+def file_mode(path: Path) -> int:
+    """The type and permissions of a file or directory; 0 where there is none, or none that can be reached."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+def read_hub_dataset(
+    path: Path, config_name: str | None, split: str | None, columns: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of one split (default: train), memory-mapped; only these columns where the dataset has any of them.
+
+    `path`: a directory, also one that `save_to_disk` wrote, or a hub id. Raises InputError.
+    """
     name = str(path)
-    if not path.is_dir() and (path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1):
+    mode = file_mode(path)
+    if not stat.S_ISDIR(mode) and (mode or name.startswith(("/", ".", "~")) or name.count("/") != 1):
         raise InputError(
             f"{name} is neither a prompts file nor a dataset.",
             "Use a .jsonl, .json, .csv or .parquet file, a dataset's directory, or a hub id such as org/name.",
@@ -19,11 +34,49 @@ def read_hub_dataset(path: Path, config_name: str | None, split: str | None) -> 
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
+    number = 0
     try:
-        rows = datasets.load_dataset(name, config_name, split=split or "train")
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            rows = _saved_rows(path, config_name, split)
+        else:
+            rows = datasets.load_dataset(name, config_name, split=split or "train")
+        chosen = [column for column in rows.column_names if column in columns]
+        for row in rows.select_columns(chosen) if chosen else rows:
+            number += 1
+            yield row
+    except InputError:
+        raise
     except Exception as error:  # the hub, the network and the file formats raise errors of many types
+        if isinstance(error, OSError) and _is_in_cache(error.filename):
+            cause = f"The cache of datasets cannot be written ({error.strerror}: {error.filename})."
+            raise InputError(cause, "Set HF_HOME and HF_DATASETS_CACHE to directories that can be written.") from None
+        if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        after = f" after row {number}" if number else ""
         raise InputError(
-            f"The dataset {name} could not be read ({first_line(error)}).",
+            f"The dataset {name} could not be read{after} ({first_line(error)}).",
             "Check the id, --config-name, --split and the network, or name a local file.",
         ) from None
-    yield from rows
+
+
+def _is_in_cache(file: str | None) -> bool:
+    """Whether a file that raised an error is in a cache, or a directory above one that could not be made."""
+    import datasets
+    import huggingface_hub
+
+    caches = [Path(cache) for cache in (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HOME)]
+    return bool(file) and any(c.is_relative_to(str(file)) or Path(str(file)).is_relative_to(c) for c in caches)
+
+
+def _saved_rows(path: Path, config_name: str | None, split: str | None) -> Any:
+    """The rows of a directory that `save_to_disk` wrote. Raises InputError for another configuration or split."""
+    import datasets
+
+    if config_name:
+        raise InputError(f"{path} is a saved dataset: it has no configurations.", "Leave out --config-name.")
+    rows = datasets.load_from_disk(str(path))
+    splits = rows if isinstance(rows, datasets.DatasetDict) else {str(rows.split or "train"): rows}
+    chosen = split or (next(iter(splits)) if len(splits) == 1 else "train")
+    if chosen not in splits:
+        raise InputError(f"{path} has no split {chosen!r}.", f"Choose with --split one of: {', '.join(splits)}.")
+    return splits[chosen]

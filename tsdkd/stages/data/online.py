@@ -13,13 +13,13 @@ from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.data.source import Batch, Sample, predicting_hidden
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.tokenizers import chat_token_ids
 
 
 class ResponseSampler(Protocol):
@@ -103,15 +103,17 @@ def make_request(sample: Sample, key: Sequence[int]) -> Request:
 
 
 def samples_from_prompts(
-    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, day: str | None = None
 ) -> tuple[list[Sample], int]:
     """Samples without responses, of prompts of 1 to `max_tokens` tokens; and the number of other prompts.
+
+    `day`: the day that the chat template writes.
 
     Raises InputError if there are only other prompts.
     """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
-        | {"prompt_ids": chat_token_ids(tokenizer, prompt.messages)}
+        | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day)}
         for prompt in prompts
     ]
     fitting = [s for s in samples if 0 < len(s["prompt_ids"]) <= max_tokens]

@@ -1,29 +1,35 @@
 """Prompts, read one at a time from a JSONL, JSON, CSV or Parquet file, or from a dataset.
 
-Memory holds the rows of one read (a JSON file is read whole), and 16 bytes for each prompt that was read.
+Memory holds 16 bytes for each prompt that was read, beside what its reader holds.
 """
 
-import csv
-import json
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.locks import hold_input
 from tsdkd.artifacts.manifest import HUB_DATASET, Parent, relative_path
-from tsdkd.errors import InputError
-from tsdkd.stages.data.hub import read_hub_dataset
+from tsdkd.errors import InputError, first_line
+from tsdkd.stages.data.hub import file_mode, read_hub_dataset
+from tsdkd.stages.data.messages import (
+    Messages,
+    Tools,
+    is_empty_prompt,
+    is_missing,
+    located,
+    prompt_content,
+    read_messages,
+    read_tools,
+    require_encodable,
+)
+from tsdkd.stages.data.prompt_files import READERS, PlacedRow, PromptRow, without_padding
 
-Messages = list[dict[str, str]]
-PromptRow = dict[str, Any]
-"""A row of a prompts file: its cells by column."""
+PROMPT_COLUMNS = ("messages", "prompt")
+"""The first of these whose cell is not empty is the prompt."""
+OTHER_COLUMNS = ("tools", "prompt_id", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,11 @@ class Prompt:
     prompt_id: str
     source: str
     messages: Messages
+    tools: Tools | None = None
+    place: str = field(default="", compare=False)
+    """Where the prompt stands, such as "prompts.jsonl, line 3"."""
+    system_added: bool = False
+    """The system message comes from the option, not from the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,63 +67,110 @@ class Prompts:
     def read(self, skipped: Counter[str]) -> Iterator[Prompt]:
         """Yields prompts; counts the rows that it skips as "empty" or "duplicate" in `skipped`.
 
-        Columns `prompt_id` and `source` replace the defaults, a hash of the messages and the file's name.
+        Columns `prompt_id` and `source` replace the defaults, a hash of messages and tools, and the file's name.
         Raises InputError for a missing, empty or malformed file, an unknown column, a cell that is not a prompt, or
         an id of two prompts.
         """
         contents: set[bytes] = set()
         ids: set[bytes] = set()
-        column, number, count = "", 0, 0
-        for number, row in enumerate(self._rows(), 1):
-            if count == self.limit:
-                return
-            column = column or _prompt_column(self.path, list(row), self.column)
-            messages = _messages(self.path, number, column, row.get(column))
-            content = json_digest(messages)
-            if not messages or _short_digest(content) in contents:
-                skipped["duplicate" if messages else "empty"] += 1
+        names: dict[str, None] = {}  # in the order of the file, until a prompt's column occurs
+        found, count = False, 0
+        for place, row in self._rows():
+            if not found:
+                names |= dict.fromkeys(row)
+                found = any(column in row for column in self._prompt_columns)
+            with located(place):
+                prompt, content = self._prompt(place, row)
+            if not prompt.messages or _short_digest(content) in contents:
+                skipped["duplicate" if prompt.messages else "empty"] += 1
                 continue
             contents.add(_short_digest(content))
-            prompt_id = row.get("prompt_id")
-            if prompt_id is not None:
-                _require_unique_id(self.path, number, str(prompt_id), ids)
+            if prompt.prompt_id != content[:16]:
+                _require_unique_id(prompt, ids)
             count += 1
-            source = str(row.get("source") or self.path.stem)
-            yield Prompt(str(prompt_id or content[:16]), source, self._with_system(messages))
-        if not number:
-            raise InputError(f"{self.path} holds no prompts.", "Add rows, or name another file.")
+            yield prompt
+            if count == self.limit:
+                return
+        if not found:
+            raise self._no_prompts(list(names))
 
     def parent(self, output: Path) -> Parent:
         """The parent that an artifact at `output` records: a file by its bytes, a dataset by its prompts."""
         hold_input(self.path)
         if self._is_file:
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
-        content = json_digest([[prompt.prompt_id, json_digest(prompt.messages)] for prompt in self])
-        return Parent(HUB_DATASET, content, str(self.path))
+        content = [[prompt.prompt_id, json_digest(prompt_content(prompt.messages, prompt.tools))] for prompt in self]
+        return Parent(HUB_DATASET, json_digest(content), str(self.path))
 
     @property
     def on_hub(self) -> bool:
-        return not self._is_file and not self.path.exists()
+        return not self._is_file and not file_mode(self.path)
 
     @property
     def _is_file(self) -> bool:
-        return self.path.suffix.lower() in READERS
+        return self.path.suffix.lower() in READERS and not stat.S_ISDIR(file_mode(self.path))
 
-    def _rows(self) -> Iterator[PromptRow]:
+    @property
+    def _prompt_columns(self) -> tuple[str, ...]:
+        return (self.column,) if self.column else PROMPT_COLUMNS
+
+    def _rows(self) -> Iterator[PlacedRow]:
+        columns = (*self._prompt_columns, *OTHER_COLUMNS)
         if not self._is_file:
-            return read_hub_dataset(self.path, self.config_name, self.split)
-        if not self.path.is_file():
-            raise InputError(f"The prompts file {self.path} does not exist.", "Check the path.")
+            rows = read_hub_dataset(self.path, self.config_name, self.split, columns)
+            return (
+                (f"{self.path}, row {number}", {name: without_padding(cell) for name, cell in row.items()})
+                for number, row in enumerate(rows, 1)
+            )
+        _require_file(self.path)
         if self.config_name or self.split:
             raise InputError(
                 f"{self.path} is a file: it has no configurations and splits.", "Leave out --config-name and --split."
             )
-        return READERS[self.path.suffix.lower()](self.path)
+        return READERS[self.path.suffix.lower()](self.path, columns)
 
-    def _with_system(self, messages: Messages) -> Messages:
-        if self.system is None or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self.system}, *messages]
+    def _prompt(self, place: str, row: PromptRow) -> tuple[Prompt, str]:
+        """The prompt of a row, without messages if it is empty; and the hash of its messages and tools."""
+        columns = self._prompt_columns
+        column = next((name for name in columns if not is_empty_prompt(name, row.get(name))), columns[0])
+        messages, tools = read_messages(column, row.get(column)), read_tools(row.get("tools"))
+        content = json_digest(prompt_content(messages, tools))
+        prompt_id = _name(row, "prompt_id", content[:16])
+        source = _name(row, "source", self.path.stem)
+        if self.system is None or not messages or messages[0]["role"] == "system":
+            return Prompt(prompt_id, source, messages, tools, place), content
+        completed = [{"role": "system", "content": self.system}, *messages]
+        return Prompt(prompt_id, source, completed, tools, place, system_added=True), content
+
+    def _no_prompts(self, names: list[str]) -> InputError:
+        """The error for a file without a column of prompts; `names`: its columns, none without rows."""
+        if not names:
+            return InputError(f"{self.path} holds no prompts.", "Add rows, or name another file.")
+        missing = f"column {self.column!r}" if self.column else "column 'messages' or 'prompt'"
+        return InputError(f"{self.path} has no {missing}.", f"Choose with --column one of: {', '.join(names)}.")
+
+
+def _name(row: PromptRow, column: str, default: str) -> str:
+    """The cell of an id or a source as text. Raises InputError."""
+    cell = row.get(column)
+    if is_missing(cell):
+        return default
+    if isinstance(cell, list | dict | bytes):
+        raise InputError(f"{column!r} is neither text nor a number.", "Correct the row.")
+    require_encodable(str(cell))
+    return str(cell)
+
+
+def _require_file(path: Path) -> None:
+    """Raises InputError unless a file is there."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        raise InputError(f"The prompts file {path} does not exist.", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The prompts file {path} cannot be read ({first_line(error)}).", "Check the path.") from None
+    if not regular:
+        raise InputError(f"{path} is not a regular file.", "Write the prompts to a file; they are read several times.")
 
 
 def _short_digest(digest: str) -> bytes:
@@ -120,104 +178,9 @@ def _short_digest(digest: str) -> bytes:
     return bytes.fromhex(digest[:32])
 
 
-def _require_unique_id(path: Path, number: int, prompt_id: str, ids: set[bytes]) -> None:
+def _require_unique_id(prompt: Prompt, ids: set[bytes]) -> None:
     """Adds an id to `ids`. Raises InputError if `ids` holds it already."""
-    digest = _short_digest(json_digest(prompt_id))
+    digest = _short_digest(json_digest(prompt.prompt_id))
     if digest in ids:
-        raise InputError(f"{path}, row {number}: two prompts have the prompt_id {prompt_id!r}.", "Make ids unique.")
+        raise InputError(f"{prompt.place}: two prompts have the prompt_id {prompt.prompt_id!r}.", "Make ids unique.")
     ids.add(digest)
-
-
-def _prompt_column(path: Path, columns: list[str], option: str | None) -> str:
-    for name in (option,) if option else ("messages", "prompt"):
-        if name in columns:
-            return name
-    missing = f"column {option!r}" if option else "column 'messages' or 'prompt'"
-    raise InputError(f"{path} has no {missing}.", f"Choose with --column one of: {', '.join(columns)}.")
-
-
-def _messages(path: Path, number: int, column: str, cell: Any) -> Messages:
-    """The messages of a cell, without assistant messages at the end; an empty list for an empty prompt."""
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
-        return []
-    if isinstance(cell, str):
-        return [{"role": "user", "content": cell}]
-    if isinstance(cell, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in cell):
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in cell]
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        return messages if any(message["content"].strip() for message in messages) else []
-    raise InputError(
-        f"{path}, row {number}: {column!r} is neither text nor a list of messages with role and content.",
-        "Correct the row, or choose another --column.",
-    )
-
-
-def _read_jsonl(path: Path) -> Iterator[PromptRow]:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error.msg}).", "Correct the line.") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: not a JSON object.", "Write one object with named fields.")
-            yield row
-
-
-def _read_json(path: Path) -> Iterator[PromptRow]:
-    with _open_text(path) as file:
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}).", "Correct the file.") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} is not a list of JSON objects.", "Write [{...}, {...}], or use .jsonl.")
-    yield from rows
-
-
-def _read_csv(path: Path) -> Iterator[PromptRow]:
-    with _open_text(path, newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    cells = len(reader.fieldnames or [])
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: the line does not have the {cells} cells of the header.",
-                        "Correct the line; quote cells that hold commas.",
-                    )
-                yield row
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num}: not readable as CSV ({error}).", "Correct the file, or use .jsonl."
-            ) from None
-
-
-@contextmanager
-def _open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """Opens UTF-8 text, with or without a byte-order mark. Raises InputError for other encodings."""
-    try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}).", "Save the file as UTF-8.") from None
-
-
-def _read_parquet(path: Path) -> Iterator[PromptRow]:
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-            yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise InputError(f"{path} is not a readable Parquet file ({error}).", "Check the file.") from None
-
-
-READERS: dict[str, Callable[[Path], Iterator[PromptRow]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-"""By suffix."""

@@ -46,7 +46,7 @@ def check_engine(
     if not isinstance(engine, VllmEngine):
         return
     spec = models[author]
-    dtype = config.dtype if config.dtype != "auto" else spec.dtype
+    dtype = spec.resolve_dtype(config.dtype)
     model = replace(load_model(spec.name, config.dtype, device="cpu"), shared_vocab=spec.vocab)
     compare_with_model(engine, requests, model, config, dtype)
 

@@ -150,7 +150,7 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them
         "logits_processors": ["tsdkd.stages.engines.vllm_logits:MaskPaddingRows"],
         "additional_config": {"tsdkd_vocab_size": model.vocab},
-        "dtype": model.dtype if config.dtype == "auto" else config.dtype,  # vLLM's auto turns float32 into float16
+        "dtype": model.resolve_dtype(config.dtype),
         "enable_chunked_prefill": False,  # a prompt read in chunks draws random numbers; CPUs do not support it
         "tensor_parallel_size": config.tensor_parallel,
         "gpu_memory_utilization": config.memory_fraction,

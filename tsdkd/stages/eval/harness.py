@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.metadata import distributions, version
 from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,13 @@ SHOTS_SEED = 1234
 """lm-eval's default seed for shots that are sampled."""
 Tasks = dict[str, Any]
 """lm-eval's tasks by name."""
+LIBRARIES = ("lm_eval", "datasets", "math-verify", "langdetect", "nltk")
+"""Libraries that decide prompts and scores."""
+
+
+def evaluation_versions() -> dict[str, str]:
+    """Versions of those of `LIBRARIES` that are installed."""
+    return {name: version(name) for name in LIBRARIES if any(distributions(name=name))}
 
 
 def require_prerequisites(benchmarks: list[Benchmark], data: Path | None, allow_code: bool) -> None:
@@ -83,10 +91,11 @@ def _require_sentence_splitter(name: str) -> None:
         ) from None
 
 
-def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | None) -> Tasks:
+def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | None, chat: bool = False) -> Tasks:
     """lm-eval's tasks of a benchmark with their documents.
 
-    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: may lower the benchmark's limit.
+    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: may lower the benchmark's limit;
+    `chat`: prompts use the chat template, which decides the stop strings.
 
     Raises InputError when a dataset cannot be loaded.
     """
@@ -116,7 +125,8 @@ def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | No
         task.set_fewshot_seed(SHOTS_SEED)
         if benchmark.max_new_tokens:
             limit = min(benchmark.max_new_tokens, max_new_tokens or benchmark.max_new_tokens)
-            task.set_config("generation_kwargs", {"max_gen_toks": limit}, update=True)
+            stops = {"until": list(benchmark.chat_stops)} if chat else {}
+            task.set_config("generation_kwargs", {"max_gen_toks": limit} | stops, update=True)
     if benchmark.base == "ifeval":
         import langdetect
 
@@ -137,11 +147,11 @@ def run_benchmark(
 ) -> list[dict[str, Any]]:
     """Evaluate a model and return a row per document and metric, as in the schema of results.
 
-    `model`: one of lm-eval's, with `TruncationTracking`; `name`: the name to show; `limit`: documents of all tasks
+    `model`: one of lm-eval's, with `ResponseTracking`; `name`: the name to show; `limit`: documents of all tasks
     together; `chat`: apply the chat template.
     """
     chosen = None if limit is None else spread_limit({name: len(task.eval_docs) for name, task in tasks.items()}, limit)
-    model.truncation_log.clear()
+    model.response_log.clear()
     with _progress_shown(f"{name}: {benchmark.name}", observer, model.request_progress):
         from lm_eval.evaluator import evaluate
 
@@ -157,7 +167,7 @@ def run_benchmark(
     if results is None:
         raise TsdkdError(f"lm-eval returned no results for {benchmark.name}.", "Run eval in a single process.")
     return [
-        _result_row(benchmark, task, metric, sample, model.truncation_log)
+        _result_row(benchmark, task, metric, sample, model.response_log)
         for task, samples in sorted(results["samples"].items())
         for metric in (benchmark.metric, *benchmark.other_metrics)
         for sample in sorted(samples, key=lambda sample: sample["doc_id"])
@@ -192,9 +202,8 @@ def weighted_mean(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
     return value, sqrt(squares * len(rows) / (len(rows) - 1)) / sum(weights)
 
 
-def _result_row(
-    benchmark: Benchmark, task: str, metric: str, sample: dict[str, Any], truncation_log: Any
-) -> dict[str, Any]:
+def _result_row(benchmark: Benchmark, task: str, metric: str, sample: dict[str, Any], log: Any) -> dict[str, Any]:
+    """A row of the results' schema, and the stop string that ended the response."""
     prompt = str(sample["arguments"][0][0])
     value = sample[metric.partition(",")[0]]
     parts = [float(part) for part in value] if isinstance(value, list) else [float(value)]
@@ -209,8 +218,9 @@ def _result_row(
         **texts,
         "score": sum(parts) / len(parts),
         "weight": float(len(parts)),
-        "truncated": prompt in truncation_log.prompts_of_responses,
-        "prompt_truncated": prompt in truncation_log.prompts,
+        "truncated": prompt in log.truncated_responses,
+        "prompt_truncated": prompt in log.truncated_prompts,
+        "stop": log.stops.get(prompt),
     }
 
 

@@ -1,6 +1,6 @@
-"""The transformers model that lm-eval evaluates, and the tracking of truncation that it shares with vLLM's.
+"""The transformers model that lm-eval evaluates, and the tracking of responses that it shares with vLLM's.
 
-lm-eval reports neither truncated responses nor truncated prompts: `TruncationTracking` records both.
+lm-eval reports no truncation and no stop strings: `ResponseTracking` records both.
 Imports lm-eval, so other modules import it late.
 """
 
@@ -16,29 +16,37 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
 from tsdkd.stages.models.attributes import replaced_attribute
+from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 
 
-class TruncationLog:
-    """Truncated prompts and responses. lm-eval takes it for its cache and hands it every response."""
+class ResponseLog:
+    """How prompts and responses ended. lm-eval takes it for its cache and hands it every response."""
 
     def __init__(self) -> None:
-        self.prompts: set[str] = set()
-        """Prompts that were truncated."""
-        self.prompts_of_responses: set[str] = set()
+        self.truncated_prompts: set[str] = set()
+        self.truncated_responses: set[str] = set()
         """Prompts whose response was truncated."""
-        self.pending: deque[bool] = deque()
-        """Whether each of the next responses that lm-eval hands over is truncated."""
+        self.stops: dict[str, str] = {}
+        """The stop string that ended the response, by prompt."""
+        self.pending: deque[tuple[bool, str | None]] = deque()
+        """Of each of the next responses that lm-eval hands over: whether it is truncated, and its stop string."""
 
     def add_partial(self, kind: str, request: tuple[str, Any], _: Any) -> None:
         """lm-eval calls this once for each response, in the order of `pending`."""
-        if kind == "generate_until" and self.pending.popleft():
-            self.prompts_of_responses.add(request[0])
+        if kind != "generate_until":
+            return
+        truncated, stop = self.pending.popleft()
+        if truncated:
+            self.truncated_responses.add(request[0])
+        if stop:
+            self.stops[request[0]] = stop
 
     def clear(self) -> None:
-        self.prompts.clear()
-        self.prompts_of_responses.clear()
+        self.truncated_prompts.clear()
+        self.truncated_responses.clear()
+        self.stops.clear()
 
 
 class RequestProgress:
@@ -57,16 +65,22 @@ class RequestProgress:
         self.advance(count)
 
 
-class TruncationTracking:
-    """Mixed into lm-eval's model classes: records truncation and seeds the scorers' random choices."""
+class ResponseTracking:
+    """Mixed into lm-eval's model classes: records how responses end, seeds the scorers' random choices, and shows a
+    system message to models whose chat template has none."""
 
-    truncation_log: TruncationLog
+    response_log: ResponseLog
     request_progress: RequestProgress
     max_length: int
 
     def start_tracking(self) -> None:
-        self.truncation_log, self.request_progress = TruncationLog(), RequestProgress()
-        cast("Any", self).set_cache_hook(self.truncation_log)
+        self.response_log, self.request_progress = ResponseLog(), RequestProgress()
+        cast("Any", self).set_cache_hook(self.response_log)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """lm-eval itself would drop the task's instructions where the template refuses a system message."""
+        messages = fit_system(cast("Any", self).tokenizer, chat_history)
+        return str(super().apply_chat_template(messages, add_generation_prompt))  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         limit = requests[0].args[1]["max_gen_toks"]
@@ -84,7 +98,9 @@ class TruncationTracking:
 
     def _prepare(self, lengths: dict[str, int], projected: int) -> None:
         """`lengths`: tokens of prompt and response, by prompt; `projected`: positions of a sequence with logits."""
-        self.truncation_log.prompts |= {prompt for prompt, length in lengths.items() if length > self.max_length}
+        self.response_log.truncated_prompts |= {
+            prompt for prompt, length in lengths.items() if length > self.max_length
+        }
         self.choose_batch_size(min(max(lengths.values()), self.max_length), projected)
 
     def choose_batch_size(self, longest: int, projected: int) -> None:
@@ -94,10 +110,13 @@ class TruncationTracking:
         """Called after the last request."""
 
 
-class TransformersModel(TruncationTracking, HFLM):
+class TransformersModel(ResponseTracking, HFLM):
     """lm-eval's class for transformers. Decodes greedily; the memory decides the batch size."""
 
-    def __init__(self, language_model: LanguageModel, max_length: int, batch_size: int | None) -> None:
+    def __init__(
+        self, language_model: LanguageModel, max_length: int, batch_size: int | None, turn_end_ids: list[int]
+    ) -> None:
+        """`turn_end_ids`: ids that end a response besides the model's own."""
         tokenizer = language_model.tokenizer
         if tokenizer.pad_token_id not in range(language_model.vocab):  # lm-eval would add a token without a row
             tokenizer.pad_token_id = next(iter(language_model.end_ids), 0)
@@ -109,8 +128,9 @@ class TransformersModel(TruncationTracking, HFLM):
         )
         self.start_tracking()
         self._language_model, self._fixed_batch_size = language_model, batch_size
+        self._end_ids = sorted({*language_model.end_ids, *turn_end_ids})
         self._greedy = GenerationConfig(
-            eos_token_id=language_model.end_ids or None,
+            eos_token_id=self._end_ids or None,
             pad_token_id=self.tokenizer.pad_token_id,
             suppress_tokens=language_model.padding_ids or None,
             do_sample=False,
@@ -135,13 +155,14 @@ class TransformersModel(TruncationTracking, HFLM):
         with replaced_attribute(self.model, "generation_config", self._greedy), self._token_count_shown():
             output: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
         responses = output[:, context.shape[1] :]
-        end_ids = torch.tensor(self._language_model.end_ids, device=responses.device)
-        ended = torch.isin(responses, end_ids).any(1).tolist()
+        ended = torch.isin(responses, torch.tensor(self._end_ids, device=responses.device)).any(1).tolist()
         at_limit = responses.shape[1] >= max_length - context.shape[1]
-        self.truncation_log.pending.extend(
-            at_limit and not end and not any(word in self.tok_decode(ids) for word in stop)
-            for ids, end in zip(responses.tolist(), ended, strict=True)
-        )
+        end_token = self.tok_decode(self.eot_token_id, skip_special_tokens=False)  # lm-eval adds it to `stop`
+        for ids, end in zip(responses.tolist(), ended, strict=True):
+            found = _first_stop(self.tok_decode(ids), stop)
+            self.response_log.pending.append(
+                (at_limit and not end and found is None, None if found == end_token else found)
+            )
         return output
 
     @contextmanager
@@ -153,6 +174,11 @@ class TransformersModel(TruncationTracking, HFLM):
             yield
         finally:
             hook.remove()
+
+
+def _first_stop(text: str, stops: list[str]) -> str | None:
+    """The stop string at which lm-eval cuts a response."""
+    return min((stop for stop in stops if stop and stop in text), key=text.index, default=None)
 
 
 def _largest_batch_size(language_model: LanguageModel, longest: int, projected: int) -> int:

@@ -6,9 +6,10 @@ from typing import Any
 
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.engines.vllm_progress import forward_progress
-from tsdkd.stages.eval.lm_eval_transformers import TruncationTracking
+from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.merged import merged_model_directory
+from tsdkd.stages.models.spec import load_spec
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
@@ -31,17 +32,19 @@ REQUESTS_PER_CALL = 1024
 """Requests in one call of vLLM, which batches them itself."""
 
 
-class VllmModel(TruncationTracking, VLLM):
+class VllmModel(ResponseTracking, VLLM):
     """lm-eval's class for vLLM.
 
     An adapter is merged into its base model first: vLLM 0.32 fails on the log-probabilities of prompts with adapters.
     """
 
-    def __init__(self, name: str, config: EvalConfig) -> None:
+    def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
+        """`turn_end_ids`: ids that end a response besides the model's own."""
+        dtype = load_spec(name).resolve_dtype(config.dtype)
         with merged_model_directory(name, config.dtype) as directory:
             super().__init__(
                 pretrained=str(directory),
-                dtype=config.dtype,
+                dtype=dtype,
                 max_length=config.max_length,
                 batch_size=config.batch_size or REQUESTS_PER_CALL,
                 tensor_parallel_size=config.tensor_parallel,
@@ -49,6 +52,7 @@ class VllmModel(TruncationTracking, VLLM):
                 use_tqdm_on_load=False,
             )
         self.start_tracking()
+        self._turn_end_ids = turn_end_ids
         self.request_progress.counted_by_engine = True
         bar = forward_progress(self.request_progress.forward)
         generate = self.model.generate
@@ -57,8 +61,20 @@ class VllmModel(TruncationTracking, VLLM):
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
         outputs = super()._model_generate(requests, generate, sampling_params)
         if generate:
-            self.truncation_log.pending.extend(output.outputs[0].finish_reason == "length" for output in outputs)
+            self.response_log.pending.extend(
+                (output.outputs[0].finish_reason == "length", self._stop(output.outputs[0].stop_reason))
+                for output in outputs
+            )
         return outputs
+
+    def modify_gen_kwargs(self, *args: Any, **settings: Any) -> tuple[dict[str, Any], list[str], int]:
+        sampling, until, limit = VLLM.modify_gen_kwargs(*args, **settings)
+        return sampling | {"stop_token_ids": self._turn_end_ids}, until, limit
+
+    def _stop(self, reason: int | str | None) -> str | None:
+        """The benchmark's stop string of vLLM's stop reason; lm-eval adds the end token to the stop strings."""
+        end_token = self.tokenizer.decode(self.eot_token_id)
+        return reason if isinstance(reason, str) and reason != end_token else None
 
     def close(self) -> None:
         """Frees the memory for the next model; the garbage collector alone does not."""

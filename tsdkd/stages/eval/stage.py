@@ -22,19 +22,22 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import unfinished_extension
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
-from tsdkd.errors import InputError
+from tsdkd.errors import ArtifactError, InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.readable import require_readable
+from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
+from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
+from tsdkd.stages.models.chat import require_turns, turn_end_ids
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
-from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
 
@@ -66,27 +69,29 @@ def evaluate(
     _require_engine(config, held_out)
     require_attention(config.attention, [model])
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
-    chat = _uses_chat_template(model, config)
+    chat = _uses_chat_template(model, config, benchmarks)
     _require_end_token(load_spec(model), benchmarks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(unfinished_extension(output) or output)
-    manifest = _manifest(model, output, config, benchmarks, data, source, previous)
+    day = chat_day(load_tokenizer(model), output, overwrite) if chat else None
+    manifest = replace(_manifest(model, output, config, benchmarks, data, source, previous), day=day)
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
         observer.writing(writer.path),
-        closing(_EvaluatedModel(model, config, observer)) as evaluated,
+        closing(_EvaluatedModel(model, config, chat, observer)) as evaluated,
     ):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         incomplete = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.file_stem}.json")]
-        tasks = {b.name: harness.load_tasks(b, data, config.max_new_tokens) for b in incomplete}
+        tasks = {b.name: harness.load_tasks(b, data, config.max_new_tokens, chat) for b in incomplete}
         if source is not None and not writer.has(HELD_OUT_FILE):
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
             _require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
             template = "its chat template" if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
+            evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
         for benchmark in incomplete:
             _add_benchmark(writer, evaluated.lm_eval_model, benchmark, tasks[benchmark.name], config, chat, observer)
         files = {b.name: f"{b.file_stem}.json" for b in choose_benchmarks(manifest.config["tasks"])}
@@ -111,10 +116,10 @@ def _add_benchmark(
     except KeyboardInterrupt:
         observer.info(f"{model}: the next run starts {benchmark.name} again and skips complete benchmarks.")
         raise
-    result = _summarize(benchmark, rows) | {"chat_template": chat}
+    result = summarize(benchmark, rows) | {"chat_template": chat}
     writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
     _write_json(writer, f"{benchmark.file_stem}.json", result)
-    observer.info(f"{model}: {_result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")
+    observer.info(f"{model}: {result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")
 
 
 def _manifest(
@@ -127,6 +132,8 @@ def _manifest(
     previous: Manifest | None,
 ) -> Manifest:
     """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
+    if previous:
+        _require_same_settings(output, previous, config)
     record = model_record("evaluated", model, config.dtype)
     datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
     parents = [
@@ -151,8 +158,8 @@ def _manifest(
         seed=0,
         parents=tuple(parents),
         models=(record,),
-        engine=f"lm-eval 0.4.13 on {config.engine}",
-        libraries=library_versions(),
+        engine=f"lm-eval on {config.engine}",
+        libraries=library_versions() | harness.evaluation_versions() | engine_version(config.engine),
     )
 
 
@@ -180,11 +187,36 @@ def _extendable_fields(previous: Manifest | None) -> set[str]:
     return {"config.tasks"} | {f"parent {kind}" for kind in kinds - used}
 
 
+def _require_same_settings(output: Path, previous: Manifest, config: EvalConfig) -> None:
+    """Raises ArtifactError where existing results were measured with other options."""
+    before, after = previous.config, asdict(config)
+    differing = [name for name in after if name in before and name != "tasks" and before[name] != after[name]]
+    if differing and previous.parts:
+        measured, asked = (
+            " and ".join(_option(name, values[name]) for name in differing) for values in (before, after)
+        )
+        raise ArtifactError(
+            f"The results at {output} were measured {measured}; this command measures {asked}.",
+            f"Measure {measured}, choose another directory with --results, or replace the results with --overwrite.",
+        )
+
+
+def _option(name: str, value: Any) -> str:
+    """A setting of the command line, in words."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None:
+        return f"without {option}"
+    if isinstance(value, bool):
+        return f"with {option if value else option.replace('--', '--no-', 1)}"
+    return f"with {option} {value}"
+
+
 class _EvaluatedModel:
     """The model, loaded at its first use: for held-out responses, and for lm-eval."""
 
-    def __init__(self, name: str, config: EvalConfig, observer: Observer) -> None:
+    def __init__(self, name: str, config: EvalConfig, chat: bool, observer: Observer) -> None:
         self.name, self.config, self.observer = name, config, observer
+        self.turn_end_ids = turn_end_ids(load_tokenizer(name)) if chat else []
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -198,11 +230,11 @@ class _EvaluatedModel:
             vars(self).pop("language_model", None)  # vLLM needs its memory
             from tsdkd.stages.eval.lm_eval_vllm import VllmModel
 
-            return VllmModel(self.name, config)
+            return VllmModel(self.name, config, self.turn_end_ids)
         from tsdkd.stages.eval.lm_eval_transformers import TransformersModel
 
         context = min(config.max_length or self.language_model.context, self.language_model.context)
-        return TransformersModel(self.language_model, context, config.batch_size)
+        return TransformersModel(self.language_model, context, config.batch_size, self.turn_end_ids)
 
     def close(self) -> None:
         if "lm_eval_model" in vars(self):
@@ -230,11 +262,17 @@ def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, 
             )
 
 
-def _uses_chat_template(model: str, config: EvalConfig) -> bool:
-    has_template = load_tokenizer(model).chat_template is not None
+def _uses_chat_template(model: str, config: EvalConfig, benchmarks: list[Benchmark]) -> bool:
+    tokenizer = load_tokenizer(model)
+    has_template = tokenizer.chat_template is not None
     if config.chat_template and not has_template:
         raise InputError(f"{model} has no chat template.", "Leave out --chat-template.")
-    return has_template if config.chat_template is None else config.chat_template
+    chat = has_template if config.chat_template is None else config.chat_template
+    if chat:
+        require_chat_template(tokenizer)
+        for benchmark in benchmarks:
+            require_turns(tokenizer, benchmark.roles)
+    return chat
 
 
 def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
@@ -268,35 +306,6 @@ def greedy_response(language_model: LanguageModel, source: OfflineSource, max_ne
     prompt = source.rollouts.table()["messages"][0].as_py()[-1]["content"]
     (ids,) = sample_responses(language_model, [source.prompt_ids(0)], max_new_tokens, temperature=0)
     return {"prompt": prompt, "response": language_model.tokenizer.decode(ids, skip_special_tokens=True)}
-
-
-def _summarize(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means, standard errors and counts of a benchmark, as the results' summary keeps them."""
-    by_metric: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_metric.setdefault(row["metric"], []).append(row)
-    headline = by_metric[benchmark.metric]
-    value, stderr = harness.weighted_mean(headline)
-    return {
-        "metric": benchmark.metric,
-        "value": value,
-        "stderr": stderr,
-        "documents": len(headline),
-        "other_metrics": {metric: list(harness.weighted_mean(by_metric[metric])) for metric in benchmark.other_metrics},
-        "shots": benchmark.shots,
-        "truncated": sum(row["truncated"] for row in headline),
-        "prompts_truncated": sum(row["prompt_truncated"] for row in headline),
-    }
-
-
-def _result_line(benchmark: Benchmark, result: dict[str, Any]) -> str:
-    error = "" if result["stderr"] is None else f" ± {100 * result['stderr']:.1f}"
-    line = f"{benchmark.name}: {100 * result['value']:.1f}{error} % of {result['documents']:,} documents"
-    if result["truncated"]:
-        line += f", {result['truncated']:,} responses truncated at their limit"
-    if result["prompts_truncated"]:
-        line += f", {result['prompts_truncated']:,} prompts truncated on the left to fit the context"
-    return line
 
 
 def _write_json(writer: Writer, file: str, content: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.stages.config.generate import AUTHORS, GenerateConfig
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, RequestBatch
-from tsdkd.stages.models.tokenizers import chat_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class PromptRequests:
     part_size: int
     """Requests per part."""
     seed: int
+    day: str | None = None
+    """The day that the chat template writes."""
 
     def count(self) -> PromptCounts:
         """Count the prompts. Raises InputError for prompts that cannot be read."""
@@ -92,7 +94,7 @@ class PromptRequests:
     def _tokenized_prompts(self, skipped: Counter[str]) -> Iterator[tuple[Prompt, list[int]]]:
         """Prompts of at most `max_prompt_tokens` with their ids; counts the others in `skipped`."""
         for prompt in self.prompts.read(skipped):
-            ids = chat_token_ids(self.tokenizer, prompt.messages)
+            ids = prompt_token_ids(self.tokenizer, prompt, self.day)
             if not ids:
                 skipped["empty"] += 1
             elif len(ids) <= self.config.max_prompt_tokens:

@@ -22,6 +22,7 @@ from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, SPEED_ONLY_FIELDS, GenerateConfig
+from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.engines.choice import (
@@ -37,7 +38,7 @@ from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.context import require_context
-from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -72,7 +73,9 @@ def generate(
     models = {role: replace(spec, vocab=vocab) for role, spec in models.items()}
     config = with_supported_draft(config, models.values(), observer)
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
-    requests = PromptRequests(source, _template_model(models).tokenizer, config, part_size, seed)
+    tokenizer = _template_model(models).tokenizer
+    day = chat_day(tokenizer, output, overwrite)
+    requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
     counts = requests.count()
     _require_prompts(counts, config, prompts)
     max_tokens = counts.longest + config.max_new_tokens
@@ -87,6 +90,7 @@ def generate(
         models=records,
         engine=engine,
         libraries=library_versions() | engine_version(engine),
+        day=day,
     )
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
@@ -171,7 +175,7 @@ def _row(
         "sample_id": request.sample_id,
         "prompt_id": prompt.prompt_id,
         "source": prompt.source,
-        "messages": prompt.messages,
+        "messages": text_messages(prompt.messages),
         "prompt_ids": request.prompt_ids,
         "response_ids": response.ids,
         "response": tokenizer.decode(response.ids, skip_special_tokens=True),

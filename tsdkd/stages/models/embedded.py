@@ -58,7 +58,9 @@ def teacher_config_and_tokenizer() -> tuple[PreTrainedConfig, PreTrainedTokenize
     """
     target = teacher_dir()
     if target.exists():
-        return AutoConfig.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+        return AutoConfig.from_pretrained(target, trust_remote_code=False), AutoTokenizer.from_pretrained(
+            target, trust_remote_code=False
+        )
     source = _package_dir()
     with redirect_stderr(StringIO()):
         return AutoConfig.from_pretrained(source, gguf_file=GGUF), _tokenizer(source)

@@ -173,7 +173,7 @@ def load_model(
     source = base or directory
     try:
         if dtype == "auto" and device_map is None:
-            dtype = auto_dtype(AutoConfig.from_pretrained(source), device)
+            dtype = auto_dtype(AutoConfig.from_pretrained(source, trust_remote_code=False), device)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -181,6 +181,7 @@ def load_model(
             device_map=device_map,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
         require_all_tensors(str(base or name), model, report)
         if base:

@@ -43,7 +43,7 @@ def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
                 "Use --engine transformers.",
             )
         model.generation_config = GenerationConfig(eos_token_id=spec.end_ids)  # transformers may refuse to save others
-        model.to(getattr(torch, spec.dtype if dtype == "auto" else dtype)).save_pretrained(directory)
+        model.to(getattr(torch, spec.resolve_dtype(dtype))).save_pretrained(directory)
         spec.tokenizer.save_pretrained(directory)
         del base, adapted, model
         os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"  # its entries are named by this temporary directory

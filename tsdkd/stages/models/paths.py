@@ -1,4 +1,4 @@
-"""Resolves a model's name to a directory: a local one, or a download from the hub. Imports no torch."""
+"""Resolves a model's name to a directory: a local one, or a download from the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.errors import ArtifactError, InputError, first_line
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings, is_adapter
+from tsdkd.stages.models.custom_code import require_native
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt")
 """Patterns of the files that transformers may need of a model."""
@@ -30,6 +31,7 @@ def model_directory(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
             )
         if (path / MANIFEST_FILE).is_file() and load_manifest(path).state != "complete":
             raise ArtifactError(f"{name} is not finished.", "Run the stage that writes it again, then name it.")
+        require_native(name, path)
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(
@@ -44,12 +46,14 @@ def _hub_snapshot(name: str, files: Sequence[str], revision: str | None = None) 
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(
             f"{name} is not a local model directory, and the hub did not provide it ({first_line(error)}).",
             "Check the name and the network, or name a local directory.",
         ) from None
+    require_native(name, snapshot)
+    return snapshot
 
 
 def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | None:
@@ -70,6 +74,7 @@ def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | 
         raise InputError(f"{adapter} names its base model {name}, which is {local[0]} or {local[1]}.", remedy)
     for base in local:
         hold_input(base)
+        require_native(str(base), base)
     try:
         return local[0] if local else _hub_snapshot(name, files, settings.get("revision"))
     except InputError as error:

@@ -1,6 +1,7 @@
 """The models and library versions that a manifest records; models are compared by fingerprint."""
 
 import hashlib
+from datetime import datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -10,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import ModelRecord, load_manifest
+from tsdkd.artifacts.replacing import aside_path, purpose_of
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
 from tsdkd.stages.models.paths import base_directory, model_directory
-from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.models.tokenizers import load_tokenizer, writes_day
 from tsdkd.stages.models.weights import check_saved_weights
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
@@ -50,6 +52,24 @@ def require_recorded_base(adapter: Path, base: Path) -> None:
             f"{base} has other weights than the student that the adapter {adapter} was trained on ({trained.name}).",
             f"Restore that model, or write its path into {adapter / ADAPTER_CONFIG}, as {BASE}.",
         )
+
+
+def chat_day(tokenizer: PreTrainedTokenizerBase, output: Path, overwrite: bool) -> str | None:
+    """The day that an artifact's chat template writes: the one that the artifact at `output` records, else today.
+
+    None for a template that writes no day.
+    """
+    if not writes_day(tokenizer):
+        return None
+    aside = aside_path(output.resolve())
+    for directory in ([aside] if purpose_of(aside) else []) + [output]:
+        if not (directory / MANIFEST_FILE).is_file():
+            continue
+        existing = load_manifest(directory)
+        replaced = overwrite and directory == output and existing.state == "complete"
+        if not replaced and (existing.day or existing.state == "complete"):
+            return existing.day
+    return datetime.now().astimezone().date().isoformat()
 
 
 def _weights_fingerprint(directory: Path) -> str:

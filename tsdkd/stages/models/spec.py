@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.cache import can_roll_back, require_padding
 from tsdkd.stages.models.context import context_length
@@ -40,6 +41,10 @@ class ModelSpec:
     dtype: str
     """The precision that "auto" stands for, such as bfloat16."""
 
+    def resolve_dtype(self, dtype: DType) -> str:
+        """The precision to load: vLLM's own "auto" would turn float32 into float16."""
+        return self.dtype if dtype == "auto" else dtype
+
 
 def load_spec(name: str) -> ModelSpec:
     """Raises InputError if the model does not exist, its config cannot be read, or it does not support tsdkd."""
@@ -47,7 +52,7 @@ def load_spec(name: str) -> ModelSpec:
     base = base_directory(named)
     directory = base or named
     with _readable_config(name):
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if (directory / GENERATION_CONFIG).is_file():
             generation = GenerationConfig.from_pretrained(directory)
         else:
@@ -72,7 +77,7 @@ def load_config(name: str) -> PreTrainedConfig:
     directory = model_directory(name, ("config.json", ADAPTER_CONFIG))
     directory = base_directory(directory, ("config.json",)) or directory
     with _readable_config(name):
-        return AutoConfig.from_pretrained(directory)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
 
 @contextmanager

@@ -1,10 +1,17 @@
 """Tokenizers: loading by a model's name, chat prompts, end tokens, vocabulary size."""
 
-from jinja2 import TemplateError
+import random
+from datetime import datetime
+from typing import Any
+
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.models.custom_code import custom_code_error
 from tsdkd.stages.models.paths import base_directory, model_directory
+
+Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -13,34 +20,127 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if not (directory / "tokenizer_config.json").is_file() and (base := base_directory(directory)):
         return load_tokenizer(str(base))
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except InputError:
         raise
     except Exception as error:  # a damaged tokenizer.json raises a bare Exception
+        if "trust_remote_code" in str(error):
+            raise custom_code_error(name, "its tokenizer") from None
         raise InputError(
             f"{name} has no tokenizer that transformers can load ({first_line(error)}).", "Save one beside the model."
         ) from None
     return tokenizer
 
 
-def chat_token_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+def chat_token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    tools: Tools | None = None,
+    day: str | None = None,
+) -> list[int]:
     """Ids of a prompt in the model's chat template, up to where the response begins.
 
-    Raises InputError without a chat template, or if the template refuses the messages' roles.
+    `messages` and `tools`: as transformers' `apply_chat_template` takes them; `day`: as for `day_arguments`.
+
+    Raises InputError if the template refuses the prompt, ignores its tools or tool calls, or writes Python's None or
+    the repr of a list in place of a content.
     """
-    if tokenizer.chat_template is None:
+    require_chat_template(tokenizer)
+    text = _render(tokenizer, messages, tools, day)
+    _require_complete(tokenizer, text, messages, tools, day)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError without a chat template, and for several templates without a default."""
+    templates = tokenizer.chat_template
+    if templates is None:
         raise InputError(
             "The model has no chat template.", "Use an instruction-tuned model, or add one to its tokenizer."
         )
+    if isinstance(templates, dict) and "default" not in templates:
+        raise InputError(
+            f"The model has several chat templates, and none is the default: {', '.join(sorted(templates))}.",
+            "Save one of them in its tokenizer under the name `default`.",
+        )
+
+
+def writes_day(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template writes the day on which it is applied."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def day_arguments(day: str | None) -> dict[str, Any]:
+    """Arguments of `apply_chat_template` that fix the day, such as 2026-11-27, at midnight; None: the current time."""
+    return {"strftime_now": datetime.fromisoformat(day).strftime} if day else {}
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    tools: Tools | None,
+    day: str | None,
+) -> str:
+    state = random.getstate()
+    random.seed(0)  # a template may draw words
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
+        text: str = tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=False, **day_arguments(day)
+        )
+    except Exception as error:  # a template is a program
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(
             f"The chat template refuses a prompt with the roles {roles} ({first_line(error)}).",
-            "Give the prompt the roles that this model supports.",
+            "Give the prompt the roles and fields that this model supports.",
         ) from None
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    finally:
+        random.setstate(state)
+    return text
+
+
+def _require_complete(
+    tokenizer: PreTrainedTokenizerBase, text: str, messages: Messages, tools: Tools | None, day: str | None
+) -> None:
+    """Raises InputError if a rendered prompt lacks a part of the prompt, or holds None or a list as Python writes it.
+
+    A template ignores a part that it renders alike with and without.
+    """
+
+    def render(messages: Messages, tools: Tools | None) -> str:
+        try:
+            return _render(tokenizer, messages, tools, day)
+        except InputError:
+            return ""
+
+    for part, variant in _without_each_part(messages, tools).items():
+        if render(*variant) == text:
+            raise InputError(
+                f"The chat template ignores {part}.", "Leave them out, or use a model whose template writes them."
+            )
+    contents = [message["content"] for message in messages]
+    if any(str(content) in text for content in contents if content and isinstance(content, list)):
+        raise InputError("The chat template takes no lists of parts.", "Write each content as text.")
+    empty = [message | {"content": message["content"] or ""} for message in messages]
+    if None in contents and text.count("None") > render(empty, tools).count("None"):
+        raise InputError("The chat template writes a null content as None.", "Write a text, or leave out the row.")
+
+
+def _without_each_part(messages: Messages, tools: Tools | None) -> dict[str, tuple[Messages, Tools | None]]:
+    """A prompt without each of its parts that some templates ignore, by the name of the part."""
+    variants: dict[str, tuple[Messages, Tools | None]] = {}
+    if tools:
+        variants["tools"] = messages, None
+    if any(message.get("tool_calls") for message in messages):
+        variants["tool calls"] = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages], tools
+    if any(message["content"] and isinstance(message["content"], list) for message in messages):
+        texts = [m | {"content": ""} if isinstance(m["content"], list) else m for m in messages]
+        variants["contents that are lists of parts"] = texts, tools
+    for role in {m["role"] for m in messages if m["content"]} - {"system", "user", "assistant"}:
+        variants[f"messages of the role {role}"] = (
+            [m | {"content": ""} if m["role"] == role else m for m in messages],
+            tools,
+        )
+    return variants
 
 
 def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, vocab: int) -> list[int]:

@@ -9,9 +9,9 @@ from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import ArtifactKind, Manifest, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.score_cost import sequence_lengths
-from tsdkd.stages.models.tokenizers import chat_token_ids
 from tsdkd.stages.plan.models import PlannedModel, embedded_planned_model, load_planned_model, path_key
 
 TOKENIZED_PROMPTS = 256
@@ -110,7 +110,7 @@ class Chain:
             return Workload(count, max_prompt_tokens, 0, max_prompt_tokens, is_upper_bound=True)
         prompts, tokenizer = iter(source), model.load_tokenizer()
         lengths = [
-            min(max_prompt_tokens, len(chat_token_ids(tokenizer, prompt.messages)))
+            min(max_prompt_tokens, len(prompt_token_ids(tokenizer, prompt, day=None)))
             for prompt in islice(prompts, TOKENIZED_PROMPTS)
         ]
         count = len(lengths) + sum(1 for _ in prompts)

@@ -41,6 +41,10 @@ class Benchmark:
     """The split whose documents are evaluated."""
     max_new_tokens: int | None = None
     """The limit of a response; None for multiple choice."""
+    chat_stops: tuple[str, ...] = ()
+    """Stop strings of responses in a chat template, where the end of the turn ends a response. The task's own stop
+    strings ("Question:", ...) apply to prompts without a chat template: they would cut a response that restates its
+    prompt."""
     runs_code: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings that replace those of the stock files."""
@@ -52,6 +56,12 @@ class Benchmark:
     @property
     def file_stem(self) -> str:
         return self.name.replace(":", "-")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of a prompt's messages in a chat template, without a system message."""
+        continued = ("assistant",) if self.overrides.get("gen_prefix") else ()
+        return ("user", "assistant") * self.shots + ("user", *continued)
 
     @property
     def base(self) -> str:
@@ -208,6 +218,7 @@ BENCHMARKS = {
                 "fewshot_config": {"sampler": "first_n"},
                 "generation_kwargs": {"until": ["[DONE]"], "do_sample": False},
             },
+            chat_stops=("[DONE]",),  # the program ends there; the score reads all of the response
         ),
         BBH,
         # The shots show no reasoning.
@@ -217,6 +228,7 @@ BENCHMARKS = {
             metric="exact_match,none",
             stock_files=("bbh/fewshot/[!_]*.yaml",),
             max_new_tokens=256,
+            chat_stops=("\n\n",),  # the score compares all of the response: an explanation may follow the answer
         ),
         # 24 of the 27 tasks, as multiple choice.
         replace(

@@ -21,7 +21,7 @@ from tsdkd.stages.results.published import AVERAGE
 MODEL_ORDER = {"teacher": 0, "student": 1, "distilled": 2}
 """The order of a run's models; others follow."""
 RESAMPLES = 10_000
-SETTINGS = ("limit", "max_new_tokens", "max_length", "chat_template", "engine", "dtype")
+SETTINGS = ("limit", "max_new_tokens", "max_length", "chat_template", "engine", "dtype", "day")
 """Settings of an evaluation that change its means."""
 
 
@@ -35,6 +35,8 @@ class Score:
     truncated: int = 0
     """Truncated responses."""
     prompts_truncated: int = 0
+    stopped: int = 0
+    """Responses that a stop string ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Difference:
 class Comparison:
     benchmarks: tuple[str, ...]
     """In the order of `BENCHMARKS`. The average follows two or more: over those that the paper's table reports, or
-    over all."""
+    over all. Variants of one benchmark count once."""
     baseline: str
     scores: dict[str, dict[str, Score]]
     """By model, then by benchmark."""
@@ -109,9 +111,11 @@ def compare(
         else {}
     )
     notes = [note for name in artifacts if (note := _settings_note(artifacts, name, baseline))]
-    notes += table.describe(benchmarks) if table else []
-    if len(benchmarks) > 1:
-        averaged = (table and table.common_benchmarks(benchmarks)) or benchmarks
+    notes += table.describe(_one_per_base(benchmarks, scores)) if table else []
+    counted = _one_per_base(benchmarks, scores)
+    if len(counted) > 1:
+        averaged = (table and table.common_benchmarks(counted)) or counted
+        notes += _variants_note(benchmarks, averaged)
         for rows in (scores, published_scores):
             rows.update({name: row | _average(row, averaged) for name, row in rows.items()})
         differences = {name: row | _average_difference(row, averaged) for name, row in differences.items()}
@@ -122,9 +126,29 @@ def compare(
     )
 
 
+def _one_per_base(benchmarks: tuple[str, ...], scores: dict[str, dict[str, Score]]) -> tuple[str, ...]:
+    """Of the variants of each benchmark, the one that most models have; the first of `BENCHMARKS` among equals."""
+    chosen: dict[str, str] = {}
+    for name in sorted(benchmarks, key=lambda name: -sum(name in row for row in scores.values())):
+        chosen.setdefault(BENCHMARKS[name].base, name)
+    return tuple(name for name in benchmarks if name in chosen.values())
+
+
+def _variants_note(benchmarks: tuple[str, ...], averaged: tuple[str, ...]) -> list[str]:
+    """A note on the variants that the average leaves out for another of the same benchmark."""
+    counted = {BENCHMARKS[name].base: name for name in averaged}
+    omitted = [
+        f"{name} ({counted[base]} counts)"
+        for name in benchmarks
+        if (base := BENCHMARKS[name].base) in counted and counted[base] != name
+    ]
+    return [f"average: each benchmark counts once, without {', '.join(omitted)}"] if omitted else []
+
+
 def _settings_note(artifacts: dict[str, Artifact], name: str, baseline: str) -> str | None:
     """The settings of a model that differ from the baseline's; their means are not comparable."""
-    settings, expected = (artifacts[model].manifest.config for model in (name, baseline))
+    manifests = [artifacts[model].manifest for model in (name, baseline)]
+    settings, expected = (manifest.config | {"day": manifest.day} for manifest in manifests)
     different = [
         f"{key.replace('_', ' ')} {settings.get(key)} instead of {expected.get(key)}"
         for key in SETTINGS
@@ -206,7 +230,10 @@ def document_scores(artifact: Artifact, benchmark: str) -> dict[tuple[str, int, 
 
 def _scores(summary: dict[str, Any]) -> dict[str, Score]:
     return {
-        name: Score(*(result[key] for key in ("value", "stderr", "documents", "truncated", "prompts_truncated")))
+        name: Score(
+            **{key: result[key] for key in ("value", "stderr", "documents", "truncated", "prompts_truncated")},
+            stopped=sum(result.get("stopped_by", {}).values()),
+        )
         for name in BENCHMARKS
         if (result := summary.get(name))
     }

@@ -73,12 +73,13 @@ def held_out_tables(comparison: Comparison) -> list[Table]:
 
 
 def truncation_notes(comparison: Comparison) -> list[str]:
-    """A line for each model with truncated responses, and one for each with truncated prompts."""
+    """Lines for each model: its truncated responses, its truncated prompts, its responses with a stop string."""
     notes = []
     for name, scores in comparison.scores.items():
         for cause, counts in (
             ("responses are truncated at their limit", {b: score.truncated for b, score in scores.items()}),
             ("prompts are truncated to fit the context", {b: score.prompts_truncated for b, score in scores.items()}),
+            ("responses are ended by a stop string", {b: score.stopped for b, score in scores.items()}),
         ):
             listed = [f"{b} {count} of {scores[b].documents}" for b, count in counts.items() if count]
             if listed:

@@ -71,6 +71,8 @@ class TrainingInputs:
     """Ids that student and teacher both know."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
     """Opens the data for the loaded student; closing it releases what it loaded."""
+    day: str | None = None
+    """The day that the chat template of the prompts writes."""
 
 
 def run_training(
@@ -91,6 +93,7 @@ def run_training(
         parents=inputs.parents,
         models=(inputs.student, inputs.teacher),
         libraries=library_versions(),
+        day=inputs.day,
     )
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
         if load_manifest(directory).state == "complete":

@@ -41,8 +41,9 @@ from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.record import model_record, require_same_tokenizer
+from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, run_training
@@ -152,12 +153,13 @@ def train_online(
         if author.role == "teacher" and author.weights != models[1].weights:
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
+    day = chat_day(load_tokenizer(student), output, overwrite) if recorded is None else None
     _require_responses(online, find_method(config.method), recorded)
     specs = load_spec(student), load_spec(teacher)
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
     config, sampling = replace(config, online=online), online.sampling
     if recorded is None:
-        samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, observer)
+        samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, day, observer)
     else:
         samples = samples_from_rollouts(recorded, sampling.limit)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
@@ -184,7 +186,7 @@ def train_online(
 
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
     memory_length = sampling.max_prompt_tokens + sampling.max_new_tokens
-    inputs = TrainingInputs(*models, (parent,), memory_length, vocab, open_data)
+    inputs = TrainingInputs(*models, (parent,), memory_length, vocab, open_data, day)
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
@@ -226,8 +228,10 @@ def _with_engine(online: OnlineConfig, precision: str, observer: Observer) -> On
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 
 
-def _samples(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, observer: Observer) -> list[Sample]:
-    samples, skipped = samples_from_prompts(prompts, tokenizer, max_tokens)
+def _samples(
+    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, day: str | None, observer: Observer
+) -> list[Sample]:
+    samples, skipped = samples_from_prompts(prompts, tokenizer, max_tokens, day)
     if skipped:
         observer.warning(f"Prompts skipped: {skipped:,} empty or longer than {max_tokens} tokens.")
     return samples

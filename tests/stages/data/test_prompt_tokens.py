@@ -1,0 +1,37 @@
+"""The ids of a prompt: an added system message reaches every model."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.models import byte_tokenizer
+from tests.stages.models.test_chat import TEMPLATES
+from tsdkd.errors import InputError
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
+from tsdkd.stages.data.prompts import Prompts
+
+
+def written(file: Path, template: str, system: str | None) -> str:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    (prompt,) = Prompts(file, system=system)
+    text: str = tokenizer.decode(prompt_token_ids(tokenizer, prompt, None))
+    return text
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_an_added_system_message_is_read_with_any_template(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "How?"}\n')
+    text = written(file, TEMPLATES[kind], "Be brief.")
+    assert text.count("Be brief.") == text.count("How?") == 1
+    assert "Be brief." not in written(file, TEMPLATES[kind], None)
+
+
+def test_a_rows_own_system_message_stays_one(tmp_path: Path) -> None:
+    """A template that refuses it refuses the row."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "How?"}]}\n')
+    with pytest.raises(InputError, match=r"prompts\.jsonl, line 1: The chat template refuses"):
+        written(file, TEMPLATES["refused"], "Be brief.")
+    assert "Own." in written(file, TEMPLATES["system"], "Be brief.")

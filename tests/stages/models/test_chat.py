@@ -1,0 +1,85 @@
+"""Chat templates: a system message reaches the model, and a template that loses messages is refused."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.models import CHAT, byte_tokenizer
+from tsdkd.errors import InputError
+from tsdkd.stages.models.chat import fit_system, require_turns, turn_end_ids
+
+TURNS = "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] | trim + '<|end|>\n' }}{% endfor %}"
+ALTERNATE = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {
+    "system": CHAT,
+    "refused": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURNS,
+    "dropped": TURNS.replace("%}{{", "%}{% if m['role'] != 'system' %}{{", 1).replace("}}{%", "}}{% endif %}{%", 1),
+    "alternating": ALTERNATE + TURNS,
+    "default system": "{% if messages[0]['role'] != 'system' %}{{ '<|start|>system\nBe kind.<|end|>\n' }}{% endif %}"
+    + TURNS,
+    "in the last user message": "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{{ '<|start|>' + m['role'] + '\n' }}"
+    "{% if loop.last and m['role'] == 'user' %}{{ system + '\n' }}{% endif %}"
+    "{{ m['content'] + '<|end|>\n' }}{% endfor %}",
+}
+"""Chat templates by their treatment of a system message."""
+FOLDED = {"refused", "dropped", "alternating"}
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": "Answer in French.\n"},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Un."},
+    {"role": "user", "content": "Two?"},
+]
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_system_message_survives_the_template(kind: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATES[kind]
+    fitted = fit_system(tokenizer, MESSAGES)
+    text = tokenizer.apply_chat_template(fitted, tokenize=False)
+    assert all(message["content"].strip() in text for message in MESSAGES)
+    if kind in FOLDED:
+        assert fitted == [{"role": "user", "content": "Answer in French.\n\nOne?"}, *MESSAGES[2:]]
+    else:
+        assert fitted is MESSAGES
+    assert MESSAGES[1]["content"] == "One?"
+
+
+def test_messages_without_a_leading_system_message_stay() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATES["refused"]
+    for messages in (MESSAGES[1:], []):
+        assert fit_system(tokenizer, messages) is messages
+
+
+def test_a_system_message_joins_a_list_of_parts() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATES["refused"]
+    parts = [{"type": "text", "text": "One?"}]
+    (user,) = fit_system(tokenizer, [MESSAGES[0], {"role": "user", "content": parts}])
+    assert user["content"] == [{"type": "text", "text": "Answer in French.\n\n"}, *parts]
+
+
+def test_a_template_that_loses_a_turn_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    require_turns(tokenizer, ("user",))
+    with pytest.raises(InputError, match="refuses or drops messages of a prompt with the roles user, assistant, user"):
+        require_turns(tokenizer, ("user", "assistant", "user"))
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(InputError, match="roles user"):
+        require_turns(tokenizer, ("user",))
+
+
+@pytest.mark.parametrize("template", [CHAT, "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"])
+def test_the_token_that_ends_a_turn_is_the_templates(template: str) -> None:
+    """A base model's end token may be another one."""
+    tokenizer = byte_tokenizer(("<|endoftext|>",))
+    tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", template
+    expected = [tokenizer.convert_tokens_to_ids("<|end|>")] if template is CHAT else []
+    assert turn_end_ids(tokenizer) == expected

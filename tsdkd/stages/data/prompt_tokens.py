@@ -1,0 +1,21 @@
+"""Prompts as the token ids that a model reads."""
+
+from transformers import PreTrainedTokenizerBase
+
+from tsdkd.stages.data.messages import located
+from tsdkd.stages.data.prompts import Prompt
+from tsdkd.stages.models.chat import fit_system
+from tsdkd.stages.models.tokenizers import chat_token_ids, require_chat_template
+
+
+def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: str | None) -> list[int]:
+    """Ids of a prompt in the model's chat template; `day`: the one that the template writes, None: today.
+
+    An added system message joins the first user message if the template refuses or drops it.
+
+    Raises InputError as `chat_token_ids`, with the place of the prompt.
+    """
+    require_chat_template(tokenizer)
+    messages = fit_system(tokenizer, prompt.messages) if prompt.system_added else prompt.messages
+    with located(prompt.place):
+        return chat_token_ids(tokenizer, messages, prompt.tools, day)

@@ -1,0 +1,70 @@
+"""What a chat template keeps of a conversation: probed with markers in place of the messages' texts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tsdkd.errors import InputError
+
+Messages = list[dict[str, Any]]
+
+
+def fit_system(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messages:
+    """The messages; a leading system message joins the first user message if the chat template refuses or drops it."""
+    if not messages or messages[0]["role"] != "system":
+        return messages
+    roles = [message["role"] for message in messages]
+    markers = _markers(len(roles))
+    return messages if markers[0] in _render(tokenizer, roles, markers) else _fold_system(messages)
+
+
+def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> None:
+    """Raises InputError if the chat template refuses or drops a message of a conversation with these roles."""
+    markers = _markers(len(roles))
+    text = _render(tokenizer, roles, markers)
+    if not all(marker in text for marker in markers):
+        raise InputError(
+            f"The chat template refuses or drops messages of a prompt with the roles {', '.join(roles)}.",
+            "Correct the tokenizer's chat template, or leave it out with --no-chat-template.",
+        )
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id of the special token that the chat template writes after an assistant's message; empty without one.
+
+    A base model's end token may be another one, and its responses would continue with the next turns.
+    """
+    markers = _markers(3)
+    _, found, rest = _render(tokenizer, ("user", "assistant", "user"), markers).partition(markers[1])
+    ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if found else []
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [i for i in ids if i in special]
+
+
+def _fold_system(messages: Messages) -> Messages:
+    system, *rest = messages
+    first = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
+    if first is None:
+        return messages
+    content, instructions = rest[first]["content"], f"{system['content'].rstrip()}\n\n"
+    joined = instructions + content if isinstance(content, str) else [{"type": "text", "text": instructions}, *content]
+    return [*rest[:first], rest[first] | {"content": joined}, *rest[first + 1 :]]
+
+
+def _markers(count: int) -> list[str]:
+    return [f"message{i:04d}end" for i in range(count)]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], markers: list[str]) -> str:
+    """A conversation in the chat template; empty if the template refuses it."""
+    messages = [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)]
+    continued = roles[-1] == "assistant"
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
+            )
+        )
+    except Exception:  # a template raises what it likes
+        return ""
