@@ -9,11 +9,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.helpers.models import byte_tokenizer
-from tsdkd.errors import InputError
-from tsdkd.stages.config.train import LoRAConfig
-from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.lora import add_lora, base_with_adapters, merged_state_dict
+from tsdkd.stages.models.merged_weights import merged_state_dict
+from tsdkd.stages.models.new_adapters import base_with_adapters
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -45,24 +42,3 @@ def test_merged_weights_are_those_of_the_files(tmp_path: Path, family: str, adap
     assert merged.keys() == saved.keys()
     for name, value in saved.items():
         assert torch.allclose(merged[name], value, atol=1e-6), name
-
-
-LLAMA4 = {"intermediate_size_mlp": 32, "num_local_experts": 2, "head_dim": 8}
-ZAMBA2 = {
-    "layers_block_type": ["hybrid", "hybrid"], "hybrid_layer_ids": [0, 1], "num_mem_blocks": 1, "mamba_ngroups": 1,
-    "mamba_d_state": 8, "mamba_headdim": 8, "n_mamba_heads": 8, "chunk_size": 8,
-}  # fmt: skip
-UNMERGEABLE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "one weight in several layers": ("zamba2", ZAMBA2, "has the weight of .* in several layers"),
-    "a layer that peft refuses": ("mamba", {"state_size": 8}, "peft cannot adapt"),
-    "a layer that peft cannot run": ("llama4_text", LLAMA4, "does not run with these adapters"),
-}
-
-
-@pytest.mark.parametrize("family", UNMERGEABLE)
-def test_adapters_that_would_merge_into_another_model_are_refused(family: str) -> None:
-    kind, more, reason = UNMERGEABLE[family]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY | more))
-    with pytest.raises(InputError, match=reason) as caught:
-        add_lora(LanguageModel("student", model.eval(), byte_tokenizer()), LoRAConfig(rank=2), seed=0)
-    assert "--lora-targets" in caught.value.remedy

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from tests.helpers.models import byte_tokenizer
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.lora import add_lora
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.new_adapters import add_lora
 
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "llama": (2 * 32 * 128, 4096, 11008, 32, 32000),

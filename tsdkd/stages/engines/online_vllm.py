@@ -16,7 +16,7 @@ from tsdkd.stages.engines.engine_check import compare_with_model
 from tsdkd.stages.engines.online import sample_requests
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.lora import merged_state_dict
+from tsdkd.stages.models.merged_weights import merged_state_dict
 from tsdkd.stages.models.spec import load_spec
 
 SHARED_MEMORY = Path("/dev/shm")

@@ -16,9 +16,9 @@ from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.lora import attach_adapter
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.record import require_recorded_base
+from tsdkd.stages.models.saved_adapters import attach_adapter
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
 from tsdkd.stages.models.vocabulary import known_vocab
 from tsdkd.stages.models.weights import loaded_tensors, record_tying, require_all_tensors, require_finite

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.load import load_model
-from tsdkd.stages.models.lora import attach_adapter
+from tsdkd.stages.models.saved_adapters import attach_adapter
 from tsdkd.stages.models.spec import load_spec
 
 

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.device import total_memory
 from tsdkd.stages.models.load import decoder_of
-from tsdkd.stages.models.lora import adaptable_layers
+from tsdkd.stages.models.new_adapters import adaptable_layers
 
 BATCH_MEMORY_FRACTION = {"cuda": 0.7, "cpu": 0.25}
 """The largest fraction of the device's memory that a generating batch uses beside the weights."""

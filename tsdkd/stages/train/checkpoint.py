@@ -9,7 +9,7 @@ from tsdkd.artifacts.manifest import Manifest
 from tsdkd.stages.config.train import LoRAConfig
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
-from tsdkd.stages.models.lora import save_adapter
+from tsdkd.stages.models.new_adapters import save_adapter
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.save import save_model
 from tsdkd.stages.train.model_card import model_card

@@ -31,7 +31,7 @@ from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.lora import add_lora
+from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import library_versions
 from tsdkd.stages.models.spec import load_config

@@ -40,7 +40,7 @@ from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
-from tsdkd.stages.models.lora import base_with_adapters
+from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.save import weights_only
 from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, MicroBatches
 
