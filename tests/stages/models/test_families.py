@@ -88,6 +88,14 @@ def hook(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.
     return lambda _module, _inputs, output: change(output)
 
 
+def test_a_head_of_several_layers_is_refused() -> None:
+    """Its `get_decoder` returns a part of the head."""
+    model = tiny("modernbert-decoder", cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2)
+    assert model.hidden(*sequences()).shape == (3, 12, 32)
+    with pytest.raises(InputError, match="transforms its logits"):
+        _ = model.head
+
+
 @pytest.mark.parametrize(
     "change",
     [torch.square, lambda z: 30 * torch.tanh(z / 30), lambda z: 1.001 * z, lambda z: z + 0.01, lambda z: z.roll(1, -1)],

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -23,19 +24,34 @@ ZAMBA2 = {
     "layers_block_type": ["hybrid", "hybrid"], "hybrid_layer_ids": [0, 1], "num_mem_blocks": 1, "mamba_ngroups": 1,
     "mamba_d_state": 8, "mamba_headdim": 8, "n_mamba_heads": 8, "chunk_size": 8,
 }  # fmt: skip
-UNMERGEABLE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "one weight in several layers": ("zamba2", ZAMBA2, "has the weight of .* in several layers"),
-    "a layer that peft refuses": ("mamba", {"state_size": 8}, "peft cannot adapt"),
-    "a layer that peft cannot run": ("llama4_text", LLAMA4, "does not run with these adapters"),
-}
+MAMBA = {"state_size": 8}
+FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "llama4_text": LLAMA4, "mamba": MAMBA, "falcon_mamba": MAMBA}
 
 
-@pytest.mark.parametrize("family", UNMERGEABLE)
-def test_adapters_that_would_merge_into_another_model_are_refused(family: str) -> None:
-    kind, more, reason = UNMERGEABLE[family]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY | more))
-    with pytest.raises(InputError, match=reason) as caught:
-        add_lora(LanguageModel("student", model.eval(), byte_tokenizer()), LoRAConfig(rank=2), seed=0)
+def tiny(family: str, more: dict[str, Any]) -> LanguageModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **TINY | more))
+    return LanguageModel("student", model.eval(), byte_tokenizer())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_new_adapter_has_an_effect_and_merges_with_it(family: str) -> None:
+    """Also in models that read some weights without calling their layers, and beside routers."""
+    model = add_lora(tiny(family, FAMILIES[family]), LoRAConfig(rank=2), seed=0).model
+    ids = torch.arange(3, 20).unsqueeze(0)
+    model(ids).logits.logsumexp(-1).sum().backward()
+    matrices = {name: weight for name, weight in model.named_parameters() if "lora_B" in name}
+    assert [name for name, weight in matrices.items() if weight.grad is None] == []
+    for weight in matrices.values():
+        torch.nn.init.normal_(weight)
+    with torch.no_grad():
+        expected = model(ids).logits
+        torch.testing.assert_close(model.merge_and_unload()(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_that_would_merge_into_another_model_are_refused() -> None:
+    with pytest.raises(InputError, match=r"has the weight of .* in several layers") as caught:
+        add_lora(tiny("zamba2", ZAMBA2), LoRAConfig(rank=2), seed=0)
     assert "--lora-targets" in caught.value.remedy
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -16,6 +16,7 @@ from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
+from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.saved_adapters import attach_adapter
@@ -118,12 +119,16 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """The part of a model that computes hidden states, without its head."""
-    decoder: Any = model.get_decoder()
-    embedding = model.get_input_embeddings()
-    if decoder.get_output_embeddings() is None:
-        return decoder
-    # Llama4's text model names a decoder that it does not have; `get_decoder` then returns the whole model.
-    return next(child for child in decoder.children() if any(module is embedding for module in child.modules()))
+    whole, embedding = base_with_adapters(model), model.get_input_embeddings()
+    decoder: Any = whole.get_decoder()
+    # Llama4's text model returns itself there, and ModernBERT's decoder a part of its head.
+    if decoder is whole or not _contains(decoder, embedding):
+        decoder = next(child for child in whole.children() if _contains(child, embedding))
+    return decoder
+
+
+def _contains(module: nn.Module, part: nn.Module) -> bool:
+    return any(other is part for other in module.modules())
 
 
 def output_head(model: PreTrainedModel, vocab: int | None) -> Head:

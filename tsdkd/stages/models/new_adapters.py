@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 REMEDY = "Choose other modules with --lora-targets, or train full weights."
 
+UNCALLED = {"dt_proj"}
+"""Layers of which Mamba, Falcon Mamba and Jamba read the weight alone, so that an adapter on them has no effect."""
+
 MAMBA_TYPES = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 """The types of models whose out_proj peft refuses: their kernels read its weight without calling it."""
 
@@ -34,10 +37,11 @@ def adaptable_layers(model: Any) -> dict[str, Any]:
 
 
 def _unadaptable_names(model: Any) -> set[str]:
-    """Names of linear layers that no adapter fits: peft's, and routers, which return a choice of experts."""
+    """Names of linear layers that no adapter fits: those that are read without being called, and routers of experts."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     routers = {name.rpartition(".")[2] for name, module in linear.items() if hasattr(module, "top_k")}
-    return routers | ({"out_proj"} if model.config.model_type in MAMBA_TYPES else set())
+    mamba = {"out_proj"} if model.config.model_type in MAMBA_TYPES else set()
+    return routers | (UNCALLED | mamba) & {name.rpartition(".")[2] for name in linear}
 
 
 def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageModel:
@@ -119,7 +123,7 @@ def _base_weight(module: Any) -> Tensor:
 
 def base_with_adapters(model: Any) -> Any:
     """The transformers model inside a peft wrapper, its adapters active; other models as they are."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def save_adapter(model: Any, student: LanguageModel, directory: Path) -> None:
