@@ -1,6 +1,7 @@
 """Chat templates that write the day: one artifact has one day, on whatever days it is made."""
 
 import datetime as real
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from transformers.utils import chat_template_utils
 from tests.helpers.models import CHAT, byte_tokenizer
 from tests.helpers.training import CONFIG as TRAINING
 from tests.helpers.training import cut
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
@@ -93,6 +95,49 @@ def test_rollouts_that_are_continued_on_another_day_have_the_day_of_the_first_pa
     assert again.fingerprint == cut.fingerprint
     replaced = generate(prompts, str(dated), tmp_path / "cut", CONFIG, overwrite=True)
     assert days(replaced) == {"Today is 04 Mar 2026"}
+
+
+OTHER, THIRD = replace(CONFIG, temperature=0.5), replace(CONFIG, temperature=0.7)
+
+
+@pytest.mark.parametrize(
+    ("config", "overwrite", "day"),
+    [
+        (CONFIG, False, "2026-03-01"),  # complete: nothing to do
+        (CONFIG, True, "2026-03-03"),
+        (OTHER, False, "2026-03-02"),  # continues the replacement
+        (OTHER, True, "2026-03-02"),
+        (THIRD, True, "2026-03-03"),  # begins another replacement
+    ],
+)
+def test_after_an_interrupted_replacement_the_day_is_that_of_what_is_continued(
+    dated: Path, prompts: Path, tmp_path: Path, on: Day, config: GenerateConfig, overwrite: bool, day: str
+) -> None:
+    path = tmp_path / "r"
+    on("2026-03-01")
+    generate(prompts, str(dated), path, CONFIG)
+    on("2026-03-02")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, transformers_engine, "sample_responses", 2)
+        with pytest.raises(KeyboardInterrupt):
+            generate(prompts, str(dated), path, OTHER, overwrite=True)
+    on("2026-03-03")
+    made = generate(prompts, str(dated), path, config, overwrite=overwrite)
+    assert made.manifest.day == day
+    assert days(made) == {f"Today is {day[-2:]} Mar 2026"}
+
+
+@pytest.mark.parametrize("existing", ["partial", "of an earlier format"])
+def test_an_artifact_that_cannot_be_continued_leaves_its_successor_no_day(
+    dated: Path, prompts: Path, tmp_path: Path, on: Day, existing: str
+) -> None:
+    on("2026-03-01")
+    made = generate(prompts, str(dated), tmp_path / "r", OTHER)
+    changes = {"state": "partial"} if existing == "partial" else {"format": 1}
+    content = json.loads((made.path / MANIFEST_FILE).read_text()) | changes
+    (made.path / MANIFEST_FILE).write_text(json.dumps(content))
+    on("2026-03-02")
+    assert generate(prompts, str(dated), made.path, CONFIG, overwrite=True).manifest.day == "2026-03-02"
 
 
 def test_other_templates_record_no_day(student: Path, prompts: Path, tmp_path: Path) -> None:

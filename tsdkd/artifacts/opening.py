@@ -58,6 +58,25 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     return replace(opened, locks=(lock, *opened.locks))
 
 
+def find_continued(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str] = ()) -> Manifest | None:
+    """The artifact that a run would continue, or find complete, whatever day it records; None: the run would begin one.
+
+    Arguments as for `Writer.open`.
+    """
+    aside = aside_path(path.resolve())
+    for directory, continues in (
+        (path, True),
+        (aside, purpose_of(aside) in {"replacement", not overwrite and "extension"}),
+    ):
+        with suppress(ArtifactError):
+            existing = load_manifest(directory)
+            if overwrite and directory == path and existing.state == "complete":
+                continue
+            if continues and not _describe_differences(existing, replace(wanted, day=existing.day), may_differ):
+                return existing
+    return None
+
+
 def has_no_part(path: Path, inherited: Collection[str] = ()) -> bool:
     """Whether a run has written neither a part nor a saved step to a directory."""
     names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}

@@ -4,7 +4,7 @@ Greedy removal as in SLEB (Song et al., 2024, arXiv 2402.09025): each round trie
 one whose absence gives the smallest KL(teacher || pruned model) on a few prompts.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,6 @@ def prune(
     record = model_record("teacher", teacher, config.dtype)
     source = Prompts(prompts, config.column, config.limit)
     prompt_list = list(source)
-    day = chat_day(load_tokenizer(teacher), output, overwrite)
     manifest = Manifest(
         kind="checkpoint",
         config=asdict(config),
@@ -68,8 +67,9 @@ def prune(
         parents=(source.parent(output),),
         models=(record,),
         libraries=library_versions(),
-        day=day,
     )
+    day = chat_day(load_tokenizer(teacher), output, manifest, overwrite)
+    manifest = replace(manifest, day=day)
     require_attention(config.attention, [teacher])
     source_directory = model_directory(teacher)
     if is_adapter(source_directory):

@@ -73,10 +73,12 @@ def evaluate(
     _require_end_token(load_spec(model), benchmarks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(unfinished_extension(output) or output)
-    day = chat_day(load_tokenizer(model), output, overwrite) if chat else None
-    manifest = replace(_manifest(model, output, config, benchmarks, data, source, previous), day=day)
+    manifest = _manifest(model, output, config, benchmarks, data, source, previous)
+    may_differ = _extendable_fields(previous)
+    day = chat_day(load_tokenizer(model), output, manifest, overwrite, may_differ) if chat else None
+    manifest = replace(manifest, day=day)
     with (
-        Writer.open(output, manifest, overwrite=overwrite, may_differ=_extendable_fields(previous)) as writer,
+        Writer.open(output, manifest, overwrite=overwrite, may_differ=may_differ) as writer,
         observer.writing(writer.path),
         closing(_EvaluatedModel(model, config, chat, observer)) as evaluated,
     ):

@@ -74,14 +74,6 @@ def generate(
     config = with_supported_draft(config, models.values(), observer)
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     tokenizer = _template_model(models).tokenizer
-    day = chat_day(tokenizer, output, overwrite)
-    requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
-    counts = requests.count()
-    _require_prompts(counts, config, prompts)
-    max_tokens = counts.longest + config.max_new_tokens
-    require_context(models.values(), max_tokens, limit=config.max_model_len)
-    for spec in models.values():
-        require_known_ids(spec.name, spec.vocab, counts.largest_id)
     manifest = Manifest(
         kind="rollouts",
         config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
@@ -90,8 +82,16 @@ def generate(
         models=records,
         engine=engine,
         libraries=library_versions() | engine_version(engine),
-        day=day,
     )
+    day = chat_day(tokenizer, output, manifest, overwrite)
+    manifest = replace(manifest, day=day)
+    requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
+    counts = requests.count()
+    _require_prompts(counts, config, prompts)
+    max_tokens = counts.longest + config.max_new_tokens
+    require_context(models.values(), max_tokens, limit=config.max_model_len)
+    for spec in models.values():
+        require_known_ids(spec.name, spec.vocab, counts.largest_id)
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")

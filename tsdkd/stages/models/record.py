@@ -1,6 +1,7 @@
 """The models and library versions that a manifest records; models are compared by fingerprint."""
 
 import hashlib
+from collections.abc import Collection
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version
@@ -10,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.artifacts.manifest import ModelRecord, load_manifest
-from tsdkd.artifacts.replacing import aside_path, purpose_of
+from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
+from tsdkd.artifacts.opening import find_continued
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
@@ -54,21 +55,23 @@ def require_recorded_base(adapter: Path, base: Path) -> None:
         )
 
 
-def chat_day(tokenizer: PreTrainedTokenizerBase, output: Path, overwrite: bool) -> str | None:
-    """The day that an artifact's chat template writes: the one that the artifact at `output` records, else today.
+def chat_day(
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    manifest: Manifest,
+    overwrite: bool,
+    may_differ: Collection[str] = (),
+) -> str | None:
+    """The day that an artifact's chat template writes: the recorded one if the artifact is continued, else today.
 
-    None for a template that writes no day.
+    None for a template that writes no day. `manifest` is the artifact's, without its day; the others are as for
+    `Writer.open`.
     """
     if not writes_day(tokenizer):
         return None
-    aside = aside_path(output.resolve())
-    for directory in ([aside] if purpose_of(aside) else []) + [output]:
-        if not (directory / MANIFEST_FILE).is_file():
-            continue
-        existing = load_manifest(directory)
-        replaced = overwrite and directory == output and existing.state == "complete"
-        if not replaced and (existing.day or existing.state == "complete"):
-            return existing.day
+    existing = find_continued(output, manifest, overwrite, may_differ)
+    if existing and (existing.day or existing.state == "complete"):
+        return existing.day
     return datetime.now().astimezone().date().isoformat()
 
 

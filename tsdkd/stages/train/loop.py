@@ -86,15 +86,7 @@ def run_training(
     require_attention(config.attention, [model.name for model in loaded])
     if config.compile:
         require_compiler(default_device())
-    manifest = Manifest(
-        kind="checkpoint",
-        config=recorded_settings(config) | {"precision": precision},
-        seed=seed,
-        parents=inputs.parents,
-        models=(inputs.student, inputs.teacher),
-        libraries=library_versions(),
-        day=inputs.day,
-    )
+    manifest = checkpoint_manifest((inputs.student, inputs.teacher), inputs.parents, config, seed, inputs.day)
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
         if load_manifest(directory).state == "complete":
             observer.info(f"{output} is complete: nothing to do.")
@@ -121,6 +113,25 @@ def run_training(
             shutil.rmtree(writer.path / resume.name)
         PartialState().wait_for_everyone()
         return Artifact(output, load_manifest(output))
+
+
+def checkpoint_manifest(
+    models: tuple[ModelRecord, ModelRecord],
+    parents: tuple[Parent, ...],
+    config: TrainConfig,
+    seed: int,
+    day: str | None = None,
+) -> Manifest:
+    """`models`: student and teacher."""
+    return Manifest(
+        kind="checkpoint",
+        config=recorded_settings(config) | {"precision": forward_precision(config.precision)},
+        seed=seed,
+        parents=parents,
+        models=models,
+        libraries=library_versions(),
+        day=day,
+    )
 
 
 @contextmanager

@@ -43,10 +43,9 @@ from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
-from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.train.loop import TrainingData, TrainingInputs, run_training
+from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
 
 
 @reading_inputs()
@@ -153,12 +152,15 @@ def train_online(
         if author.role == "teacher" and author.weights != models[1].weights:
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
-    day = chat_day(load_tokenizer(student), output, overwrite) if recorded is None else None
     _require_responses(online, find_method(config.method), recorded)
     specs = load_spec(student), load_spec(teacher)
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
     config, sampling = replace(config, online=online), online.sampling
+    parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
+    day = None
     if recorded is None:
+        manifest = checkpoint_manifest(models, (parent,), config, seed)
+        day = chat_day(specs[0].tokenizer, output, manifest, overwrite)
         samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, day, observer)
     else:
         samples = samples_from_rollouts(recorded, sampling.limit)
@@ -184,7 +186,6 @@ def train_online(
                 source = ReplaySource(samples, reader, sampler, ReplaySchedule(online.replay))
             yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
-    parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
     memory_length = sampling.max_prompt_tokens + sampling.max_new_tokens
     inputs = TrainingInputs(*models, (parent,), memory_length, vocab, open_data, day)
     return run_training(inputs, output, config, seed, observer, overwrite)
