@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,16 @@ def test_a_stage_that_fails_before_its_first_part_leaves_no_directory(tmp_path: 
     with pytest.raises(RuntimeError), Writer.open(tmp_path / "a", manifest()):
         raise RuntimeError
     assert not (tmp_path / "a").exists()
+
+
+def test_an_artifact_that_is_removed_while_it_is_written_does_not_hide_the_error(tmp_path: Path) -> None:
+    def work() -> None:
+        with Writer.open(tmp_path / "a", manifest()):
+            shutil.rmtree(tmp_path / "a")
+            raise RuntimeError("the cause")
+
+    with pytest.raises(RuntimeError, match="the cause"):
+        work()
 
 
 def test_add_directory_adds_every_file(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def find_continued(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
 
 def has_no_part(path: Path, inherited: Collection[str] = ()) -> bool:
     """Whether a run has written neither a part nor a saved step to a directory."""
-    names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
+    names = {file.name for file in path.glob("*") if file.suffix != ".tmp"}  # none where the directory was removed
     return not names - NO_PARTS - {*inherited}
 
 

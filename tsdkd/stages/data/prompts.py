@@ -95,9 +95,13 @@ class Prompts:
             raise self._no_prompts(list(names))
 
     def parent(self, output: Path) -> Parent:
-        """The parent that an artifact at `output` records: a file by its bytes, a dataset by its prompts."""
+        """The parent that an artifact at `output` records: a file by its bytes, a dataset by its prompts.
+
+        Raises InputError for a missing file.
+        """
         hold_input(self.path)
         if self._is_file:
+            _require_file(self.path)
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
         content = [[prompt.prompt_id, json_digest(prompt_content(prompt.messages, prompt.tools))] for prompt in self]
         return Parent(HUB_DATASET, json_digest(content), str(self.path))
