@@ -55,7 +55,7 @@ def _with_weights(model: Any, weights: dict[str, Tensor], directory: Path) -> An
     result: Any = set_peft_model_state_dict(adapted, weights)
     if missing := [name for name in result.missing_keys if ".lora_" in name]:
         raise _misfit(directory, f"it has no weights for {len(missing)} modules, such as {missing[0]}")
-    if unexpected := [name for name in result.unexpected_keys if _saved_name(name) not in weights]:
+    if unexpected := [name for name in result.unexpected_keys if not _is_copy(name, weights)]:
         raise _misfit(directory, f"{len(unexpected)} of its weights have no place there, such as {unexpected[0]}")
     return adapted
 
@@ -67,9 +67,10 @@ def _misfit(directory: Path, cause: str) -> InputError:
     )
 
 
-def _saved_name(name: str) -> str:
-    """peft writes a resized embedding three times, under the names of its wrapper too."""
-    return name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+def _is_copy(name: str, weights: dict[str, Tensor]) -> bool:
+    """Whether a weight is also there by its plain name: peft writes a resized embedding under three names."""
+    plain = name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    return plain != name and plain in weights
 
 
 def _require_known_settings(directory: Path) -> None:
