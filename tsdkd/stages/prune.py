@@ -57,7 +57,7 @@ def prune(
     but one are dropped; TsdkdError if the written model computes something else.
     """
     observer = observer or SilentObserver()
-    record = model_record("teacher", teacher, config.dtype)
+    record = model_record("teacher", teacher)
     source = Prompts(prompts, config.column, config.limit)
     prompt_list = list(source)
     manifest = Manifest(

@@ -14,7 +14,9 @@ from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tests.stages.models.test_adapters import save_adapter
 from tests.stages.models.test_families import SIZES
 from tsdkd.errors import InputError
+from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.weights import record_tying, require_finite
 
@@ -60,6 +62,12 @@ def record(model: str) -> object:
     return model_record("student", model)
 
 
+def served(model: str, dtype: DType = "auto") -> None:
+    """The directory that vLLM loads."""
+    with merged_model_directory(model, dtype):
+        pass
+
+
 BROKEN = {
     "missing": (without("layers.1.mlp"), {}, r"3 missing (model.layers.1.mlp.down_proj.weight"),
     "no head": (without("lm_head"), {}, r"write tie_word_embeddings: true"),
@@ -89,7 +97,7 @@ def test_a_tied_model_with_a_prefix_is_refused_by_its_prefix(tmp_path: Path) -> 
     assert "begins with 'module.'" in refusal(load_model, altered(model, tmp_path / "m", with_prefix("module.")))
 
 
-@pytest.mark.parametrize("read", [record, load_model])
+@pytest.mark.parametrize("read", [served, load_model])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(
     student: Path, tmp_path: Path, value: float, read: Callable[[str], object]
@@ -99,12 +107,12 @@ def test_weights_that_are_not_finite_are_refused(
 
 
 def test_a_precision_that_overflows_is_refused(student: Path, tmp_path: Path) -> None:
-    """1e5 is finite in float32 and bfloat16, and infinite in float16. Nothing is written before."""
+    """1e5 is finite in float32 and bfloat16, and infinite in float16."""
     model = altered(student, tmp_path / "m", with_value(1e5))
-    record(model)
+    served(model)
     load_model(model, "bfloat16")
-    for read in (lambda name: load_model(name, "float16"), lambda name: model_record("student", name, "float16")):
-        message = refusal(read, model)
+    for read in (load_model, served):
+        message = refusal(lambda name, read=read: read(name, "float16"), model)
         assert "in float16: model.layers.1.mlp.up_proj.weight" in message
         assert "--dtype" in message
 
@@ -136,7 +144,8 @@ def test_all_files_of_weights_are_read(student: Path, tmp_path: Path, form: str)
     record(str(source))
     model.lm_head.weight.data[1, 1] = float("nan")
     save()
-    assert "lm_head.weight" in refusal(record, str(source))
+    for read in (served, load_model):
+        assert "lm_head.weight" in refusal(read, str(source))
     if form == "sharded":
         shard = max(source.glob("*.safetensors"))
         shard.unlink()
@@ -163,7 +172,7 @@ def test_damaged_adapters_are_refused(student: Path, tmp_path: Path) -> None:
         file = adapter / "adapter_model.safetensors"
         save_file(change(load_file(file)), file, {"format": "pt"})
         assert "lora_" in refusal(load_model, str(adapter))
-    assert "NaN or infinite" in refusal(record, str(tmp_path / "nan"))
+    assert "NaN or infinite" in refusal(served, str(tmp_path / "nan"))
 
 
 SMALL_EXPERTS = {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
@@ -176,7 +185,7 @@ def test_a_model_with_an_adapter_beside_it_is_refused(
     """Transformers reads both, vLLM the model alone."""
     save_adapter(student, tmp_path / "m")
     shutil.copytree(student, tmp_path / "m", dirs_exist_ok=True)
-    assert "holds a whole model and an adapter" in refusal(read, str(tmp_path / "m"))
+    assert "holds an adapter and a whole model" in refusal(read, str(tmp_path / "m"))
 
 
 UNUSED = {
@@ -190,7 +199,7 @@ UNUSED = {
 @pytest.mark.parametrize("family", UNUSED)
 def test_tensors_that_a_language_model_does_not_use_are_no_obstacle(family: str, tmp_path: Path) -> None:
     """Masks of older versions, other modalities, and layers that draft tokens."""
-    config = AutoConfig.for_model(family, **SIZES, **SMALL_EXPERTS, num_nextn_predict_layers=1)
+    config = AutoConfig.for_model(family, **SIZES, **SMALL_EXPERTS, num_nextn_predict_layers=1, rotary_dim=8)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
     byte_tokenizer().save_pretrained(tmp_path / "source")
     more = {key: torch.ones(2, 2) for key in UNUSED[family]}

@@ -136,7 +136,7 @@ def _manifest(
     """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
     if previous:
         _require_same_settings(output, previous, config)
-    record = model_record("evaluated", model, config.dtype)
+    record = model_record("evaluated", model)
     datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
     parents = [
         Parent(f"{path.name}{DATASET_KIND}", content_digest(path), relative_path(path, output)) for path in datasets

@@ -123,10 +123,10 @@ def _template_model(models: Mapping[str, ModelSpec]) -> ModelSpec:
 
 def _model_records(config: GenerateConfig, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
     if config.policy in {"student", "teacher"}:
-        return (model_record(config.policy, model, config.dtype),)
+        return (model_record(config.policy, model),)
     if teacher is None:
         raise InputError(f"The policy {config.policy!r} needs a student and a teacher.", "Name both.")
-    records = model_record("student", model, config.dtype), model_record("teacher", teacher, config.dtype)
+    records = model_record("student", model), model_record("teacher", teacher)
     require_same_tokenizer(*records)
     return records
 

@@ -15,16 +15,18 @@ from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.saved_adapters import attach_adapter
 from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.weights import check_saved_values
 
 
 @contextmanager
 def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
     """The directory of a model; for an adapter, a temporary directory with the merged weights.
 
-    Raises InputError when the adapter does not fit its base model.
+    Raises InputError when the adapter does not fit its base model, and unless all weights are finite in `dtype`.
     """
     spec = load_spec(name)
     if spec.adapter is None:
+        check_saved_values(name, spec.directory, dtype)
         yield spec.directory
         return
     with TemporaryDirectory(prefix="tsdkd-merged-") as directory:
@@ -46,5 +48,6 @@ def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
         model.to(getattr(torch, spec.resolve_dtype(dtype))).save_pretrained(directory)
         spec.tokenizer.save_pretrained(directory)
         del base, adapted, model
+        check_saved_values(name, Path(directory), dtype)
         os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"  # its entries are named by this temporary directory
         yield Path(directory)

@@ -14,25 +14,24 @@ from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
 from tsdkd.artifacts.opening import find_continued
 from tsdkd.errors import InputError
-from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer, writes_day
-from tsdkd.stages.models.weights import check_saved_weights
+from tsdkd.stages.models.weights import check_saved_tensors
 
 FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
 """Patterns of the files that decide a model's output."""
 
 
-def model_record(role: str, name: str, dtype: DType = "auto") -> ModelRecord:
+def model_record(role: str, name: str) -> ModelRecord:
     """Fingerprints of a model's weights, tokenizer and chat template, without loading it.
 
-    Raises InputError, also for weights that are not those of the architecture, or not finite in `dtype`.
+    Raises InputError, also for tensors that are not those of the architecture.
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
-    check_saved_weights(name, directory, dtype)
+    check_saved_tensors(name, directory)
     if base := base_directory(directory):
-        check_saved_weights(str(base), base, dtype)
+        check_saved_tensors(str(base), base)
     local = Path(name).expanduser()
     return ModelRecord(
         role=role,

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,33 @@ UNUSED = re.compile(
 """Tensors that a language model may be saved with and does not compute with: masks, other modalities, draft layers."""
 
 
-def check_saved_weights(name: str, directory: Path, dtype: DType) -> None:
-    """Check the files of a model, or of an adapter, without loading them.
+def check_saved_tensors(name: str, directory: Path) -> None:
+    """Check the names and shapes of a model's saved tensors, without reading their values.
 
-    Raises InputError for values that are not finite in `dtype`, and for a model whose tensors are not those of its
-    architecture.
-    The tensors of an adapter are compared with its base model when both are loaded.
+    Raises InputError if they are not those of its architecture, or a file is missing or damaged. The tensors of an
+    adapter are compared with its base model when both are loaded.
     """
-    try:
-        if not is_adapter(directory):
+    with _readable(name):
+        if is_adapter(directory):
+            weight_files(directory)
+        else:
             _require_architecture(name, directory)
+
+
+def check_saved_values(name: str, directory: Path, dtype: DType) -> None:
+    """Read a model's files, for an engine that loads them itself.
+
+    Raises InputError unless all values are finite in `dtype`.
+    """
+    with _readable(name):
         precision = None if dtype == "auto" else getattr(torch, dtype)
         require_finite(name, saved_tensors(weight_files(directory)), precision)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise errors of many types

@@ -94,7 +94,7 @@ def _manifest(
             "--device-map works with a single process only.", "Start one process, or leave out --device-map."
         )
     parent = read_artifact(rollouts, "rollouts")
-    models = model_record("student", student, config.dtype), model_record("teacher", teacher, config.dtype)
+    models = model_record("student", student), model_record("teacher", teacher)
     require_same_tokenizer(*models)
     require_attention(config.attention, (student, teacher))
     specs = load_spec(student), load_spec(teacher)

@@ -144,7 +144,7 @@ def train_online(
     online = _with_engine(config.online, forward_precision(config.precision), observer)
     config = replace(config, online=online)
     sampling = online.sampling
-    models = model_record("student", student), model_record("teacher", teacher, online.teacher_dtype)
+    models = model_record("student", student), model_record("teacher", teacher)
     require_same_tokenizer(*models)
     recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
     for author in recorded.manifest.models if recorded else ():
