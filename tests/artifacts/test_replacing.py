@@ -1,5 +1,6 @@
 """A finished artifact stays whole until the one that replaces or extends it is complete, whatever happens meanwhile."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -8,17 +9,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from tsdkd.artifacts import replacing
+from tsdkd.artifacts import opening, replacing
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE
 from tsdkd.artifacts.journal import read_sessions, record_session
 from tsdkd.artifacts.locks import hold_input, reading_inputs
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import Writer
-from tsdkd.errors import ArtifactError, InputError
+from tsdkd.errors import ArtifactError, InputError, TsdkdError
 
 Contents = Callable[[Path], dict[str, bytes]]
 OLD = Manifest(kind="checkpoint", config={"tasks": "a"}, seed=0)
@@ -227,6 +229,21 @@ def test_an_extension_shares_the_files_and_keeps_the_journal(tmp_path: Path, con
     assert [session.command for session in read_sessions(tmp_path / "a")] == ["first", "interrupted"]
     assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
     assert [part.file for part in read_artifact(tmp_path / "a", "checkpoint").manifest.parts] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (opening, "make_aside"), (opening, "save_manifest")])
+def test_a_full_disk_as_a_replacement_begins_leaves_the_artifact_and_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    write(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(TsdkdError, match="No space left") as kept:
+            Writer.open(tmp_path / "a", NEW, overwrite=True)
+    assert text_of(tmp_path / "a") == "old"
+    write(tmp_path / "a", NEW, "new", overwrite=True)
+    assert text_of(tmp_path / "a") == "new"
+    assert kept.value.__traceback__ is not None  # it does not keep the locks
 
 
 def test_overwrite_does_not_resume_an_extension(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ are written aside (replacing.py), so that a finished artifact stays whole until 
 
 import fcntl
 import json
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -49,13 +49,20 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     _require_other_inputs(path, wanted, overwrite)
     path.resolve().mkdir(parents=True, exist_ok=True)
     lock = lock_for_writing(path, fcntl.LOCK_EX)
-    try:
+    with _closed_on_failure(lock):
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
+    return replace(opened, locks=(lock, *opened.locks))
+
+
+@contextmanager
+def _closed_on_failure(lock: IO[str]) -> Iterator[None]:
+    """Else the lock would last as long as the error is kept."""
+    try:
+        yield
     except BaseException:
         lock.close()
         raise
-    return replace(opened, locks=(lock, *opened.locks))
 
 
 def find_continued(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str] = ()) -> Manifest | None:
@@ -159,10 +166,11 @@ def _continued_aside(
     if opened is None:
         lock.close()
         return None
-    _require_replaceable(path)
-    if opened.manifest.state == "complete":
-        exchange(aside, path.resolve())
-        opened = OpenDirectory(path, opened.manifest)
+    with _closed_on_failure(lock):
+        _require_replaceable(path)
+        if opened.manifest.state == "complete":
+            exchange(aside, path.resolve())
+            opened = OpenDirectory(path, opened.manifest)
     return replace(opened, locks=(lock,))
 
 
@@ -175,7 +183,8 @@ def _begin_aside(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDirect
     make_aside(aside, purpose, path)
     inherited = frozenset(file.name for file in aside.iterdir())
     lock = lock_for_writing(aside, fcntl.LOCK_EX)
-    save_manifest(aside, manifest)
+    with _closed_on_failure(lock):
+        save_manifest(aside, manifest)
     return OpenDirectory(aside, manifest, (lock,), inherited)
 
 
