@@ -20,7 +20,7 @@ Dropout is 0. The table does not show whether distillation improves such a model
 {columns}
 
 *ok*: the values are equal. *refused*: tsdkd refuses the model, for the reason below the table. *not run*: the stage
-needs an artifact of a refused one.
+needs an artifact that an earlier stage did not write.
 {failed}
 {table}
 

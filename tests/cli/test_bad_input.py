@@ -90,7 +90,7 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "prune", "inspect"])
-def test_an_unknown_attention(command: str, directory: Path, teacher: Path) -> None:
+def test_an_unknown_attention_is_refused(command: str, directory: Path, teacher: Path) -> None:
     """Every command that loads a model has the option, and refuses an unknown name before it writes."""
     inputs: dict[str, list[object]] = {
         "generate": ["--student", teacher, "--prompts", directory / "prompts.jsonl", "--rollouts", directory / "new"],
@@ -102,7 +102,7 @@ def test_an_unknown_attention(command: str, directory: Path, teacher: Path) -> N
     }
     run = [] if command == "prune" else ["--run", directory / "run"]
     cause, remedy = refuse(command, *inputs[command], *run, "--attention", "nothing")
-    assert cause == "--attention is 'nothing'."
+    assert cause == "--attention nothing is unknown."
     assert remedy.startswith("Choose from eager,")
     assert not (directory / "new").exists()
 

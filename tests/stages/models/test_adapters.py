@@ -172,7 +172,7 @@ def test_logits_are_those_of_peft(kind: str, tied: bool, bases: dict[bool, Path]
         ),
     ],
 )
-def test_adapters_on_other_layers_than_linear_ones(
+def test_adapters_on_layers_that_are_not_linear_have_pefts_logits(
     family: str, config: dict[str, int], settings: dict[str, object], tmp_path: Path
 ) -> None:
     """GPT-2's layers are transposed; experts are parameters."""
@@ -202,7 +202,7 @@ def test_embeddings_grow_with_an_extended_vocabulary(bases: dict[bool, Path], tm
 
 @pytest.mark.parametrize("change", [{"remove": "lora_A"}, {"rename": "v_proj"}, {"cut": "q_proj"}])
 def test_weights_that_do_not_fit_are_refused(change: dict[str, str], student: Path, tmp_path: Path) -> None:
-    """peft keeps the random weights of a missing tensor, and ignores a tensor that has no place."""
+    """peft keeps the random weights of a missing tensor, and ignores a tensor that matches no module."""
     make_adapter(student, tmp_path)
     ((how, part),) = change.items()
     weights = load_file(tmp_path / "adapter_model.safetensors")
@@ -223,7 +223,7 @@ def test_settings_that_peft_would_ignore_are_refused(student: Path, tmp_path: Pa
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     for added, cause in (
         ({"use_newest_lora": True}, "does not know: use_newest_lora"),
-        ({"init_lora_weights": "pissa_niter_4"}, "drew at random"),
+        ({"init_lora_weights": "pissa_niter_4"}, "randomised PiSSA"),
         ({"alora_invocation_tokens": [1]}, "certain tokens"),
         ({"base_model_name_or_path": None}, "names no base model"),
     ):
@@ -245,7 +245,7 @@ def test_a_relative_base_is_found_from_every_directory(
     monkeypatch.chdir(elsewhere)
     assert load_spec(str(adapter)).directory == tmp_path / "project/models/base"
     shutil.copytree(teacher, tmp_path / "models/base")
-    with pytest.raises(InputError, match=r"which is .*models/base or .*models/base"):
+    with pytest.raises(InputError, match=r"both .*models/base and .*models/base match"):
         load_spec(str(adapter))
     moved = shutil.move(adapter, tmp_path.parent / f"{tmp_path.name}-moved")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -254,7 +254,7 @@ def test_a_relative_base_is_found_from_every_directory(
 
 
 def test_a_trained_adapter_names_its_base_by_path_or_hub_id(student: Path, tmp_path: Path) -> None:
-    """A model of the hub is not named by its place in the cache."""
+    """A model of the hub is not named by its path in the cache."""
     model = AutoModelForCausalLM.from_pretrained(student)
     model.name_or_path = "/cache/snapshots/0a1b2c"
     adapted = get_peft_model(model, LoraConfig(target_modules=ATTENTION))

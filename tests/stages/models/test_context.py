@@ -66,7 +66,7 @@ LLAMA = ("llama", {"max_position_embeddings": 128})
     ],
 )
 def test_the_context_comes_from_the_config(family: str, settings: dict[str, object], context: int) -> None:
-    """Whatever a family calls it; ALiBi and recurrent models have no limit."""
+    """Under the name that a family uses; ALiBi and recurrent models have no limit."""
     assert context_length(AutoConfig.for_model(family, **settings)) == context
 
 
@@ -94,7 +94,7 @@ def test_gemma3_states_its_scaled_context() -> None:
     assert context_length(config) == 128
 
 
-def test_no_stage_reads_past_a_context(student: Path, prompts: Path, rows: Path, tmp_path: Path) -> None:
+def test_stages_refuse_sequences_beyond_a_context(student: Path, prompts: Path, rows: Path, tmp_path: Path) -> None:
     """Rollouts that the student can read are refused for a teacher with a shorter context, and the other way round."""
     short = shutil.copytree(student, tmp_path / "short")
     config = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 40}

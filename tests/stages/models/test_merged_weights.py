@@ -1,4 +1,4 @@
-"""Adapters merge into the model that was trained, for the files of a checkpoint and for vLLM during training."""
+"""Merged adapters give the trained model, in the files of a checkpoint and for vLLM during training."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ ZAMBA2 = {
     "mamba_d_state": 8, "mamba_headdim": 8, "n_mamba_heads": 8, "chunk_size": 8,
 }  # fmt: skip
 UNMERGEABLE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "one weight in several layers": ("zamba2", ZAMBA2, "has the weight of .* in several layers"),
+    "one weight in several layers": ("zamba2", ZAMBA2, "shares the weight of .* between several layers"),
     "a layer that peft refuses": ("mamba", {"state_size": 8}, "peft cannot adapt"),
     "a layer that peft cannot run": ("llama4_text", LLAMA4, "does not run with these adapters"),
 }

@@ -25,7 +25,7 @@ from tsdkd.stages.train.stage import train_offline, train_online
 
 CONFIG = GenerateConfig(max_new_tokens=5, limit=4)
 PADDING = ("<|padding|>",)
-"""A token of the tokenizer alone: id 258, in models whose heads have 258 rows."""
+"""The id of a token that only the tokenizer has: the heads of the models have 258 rows."""
 
 
 @pytest.fixture(scope="module")

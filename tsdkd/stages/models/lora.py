@@ -41,7 +41,7 @@ def adaptable_layers(model: Any) -> dict[str, Any]:
 
 
 def _unadaptable_names(model: Any) -> set[str]:
-    """Names of linear layers that no adapter fits: peft's, and routers, which return a choice of experts."""
+    """Names of linear layers that no adapter fits: those that peft refuses, and routers, which choose experts."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     routers = {name.rpartition(".")[2] for name, module in linear.items() if hasattr(module, "top_k")}
     return routers | ({"out_proj"} if model.config.model_type in MAMBA_TYPES else set())
@@ -83,7 +83,10 @@ def _require_mergeable(student: LanguageModel) -> None:
     number = Counter(id(_base_weight(module)) for module in adapted.values())
     for name, module in adapted.items():
         if number[id(_base_weight(module))] > 1:
-            raise InputError(f"{student.name} has the weight of {name} in several layers.", REMEDY)
+            raise InputError(
+                f"{student.name} shares the weight of {name} between several layers, so adapters cannot be merged.",
+                REMEDY,
+            )
     student.model.eval()
     probe = torch.arange(4, device=student.device).unsqueeze(0)
     try:
@@ -109,7 +112,7 @@ def attach_adapter(model: Any, directory: Path) -> Any:
     from peft.utils import load_peft_weights
 
     _require_known_settings(directory)
-    if {"cpu", "disk"} & {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}:
+    if {"cpu", "disk"} & {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}:
         raise InputError(
             f"The base model of {directory} exceeds the GPUs, and adapters cannot be offloaded.",
             "Merge the adapter into its base model.",
@@ -140,7 +143,7 @@ def _with_weights(model: Any, weights: dict[str, Tensor], directory: Path) -> An
     if missing := [name for name in result.missing_keys if ".lora_" in name]:
         raise _misfit(directory, f"it has no weights for {len(missing)} modules, such as {missing[0]}")
     if unexpected := [name for name in result.unexpected_keys if _saved_name(name) not in weights]:
-        raise _misfit(directory, f"{len(unexpected)} of its weights have no place there, such as {unexpected[0]}")
+        raise _misfit(directory, f"{len(unexpected)} of its weights have no module there, such as {unexpected[0]}")
     return adapted
 
 
@@ -193,7 +196,7 @@ def _resize_vocabulary(model: Any, weights: dict[str, Tensor], directory: Path) 
 
 
 def _saved_rows(name: str, before: int, weights: dict[str, Tensor], directory: Path) -> int | None:
-    """The number of rows of an embedding, or of the head, as the adapter was trained; None: it holds no row."""
+    """The number of rows of an embedding, or of the head, as the adapter was trained; None if it holds no row."""
     for suffix in ("weight", "base_layer.weight"):
         if (saved := weights.get(f"{FILE_PREFIX}{name}.{suffix}")) is not None:
             return int(saved.shape[0])

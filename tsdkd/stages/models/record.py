@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import ModelRecord, load_manifest
-from tsdkd.artifacts.replacing import aside_path, purpose_of
+from tsdkd.artifacts.replacing import pending_path, purpose_of
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
@@ -61,8 +61,8 @@ def chat_day(tokenizer: PreTrainedTokenizerBase, output: Path, overwrite: bool) 
     """
     if not writes_day(tokenizer):
         return None
-    aside = aside_path(output.resolve())
-    for directory in ([aside] if purpose_of(aside) else []) + [output]:
+    pending = pending_path(output.resolve())
+    for directory in ([pending] if purpose_of(pending) else []) + [output]:
         if not (directory / MANIFEST_FILE).is_file():
             continue
         existing = load_manifest(directory)
@@ -75,7 +75,7 @@ def chat_day(tokenizer: PreTrainedTokenizerBase, output: Path, overwrite: bool) 
 def _weights_fingerprint(directory: Path) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
-    content = [[file.name, _cached_digest(file, *_version(file))] for file in files]
+    content = [[file.name, _cached_digest(file, *_file_version(file))] for file in files]
     base = base_directory(directory)
     if base is None:
         return json_digest(content)
@@ -84,14 +84,14 @@ def _weights_fingerprint(directory: Path) -> str:
     return json_digest([content, settings])
 
 
-def _version(file: Path) -> tuple[int, int]:
+def _file_version(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
 
 @cache
 def _cached_digest(file: Path, _size: int, _mtime_ns: int) -> str:
-    """The digest of one version of a file: stages record a model, and load it later."""
+    """The digest of one version of a file, cached because stages record a model and load it later."""
     return file_digest(file)
 
 

@@ -42,8 +42,7 @@ def check_saved_weights(name: str, directory: Path, dtype: DType) -> None:
     """Check the files of a model, or of an adapter, without loading them.
 
     Raises InputError for values that are not finite in `dtype`, and for a model whose tensors are not those of its
-    architecture.
-    The tensors of an adapter are compared with its base model when both are loaded.
+    architecture. The tensors of an adapter are compared with its base model when both are loaded.
     """
     try:
         if not is_adapter(directory):
@@ -88,7 +87,7 @@ def weight_files(directory: Path) -> list[Path]:
             shards = sorted(set(json.loads((directory / index).read_text())["weight_map"].values()))
             if missing := [shard for shard in shards if not (directory / shard).is_file()]:
                 raise InputError(
-                    f"{directory} lacks {missing[0]}, one of {len(shards)} files of weights.", "Copy it there."
+                    f"{missing[0]}, one of {len(shards)} weight files, is missing in {directory}.", "Copy it there."
                 )
             return [directory / shard for shard in shards]
     raise InputError(f"{directory} has no weights.", "Name a directory with model.safetensors (or its shards).")
@@ -120,7 +119,7 @@ def require_all_tensors(name: str, model: PreTrainedModel, report: Mapping[str, 
     ]
     if findings:
         raise InputError(
-            f"The tensors of {name} are not those of {type(model).__name__}: {', '.join(findings)}.",
+            f"The tensors of {name} do not match {type(model).__name__}: {', '.join(findings)}.",
             _remedy(model, missing, unexpected),
         )
 
