@@ -149,7 +149,7 @@ class Writer:
         save_manifest(self.path, self.manifest)
         if self.path != self.output:
             if has_readers(self.output):
-                notify(f"Another process reads {self.output}; the new artifact replaces it when that process ends.")
+                notify(f"{self.output} is being read by another process; the new artifact replaces it afterwards.")
             with without_readers(self.output):
                 exchange(self.path, self.output.resolve())
             self.path = self.output
