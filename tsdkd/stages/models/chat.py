@@ -1,4 +1,4 @@
-"""Which messages a chat template writes: markers in place of the messages' texts probe it."""
+"""Tests which messages a chat template writes, with markers as the messages' texts."""
 
 from collections.abc import Sequence
 from typing import Any

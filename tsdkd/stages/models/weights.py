@@ -175,8 +175,8 @@ def loaded_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 def record_tying(model: PreTrainedModel) -> None:
     """Make the config say whether the head is the embedding.
 
-    Transformers reads a head of its own from the files even where the config says that there is none, or where the
-    config of the text model contradicts the whole model's; a copy made from the config would then have another head.
+    transformers reads an untied head from the files even if the config ties it, or if the config of the text model
+    contradicts the config of the whole model. A copy made from the config would then have another head.
     """
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()

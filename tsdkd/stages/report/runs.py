@@ -173,7 +173,7 @@ def _sort_key(artifact: RunArtifact) -> tuple[int, int, int, str]:
 
 
 def _load_artifact(run: Path, path: Path) -> RunArtifact:
-    if load_manifest(path).state == "complete":  # nobody replaces it while it is read
+    if load_manifest(path).state == "complete":  # locks it, so no run replaces it meanwhile
         register_input(path)
     manifest, sessions = load_manifest(path), tuple(read_sessions(path))
     return RunArtifact(str(path.relative_to(run)), path, manifest, sessions, is_locked(path), _disk_bytes(path))
