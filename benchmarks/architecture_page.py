@@ -39,7 +39,7 @@ def page(rows: dict[str, dict[str, str]], descriptions: dict[str, str]) -> str:
     failures = sum(cell.startswith("FAILED") for cells in rows.values() for cell in cells.values())
     return PAGE.format(
         columns="\n".join(f"| {column} | {text} |" for column, text in descriptions.items()),
-        failed=f"*FAILED* ({failures}): the values differ or the stage crashes; the error is below.\n" if failures else "",
+        failed=f"*FAILED* ({failures}): values differ or the stage crashes, see below.\n" if failures else "",
         table="\n".join(lines),
         notes="".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1)),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
