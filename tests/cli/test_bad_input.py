@@ -334,7 +334,7 @@ def test_a_full_disk_keeps_complete_parts(
     cause, remedy = refuse(*command, code=1)
     assert f"{directory / 'full' / 'rollouts'} could not be written (No space left on device); its disk has " in cause
     assert cause.endswith(" GB free.")
-    assert "Free space, and run again" in remedy
+    assert "Free space or check the disk" in remedy
     monkeypatch.undo()
     assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
     assert contents(directory / "full" / "rollouts") == contents(directory / "run" / "rollouts")
