@@ -142,7 +142,7 @@ PLAIN_CHAT = "{% for m in messages %}[{{ m['role'] }} {{ m['content'] }}]{% endf
         ({"messages": [{"role": "user", "content": None, "name": "Ann"}]}, PLAIN_CHAT, "null content as None"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, PLAIN_CHAT, "ignores tool calls"),
         ({"prompt": "a", "tools": TOOLS}, PLAIN_CHAT, "ignores tools"),
-        (PARTS[0], PLAIN_CHAT, "no lists of parts"),
+        (PARTS[0], PLAIN_CHAT, "not support contents that are lists of parts"),
         (
             PARTS[0],
             "{{ messages[0]['content'] if messages[0]['content'] is string }}",

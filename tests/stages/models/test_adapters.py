@@ -224,7 +224,7 @@ def test_settings_that_peft_would_ignore_are_refused(student: Path, tmp_path: Pa
     for added, cause in (
         ({"use_newest_lora": True}, "does not know: use_newest_lora"),
         ({"init_lora_weights": "pissa_niter_4"}, "randomised PiSSA"),
-        ({"alora_invocation_tokens": [1]}, "certain tokens"),
+        ({"alora_invocation_tokens": [1]}, "activated LoRA"),
         ({"base_model_name_or_path": None}, "names no base model"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings | added))

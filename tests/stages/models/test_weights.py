@@ -69,7 +69,7 @@ BROKEN = {
     "layer too many": (None, {"num_hidden_layers": 3}, r"9 missing (model.layers.2.input_layernorm.weight"),
     "layer too few": (None, {"num_hidden_layers": 1}, r"9 not in the architecture (model.layers.1."),
     "shape": (None, {"intermediate_size": 48}, r"(64, 32) for (48, 32)"),
-    "architecture": (None, {"model_type": "gpt_neox"}, r"not those of GPTNeoXForCausalLM"),
+    "architecture": (None, {"model_type": "gpt_neox"}, r"do not match GPTNeoXForCausalLM"),
 }
 
 
