@@ -181,8 +181,8 @@ def test_a_template_that_cannot_write_a_prompt_is_refused_with_its_line(
         ({"prompt": "a", "tools": "hammer"}, "not a list of JSON schemas"),
         ({"prompt": "a", "tools": {"name": "f"}}, "not a list of JSON schemas"),
         ({"prompt": "a\ud83d"}, r"the unpaired surrogate \\ud83d"),
-        ({"prompt": "a", "prompt_id": "\udc00"}, r"holds \\udc00"),
-        ({"prompt": "a", "source": "\udc00"}, r"holds \\udc00"),
+        ({"prompt": "a", "prompt_id": "\udc00"}, r"the unpaired surrogate \\udc00"),
+        ({"prompt": "a", "source": "\udc00"}, r"the unpaired surrogate \\udc00"),
         ({"prompt": "a", "prompt_id": [1]}, "'prompt_id' is neither text nor a number"),
     ],
 )

@@ -174,7 +174,7 @@ def test_line_ends_and_nul_characters_are_kept(tmp_path: Path) -> None:
         (pa.array([b"a", b"caf\xe9"]), "row 2: 'prompt' is neither"),
         (pa.array([1]), "row 1: 'prompt' is neither"),
         (pa.array([0], pa.timestamp("ms")), "row 1: 'prompt' is neither"),
-        (pa.array([[{"role": "user", "content": "a", "at": datetime.date(2026, 1, 1)}]]), "row 1: the row holds a"),
+        (pa.array([[{"role": "user", "content": "a", "at": datetime.date(2026, 1, 1)}]]), "row 1: the row contains a"),
     ],
 )
 def test_columns_of_parquet_files_hold_text(tmp_path: Path, cells: pa.Array, expected: list[str] | str) -> None:

@@ -19,6 +19,7 @@ from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect.models import score_with_models
 from tsdkd.stages.models.context import context_length, require_context
+from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.stage import train_offline, train_online
 
@@ -104,9 +105,8 @@ def test_stages_refuse_sequences_beyond_a_context(student: Path, prompts: Path, 
         with pytest.raises(InputError, match="short reads 40"):
             score(rollouts, *map(str, pair), tmp_path / "refused", ScoreConfig(k=4))
         with pytest.raises(InputError, match="short reads 40"):
-            score_with_models(
-                read_artifact(rollouts, "rollouts").table().to_pylist()[0], [str(pair[0])], str(pair[1]), 4
-            )
+            rollout = read_artifact(rollouts, "rollouts").table().to_pylist()[0]
+            score_with_models(rollout, [str(pair[0])], str(pair[1]), ScoreConfig(k=4), SilentObserver())
     scores = score(rollouts, str(student), str(student), tmp_path / "scores", ScoreConfig(k=4)).path
     with pytest.raises(InputError, match="short reads 40"):
         train_offline(rollouts, scores, str(short), tmp_path / "refused", TRAIN)

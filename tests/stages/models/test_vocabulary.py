@@ -65,7 +65,7 @@ def test_every_stage_cuts_both_models_to_the_ids_that_they_share(
     assert source.decoder.head is not None
     assert source.decoder.head.vocab == 258
     assert _measure_held_out(load_model(teacher), source, EvalConfig(), SilentObserver())["kl"] == pytest.approx(0)
-    score_with_models(rollouts.table().to_pylist()[0], [student], teacher, 4)
+    score_with_models(rollouts.table().to_pylist()[0], [student], teacher, ScoreConfig(k=4), SilentObserver())
 
 
 def test_a_prompt_with_an_unknown_id_is_refused_before_anything_is_written(
