@@ -104,8 +104,8 @@ def test_stages_refuse_sequences_beyond_a_context(student: Path, prompts: Path, 
     for pair in ((student, short), (short, student)):
         with pytest.raises(InputError, match="short reads 40"):
             score(rollouts, *map(str, pair), tmp_path / "refused", ScoreConfig(k=4))
+        rollout = read_artifact(rollouts, "rollouts").table().to_pylist()[0]
         with pytest.raises(InputError, match="short reads 40"):
-            rollout = read_artifact(rollouts, "rollouts").table().to_pylist()[0]
             score_with_models(rollout, [str(pair[0])], str(pair[1]), ScoreConfig(k=4), SilentObserver())
     scores = score(rollouts, str(student), str(student), tmp_path / "scores", ScoreConfig(k=4)).path
     with pytest.raises(InputError, match="short reads 40"):

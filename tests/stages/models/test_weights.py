@@ -176,7 +176,7 @@ def test_a_model_with_an_adapter_beside_it_is_refused(
     """Transformers reads both, vLLM the model alone."""
     save_adapter(student, tmp_path / "m")
     shutil.copytree(student, tmp_path / "m", dirs_exist_ok=True)
-    assert "holds a whole model and an adapter" in refusal(read, str(tmp_path / "m"))
+    assert "holds an adapter and a whole model" in refusal(read, str(tmp_path / "m"))
 
 
 UNUSED = {
