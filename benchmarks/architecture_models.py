@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, with sizes that give every feature work: windows, experts, latents."""
+"""Tiny random models of many architectures. Their sizes use every feature, such as windows, experts and latents."""
 
 from pathlib import Path
 from typing import Any

@@ -1,25 +1,26 @@
-"""The page docs/architectures.md: one row per architecture, one column per stage, and the reasons below."""
+"""The page docs/architectures.md: one row per architecture, one column per stage, and the reasons."""
 
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 PAGE = """# Architectures
 
-Look here whether a family of models runs through all stages:
+Check whether tsdkd computes a model family correctly in every stage:
 
 ```bash
 python benchmarks/architectures.py --markdown docs/architectures.md
 ```
 
-The script makes a tiny random student and teacher of each architecture, runs every stage on a CPU in float32, and
-compares its values with plain transformers and peft, which read one sequence at a time without padding, drafts or
-tsdkd. Dropout is 0. It shows that an architecture is computed correctly, not that its distillation pays.
+The script makes a tiny random student and teacher of each architecture and runs every stage on a CPU in float32.
+It compares the values with transformers and peft alone, which read one sequence at a time, without padding and drafts.
+Dropout is 0. The table does not show whether distillation improves such a model.
 
 | column | what is compared |
 |---|---|
 {columns}
 
-*ok*: equal. *refused*: the stage ends with the reason below the table. *not run*: an earlier stage was refused.
+*ok*: the values are equal. *refused*: tsdkd refuses the model, for the reason below the table. *not run*: the stage
+needs an artifact that an earlier stage did not write.
 {failed}
 {table}
 
@@ -38,7 +39,7 @@ def page(rows: dict[str, dict[str, str]], descriptions: dict[str, str]) -> str:
     failures = sum(cell.startswith("FAILED") for cells in rows.values() for cell in cells.values())
     return PAGE.format(
         columns="\n".join(f"| {column} | {text} |" for column, text in descriptions.items()),
-        failed=f"*FAILED*: {failures} cells differ or crash; the error is below the table.\n" if failures else "",
+        failed=f"*FAILED* ({failures}): values differ or the stage crashes, see below.\n" if failures else "",
         table="\n".join(lines),
         notes="".join(f"{i}. {note}\n" for i, note in enumerate(notes, 1)),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
@@ -47,7 +48,7 @@ def page(rows: dict[str, dict[str, str]], descriptions: dict[str, str]) -> str:
 
 
 def _short(cell: str, notes: list[str]) -> str:
-    """A cell's first word with the number of its reason, which is added to the notes."""
+    """A cell's first word with the number of its reason in `notes`; adds a new reason."""
     word, _, reason = cell.partition(": ")
     if not reason:
         return cell

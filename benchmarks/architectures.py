@@ -3,7 +3,7 @@
     python benchmarks/architectures.py [--only NAME ...] [--markdown docs/architectures.md]
 
 The reference reads one sequence at a time in float32, without padding, cache or tsdkd. A cell of the table is "ok", or
-"refused" with tsdkd's reason, or "FAILED". The exit status is 1 if a cell is FAILED. Takes about three minutes.
+"refused" with tsdkd's reason, or "FAILED". The exit status is 1 if a cell is FAILED.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def compare(what: str, values: Any, expected: Any, tolerance: float = TOLERANCE)
 
 
 @dataclass
-class Laboratory:
-    """Two models of one architecture, and the artifacts that the checks write and read, in one directory."""
+class Workspace:
+    """One directory: a student and a teacher of one architecture, and the artifacts that the checks write."""
 
     directory: Path
     architecture: str
@@ -107,7 +107,7 @@ class Laboratory:
 
     @cached_property
     def vocab(self) -> int:
-        """The tokenizer's ids; some tokenizer classes add one."""
+        """The number of the tokenizer's ids; some tokenizer classes add one."""
         return vocab_size(self.tokenizer)
 
     @cached_property
@@ -123,45 +123,45 @@ class Laboratory:
         return [row["prompt_ids"] + row["response_ids"] for row in self.rows]
 
     def logits(self, model: Any, ids: list[int]) -> Tensor:
-        """(seq, vocab) of one sequence."""
+        """The logits (seq, vocab) of one sequence."""
         logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, : self.vocab].float()
         return logits
 
     def response_logits(self, model: Any) -> list[Tensor]:
-        """(tokens, vocab) of each response."""
+        """The logits (tokens, vocab) of each response."""
         return [
             self.logits(model, ids)[len(row["prompt_ids"]) - 1 : -1]
             for row, ids in zip(self.rows, self.sequences, strict=True)
         ]
 
     def all_logits(self, model: Any) -> Tensor:
-        """Of every position of prompts and responses."""
+        """The logits of every position of prompts and responses."""
         with torch.no_grad():
             return torch.cat([self.logits(model, ids) for ids in self.sequences])
 
 
 def divergence(logits: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """KL per token, of pairs (seq, vocab)."""
+    """The mean KL per token between pairs of logits (seq, vocab)."""
     pairs = [(p.log_softmax(-1), q.log_softmax(-1)) for p, q in logits]
     return torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).mean()
 
 
-def check_generate(lab: Laboratory) -> None:
-    """Greedy responses of a padded batch are those of `model.generate`, prompt by prompt."""
+def check_generate(workspace: Workspace) -> None:
+    """Greedy responses of a padded batch equal `model.generate` on each prompt."""
     config = GenerateConfig(temperature=0, max_new_tokens=NEW_TOKENS, engine="transformers", dtype="float32")
-    generate(lab.prompts, str(lab.student), lab.directory / "rollouts", config)
-    for row in lab.rows:
+    generate(workspace.prompts, str(workspace.student), workspace.directory / "rollouts", config)
+    for row in workspace.rows:
         prompt = torch.tensor([row["prompt_ids"]])
-        suppressed = list(range(lab.vocab, ROWS))
-        output = lab.student_reference.generate(
+        suppressed = list(range(workspace.vocab, ROWS))
+        output = workspace.student_reference.generate(
             prompt, do_sample=False, max_new_tokens=NEW_TOKENS, suppress_tokens=suppressed
         )
         if output[0, prompt.shape[1] :].tolist() != row["response_ids"]:
             raise MismatchError(f"{row['sample_id']}: other tokens than model.generate")
 
 
-def check_speculative(lab: Laboratory) -> None:
-    """Greedy drafts with the teacher's replacements are those of a loop without cache and drafts."""
+def check_speculative(workspace: Workspace) -> None:
+    """Greedy drafts with the teacher's replacements equal a loop without cache and drafts."""
     config = GenerateConfig(
         policy="speculative",
         accept_k=ACCEPT_K,
@@ -170,31 +170,33 @@ def check_speculative(lab: Laboratory) -> None:
         engine="transformers",
         dtype="float32",
     )
-    output = lab.directory / "speculative"
-    rollouts = generate(lab.prompts, str(lab.student), output, config, teacher=str(lab.teacher))
+    output = workspace.directory / "speculative"
+    rollouts = generate(workspace.prompts, str(workspace.student), output, config, teacher=str(workspace.teacher))
     for row in rollouts.table().to_pylist():
         ids = list(row["prompt_ids"])
         with torch.no_grad():
             while len(ids) < len(row["prompt_ids"]) + NEW_TOKENS and ids[-1] != END_ID:
-                token = int(lab.logits(lab.student_reference, ids)[-1].argmax())
-                best = lab.logits(lab.teacher_reference, ids)[-1].topk(ACCEPT_K).indices.tolist()
+                token = int(workspace.logits(workspace.student_reference, ids)[-1].argmax())
+                best = workspace.logits(workspace.teacher_reference, ids)[-1].topk(ACCEPT_K).indices.tolist()
                 ids.append(token if token in best else best[0])
         if ids[len(row["prompt_ids"]) :] != row["response_ids"]:
-            raise MismatchError(f"{row['sample_id']}: other tokens than token by token")
+            raise MismatchError(f"{row['sample_id']}: other tokens than without drafts")
 
 
-def check_score(lab: Laboratory) -> None:
-    """Entropies, log-probabilities and candidates of a padded batch are those of the logits."""
+def check_score(workspace: Workspace) -> None:
+    """Entropies, log-probabilities and candidates of a padded batch equal those of the reference logits."""
     scores = score(
-        lab.directory / "rollouts",
-        str(lab.student),
-        str(lab.teacher),
-        lab.directory / "scores",
+        workspace.directory / "rollouts",
+        str(workspace.student),
+        str(workspace.teacher),
+        workspace.directory / "scores",
         ScoreConfig(k=K, dtype="float32"),
     )
     with torch.no_grad():
-        logits = {role: lab.response_logits(getattr(lab, f"{role}_reference")) for role in ("student", "teacher")}
-    for i, (row, recorded) in enumerate(zip(lab.rows, scores.table().to_pylist(), strict=True)):
+        logits = {
+            role: workspace.response_logits(getattr(workspace, f"{role}_reference")) for role in ("student", "teacher")
+        }
+    for i, (row, recorded) in enumerate(zip(workspace.rows, scores.table().to_pylist(), strict=True)):
         for role in logits:
             log_probs = logits[role][i].log_softmax(-1)
             ids = torch.tensor(row["response_ids"])
@@ -204,28 +206,28 @@ def check_score(lab: Laboratory) -> None:
         compare("candidates", logits["student"][i].gather(-1, candidates), logits["student"][i].topk(K).values)
 
 
-def objective(lab: Laboratory) -> tuple[float, float]:
-    """The objective of one batch of all responses, and the norm of its gradient, from logits of transformers."""
-    student = copy.deepcopy(lab.student_reference)
+def objective(workspace: Workspace) -> tuple[float, float]:
+    """The objective on one batch of all responses and its gradient norm, from the reference logits."""
+    student = copy.deepcopy(workspace.student_reference)
     with torch.no_grad():
-        taught = lab.response_logits(lab.teacher_reference)
-    logits = lab.response_logits(student)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in taught], batch_first=True).bool()
+        teacher_logits = workspace.response_logits(workspace.teacher_reference)
+    logits = workspace.response_logits(student)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in teacher_logits], batch_first=True).bool()
     pad = torch.nn.utils.rnn.pad_sequence
-    loss, _ = tsdkd_loss(pad(logits, batch_first=True), pad(taught, batch_first=True), mask, TSDKDConfig(k=K))
+    loss, _ = tsdkd_loss(pad(logits, batch_first=True), pad(teacher_logits, batch_first=True), mask, TSDKDConfig(k=K))
     loss.backward()
     squares = [p.grad.square().sum() for p in student.parameters() if p.grad is not None]
     return loss.item(), math.sqrt(float(sum(squares)))
 
 
 @contextmanager
-def trained_logits(lab: Laboratory) -> Iterator[list[Tensor]]:
-    """Receives the logits of each model in memory before it is saved."""
+def trained_logits(workspace: Workspace) -> Iterator[list[Tensor]]:
+    """Yields a list that receives the logits of each trained model before it is saved."""
     original, recorded = loop.save_checkpoint, []
 
     def save_checkpoint(trainer: DistillationTrainer, *arguments: Any) -> None:
         with trainer.inference_student() as student:
-            recorded.append(lab.all_logits(student.model))
+            recorded.append(workspace.all_logits(student.model))
         original(trainer, *arguments)
 
     loop.save_checkpoint = save_checkpoint
@@ -248,107 +250,112 @@ def training(**more: Any) -> TrainConfig:
     )
 
 
-def train(lab: Laboratory, output: str, **more: Any) -> tuple[Path, Tensor]:
-    """The checkpoint of one step, and the trained model's logits in memory. Checks the loss."""
-    path = lab.directory / output
-    with trained_logits(lab) as recorded:
+def train(workspace: Workspace, output: str, **more: Any) -> tuple[Path, Tensor]:
+    """Train for one step and check the loss. Returns the checkpoint and the trained model's logits."""
+    path = workspace.directory / output
+    with trained_logits(workspace) as recorded:
         if "online" in more:
-            train_online(lab.prompts, str(lab.student), str(lab.teacher), path, training(**more))
+            train_online(workspace.prompts, str(workspace.student), str(workspace.teacher), path, training(**more))
         else:
-            run = lab.directory
-            train_offline(run / "rollouts", run / "scores", str(lab.student), path, training(**more))
+            run = workspace.directory
+            train_offline(run / "rollouts", run / "scores", str(workspace.student), path, training(**more))
     (step,) = [json.loads(line) for line in (path / METRICS_FILE).read_text().splitlines()]
-    loss, norm = objective(lab)
+    loss, norm = objective(workspace)
     compare("loss", step["loss"], loss)
     if "lora" not in more:
         compare("gradient norm", step["grad_norm"], norm, 1e-3)
     with torch.no_grad():
-        moved = float((recorded[0] - lab.all_logits(lab.student_reference)).abs().max())
+        moved = float((recorded[0] - workspace.all_logits(workspace.student_reference)).abs().max())
     if moved < 1e-3:
         raise MismatchError(f"one step moves the logits by {moved:.2g}")
     return path, recorded[0]
 
 
-def check_train(lab: Laboratory) -> None:
-    """The loss and the gradient's norm are those of the logits; the saved model is the trained one."""
-    path, logits = train(lab, "checkpoint")
-    compare("saved model", lab.all_logits(reference(path)), logits)
+def check_train(workspace: Workspace) -> None:
+    """Loss and gradient norm equal those of the reference logits; the saved model equals the trained one."""
+    path, logits = train(workspace, "checkpoint")
+    compare("saved model", workspace.all_logits(reference(path)), logits)
 
 
-def check_online(lab: Laboratory) -> None:
-    """Greedy responses during training have the loss of the recorded ones."""
+def check_online(workspace: Workspace) -> None:
+    """Greedy responses sampled during training give the loss of the recorded ones."""
     sampling = GenerateConfig(temperature=0, max_new_tokens=NEW_TOKENS, engine="transformers")
-    path, logits = train(lab, "online", online=OnlineConfig(sampling=sampling, teacher_dtype="float32"))
-    compare("saved model", lab.all_logits(reference(path)), logits)
+    path, logits = train(workspace, "online", online=OnlineConfig(sampling=sampling, teacher_dtype="float32"))
+    compare("saved model", workspace.all_logits(reference(path)), logits)
 
 
-def check_lora(lab: Laboratory) -> None:
-    """The adapter that peft loads is the trained one, and the one that tsdkd loads."""
-    path, logits = train(lab, "adapter", lora=LoRAConfig(rank=4))
-    adapted = PeftModel.from_pretrained(reference(lab.student), path).eval()
-    compare("peft's adapter", lab.all_logits(adapted), logits)
-    compare("tsdkd's adapter", lab.all_logits(load_model(str(path), "float32").model), logits)
+def check_lora(workspace: Workspace) -> None:
+    """The adapter has the trained model's logits when peft loads it and when tsdkd loads it."""
+    path, logits = train(workspace, "adapter", lora=LoRAConfig(rank=4))
+    adapted = PeftModel.from_pretrained(reference(workspace.student), path).eval()
+    compare("peft's adapter", workspace.all_logits(adapted), logits)
+    compare("tsdkd's adapter", workspace.all_logits(load_model(str(path), "float32").model), logits)
 
 
-def check_merge(lab: Laboratory) -> None:
-    """The merged model is the adapter's `merge_and_unload`."""
-    path, logits = train(lab, "merged", lora=LoRAConfig(rank=4, merge=True))
-    adapter = lab.directory / "adapter"
-    merged = PeftModel.from_pretrained(reference(lab.student), adapter).merge_and_unload().eval()
-    compare("merged model in memory", lab.all_logits(reference(path)), logits)
-    compare("peft's merged model", lab.all_logits(reference(path)), lab.all_logits(merged))
+def check_merge(workspace: Workspace) -> None:
+    """The merged model equals peft's `merge_and_unload`."""
+    path, logits = train(workspace, "merged", lora=LoRAConfig(rank=4, merge=True))
+    adapter = workspace.directory / "adapter"
+    merged = PeftModel.from_pretrained(reference(workspace.student), adapter).merge_and_unload().eval()
+    compare("merged model in memory", workspace.all_logits(reference(path)), logits)
+    compare("peft's merged model", workspace.all_logits(reference(path)), workspace.all_logits(merged))
 
 
-def check_prune(lab: Laboratory) -> None:
-    """The reloaded model has the divergence that was measured."""
-    path = lab.directory / "pruned"
-    pruned = prune(str(lab.teacher), lab.prompts, path, PruneConfig(drop=1, dtype="float32"))
+def check_prune(workspace: Workspace) -> None:
+    """The reloaded model has the divergence that `prune` measured."""
+    path = workspace.directory / "pruned"
+    pruned = prune(str(workspace.teacher), workspace.prompts, path, PruneConfig(drop=1, dtype="float32"))
     model = reference(path)
     with torch.no_grad():
-        pairs = ((lab.logits(lab.teacher_reference, ids), lab.logits(model, ids)) for ids in lab.prompt_ids)
+        pairs = (
+            (workspace.logits(workspace.teacher_reference, ids), workspace.logits(model, ids))
+            for ids in workspace.prompt_ids
+        )
         compare("divergence of the saved model", pruned.manifest.summary["kl_after_each"][-1], divergence(pairs), 1e-4)
 
 
-def check_eval(lab: Laboratory) -> None:
-    """The held-out divergence and the log-likelihoods of a benchmark's choices are those of the logits."""
-    rows = write_rows(lab.directory / "data")
+def check_eval(workspace: Workspace) -> None:
+    """The held-out divergence and a benchmark's log-likelihoods of choices equal those of the reference logits."""
+    rows = write_rows(workspace.directory / "data")
     results = evaluate(
-        str(lab.student),
-        lab.directory / "results",
+        str(workspace.student),
+        workspace.directory / "results",
         EvalConfig(tasks=("sciq",), dtype="float32"),
         data=rows,
-        held_out=lab.directory,
+        held_out=workspace.directory,
     )
     with torch.no_grad():
-        pairs = zip(*map(lab.response_logits, (lab.teacher_reference, lab.student_reference)), strict=True)
+        pairs = zip(
+            *map(workspace.response_logits, (workspace.teacher_reference, workspace.student_reference)), strict=True
+        )
         compare("held-out divergence", results.manifest.summary["held_out"]["kl"], divergence(pairs))
-    tokenizer = lab.tokenizer
+    tokenizer = workspace.tokenizer
     for row in results.table().to_pylist():
-        text = row["prompt"].rstrip()  # lm-eval scores the white space before a choice with it
+        text = row["prompt"].rstrip()  # lm-eval scores the white space before a choice as part of the choice
         prompt, space = tokenizer(text).input_ids, row["prompt"][len(text) :]
         for line in row["response"].splitlines():
             value, choice = line.split(" ", 1)
             ids = tokenizer(space + choice).input_ids
             with torch.no_grad():
-                logits = lab.student_reference(input_ids=torch.tensor([prompt + ids])).logits[0]
+                logits = workspace.student_reference(input_ids=torch.tensor([prompt + ids])).logits[0]
             log_probs = logits[len(prompt) - 1 : -1].log_softmax(-1)
             compare("log-likelihood", float(value), log_probs.gather(-1, torch.tensor(ids)[:, None]).sum(), 1e-3)
 
 
-def check_reload(lab: Laboratory) -> None:
-    """The checkpoint that tsdkd loads has the logits that transformers loads, from hidden states and head too."""
-    path = lab.directory / "checkpoint"
+def check_reload(workspace: Workspace) -> None:
+    """The checkpoint has the same logits in tsdkd as in transformers, also from hidden states and head."""
+    path = workspace.directory / "checkpoint"
     loaded = load_model(str(path), "float32")
-    expected = lab.all_logits(reference(path))
-    compare("logits", lab.all_logits(loaded.model), expected)
+    expected = workspace.all_logits(reference(path))
+    compare("logits", workspace.all_logits(loaded.model), expected)
     with torch.no_grad():
-        ids = [torch.tensor([ids]) for ids in lab.sequences]
+        ids = [torch.tensor([ids]) for ids in workspace.sequences]
         hidden = torch.cat([loaded.hidden(i, torch.ones_like(i))[0] for i in ids])
     compare("logits of the head", loaded.head.logits(hidden), expected)
 
 
 DIFFERS, NOT_RUN = "FAILED (differs)", "not run"
-CHECKS: dict[str, tuple[Callable[[Laboratory], None], str | None]] = {
+CHECKS: dict[str, tuple[Callable[[Workspace], None], str | None]] = {
     "generate": (check_generate, None),
     "speculative": (check_speculative, None),
     "score": (check_score, "generate"),
@@ -367,13 +374,13 @@ def run_checks(architecture: str, tracebacks: list[str]) -> dict[str, str]:
     """The cells of one row: "ok", "refused: reason", "FAILED: error", or "not run" after a refusal."""
     cells: dict[str, str] = {}
     with TemporaryDirectory() as directory:
-        lab = Laboratory(Path(directory), architecture)
+        workspace = Workspace(Path(directory), architecture)
         for column, (check, needed) in CHECKS.items():
             if needed and not cells[needed].startswith(("ok", DIFFERS)):
                 cells[column] = NOT_RUN
                 continue
             try:
-                check(lab)
+                check(workspace)
                 cell = "ok"
             except TsdkdError as error:
                 cell = f"refused: {error.cause}"

@@ -1,4 +1,4 @@
-"""Nobody replaces what another process reads; readers never wait for each other, and need no permission to write."""
+"""No run replaces an artifact that another process reads; readers neither wait for each other nor need to write."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from tests.artifacts.test_replacing import EXTENDED, NEW, OLD, text_of, write
 from tsdkd.artifacts import locks
 from tsdkd.artifacts.files import LOCK_FILE
-from tsdkd.artifacts.locks import hold_input, is_read, reading_inputs
+from tsdkd.artifacts.locks import has_readers, reading_inputs, register_input
 from tsdkd.artifacts.reader import read_artifact, verify_artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError
@@ -21,7 +21,7 @@ def artifact(tmp_path: Path) -> Path:
     return tmp_path / "a"
 
 
-def test_what_a_stage_reads_is_not_replaced_until_it_ends(artifact: Path) -> None:
+def test_an_input_is_not_replaced_until_its_stage_ends(artifact: Path) -> None:
     with reading_inputs():
         read_artifact(artifact, "checkpoint")
         with pytest.raises(ArtifactError) as caught:
@@ -48,9 +48,9 @@ class reader_in_another_process:  # noqa: N801
 
     def __init__(self, path: Path) -> None:
         program = (
-            "import sys\nfrom pathlib import Path\nfrom tsdkd.artifacts.locks import hold_input, reading_inputs\n"
+            "import sys\nfrom pathlib import Path\nfrom tsdkd.artifacts.locks import register_input, reading_inputs\n"
             "with reading_inputs():\n"
-            "    hold_input(Path(sys.argv[1]))\n    print('reads', flush=True)\n    sys.stdin.read()\n"
+            "    register_input(Path(sys.argv[1]))\n    print('reads', flush=True)\n    sys.stdin.read()\n"
         )
         command = [sys.executable, "-c", program, str(path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -64,7 +64,7 @@ class reader_in_another_process:  # noqa: N801
         self.process.communicate(b"")
 
 
-def test_a_finished_replacement_waits_for_readers_that_began_meanwhile(artifact: Path) -> None:
+def test_a_complete_replacement_waits_for_new_readers(artifact: Path) -> None:
     messages: list[str] = []
     with Writer.open(artifact, NEW, overwrite=True) as writer:
         writer.temporary_path("one").write_text("new")
@@ -97,9 +97,9 @@ def test_a_reader_locks_the_directory_that_it_finds_after_a_replacement(
 
     monkeypatch.setattr(locks.fcntl, "flock", replace_first)
     with reading_inputs():
-        hold_input(artifact)
-        assert is_read(artifact)
-    assert not is_read(artifact)
+        register_input(artifact)
+        assert has_readers(artifact)
+    assert not has_readers(artifact)
 
 
 def test_reading_leaves_no_file_and_needs_no_permission_to_write(artifact: Path) -> None:
@@ -108,7 +108,7 @@ def test_reading_leaves_no_file_and_needs_no_permission_to_write(artifact: Path)
     try:
         with reading_inputs():
             assert read_artifact(artifact, "checkpoint").manifest.seed == 0
-            assert is_read(artifact)
+            assert has_readers(artifact)
             assert not (artifact / LOCK_FILE).exists()
     finally:
         artifact.chmod(0o755)
@@ -123,12 +123,12 @@ def test_reading_works_where_the_file_system_has_no_locks(artifact: Path, monkey
         assert read_artifact(artifact, "checkpoint").manifest.seed == 0
 
 
-def test_verifying_ends_its_lock(artifact: Path) -> None:
+def test_verifying_releases_its_lock(artifact: Path) -> None:
     verify_artifact(artifact)
-    assert not is_read(artifact)
+    assert not has_readers(artifact)
 
 
-def test_a_stage_replaces_what_an_earlier_stage_of_the_process_read(artifact: Path) -> None:
+def test_a_stage_replaces_the_input_of_an_earlier_stage_of_its_process(artifact: Path) -> None:
     with reading_inputs():
         read_artifact(artifact, "checkpoint")
     write(artifact, NEW, "new", overwrite=True)

@@ -1,4 +1,4 @@
-"""A finished artifact stays whole until the one that replaces or extends it is complete, whatever happens meanwhile."""
+"""A complete artifact stays complete until its replacement or extension is, also after failures and kills."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ import pytest
 from tsdkd.artifacts import opening, replacing
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE
 from tsdkd.artifacts.journal import read_sessions, record_session
-from tsdkd.artifacts.locks import hold_input, reading_inputs
+from tsdkd.artifacts.locks import reading_inputs, register_input
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import Writer
@@ -94,7 +94,7 @@ def test_the_old_artifact_stays_until_the_new_one_is_complete(tmp_path: Path, co
 
 
 @pytest.mark.parametrize("error", [InputError("A cause.", "A remedy."), KeyboardInterrupt()])
-def test_a_failure_before_the_first_part_leaves_the_old_artifact_alone(
+def test_a_failure_before_the_first_part_keeps_the_old_artifact(
     tmp_path: Path, contents: Contents, error: BaseException
 ) -> None:
     write(tmp_path / "a")
@@ -109,7 +109,7 @@ def test_a_failure_before_the_first_part_leaves_the_old_artifact_alone(
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_an_interrupted_replacement_resumes(tmp_path: Path, overwrite: bool) -> None:
-    """Also without --overwrite, since what it asks for is what was begun."""
+    """Also without --overwrite, since the pending directory has the requested identity."""
     write(tmp_path / "a")
     interrupt(tmp_path / "a", NEW, overwrite=True)
     assert text_of(tmp_path / "a") == "old"
@@ -178,10 +178,10 @@ def ends_in_a_child(work: Callable[[], object], kill_at: int) -> bool:
     ("kind", "atomic"),
     [("another identity", True), ("the same identity", True), ("extension", True), ("the same identity", False)],
 )
-def test_kill_9_before_any_change_of_a_file(
+def test_kill_9_before_any_change_leaves_the_old_or_the_new_artifact(
     tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, kind: str, atomic: bool
 ) -> None:
-    """One of the two is there, whole; the new one stays once it is there; the next run ends with it."""
+    """The artifact is complete after each kill; the new one stays once it is there; the next run ends with it."""
     if not atomic:
         monkeypatch.setattr(replacing, "_exchange_names", lambda *_: False)
     manifest = NEW if kind == "another identity" else OLD
@@ -231,7 +231,7 @@ def test_an_extension_shares_the_files_and_keeps_the_journal(tmp_path: Path, con
     assert [part.file for part in read_artifact(tmp_path / "a", "checkpoint").manifest.parts] == ["one", "two"]
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (opening, "make_aside"), (opening, "save_manifest")])
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (opening, "make_pending"), (opening, "save_manifest")])
 def test_a_full_disk_as_a_replacement_begins_leaves_the_artifact_and_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:
@@ -247,7 +247,7 @@ def test_a_full_disk_as_a_replacement_begins_leaves_the_artifact_and_no_lock(
 
 
 def test_overwrite_does_not_resume_an_extension(tmp_path: Path) -> None:
-    """--overwrite asks for every part anew."""
+    """--overwrite makes every part again."""
     write(tmp_path / "a")
     interrupt(tmp_path / "a", EXTENDED, may_differ={"config.tasks"})
     with Writer.open(tmp_path / "a", EXTENDED, overwrite=True) as writer:
@@ -255,10 +255,11 @@ def test_overwrite_does_not_resume_an_extension(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["a/prompts.jsonl", "a/deeper/still/prompts.jsonl", "link/prompts.jsonl", "a/out/prompts.jsonl", "to-it"]
+    "location",
+    ["a/prompts.jsonl", "a/deeper/still/prompts.jsonl", "link/prompts.jsonl", "a/out/prompts.jsonl", "to-it"],
 )
 @pytest.mark.parametrize("output", ["a", "link", "b/../a"])
-def test_an_input_inside_the_output_is_refused(tmp_path: Path, place: str, output: str) -> None:
+def test_an_input_inside_the_output_is_refused(tmp_path: Path, location: str, output: str) -> None:
     write(tmp_path / "a")
     for directory in ("b", "outside", "a/deeper/still"):
         (tmp_path / directory).mkdir(parents=True)
@@ -266,10 +267,10 @@ def test_an_input_inside_the_output_is_refused(tmp_path: Path, place: str, outpu
     (tmp_path / "a" / "out").symlink_to(tmp_path / "outside")
     (tmp_path / "a" / "inside").touch()
     (tmp_path / "to-it").symlink_to("a/inside")
-    source = tmp_path / place
+    source = tmp_path / location
     source.touch()
     with reading_inputs():
-        hold_input(source)
+        register_input(source)
         with pytest.raises(ArtifactError, match=r"is inside .*, which --overwrite replaces"):
             Writer.open(tmp_path / output, NEW, overwrite=True)
     assert text_of(tmp_path / "a") == "old"
@@ -305,7 +306,7 @@ def test_links_inside_the_old_artifact_are_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [True, False])
-def test_an_output_that_is_a_link_is_written_where_it_points(tmp_path: Path, existing: bool) -> None:
+def test_an_output_that_is_a_link_is_written_to_its_target(tmp_path: Path, existing: bool) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "far" / "a")
     if existing:
@@ -318,14 +319,14 @@ def test_an_output_that_is_a_link_is_written_where_it_points(tmp_path: Path, exi
     assert siblings(tmp_path / "far" / "a") == []
 
 
-def test_an_artifact_has_its_name_also_while_it_is_written_aside(tmp_path: Path) -> None:
+def test_a_pending_directory_has_the_name_of_its_artifact(tmp_path: Path) -> None:
     """Its config.yaml names the model of results by the name of their directory."""
     write(tmp_path / "a")
     with Writer.open(tmp_path / "a", NEW, overwrite=True) as writer:
         assert replacing.artifact_name(writer.path) == replacing.artifact_name(tmp_path / "a") == "a"
 
 
-def test_a_file_is_no_output(tmp_path: Path) -> None:
+def test_a_file_as_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("text")
     with pytest.raises(ArtifactError, match="is not an artifact"):
         Writer.open(tmp_path / "a", OLD, overwrite=True)

@@ -1,4 +1,4 @@
-"""benchmarks/architectures.py: two architectures pass, and a value that differs is found."""
+"""benchmarks/architectures.py: two architectures pass, and a wrong value fails."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "train", "eval", "prune", "inspect"])
-def test_an_unknown_attention(command: str, directory: Path, teacher: Path) -> None:
+def test_an_unknown_attention_is_refused(command: str, directory: Path, teacher: Path) -> None:
     """Every command that loads a model has the option, and refuses an unknown name before it writes."""
     inputs: dict[str, list[object]] = {
         "generate": ["--student", teacher, "--prompts", directory / "prompts.jsonl", "--rollouts", directory / "new"],
@@ -102,7 +102,7 @@ def test_an_unknown_attention(command: str, directory: Path, teacher: Path) -> N
     }
     run = [] if command == "prune" else ["--run", directory / "run"]
     cause, remedy = refuse(command, *inputs[command], *run, "--attention", "nothing")
-    assert cause == "--attention is 'nothing'."
+    assert cause == "--attention nothing is unknown."
     assert remedy.startswith("Choose from eager,")
     assert not (directory / "new").exists()
 
@@ -334,7 +334,7 @@ def test_a_full_disk_keeps_complete_parts(
     cause, remedy = refuse(*command, code=1)
     assert f"{directory / 'full' / 'rollouts'} could not be written (No space left on device); its disk has " in cause
     assert cause.endswith(" GB free.")
-    assert "Free space, and run again" in remedy
+    assert "Free space or check the disk" in remedy
     monkeypatch.undo()
     assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
     assert contents(directory / "full" / "rollouts") == contents(directory / "run" / "rollouts")

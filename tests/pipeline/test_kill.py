@@ -87,19 +87,19 @@ def test_kill_9_while_a_checkpoint_is_replaced(
     directory: Path, student: Path, teacher: Path, contents: Contents, tmp_path: Path
 ) -> None:
     """The old checkpoint stays whole, and the same command continues where it was killed."""
-    run, aside = tmp_path / "run", tmp_path / "run" / ".checkpoint.tsdkd-new"
+    run, pending = tmp_path / "run", tmp_path / "run" / ".checkpoint.tsdkd-new"
     shutil.copytree(directory / "whole", tmp_path, dirs_exist_ok=True)
     whole, words = contents(run / "checkpoint"), [*stages(student, teacher)["checkpoint"], "--overwrite"]
 
     def two_steps_are_saved() -> bool:
-        return len(list((aside / "resume").glob("checkpoint-*/tsdkd_state.json"))) >= 2
+        return len(list((pending / "resume").glob("checkpoint-*/tsdkd_state.json"))) >= 2
 
     assert stop_when(words, tmp_path, two_steps_are_saved, signal.SIGKILL) == -signal.SIGKILL
     assert contents(run / "checkpoint") == whole
     complete(words, tmp_path)
     assert [session.exit for session in read_sessions(run / "checkpoint")] == ["", "finished"]
     assert contents(run / "checkpoint") == whole
-    assert not aside.exists()
+    assert not pending.exists()
 
 
 def test_kill_9_in_every_stage(directory: Path, student: Path, teacher: Path, contents: Contents) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, cut
-from tsdkd.artifacts.locks import is_read
+from tsdkd.artifacts.locks import has_readers
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import Writer
@@ -110,7 +110,7 @@ def test_a_failed_run_with_overwrite_leaves_the_old_artifact(
 
 
 @pytest.mark.parametrize("change", [{"lora": LoRAConfig(targets="q_prj")}, {"attention": "nonsense"}])
-def test_training_options_that_no_model_has_leave_the_old_checkpoint(
+def test_training_options_that_do_not_fit_the_model_keep_the_old_checkpoint(
     run: Path, student: Path, contents: Contents, change: dict[str, object]
 ) -> None:
     before = contents(run)
@@ -120,7 +120,7 @@ def test_training_options_that_no_model_has_leave_the_old_checkpoint(
     assert contents(run) == before
 
 
-def test_interrupted_training_with_overwrite_resumes_aside(
+def test_interrupted_training_with_overwrite_resumes_in_its_pending_directory(
     run: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(run / "checkpoint")
@@ -187,7 +187,7 @@ def test_an_interrupted_extension_keeps_its_complete_benchmarks(
 def test_the_scores_cannot_be_replaced_while_training_reads_them(
     run: Path, student: Path, teacher: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another teacher's scores would change the teacher in mid-run, and the manifest would name the first one."""
+    """Scores of another teacher would change the teacher in mid-run; the manifest would name the first one."""
     compute_loss, refused = DistillationTrainer.compute_loss, []
 
     def replace_the_inputs(self: DistillationTrainer, *args: object, **kwargs: object) -> object:
@@ -247,13 +247,13 @@ STAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_holds_its_inputs_until_it_ends(run: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_stage_locks_its_inputs_until_it_ends(run: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     work, inputs = STAGES[stage]
     held: list[bool] = []
 
     def looking(real: Callable[..., object]) -> Callable[..., object]:
         def look(*args: object, **kwargs: object) -> object:
-            held.extend(is_read(run / kind) for kind in inputs)
+            held.extend(has_readers(run / kind) for kind in inputs)
             return real(*args, **kwargs)
 
         return look
@@ -262,4 +262,4 @@ def test_a_stage_holds_its_inputs_until_it_ends(run: Path, monkeypatch: pytest.M
         monkeypatch.setattr(owner, name, looking(getattr(owner, name)))
     work(run)
     assert held == [True] * len(inputs)
-    assert not any(is_read(run / kind) for kind in inputs)
+    assert not any(has_readers(run / kind) for kind in inputs)

@@ -1,4 +1,4 @@
-"""Chat templates that write the day: one artifact has one day, on whatever days it is made."""
+"""Chat templates that write the day: one artifact has one day, also if it is made on several days."""
 
 import datetime as real
 import json

@@ -1,4 +1,4 @@
-"""A head of its own that the config denies: what training and pruning make of it is what a true config gives."""
+"""An untied head in the files of a model whose config says tied: training and pruning keep it."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ ADAPTERS = {
 
 @pytest.fixture(scope="module")
 def claims_tied(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student, whose head is its own, with a config that denies it."""
+    """The student, whose head is untied, with a config that says tied."""
     path = tmp_path_factory.mktemp("claims") / "tied"
     shutil.copytree(student, path)
     config = json.loads((path / "config.json").read_text())

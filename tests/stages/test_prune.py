@@ -109,7 +109,7 @@ def mean_kl(teacher: Path, pruned: Path, prompts: Path) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_model_that_is_saved_is_the_one_that_was_measured(tmp_path: Path, family: str) -> None:
+def test_the_saved_model_is_the_measured_one(tmp_path: Path, family: str) -> None:
     """Configs that list layers one by one, count the first ones or index them describe the layers that remain."""
     kind, more = FAMILIES[family]
     prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
@@ -133,7 +133,7 @@ UNDESCRIBED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("family", UNDESCRIBED)
-def test_a_model_that_no_config_describes_is_refused_before_layers_are_tried(
+def test_a_model_whose_config_cannot_describe_fewer_layers_is_refused_before_layers_are_tried(
     tmp_path: Path, prompts: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, more, reason = UNDESCRIBED[family]

@@ -13,12 +13,12 @@ from tsdkd.errors import TsdkdError
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _REASONS = "|".join(re.escape(os.strerror(code)) for code in sorted(DISK_ERRORS))
 _TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
-"""Messages of torch.save, which names no cause."""
+"""Error messages of torch.save, which do not name the cause."""
 
 
 @contextmanager
-def naming_disk_failures(directory: Path) -> Iterator[None]:
-    """Around writes to a directory: raises TsdkdError in place of an error of the disk."""
+def translate_disk_errors(directory: Path) -> Iterator[None]:
+    """Raise TsdkdError for a disk error of the writes inside, which go to `directory`."""
     try:
         yield
     except Exception as error:
@@ -28,7 +28,7 @@ def naming_disk_failures(directory: Path) -> Iterator[None]:
 
 
 def disk_failure(error: BaseException, directory: Path | None = None) -> TsdkdError | None:
-    """What to tell the user if the disk caused an error, directly or through an earlier error; else None.
+    """The message for the user if a disk error is among the causes of `error`; else None.
 
     `directory`: where the run writes, for an error that names no file.
     """
@@ -41,7 +41,7 @@ def disk_failure(error: BaseException, directory: Path | None = None) -> TsdkdEr
             free = f"; its disk has {_format_free(Path(file))} free" if file else ""
             return TsdkdError(
                 f"{file or 'A file'} could not be {verb} ({reason}){free}.",
-                "Free space, and run again; what is complete is kept.",
+                "Free space or check the disk, then run the same command again; complete parts are kept.",
             )
     return None
 
@@ -58,7 +58,7 @@ def fsync(path: Path) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors that it came from."""
+    """An error and its causes."""
     seen: list[BaseException] = []
     while error not in seen:
         seen.append(error)
@@ -69,11 +69,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _reason(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return os.strerror(error.errno)
-    if found := re.search(_REASONS, str(error)):
-        return found.group()
+    if match := re.search(_REASONS, str(error)):
+        return match.group()
     return "the file is incomplete" if _TORCH_WRITER.search(str(error)) else None
 
 
 def _format_free(path: Path) -> str:
-    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     return f"{shutil.disk_usage(existing).free / 1e9:,.1f} GB"

@@ -3,7 +3,7 @@
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 REPLACEMENT_FILE = ".replacement"
-"""Marks a new artifact that is to take the place of a finished one (replacing.py)."""
+"""Marks the pending directory of a new artifact (replacing.py)."""
 JOURNAL_FILE = ".journal.jsonl"
 """The sessions that made the artifact (journal.py)."""
 CONFIG_FILE = "config.yaml"

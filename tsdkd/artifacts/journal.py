@@ -50,7 +50,7 @@ class Session:
 def record_session(artifact: Path, command: str, warnings: Sequence[str]) -> Iterator[None]:
     """Record a session around the work inside; `warnings` are read when it ends.
 
-    The journal stays open, because the artifact may move to its place before the session ends.
+    The journal stays open, because its directory may be renamed before the session ends.
     """
     start = time.monotonic()
     now = datetime.now(UTC).isoformat(timespec="seconds")

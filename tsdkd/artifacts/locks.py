@@ -1,4 +1,4 @@
-"""Locks on artifacts: one run writes, any number of processes read, and nobody replaces what another process reads.
+"""Locks on artifacts: one run writes, several processes read, and no run replaces an artifact that is being read.
 
 A writer locks the hidden file `.lock` in the directory. A reader shares a lock on the directory itself, which needs no
 permission to write there. A lock ends with its process.
@@ -21,7 +21,7 @@ _inputs: ContextVar[dict[Path, int | None] | None] = ContextVar("inputs", defaul
 
 @contextmanager
 def reading_inputs() -> Iterator[None]:
-    """Keep every input that `hold_input` names locked until the stage ends; also a decorator of stages."""
+    """Lock every directory that `register_input` names until the stage ends; also a decorator of stages."""
     inputs: dict[Path, int | None] = {}
     token = _inputs.set(inputs)
     try:
@@ -33,11 +33,11 @@ def reading_inputs() -> Iterator[None]:
                 os.close(descriptor)
 
 
-def hold_input(path: Path) -> None:
-    """Name a file or directory as an input of the running stage; nobody replaces a directory until the stage ends."""
+def register_input(path: Path) -> None:
+    """Register a file or directory as an input of the running stage; a directory is locked until the stage ends."""
     inputs, absolute = _inputs.get(), absolute_path(path)
     if inputs is not None and absolute not in inputs and absolute.exists():
-        inputs[absolute] = _share_directory(absolute) if absolute.is_dir() else None
+        inputs[absolute] = _lock_directory(absolute) if absolute.is_dir() else None
 
 
 def absolute_path(path: Path) -> Path:
@@ -45,13 +45,13 @@ def absolute_path(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
-def held_inputs() -> list[Path]:
+def registered_inputs() -> list[Path]:
     """The inputs of the running stage so far, as absolute paths."""
     return list(_inputs.get() or ())
 
 
-def _share_directory(path: Path) -> int | None:
-    """A descriptor with a shared lock; None where the file system has no locks, or the directory is not readable."""
+def _lock_directory(path: Path) -> int | None:
+    """A descriptor that holds a shared lock; None for a file system without locks and for an unreadable directory."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -68,8 +68,8 @@ def _share_directory(path: Path) -> int | None:
 
 
 @contextmanager
-def unread(path: Path) -> Iterator[None]:
-    """Wait until no process reads an artifact, and keep readers waiting."""
+def without_readers(path: Path) -> Iterator[None]:
+    """Wait until no process reads the artifact, and make new readers wait."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -78,7 +78,7 @@ def unread(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_read(path: Path) -> bool:
+def has_readers(path: Path) -> bool:
     """Whether a process reads the artifact."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -88,7 +88,7 @@ def is_read(path: Path) -> bool:
 
 
 def lock_for_writing(path: Path, operation: int) -> IO[str]:
-    """The locked `.lock` of a directory; `operation`: fcntl.LOCK_EX, or fcntl.LOCK_SH among the ranks of one run.
+    """Lock the file `.lock` of a directory. `operation`: fcntl.LOCK_EX, or fcntl.LOCK_SH among the ranks of a run.
 
     Raises ArtifactError while another process writes there.
     """

@@ -1,7 +1,7 @@
 """Opening an artifact for writing: start, resume, extend or replace it, and in which directory.
 
-A new artifact and a partial one are written in their own directory. A replacement and an extension of a complete one
-are written aside (replacing.py), so that a finished artifact stays whole until the next one is.
+A new or partial artifact is written in its own directory. A replacement or an extension of a complete artifact is
+written in a pending directory (replacing.py), so the old artifact stays complete until the new one is.
 """
 
 import fcntl
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
-from tsdkd.artifacts.locks import absolute_path, held_inputs, is_read, lock_for_writing
+from tsdkd.artifacts.locks import absolute_path, has_readers, lock_for_writing, registered_inputs
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
 from tsdkd.artifacts.reader import check_parts
 from tsdkd.artifacts.replacing import (
     Purpose,
-    aside_path,
     delete,
     delete_leftovers,
     exchange,
-    make_aside,
+    make_pending,
+    pending_path,
     purpose_of,
     restore_missing,
 )
@@ -39,7 +39,7 @@ class OpenDirectory:
     manifest: Manifest
     locks: tuple[IO[str], ...] = ()
     inherited: frozenset[str] = frozenset()
-    """Names of the files that an extension has from the artifact that it extends."""
+    """Names of the files that an extension shares with the artifact that it extends."""
 
 
 def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str]) -> OpenDirectory:
@@ -57,7 +57,7 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
 
 @contextmanager
 def _closed_on_failure(lock: IO[str]) -> Iterator[None]:
-    """Else the lock would last as long as the error is kept."""
+    """Close a lock when an error ends the block: the error keeps the frame that holds the lock."""
     try:
         yield
     except BaseException:
@@ -70,10 +70,10 @@ def find_continued(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
 
     Arguments as for `Writer.open`.
     """
-    aside = aside_path(path.resolve())
+    pending = pending_path(path.resolve())
     for directory, continues in (
         (path, True),
-        (aside, purpose_of(aside) in {"replacement", not overwrite and "extension"}),
+        (pending, purpose_of(pending) in {"replacement", not overwrite and "extension"}),
     ):
         with suppress(ArtifactError):
             existing = load_manifest(directory)
@@ -96,24 +96,24 @@ def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collectio
     if overwrite:
         _require_kind(path, wanted)
         return (
-            _continued_partial(path, wanted)
-            or _continued_aside(path, wanted, "replacement")
-            or _begin_aside(path, wanted, "replacement")
+            _resume_partial(path, wanted)
+            or _resume_pending(path, wanted, "replacement")
+            or _begin_pending(path, wanted, "replacement")
         )
     existing = load_manifest(path)
     if existing.state == "partial" and has_no_part(path):
         return _begin(path, wanted)
     if differing := _describe_differences(existing, wanted, may_differ):
-        if aside := _continued_extension_or_replacement(path, wanted, may_differ):
-            return aside
+        if pending := _resume_any_pending(path, wanted, may_differ):
+            return pending
         raise ArtifactError(
             f"{path} was made with another configuration: {'; '.join(differing)}.",
             "Choose another directory (--run, or the option of the artifact), or replace it with --overwrite.",
         )
     if existing.state == "complete" and _differ_in(existing, wanted, may_differ):
         check_parts(path, existing)
-        aside = _continued_extension_or_replacement(path, wanted, may_differ)
-        return aside or _begin_aside(path, replace(wanted, parts=existing.parts), "extension")
+        pending = _resume_any_pending(path, wanted, may_differ)
+        return pending or _begin_pending(path, replace(wanted, parts=existing.parts), "extension")
     return _resume(path, existing, wanted, may_differ)
 
 
@@ -133,8 +133,8 @@ def _resume(path: Path, existing: Manifest, wanted: Manifest, may_differ: Collec
     return OpenDirectory(path, existing)
 
 
-def _continued_partial(path: Path, wanted: Manifest) -> OpenDirectory | None:
-    """A partial artifact that this run would also write, or that has no part; None for any other."""
+def _resume_partial(path: Path, wanted: Manifest) -> OpenDirectory | None:
+    """Resume a partial artifact of the same identity, or start again if it has no part; None for any other."""
     with suppress(ArtifactError):
         existing = load_manifest(path)
         if existing.state == "partial":
@@ -145,47 +145,45 @@ def _continued_partial(path: Path, wanted: Manifest) -> OpenDirectory | None:
     return None
 
 
-def _continued_extension_or_replacement(
-    path: Path, wanted: Manifest, may_differ: Collection[str]
-) -> OpenDirectory | None:
-    return _continued_aside(path, wanted, "replacement") or _continued_aside(path, wanted, "extension", may_differ)
+def _resume_any_pending(path: Path, wanted: Manifest, may_differ: Collection[str]) -> OpenDirectory | None:
+    return _resume_pending(path, wanted, "replacement") or _resume_pending(path, wanted, "extension", may_differ)
 
 
-def _continued_aside(
+def _resume_pending(
     path: Path, wanted: Manifest, purpose: Purpose, may_differ: Collection[str] = ()
 ) -> OpenDirectory | None:
-    """What an interrupted run wrote aside, if this run would also write it; a complete one takes its place now."""
-    aside = aside_path(path.resolve())
-    if purpose_of(aside) != purpose:
+    """Resume a pending directory of this purpose and identity, and exchange a complete one; None for any other."""
+    pending = pending_path(path.resolve())
+    if purpose_of(pending) != purpose:
         return None
-    lock, opened = lock_for_writing(aside, fcntl.LOCK_EX), None
+    lock, opened = lock_for_writing(pending, fcntl.LOCK_EX), None
     with suppress(ArtifactError):
-        existing = load_manifest(aside)
+        existing = load_manifest(pending)
         if not _describe_differences(existing, wanted, may_differ):
-            opened = _resume(aside, existing, wanted, may_differ)
+            opened = _resume(pending, existing, wanted, may_differ)
     if opened is None:
         lock.close()
         return None
     with _closed_on_failure(lock):
         _require_replaceable(path)
         if opened.manifest.state == "complete":
-            exchange(aside, path.resolve())
+            exchange(pending, path.resolve())
             opened = OpenDirectory(path, opened.manifest)
     return replace(opened, locks=(lock,))
 
 
-def _begin_aside(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDirectory:
+def _begin_pending(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDirectory:
     _require_replaceable(path)
-    aside = aside_path(path.resolve())
-    if aside.exists():
-        with lock_for_writing(aside, fcntl.LOCK_EX):
-            delete(aside)
-    make_aside(aside, purpose, path)
-    inherited = frozenset(file.name for file in aside.iterdir())
-    lock = lock_for_writing(aside, fcntl.LOCK_EX)
+    pending = pending_path(path.resolve())
+    if pending.exists():
+        with lock_for_writing(pending, fcntl.LOCK_EX):
+            delete(pending)
+    make_pending(pending, purpose, path)
+    inherited = frozenset(file.name for file in pending.iterdir())
+    lock = lock_for_writing(pending, fcntl.LOCK_EX)
     with _closed_on_failure(lock):
-        save_manifest(aside, manifest)
-    return OpenDirectory(aside, manifest, (lock,), inherited)
+        save_manifest(pending, manifest)
+    return OpenDirectory(pending, manifest, (lock,), inherited)
 
 
 def _require_artifact(path: Path) -> None:
@@ -197,17 +195,17 @@ def _require_artifact(path: Path) -> None:
 
 
 def _require_other_inputs(path: Path, wanted: Manifest, overwrite: bool) -> None:
-    """Raise ArtifactError where an input is the output, or would be deleted with it."""
+    """Raises ArtifactError if an input is the output, or lies inside it and would be deleted."""
     target = path.resolve()
     parents = [Path(p.path) if p.kind == HUB_DATASET else target / p.path for p in wanted.parents]
-    for source in (*parents, *(Path(model.name) for model in wanted.models), *held_inputs()):
+    for source in (*parents, *(Path(model.name) for model in wanted.models), *registered_inputs()):
         if not source.exists():
             continue
-        places = {source.resolve(), absolute_path(source)}
-        if target in places:
+        locations = {source.resolve(), absolute_path(source)}
+        if target in locations:
             raise ArtifactError(f"{path} is an input and the output.", "Choose another output directory.")
-        outputs = (target, absolute_path(path), aside_path(target))
-        if overwrite and any(place.is_relative_to(output) for place in places for output in outputs):
+        outputs = (target, absolute_path(path), pending_path(target))
+        if overwrite and any(location.is_relative_to(output) for location in locations for output in outputs):
             raise ArtifactError(
                 f"The input {source} is inside {path}, which --overwrite replaces.",
                 "Move the input, or choose another output directory.",
@@ -223,20 +221,20 @@ def _require_kind(path: Path, wanted: Manifest) -> None:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Raise ArtifactError for an artifact that a process reads, and for one that cannot be renamed."""
-    if is_read(path):
+    """Raises ArtifactError for an artifact that a process reads, and for one that cannot be renamed."""
+    if has_readers(path):
         raise ArtifactError(
             f"{path} is being read by another process.", "Wait for it to end, or choose another output directory."
         )
     if path.resolve().is_mount():
         raise ArtifactError(
-            f"{path} is a mount point, so a new artifact cannot take its place.",
+            f"{path} is a mount point, so --overwrite cannot replace it.",
             "Choose a directory inside it, or remove its content.",
         )
 
 
 def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
-    """What the identity of an artifact was and is now; also versions, if this run would add parts."""
+    """The differences between two identities, in words; also between versions if this run would add parts."""
     before, after = _identity_as_json(existing), _identity_as_json(wanted)
     differing = [
         f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest, file_digest
-from tsdkd.artifacts.locks import hold_input, reading_inputs
+from tsdkd.artifacts.locks import reading_inputs, register_input
 from tsdkd.artifacts.manifest import (
     HUB_DATASET,
     MADE_BY,
@@ -69,7 +69,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
     """
     command = MADE_BY[kind]
     restore_missing(path)
-    hold_input(path)
+    register_input(path)
     if not (path / MANIFEST_FILE).is_file():
         name = option or f"--{kind}"
         raise ArtifactError(f"Found no {kind} at {path}.", f"Run `{command}` first, or name the {kind} with {name}.")

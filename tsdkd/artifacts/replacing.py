@@ -1,11 +1,11 @@
-"""Replacing a finished artifact: the new one is written aside, and takes the place of the old one when it is complete.
+"""Replacing a complete artifact by a new one, which is written in a pending directory until it is complete.
 
-The new artifact of `checkpoint` is written to `.checkpoint.tsdkd-new` beside it. Both directories then exchange their
-names in one step of the file system, and the old one is deleted. `REPLACEMENT_FILE` marks the directory that is to take
-the other's place, so after a kill nobody mistakes the old artifact for the new one.
+The pending directory of `checkpoint` is `.checkpoint.tsdkd-new` beside it. When it is complete, both directories
+exchange their names in one step of the file system, and the old one is deleted. `REPLACEMENT_FILE` marks the pending
+directory, so the old artifact is not taken for the new one after a kill.
 
-Without that step (NFS, some network and FUSE file systems), the old directory is renamed to `.checkpoint.tsdkd-old` and
-the new one to its name. `restore_missing` ends such a replacement that was killed between the two.
+Without such a step (NFS, some network and FUSE file systems), the old directory is renamed to `.checkpoint.tsdkd-old`
+and the pending one to `checkpoint`. `restore_missing` finishes a replacement that was killed between the two renames.
 """
 
 import ctypes
@@ -24,8 +24,8 @@ _NEW, _OLD = ".tsdkd-new", ".tsdkd-old"
 Purpose = Literal["replacement", "extension"]
 
 
-def aside_path(path: Path) -> Path:
-    """The directory in which a new artifact is written while `path` holds a finished one. `path` is resolved."""
+def pending_path(path: Path) -> Path:
+    """The pending directory of the artifact at `path`, a resolved path."""
     return path.with_name(f".{path.name}{_NEW}")
 
 
@@ -34,35 +34,37 @@ def _discarded_path(path: Path) -> Path:
 
 
 def artifact_name(path: Path) -> str:
-    """The name of an artifact's directory, also while it is written aside."""
+    """The name of an artifact's directory, also for its pending directory."""
     name = path.resolve().name
     return name[1 : -len(_NEW)] if name.startswith(".") and name.endswith(_NEW) else name
 
 
 def purpose_of(path: Path) -> Purpose | None:
-    """What a directory is written aside for; None for any other directory."""
+    """The purpose of a pending directory; None for any other directory."""
     with suppress(FileNotFoundError):
         return "extension" if (path / REPLACEMENT_FILE).read_text() == "extension" else "replacement"
     return None
 
 
 def unfinished_extension(path: Path) -> Path | None:
-    """The directory in which a complete artifact was being extended when the run ended early."""
-    aside = aside_path(path.resolve())
-    return aside if purpose_of(aside) == "extension" and (aside / MANIFEST_FILE).is_file() else None
+    """The pending directory of an interrupted extension; None without one."""
+    pending = pending_path(path.resolve())
+    return pending if purpose_of(pending) == "extension" and (pending / MANIFEST_FILE).is_file() else None
 
 
-def make_aside(aside: Path, purpose: Purpose, artifact: Path) -> None:
-    """Make the directory; an extension shares the files of the artifact, by hard links where the disk has them."""
-    aside.mkdir()
-    (aside / REPLACEMENT_FILE).write_text(purpose)
+def make_pending(pending: Path, purpose: Purpose, artifact: Path) -> None:
+    """Make a pending directory. An extension starts with the artifact's files, as hard links where possible."""
+    pending.mkdir()
+    (pending / REPLACEMENT_FILE).write_text(purpose)
     if purpose == "extension":
         others = shutil.ignore_patterns(LOCK_FILE, MANIFEST_FILE, "*.tmp")
-        shutil.copytree(artifact, aside, symlinks=True, ignore=others, copy_function=_link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(
+            artifact, pending, symlinks=True, ignore=others, copy_function=_link_or_copy, dirs_exist_ok=True
+        )
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    if Path(source).name != JOURNAL_FILE:  # which grows in place
+    if Path(source).name != JOURNAL_FILE:  # its file grows
         with suppress(OSError):
             return os.link(source, target, follow_symlinks=False)
     shutil.copy2(source, target, follow_symlinks=False)
@@ -75,11 +77,11 @@ def exchange(new: Path, old: Path) -> None:
     if not _exchange_names(new, old):
         discarded = _discarded_path(old)
         old.rename(discarded)
-        with suppress(FileNotFoundError):  # a reader has ended the replacement
+        with suppress(FileNotFoundError):  # a reader has finished the replacement
             new.rename(old)
     (old / REPLACEMENT_FILE).unlink(missing_ok=True)
     _fsync_directory(old.parent)
-    shutil.rmtree(discarded, ignore_errors=True)  # what stays is deleted by the next writer
+    shutil.rmtree(discarded, ignore_errors=True)  # the next writer deletes what remains
 
 
 def _exchange_names(one: Path, other: Path) -> bool:
@@ -96,13 +98,13 @@ def _exchange_names(one: Path, other: Path) -> bool:
 
 
 def restore_missing(path: Path) -> None:
-    """End a replacement that was killed between its two renames, which left no directory at `path`."""
+    """Finish a replacement that was killed between its two renames and left no directory at `path`."""
     if path.exists():
         return
     target = path.resolve()
-    for candidate in (aside_path(target), _discarded_path(target)):
+    for candidate in (pending_path(target), _discarded_path(target)):
         if _discarded_path(target).is_dir() and candidate.is_dir():
-            with suppress(OSError):  # another process does the same, or this one may not
+            with suppress(OSError):  # another process was faster, or this one has no permission
                 candidate.rename(target)
                 return
 
@@ -110,7 +112,7 @@ def restore_missing(path: Path) -> None:
 def delete_leftovers(path: Path) -> None:
     """Delete what a killed replacement of the artifact at `path` has left. The caller holds the lock."""
     (path / REPLACEMENT_FILE).unlink(missing_ok=True)
-    for leftover in (aside_path(path), _discarded_path(path)):
+    for leftover in (pending_path(path), _discarded_path(path)):
         if os.path.lexists(leftover) and purpose_of(leftover) is None:
             delete(leftover)
 

@@ -16,9 +16,9 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts.disk import disk_failure, fsync, naming_disk_failures
+from tsdkd.artifacts.disk import disk_failure, fsync, translate_disk_errors
 from tsdkd.artifacts.hashing import file_digest
-from tsdkd.artifacts.locks import is_read, lock_for_writing, try_lock, unread
+from tsdkd.artifacts.locks import has_readers, lock_for_writing, try_lock, without_readers
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, save_manifest
 from tsdkd.artifacts.opening import OpenDirectory, has_no_part, open_directory
 from tsdkd.artifacts.reader import Artifact
@@ -35,9 +35,9 @@ class Writer:
 
     def __init__(self, output: Path, opened: OpenDirectory) -> None:
         self.output = output
-        """The directory of the finished artifact."""
+        """The artifact's directory."""
         self.path = opened.path
-        """The directory that is written: `output`, or one beside it that takes its place in `finish`."""
+        """The directory that is written: `output`, or the pending directory that replaces it in `finish`."""
         self.manifest = opened.manifest
         self._opened = opened
         self._claims: dict[str, IO[bytes]] = {}
@@ -49,10 +49,10 @@ class Writer:
         overwrite: replaces an artifact that is complete or differs, once the new one is complete.
         may_differ: keys of the identity that may differ from an existing artifact, which is then extended.
 
-        Raises ArtifactError where `path` is not an artifact, has another identity or holds an input that would be
-        replaced with it, and while another process writes it or reads what is to be replaced.
+        Raises ArtifactError if `path` is not an artifact, has another identity or contains an input, and while another
+        process writes it or reads an artifact that would be replaced.
         """
-        with naming_disk_failures(path):
+        with translate_disk_errors(path):
             return cls(path, open_directory(path, manifest, overwrite, may_differ))
 
     @classmethod
@@ -68,9 +68,9 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, error: BaseException | None = None, *_: object) -> None:
-        """Release the locks. After a failure, remove what this run began if it has no part yet.
+        """Release the locks. After a failure, delete a directory that has no part yet.
 
-        Raises TsdkdError in place of an error of the disk.
+        Raises TsdkdError for a disk error.
         """
         failure = error and disk_failure(error, self.path)
         for claim in self._claims.values():
@@ -139,18 +139,18 @@ class Writer:
             self.add_file(name)
 
     def finish(self, summary: dict[str, Any], notify: Callable[[str], None] = lambda _: None) -> Artifact:
-        """Complete the artifact with the parts that all ranks have listed, and put it in its place.
+        """Complete the artifact with the parts that all ranks have listed, and replace an older one.
 
-        An artifact that it replaces stays there while other processes read it; `notify` is told of the wait.
+        The replacement waits while other processes read the older one; `notify` receives a message about the wait.
         """
         self.manifest = load_manifest(self.path)
         parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
         self.manifest = replace(self.manifest, state="complete", summary=summary, parts=parts)
         save_manifest(self.path, self.manifest)
         if self.path != self.output:
-            if is_read(self.output):
-                notify(f"{self.output} is being read by another process; the new one replaces it when that ends.")
-            with unread(self.output):
+            if has_readers(self.output):
+                notify(f"{self.output} is being read by another process; the new artifact replaces it afterwards.")
+            with without_readers(self.output):
                 exchange(self.path, self.output.resolve())
             self.path = self.output
         return self.artifact

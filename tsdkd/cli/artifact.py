@@ -41,7 +41,7 @@ def show(
             ("fingerprint", manifest.fingerprint),
             ("written by", f"tsdkd {manifest.tsdkd}, {manifest.engine}, {_format_pairs(manifest.libraries)}"),
             ("seed", str(manifest.seed)),
-            *([("day in chats", manifest.day)] if manifest.day else []),
+            *([("chat template day", manifest.day)] if manifest.day else []),
             ("config", _format_pairs(flatten(manifest.config))),
             *[(model.role, f"{model.name} (weights {model.weights[:12]})") for model in manifest.models],
             *[

@@ -58,7 +58,7 @@ def command(
             "--aggregate shows all responses of the scores.",
             "Leave out --sample-id, --positions, --after, --student, --teacher and --rollouts.",
         )
-    from tsdkd.artifacts.disk import naming_disk_failures
+    from tsdkd.artifacts.disk import translate_disk_errors
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.cli import show_inspection
     from tsdkd.stages.inspect import page
@@ -81,7 +81,7 @@ def command(
         show_inspection.show_response(response, shown)
         content = page.response_page(response) if html else ""
     if html is not None:
-        with naming_disk_failures(html):
+        with translate_disk_errors(html):
             html.write_text(content, encoding="utf-8")
         show_text(str(html))
 

@@ -31,7 +31,9 @@ Run = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace an output once the new one is complete.", rich_help_panel=COMMON),
+    typer.Option(
+        "--overwrite", help="Replace an existing output when the new one is complete.", rich_help_panel=COMMON
+    ),
 ]
 Rollouts = Annotated[
     Path | None,

@@ -91,7 +91,7 @@ def _comparison_and_grad(
     config: TSDKDConfig,
     sampled: SampledTokens | None,
 ) -> tuple[TokenValues, Tensor]:
-    """Writes to no argument: torch 2.13 compiled a gradient over `student_logits` to wrong code for a second shape."""
+    """Changes no argument: for a second shape, torch 2.13 miscompiles a gradient that overwrites `student_logits`."""
     grads = torch.empty_like(student_logits)
     values = compare_logits(student_logits, teacher_logits, softcap_grad, config, sampled, BlockBuffers(), grads)
     return values, grads

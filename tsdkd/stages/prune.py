@@ -37,7 +37,7 @@ from tsdkd.stages.observer import Observer, SilentObserver
 FORWARD_TOKENS = 1024
 """Tokens of one forward pass."""
 ROUNDING = 1e-5
-"""KL between two computations of one float32 model, nats a token."""
+"""The largest KL between two computations of one float32 model, nats per token."""
 
 
 @reading_inputs()
@@ -51,7 +51,7 @@ def prune(
 ) -> Artifact:
     """Write the teacher without `config.drop` of its layers.
 
-    What is written is loaded again and compared with the model that was measured.
+    The written model is loaded again and compared with the measured one.
 
     Raises InputError for an adapter, for a model whose config cannot describe it with fewer layers, and unless 1 to all
     but one are dropped; TsdkdError if the written model computes something else.
@@ -73,7 +73,7 @@ def prune(
     require_attention(config.attention, [teacher])
     source_directory = model_directory(teacher)
     if is_adapter(source_directory):
-        raise InputError(f"{teacher} is an adapter.", "Merge it into its model, and name the merged model.")
+        raise InputError(f"{teacher} is an adapter.", "Merge it into its base model, and name the merged model.")
     model = load_model(teacher, config.dtype, attention=config.attention, observer=observer)
     dtype = load_config(teacher).dtype if config.dtype == "auto" else None
     layers = DecoderLayers(teacher, model.model)
@@ -136,14 +136,14 @@ def _mean_kl(model: LanguageModel, reference: list[Tensor], sequences: list[list
 
 
 def _log_probs(model: LanguageModel, sequences: list[list[int]]) -> list[Tensor]:
-    """Log-probabilities of all sequences, as a list of (tokens, vocab)."""
-    found = []
+    """Log-probabilities (tokens, vocab) of each batch of sequences."""
+    log_probs_by_batch = []
     with torch.inference_mode():
         for batch in batches_by_length([len(ids) for ids in sequences], tokens=FORWARD_TOKENS):
             ids, attention = pad_right([sequences[i] for i in batch])
             hidden = model.hidden(ids.to(model.device), attention.to(model.device))
-            found.append(log_probs(model.head.logits(hidden[attention.bool()])))
-    return found
+            log_probs_by_batch.append(log_probs(model.head.logits(hidden[attention.bool()])))
+    return log_probs_by_batch
 
 
 def _require_as_measured(written: LanguageModel, measured: list[Tensor], sequences: list[list[int]]) -> None:
@@ -151,6 +151,6 @@ def _require_as_measured(written: LanguageModel, measured: list[Tensor], sequenc
     kl = _mean_kl(written, measured, sequences)
     if not kl <= max(ROUNDING, torch.finfo(written.model.dtype).eps):
         raise TsdkdError(
-            f"The pruned model that was written differs from the one that was measured (KL {kl:.3g} nats a token).",
+            f"The pruned model that was written differs from the one that was measured (KL {kl:.3g} nats per token).",
             "Its config does not describe its layers: use another teacher.",
         )

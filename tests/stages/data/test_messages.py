@@ -1,4 +1,4 @@
-"""Messages with tool calls, parts and null contents: what `apply_chat_template` makes of them, in every format."""
+"""Messages with tool calls, parts and null contents have the ids of `apply_chat_template`, in every format."""
 
 import csv
 import json
@@ -142,7 +142,7 @@ PLAIN_CHAT = "{% for m in messages %}[{{ m['role'] }} {{ m['content'] }}]{% endf
         ({"messages": [{"role": "user", "content": None, "name": "Ann"}]}, PLAIN_CHAT, "null content as None"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, PLAIN_CHAT, "ignores tool calls"),
         ({"prompt": "a", "tools": TOOLS}, PLAIN_CHAT, "ignores tools"),
-        (PARTS[0], PLAIN_CHAT, "no lists of parts"),
+        (PARTS[0], PLAIN_CHAT, "not support contents that are lists of parts"),
         (
             PARTS[0],
             "{{ messages[0]['content'] if messages[0]['content'] is string }}",
@@ -180,9 +180,9 @@ def test_a_template_that_cannot_write_a_prompt_is_refused_with_its_line(
         ({"messages": "[{'role': 'user', 'content': 'a'}]"}, "not the JSON of a list of messages"),
         ({"prompt": "a", "tools": "hammer"}, "not a list of JSON schemas"),
         ({"prompt": "a", "tools": {"name": "f"}}, "not a list of JSON schemas"),
-        ({"prompt": "a\ud83d"}, r"holds \\ud83d, half of a character"),
-        ({"prompt": "a", "prompt_id": "\udc00"}, r"holds \\udc00"),
-        ({"prompt": "a", "source": "\udc00"}, r"holds \\udc00"),
+        ({"prompt": "a\ud83d"}, r"the unpaired surrogate \\ud83d"),
+        ({"prompt": "a", "prompt_id": "\udc00"}, r"the unpaired surrogate \\udc00"),
+        ({"prompt": "a", "source": "\udc00"}, r"the unpaired surrogate \\udc00"),
         ({"prompt": "a", "prompt_id": [1]}, "'prompt_id' is neither text nor a number"),
     ],
 )
@@ -201,5 +201,5 @@ def test_rollouts_keep_messages_as_text() -> None:
     assert {"role": "assistant", **json.loads(recorded[1]["content"])} == call
 
 
-def test_prompts_compare_without_their_place() -> None:
-    assert Prompt("1", "s", [], place="a") == Prompt("1", "s", [], place="b")
+def test_equality_of_prompts_ignores_their_location() -> None:
+    assert Prompt("1", "s", [], location="a") == Prompt("1", "s", [], location="b")

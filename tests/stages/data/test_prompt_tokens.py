@@ -1,4 +1,4 @@
-"""The ids of a prompt: an added system message reaches every model."""
+"""The ids of a prompt contain an added system message with every chat template."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_an_added_system_message_is_read_with_any_template(kind: str, tmp_path: 
     assert "Be brief." not in written(file, TEMPLATES[kind], None)
 
 
-def test_a_rows_own_system_message_stays_one(tmp_path: Path) -> None:
+def test_a_system_message_of_a_row_is_not_moved(tmp_path: Path) -> None:
     """A template that refuses it refuses the row."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "How?"}]}\n')

@@ -135,7 +135,7 @@ def test_a_pipe_and_an_unreadable_file_are_refused(tmp_path: Path, monkeypatch: 
         read(tmp_path / "q.jsonl")
 
 
-def test_cells_of_any_length(tmp_path: Path) -> None:
+def test_cells_of_any_length_are_read(tmp_path: Path) -> None:
     text = "x y " * 50_000
     (tmp_path / "p.csv").write_text(f"prompt\n{text}\nshort\n")
     assert [p.messages[0]["content"] for p in read(tmp_path / "p.csv")] == [text, "short"]
@@ -159,7 +159,7 @@ def test_a_row_without_messages_is_read_from_its_prompt(tmp_path: Path, name: st
     assert skipped == {"empty": 1}
 
 
-def test_line_ends_and_nul_characters(tmp_path: Path) -> None:
+def test_line_ends_and_nul_characters_are_kept(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfprompt,,\r\na\0b,,\r\n\r\nc,,\r\n")
     (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a\\u0000b"}\r\n\r\n{"prompt": "c"}\r\n')
     assert [p.messages for p in read(tmp_path / "p.csv")] == [p.messages for p in read(tmp_path / "p.jsonl")]
@@ -174,10 +174,10 @@ def test_line_ends_and_nul_characters(tmp_path: Path) -> None:
         (pa.array([b"a", b"caf\xe9"]), "row 2: 'prompt' is neither"),
         (pa.array([1]), "row 1: 'prompt' is neither"),
         (pa.array([0], pa.timestamp("ms")), "row 1: 'prompt' is neither"),
-        (pa.array([[{"role": "user", "content": "a", "at": datetime.date(2026, 1, 1)}]]), "row 1: the row holds a"),
+        (pa.array([[{"role": "user", "content": "a", "at": datetime.date(2026, 1, 1)}]]), "row 1: the row contains a"),
     ],
 )
-def test_columns_of_parquet_files(tmp_path: Path, cells: pa.Array, expected: list[str] | str) -> None:
+def test_columns_of_parquet_files_hold_text(tmp_path: Path, cells: pa.Array, expected: list[str] | str) -> None:
     """Text in any encoding of the format is read; other types are refused. Columns without a meaning are not read."""
     unused = pa.array([1] * len(cells), pa.timestamp("ns"))
     pq.write_table(pa.table({"prompt": cells, "unused": unused}), tmp_path / "p.parquet")

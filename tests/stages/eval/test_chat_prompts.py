@@ -52,7 +52,7 @@ class RecordingModel(TransformersModel):
 
 @pytest.mark.parametrize("name", PAPER_BENCHMARKS)
 def test_every_part_of_a_prompt_is_sent(name: str, student: Path, real_data: Path, punkt: None) -> None:
-    """The instructions of the task, the shots and the document, in templates that treat a system message otherwise."""
+    """The task's instructions, the shots and the document, in templates with and without a system role."""
     name = {"gsm-plus": "gsm-plus:mini"}.get(name, name)
     model, tasks = RecordingModel(student), tasks_of(name)
 
@@ -93,7 +93,7 @@ def _require_parts(text: str, messages: Messages) -> None:
             assert found
 
 
-def test_a_template_that_loses_the_shots_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_template_that_drops_the_shots_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:
     model = shutil.copytree(student, tmp_path / "m")
     (model / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     with pytest.raises(InputError, match="drops messages") as caught:
@@ -142,7 +142,7 @@ def measure(model: Path, rows: Path, output: Path, chat: bool) -> tuple[Artifact
     return evaluate(str(model), output, config, rows, observer=observer, allow_code_execution=True), lines
 
 
-def test_a_chat_response_that_restates_its_prompt_is_whole(
+def test_a_chat_response_that_restates_its_prompt_is_not_cut(
     scripted: list[Any], student: Path, rows: Path, tmp_path: Path
 ) -> None:
     """Without a chat template, lm-eval's stop strings cut it; then the result says so."""

@@ -270,7 +270,7 @@ def test_end_and_padding_tokens_may_be_missing(student: Path, rows: Path, tmp_pa
         config = EvalConfig(tasks=("gsm8k",), max_new_tokens=4, limit=2)
         assert evaluate(str(model), tmp_path / "r" / model.name, config, data=rows).manifest.summary
     (end_in_config / "generation_config.json").write_text("{}")
-    with pytest.raises(InputError, match="no end token, which would end its responses to gsm8k"):
+    with pytest.raises(InputError, match="no end token, so its responses to gsm8k would not end"):
         evaluate(str(end_in_config), tmp_path / "refused", config, data=rows)
     assert not (tmp_path / "refused").exists()
 

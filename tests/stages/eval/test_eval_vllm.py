@@ -30,7 +30,7 @@ CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its head is its own, although its config says that the embedding is the head."""
+    """It has an untied head, although its config says that the head is tied."""
     path = save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=0, head_dim=32)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))

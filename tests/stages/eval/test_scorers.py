@@ -1,4 +1,4 @@
-"""The extractor of programs: the program of a response, whatever stands around it."""
+"""The extractor returns the program of a response, with any text around it."""
 
 import pytest
 
@@ -54,7 +54,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_program_of_a_response_that(shape: str) -> None:
+def test_the_program_is_extracted_from_a_response_that(shape: str) -> None:
     ((program,),) = extract_code_blocks([[SHAPES[shape]]], [{"test_list": TESTS}])
     exec("\n".join([program, *TESTS]), {})  # the test's own programs
 

@@ -104,7 +104,7 @@ def test_a_relative_base_is_found_from_every_directory(
     monkeypatch.chdir(elsewhere)
     assert load_spec(str(adapter)).directory == tmp_path / "project/models/base"
     shutil.copytree(teacher, tmp_path / "models/base")
-    with pytest.raises(InputError, match=r"which is .*models/base or .*models/base"):
+    with pytest.raises(InputError, match=r"both .*models/base and .*models/base match"):
         load_spec(str(adapter))
     moved = shutil.move(adapter, tmp_path.parent / f"{tmp_path.name}-moved")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -48,7 +48,7 @@ def check(model: PreTrainedModel, requested: str | None = None) -> list[str]:
 
 @pytest.fixture
 def dropping_kernel() -> Iterator[str]:
-    """A kernel that drops an argument without a word, as sdpa drops the soft-cap."""
+    """A kernel that ignores an argument, as sdpa ignores the soft-cap."""
     sdpa: Any = AttentionInterface().get_interface("sdpa", None)
 
     def dropping(*inputs: Any, scaling: float | None = None, **settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Chat templates: a system message reaches the model, and a template that loses messages is refused."""
+"""Chat templates: a system message reaches the model, and a template that drops messages is refused."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_a_system_message_joins_a_list_of_parts() -> None:
     assert user["content"] == [{"type": "text", "text": "Answer in French.\n\n"}, *parts]
 
 
-def test_a_template_that_loses_a_turn_is_refused() -> None:
+def test_a_template_that_drops_a_turn_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     require_turns(tokenizer, ("user",))
@@ -77,7 +77,7 @@ def test_a_template_that_loses_a_turn_is_refused() -> None:
 
 
 @pytest.mark.parametrize("template", [CHAT, "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"])
-def test_the_token_that_ends_a_turn_is_the_templates(template: str) -> None:
+def test_the_token_that_ends_a_turn_comes_from_the_template(template: str) -> None:
     """A base model's end token may be another one."""
     tokenizer = byte_tokenizer(("<|endoftext|>",))
     tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", template

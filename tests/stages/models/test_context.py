@@ -19,6 +19,7 @@ from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect.models import score_with_models
 from tsdkd.stages.models.context import context_length, require_context
+from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.stage import train_offline, train_online
 
@@ -66,7 +67,7 @@ LLAMA = ("llama", {"max_position_embeddings": 128})
     ],
 )
 def test_the_context_comes_from_the_config(family: str, settings: dict[str, object], context: int) -> None:
-    """Whatever a family calls it; ALiBi and recurrent models have no limit."""
+    """Under the name that a family uses; ALiBi and recurrent models have no limit."""
     assert context_length(AutoConfig.for_model(family, **settings)) == context
 
 
@@ -94,7 +95,7 @@ def test_gemma3_states_its_scaled_context() -> None:
     assert context_length(config) == 128
 
 
-def test_no_stage_reads_past_a_context(student: Path, prompts: Path, rows: Path, tmp_path: Path) -> None:
+def test_stages_refuse_sequences_beyond_a_context(student: Path, prompts: Path, rows: Path, tmp_path: Path) -> None:
     """Rollouts that the student can read are refused for a teacher with a shorter context, and the other way round."""
     short = shutil.copytree(student, tmp_path / "short")
     config = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 40}
@@ -103,10 +104,9 @@ def test_no_stage_reads_past_a_context(student: Path, prompts: Path, rows: Path,
     for pair in ((student, short), (short, student)):
         with pytest.raises(InputError, match="short reads 40"):
             score(rollouts, *map(str, pair), tmp_path / "refused", ScoreConfig(k=4))
+        rollout = read_artifact(rollouts, "rollouts").table().to_pylist()[0]
         with pytest.raises(InputError, match="short reads 40"):
-            score_with_models(
-                read_artifact(rollouts, "rollouts").table().to_pylist()[0], [str(pair[0])], str(pair[1]), 4
-            )
+            score_with_models(rollout, [str(pair[0])], str(pair[1]), ScoreConfig(k=4), SilentObserver())
     scores = score(rollouts, str(student), str(student), tmp_path / "scores", ScoreConfig(k=4)).path
     with pytest.raises(InputError, match="short reads 40"):
         train_offline(rollouts, scores, str(short), tmp_path / "refused", TRAIN)

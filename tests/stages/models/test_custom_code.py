@@ -1,4 +1,4 @@
-"""Models with Python code of their own: refused at once, and nobody is asked."""
+"""Models with Python code of their own are refused without a question on stdin."""
 
 import builtins
 import json

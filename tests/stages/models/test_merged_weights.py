@@ -1,4 +1,4 @@
-"""Adapters merge into the model that was trained, for the files of a checkpoint and for vLLM during training."""
+"""Merged adapters give the trained model, in the files of a checkpoint and for vLLM during training."""
 
 from pathlib import Path
 from typing import Any

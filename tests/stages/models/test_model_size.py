@@ -1,4 +1,4 @@
-"""Shapes are counted on the model that transformers builds, whatever names its config has."""
+"""Shapes are counted on the model that transformers builds, not on names in its config."""
 
 from typing import Any
 

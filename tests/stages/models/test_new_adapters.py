@@ -50,7 +50,7 @@ def test_every_new_adapter_has_an_effect_and_merges_with_it(family: str) -> None
 
 
 def test_adapters_that_would_merge_into_another_model_are_refused() -> None:
-    with pytest.raises(InputError, match=r"has the weight of .* in several layers") as caught:
+    with pytest.raises(InputError, match=r"shares the weight of .* between several layers") as caught:
         add_lora(tiny("zamba2", ZAMBA2), LoRAConfig(rank=2), seed=0)
     assert "--lora-targets" in caught.value.remedy
 

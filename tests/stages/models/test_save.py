@@ -1,4 +1,4 @@
-"""save_model: what transformers loads from the files is what was meant to be saved."""
+"""save_model writes files from which transformers loads the same model."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_model_is_the_model(tmp_path: Path, family: str) -> None:
+def test_a_saved_model_loads_as_the_same_model(tmp_path: Path, family: str) -> None:
     kind, more = FAMILIES[family]
     model = save_source(AutoConfig.for_model(kind, **TINY | more), tmp_path / "source")
     save_model(model.config, model.state_dict(), torch.float32, tmp_path / "source", tmp_path / "saved")
@@ -64,7 +64,7 @@ def test_the_text_model_of_a_larger_model_has_one_precision(tmp_path: Path) -> N
 
 
 def test_a_head_of_its_own_is_not_saved_as_the_embedding(student: Path, tmp_path: Path) -> None:
-    """A config that says tied describes another model than these weights: nothing is lost without a word."""
+    """A tied config does not describe these weights, so save_model refuses it."""
     model = AutoModelForCausalLM.from_pretrained(student)
     model.config.tie_word_embeddings = True
     with pytest.raises(TsdkdError, match=r"lm_head\.weight differs"):

@@ -27,7 +27,7 @@ def test_a_model_that_reads_padding_is_refused(student: Path, tmp_path: Path, fa
     shutil.copytree(student, tmp_path / family)
     (tmp_path / family / "config.json").write_text(f'{{"model_type": "{family}"}}')
     for load in (load_spec, load_model):
-        with pytest.raises(InputError, match=f"is a {family} model, which reads padding as text"):
+        with pytest.raises(InputError, match=f"is a {family} model, whose state reads padding"):
             load(str(tmp_path / family))
 
 

@@ -25,7 +25,7 @@ from tsdkd.stages.train.stage import train_offline, train_online
 
 CONFIG = GenerateConfig(max_new_tokens=5, limit=4)
 PADDING = ("<|padding|>",)
-"""A token of the tokenizer alone: id 258, in models whose heads have 258 rows."""
+"""The id of a token that only the tokenizer has: the heads of the models have 258 rows."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_every_stage_cuts_both_models_to_the_ids_that_they_share(
     assert source.decoder.head is not None
     assert source.decoder.head.vocab == 258
     assert _measure_held_out(load_model(teacher), source, EvalConfig(), SilentObserver())["kl"] == pytest.approx(0)
-    score_with_models(rollouts.table().to_pylist()[0], [student], teacher, 4)
+    score_with_models(rollouts.table().to_pylist()[0], [student], teacher, ScoreConfig(k=4), SilentObserver())
 
 
 def test_a_prompt_with_an_unknown_id_is_refused_before_anything_is_written(

@@ -291,7 +291,7 @@ def test_rows_of_one_name_have_the_same_numbers() -> None:
             assert differ <= {"mbpp"}
 
 
-def test_the_notes_state_what_the_papers_numbers_give(real_data: Path) -> None:
+def test_the_numbers_in_notes_follow_from_the_papers_tables(real_data: Path) -> None:
     """Every number of a note, computed from the separate transcription."""
     read = json.loads((real_data / "paper" / "tables.json").read_text())
     rows = {name: dashes(row) for name, row in read["tables_1_2_7_8_qwen2.5_14b_to_1.5b"].items()}

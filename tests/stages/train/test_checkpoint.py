@@ -1,4 +1,4 @@
-"""A checkpoint's files: the config files of the student, and the weights that were trained."""
+"""A checkpoint holds the student's config files and the trained weights."""
 
 import json
 import shutil

@@ -111,7 +111,7 @@ def test_a_run_that_is_moved_before_its_end_keeps_its_best_step(
     assert contents(tmp_path / "after") == contents(tmp_path / "whole")
 
 
-def test_a_missing_best_step_ends_the_run_instead_of_being_claimed(tmp_path: Path) -> None:
+def test_a_missing_best_step_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4").mkdir()
     state = TrainerState(global_step=4, best_global_step=2, best_metric=0.5)
     with pytest.raises(TsdkdError, match="The best step of this run, 2, is missing"):

@@ -17,7 +17,7 @@ EngineName = Literal["auto", "vllm", "transformers"]
 
 
 def attention_option() -> Any:
-    """A field `attention`, of all models that the command loads with transformers."""
+    """The field `attention`, for all models that a command loads with transformers."""
     return option(
         None,
         "Attention implementation of transformers, such as eager, sdpa or flash_attention_2; one that would change the "

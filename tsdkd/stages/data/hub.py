@@ -9,7 +9,7 @@ from tsdkd.errors import InputError, first_line
 
 
 def file_mode(path: Path) -> int:
-    """The type and permissions of a file or directory; 0 where there is none, or none that can be reached."""
+    """The mode of a file or directory; 0 if it does not exist or is not accessible."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
@@ -19,7 +19,7 @@ def file_mode(path: Path) -> int:
 def read_hub_dataset(
     path: Path, config_name: str | None, split: str | None, columns: Collection[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one split (default: train), memory-mapped; only these columns where the dataset has any of them.
+    """Rows of one split (default: train), memory-mapped; only `columns`, if the dataset has any of them.
 
     `path`: a directory, also one that `save_to_disk` wrote, or a hub id. Raises InputError.
     """
@@ -49,7 +49,7 @@ def read_hub_dataset(
     except Exception as error:  # the hub, the network and the file formats raise errors of many types
         if isinstance(error, OSError) and _is_in_cache(error.filename):
             cause = f"The cache of datasets cannot be written ({error.strerror}: {error.filename})."
-            raise InputError(cause, "Set HF_HOME and HF_DATASETS_CACHE to directories that can be written.") from None
+            raise InputError(cause, "Set HF_HOME and HF_DATASETS_CACHE to writable directories.") from None
         if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
             error = error.__cause__
         after = f" after row {number}" if number else ""
@@ -60,7 +60,7 @@ def read_hub_dataset(
 
 
 def _is_in_cache(file: str | None) -> bool:
-    """Whether a file that raised an error is in a cache, or a directory above one that could not be made."""
+    """Whether a file is in a cache of the Hugging Face libraries, or is a directory above one."""
     import datasets
     import huggingface_hub
 

@@ -12,24 +12,24 @@ Message = dict[str, Any]
 """`role` and `content` (text, None or a list of parts), and the fields that a template may know, such as tool_calls."""
 Messages = list[Message]
 Tools = list[dict[str, Any]]
-"""JSON schemas."""
+"""JSON schemas of functions."""
 MEDIA = ("image", "audio", "video", "file")
-"""Words in the types of parts that are no text."""
+"""Words in the types of parts that hold no text."""
 
 EMPTY_JSON = ("[]", "null")
 
 
 @contextmanager
-def located(place: str) -> Iterator[None]:
-    """Puts a place, such as a file with a line, in front of the cause of an InputError."""
+def located(location: str) -> Iterator[None]:
+    """Prefix the cause of an InputError with a location, such as a file and a line."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}: {error.cause}", error.remedy) from None
+        raise InputError(f"{location}: {error.cause}", error.remedy) from None
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, blank text or an empty list."""
+    """Whether a cell is empty: null, NaN, blank text or an empty list."""
     if isinstance(cell, float):
         return isnan(cell)
     return cell is None or cell == [] or (isinstance(cell, str) and not cell.strip())
@@ -57,7 +57,7 @@ def read_messages(column: str, cell: Any) -> Messages:
     messages = [_message(column, number, message) for number, message in enumerate(cell, 1)]
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    return messages if any(_says_something(message) for message in messages) else []
+    return messages if any(_has_content(message) for message in messages) else []
 
 
 def read_tools(cell: Any) -> Tools | None:
@@ -82,18 +82,20 @@ def prompt_content(messages: Messages, tools: Tools | None) -> Any:
 
 
 def require_encodable(value: Any) -> None:
-    """Raises InputError for half a surrogate pair, and for values that JSON does not have."""
+    """Raises InputError for an unpaired surrogate, and for values that JSON cannot represent."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
-        raise InputError(f"the text holds \\u{code:04x}, half of a character.", "Correct the row.") from None
+        raise InputError(f"the text contains the unpaired surrogate \\u{code:04x}.", "Correct the row.") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the row holds a value that JSON does not have ({error}).", "Correct the row.") from None
+        raise InputError(
+            f"the row contains a value that JSON cannot represent ({error}).", "Correct the row."
+        ) from None
 
 
 def text_messages(messages: Messages) -> list[dict[str, str]]:
-    """Messages as role and text. The text of a message with parts or more fields is the JSON of all but its role."""
+    """Messages as role and text. The text is the JSON of all other fields for messages with parts or more fields."""
     return [
         message
         if message.keys() == {"role", "content"} and isinstance(message["content"], str)
@@ -132,7 +134,7 @@ def _from_json(cell: Any) -> Any:
 
 
 def _message(column: str, number: int, message: Any) -> Message:
-    """A checked message: other fields than the content are absent where they are null. Raises InputError."""
+    """A checked message without its null fields; a null content stays. Raises InputError."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str) or len(message) < 2:
         raise InputError(
             f"{column!r} is neither text nor a list of messages with role and content (message {number}).",
@@ -160,7 +162,7 @@ def _require_text_part(number: int, part: Any) -> None:
         raise InputError(f"message {number} has a part of type text without a text.", "Correct the row.")
 
 
-def _says_something(message: Message) -> bool:
+def _has_content(message: Message) -> bool:
     content, rest = message["content"], message.keys() - {"role", "content"}
     if isinstance(content, list):
         return any(part["type"] != "text" or part["text"].strip() for part in content) or bool(rest)

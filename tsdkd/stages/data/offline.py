@@ -41,7 +41,7 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
         return self.rollouts.manifest.model("teacher")
 
     def shared_vocab(self, student: ModelSpec) -> int:
-        """The ids that student and teacher know."""
+        """The number of ids that both student and teacher know."""
         return student.vocab
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class OfflineSource(RolloutSource):
         return SignalDecoder(config["signal"], config["k"], config["top_k"], head)
 
     def shared_vocab(self, student: ModelSpec) -> int:
-        """Raises InputError for scores that compare ids which the student does not know."""
+        """The number of ids that the scores compare. Raises InputError if the student does not know all of them."""
         head = self.decoder.head
         if head is None:
             return student.vocab

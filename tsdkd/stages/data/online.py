@@ -105,11 +105,11 @@ def make_request(sample: Sample, key: Sequence[int]) -> Request:
 def samples_from_prompts(
     prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, day: str | None = None
 ) -> tuple[list[Sample], int]:
-    """Samples without responses, of prompts of 1 to `max_tokens` tokens; and the number of other prompts.
+    """Samples without responses for the prompts of 1 to `max_tokens` tokens, and the number of other prompts.
 
     `day`: the day that the chat template writes.
 
-    Raises InputError if there are only other prompts.
+    Raises InputError if no prompt fits.
     """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}

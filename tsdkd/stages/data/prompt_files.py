@@ -1,6 +1,6 @@
-"""Rows of prompts files, each with its place: a JSONL, JSON, CSV or Parquet file.
+"""The rows of prompts files (JSONL, JSON, CSV, Parquet), each with its location.
 
-Memory holds the rows of one read; a JSON file is read whole.
+Rows are streamed; only a JSON file is read into memory as a whole.
 """
 
 import csv
@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from tsdkd.errors import InputError, first_line
 
 PromptRow = dict[str, Any]
-"""A row: its cells by column. Columns that nobody asked for may be None."""
-PlacedRow = tuple[str, PromptRow]
-"""A row after its place, such as "prompts.jsonl, line 3"."""
+"""The cells of a row by column. Cells of columns that were not requested may be None."""
+LocatedRow = tuple[str, PromptRow]
+"""A location, such as "prompts.jsonl, line 3", and the row there."""
 
 
 def without_padding(value: Any) -> Any:
@@ -40,7 +40,7 @@ def without_padding(value: Any) -> Any:
     return value
 
 
-def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
+def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
     first, repeated = True, dict[str, object]()
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -48,42 +48,44 @@ def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
         if first and line.lstrip().startswith("["):
             raise InputError(f"{path} holds a JSON list, not one object per line.", "Rename it to .json.")
         first = False
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             row = json.loads(line, object_pairs_hook=partial(_object, repeated))
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{place}: not JSON ({_reason(error)}).", "Correct the line; each line is one JSON object."
+                f"{location}: not JSON ({_reason(error)}).", "Correct the line; each line is one JSON object."
             ) from None
-        yield place, _checked_object(place, row, repeated)
+        yield location, _checked_object(location, row, repeated)
 
 
-def _read_json(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
+def _read_json(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
     text, repeated = "".join(_lines(path)), dict[str, object]()
     try:
         rows = json.loads(text, object_pairs_hook=partial(_object, repeated))
     except (ValueError, RecursionError) as error:
         if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             raise InputError(f"{path} holds one JSON object per line, not a list.", "Rename it to .jsonl.") from None
-        place = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
-        raise InputError(f"{place}: not JSON ({_reason(error)}).", "Correct the file.") from None
+        location = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
+        raise InputError(f"{location}: not JSON ({_reason(error)}).", "Correct the file.") from None
     if not isinstance(rows, list):
         raise InputError(f"{path} is not a list of JSON objects.", "Write [{...}, {...}], or use .jsonl.")
     for number, row in enumerate(rows, 1):
-        place = f"{path}, row {number}"
-        yield place, _checked_object(place, row, repeated)
+        location = f"{path}, row {number}"
+        yield location, _checked_object(location, row, repeated)
 
 
-def _read_csv(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
+def _read_csv(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(_lines(path), strict=True)
     names: list[str] = []
     while True:
-        place = f"{path}, line {reader.line_num + 1}"
+        location = f"{path}, line {reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise InputError(f"{place}: not readable as CSV ({error}).", "Correct the quotes, or use .jsonl.") from None
+            raise InputError(
+                f"{location}: not readable as CSV ({error}).", "Correct the quotes, or use .jsonl."
+            ) from None
         if cells is None:
             return
         if not names:
@@ -91,14 +93,14 @@ def _read_csv(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
             _require_distinct(path, names, columns)
         elif cells and len(cells) != len(names):
             raise InputError(
-                f"{place}: the line does not have the {len(names)} cells of the header.",
+                f"{location}: the line does not have the {len(names)} cells of the header.",
                 "Correct the line; quote cells that hold commas.",
             )
         elif cells:
-            yield place, dict(zip(names, cells, strict=True))
+            yield location, dict(zip(names, cells, strict=True))
 
 
-def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[PlacedRow]:
+def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
     number = 0
     try:
         file = pq.ParquetFile(path)
@@ -133,7 +135,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _object(repeated: dict[str, object], pairs: Sequence[tuple[str, Any]]) -> Any:
-    """A JSON object; one with a repeated key is replaced by a value that `repeated` names by the key."""
+    """A JSON object; an object with a repeated key becomes a marker, which `repeated` holds under the key."""
     row = dict(pairs)
     if len(row) == len(pairs):
         return row
@@ -141,17 +143,17 @@ def _object(repeated: dict[str, object], pairs: Sequence[tuple[str, Any]]) -> An
     return repeated.setdefault(next(name for name in names if names.count(name) > 1), object())
 
 
-def _checked_object(place: str, row: Any, repeated: dict[str, object]) -> PromptRow:
-    """Raises InputError for a row that is no object, and for one that holds a value of `repeated`."""
+def _checked_object(location: str, row: Any, repeated: dict[str, object]) -> PromptRow:
+    """Raises InputError for a row that is not an object, and for one that contains a marker of `repeated`."""
 
     def refuse(value: object) -> None:
         key = next(name for name, marker in repeated.items() if marker is value)
-        raise InputError(f"{place}: the key {key!r} occurs twice in an object.", "Remove one of them.")
+        raise InputError(f"{location}: the key {key!r} occurs twice in an object.", "Remove one of them.")
 
     if repeated:
         json.dumps(row, default=refuse)
     if not isinstance(row, dict):
-        raise InputError(f"{place}: not a JSON object.", "Write one object with named fields.")
+        raise InputError(f"{location}: not a JSON object.", "Write one object with named fields.")
     return row
 
 
@@ -166,10 +168,10 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "msg", "")) or first_line(error)
 
 
-READERS: dict[str, Callable[[Path, Collection[str]], Iterator[PlacedRow]]] = {
+READERS: dict[str, Callable[[Path, Collection[str]], Iterator[LocatedRow]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""By suffix. A reader gets the columns that are asked for, where the file has them."""
+"""Readers by suffix. The columns are those that the caller needs."""

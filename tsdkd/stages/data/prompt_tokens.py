@@ -9,13 +9,13 @@ from tsdkd.stages.models.tokenizers import chat_token_ids, require_chat_template
 
 
 def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: str | None) -> list[int]:
-    """Ids of a prompt in the model's chat template; `day`: the one that the template writes, None: today.
+    """Ids of a prompt in the model's chat template; `day`: the day that the template writes; None: today.
 
     An added system message joins the first user message if the template refuses or drops it.
 
-    Raises InputError as `chat_token_ids`, with the place of the prompt.
+    Raises InputError as `chat_token_ids`, with the location of the prompt.
     """
     require_chat_template(tokenizer)
     messages = fit_system(tokenizer, prompt.messages) if prompt.system_added else prompt.messages
-    with located(prompt.place):
+    with located(prompt.location):
         return chat_token_ids(tokenizer, messages, prompt.tools, day)

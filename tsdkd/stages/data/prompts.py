@@ -1,6 +1,6 @@
 """Prompts, read one at a time from a JSONL, JSON, CSV or Parquet file, or from a dataset.
 
-Memory holds 16 bytes for each prompt that was read, beside what its reader holds.
+Memory holds 16 bytes for each prompt, besides the rows of the reader.
 """
 
 import stat
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.artifacts.locks import hold_input
+from tsdkd.artifacts.locks import register_input
 from tsdkd.artifacts.manifest import HUB_DATASET, Parent, relative_path
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.data.hub import file_mode, read_hub_dataset
@@ -25,10 +25,10 @@ from tsdkd.stages.data.messages import (
     read_tools,
     require_encodable,
 )
-from tsdkd.stages.data.prompt_files import READERS, PlacedRow, PromptRow, without_padding
+from tsdkd.stages.data.prompt_files import READERS, LocatedRow, PromptRow, without_padding
 
 PROMPT_COLUMNS = ("messages", "prompt")
-"""The first of these whose cell is not empty is the prompt."""
+"""The prompt is the first of these columns whose cell is not empty."""
 OTHER_COLUMNS = ("tools", "prompt_id", "source")
 
 
@@ -38,8 +38,8 @@ class Prompt:
     source: str
     messages: Messages
     tools: Tools | None = None
-    place: str = field(default="", compare=False)
-    """Where the prompt stands, such as "prompts.jsonl, line 3"."""
+    location: str = field(default="", compare=False)
+    """The file and line or row, such as "prompts.jsonl, line 3"."""
     system_added: bool = False
     """The system message comes from the option, not from the row."""
 
@@ -73,14 +73,14 @@ class Prompts:
         """
         contents: set[bytes] = set()
         ids: set[bytes] = set()
-        names: dict[str, None] = {}  # in the order of the file, until a prompt's column occurs
-        found, count = False, 0
-        for place, row in self._rows():
-            if not found:
+        names: dict[str, None] = {}  # in the order of the file; complete if no row has a prompt column
+        has_column, count = False, 0
+        for location, row in self._rows():
+            if not has_column:
                 names |= dict.fromkeys(row)
-                found = any(column in row for column in self._prompt_columns)
-            with located(place):
-                prompt, content = self._prompt(place, row)
+                has_column = any(column in row for column in self._prompt_columns)
+            with located(location):
+                prompt, content = self._prompt(location, row)
             if not prompt.messages or _short_digest(content) in contents:
                 skipped["duplicate" if prompt.messages else "empty"] += 1
                 continue
@@ -91,7 +91,7 @@ class Prompts:
             yield prompt
             if count == self.limit:
                 return
-        if not found:
+        if not has_column:
             raise self._no_prompts(list(names))
 
     def parent(self, output: Path) -> Parent:
@@ -99,7 +99,7 @@ class Prompts:
 
         Raises InputError for a missing file.
         """
-        hold_input(self.path)
+        register_input(self.path)
         if self._is_file:
             _require_file(self.path)
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
@@ -118,7 +118,7 @@ class Prompts:
     def _prompt_columns(self) -> tuple[str, ...]:
         return (self.column,) if self.column else PROMPT_COLUMNS
 
-    def _rows(self) -> Iterator[PlacedRow]:
+    def _rows(self) -> Iterator[LocatedRow]:
         columns = (*self._prompt_columns, *OTHER_COLUMNS)
         if not self._is_file:
             rows = read_hub_dataset(self.path, self.config_name, self.split, columns)
@@ -133,7 +133,7 @@ class Prompts:
             )
         return READERS[self.path.suffix.lower()](self.path, columns)
 
-    def _prompt(self, place: str, row: PromptRow) -> tuple[Prompt, str]:
+    def _prompt(self, location: str, row: PromptRow) -> tuple[Prompt, str]:
         """The prompt of a row, without messages if it is empty; and the hash of its messages and tools."""
         columns = self._prompt_columns
         column = next((name for name in columns if not is_empty_prompt(name, row.get(name))), columns[0])
@@ -142,12 +142,12 @@ class Prompts:
         prompt_id = _name(row, "prompt_id", content[:16])
         source = _name(row, "source", self.path.stem)
         if self.system is None or not messages or messages[0]["role"] == "system":
-            return Prompt(prompt_id, source, messages, tools, place), content
+            return Prompt(prompt_id, source, messages, tools, location), content
         completed = [{"role": "system", "content": self.system}, *messages]
-        return Prompt(prompt_id, source, completed, tools, place, system_added=True), content
+        return Prompt(prompt_id, source, completed, tools, location, system_added=True), content
 
     def _no_prompts(self, names: list[str]) -> InputError:
-        """The error for a file without a column of prompts; `names`: its columns, none without rows."""
+        """The error for a file without a prompt column; `names`: its columns, empty for a file without rows."""
         if not names:
             return InputError(f"{self.path} holds no prompts.", "Add rows, or name another file.")
         missing = f"column {self.column!r}" if self.column else "column 'messages' or 'prompt'"
@@ -186,5 +186,5 @@ def _require_unique_id(prompt: Prompt, ids: set[bytes]) -> None:
     """Adds an id to `ids`. Raises InputError if `ids` holds it already."""
     digest = _short_digest(json_digest(prompt.prompt_id))
     if digest in ids:
-        raise InputError(f"{prompt.place}: two prompts have the prompt_id {prompt.prompt_id!r}.", "Make ids unique.")
+        raise InputError(f"{prompt.location}: two prompts have the prompt_id {prompt.prompt_id!r}.", "Make ids unique.")
     ids.add(digest)

@@ -1,4 +1,4 @@
-"""Whether models can read recorded rollouts: checked before anything is written."""
+"""Checks that models can read recorded rollouts, before anything is written."""
 
 from collections.abc import Iterable
 

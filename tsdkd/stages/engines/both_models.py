@@ -100,7 +100,7 @@ class BothModelsEngine:
     ) -> tuple[list[list[int]], Tensor]:
         """The student's next tokens per response, and the teacher's logits (response, draft, vocab) for each.
 
-        No draft is longer than the rest of a response: a model may have no positions past its limit.
+        A draft never exceeds the limit of a response, since a model may have no positions beyond it.
         """
         tokens = 1
         if self._can_roll_back:
@@ -183,7 +183,7 @@ class CachedModel:
         return logits
 
     def accept(self, counts: list[int]) -> None:
-        """Remove the tokens read since the last call, but for the first `counts` of each response."""
+        """Remove the tokens read since the last call, except the first `counts` of each response."""
         accepted = torch.ones(len(counts), self.pending, dtype=torch.long)
         if self.can_roll_back:
             accepted = (torch.arange(self.pending) < torch.tensor(counts).unsqueeze(1)).long()

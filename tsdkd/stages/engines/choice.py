@@ -51,18 +51,20 @@ def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
 
 
 def with_supported_draft(config: GenerateConfig, models: Iterable[ModelSpec], observer: Observer) -> GenerateConfig:
-    """The config with drafts of one token where rejected tokens of a longer one would stay in a model's cache."""
-    fixed = [model.name for model in models if not model.can_roll_back]
-    if config.draft_tokens == 1 or AUTHORS[config.policy][0] not in JOINT_AUTHORS or not fixed:
+    """The config, with drafts of one token if a model's cache cannot remove rejected tokens."""
+    stateful = [model.name for model in models if not model.can_roll_back]
+    if config.draft_tokens == 1 or AUTHORS[config.policy][0] not in JOINT_AUTHORS or not stateful:
         return config
-    observer.info(f"The student drafts one token at a time: {' and '.join(fixed)} cannot take back a rejected token.")
+    observer.info(
+        f"The student drafts one token at a time: the cache of {' and '.join(stateful)} cannot remove rejected tokens."
+    )
     return replace(config, draft_tokens=1)
 
 
 def end_ids(author: str, models: Mapping[str, ModelSpec]) -> list[int]:
     """Ids that end an author's responses: those of the model that writes them, or of both. `models`: by role."""
-    writers = models.values() if author in JOINT_AUTHORS else [models[author]]
-    return sorted({i for model in writers for i in model.end_ids})
+    authors = models.values() if author in JOINT_AUTHORS else [models[author]]
+    return sorted({i for model in authors for i in model.end_ids})
 
 
 def engine_version(engine: EngineName) -> dict[str, str]:
@@ -89,7 +91,7 @@ def open_engine(
     elif config.engine == "vllm":
         from tsdkd.stages.engines.vllm_engine import VllmEngine
 
-        with _served(models[author], config) as spec, VllmEngine(spec, config, max_tokens) as engine:
+        with _servable_model(models[author], config) as spec, VllmEngine(spec, config, max_tokens) as engine:
             yield engine
     else:
         from tsdkd.stages.engines.transformers_engine import TransformersEngine
@@ -98,7 +100,7 @@ def open_engine(
 
 
 @contextmanager
-def _served(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelSpec]:
+def _servable_model(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelSpec]:
     """The model as vLLM serves it: an adapter that vLLM does not support is merged into its base model."""
     if model.adapter is None or vllm_max_lora_rank(model.adapter):
         yield model
@@ -108,6 +110,6 @@ def _served(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelSpec]:
 
 
 def load_author(spec: ModelSpec, config: GenerateConfig, observer: Observer | None = None) -> LanguageModel:
-    """A model that samples ids below `spec.vocab` alone."""
+    """A model that samples only ids below `spec.vocab`."""
     model = load_model(spec.name, config.dtype, attention=config.attention, observer=observer)
     return replace(model, shared_vocab=spec.vocab)

@@ -22,7 +22,7 @@ from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 
 
 class ResponseLog:
-    """How prompts and responses ended. lm-eval takes it for its cache and hands it every response."""
+    """Records truncated prompts and responses, and stop strings. lm-eval passes it every response as its cache hook."""
 
     def __init__(self) -> None:
         self.truncated_prompts: set[str] = set()
@@ -31,7 +31,7 @@ class ResponseLog:
         self.stops: dict[str, str] = {}
         """The stop string that ended the response, by prompt."""
         self.pending: deque[tuple[bool, str | None]] = deque()
-        """Of each of the next responses that lm-eval hands over: whether it is truncated, and its stop string."""
+        """Whether each sampled response that lm-eval has not yet passed is truncated, and its stop string."""
 
     def add_partial(self, kind: str, request: tuple[str, Any], _: Any) -> None:
         """lm-eval calls this once for each response, in the order of `pending`."""
@@ -66,8 +66,8 @@ class RequestProgress:
 
 
 class ResponseTracking:
-    """Mixed into lm-eval's model classes: records how responses end, seeds the scorers' random choices, and shows a
-    system message to models whose chat template has none."""
+    """Mixin for lm-eval's model classes: records how responses end, seeds the scorers' random choices, and keeps
+    system messages that a chat template would drop."""
 
     response_log: ResponseLog
     request_progress: RequestProgress
@@ -159,9 +159,9 @@ class TransformersModel(ResponseTracking, HFLM):
         at_limit = responses.shape[1] >= max_length - context.shape[1]
         end_token = self.tok_decode(self.eot_token_id, skip_special_tokens=False)  # lm-eval adds it to `stop`
         for ids, end in zip(responses.tolist(), ended, strict=True):
-            found = _first_stop(self.tok_decode(ids), stop)
+            stop_string = _first_stop(self.tok_decode(ids), stop)
             self.response_log.pending.append(
-                (at_limit and not end and found is None, None if found == end_token else found)
+                (at_limit and not end and stop_string is None, None if stop_string == end_token else stop_string)
             )
         return output
 

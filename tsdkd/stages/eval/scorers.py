@@ -13,9 +13,9 @@ FENCE = re.compile(
     r"```+(?:[ \t]*\{?\.?[\w+#.-]*\}?[ \t\r]*$|python3?[ \t]+)?|^[ \t]*~~~.*$|^\[(?:BEGIN|DONE)\]|</?(?:pre|code)>",
     re.MULTILINE,
 )
-"""What starts or ends a code block; both look alike, and the prompt may have started one."""
+"""The start or end of a code block. Both look alike, and the prompt may have started a block."""
 DEFINITION = re.compile(r"(?:async\s+def|def|class|import|from)\s|@\w|\w+\s*=\s*lambda\b")
-"""The start of a line that begins the code of a text."""
+"""The start of the first line of code in a text."""
 
 
 def score_hendrycks_math(doc: dict[str, Any], responses: list[str]) -> dict[str, float]:
@@ -59,7 +59,7 @@ def extract_code(response: str, tests: Sequence[str] = ()) -> str:
 
 
 def _code_blocks(response: str) -> Iterator[str]:
-    """The texts between fences that are Python; a text ends at a later fence where a string holds the fence."""
+    """The Python code between fences. Code ends at a later fence if one of its strings contains a fence."""
     fences = [match.span() for match in FENCE.finditer(response)]
     starts, ends = [0, *(end for _, end in fences)], [*(start for start, _ in fences), len(response)]
     start = 0

@@ -194,12 +194,12 @@ def _require_same_settings(output: Path, previous: Manifest, config: EvalConfig)
     before, after = previous.config, asdict(config)
     differing = [name for name in after if name in before and name != "tasks" and before[name] != after[name]]
     if differing and previous.parts:
-        measured, asked = (
+        measured, requested = (
             " and ".join(_option(name, values[name]) for name in differing) for values in (before, after)
         )
         raise ArtifactError(
-            f"The results at {output} were measured {measured}; this command measures {asked}.",
-            f"Measure {measured}, choose another directory with --results, or replace the results with --overwrite.",
+            f"The results at {output} were measured {measured}; this command measures {requested}.",
+            f"Run eval {measured}, choose another directory with --results, or replace the results with --overwrite.",
         )
 
 
@@ -281,7 +281,7 @@ def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
     generating = [benchmark.name for benchmark in benchmarks if benchmark.max_new_tokens]
     if generating and not model.end_ids:
         raise InputError(
-            f"{model.name} has no end token, which would end its responses to {', '.join(generating)}.",
+            f"{model.name} has no end token, so its responses to {', '.join(generating)} would not end.",
             "Set eos_token_id in its generation_config.json, or choose other benchmarks.",
         )
 

@@ -18,7 +18,7 @@ SERVED_BY_VLLM = {
     "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "task_type", "peft_type", "peft_version",
     "inference_mode", "revision", "auto_mapping", BASE,
 }  # fmt: skip
-"""Settings of LoRA that vLLM takes into account, or that do not matter once an adapter is trained."""
+"""LoRA settings that vLLM supports, or that have no effect after training."""
 PLAIN_INITIALISATIONS = {True, False, "gaussian", "eva", "orthogonal"}
 """Initialisations that leave the base model's weights as they are."""
 LAYER_TENSOR = re.compile(r"\.\d+\..*\.lora_[AB]\.weight$")
@@ -55,11 +55,12 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
         raise InputError(f"{file} names no base model.", f"Write its path or hub id into {file}, as {BASE}.")
     if settings.get("alora_invocation_tokens"):
         raise InputError(
-            f"{directory} is an activated LoRA, which works after certain tokens only.", "Use another adapter."
+            f"{directory} is an activated LoRA (alora_invocation_tokens), which tsdkd does not support.",
+            "Use an adapter without that setting.",
         )
     if str(settings.get("init_lora_weights")).startswith("pissa_niter"):
         raise InputError(
-            f"{directory} belongs to base weights that peft drew at random when its training began.",
+            f"{directory} was initialised by randomised PiSSA, whose base weights cannot be restored.",
             "Convert it with peft (path_initial_model_for_weight_conversion), or merge it where it was trained.",
         )
     return settings

@@ -1,6 +1,6 @@
-"""Attention implementations of transformers: which ones there are, and whether one computes a model's attention.
+"""Attention implementations of transformers: which are installed, and whether one computes a model's attention.
 
-Some kernels drop what they do not support without a word: sdpa drops the soft-cap of Gemma 2 and VaultGemma.
+Some kernels ignore features that they do not support: sdpa ignores the soft-cap of Gemma 2 and VaultGemma.
 """
 
 import math
@@ -22,7 +22,7 @@ from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
 
 EAGER = "eager"
-"""Attention as the model's own code computes it, with all that the model adds to it."""
+"""Attention as the model's own code computes it, with all its features."""
 PROBE_TOKENS = 32
 PROBE_LOGITS = (16.0, 32.0, 64.0, 128.0)
 """Queries are scaled to logits of these sizes, so that a soft-cap changes them."""
@@ -38,7 +38,7 @@ def require_attention(attention: str | None, models: Iterable[str]) -> None:
     if attention not in installed and not _is_hub_kernel(attention):
         names = [name if usable else f"{name} (not installed)" for name, usable in installed.items()]
         hub = f"a kernel of the hub such as kernels-community/flash-attn2{'' if _has_kernels() else ' (not installed)'}"
-        raise InputError(f"--attention is {attention!r}.", f"Choose from {', '.join(names)}, or {hub}.")
+        raise InputError(f"--attention {attention} is unknown.", f"Choose from {', '.join(names)}, or {hub}.")
     if not installed.get(attention, _has_kernels()):
         package = "kernels" if _is_hub_kernel(attention) else attention
         raise InputError(f"--attention {attention} is not installed.", f"Install {package}, or leave it out.")
@@ -54,9 +54,9 @@ def require_attention(attention: str | None, models: Iterable[str]) -> None:
 
 
 def check_attention(name: str, model: PreTrainedModel, requested: str | None, observer: Observer) -> None:
-    """Set eager attention, and say so, where the model's kernel computes another attention.
+    """Set eager attention, and warn, if the model's kernel computes another attention.
 
-    Raises InputError where that kernel was requested.
+    Raises InputError if that kernel was requested.
     """
     kernel = _kernel(model)
     if kernel == EAGER:
@@ -105,7 +105,7 @@ class _Call:
     """Query, key and value: (batch, heads, seq, width)."""
     result: Any
     values: dict[float, Tensor]
-    """What float32 computes for the query times each factor."""
+    """The float32 results by the factor that scales the query."""
 
 
 def _difference_from_eager(model: PreTrainedModel) -> float:
@@ -127,8 +127,8 @@ def _difference_from_eager(model: PreTrainedModel) -> float:
     def compare(function: Any, module: Any, *inputs: Any, **settings: Any) -> Any:
         call = next(recorded)
         for factor, expected in call.values.items():
-            found = _in_float32(function, module, factor, (*call.inputs, *inputs[3:]), settings)
-            differences.append(float((found - expected).abs().max() / call.inputs[2].abs().max().clamp(min=1e-6)))
+            values = _in_float32(function, module, factor, (*call.inputs, *inputs[3:]), settings)
+            differences.append(float((values - expected).abs().max() / call.inputs[2].abs().max().clamp(min=1e-6)))
         return call.result
 
     model.set_attn_implementation(EAGER)

@@ -19,12 +19,12 @@ def can_roll_back(config: PreTrainedConfig) -> bool:
     return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
 
 
-def require_padding(name: str, config: PreTrainedConfig) -> None:
+def require_padding_support(name: str, config: PreTrainedConfig) -> None:
     """Raises InputError for a model whose state also reads padding, so that a response depends on its batch."""
     model_class = _model_class(config)
     if config.model_type == "recurrent_gemma" or not model_class._supports_default_dynamic_cache():  # noqa: SLF001
         raise InputError(
-            f"{name} is a {config.model_type} model, which reads padding as text: a batch would change its responses.",
+            f"{name} is a {config.model_type} model, whose state reads padding: responses would depend on the batch.",
             "Use a model of another architecture.",
         )
 

@@ -1,4 +1,4 @@
-"""What a chat template keeps of a conversation: probed with markers in place of the messages' texts."""
+"""Tests which messages a chat template writes, with markers as the messages' texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def fit_system(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messag
         return messages
     roles = [message["role"] for message in messages]
     markers = _markers(len(roles))
-    return messages if markers[0] in _render(tokenizer, roles, markers) else _fold_system(messages)
+    return messages if markers[0] in _render(tokenizer, roles, markers) else _join_system(messages)
 
 
 def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> None:
@@ -33,16 +33,16 @@ def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> N
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The id of the special token that the chat template writes after an assistant's message; empty without one.
 
-    A base model's end token may be another one, and its responses would continue with the next turns.
+    The end token of a base model may differ: its responses would continue with the next turns.
     """
     markers = _markers(3)
-    _, found, rest = _render(tokenizer, ("user", "assistant", "user"), markers).partition(markers[1])
-    ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if found else []
+    _, marker, rest = _render(tokenizer, ("user", "assistant", "user"), markers).partition(markers[1])
+    ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if marker else []
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return [i for i in ids if i in special]
 
 
-def _fold_system(messages: Messages) -> Messages:
+def _join_system(messages: Messages) -> Messages:
     system, *rest = messages
     first = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
     if first is None:
@@ -66,5 +66,5 @@ def _render(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], markers: l
                 messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
             )
         )
-    except Exception:  # a template raises what it likes
+    except Exception:  # templates raise errors of many types
         return ""

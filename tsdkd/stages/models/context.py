@@ -30,7 +30,7 @@ def require_context(
 ) -> None:
     """Raises InputError for a model whose context is shorter than the longest prompt with its response, `tokens`.
 
-    `limit` shortens the contexts, such as vLLM's max_model_len. `recorded`: the responses are sampled already.
+    `limit` shortens the contexts, such as vLLM's max_model_len. `recorded`: the responses are recorded in rollouts.
     """
     reach, remedy = "can reach", "Lower --max-new-tokens or --max-prompt-tokens."
     if recorded:

@@ -1,4 +1,4 @@
-"""Models that come with Python code of their own: tsdkd runs none of it, and says so at once."""
+"""Refuses models that need Python code of their own: tsdkd never runs it."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from tsdkd.errors import InputError
 
 
 def require_native(name: str, directory: Path) -> None:
-    """Raises InputError for a model whose config names classes that transformers lacks."""
+    """Raises InputError for a model whose config names classes that transformers does not implement."""
     try:
         config = json.loads((directory / "config.json").read_text())
         classes, model_type = config["auto_map"], config["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # without custom classes, or for the caller to report
+        return  # no custom classes; the caller reports an unreadable config
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

@@ -91,19 +91,19 @@ def _layer_list(name: str, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     decoder = decoder_of(model)
     lists = {path: module for path, module in decoder.named_modules() if isinstance(module, nn.ModuleList)}
     number = model.config.get_text_config().num_hidden_layers
-    found = {
+    candidates = {
         path: module
         for path, module in lists.items()
         if len(module) == number
         and any(module[0].children())
         and not any(path.startswith(f"{other}.") for other in lists)
     }
-    if len(found) != 1:
+    if len(candidates) != 1:
         raise InputError(
-            f"The decoder of {name} has {len(found)} lists of {number} layers.",
+            f"The decoder of {name} has {len(candidates)} lists of {number} layers.",
             "Use a model whose layers are one list, such as Llama, Qwen, Gemma or GPT-2.",
         )
-    return next(iter(found.items()))
+    return next(iter(candidates.items()))
 
 
 def _describe(config: PreTrainedConfig, whole: PreTrainedConfig, kept: Sequence[int]) -> None:
@@ -134,7 +134,7 @@ def _settings(config: PreTrainedConfig, kept: Sequence[int]) -> dict[str, Any]:
 
 
 def _properties(layer: nn.Module) -> dict[str, Any]:
-    """What a layer computes with, beside the values of its weights: classes, shapes and plain attributes by name."""
+    """The classes, shapes and plain attributes of a layer by name: what it computes with, except its weights."""
     properties: dict[str, Any] = {}
     for path, module in layer.named_modules():
         properties[f"{path}.class"] = type(module).__name__

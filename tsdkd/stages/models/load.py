@@ -42,7 +42,7 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shared_vocab: int | None = None
-    """Ids that another model, which this one is compared with, knows; None without another model."""
+    """The number of ids that the other model of a pair knows; None without another model."""
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,7 @@ class LanguageModel:
 
     @cached_property
     def vocab(self) -> int:
-        """Ids that are sampled and compared: all that the model knows and, in a pair, the other model too."""
+        """The number of ids that are sampled and compared: the model knows them and, in a pair, the other model too."""
         own = known_vocab(self.name, self.tokenizer, self.model.get_output_embeddings().weight.shape[0])
         return min(own, self.shared_vocab or own)
 
@@ -167,8 +167,8 @@ def load_model(
 
     `dtype`: "auto" is the precision of the saved weights, or float32 on a device without bfloat16 (`auto_dtype`).
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
-    `attention`: of transformers; None is eager on CPUs, else transformers' choice. `observer` hears when that computes
-    another attention than the model's, and eager attention replaces it.
+    `attention`: of transformers; None is eager on CPUs, else transformers' choice. `observer` receives a warning if
+    eager attention replaces that choice, because it computes another attention than the model's.
     """
     tokenizer, directory = load_tokenizer(name), model_directory(name)
     base = base_directory(directory)
@@ -211,7 +211,7 @@ def load_model(
 
 
 def _require_masked_padding(language_model: LanguageModel) -> None:
-    """Raise InputError if hidden states depend on the ids of padding: the responses of a batch would change others."""
+    """Raises InputError if hidden states depend on the ids of padding: a response would depend on its batch."""
     tokens, padding = [0, 1, 2, 3], 3
     ids = torch.tensor([[1] * padding + tokens, [2] * padding + tokens], device=language_model.device)
     attention = torch.ones_like(ids)

@@ -41,7 +41,7 @@ def merged_model_directory(name: str, dtype: DType) -> Iterator[Path]:
             ) from None
         if added := set(model.state_dict()) - parameters:
             raise InputError(
-                f"{name} gives its base model {min(added)}, which the files of such a model cannot hold.",
+                f"{name} adds {min(added)} to its base model, which this architecture cannot save.",
                 "Use --engine transformers.",
             )
         model.generation_config = GenerationConfig(eos_token_id=spec.end_ids)  # transformers may refuse to save others

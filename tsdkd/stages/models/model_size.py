@@ -31,7 +31,7 @@ class ModelSize:
     width: int
     """Of the hidden states between layers."""
     inner_widths: tuple[int, ...]
-    """Of each layer: the widest input of its matrix products; of experts, all that one token is sent to together."""
+    """Of each layer: the widest input of its matrix products; for experts, the sum over those of one token."""
     attention_heads: int
     """Of one layer; 0 without attention."""
     attention_layers: int

@@ -105,7 +105,10 @@ def _require_mergeable(student: LanguageModel) -> None:
     number = Counter(id(_base_weight(module)) for module in adapted.values())
     for name, module in adapted.items():
         if number[id(_base_weight(module))] > 1:
-            raise InputError(f"{student.name} has the weight of {name} in several layers.", REMEDY)
+            raise InputError(
+                f"{student.name} shares the weight of {name} between several layers, so adapters cannot be merged.",
+                REMEDY,
+            )
     student.model.eval()
     probe = torch.arange(4, device=student.device).unsqueeze(0)
     try:

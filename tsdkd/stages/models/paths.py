@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsdkd.artifacts.files import MANIFEST_FILE
-from tsdkd.artifacts.locks import hold_input
+from tsdkd.artifacts.locks import register_input
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.errors import ArtifactError, InputError, first_line
@@ -23,7 +23,7 @@ def model_directory(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     path = Path(name).expanduser()
     restore_missing(path)
     if path.is_dir():
-        hold_input(path)
+        register_input(path)
         if not (path / "config.json").is_file() and not is_adapter(path):
             raise InputError(
                 f"{name} is not a model directory: it has no config.json.",
@@ -68,12 +68,12 @@ def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | 
     name = str(settings[BASE])
     remedy = f"Write the path or the hub id of the base model into {adapter / ADAPTER_CONFIG}, as {BASE}."
     path = Path(name).expanduser()
-    found = [path] if path.is_absolute() else [parent / path for parent in (adapter, *adapter.resolve().parents)]
-    local = sorted({candidate.resolve() for candidate in found if (candidate / "config.json").is_file()})
+    candidates = [path] if path.is_absolute() else [parent / path for parent in (adapter, *adapter.resolve().parents)]
+    local = sorted({candidate.resolve() for candidate in candidates if (candidate / "config.json").is_file()})
     if len(local) > 1:
-        raise InputError(f"{adapter} names its base model {name}, which is {local[0]} or {local[1]}.", remedy)
+        raise InputError(f"{adapter} names its base model {name}, and both {local[0]} and {local[1]} match.", remedy)
     for base in local:
-        hold_input(base)
+        register_input(base)
         require_native(str(base), base)
     try:
         return local[0] if local else _hub_snapshot(name, files, settings.get("revision"))

@@ -77,7 +77,7 @@ def chat_day(
 def _weights_fingerprint(directory: Path) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
     files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
-    content = [[file.name, _cached_digest(file, *_version(file))] for file in files]
+    content = [[file.name, _cached_digest(file, *_file_version(file))] for file in files]
     base = base_directory(directory)
     if base is None:
         return json_digest(content)
@@ -86,14 +86,14 @@ def _weights_fingerprint(directory: Path) -> str:
     return json_digest([content, settings])
 
 
-def _version(file: Path) -> tuple[int, int]:
+def _file_version(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
 
 @cache
 def _cached_digest(file: Path, _size: int, _mtime_ns: int) -> str:
-    """The digest of one version of a file: stages record a model, and load it later."""
+    """The digest of one version of a file, cached because stages record a model and load it later."""
     return file_digest(file)
 
 

@@ -121,6 +121,6 @@ def _require_equal(
 
 def _difference(what: str) -> TsdkdError:
     return TsdkdError(
-        f"The saved model is not the one in memory ({what}).",
-        "transformers does not save this architecture as it loads it: use another model.",
+        f"The saved model differs from the one in memory ({what}).",
+        "Use another model: transformers cannot save and reload this architecture.",
     )

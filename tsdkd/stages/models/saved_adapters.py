@@ -25,7 +25,7 @@ def attach_adapter(model: Any, directory: Path) -> Any:
     from peft.utils import load_peft_weights
 
     _require_known_settings(directory)
-    if {"cpu", "disk"} & {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}:
+    if {"cpu", "disk"} & {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}:
         raise InputError(
             f"The base model of {directory} exceeds the GPUs, and adapters cannot be offloaded.",
             "Merge the adapter into its base model.",
@@ -56,7 +56,7 @@ def _with_weights(model: Any, weights: dict[str, Tensor], directory: Path) -> An
     if missing := [name for name in result.missing_keys if ".lora_" in name]:
         raise _misfit(directory, f"it has no weights for {len(missing)} modules, such as {missing[0]}")
     if unexpected := [name for name in result.unexpected_keys if not _is_copy(name, weights)]:
-        raise _misfit(directory, f"{len(unexpected)} of its weights have no place there, such as {unexpected[0]}")
+        raise _misfit(directory, f"{len(unexpected)} of its weights have no module there, such as {unexpected[0]}")
     return adapted
 
 
@@ -100,7 +100,7 @@ def _resize_vocabulary(model: Any, weights: dict[str, Tensor], directory: Path) 
 
 
 def _saved_rows(name: str, before: int, weights: dict[str, Tensor], directory: Path) -> int | None:
-    """The number of rows of an embedding, or of the head, as the adapter was trained; None: it holds no row."""
+    """The number of rows of an embedding, or of the head, as the adapter was trained; None if it holds no row."""
     for suffix in ("weight", "base_layer.weight"):
         if (saved := weights.get(f"{FILE_PREFIX}{name}.{suffix}")) is not None:
             return int(saved.shape[0])

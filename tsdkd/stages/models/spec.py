@@ -10,7 +10,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
-from tsdkd.stages.models.cache import can_roll_back, require_padding
+from tsdkd.stages.models.cache import can_roll_back, require_padding_support
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import base_directory, model_directory
@@ -33,7 +33,7 @@ class ModelSpec:
     context: int
     """The longest sequence that the model reads, in tokens."""
     vocab: int
-    """Ids that the model knows."""
+    """The number of ids that the model knows."""
     end_ids: list[int]
     """Ids that end a response; empty for a model without an end token."""
     can_roll_back: bool
@@ -47,7 +47,7 @@ class ModelSpec:
 
 
 def load_spec(name: str) -> ModelSpec:
-    """Raises InputError if the model does not exist, its config cannot be read, or it does not support tsdkd."""
+    """Raises InputError for a missing model, an unreadable config and an unsupported architecture."""
     named, tokenizer = model_directory(name), load_tokenizer(name)
     base = base_directory(named)
     directory = base or named
@@ -57,7 +57,7 @@ def load_spec(name: str) -> ModelSpec:
             generation = GenerationConfig.from_pretrained(directory)
         else:
             generation = GenerationConfig.from_model_config(config)
-    require_padding(name, config)
+    require_padding_support(name, config)
     vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
     return ModelSpec(
         name=name,

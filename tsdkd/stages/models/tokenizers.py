@@ -82,7 +82,7 @@ def _render(
     day: str | None,
 ) -> str:
     state = random.getstate()
-    random.seed(0)  # a template may draw words
+    random.seed(0)  # a template may choose words at random
     try:
         text: str = tokenizer.apply_chat_template(
             messages, tools=tools, add_generation_prompt=True, tokenize=False, **day_arguments(day)
@@ -101,9 +101,9 @@ def _render(
 def _require_complete(
     tokenizer: PreTrainedTokenizerBase, text: str, messages: Messages, tools: Tools | None, day: str | None
 ) -> None:
-    """Raises InputError if a rendered prompt lacks a part of the prompt, or holds None or a list as Python writes it.
+    """Raises InputError if the template ignores a part of the prompt, or writes None or a list as Python does.
 
-    A template ignores a part that it renders alike with and without.
+    A template ignores a part if it writes the same text without that part.
     """
 
     def render(messages: Messages, tools: Tools | None) -> str:
@@ -119,7 +119,9 @@ def _require_complete(
             )
     contents = [message["content"] for message in messages]
     if any(str(content) in text for content in contents if content and isinstance(content, list)):
-        raise InputError("The chat template takes no lists of parts.", "Write each content as text.")
+        raise InputError(
+            "The chat template does not support contents that are lists of parts.", "Write each content as text."
+        )
     empty = [message | {"content": message["content"] or ""} for message in messages]
     if None in contents and text.count("None") > render(empty, tools).count("None"):
         raise InputError("The chat template writes a null content as None.", "Write a text, or leave out the row.")
@@ -144,7 +146,7 @@ def _without_each_part(messages: Messages, tools: Tools | None) -> dict[str, tup
 
 
 def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, vocab: int) -> list[int]:
-    """Ids below `vocab` that end a response: those of the generation config and of the tokenizer; none is no error."""
+    """Ids below `vocab` that end a response: those of the generation config and of the tokenizer; may be empty."""
     configured = generation.eos_token_id if generation else None
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None and 0 <= i < vocab})

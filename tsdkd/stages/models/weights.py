@@ -104,7 +104,7 @@ def weight_files(directory: Path) -> list[Path]:
             shards = sorted(set(json.loads((directory / index).read_text())["weight_map"].values()))
             if missing := [shard for shard in shards if not (directory / shard).is_file()]:
                 raise InputError(
-                    f"{directory} lacks {missing[0]}, one of {len(shards)} files of weights.", "Copy it there."
+                    f"{missing[0]}, one of {len(shards)} weight files, is missing in {directory}.", "Copy it there."
                 )
             return [directory / shard for shard in shards]
     raise InputError(f"{directory} has no weights.", "Name a directory with model.safetensors (or its shards).")
@@ -136,7 +136,7 @@ def require_all_tensors(name: str, model: PreTrainedModel, report: Mapping[str, 
     ]
     if findings:
         raise InputError(
-            f"The tensors of {name} are not those of {type(model).__name__}: {', '.join(findings)}.",
+            f"The tensors of {name} do not match {type(model).__name__}: {', '.join(findings)}.",
             _remedy(model, missing, unexpected),
         )
 
@@ -192,8 +192,8 @@ def loaded_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 def record_tying(model: PreTrainedModel) -> None:
     """Make the config say whether the head is the embedding.
 
-    Transformers reads a head of its own from the files even where the config says that there is none, or where the
-    config of the text model contradicts the whole model's; a copy made from the config would then have another head.
+    transformers reads an untied head from the files even if the config ties it, or if the config of the text model
+    contradicts the config of the whole model. A copy made from the config would then have another head.
     """
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()

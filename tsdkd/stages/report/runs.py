@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.journal import Session, read_sessions
-from tsdkd.artifacts.locks import hold_input, is_locked
+from tsdkd.artifacts.locks import is_locked, register_input
 from tsdkd.artifacts.manifest import MADE_BY, Manifest, load_manifest
 from tsdkd.artifacts.reader import Artifact, check_parents
 from tsdkd.errors import InputError
@@ -173,8 +173,8 @@ def _sort_key(artifact: RunArtifact) -> tuple[int, int, int, str]:
 
 
 def _load_artifact(run: Path, path: Path) -> RunArtifact:
-    if load_manifest(path).state == "complete":  # nobody replaces it while it is read
-        hold_input(path)
+    if load_manifest(path).state == "complete":  # locks it, so no run replaces it meanwhile
+        register_input(path)
     manifest, sessions = load_manifest(path), tuple(read_sessions(path))
     return RunArtifact(str(path.relative_to(run)), path, manifest, sessions, is_locked(path), _disk_bytes(path))
 

@@ -5,7 +5,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from tsdkd.artifacts.disk import naming_disk_failures
+from tsdkd.artifacts.disk import translate_disk_errors
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.errors import InputError
 from tsdkd.stages.pages.charts import Chart, Series, dot_chart
@@ -52,7 +52,7 @@ def report(directories: Sequence[Path], html: Path | None = None) -> Path:
         lineage_columns=notes.LINEAGE_COLUMNS,
     )
     temporary = target.with_name(f".{target.name}.tmp")
-    with naming_disk_failures(target):
+    with translate_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(target)

@@ -73,7 +73,7 @@ def held_out_tables(comparison: Comparison) -> list[Table]:
 
 
 def truncation_notes(comparison: Comparison) -> list[str]:
-    """Lines for each model: its truncated responses, its truncated prompts, its responses with a stop string."""
+    """Lines for each model: truncated responses, truncated prompts, and responses that a stop string ended."""
     notes = []
     for name, scores in comparison.scores.items():
         for cause, counts in (

@@ -44,7 +44,7 @@ class RankGroup:
         return writer
 
     def _receive(self, path: Path | None) -> Path:
-        """The path that the main rank gives. Raises OtherRankError when another rank has failed."""
+        """The path that the main rank broadcasts. Raises OtherRankError when another rank has failed."""
         try:
             received: list[Path] = broadcast_object_list([path])
         except RuntimeError:  # the connection to the failed rank is closed

@@ -35,9 +35,9 @@ class StateCallback(TrainerCallback):
             stateful.load_state_dict(states[name])
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Find the best step beside the other steps: the Trainer records where it was when it was saved.
+        """Set the path of the best step: the Trainer records the path at saving, and the run directory may have moved.
 
-        Raises TsdkdError for a best step that is missing, whose measurements the summary would claim.
+        Raises TsdkdError if the best step is missing, since the summary would report its measurements.
         """
         if state.best_global_step:
             best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
