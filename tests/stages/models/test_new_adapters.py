@@ -56,7 +56,7 @@ def test_adapters_that_would_merge_into_another_model_are_refused() -> None:
 
 
 def test_a_trained_adapter_names_its_base_by_path_or_hub_id(student: Path, tmp_path: Path) -> None:
-    """A model of the hub is not named by its place in the cache."""
+    """A model of the hub is not named by its path in the cache."""
     model = AutoModelForCausalLM.from_pretrained(student)
     model.name_or_path = "/cache/snapshots/0a1b2c"
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))

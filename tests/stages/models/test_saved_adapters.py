@@ -92,7 +92,7 @@ def test_logits_are_those_of_peft(kind: str, tied: bool, bases: dict[bool, Path]
         ),
     ],
 )
-def test_adapters_on_other_layers_than_linear_ones(
+def test_adapters_on_layers_that_are_not_linear_have_pefts_logits(
     family: str, config: dict[str, int], settings: dict[str, object], tmp_path: Path
 ) -> None:
     """GPT-2's layers are transposed; experts are parameters."""
@@ -122,7 +122,7 @@ def test_embeddings_grow_with_an_extended_vocabulary(bases: dict[bool, Path], tm
 
 @pytest.mark.parametrize("change", [{"remove": "lora_A"}, {"rename": "v_proj"}, {"cut": "q_proj"}])
 def test_weights_that_do_not_fit_are_refused(change: dict[str, str], student: Path, tmp_path: Path) -> None:
-    """peft keeps the random weights of a missing tensor, and ignores a tensor that has no place."""
+    """peft keeps the random weights of a missing tensor, and ignores a tensor that matches no module."""
     make_adapter(student, tmp_path)
     ((how, part),) = change.items()
     weights = load_file(tmp_path / "adapter_model.safetensors")
@@ -143,8 +143,8 @@ def test_settings_that_peft_would_ignore_are_refused(student: Path, tmp_path: Pa
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     for added, cause in (
         ({"use_newest_lora": True}, "does not know: use_newest_lora"),
-        ({"init_lora_weights": "pissa_niter_4"}, "drew at random"),
-        ({"alora_invocation_tokens": [1]}, "certain tokens"),
+        ({"init_lora_weights": "pissa_niter_4"}, "randomised PiSSA"),
+        ({"alora_invocation_tokens": [1]}, "activated LoRA"),
         ({"base_model_name_or_path": None}, "names no base model"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings | added))
