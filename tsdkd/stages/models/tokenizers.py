@@ -151,7 +151,7 @@ def _without_each_part(messages: Messages, tools: Tools | None) -> dict[str, tup
     if any(message["content"] and isinstance(message["content"], list) for message in messages):
         texts = [m | {"content": ""} if isinstance(m["content"], list) else m for m in messages]
         variants["contents that are lists of parts"] = texts, tools
-    for role in {m["role"] for m in messages if m["content"]} - {"system", "user", "assistant"}:
+    for role in {m["role"] for m in messages if m["content"]} - {"user", "assistant"}:
         variants[f"messages of the role {role}"] = (
             [m | {"content": ""} if m["role"] == role else m for m in messages],
             tools,
