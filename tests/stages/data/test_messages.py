@@ -153,6 +153,11 @@ PLAIN_CHAT = "{% for m in messages %}[{{ m['role'] }} {{ m['content'] }}]{% endf
             "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
             "ignores messages of the role tool",
         ),
+        (
+            {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
+            "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}",
+            "ignores messages of the role system",
+        ),
         ({"prompt": "a"}, "{{ messages[0]['content'] + none }}", "refuses a prompt with the roles user"),
         ({"prompt": "a"}, "{{ raise_exception('no user') }}", r"refuses a prompt with the roles user \(no user\)"),
     ],

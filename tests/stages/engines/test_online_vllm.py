@@ -1,6 +1,7 @@
 """Online training with vLLM samples with the weights of the current step, or stops."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.helpers.training import CONFIG, metrics
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
-from tsdkd.stages.engines import choice
+from tsdkd.stages.engines import choice, online_vllm
 from tsdkd.stages.engines.engine_check import diagnose_mismatch
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.train.stage import train_online
@@ -69,3 +70,10 @@ def test_stale_weights_stop_the_run(
     with pytest.raises(TsdkdError, match="disagree") as caught:
         train_online(prompts, str(served), str(teacher), tmp_path / "c", ONLINE)
     assert "weights" in caught.value.remedy.lower()
+
+
+def test_vllm_samples_no_ids_that_the_teacher_lacks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(online_vllm, "VllmEngine", lambda spec, *_: opened.append(spec.vocab) or nullcontext())
+    with online_vllm.open_vllm_sampler(str(served), SAMPLING, 32, vocab=200):
+        assert opened == [200]

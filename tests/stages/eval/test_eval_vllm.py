@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.models import save_tiny_model
@@ -30,8 +31,11 @@ CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It has an untied head, although its config says that the head is tied."""
-    path = save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=0, head_dim=32)
+    """It has an untied head, although its config says that the head is tied; padding rows have large logits."""
+    path = save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=6, head_dim=32)
+    weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"][-6:] *= 20
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     return path

@@ -50,6 +50,20 @@ def test_a_system_message_survives_the_template(kind: str) -> None:
     assert MESSAGES[1]["content"] == "One?"
 
 
+def test_prompts_with_the_same_roles_share_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template with other content is probed anew."""
+    tokenizer, rendered = byte_tokenizer(), []
+    apply = tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
+    )
+    for number in range(3):
+        fit_system(tokenizer, [*MESSAGES[:3], {"role": "user", "content": str(number)}])
+    assert len(rendered) == 1
+    tokenizer.chat_template = TEMPLATES["refused"]
+    assert len(fit_system(tokenizer, MESSAGES)) == 3
+
+
 def test_messages_without_a_leading_system_message_stay() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATES["refused"]

@@ -27,8 +27,16 @@ def test_a_model_that_reads_padding_is_refused(student: Path, tmp_path: Path, fa
     shutil.copytree(student, tmp_path / family)
     (tmp_path / family / "config.json").write_text(f'{{"model_type": "{family}"}}')
     for load in (load_spec, load_model):
-        with pytest.raises(InputError, match=f"is a {family} model, whose state reads padding"):
+        with pytest.raises(InputError, match="reads padding"):
             load(str(tmp_path / family))
+
+
+def test_a_model_that_is_not_causal_is_refused(student: Path, tmp_path: Path) -> None:
+    shutil.copytree(student, tmp_path / "t5")
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    for load in (load_spec, load_model):
+        with pytest.raises(InputError, match="is a t5 model, which is not a causal language model"):
+            load(str(tmp_path / "t5"))
 
 
 def test_an_unreadable_config_is_named(student: Path, tmp_path: Path) -> None:

@@ -46,12 +46,14 @@ class VllmSampler:
 
 
 @contextmanager
-def open_vllm_sampler(student: str, sampling: GenerateConfig, max_tokens: int) -> Iterator[VllmSampler]:
+def open_vllm_sampler(student: str, sampling: GenerateConfig, max_tokens: int, vocab: int) -> Iterator[VllmSampler]:
     """Start vLLM with a student, in the precision `sampling.dtype`, for sequences of up to `max_tokens`.
+
+    It samples ids below `vocab` alone, which the teacher knows too.
 
     Weights pass through shared memory where the system has it. Raises TsdkdError when vLLM cannot serve the model.
     """
-    spec = load_spec(student)
+    spec = replace(load_spec(student), vocab=vocab)
     parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="tsdkd-weights-", dir=parent) as directory:
         weights_directory = Path(directory)

@@ -18,6 +18,10 @@ from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 
+MASK_PADDING_ROWS = "tsdkd.stages.engines.vllm_logits:MaskPaddingRows"
+"""vLLM's name of the logits processor, which reads `VOCAB_SIZE_KEY` from vLLM's `additional_config`."""
+VOCAB_SIZE_KEY = "tsdkd_vocab_size"
+
 
 class VllmEngine:
     """Copies of one model, `config.data_parallel` of them; a context manager."""
@@ -148,8 +152,8 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them
-        "logits_processors": ["tsdkd.stages.engines.vllm_logits:MaskPaddingRows"],
-        "additional_config": {"tsdkd_vocab_size": model.vocab},
+        "logits_processors": [MASK_PADDING_ROWS],
+        "additional_config": {VOCAB_SIZE_KEY: model.vocab},
         "dtype": model.resolve_dtype(config.dtype),
         "enable_chunked_prefill": False,  # a prompt read in chunks draws random numbers; CPUs do not support it
         "tensor_parallel_size": config.tensor_parallel,

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.engines.vllm_engine import MASK_PADDING_ROWS, VOCAB_SIZE_KEY
 from tsdkd.stages.engines.vllm_progress import forward_progress
 from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
 from tsdkd.stages.models.attributes import replaced_attribute
@@ -40,16 +41,18 @@ class VllmModel(ResponseTracking, VLLM):
 
     def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
         """`turn_end_ids`: ids that end a response besides the model's own."""
-        dtype = load_spec(name).resolve_dtype(config.dtype)
+        spec = load_spec(name)
         with merged_model_directory(name, config.dtype) as directory:
             super().__init__(
                 pretrained=str(directory),
-                dtype=dtype,
+                dtype=spec.resolve_dtype(config.dtype),
                 max_length=config.max_length,
                 batch_size=config.batch_size or REQUESTS_PER_CALL,
                 tensor_parallel_size=config.tensor_parallel,
                 gpu_memory_utilization=config.memory_fraction,
                 use_tqdm_on_load=False,
+                logits_processors=[MASK_PADDING_ROWS],
+                additional_config={VOCAB_SIZE_KEY: spec.vocab},
             )
         self.start_tracking()
         self._turn_end_ids = turn_end_ids

@@ -20,13 +20,24 @@ def can_roll_back(config: PreTrainedConfig) -> bool:
 
 
 def require_padding_support(name: str, config: PreTrainedConfig) -> None:
-    """Raises InputError for a model whose state also reads padding, so that a response depends on its batch."""
-    model_class = _model_class(config)
-    if config.model_type == "recurrent_gemma" or not model_class._supports_default_dynamic_cache():  # noqa: SLF001
+    """Raises InputError for an architecture whose state also reads padding, so that a response depends on its batch.
+
+    Also for an architecture without a causal language model, such as T5.
+    """
+    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001
         raise InputError(
-            f"{name} is a {config.model_type} model, whose state reads padding: responses would depend on the batch.",
-            "Use a model of another architecture.",
+            f"{name} is a {config.model_type} model, which is not a causal language model that transformers can load.",
+            "Use a model that writes text from left to right.",
         )
+    if config.model_type == "recurrent_gemma" or not _model_class(config)._supports_default_dynamic_cache():  # noqa: SLF001
+        raise padding_error(name)
+
+
+def padding_error(name: str) -> InputError:
+    return InputError(
+        f"{name} reads padding: its layers ignore the attention mask.",
+        "Use an architecture that masks padding; RWKV, xLSTM and RecurrentGemma do not.",
+    )
 
 
 def _model_class(config: PreTrainedConfig) -> Any:

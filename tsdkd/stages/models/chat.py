@@ -1,6 +1,7 @@
 """Tests which messages a chat template writes, with markers as the messages' texts."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,9 +15,8 @@ def fit_system(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messag
     """The messages; a leading system message joins the first user message if the chat template refuses or drops it."""
     if not messages or messages[0]["role"] != "system":
         return messages
-    roles = [message["role"] for message in messages]
-    markers = _markers(len(roles))
-    return messages if markers[0] in _render(tokenizer, roles, markers) else _join_system(messages)
+    roles = tuple(message["role"] for message in messages)
+    return messages if _keeps_system(tokenizer, str(tokenizer.chat_template), roles) else _join_system(messages)
 
 
 def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> None:
@@ -40,6 +40,13 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if marker else []
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return [i for i in ids if i in special]
+
+
+@lru_cache(maxsize=256)
+def _keeps_system(tokenizer: PreTrainedTokenizerBase, _template: str, roles: tuple[str, ...]) -> bool:
+    """Whether a template writes the first message. Prompts with the same roles share one answer."""
+    markers = _markers(len(roles))
+    return markers[0] in _render(tokenizer, roles, markers)
 
 
 def _join_system(messages: Messages) -> Messages:

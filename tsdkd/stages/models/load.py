@@ -14,6 +14,7 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.attention import check_attention
+from tsdkd.stages.models.cache import padding_error, require_padding_support
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.new_adapters import base_with_adapters
@@ -177,8 +178,10 @@ def load_model(
         attention = "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
     source = base or directory
     try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        require_padding_support(name, config)  # before the weights are read
         if dtype == "auto" and device_map is None:
-            dtype = auto_dtype(AutoConfig.from_pretrained(source, trust_remote_code=False), device)
+            dtype = auto_dtype(config, device)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -219,7 +222,4 @@ def _require_masked_padding(language_model: LanguageModel) -> None:
     with torch.no_grad():
         first, second = language_model.hidden(ids, attention)[:, padding:].float()
     if (first - second).norm() > PADDING_TOLERANCE * first.norm():
-        raise InputError(
-            f"{language_model.name} reads padding: its layers ignore the attention mask.",
-            "Use an architecture that masks padding; RWKV, xLSTM and RecurrentGemma do not.",
-        )
+        raise padding_error(language_model.name)

@@ -1,6 +1,8 @@
 """Tokenizers: loading by a model's name, chat prompts, end tokens, vocabulary size."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -81,21 +83,35 @@ def _render(
     tools: Tools | None,
     day: str | None,
 ) -> str:
-    state = random.getstate()
-    random.seed(0)  # a template may choose words at random
     try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tools=tools, add_generation_prompt=True, tokenize=False, **day_arguments(day)
-        )
+        with _same_draws() if _draws_words(tokenizer) else nullcontext():
+            text: str = tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False, **day_arguments(day)
+            )
     except Exception as error:  # a template is a program
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(
             f"The chat template refuses a prompt with the roles {roles} ({first_line(error)}).",
             "Give the prompt the roles and fields that this model supports.",
         ) from None
+    return text
+
+
+def _draws_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template may use jinja's random functions."""
+    template = str(tokenizer.chat_template)
+    return "random" in template or "lipsum" in template
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Seeds the global random state inside the context, and restores it afterwards."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
     finally:
         random.setstate(state)
-    return text
 
 
 def _require_complete(
@@ -137,7 +153,7 @@ def _without_each_part(messages: Messages, tools: Tools | None) -> dict[str, tup
     if any(message["content"] and isinstance(message["content"], list) for message in messages):
         texts = [m | {"content": ""} if isinstance(m["content"], list) else m for m in messages]
         variants["contents that are lists of parts"] = texts, tools
-    for role in {m["role"] for m in messages if m["content"]} - {"system", "user", "assistant"}:
+    for role in {m["role"] for m in messages if m["content"]} - {"user", "assistant"}:
         variants[f"messages of the role {role}"] = (
             [m | {"content": ""} if m["role"] == role else m for m in messages],
             tools,

@@ -245,7 +245,7 @@ def _open_sampler(
         return nullcontext(LocalSampler(sampling, teacher if sampling.policy == "teacher-mixed" else None))
     from tsdkd.stages.engines.online_vllm import open_vllm_sampler
 
-    return open_vllm_sampler(student, sampling, max_length)
+    return open_vllm_sampler(student, sampling, max_length, teacher.vocab)
 
 
 def split_held_out(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:
