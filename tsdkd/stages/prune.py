@@ -5,6 +5,7 @@ one whose absence gives the smallest KL(teacher || pruned model) on a few prompt
 """
 
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,11 @@ from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.layers import DecoderLayers
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.load import LanguageModel, load_model, not_finite_error
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import chat_day, library_versions, model_record
 from tsdkd.stages.models.save import save_model
-from tsdkd.stages.models.spec import load_config
-from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.models.spec import load_config, load_spec
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 
@@ -68,7 +68,7 @@ def prune(
         models=(record,),
         libraries=library_versions(),
     )
-    day = chat_day(load_tokenizer(teacher), output, manifest, overwrite)
+    day = chat_day(load_spec(teacher).tokenizer, output, manifest, overwrite)
     manifest = replace(manifest, day=day)
     require_attention(config.attention, [teacher])
     source_directory = model_directory(teacher)
@@ -132,7 +132,10 @@ def _mean_kl(model: LanguageModel, reference: list[Tensor], sequences: list[list
         divergence_of(log_p, log_q, Divergence.jsd(0)).sum()
         for log_p, log_q in zip(reference, _log_probs(model, sequences), strict=True)
     ]
-    return float(sum(divergences)) / sum(map(len, sequences))
+    kl = float(sum(divergences)) / sum(map(len, sequences))
+    if not isfinite(kl):
+        raise not_finite_error(model)
+    return kl
 
 
 def _log_probs(model: LanguageModel, sequences: list[list[int]]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from tests.stages.models.test_adapters import save_adapter
 from tests.stages.score.test_score import bare_logits
 from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
 from tsdkd.core import entropy
-from tsdkd.errors import ArtifactError, InputError
+from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
@@ -310,6 +310,12 @@ def test_a_limit_that_leaves_no_space_for_the_prompt_is_refused(student: Path, r
         evaluate(str(student), tmp_path / "r", EvalConfig(("gsm8k",)), data=rows)
     assert "--max-new-tokens" in caught.value.remedy
     assert not (tmp_path / "r").exists()
+
+
+def test_a_context_that_is_shorter_than_a_choice_ends_in_words(student: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(TsdkdError, match="cannot run sciq in a context of 3 tokens") as caught:
+        evaluate(str(student), tmp_path / "r", EvalConfig(("sciq",), max_length=3, limit=2), data=rows)
+    assert "--max-length" in caught.value.remedy
 
 
 def test_the_chat_template_can_be_switched_off(

@@ -45,3 +45,12 @@ def test_an_unreadable_config_is_named(student: Path, tmp_path: Path) -> None:
     (broken / "config.json").write_text('{"model_type": "unheard-of"}')
     with pytest.raises(InputError, match="has a config that transformers cannot read"):
         load_config(str(broken))
+
+
+@pytest.mark.parametrize("content", ["{oops", "[]", '"text"'])
+def test_an_unreadable_generation_config_is_named(student: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(student, tmp_path / "broken")
+    (tmp_path / "broken" / GENERATION_CONFIG).write_text(content)
+    with pytest.raises(InputError, match="has a config that transformers cannot read") as caught:
+        load_spec(str(tmp_path / "broken"))
+    assert GENERATION_CONFIG in caught.value.remedy

@@ -26,6 +26,17 @@ def test_end_tokens_come_from_the_generation_config_and_the_tokenizer(student: P
     assert end_token_ids(GenerationConfig(), tokenizer, 258) == []
 
 
+def test_end_tokens_that_are_not_ids_are_refused(student: Path) -> None:
+    with pytest.raises(InputError, match=r"eos_token_id .* is '2', not a token id"):
+        end_token_ids(GenerationConfig(eos_token_id="2"), load_tokenizer(str(student)), 600)
+
+
+def test_a_model_without_files_of_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(InputError, match="has no tokenizer: its vocabulary is empty"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_missing_or_refusing_chat_template_is_named(student: Path) -> None:
     tokenizer = load_tokenizer(str(student))
     assert chat_token_ids(tokenizer, MESSAGES)

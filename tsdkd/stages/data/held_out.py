@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isnan, nan, sqrt
+from math import isfinite, isnan, nan, sqrt
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.data.batches import batches_by_length
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.source import Sample, Source, collate, predicting_hidden
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.load import LanguageModel, not_finite_error
 
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at a time."""
@@ -46,6 +46,8 @@ def measure_held_out(
 
     "kl_stderr" takes responses as the independent observations, since tokens of one response are correlated. Each rank
     reads every `world_size`-th batch; all ranks return the same result. `advance` is called with numbers of responses.
+
+    Raises TsdkdError if the divergence is not finite.
     """
     source, indices = held_out.source, held_out.indices
     batches = list(batches_by_length([source.length(i) for i in indices], tokens=batch_tokens))
@@ -71,6 +73,8 @@ def measure_held_out(
         "entropy": float(means[2]),
         "teacher_entropy": float(means[3]),
     }
+    if not isfinite(measured["kl"]):
+        raise not_finite_error(language_model)
     if isnan(measured["top1_agreement"]):
         del measured["top1_agreement"]
     return measured

@@ -14,7 +14,7 @@ from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.batches import join_right_padded
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.load import LanguageModel, not_finite_error
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Bytes of one model's logits in float32 that are formed at a time."""
@@ -31,13 +31,19 @@ ModelPair = tuple[LanguageModel, LanguageModel]
 
 
 def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: ScoreConfig) -> list[ScoreRow]:
-    """Rows of rollouts, read as one batch -> their rows of scores; columns are tensors (tokens, ...) on the CPU."""
+    """Rows of rollouts, read as one batch -> their rows of scores; columns are tensors (tokens, ...) on the CPU.
+
+    Raises TsdkdError for a model whose entropies are not finite.
+    """
     responses = [row["response_ids"] for row in rollouts]
     ids, attention, predicting = join_right_padded([row["prompt_ids"] for row in rollouts], responses)
     sampled = torch.tensor([token for response in responses for token in response])
     with torch.inference_mode():
         student, teacher = (_predicting_hidden(model, ids, attention, predicting) for model in models)
         columns = _score_columns(student, teacher, sampled, models, config)
+    for name, model in zip(("student_entropy", "teacher_entropy"), models, strict=True):
+        if not columns[name].isfinite().all():
+            raise not_finite_error(model)
     lengths = [len(response) for response in responses]
     by_response = {name: values.split(lengths) for name, values in columns.items()}
     return [

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tsdkd.artifacts.hashing import content_digest
-from tsdkd.errors import InputError, TsdkdError
+from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.eval import sandbox
 from tsdkd.stages.eval.lm_eval_tasks import task_overlays
 from tsdkd.stages.models.attributes import replaced_attribute
@@ -155,15 +155,21 @@ def run_benchmark(
     with _progress_shown(f"{name}: {benchmark.name}", observer, model.request_progress):
         from lm_eval.evaluator import evaluate
 
-        results = evaluate(
-            lm=model,
-            task_dict={"tasks": tasks if chosen is None else {name: tasks[name] for name in chosen}, "groups": {}},
-            samples=chosen,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=True,
-            bootstrap_iters=0,
-            confirm_run_unsafe_code=True,  # `require_prerequisites` requires --allow-code-execution
-        )
+        try:
+            results = evaluate(
+                lm=model,
+                task_dict={"tasks": tasks if chosen is None else {name: tasks[name] for name in chosen}, "groups": {}},
+                samples=chosen,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=True,
+                bootstrap_iters=0,
+                confirm_run_unsafe_code=True,  # `require_prerequisites` requires --allow-code-execution
+            )
+        except AssertionError as error:  # lm-eval's, for a choice that is longer than the context
+            raise TsdkdError(
+                f"lm-eval cannot run {benchmark.name} in a context of {model.max_length} tokens ({first_line(error)}).",
+                "Give a larger --max-length, or leave the benchmark out.",
+            ) from None
     if results is None:
         raise TsdkdError(f"lm-eval returned no results for {benchmark.name}.", "Run eval in a single process.")
     return [

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from math import isnan
 from typing import Any, cast
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
+from tsdkd.errors import TsdkdError
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.load import LanguageModel
@@ -94,6 +96,10 @@ class ResponseTracking:
         lengths = {key[0]: len(context) + len(continuation) for key, context, continuation in requests}
         self._prepare(lengths, projected=max(lengths.values()))
         scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)  # type: ignore[misc]
+        if any(isnan(log_likelihood) for log_likelihood, _ in scored):
+            raise TsdkdError(
+                "The model's log-likelihoods are NaN.", "Load it in another precision: --dtype bfloat16 or float32."
+            )
         return scored
 
     def _prepare(self, lengths: dict[str, int], projected: int) -> None:

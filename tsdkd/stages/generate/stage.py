@@ -134,9 +134,8 @@ def _model_records(config: GenerateConfig, model: str, teacher: str | None) -> t
 def _require_prompts(counts: PromptCounts, config: GenerateConfig, prompts: Path) -> None:
     if not counts.by_author:
         reasons = format_skipped(counts.skipped, config.max_prompt_tokens)
-        raise InputError(
-            f"Every prompt of {prompts} is skipped: {reasons}.", "Raise --max-prompt-tokens, or correct the file."
-        )
+        remedy = "Raise --max-prompt-tokens, or correct" if counts.skipped["too_long"] else "Correct"
+        raise InputError(f"Every prompt of {prompts} is skipped: {reasons}.", f"{remedy} the prompts.")
 
 
 def _sample_parts(

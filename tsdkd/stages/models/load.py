@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.utils import logging as hf_logging
 
 from tsdkd.core import Head
-from tsdkd.errors import InputError, first_line
+from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.cache import padding_error, require_padding_support
@@ -209,17 +209,28 @@ def load_model(
     require_finite(name, loaded_tensors(model))
     check_attention(name, model, attention, observer or SilentObserver())
     loaded = LanguageModel(name, model, tokenizer)
-    _require_masked_padding(loaded)
+    _check_hidden_states(loaded)
     return loaded
 
 
-def _require_masked_padding(language_model: LanguageModel) -> None:
-    """Raises InputError if hidden states depend on the ids of padding: a response would depend on its batch."""
+def _check_hidden_states(language_model: LanguageModel) -> None:
+    """Raises an error if hidden states are not finite, or depend on the ids of padding and so on the batch."""
     tokens, padding = [0, 1, 2, 3], 3
     ids = torch.tensor([[1] * padding + tokens, [2] * padding + tokens], device=language_model.device)
     attention = torch.ones_like(ids)
     attention[:, :padding] = 0
     with torch.no_grad():
         first, second = language_model.hidden(ids, attention)[:, padding:].float()
+    if not first.isfinite().all():
+        raise not_finite_error(language_model)
     if (first - second).norm() > PADDING_TOLERANCE * first.norm():
         raise padding_error(language_model.name)
+
+
+def not_finite_error(language_model: LanguageModel) -> TsdkdError:
+    """The error for a model whose weights are finite, and whose activations or logits are not."""
+    precision = str(language_model.model.dtype).removeprefix("torch.")
+    return TsdkdError(
+        f"{language_model.name} computes NaN or infinite values in {precision}.",
+        "Load it in another precision: --dtype bfloat16 or float32.",
+    )

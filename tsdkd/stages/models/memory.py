@@ -70,10 +70,13 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
     """Returns a warning if training may not fit. Raises InputError if weights and optimizer alone do not fit."""
     fixed = memory.state + memory.teacher
     if fixed > memory.available:
+        with_vllm = config.online is not None and config.online.sampling.engine == "vllm"
+        remedies = ["give --lora, train a smaller student"] if config.lora is None else []
+        remedies += ["lower --memory-fraction, which is vLLM's share"] if with_vllm else []
         raise InputError(
-            f"Training needs {fixed / 1e9:.1f} GB for weights and optimizer alone; "
+            f"Training needs {fixed / 1e9:.1f} GB for weights and optimizer{' and vLLM' if with_vllm else ''} alone; "
             f"{memory.available / 1e9:.1f} GB are available.",
-            "Give --lora, free memory, or train a smaller student." if config.lora is None else "Free memory.",
+            ", or ".join(["Free memory", *remedies]) + ".",
         )
     if memory.total > memory.available:
         options = ["--lora"] if config.lora is None else []

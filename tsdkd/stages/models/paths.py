@@ -66,16 +66,22 @@ def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | 
         return None
     settings = adapter_settings(adapter)
     name = str(settings[BASE])
-    remedy = f"Write the path or the hub id of the base model into {adapter / ADAPTER_CONFIG}, as {BASE}."
+    remedy = f"write its path or its hub id into {adapter / ADAPTER_CONFIG}, as {BASE}"
     path = Path(name).expanduser()
     candidates = [path] if path.is_absolute() else [parent / path for parent in (adapter, *adapter.resolve().parents)]
     local = sorted({candidate.resolve() for candidate in candidates if (candidate / "config.json").is_file()})
     if len(local) > 1:
-        raise InputError(f"{adapter} names its base model {name}, and both {local[0]} and {local[1]} match.", remedy)
+        raise InputError(
+            f"{adapter} names its base model {name}, and both {local[0]} and {local[1]} match.",
+            f"Choose one: {remedy}.",
+        )
     for base in local:
         register_input(base)
         require_native(str(base), base)
     try:
         return local[0] if local else _hub_snapshot(name, files, settings.get("revision"))
     except InputError as error:
-        raise InputError(f"The base model of {adapter} is missing: {error.cause}", remedy) from None
+        raise InputError(
+            f"The base model of {adapter} is missing: {error.cause}",
+            f"Put the base model, or a symbolic link to it, at {name}, or {remedy}.",
+        ) from None

@@ -14,7 +14,7 @@ from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
 from tsdkd.artifacts.opening import find_continued
 from tsdkd.errors import InputError
-from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings
+from tsdkd.stages.models.adapters import BASE, adapter_settings
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer, writes_day
 from tsdkd.stages.models.weights import check_saved_tensors
@@ -50,7 +50,7 @@ def require_recorded_base(adapter: Path, base: Path) -> None:
     if _weights_fingerprint(base) != trained.weights:
         raise InputError(
             f"{base} has other weights than the student that the adapter {adapter} was trained on ({trained.name}).",
-            f"Restore that model, or write its path into {adapter / ADAPTER_CONFIG}, as {BASE}.",
+            f"Restore that model at {base}, or put a symbolic link to it there.",
         )
 
 

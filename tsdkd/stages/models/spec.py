@@ -85,7 +85,7 @@ def _readable_config(name: str) -> Iterator[None]:
     """Turns the errors of transformers into InputError."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{name} has a config that transformers cannot read ({first_line(error)}).",
             f"Check its config.json and {GENERATION_CONFIG}.",

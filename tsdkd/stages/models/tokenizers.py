@@ -31,6 +31,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise InputError(
             f"{name} has no tokenizer that transformers can load ({first_line(error)}).", "Save one beside the model."
         ) from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one without any file
+        raise InputError(f"{name} has no tokenizer: its vocabulary is empty.", "Save one beside the model.")
     return tokenizer
 
 
@@ -162,9 +164,16 @@ def _without_each_part(messages: Messages, tools: Tools | None) -> dict[str, tup
 
 
 def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, vocab: int) -> list[int]:
-    """Ids below `vocab` that end a response: those of the generation config and of the tokenizer; may be empty."""
+    """Ids below `vocab` that end a response: those of the generation config and of the tokenizer; may be empty.
+
+    Raises InputError if the generation config holds something other than ids.
+    """
     configured = generation.eos_token_id if generation else None
     ids = configured if isinstance(configured, list) else [configured]
+    if not all(i is None or isinstance(i, int) for i in ids):
+        raise InputError(
+            f"The eos_token_id of generation_config.json is {configured!r}, not a token id.", "Write numbers there."
+        )
     return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None and 0 <= i < vocab})
 
 

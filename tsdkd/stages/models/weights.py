@@ -70,7 +70,8 @@ def _readable(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers and safetensors raise errors of many types
         raise InputError(
-            f"{name} has weights that cannot be read ({first_line(error)}).", "Copy or download its files again."
+            f"{name} has weights that cannot be read ({first_line(error)}).",
+            "Check that config.json belongs to these weights, or copy its files again.",
         ) from None
 
 
