@@ -15,7 +15,7 @@ from tests.helpers.prompts import write_prompts
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.models.layers import DecoderLayers
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.prune import prune
 
@@ -138,7 +138,7 @@ def test_a_model_whose_config_cannot_describe_fewer_layers_is_refused_before_lay
 ) -> None:
     kind, more, reason = UNDESCRIBED[family]
     teacher = save_family(tmp_path / "m", kind, **more)
-    monkeypatch.setattr(LanguageModel, "hidden", lambda *_: pytest.fail("a layer was tried"))
+    monkeypatch.setattr("tsdkd.stages.prune._drop_layers", lambda *_: pytest.fail("a layer was tried"))
     with pytest.raises(InputError, match=reason):
         prune(str(teacher), prompts, tmp_path / "p", PruneConfig(drop=1))
     assert not (tmp_path / "p").exists()
