@@ -121,6 +121,24 @@ def test_the_saved_model_is_the_measured_one(tmp_path: Path, family: str) -> Non
     assert pruned.generate(torch.tensor([[5, 6]]), max_new_tokens=3).shape[1] > 2
 
 
+def test_the_only_layer_of_attention_stays(tmp_path: Path) -> None:
+    """It matters least; without it the cache of a hybrid model does not know how many tokens it holds."""
+    kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    experts = EXPERTS | {"shared_expert_intermediate_size": 16}
+    teacher = save_family(tmp_path / "m", "qwen3_next", head_dim=8, layer_types=kinds, **linear, **experts)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
+    prune(str(teacher), prompts, tmp_path / "p", PruneConfig(drop=2))
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "p")
+    assert sorted(pruned.config.layer_types) == ["full_attention", "linear_attention"]
+    assert pruned.generate(torch.tensor([[5, 6]]), max_new_tokens=3).shape[1] > 2
+
+
 UNDESCRIBED: dict[str, tuple[str, dict[str, Any], str]] = {
     "attention by layer number": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}, r"attn\.scaling"),
     "a period": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2}, "MambaDecoderLayer"),

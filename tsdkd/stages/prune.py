@@ -116,7 +116,8 @@ def _drop_layers(
             kl_without: dict[int, float] = {}
             for layer in remaining:
                 layers.keep([other for other in remaining if other != layer])
-                kl_without[layer] = _mean_kl(model, reference, sequences)
+                if layers.can_sample:
+                    kl_without[layer] = _mean_kl(model, reference, sequences)
                 advance(1)
             best = min(kl_without, key=lambda layer: kl_without[layer])
             remaining.remove(best)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.models.load import decoder_of
@@ -50,6 +50,11 @@ class DecoderLayers:
             for module, key in self._positions[i]:
                 setattr(module, key, position)
         _describe(self.model.config, self._config, indices)
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether transformers can still sample: the cache of a hybrid model needs one layer of attention."""
+        return _has_length(self.model.config) or not _has_length(self._config)
 
     def require_description(self) -> None:
         """Raises InputError unless the config can describe the model without each one of its layers.
@@ -104,6 +109,15 @@ def _layer_list(name: str, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "Use a model whose layers are one list, such as Llama, Qwen, Gemma or GPT-2.",
         )
     return next(iter(candidates.items()))
+
+
+def _has_length(config: PreTrainedConfig) -> bool:
+    """Whether a model's cache knows how many tokens it holds."""
+    try:
+        DynamicCache(config=config).get_seq_length()
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(config: PreTrainedConfig, whole: PreTrainedConfig, kept: Sequence[int]) -> None:
