@@ -13,7 +13,8 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.score.stage import score
 
-PACKAGE = Path(__file__).parents[1] / "tsdkd"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tsdkd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
@@ -36,14 +37,14 @@ STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "p
 COMMANDS = tuple(f"stages.{name}" for name in STAGES)
 
 
-def imported(module: Path) -> set[str]:
+def imported(module: Path, package: str = "tsdkd") -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    return {name for name in names if name.startswith("tsdkd.")}
+    return {name for name in names if name.startswith(f"{package}.")}
 
 
 def room(name: str) -> str:
@@ -64,6 +65,12 @@ def allowed(of: str) -> set[str]:
 def test_imports_point_one_way(module: Path) -> None:
     own = room(".".join(("tsdkd", *module.relative_to(PACKAGE).with_suffix("").parts)))
     assert {room(name) for name in imported(module)} - {"__version__", "stages"} <= allowed(own)
+
+
+def test_shared_test_code_lies_in_helpers() -> None:
+    modules = [module for folder in ("tests", "benchmarks") for module in (ROOT / folder).rglob("*.py")]
+    names = {(str(module.relative_to(ROOT)), name) for module in modules for name in imported(module, "tests")}
+    assert not {(module, name) for module, name in names if not f"{name}.".startswith("tests.helpers.")}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts.test_replacing import EXTENDED, NEW, OLD, text_of, write
+from tests.helpers.artifacts import EXTENDED, NEW, OLD, text_of, write
 from tsdkd.artifacts import locks
 from tsdkd.artifacts.files import LOCK_FILE
 from tsdkd.artifacts.locks import has_readers, reading_inputs, register_input

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests.helpers.artifacts import EXTENDED, NEW, OLD, add, text_of, write
 from tsdkd.artifacts import opening, replacing
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE
 from tsdkd.artifacts.journal import read_sessions, record_session
@@ -23,9 +24,6 @@ from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 
 Contents = Callable[[Path], dict[str, bytes]]
-OLD = Manifest(kind="checkpoint", config={"tasks": "a"}, seed=0)
-NEW = replace(OLD, seed=1)
-EXTENDED = replace(OLD, config={"tasks": "ab"})
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "ctypes.dlopen"}
 """Audit events of the operations that change a directory; `ctypes` exchanges two of them."""
 
@@ -33,20 +31,6 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "ctypes.
 @pytest.fixture(autouse=True)
 def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-def add(writer: Writer, file: str, text: str) -> None:
-    if not writer.has(file):
-        writer.temporary_path(file).write_text(text)
-        writer.add_file(file)
-
-
-def write(path: Path, manifest: Manifest = OLD, text: str = "old", *, overwrite: bool = False) -> Artifact:
-    with Writer.open(path, manifest, overwrite=overwrite) as writer:
-        if writer.complete:
-            return writer.artifact
-        add(writer, "one", text)
-        return writer.finish({"text": text})
 
 
 def interrupt(path: Path, manifest: Manifest, **more: object) -> Path:
@@ -66,14 +50,6 @@ def extend(path: Path) -> Artifact:
         for file in ("one", "two"):
             add(writer, file, "new")
         return writer.finish({"text": "new"})
-
-
-def text_of(path: Path) -> str:
-    """The text of a complete artifact, which must be the same in its parts and its summary."""
-    artifact = read_artifact(path, "checkpoint")
-    text: str = artifact.manifest.summary["text"]
-    assert {(path / part.file).read_text() for part in artifact.manifest.parts} <= {text, "old"}
-    return text
 
 
 def siblings(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tests.helpers.commands import refuse
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import load_manifest
@@ -44,17 +45,6 @@ def directory(chain: Path, tmp_path: Path) -> Path:
     """A copy of the run to break."""
     shutil.copytree(chain, tmp_path / "chain")
     return tmp_path / "chain"
-
-
-def refuse(*command: object, code: int = 2) -> tuple[str, str]:
-    """Run a command that must fail. Returns its cause and its remedy."""
-    result = CliRunner().invoke(app, [str(word) for word in command])
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)  # a message, not a traceback
-    lines = [line for line in result.stderr.splitlines() if line.startswith(("error:", "try:"))]
-    assert [line.split(":")[0] for line in lines] == ["error", "try"], result.stderr
-    assert "Traceback" not in result.output
-    return lines[0].removeprefix("error:").strip(), lines[1].removeprefix("try:").strip()
 
 
 def generate_with(student: Path, run: Path, *more: object) -> list[object]:

@@ -12,17 +12,12 @@ from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
 
+from tests.helpers.commands import run
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.cli import app, console
 from tsdkd.cli.console import ConsoleObserver
 from tsdkd.core import TSDKDConfig
-
-
-def run(*command: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in command])
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture

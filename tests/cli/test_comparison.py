@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.stages.results.test_compare import binary_scores, results
+from tests.helpers.results import binary_scores, results
 from tsdkd.cli import app
 
 

@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.cli.test_bad_input import refuse
-from tests.cli.test_commands import run
+from tests.helpers.commands import refuse, run
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import CONFIG_FILE
 from tsdkd.artifacts.hashing import content_digest

@@ -7,8 +7,7 @@ import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 from typer.testing import CliRunner
 
-from tests.cli.test_bad_input import refuse
-from tests.cli.test_commands import run
+from tests.helpers.commands import refuse, run
 from tests.helpers.prompts import write_prompts
 from tsdkd.cli import app
 from tsdkd.stages.plan.rates import Rates

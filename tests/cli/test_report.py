@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 from typer.testing import CliRunner
 
-from tests.cli.test_bad_input import refuse
+from tests.helpers.commands import refuse
 from tests.helpers.prompts import write_prompts
 from tests.helpers.runs import STUDENT, TEACHER, checkpoint, rollouts, scores
 from tsdkd.artifacts.journal import read_sessions

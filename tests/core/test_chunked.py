@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.objective_cases import MINILLM, TEACHER_WIDTH, VOCAB, WIDTH, Case, make, random_sampled
 from tsdkd.core import (
     AdaptiveOpener,
     Head,
-    SampledTokens,
     TeacherHidden,
     TeacherLogits,
     TeacherRanks,
@@ -30,49 +30,6 @@ from tsdkd.core import (
 )
 from tsdkd.core.lm_head import LinearOutputs
 from tsdkd.errors import InputError
-
-VOCAB, WIDTH, TEACHER_WIDTH = 19, 5, 7
-MINILLM = TSDKDConfig(alpha=0, beta=1.0, gate=False, em_weight=0, policy_gradient_weight=1.0)
-
-
-@dataclasses.dataclass
-class Case:
-    student: torch.Tensor
-    head: Head
-    teacher: torch.Tensor
-    teacher_head: Head
-    mask: torch.Tensor
-    sampled: SampledTokens | None = None
-    """Set for the policy gradient."""
-
-    def leaves(self) -> list[torch.Tensor]:
-        return [t for t in (self.student, self.head.weight, self.head.bias) if t is not None]
-
-    def clone(self) -> "Case":
-        weight, bias = self.head.weight.detach().clone(), self.head.bias
-        bias = None if bias is None else bias.detach().clone().requires_grad_()
-        head = dataclasses.replace(self.head, weight=weight.requires_grad_(), bias=bias)
-        return dataclasses.replace(self, student=self.student.detach().clone().requires_grad_(), head=head)
-
-
-def make(
-    lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float64, padding_rows: int = 0, **head: object
-) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    longest = max(lengths)
-    mask = torch.arange(longest).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
-    bias = normal(VOCAB + padding_rows) if head.pop("bias", False) else None
-    return Case(
-        student=normal(len(lengths), longest, WIDTH),
-        head=Head(normal(VOCAB + padding_rows, WIDTH), bias, vocab_size=VOCAB, **head),
-        teacher=normal(len(lengths), longest, TEACHER_WIDTH),
-        teacher_head=Head(normal(VOCAB + 2, TEACHER_WIDTH), vocab_size=VOCAB),
-        mask=mask,
-    ).clone()
 
 
 def reference(case: Case, config: TSDKDConfig, fraction: object = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -188,14 +145,6 @@ def test_chunks_give_the_references_policy_gradient(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
         assert_chunked_is_reference(case, config, chunk)
-
-
-def random_sampled(case: Case, seed: int = 0, teacher_fraction: float = 0.2, moved: bool = True) -> SampledTokens:
-    """Random tokens, and with `moved` random log-probabilities at sampling."""
-    generator, tokens = torch.Generator().manual_seed(seed), int(case.mask.sum())
-    ids = torch.randint(VOCAB, (tokens,), generator=generator)
-    then = -torch.rand(tokens, generator=generator, dtype=case.student.dtype) * 4
-    return SampledTokens(ids, teacher_fraction, then if moved else None)
 
 
 def test_gradcheck_through_hidden_states_head_and_bias() -> None:

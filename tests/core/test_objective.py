@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.batches import VOCAB, Batch, make, value_and_gradient
 from tsdkd.core import (
     Divergence,
     TeacherLogits,
@@ -21,26 +22,6 @@ from tsdkd.core import (
     tsdkd_loss,
 )
 from tsdkd.errors import InputError
-
-VOCAB = 17
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def make(lengths: list[int], seed: int = 0, vocab: int = VOCAB) -> Batch:
-    """Right-padded logits of both models and the mask."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(lengths), max(lengths), vocab)
-    student, teacher = (2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    mask = torch.arange(max(lengths)).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
-    return student, teacher, mask
-
-
-def value_and_gradient(batch: Batch, config: TSDKDConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    student, teacher, mask = batch
-    student = student.clone().requires_grad_()
-    loss, _ = tsdkd_loss(student, teacher, mask, config)
-    loss.backward()
-    return loss.detach(), student.grad
 
 
 def transcription(student: torch.Tensor, teacher: torch.Tensor, config: TSDKDConfig) -> float:

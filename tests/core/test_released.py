@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.core.test_objective import Batch, make, value_and_gradient
+from tests.helpers.batches import Batch, make, value_and_gradient
 from tsdkd.core import TSDKDConfig, ranking_nll, select, tsdkd_loss
 from tsdkd.core.config import RELEASED
 from tsdkd.core.ranking import plackett_luce_nll

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tsdkd.core import TSDKDConfig, tsdkd_loss
+from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.metrics.log import METRICS_FILE
@@ -27,6 +28,7 @@ CONFIG = TrainConfig(
     precision="float32",
     save_steps=2,
 )
+SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12)
 
 
 class RecordingObserver(SilentObserver):

@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 
-from tests.core.test_chunked import MINILLM, VOCAB, make, random_sampled
+from tests.helpers.objective_cases import MINILLM, VOCAB, make, random_sampled
 from tsdkd.core import TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden, triton_kernel, two_passes
 
 DIVERGENCES = [{"beta": beta} for beta in (0.0, 0.1, 0.9, 1.0)]

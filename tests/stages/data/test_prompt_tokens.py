@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.chat_templates import TEMPLATES
 from tests.helpers.models import byte_tokenizer
-from tests.stages.models.test_chat import TEMPLATES
 from tsdkd.errors import InputError
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.prompts import write_prompts
-from tests.helpers.training import CONFIG, cut, metrics
-from tests.stages.train.test_online import SAMPLING
+from tests.helpers.training import CONFIG, SAMPLING, cut, metrics
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig

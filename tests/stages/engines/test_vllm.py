@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.adapters import save_adapter
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
-from tests.stages.models.test_adapters import save_adapter
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact

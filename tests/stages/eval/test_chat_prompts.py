@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
+from tests.helpers.chat_templates import TEMPLATES
 from tests.helpers.models import CHAT
-from tests.stages.eval.test_harness import tasks_of
-from tests.stages.models.test_chat import TEMPLATES
+from tests.helpers.tasks import tasks_of
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig

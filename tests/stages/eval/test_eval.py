@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from tests.helpers.adapters import save_adapter
+from tests.helpers.logits import bare_logits
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
-from tests.stages.models.test_adapters import save_adapter
-from tests.stages.score.test_score import bare_logits
 from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
 from tsdkd.core import entropy
 from tsdkd.errors import ArtifactError, InputError, TsdkdError

@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.adapters import save_adapter
 from tests.helpers.models import save_tiny_model
-from tests.stages.models.test_adapters import save_adapter
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval.stage import evaluate

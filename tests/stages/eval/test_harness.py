@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.prompts import REAL_DATA
+from tests.helpers.tasks import tasks_of
 from tsdkd.errors import InputError
 from tsdkd.stages.eval import harness, sandbox
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
@@ -33,11 +32,6 @@ class FakeModel:
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         return [(float(self.respond(request)), False) for request in requests]
-
-
-@cache
-def tasks_of(name: str) -> Any:
-    return harness.load_tasks(BENCHMARKS[name], REAL_DATA / "benchmarks", None)
 
 
 def score(name: str, respond: Respond, limit: int | None) -> tuple[float, list[dict[str, Any]]]:

@@ -10,8 +10,16 @@ import torch
 from huggingface_hub import ModelCard
 
 from tests.helpers.prompts import write_prompts
-from tests.helpers.training import CONFIG, cut, largest_change, logits_of_two_models, metrics, same_update, weights
-from tests.stages.train.test_online import SAMPLING
+from tests.helpers.training import (
+    CONFIG,
+    SAMPLING,
+    cut,
+    largest_change,
+    logits_of_two_models,
+    metrics,
+    same_update,
+    weights,
+)
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig

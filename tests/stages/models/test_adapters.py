@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.adapters import save_adapter
 from tests.helpers.prompts import write_prompts
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
@@ -18,14 +18,6 @@ from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_spec
-
-
-def save_adapter(base: Path, path: Path, *, seed: int = 0, rank: int = 4) -> Path:
-    """Saves an adapter that changes its base model's logits."""
-    torch.manual_seed(seed)
-    settings = LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
+from tests.helpers.families import tiny
 from tests.helpers.models import byte_tokenizer
 from tests.helpers.prompts import write_prompts
-from tests.stages.models.test_families import tiny
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.generate.stage import generate

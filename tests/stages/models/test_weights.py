@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
+from tests.helpers.adapters import save_adapter
+from tests.helpers.families import SIZES
 from tests.helpers.models import byte_tokenizer, save_tiny_model
-from tests.stages.models.test_adapters import save_adapter
-from tests.stages.models.test_families import SIZES
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.load import load_model

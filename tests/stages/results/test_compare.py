@@ -2,61 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from tsdkd.artifacts.manifest import Manifest, ModelRecord
-from tsdkd.artifacts.reader import Artifact
-from tsdkd.artifacts.schemas import SCHEMAS
-from tsdkd.artifacts.writer import Writer
+from tests.helpers.results import binary_scores, results
 from tsdkd.errors import InputError
-from tsdkd.stages.eval.harness import weighted_mean
-from tsdkd.stages.results.benchmarks import BENCHMARKS, PAPER_BENCHMARKS
+from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS
 from tsdkd.stages.results.compare import Score, compare, paired_difference, shorten_paths
 from tsdkd.stages.results.published import AVERAGE, PUBLISHED, find_table, published_tables
-
-Scores = dict[str, list[tuple[float, float]]]
-"""By benchmark: score and weight of each document."""
-METRICS = {"gsm8k": "exact_match,flexible-extract", "ifeval": "inst_level_strict_acc,none"}
-
-
-def results(directory: Path, scores: Scores, model: str = "m", first: int = 0) -> Artifact:
-    """A results artifact with these scores; documents are numbered from `first`."""
-    summary = {}
-    manifest = Manifest(kind="results", config={}, seed=0, models=(ModelRecord("evaluated", model, "w", "t", "c"),))
-    with Writer.open(directory, manifest) as writer:
-        for name, documents in scores.items():
-            rows: list[dict[str, Any]] = [
-                {
-                    "task": name,
-                    "subtask": name,
-                    "document": i,
-                    "document_hash": str(i),
-                    "metric": METRICS.get(name, "acc,none"),
-                    "score": s,
-                    "weight": w,
-                }
-                for i, (s, w) in enumerate(documents, first)
-            ]
-            table = [{**dict.fromkeys(SCHEMAS["results"].names), **row} for row in rows]
-            writer.write_table(f"{BENCHMARKS[name].file_stem}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
-            value, stderr = weighted_mean(rows)
-            summary[name] = {
-                "metric": METRICS.get(name, "acc,none"),
-                "value": value,
-                "stderr": stderr,
-                "documents": len(rows),
-                "truncated": 0,
-                "prompts_truncated": 0,
-            }
-        return writer.finish(summary)
-
-
-def binary_scores(digits: str) -> list[tuple[float, float]]:
-    return [(float(digit), 1.0) for digit in digits]
 
 
 def test_wins_losses_and_mcnemar() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.logits import bare_logits
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
@@ -17,7 +18,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import score_cost, scoring
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score import stage
 from tsdkd.stages.score.stage import score
@@ -30,14 +31,6 @@ CONFIG = ScoreConfig(k=4, top_k=8, batch_tokens=256)
 def rollouts(student: Path, prompts: Path, tmp_path: Path) -> Path:
     generate(prompts, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=15, part_size=4))
     return tmp_path / "rollouts"
-
-
-def bare_logits(model: LanguageModel, row: dict[str, list[int]]) -> torch.Tensor:
-    """Logits (response tokens, vocab without padding rows) of the model's own forward."""
-    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-    with torch.no_grad():
-        logits = model.model(ids).logits[0]
-    return logits[len(row["prompt_ids"]) - 1 : -1, : len(model.tokenizer)]
 
 
 @pytest.mark.parametrize("signal", ["hidden", "hidden8", "topk", "ranks"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.training import CONFIG, cut, loss_of_two_models, metrics, same_update, weights
+from tests.helpers.training import CONFIG, SAMPLING, cut, loss_of_two_models, metrics, same_update, weights
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
@@ -25,7 +25,6 @@ from tsdkd.stages.train.settings import recorded_settings
 from tsdkd.stages.train.stage import split_held_out, train_offline, train_online
 
 Contents = Callable[[Path], dict[str, bytes]]
-SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12)
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
 
 

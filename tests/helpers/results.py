@@ -1,0 +1,53 @@
+"""Results artifacts with given scores, made without models, to test comparisons."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tsdkd.artifacts.manifest import Manifest, ModelRecord
+from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.writer import Writer
+from tsdkd.stages.eval.harness import weighted_mean
+from tsdkd.stages.results.benchmarks import BENCHMARKS
+
+Scores = dict[str, list[tuple[float, float]]]
+"""By benchmark: score and weight of each document."""
+METRICS = {"gsm8k": "exact_match,flexible-extract", "ifeval": "inst_level_strict_acc,none"}
+
+
+def results(directory: Path, scores: Scores, model: str = "m", first: int = 0) -> Artifact:
+    """A results artifact with these scores; documents are numbered from `first`."""
+    summary = {}
+    manifest = Manifest(kind="results", config={}, seed=0, models=(ModelRecord("evaluated", model, "w", "t", "c"),))
+    with Writer.open(directory, manifest) as writer:
+        for name, documents in scores.items():
+            rows: list[dict[str, Any]] = [
+                {
+                    "task": name,
+                    "subtask": name,
+                    "document": i,
+                    "document_hash": str(i),
+                    "metric": METRICS.get(name, "acc,none"),
+                    "score": s,
+                    "weight": w,
+                }
+                for i, (s, w) in enumerate(documents, first)
+            ]
+            table = [{**dict.fromkeys(SCHEMAS["results"].names), **row} for row in rows]
+            writer.write_table(f"{BENCHMARKS[name].file_stem}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
+            value, stderr = weighted_mean(rows)
+            summary[name] = {
+                "metric": METRICS.get(name, "acc,none"),
+                "value": value,
+                "stderr": stderr,
+                "documents": len(rows),
+                "truncated": 0,
+                "prompts_truncated": 0,
+            }
+        return writer.finish(summary)
+
+
+def binary_scores(digits: str) -> list[tuple[float, float]]:
+    return [(float(digit), 1.0) for digit in digits]
