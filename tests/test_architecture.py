@@ -33,7 +33,6 @@ ROOMS = (
 )
 """Each room imports only rooms listed before it; commands import all of them, and no other command."""
 STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan")
-STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan")
 COMMANDS = tuple(f"stages.{name}" for name in STAGES)
 
 
