@@ -30,6 +30,7 @@ from tests.helpers.prompts import write_prompts
 from tsdkd.cli import app
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, token_selective_loss_from_hidden
 from tsdkd.stages.metrics.log import METRICS_FILE
+from tsdkd.stages.models.attributes import replaced_attribute
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 FORMULAS = {
@@ -198,14 +199,12 @@ class Stages:
                 raise RuntimeError("stopped")
             return compute_loss(trainer, *arguments, **named)
 
-        DistillationTrainer.compute_loss = stop  # type: ignore[method-assign]
         try:
-            run_command(line, models=self.models, run=self.run, out=self.here)
+            with replaced_attribute(DistillationTrainer, "compute_loss", stop):
+                run_command(line, models=self.models, run=self.run, out=self.here)
         except RuntimeError as error:
             if "stopped" not in str(error):
                 raise
-        finally:
-            DistillationTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
         run_command(line, models=self.models, run=self.run, out=self.here)
         return _within(largest_difference(numbers(self.here / "full"), numbers(self.here / "resumed")), 1e-6)
 

@@ -157,7 +157,7 @@ def ends_in_a_child(work: Callable[[], object], kill_at: int) -> bool:
 def test_kill_9_before_any_change_leaves_the_old_or_the_new_artifact(
     tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, kind: str, atomic: bool
 ) -> None:
-    """The artifact is complete after each kill; the new one stays once it is there; the next run ends with it."""
+    """After each kill the artifact is complete, old or new, and a new one stays. The next run completes the new one."""
     if not atomic:
         monkeypatch.setattr(replacing, "_exchange_names", lambda *_: False)
     manifest = NEW if kind == "another identity" else OLD

@@ -494,3 +494,18 @@ def test_an_unexpected_failure_is_one_line_and_debug_shows_a_traceback(
     assert "--debug" in remedy
     shown = CliRunner().invoke(app, ["--debug", "artifact", "show", str(directory)])
     assert isinstance(shown.exception, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("command", "cause", "help_of"),
+    [
+        (["generate", f"--{'x' * 200}"], f"No such option: --{'x' * 200}", "tsdkd generate --help"),
+        (["score", "--k", "ten"], "Invalid value for '--k'", "tsdkd score --help"),
+        (["artifact", "show"], "Missing argument 'DIR'", "tsdkd artifact show --help"),
+        (["distil"], "No such command 'distil'", "tsdkd --help"),
+    ],
+)
+def test_a_wrong_option_is_a_line_of_cause_and_one_of_remedy(command: list[str], cause: str, help_of: str) -> None:
+    found, remedy = refuse(*command)
+    assert cause in found
+    assert remedy == f"`{help_of}` lists the options."

@@ -10,10 +10,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tsdkd import __version__
-from tsdkd.errors import OtherRankError, TsdkdError
+from tsdkd.errors import InputError, OtherRankError, TsdkdError
 from tsdkd.stages.config.groups import COMMON
 
 INTERRUPTED = 130
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The base of the errors of typer's parser."""
 SWITCHED_OFF = "tsdkd.switched_off"
 """Key of a context's meta: the parameters that the command line switches off by --no-NAME."""
 STAGES, MORE = "Stages, in order", "More commands"
@@ -106,6 +108,11 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # these RuntimeErrors are no failures
             raise
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # shows the help
+                raise
+            _show_error(usage_message(error), f"`{error.ctx.command_path} --help` lists the options.")  # type: ignore[attr-defined]
+            raise typer.Exit(InputError.exit_code) from None
         except KeyboardInterrupt:
             _show_error(
                 "Interrupted; complete parts and the last saved step are kept.",
@@ -137,6 +144,11 @@ def _show_failure(error: Exception) -> int:
     return 1
 
 
+def usage_message(error: Exception) -> str:
+    """The message of a `UsageError`."""
+    return str(error.format_message())  # type: ignore[attr-defined]
+
+
 def _show_system_error(error: OSError) -> int:
     """Returns the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader of the output has closed it
@@ -162,6 +174,7 @@ def _first_line(error: Exception) -> str:
 
 
 app = typer.Typer(
+    name="tsdkd",
     cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",

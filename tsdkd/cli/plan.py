@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsdkd.cli import defaults
+from tsdkd.cli.app import UsageError, usage_message
 from tsdkd.cli.console import show_table, show_text
 from tsdkd.cli.plan_commands import plan_command
 from tsdkd.errors import InputError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from tsdkd.stages.plan.rates import Rates
     from tsdkd.stages.plan.stage import PlanRow
 
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""The base of the errors of typer's parser."""
 EMBEDDED = {defaults.EMBEDDED_TEACHER: 0, defaults.EMBEDDED_STUDENT: defaults.STUDENT_DROPS}
 
 
@@ -97,8 +96,7 @@ def _parse(number: int, line: str, root: Any) -> typer.Context:
             with _environment(variables):
                 context: typer.Context = command.make_context(name, arguments)
         except UsageError as error:
-            message = error.format_message()  # type: ignore[attr-defined]
-            raise InputError(message, f"`tsdkd {name} --help` lists the options.") from None
+            raise InputError(usage_message(error), f"`tsdkd {name} --help` lists the options.") from None
         return context
 
 

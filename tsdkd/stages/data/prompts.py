@@ -166,7 +166,7 @@ def _name(row: PromptRow, column: str, default: str) -> str:
 
 
 def _require_file(path: Path) -> None:
-    """Raises InputError unless a file is there."""
+    """Raises InputError for a missing file."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:

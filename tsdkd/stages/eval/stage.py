@@ -7,7 +7,6 @@ import json
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,11 @@ from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
+from tsdkd.stages.eval.evaluated_model import EvaluatedModel
 from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.chat import require_turns, turn_end_ids
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.chat import require_turns
+from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
@@ -80,7 +80,7 @@ def evaluate(
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=may_differ) as writer,
         observer.writing(writer.path),
-        closing(_EvaluatedModel(model, config, chat, observer)) as evaluated,
+        closing(EvaluatedModel(model, config, chat, observer)) as evaluated,
     ):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
@@ -211,36 +211,6 @@ def _option(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"with {option if value else option.replace('--', '--no-', 1)}"
     return f"with {option} {value}"
-
-
-class _EvaluatedModel:
-    """The model, loaded at its first use: for held-out responses, and for lm-eval."""
-
-    def __init__(self, name: str, config: EvalConfig, chat: bool, observer: Observer) -> None:
-        self.name, self.config, self.observer = name, config, observer
-        self.turn_end_ids = turn_end_ids(load_tokenizer(name)) if chat else []
-
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        config = self.config
-        return load_model(self.name, config.dtype, attention=config.attention, observer=self.observer)
-
-    @cached_property
-    def lm_eval_model(self) -> Any:
-        config = self.config
-        if config.engine == "vllm":
-            vars(self).pop("language_model", None)  # vLLM needs its memory
-            from tsdkd.stages.eval.lm_eval_vllm import VllmModel
-
-            return VllmModel(self.name, config, self.turn_end_ids)
-        from tsdkd.stages.eval.lm_eval_transformers import TransformersModel
-
-        context = min(config.max_length or self.language_model.context, self.language_model.context)
-        return TransformersModel(self.language_model, context, config.batch_size, self.turn_end_ids)
-
-    def close(self) -> None:
-        if "lm_eval_model" in vars(self):
-            self.lm_eval_model.close()
 
 
 def _require_engine(config: EvalConfig, held_out: Path | None) -> None:

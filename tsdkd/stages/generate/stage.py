@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, ModelRecord
+from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
@@ -74,15 +74,7 @@ def generate(
     config = with_supported_draft(config, models.values(), observer)
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     tokenizer = _template_model(models).tokenizer
-    manifest = Manifest(
-        kind="rollouts",
-        config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
-        seed=seed,
-        parents=(source.parent(output),),
-        models=records,
-        engine=engine,
-        libraries=library_versions() | engine_version(engine),
-    )
+    manifest = _manifest(config, source.parent(output), records, seed)
     day = chat_day(tokenizer, output, manifest, overwrite)
     manifest = replace(manifest, day=day)
     requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
@@ -108,6 +100,19 @@ def generate(
                 missing = (part for part in requests.parts(author, counts) if not writer.has(part.file))
                 _sample_parts(missing, author, models, config, max_tokens, writer, advance, observer)
         return writer.finish(_summary(writer.artifact, counts), observer.info)
+
+
+def _manifest(config: GenerateConfig, prompts: Parent, models: tuple[ModelRecord, ...], seed: int) -> Manifest:
+    """`config`: with the engine that was chosen."""
+    return Manifest(
+        kind="rollouts",
+        config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
+        seed=seed,
+        parents=(prompts,),
+        models=models,
+        engine=config.engine,
+        libraries=library_versions() | engine_version(config.engine),
+    )
 
 
 def format_skipped(skipped: Mapping[str, int], max_prompt_tokens: int) -> str:

@@ -5,7 +5,7 @@ padding do not change the update. A run that is killed at any moment resumes fro
 same weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
-from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
@@ -165,9 +165,7 @@ def train_online(
     else:
         samples = samples_from_rollouts(recorded, sampling.limit)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
-    require_context(specs, max_length)
-    for spec in specs:
-        require_known_ids(spec.name, spec.vocab, max(max(s["prompt_ids"] + s["response_ids"]) for s in samples))
+    _require_readable_samples(samples, max_length, specs)
     if not specs[0].end_ids and (online.student_fraction or online.replay):
         observer.warning(f"The student has no end token: its responses have {sampling.max_new_tokens} tokens.")
 
@@ -189,6 +187,14 @@ def train_online(
     memory_length = sampling.max_prompt_tokens + sampling.max_new_tokens
     inputs = TrainingInputs(*models, (parent,), memory_length, vocab, open_data, day)
     return run_training(inputs, output, config, seed, observer, overwrite)
+
+
+def _require_readable_samples(samples: list[Sample], max_length: int, specs: Iterable[ModelSpec]) -> None:
+    """Raises InputError for a model whose context is shorter than `max_length`, or that does not know an id."""
+    require_context(specs, max_length)
+    largest_id = max(max(sample["prompt_ids"] + sample["response_ids"]) for sample in samples)
+    for spec in specs:
+        require_known_ids(spec.name, spec.vocab, largest_id)
 
 
 def _require_responses(online: OnlineConfig, method: Method, recorded: Artifact | None) -> None:

@@ -1,0 +1,40 @@
+"""The model that eval measures, loaded for held-out responses and for lm-eval."""
+
+from functools import cached_property
+from typing import Any
+
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.models.chat import turn_end_ids
+from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.tokenizers import load_tokenizer
+from tsdkd.stages.observer import Observer
+
+
+class EvaluatedModel:
+    """A model by name; each of its two forms is loaded at its first use."""
+
+    def __init__(self, name: str, config: EvalConfig, chat: bool, observer: Observer) -> None:
+        self.name, self.config, self.observer = name, config, observer
+        self.turn_end_ids = turn_end_ids(load_tokenizer(name)) if chat else []
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        config = self.config
+        return load_model(self.name, config.dtype, attention=config.attention, observer=self.observer)
+
+    @cached_property
+    def lm_eval_model(self) -> Any:
+        config = self.config
+        if config.engine == "vllm":
+            vars(self).pop("language_model", None)  # vLLM needs its memory
+            from tsdkd.stages.eval.lm_eval_vllm import VllmModel
+
+            return VllmModel(self.name, config, self.turn_end_ids)
+        from tsdkd.stages.eval.lm_eval_transformers import TransformersModel
+
+        context = min(config.max_length or self.language_model.context, self.language_model.context)
+        return TransformersModel(self.language_model, context, config.batch_size, self.turn_end_ids)
+
+    def close(self) -> None:
+        if "lm_eval_model" in vars(self):
+            self.lm_eval_model.close()
