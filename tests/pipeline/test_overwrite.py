@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, cut
+from tsdkd.artifacts import writer
 from tsdkd.artifacts.locks import has_readers
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
@@ -193,8 +194,10 @@ def test_the_scores_cannot_be_replaced_while_training_reads_them(
     def replace_the_inputs(self: DistillationTrainer, *args: object, **kwargs: object) -> object:
         if self.state.global_step == 1 and not refused:
             for kind in ("rollouts", "scores"):
-                with pytest.raises(ArtifactError, match="is being read by another process"):
-                    make(kind, run, student, teacher, changed=True, overwrite=True)
+                with monkeypatch.context() as patch:
+                    patch.setattr(writer, "without_readers", lambda _: pytest.fail("the replacement waits for its end"))
+                    with pytest.raises(ArtifactError, match="is being read by another process"):
+                        make(kind, run, student, teacher, changed=True, overwrite=True)
                 refused.append(kind)
             make("scores", run, student, teacher)  # nothing to do
         return compute_loss(self, *args, **kwargs)
