@@ -32,7 +32,7 @@ ROOMS = (
     "stages.results",
 )
 """Each room imports only rooms listed before it; commands import all of them, and no other command."""
-STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan")
+STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan", "doctor")
 COMMANDS = tuple(f"stages.{name}" for name in STAGES)
 
 
@@ -87,7 +87,19 @@ def test_stages_and_core_neither_print_nor_exit(module: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["score"], ["train"], ["eval"], ["prune"], ["inspect"], ["report"], ["artifact"], ["plan"]],
+    [
+        [],
+        ["generate"],
+        ["score"],
+        ["train"],
+        ["eval"],
+        ["prune"],
+        ["inspect"],
+        ["report"],
+        ["artifact"],
+        ["plan"],
+        ["doctor"],
+    ],
     ids=" ".join,
 )
 def test_help_loads_no_torch(command: list[str]) -> None:

@@ -51,6 +51,9 @@ COMMANDS = {
         "Write an HTML page about runs: settings, results, curves, responses, warnings, cost, lineage and commands.",
         MORE,
     ),
+    "doctor": CommandEntry(
+        "Check a student, a teacher and prompts before a run: one finding a line, ok, look or stop.", MORE
+    ),
     "plan": CommandEntry("Estimate disk, memory and time of a chain of commands before it runs.", MORE),
     "prune": CommandEntry(
         "Make a student from a teacher by removing layers, for a family without a small model: teacher -> student.",

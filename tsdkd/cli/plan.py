@@ -137,7 +137,7 @@ def _show(rows: list[PlanRow], rates: Rates) -> None:
         )
         disk_ = _mark_unfit(size, disk_before + estimate.disk + estimate.temporary_disk, disk)
         memory_ = _mark_unfit(format_bytes(estimate.memory), estimate.memory, memory)
-        time = ("≤ " if estimate.is_upper_bound else "") + _format_time(estimate.seconds)
+        time = ("≤ " if estimate.is_upper_bound else "") + format_time(estimate.seconds)
         return [name, models, estimate.work, disk_, memory_, time]
 
     lines, written = [], 0
@@ -165,7 +165,8 @@ def _mark_unfit(text: str, needed: int, available: int) -> str:
     return text if needed <= available else f"{text}: does not fit"
 
 
-def _format_time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """In the largest unit that suits."""
     for unit, size in (("days", 172_800), ("h", 5_400), ("min", 90)):
         if seconds >= size:
             return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:,.1f} {unit}"

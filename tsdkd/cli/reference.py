@@ -16,7 +16,7 @@ _HEAD = f"""\
 
 Written by `{WRITTEN_BY}` from the commands themselves: edit the options, not this page.
 
-`generate`, `score`, `train`, `eval`, `prune` and `inspect` take `--config FILE`, a YAML file of options by name, such as `batch-size: 64`.
+`generate`, `score`, `train`, `eval`, `prune`, `inspect` and `doctor` take `--config FILE`, a YAML file of options by name, such as `batch-size: 64`.
 The command line wins over the environment, and both win over the file. A key that is no option, and a value that does not fit, are refused.
 Every stage writes its options to `config.yaml` beside its artifact; `tsdkd artifact show DIR --config` prints them.
 

@@ -3,6 +3,8 @@
 Memory holds the logits of one chunk, never (batch, seq, vocab).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ RolloutRow = dict[str, Any]
 ScoreRow = dict[str, Any]
 ModelPair = tuple[LanguageModel, LanguageModel]
 """Student and teacher."""
+CompareChunk = Callable[[Tensor, Tensor, Tensor, tuple[Head, Head]], dict[str, Tensor]]
+"""Hidden states of student and teacher (tokens, width), sampled ids (tokens,), both heads -> columns (tokens, ...)."""
 
 
 def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: ScoreConfig) -> list[ScoreRow]:
@@ -35,12 +39,17 @@ def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: Score
 
     Raises TsdkdError for a model whose entropies are not finite.
     """
+    return compare_responses(rollouts, models, partial(_score_chunk, config=config))
+
+
+def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chunk: CompareChunk) -> list[ScoreRow]:
+    """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
     responses = [row["response_ids"] for row in rollouts]
     ids, attention, predicting = join_right_padded([row["prompt_ids"] for row in rollouts], responses)
     sampled = torch.tensor([token for response in responses for token in response])
     with torch.inference_mode():
         student, teacher = (_predicting_hidden(model, ids, attention, predicting) for model in models)
-        columns = _score_columns(student, teacher, sampled, models, config)
+        columns = _compare_chunks(student, teacher, sampled, models, compare_chunk)
     for name, model in zip(("student_entropy", "teacher_entropy"), models, strict=True):
         if not columns[name].isfinite().all():
             raise not_finite_error(model)
@@ -58,14 +67,14 @@ def _predicting_hidden(language_model: LanguageModel, ids: Tensor, attention: Te
     return hidden[predicting.to(hidden.device)]
 
 
-def _score_columns(
-    student: Tensor, teacher: Tensor, sampled: Tensor, models: ModelPair, config: ScoreConfig
+def _compare_chunks(
+    student: Tensor, teacher: Tensor, sampled: Tensor, models: ModelPair, compare_chunk: CompareChunk
 ) -> dict[str, Tensor]:
     """Both models' hidden states (tokens, width), sampled ids (tokens,) -> columns (tokens, ...) on the CPU."""
     heads = models[0].head, models[1].head
     chunk = _chunk_tokens(heads[1])
     pieces = [
-        {name: value.cpu() for name, value in _score_chunk(*tensors, heads, config).items()}
+        {name: value.cpu() for name, value in compare_chunk(*tensors, heads).items()}
         for tensors in zip(student.split(chunk), teacher.split(chunk), sampled.split(chunk), strict=True)
     ]
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -74,7 +83,7 @@ def _score_columns(
 def _score_chunk(
     student: Tensor, teacher: Tensor, sampled: Tensor, heads: tuple[Head, Head], config: ScoreConfig
 ) -> dict[str, Tensor]:
-    """`_score_columns` of one chunk, on the teacher's device."""
+    """The columns of one chunk, on the teacher's device."""
     device = teacher.device
     log_q, log_p = log_probs(heads[0].logits(student)).to(device), log_probs(heads[1].logits(teacher))
     candidates = propose(log_q, config.k)

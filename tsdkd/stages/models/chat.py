@@ -19,6 +19,19 @@ def fit_system(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messag
     return messages if _keeps_system(tokenizer, str(tokenizer.chat_template), roles) else _join_system(messages)
 
 
+def keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes a system message in front of a user message."""
+    return _keeps_system(tokenizer, str(tokenizer.chat_template), ("system", "user"))
+
+
+def adds_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes a system message of its own in front of a user message alone."""
+    markers = _markers(2)
+    before_system, marker, _ = _render(tokenizer, ("system", "user"), markers).partition(markers[0])
+    before_user, _, _ = _render(tokenizer, ("user",), markers[1:]).partition(markers[1])
+    return bool(marker and before_user.startswith(before_system) and before_user[len(before_system) :].strip())
+
+
 def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> None:
     """Raises InputError if the chat template refuses or drops a message of a conversation with these roles."""
     markers = _markers(len(roles))

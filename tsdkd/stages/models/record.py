@@ -23,8 +23,10 @@ FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_conf
 """Patterns of the files that decide a model's output."""
 
 
-def model_record(role: str, name: str) -> ModelRecord:
+def model_record(role: str, name: str, *, hashed: bool = True) -> ModelRecord:
     """Fingerprints of a model's weights, tokenizer and chat template, without loading it.
+
+    `hashed`: False leaves the fingerprint of the weights empty, and reads none of them.
 
     Raises InputError, also for tensors that are not those of the architecture.
     """
@@ -36,7 +38,7 @@ def model_record(role: str, name: str) -> ModelRecord:
     return ModelRecord(
         role=role,
         name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
-        weights=_weights_fingerprint(directory),
+        weights=_weights_fingerprint(directory) if hashed else "",
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
         chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
     )
@@ -104,10 +106,16 @@ def require_same_tokenizer(first: ModelRecord, second: ModelRecord) -> None:
     tokens, others = (_tokens_by_id(load_tokenizer(model.name)) for model in (first, second))
     different = sorted(i for i in tokens.keys() | others.keys() if tokens.get(i) != others.get(i))
     examples = [f"{i} ({tokens.get(i)!r} against {others.get(i)!r})" for i in different[:3]]
+    remedy = "Choose two models of one family; TSD-KD compares distributions over the same tokens."
+    for smaller, larger, known in ((first, second, tokens), (second, first, others)):
+        if known.keys().isdisjoint(different):  # tokens were added to the larger one
+            remedy = (
+                f"If no text needs these tokens, save the {smaller.role}'s tokenizer beside the {larger.role}, too."
+            )
     raise InputError(
         f"{first.role} {first.name} ({len(tokens)} tokens) and {second.role} {second.name} ({len(others)}) have "
         f"different tokenizers: {len(different)} ids differ, first {', '.join(examples)}.",
-        "Choose two models of one family; TSD-KD compares distributions over the same tokens.",
+        remedy,
     )
 
 

@@ -39,6 +39,8 @@ class Benchmark:
     """The directory below --data that holds a copy of the hub dataset; empty for data that tsdkd includes."""
     split: str = "test"
     """The split whose documents are evaluated."""
+    question: str = "question"
+    """The column of the dataset that holds the text of a question."""
     max_new_tokens: int | None = None
     """The limit of a response; None for multiple choice."""
     chat_stops: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ MATH = Benchmark(
     other_metrics=("math_verify,none",),
     stock_files=("hendrycks_math/hendrycks_math_*.yaml",),
     dataset="math",
+    question="problem",
     max_new_tokens=1024,
     overrides={
         "doc_to_target": "answer",  # the stock template parses "[-9,9]" as a list, and lm-eval crashes
@@ -106,6 +109,7 @@ MBPP = Benchmark(
     shots=0,
     metric="pass_at_1,extract_code",
     dataset="mbpp",
+    question="text",
     max_new_tokens=512,
     runs_code=True,
     overrides={
@@ -139,6 +143,7 @@ BBH = Benchmark(
     metric="exact_match,get-answer",
     stock_files=("bbh/cot_fewshot/[!_]*.yaml",),
     dataset="bbh",
+    question="input",
     max_new_tokens=1024,
 )
 # The paper's 85.9 and 53.1 fit the accuracy over instructions, not over prompts.
@@ -150,6 +155,7 @@ IFEVAL = Benchmark(
     stock_files=("ifeval/ifeval.yaml",),
     dataset="ifeval",
     split="train",
+    question="prompt",
     max_new_tokens=1280,
 )
 
@@ -245,6 +251,7 @@ BENCHMARKS = {
             stock_files=("leaderboard/musr/musr_*.yaml",),
             dataset="musr",
             split="murder_mysteries, object_placements, team_allocation",
+            question="narrative",
         ),
         IFEVAL,
         # The fraction of prompts with all instructions followed.

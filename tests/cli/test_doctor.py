@@ -1,0 +1,62 @@
+"""tsdkd doctor: a line or a JSON object for each finding, an exit code, and no file."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers.commands import refuse
+from tests.helpers.prompts import write_prompts
+from tsdkd.cli import app
+from tsdkd.stages.plan.rates import Rates
+
+OPTIONS = ("--sample", "3", "--max-new-tokens", "5", "--max-prompt-tokens", "200")
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tsdkd.stages.plan.rates.measure_rates", lambda: Rates("cpu", "float32", 1e9, 1e9))
+    monkeypatch.chdir(tmp_path)
+
+
+def examine(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    result = CliRunner().invoke(app, ["doctor", *OPTIONS, *map(str, words)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_findings_are_lines_and_nothing_is_written(student: Path, teacher: Path, rows: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 4)
+    places = (tmp_path, student, teacher, rows)
+    before = [sorted((f, f.stat().st_mtime_ns) for f in place.rglob("*")) for place in places]
+    arguments = ("--student", student, "--teacher", teacher, "--prompts", prompts, "--benchmarks", rows)
+    code, stdout, _ = examine(*arguments)
+    assert code == 0
+    *lines, counts = stdout.splitlines()
+    assert all(line.split()[0] in {"ok", "look"} for line in lines)
+    assert [line.split()[1] for line in lines[-3:]] == ["disk", "memory", "time"]
+    assert counts.endswith(" 0 stop")
+    assert [sorted((f, f.stat().st_mtime_ns) for f in place.rglob("*")) for place in places] == before
+
+
+def test_json_has_stable_keys_and_a_stop_exits_with_2(student: Path, other_family: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 4)
+    code, stdout, _ = examine("--student", student, "--teacher", other_family, "--prompts", prompts, "--json")
+    findings = json.loads(stdout)
+    assert code == 2
+    assert all(list(finding) == ["name", "status", "reason", "remedy", "values"] for finding in findings)
+    assert [finding["name"] for finding in findings if finding["status"] == "stop"] == ["tokenizer"]
+
+
+def test_options_of_the_run_reach_the_verdict(student: Path, teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("learning-rate: 1e-4\nk: 3\n")
+    words = ("--student", student, "--teacher", teacher, "--config", "options.yaml", "--json")
+    found = {f["name"]: f for f in json.loads(examine(*words)[1])}
+    assert found["entropy_term"]["values"]["harm"] == "likely"
+    assert "3 candidates" in found["candidate_overlap"]["reason"]
+
+
+def test_wrong_options_are_refused() -> None:
+    assert "k is 1" in refuse("doctor", "--k", "1")[0] or "--k" in refuse("doctor", "--k", "1")[0]
+    assert "opener" in refuse("doctor", "--opener", "2")[0]

@@ -1,0 +1,116 @@
+"""diagnose: files first, then one sampling; refusals become findings."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.models import save_tiny_model
+from tests.helpers.prompts import write_prompts
+from tsdkd.stages.config.doctor import CPU_SAMPLE_TOKENS, DoctorConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.doctor.findings import Finding
+from tsdkd.stages.doctor.stage import diagnose
+from tsdkd.stages.observer import SilentObserver
+
+CONFIG = DoctorConfig(sample=4, sampling=GenerateConfig(max_new_tokens=6, max_prompt_tokens=200))
+
+
+class Labels(SilentObserver):
+    """Keeps the labels of the progress bars."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def progress(
+        self, label: str, total: int, unit: str, done: int = 0
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        self.labels.append(label)
+        return super().progress(label, total, unit, done)
+
+
+def findings(student: Path, teacher: Path, prompts: Path, benchmarks: Path | None = None) -> dict[str, Finding]:
+    return {f.name: f for f in diagnose(str(student), str(teacher), prompts, CONFIG, benchmarks).all}
+
+
+def test_a_pair_is_examined_from_its_files_to_its_responses(
+    student: Path, teacher: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Each finding once, in the order of the checks."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "What is 3 times 2?"}\n{"prompt": "Hello"}\n{"prompt": ""}\n')
+    observer = Labels()
+    found = diagnose(str(student), str(teacher), prompts, CONFIG, rows, observer=observer)
+    assert observer.labels == ["student responds", "teacher responds", "student and teacher read them"]
+    names = [finding.name for finding in found.all]
+    assert names == [
+        *("models", "teacher_precision", "tokenizer", "vocabulary"),
+        *("student_end_tokens", "student_pad_token", "student_begin_token"),
+        *("teacher_end_tokens", "teacher_pad_token", "teacher_begin_token", "same_end_tokens"),
+        *("chat_template", "system_role", "thinking_mode", "benchmarks", "prompts", "prompt_rendering", "context"),
+        *("response_length", "repetition", "thoughts", "entropy", "gate", "opener", "candidate_overlap"),
+        *("candidate_mass", "favourite", "knowledge", "entropy_term"),
+    ]
+    by_name = {finding.name: finding for finding in found.all}
+    assert not found.stops
+    assert by_name["benchmarks"].values["overlaps"][0]["question"] == "What is 3 times 2?"
+    assert by_name["prompts"].values["prompts"] == 2
+    assert by_name["response_length"].values["limit"] == 6
+
+
+def test_refusals_become_findings_and_nothing_is_sampled(
+    student: Path, other_family: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tsdkd.stages.doctor.stage.sample_both", lambda *_: pytest.fail("sampled"))
+    found = findings(student, other_family, prompts)
+    assert (found["tokenizer"].status, found["responses"].status) == ("stop", "look")
+    assert found["responses"].reason.endswith("because of: tokenizer.")
+    missing = findings(student, Path("none"), Path("none.jsonl"))
+    assert {name: f.status for name, f in missing.items()} == {
+        "teacher": "stop",
+        "prompts": "stop",
+        "responses": "look",
+    }
+    assert "The model directory" in missing["teacher"].reason or "not a local" in missing["teacher"].reason
+    assert findings(student, student, prompts, benchmarks=student)["benchmarks"].status == "stop"
+
+
+def test_a_base_student_with_an_instruct_teacher(teacher: Path, prompts: Path, tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", seed=2)
+    (base / "chat_template.jinja").unlink()
+    found = findings(base, teacher, prompts)
+    assert found["chat_template"].status == "stop"
+    assert "no chat template" in found["chat_template"].reason
+
+
+def test_a_student_that_is_better_than_its_teacher(student: Path, prompts: Path, tmp_path: Path) -> None:
+    """A sharp student and a small teacher that knows nothing: the pair is swapped."""
+    good = save_tiny_model(tmp_path / "good", seed=1, layers=3)
+    model = AutoModelForCausalLM.from_pretrained(good)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)
+    model.save_pretrained(good)
+    found = findings(good, student, prompts)
+    assert found["models"].status == "look"
+    assert found["entropy"].status == "look"
+    assert (found["knowledge"].status, found["knowledge"].remedy) == ("stop", "Swap --student and --teacher.")
+    assert findings(student, good, prompts)["knowledge"].status == "ok"
+
+
+def test_long_responses_are_sampled_in_part_on_a_cpu() -> None:
+    long = replace(CONFIG, sampling=GenerateConfig(max_new_tokens=512))
+    assert (long.tokens("cpu"), long.tokens("cuda"), CONFIG.tokens("cpu")) == (CPU_SAMPLE_TOKENS, 512, 6)
+    assert [replace(long, sample_tokens=n).tokens("cpu") for n in (100, 1000)] == [100, 512]
+
+
+def test_the_sample_depends_on_the_seed(student: Path, teacher: Path, tmp_path: Path) -> None:
+    from tsdkd.stages.data.prompts import Prompts
+    from tsdkd.stages.doctor.stage import _read_prompts
+
+    source = Prompts(write_prompts(tmp_path / "p.jsonl", 20))
+    samples = [[p.prompt_id for p in _read_prompts(source, 5, seed, None).sample] for seed in (0, 0, 1)]
+    assert samples[0] == samples[1] != samples[2]

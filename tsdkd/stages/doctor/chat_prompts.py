@@ -1,0 +1,244 @@
+"""Findings from the chat templates of both models and from prompts that they write."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tsdkd.errors import InputError
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.data.prompt_tokens import prompt_token_ids
+from tsdkd.stages.data.prompts import Prompt
+from tsdkd.stages.doctor.findings import Finding, finding
+from tsdkd.stages.doctor.model_files import ModelFiles, Pair
+from tsdkd.stages.models.chat import adds_system, keeps_system
+from tsdkd.stages.models.context import require_context
+from tsdkd.stages.models.tokenizers import require_chat_template
+from tsdkd.stages.models.vocabulary import require_known_ids
+
+SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which chat templates switch thinking on and off."""
+THOUGHT = re.compile(r"\s*(<think>|<thinking>|<seed:think>|\[THINK\]|<\|channel\|>analysis)\s*")
+"""The start of a thought."""
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass(frozen=True)
+class SampledPrompts:
+    """Prompts that responses are sampled to, as the student's chat template writes them."""
+
+    prompts: list[Prompt]
+    ids: list[list[int]]
+    too_long: int
+    """Sampled prompts that are longer than --max-prompt-tokens, and not among the others."""
+
+
+def check_chat_template(pair: Pair) -> Finding:
+    """Compares the templates as programs. Raises InputError for a student without one."""
+    student, teacher = (model.spec.tokenizer for model in pair)
+    require_chat_template(student)
+    values = {
+        "equal": student.chat_template == teacher.chat_template,
+        "teacher_has_one": teacher.chat_template is not None,
+    }
+    if values["equal"]:
+        return finding("chat_template", "Both models have the same chat template.", values=values)
+    problem = "The teacher has another one." if values["teacher_has_one"] else "The teacher has none."
+    remedy = "Save the teacher's template in the student's tokenizer, unless the student was trained with its own."
+    return finding(
+        "chat_template", "Prompts are written in the student's chat template.", problem, remedy, values=values
+    )
+
+
+def check_system_role(pair: Pair) -> Finding:
+    templated = [model for model in pair if model.spec.tokenizer.chat_template is not None]
+    keeps = {model.role: keeps_system(model.spec.tokenizer) for model in templated}
+    adds = {model.role: adds_system(model.spec.tokenizer) for model in templated}
+    words = ["refuses or drops a system message", "writes a system message"]
+    reason = " ".join(
+        f"The {role}'s template {words[kept]}{' and adds one of its own' * adds[role]}." for role, kept in keeps.items()
+    )
+    problem = (
+        "The models treat system messages differently."
+        if len(set(keeps.values())) > 1 or len(set(adds.values())) > 1
+        else ""
+    )
+    remedy = "Give each prompt a system message that both templates write, or none that either of them adds."
+    if not all(keeps.values()) and not problem:
+        reason += " That of --system joins the first user message."
+    return finding("system_role", reason, problem, remedy, values={"keeps": keeps, "adds": adds})
+
+
+def check_thinking(pair: Pair) -> Finding:
+    """Whether the chat templates make the models think before they respond."""
+    modes = {model.role: _thinking_mode(model.spec.tokenizer) for model in pair}
+    reason = " ".join(f"{role.capitalize()}: {mode}." for role, mode in modes.items())
+    if len(set(modes.values())) > 1:
+        problem = "The models differ."
+    else:
+        problem = "Thoughts are a part of the responses." if modes["student"] in {"on", "opened"} else ""
+    remedy = "Give --max-new-tokens that holds the thought, or save a chat template that switches thinking off."
+    return finding("thinking_mode", f"Thinking by the chat template: {reason}", problem, remedy, values=modes)
+
+
+def _thinking_mode(tokenizer: PreTrainedTokenizerBase) -> str:
+    """none: the template has no thoughts; on, off: the default of its switch; opened: each prompt opens a thought."""
+    if tokenizer.chat_template is None:
+        return "none"
+    default = _hello(tokenizer)
+    if any(thought.end() == len(default) for thought in THOUGHT.finditer(default)):
+        return "opened"
+    for switch in SWITCHES:
+        on, off = (_hello(tokenizer, **{switch: value}) for value in (True, False))
+        if on != off:
+            return "on" if default == on else "off"
+    return "none"
+
+
+def _hello(tokenizer: PreTrainedTokenizerBase, **variables: bool) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=True, **variables))
+    except Exception:  # a template is a program; the prompts find its refusals
+        return ""
+
+
+def check_begin_tokens(model: ModelFiles) -> Finding:
+    """A prompt should begin with one BOS token where the tokenizer gives one to plain text, and never with two."""
+    tokenizer, bos = model.spec.tokenizer, model.spec.tokenizer.bos_token_id
+    name, values = f"{model.role}_begin_token", {"bos": bos, "count": 0, "added_to_text": False}
+    if bos is None or tokenizer.chat_template is None:
+        return finding(name, "No BOS token." if bos is None else "No chat template.", values=values)
+    ids = list(tokenizer(_hello(tokenizer), add_special_tokens=False).input_ids)
+    count = next((n for n, i in enumerate(ids) if i != bos), len(ids))
+    values |= {"count": count, "added_to_text": list(tokenizer("Hello").input_ids[:1]) == [bos]}
+    reason = f"BOS tokens ({tokenizer.bos_token}) at the start of a prompt: {count}."
+    if count > 1:
+        return finding(name, reason, "One is expected.", "Remove one from the chat template.", values=values)
+    if values["added_to_text"] and not count:
+        return finding(
+            name,
+            reason,
+            "The tokenizer gives plain text one.",
+            "Write {{ bos_token }} at the start of the chat template if the model was trained with it.",
+            values=values,
+        )
+    if values["added_to_text"]:
+        reason += " A program that tokenizes the template's text with special tokens would write two; tsdkd does not."
+    return finding(name, reason, values=values)
+
+
+def write_prompts(pair: Pair, prompts: Iterable[Prompt], config: GenerateConfig) -> SampledPrompts:
+    """Raises InputError for a prompt that the student's template or a vocabulary refuses, and if all are too long."""
+    kept, ids, too_long = list[Prompt](), list[list[int]](), 0
+    for prompt in prompts:
+        prompt_ids = prompt_token_ids(pair[0].spec.tokenizer, prompt, day=None)
+        if 0 < len(prompt_ids) <= config.max_prompt_tokens:
+            kept.append(prompt)
+            ids.append(prompt_ids)
+        else:
+            too_long += 1
+    if not kept:
+        raise InputError(
+            f"All {too_long} sampled prompts are longer than {config.max_prompt_tokens} tokens.",
+            "Raise --max-prompt-tokens.",
+        )
+    for model in pair:
+        require_known_ids(model.spec.name, model.spec.vocab, max(map(max, ids)))
+    return SampledPrompts(kept, ids, too_long)
+
+
+def check_prompts(count: int, skipped: Counter[str], sampled: SampledPrompts, config: GenerateConfig) -> Finding:
+    total, mean = len(sampled.ids) + sampled.too_long, sum(map(len, sampled.ids)) / len(sampled.ids)
+    reason = (
+        f"{count:,} prompts; {len(sampled.ids)} of {total} sampled ones have at most {config.max_prompt_tokens} "
+        f"tokens, {mean:.0f} on average."
+    )
+    left_out = [f"{n:,} rows are {kind}" for kind, n in sorted(skipped.items())]
+    if sampled.too_long:
+        left_out.append(f"{sampled.too_long / total:.0%} of the sampled prompts are too long")
+    problem = f"Skipped: {', '.join(left_out)}." if left_out else ""
+    remedy = (
+        "Raise --max-prompt-tokens, or accept that such prompts get no response."
+        if sampled.too_long
+        else "Check that this is intended: such rows get no response."
+    )
+    return finding(
+        "prompts",
+        reason,
+        problem,
+        remedy,
+        values={
+            "prompts": count,
+            "skipped": dict(skipped),
+            "too_long": sampled.too_long / total,
+            "prompt_tokens": mean,
+        },
+    )
+
+
+def check_rendering(pair: Pair, sampled: SampledPrompts) -> Finding:
+    """Compares the sampled prompts in both chat templates; BOS tokens inside a prompt mean a template in its text."""
+    teacher, bos = pair[1].spec.tokenizer, pair[0].spec.tokenizer.bos_token
+    if teacher.chat_template is None:
+        return finding("prompt_rendering", "The teacher has no chat template to compare prompts in.")
+    different = sum(
+        _teacher_ids(teacher, prompt) != ids for prompt, ids in zip(sampled.prompts, sampled.ids, strict=True)
+    )
+    values: dict[str, Any] = {"different": different, "compared": len(sampled.ids)}
+    templated = sum(bool(bos) and any(bos in str(m["content"]) for m in prompt.messages) for prompt in sampled.prompts)
+    if templated:
+        problem, remedy = (
+            f"{templated} hold the BOS token in their text: they seem to be in a chat template already.",
+            "Give messages or plain text: the template is applied to it.",
+        )
+        return finding(
+            "prompt_rendering",
+            f"Of {len(sampled.ids)} sampled prompts,",
+            problem,
+            remedy,
+            values=values | {"templated": templated},
+        )
+    problem = "The teacher reads prompts in another form than its own." if different else ""
+    remedy = "Save the teacher's chat template in the student's tokenizer, unless the student was trained with its own."
+    return finding(
+        "prompt_rendering",
+        f"{different} of {len(sampled.ids)} sampled prompts differ between the two chat templates.",
+        problem,
+        remedy,
+        values=values,
+    )
+
+
+def _teacher_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Empty for a prompt that the template refuses."""
+    try:
+        return prompt_token_ids(tokenizer, prompt, day=None)
+    except InputError:
+        return []
+
+
+def check_context(pair: Pair, sampled: SampledPrompts, config: GenerateConfig) -> Finding:
+    """Raises InputError if a sampled prompt with a response of --max-new-tokens exceeds a model's context."""
+    specs, longest = [model.spec for model in pair], max(map(len, sampled.ids))
+    require_context(specs, longest + config.max_new_tokens)
+    asked, context = config.max_prompt_tokens + config.max_new_tokens, min(spec.context for spec in specs)
+    reached = longest + config.max_new_tokens
+    reason = (
+        f"Sampled prompts with their responses can reach {reached:,} tokens; the models read {specs[0].context:,} and "
+        f"{specs[1].context:,}."
+    )
+    problem = (
+        f"--max-prompt-tokens and --max-new-tokens allow {asked:,}: a longer prompt would be refused."
+        if asked > context
+        else ""
+    )
+    return finding(
+        "context",
+        reason,
+        problem,
+        f"Give --max-prompt-tokens {max(1, context - config.max_new_tokens)}.",
+        values={"longest": reached, "asked": asked} | {m.role: m.spec.context for m in pair},
+    )

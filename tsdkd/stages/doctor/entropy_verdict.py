@@ -1,0 +1,65 @@
+"""Whether the entropy term is likely to harm, by docs/study.md: every number here is in docs/study/tables.md.
+
+The study compares final accuracy on sums of digits with GKD from the same start, in points, with 95 % intervals.
+"""
+
+from typing import Any
+
+from tsdkd.stages.config.doctor import DoctorConfig
+from tsdkd.stages.doctor.findings import Finding, finding
+from tsdkd.stages.doctor.response_findings import Sampled
+
+SMALLEST_RATE = 2.5e-5
+"""The smallest learning rate of the study."""
+HARMFUL_RATIO = 0.01
+"""The smallest entropy weight, relative to the direct weight, that the study measured without the indirect term."""
+BY_RATE = "-8.8 ± 2.5 at 2.5e-05, -22.6 ± 10.6 at 0.0001, -48.4 ± 20.5 at 0.0004"
+"""All terms with the paper's weights."""
+BY_START = "-5.8 ± 5.2, -22.6 ± 10.6 and -9.7 ± 5.1 from students at 25, 50 and 85 %"
+BY_WEIGHT = "-23.2 ± 11.2 with weight 1 : 1, -3.3 ± 2.5 with 1 : 0.01"
+"""Gate and entropy term alone, direct : entropy."""
+MILD = "-6.5 ± 3.5 with direct : indirect : entropy 10 : 0.1 : 0.01, -0.1 ± 2.9 with 100 : 0.1 : 0.01"
+SUMS_KL, SUMS_ENTROPY = (0.031, 0.118), (0.173, 0.262)
+"""Of the study's students before training: KL(teacher || student) and entropy, in nats."""
+EMBEDDED = (
+    "On the embedded pair (KL 0.431, entropy 2.477) the paper's weights ended at KL 0.798 and GKD at 0.347, with "
+    "+4.7 ± 4.8 points"
+)
+
+
+def check_entropy_term(sampled: Sampled, config: DoctorConfig) -> Finding:
+    """The verdict on the entropy term's weight and the learning rate, for a pair of this competence and entropy."""
+    objective, rate = config.objective, config.learning_rate
+    kl, entropy = sampled.teacher.mean("kl"), sampled.teacher.mean("student_entropy")
+    ratio = objective.em_weight / objective.direct_weight if objective.direct_weight else float("inf")
+    values: dict[str, Any] = {
+        "kl": kl,
+        "student_entropy": entropy,
+        "em_weight": objective.em_weight,
+        "learning_rate": rate,
+    }
+    if not objective.em_weight:
+        return finding("entropy_term", "The entropy term is off.", values=values | {"harm": "none"})
+    comparable = SUMS_KL[0] <= kl <= SUMS_KL[1] and SUMS_ENTROPY[0] <= entropy <= SUMS_ENTROPY[1]
+    pair = f"KL(teacher || student) is {kl:.3f} and the student's entropy {entropy:.3f} nats, " + (
+        "as of the study's students."
+        if comparable
+        else f"outside the study's {SUMS_KL[0]} to {SUMS_KL[1]} and {SUMS_ENTROPY[0]} to {SUMS_ENTROPY[1]}. {EMBEDDED}."
+    )
+    page = "docs/study.md, points against GKD on sums of digits:"
+    if ratio < HARMFUL_RATIO:
+        reason = f"An entropy weight of {ratio:g} of the direct weight shows no harm of its own ({page} {MILD}). {pair}"
+        return finding("entropy_term", reason, values=values | {"harm": "not shown"})
+    if rate < SMALLEST_RATE:
+        problem = f"The rate {rate:g} is below the study's smallest; the loss shrinks with the rate ({page} {BY_RATE})."
+        remedy = "Compare with --method gkd on the same prompts and seeds, or lower --em-weight."
+        return finding(
+            "entropy_term",
+            pair,
+            f"Whether the entropy term harms is not known. {problem}",
+            remedy,
+            values=values | {"harm": "unknown"},
+        )
+    problem = f"The entropy term is likely to harm ({page} {BY_WEIGHT}; all terms {BY_RATE}, and {BY_START})."
+    remedy = "Use --method gkd, or --em-weight 0, or the quickstart's weights and a learning rate of 5e-6."
+    return finding("entropy_term", pair, problem, remedy, values=values | {"harm": "likely"})

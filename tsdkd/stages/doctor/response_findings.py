@@ -1,0 +1,193 @@
+"""Findings from sampled responses. Numbers are means over responses of means over their tokens, log-probs in nats."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from tsdkd.core import TSDKDConfig
+from tsdkd.stages.doctor.findings import Finding, finding
+from tsdkd.stages.doctor.model_files import Pair
+from tsdkd.stages.doctor.responses import Responses
+
+CUT_ABOVE = REPEATING_ABOVE = 0.1
+"""Fractions of responses."""
+MOST = 0.5
+"""Candidates that hold less are not most of a distribution."""
+FAVOURITE_BELOW = 0.9
+"""Fraction of tokens; below it, the ranking cannot teach the teacher's choice at one token in ten."""
+STANDARD_ERRORS = 2
+"""A smaller difference is within noise."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The responses of both models to the same prompts."""
+
+    student: Responses
+    teacher: Responses
+
+    def both(self, name: str) -> str:
+        """A value on the student's and on the teacher's responses, in words."""
+        return (
+            f"{self.student.mean(name):.3g} on the student's responses, {self.teacher.mean(name):.3g} on the teacher's"
+        )
+
+    def values(self, *names: str) -> dict[str, dict[str, float]]:
+        """Values by name and author of the responses."""
+        authors = {"student": self.student, "teacher": self.teacher}
+        return {name: {author: responses.mean(name) for author, responses in authors.items()} for name in names}
+
+
+def response_findings(sampled: Sampled, pair: Pair, objective: TSDKDConfig, max_new_tokens: int) -> list[Finding]:
+    return [
+        _lengths(sampled, max_new_tokens),
+        _repetition(sampled),
+        _thoughts(sampled),
+        _entropies(sampled),
+        _gate(sampled),
+        _opener(sampled),
+        _overlap(sampled, objective.k),
+        _candidate_mass(sampled, objective.k),
+        _favourite(sampled, objective.k),
+        _knowledge(sampled, pair),
+    ]
+
+
+def _lengths(sampled: Sampled, max_new_tokens: int) -> Finding:
+    student, teacher, limit = sampled.student, sampled.teacher, sampled.student.limit
+    lengths = {author: sum(r.lengths) / len(r.lengths) for author, r in (("student", student), ("teacher", teacher))}
+    reason = (
+        f"At {limit} tokens, {student.cut:.0%} of the student's and {teacher.cut:.0%} of the teacher's responses are "
+        f"cut; means are {lengths['student']:.0f} and {lengths['teacher']:.0f} tokens."
+    )
+    problem = remedy = ""
+    if max(student.cut, teacher.cut) > CUT_ABOVE and limit < max_new_tokens:
+        problem = f"How many exceed --max-new-tokens {max_new_tokens} is unknown."
+        remedy = f"Measure it: --sample-tokens {max_new_tokens}."
+    elif max(student.cut, teacher.cut) > CUT_ABOVE:
+        problem, remedy = "A cut response teaches no end.", "Raise --max-new-tokens, or mend the end tokens."
+    values = {"cut": {"student": student.cut, "teacher": teacher.cut}, "response_length": lengths, "limit": limit}
+    return finding("response_length", reason, problem, remedy, values=values)
+
+
+def _repetition(sampled: Sampled) -> Finding:
+    fractions = {"student": sampled.student.repeating, "teacher": sampled.teacher.repeating}
+    reason = f"{_percent(fractions)} repeat themselves."
+    problem = "Training on them teaches repetition." if max(fractions.values()) > REPEATING_ABOVE else ""
+    return finding(
+        "repetition", reason, problem, "Sample nearer --temperature 1, or choose a better model.", values=fractions
+    )
+
+
+def _thoughts(sampled: Sampled) -> Finding:
+    fractions = {"student": sampled.student.thinking, "teacher": sampled.teacher.thinking}
+    reason = f"{_percent(fractions)} begin with a thought."
+    problem = "Thoughts take a part of --max-new-tokens, and are distilled." if max(fractions.values()) else ""
+    remedy = "Give --max-new-tokens that holds the thought, or a chat template that switches thinking off."
+    return finding("thoughts", reason, problem, remedy, values=fractions)
+
+
+def _entropies(sampled: Sampled) -> Finding:
+    names = "student_entropy", "teacher_entropy"
+    reason = f"Nats per token: the student's is {sampled.both(names[0])}; the teacher's is {sampled.both(names[1])}."
+    surer = sampled.student.mean(names[0]) < sampled.student.mean(names[1])
+    problem = "The student is surer than the teacher of its own responses." if surer else ""
+    return finding("entropy", reason, problem, "Check that the models are not swapped.", values=sampled.values(*names))
+
+
+def _gate(sampled: Sampled) -> Finding:
+    reason = f"The mean is {sampled.both('gate')}."
+    problem = (
+        "The teacher is less sure than the student, so the divergence counts less than half."
+        if sampled.student.mean("gate") < MOST
+        else ""
+    )
+    return finding(
+        "gate",
+        reason,
+        problem,
+        "Check that the models are not swapped, or train with --no-gate.",
+        values=sampled.values("gate"),
+    )
+
+
+def _opener(sampled: Sampled) -> Finding:
+    reason = f"Tokens: {sampled.both('opener_length')}."
+    problem = (
+        "The ranking learns from hardly more than the first token of a response."
+        if sampled.student.mean("opener_length") < 2
+        else ""
+    )
+    return finding("opener", reason, problem, "Raise --opener.", values=sampled.values("opener_length"))
+
+
+def _overlap(sampled: Sampled, k: int) -> Finding:
+    reason = f"Fraction of the student's {k} candidates among the teacher's {k} best tokens: {sampled.both('overlap')}."
+    problem = "Most candidates are unlikely for the teacher." if sampled.student.mean("overlap") < MOST else ""
+    return finding(
+        "candidate_overlap",
+        reason,
+        problem,
+        "Train with forward KL on the teacher's responses first (--method supervised-kd).",
+        values=sampled.values("overlap", "top1_agreement"),
+    )
+
+
+def _candidate_mass(sampled: Sampled, k: int) -> Finding:
+    names = "student_candidate_mass", "teacher_candidate_mass"
+    reason = (
+        f"The student's {k} candidates hold the student's probability {sampled.both(names[0])}; the teacher's "
+        f"probability {sampled.both(names[1])}."
+    )
+    problem = (
+        "The ranking orders tokens that hold less than half of a distribution."
+        if min(r.mean(n) for r in (sampled.student, sampled.teacher) for n in names) < MOST
+        else ""
+    )
+    return finding("candidate_mass", reason, problem, "Raise --k, or lower --alpha.", values=sampled.values(*names))
+
+
+def _favourite(sampled: Sampled, k: int) -> Finding:
+    reason = (
+        f"Fraction of tokens whose best token for the teacher is among the {k} candidates: {sampled.both('favourite')}."
+    )
+    problem = "Elsewhere the ranking cannot teach it." if sampled.student.mean("favourite") < FAVOURITE_BELOW else ""
+    return finding("favourite", reason, problem, "Raise --k.", values=sampled.values("favourite"))
+
+
+def _percent(fractions: dict[str, float]) -> str:
+    return f"{fractions['student']:.0%} of the student's and {fractions['teacher']:.0%} of the teacher's responses"
+
+
+def _knowledge(sampled: Sampled, pair: Pair) -> Finding:
+    """Which model's responses both models together find more likely, paired by prompt.
+
+    Each model alone prefers its own responses: the sum over both models compares the responses. It tells sureness,
+    not truth.
+    """
+    names = "student_log_prob", "teacher_log_prob"
+    teacher, student = (r.columns[names[0]] + r.columns[names[1]] for r in (sampled.teacher, sampled.student))
+    differences = teacher - student
+    difference, count = float(differences.mean()), len(differences)
+    error = float(differences.std()) / sqrt(count) if count > 1 else float("inf")
+    reason = (
+        f"Mean log-probability of a token: the student gives {sampled.both(names[0])}; the teacher gives "
+        f"{sampled.both(names[1])}. Together they give the teacher's responses {difference:+.2f} ± {error:.2f} more."
+    )
+    values = sampled.values(*names) | {"difference": difference, "standard_error": error if count > 1 else None}
+    if difference > STANDARD_ERRORS * error:
+        return finding("knowledge", reason, values=values)
+    if difference >= -STANDARD_ERRORS * error:
+        problem = "The teacher does not seem to know more than the student on these prompts."
+        return finding(
+            "knowledge",
+            reason,
+            problem,
+            "Compare both on a benchmark (tsdkd eval), or sample more prompts.",
+            values=values,
+        )
+    swapped = pair[1].parameters <= pair[0].parameters
+    problem = f"The student seems to know more than the teacher{', which is not larger' * swapped}."
+    remedy = (
+        "Swap --student and --teacher." if swapped else "Compare both on a benchmark (tsdkd eval) before you train."
+    )
+    return finding("knowledge", reason, problem, remedy, "stop" if swapped else "look", values=values)
