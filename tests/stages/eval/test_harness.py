@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers.tasks import tasks_of
 from tsdkd.errors import InputError
-from tsdkd.stages.eval import harness, sandbox
+from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
+from tsdkd.stages.eval.sandbox.verdict import check_confinement
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
@@ -62,7 +63,7 @@ matches it."""
 
 @pytest.mark.parametrize("name", GOLD)
 def test_gold_answers_score_1_on_every_row(name: str, real_data: Path) -> None:
-    if BENCHMARKS[name].runs_code and sandbox.check_confinement():
+    if BENCHMARKS[name].runs_code and check_confinement():
         pytest.skip("programs cannot be confined here")
     count = {"mbpp": 12, "mbpp:base": 12, "math": 350}.get(name, 54)  # a process for each; shots that look like lists
     _, rows = score(name, GOLD[name], count)
@@ -89,7 +90,7 @@ def test_responses_that_ignore_the_prompt_score_by_chance(name: str, chance: flo
 
 @pytest.mark.parametrize("name", ["gsm8k", "math", "mmlu-pro-math", "mbpp", "bbh", "bbh:direct"])
 def test_a_constant_response_scores_0(name: str, real_data: Path) -> None:
-    if BENCHMARKS[name].runs_code and sandbox.check_confinement():
+    if BENCHMARKS[name].runs_code and check_confinement():
         pytest.skip("programs cannot be confined here")
     assert score(name, lambda _: "pass", 12)[0] == 0
 
@@ -204,7 +205,7 @@ def test_all_missing_prerequisites_are_reported_together(monkeypatch: pytest.Mon
 
 
 def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "check_confinement", lambda: "no libseccomp")
+    monkeypatch.setattr(harness, "check_confinement", lambda: "no libseccomp")
     with pytest.raises(InputError, match="this machine cannot confine them \\(no libseccomp\\)"):
         harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
 
