@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.tasks import tasks_of
 from tsdkd.errors import InputError
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
 from tsdkd.stages.eval.sandbox.verdict import check_confinement
+from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
@@ -208,6 +210,27 @@ def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(harness, "check_confinement", lambda: "no libseccomp")
     with pytest.raises(InputError, match="this machine cannot confine them \\(no libseccomp\\)"):
         harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
+
+
+def test_limits_of_the_sandbox_are_counted(tmp_path: Path) -> None:
+    if check_confinement():
+        pytest.skip("programs cannot be confined here")
+    programs = (
+        "def add(n): return n",
+        "import _thread\ndef add(n): _thread.start_new_thread(print, ())",
+        "def add(n): return object()",
+        "def add(n): return n + 3",
+    )
+    benchmark = BENCHMARKS["mbpp"]
+    tasks = harness.load_tasks(benchmark, write_rows(tmp_path), None)
+    model = FakeModel(lambda request: f"{programs[request.doc_id]}\n```")
+    rows = harness.run_benchmark(model, "fake", benchmark, tasks, None, False, SilentObserver())
+    result = summarize(benchmark, rows)
+    assert [row["score"] for row in rows] == [1, 0, 0, 1]
+    assert (result["sandbox_limits"], result["judged_by_objects"]) == ({"objects": 1, "threads": 1}, 1)
+    line = result_line(benchmark, result)
+    assert "programs that failed at a limit of the sandbox: objects 1, threads 1" in line
+    assert "programs judged by objects: 1" in line
 
 
 def test_missing_sentence_data_is_reported_before_the_first_response(monkeypatch: pytest.MonkeyPatch) -> None:

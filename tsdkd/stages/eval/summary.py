@@ -48,5 +48,5 @@ def result_line(benchmark: Benchmark, result: dict[str, Any]) -> str:
         limits = ", ".join(f"{limit} {count:,}" for limit, count in result["sandbox_limits"].items())
         line += f", programs that failed at a limit of the sandbox: {limits}"
     if result.get("judged_by_objects"):
-        line += f", programs judged by their own objects: {result['judged_by_objects']:,}"
+        line += f", programs judged by objects: {result['judged_by_objects']:,}"
     return line

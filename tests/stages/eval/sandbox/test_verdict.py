@@ -134,6 +134,18 @@ def test_exceptions_of_the_program_are_caught_by_their_names() -> None:
     assert judge_program(program, [test]).passed
 
 
+def test_an_exception_cannot_end_the_loop_of_a_test() -> None:
+    """In one process, `map` takes StopIteration for its end."""
+    assert not judge_program("def f(x): raise StopIteration", ["assert all(map(f, [1, 2]))"]).passed
+
+
+def test_a_module_of_the_solution_is_not_the_programs() -> None:
+    solution = "import math\ndef f(x): return x"
+    program = "class math: isclose = lambda *_: True\ndef f(x): return 0"
+    assert not judge_program(program, ["assert math.isclose(f(3), 3)"], "", solution).passed
+    assert "NameError" in judge_program("def f(x): return x", ["assert math.isclose(f(3), 3)"], "", solution).reason
+
+
 def test_the_reason_of_a_failure() -> None:
     assert judge_program(ONE, ["assert f() == 2, 'no'"]) == Verdict(False, "AssertionError: no")
     assert judge_program("def f(:", ["assert f()"]).reason.startswith("SyntaxError")
@@ -155,8 +167,9 @@ def test_a_score_holds_the_verdict() -> None:
 
 def test_every_solution_passes_a_sample_of_real_rows(real_data: Path) -> None:
     """Row 367 needs the program's class, row 596 its module, row 40 a Counter."""
-    table = pq.read_table(real_data / "benchmarks" / "mbpp" / "test.parquet")
-    rows = [row for row in table.to_pylist() if row["task_id"] in {*range(11, 16), 40, 88, 367, 596}]
+    files = [real_data / "benchmarks" / "mbpp" / f"{split}.parquet" for split in ("test", "validation")]
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    rows = [row for row in rows if row["task_id"] in {*range(11, 16), 40, 88, 367, 596}]
     assert len(rows) == 9
     found = {row["task_id"]: score_mbpp(row, [row["code"]])["pass_at_1"].verdict for row in rows}
     assert found == {number: Verdict(True, objects=number == 367) for number in found}
