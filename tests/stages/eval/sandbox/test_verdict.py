@@ -22,6 +22,11 @@ def test_a_program_that_solves_nothing_fails(forgery: str) -> None:
     assert not judge_program(program, tests, "", task.solution).passed
 
 
+@pytest.mark.parametrize("forgery", [name for name in FORGERIES if "equals all" in name or "ANY" in name])
+def test_an_object_that_equals_all_equals_no_value(forgery: str) -> None:
+    assert not judge_program(FORGERIES[forgery].replace("NAME", "double"), ["assert double(3) == 6"]).passed
+
+
 ONE = "def f(): return 1"
 RIGHT = {
     "sets sys.argv": f"import sys\nsys.argv = ['a', '-v']\n{ONE}",
