@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.tasks import tasks_of
 from tsdkd.errors import InputError
-from tsdkd.stages.eval import harness, sandbox
+from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
+from tsdkd.stages.eval.sandbox.verdict import check_confinement
+from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
@@ -62,7 +65,7 @@ matches it."""
 
 @pytest.mark.parametrize("name", GOLD)
 def test_gold_answers_score_1_on_every_row(name: str, real_data: Path) -> None:
-    if BENCHMARKS[name].runs_code and sandbox.check_confinement():
+    if BENCHMARKS[name].runs_code and check_confinement():
         pytest.skip("programs cannot be confined here")
     count = {"mbpp": 12, "mbpp:base": 12, "math": 350}.get(name, 54)  # a process for each; shots that look like lists
     _, rows = score(name, GOLD[name], count)
@@ -89,7 +92,7 @@ def test_responses_that_ignore_the_prompt_score_by_chance(name: str, chance: flo
 
 @pytest.mark.parametrize("name", ["gsm8k", "math", "mmlu-pro-math", "mbpp", "bbh", "bbh:direct"])
 def test_a_constant_response_scores_0(name: str, real_data: Path) -> None:
-    if BENCHMARKS[name].runs_code and sandbox.check_confinement():
+    if BENCHMARKS[name].runs_code and check_confinement():
         pytest.skip("programs cannot be confined here")
     assert score(name, lambda _: "pass", 12)[0] == 0
 
@@ -204,9 +207,30 @@ def test_all_missing_prerequisites_are_reported_together(monkeypatch: pytest.Mon
 
 
 def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "check_confinement", lambda: "no libseccomp")
+    monkeypatch.setattr(harness, "check_confinement", lambda: "no libseccomp")
     with pytest.raises(InputError, match="this machine cannot confine them \\(no libseccomp\\)"):
         harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
+
+
+def test_limits_of_the_sandbox_are_counted(tmp_path: Path) -> None:
+    if check_confinement():
+        pytest.skip("programs cannot be confined here")
+    programs = (
+        "def add(n): return n",
+        "import _thread\ndef add(n): _thread.start_new_thread(print, ())",
+        "def add(n): return object()",
+        "def add(n): return n + 3",
+    )
+    benchmark = BENCHMARKS["mbpp"]
+    tasks = harness.load_tasks(benchmark, write_rows(tmp_path), None)
+    model = FakeModel(lambda request: f"{programs[request.doc_id]}\n```")
+    rows = harness.run_benchmark(model, "fake", benchmark, tasks, None, False, SilentObserver())
+    result = summarize(benchmark, rows)
+    assert [row["score"] for row in rows] == [1, 0, 0, 1]
+    assert (result["sandbox_limits"], result["judged_by_objects"]) == ({"objects": 1, "threads": 1}, 1)
+    line = result_line(benchmark, result)
+    assert "programs that failed at a limit of the sandbox: objects 1, threads 1" in line
+    assert "programs judged by objects: 1" in line
 
 
 def test_missing_sentence_data_is_reported_before_the_first_response(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.errors import InputError, TsdkdError, first_line
-from tsdkd.stages.eval import sandbox
 from tsdkd.stages.eval.lm_eval_tasks import task_overlays
+from tsdkd.stages.eval.sandbox.verdict import check_confinement, hides_files
+from tsdkd.stages.eval.scorers import ProgramScore
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark
@@ -70,7 +71,7 @@ def _require_sandbox(name: str, allowed: bool) -> None:
             "Give --allow-code-execution (programs run in a sandbox; see docs/evaluation.md), "
             "or leave it out of --tasks.",
         )
-    failure = sandbox.check_confinement()
+    failure = check_confinement()
     if failure:
         raise InputError(
             f"{name} runs programs that the model wrote, and this machine cannot confine them ({failure}).",
@@ -152,6 +153,8 @@ def run_benchmark(
     """
     chosen = None if limit is None else spread_limit({name: len(task.eval_docs) for name, task in tasks.items()}, limit)
     model.response_log.clear()
+    if benchmark.runs_code and not hides_files():
+        observer.warning(f"{name}: this kernel has no Landlock, so programs can read files, tests included.")
     with _progress_shown(f"{name}: {benchmark.name}", observer, model.request_progress):
         from lm_eval.evaluator import evaluate
 
@@ -209,7 +212,7 @@ def weighted_mean(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
 
 
 def _result_row(benchmark: Benchmark, task: str, metric: str, sample: dict[str, Any], log: Any) -> dict[str, Any]:
-    """A row of the results' schema, and the stop string that ended the response."""
+    """A row of the results' schema, the stop string that ended the response, and the verdict on its program."""
     prompt = str(sample["arguments"][0][0])
     value = sample[metric.partition(",")[0]]
     parts = [float(part) for part in value] if isinstance(value, list) else [float(value)]
@@ -227,6 +230,7 @@ def _result_row(benchmark: Benchmark, task: str, metric: str, sample: dict[str, 
         "truncated": prompt in log.truncated_responses,
         "prompt_truncated": prompt in log.truncated_prompts,
         "stop": log.stops.get(prompt),
+        "verdict": value.verdict if isinstance(value, ProgramScore) else None,
     }
 
 

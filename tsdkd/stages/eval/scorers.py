@@ -5,9 +5,9 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
-from tsdkd.stages.eval import sandbox
+from tsdkd.stages.eval.sandbox.verdict import Verdict, judge_program
 
 FENCE = re.compile(
     r"```+(?:[ \t]*\{?\.?[\w+#.-]*\}?[ \t\r]*$|python3?[ \t]+)?|^[ \t]*~~~.*$|^\[(?:BEGIN|DONE)\]|</?(?:pre|code)>",
@@ -98,7 +98,20 @@ def _parse(code: str) -> list[ast.stmt]:
         return []
 
 
-def score_mbpp(doc: dict[str, Any], responses: list[str]) -> dict[str, float]:
+class ProgramScore(float):
+    """1 for a program that passes its tests, else 0; with the verdict."""
+
+    def __new__(cls, verdict: Verdict) -> Self:
+        score = super().__new__(cls, verdict.passed)
+        score.verdict = verdict
+        return score
+
+    verdict: Verdict
+
+
+def score_mbpp(doc: dict[str, Any], responses: list[str]) -> dict[str, ProgramScore]:
     """`pass_at_1` is 1 when the code passes the document's tests."""
-    program = "\n".join([responses[0], doc["test_setup_code"], *doc["test_list"]])
-    return {"pass_at_1": float(sandbox.run_program(program).passed)}
+    verdict = judge_program(
+        responses[0], doc["test_list"], doc["test_setup_code"], doc.get("code", ""), doc.get("test_imports", ())
+    )
+    return {"pass_at_1": ProgramScore(verdict)}

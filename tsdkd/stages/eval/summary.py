@@ -14,6 +14,11 @@ def summarize(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any
         by_metric.setdefault(row["metric"], []).append(row)
     headline = by_metric[benchmark.metric]
     value, stderr = weighted_mean(headline)
+    verdicts = [row["verdict"] for row in headline if row["verdict"]]
+    programs = {
+        "sandbox_limits": dict(sorted(Counter(verdict.limit for verdict in verdicts if verdict.limit).items())),
+        "judged_by_objects": sum(verdict.objects for verdict in verdicts),
+    }
     return {
         "metric": benchmark.metric,
         "value": value,
@@ -24,6 +29,7 @@ def summarize(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any
         "truncated": sum(row["truncated"] for row in headline),
         "prompts_truncated": sum(row["prompt_truncated"] for row in headline),
         "stopped_by": dict(sorted(Counter(row["stop"] for row in headline if row["stop"]).items())),
+        **(programs if verdicts else {}),
     }
 
 
@@ -38,4 +44,9 @@ def result_line(benchmark: Benchmark, result: dict[str, Any]) -> str:
     if result["stopped_by"]:
         stops = ", ".join(f"{stop!r} {count:,}" for stop, count in result["stopped_by"].items())
         line += f", responses ended by a stop string: {stops}"
+    if result.get("sandbox_limits"):
+        limits = ", ".join(f"{limit} {count:,}" for limit, count in result["sandbox_limits"].items())
+        line += f", programs that failed at a limit of the sandbox: {limits}"
+    if result.get("judged_by_objects"):
+        line += f", programs judged by objects: {result['judged_by_objects']:,}"
     return line
