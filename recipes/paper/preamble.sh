@@ -42,7 +42,7 @@ case $SCALE in
   paper) ;;
   tiny)
     TEACHER=embedded-teacher STUDENT=embedded-student EXTRAS=
-    PROMPTS=tsdkd/stages/data/embedded/prompts.jsonl COLUMN=prompt
+    PROMPTS=tsdkd/stages/data/embedded/prompts.jsonl COLUMN=messages
     SAMPLE="--engine transformers --limit 2 --max-prompt-tokens 128 --max-new-tokens 2"
     HELD_OUT="--held-out 0.5 --eval-steps 1"
     EVAL="--tasks embedded --limit 2"

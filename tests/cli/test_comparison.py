@@ -77,15 +77,43 @@ def test_incomplete_results_are_skipped(run: Path) -> None:
 
 def test_without_the_paper_models_stand_side_by_side(tmp_path: Path) -> None:
     results(tmp_path / "run" / "results" / "student", {"gsm8k": binary_scores("10")})
-    assert "| gsm8k | 50.0 ± 50.0 |" in show(tmp_path / "run", "--format", "markdown").splitlines()
+    results(tmp_path / "run" / "results" / "teacher", {"sciq": binary_scores("11")})
+    lines = show(tmp_path / "run", "--format", "markdown").splitlines()
+    assert "| gsm8k |  | 50.0 ± 50.0 |" in lines
 
 
 def test_many_models_stand_one_beneath_the_other(tmp_path: Path) -> None:
     """Five columns would be folded on a terminal."""
     for directory in (tmp_path / f"supervised-kd-{i}" for i in range(5)):
-        results(directory, {"gsm8k": binary_scores("10")})
+        results(directory, {"gsm8k": binary_scores("10"), "sciq": binary_scores("10")})
     shown = show(*tmp_path.iterdir())
     assert ["gsm8k", "supervised-kd-3", "50.0", "±", "50.0"] in [line.split() for line in shown.splitlines()]
+
+
+def test_one_benchmark_is_one_table_with_the_difference_to_each_baseline(tmp_path: Path) -> None:
+    for name, correct in (("before", "1000"), ("start", "1100"), ("distilled", "1110")):
+        results(tmp_path / "results" / name, {"sciq": binary_scores(correct)})
+    lines = show(tmp_path, "--baseline", "before", "--baseline", "start", "--format", "markdown").splitlines()
+    assert [line for line in lines if line.startswith("| ")] == [
+        "| model | accuracy, % | vs before | p | vs start | p |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| distilled | 75.0 ± 25.0 | +50.0 ± 28.9 | 0.500 | +25.0 ± 25.0 | 1.000 |",
+        "| before | 25.0 ± 25.0 |  |  | -25.0 ± 25.0 | 1.000 |",
+        "| start | 50.0 ± 28.9 | +25.0 ± 25.0 | 1.000 |  |  |",
+    ]
+
+
+def test_several_benchmarks_have_a_table_of_differences_to_each_baseline(run: Path) -> None:
+    shown = show(run, "--baseline", "student", "--baseline", "teacher")
+    assert "difference to student" in shown
+    assert "difference to teacher" in shown
+    rows = list(
+        csv.DictReader(io.StringIO(show(run, "--format", "csv", "--baseline", "student", "--baseline", "teacher")))
+    )
+    assert [(row["model"], row["baseline"], row["difference"]) for row in rows if row["difference"]] == [
+        ("teacher", "student", "0.5"),
+        ("student", "teacher", "-0.5"),
+    ]
 
 
 def test_a_named_table_has_rows_of_the_same_names(tmp_path: Path) -> None:

@@ -89,10 +89,10 @@ def command(
         typer.Option("--compare", help="Compare results without measuring.", rich_help_panel=options.COMMON),
     ] = False,
     baseline: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Model that the others are compared with.",
+            help="Model that the others are compared with, repeatable.",
             show_default="student",
             rich_help_panel=COMPARISON,
         ),
@@ -181,10 +181,11 @@ def _run_models(checkpoint: Path) -> dict[str, str]:
     return {"teacher": names["teacher"], "student": names.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
-def _compare(artifacts: dict[str, Artifact], baseline: str | None, paper: str | None, format_: Format) -> None:
+def _compare(artifacts: dict[str, Artifact], baselines: list[str] | None, paper: str | None, format_: Format) -> None:
     from tsdkd.stages.results.compare import compare
 
-    show_comparison(compare(artifacts, baseline, paper), format_)
+    chosen = [*baselines] if baselines else [None]
+    show_comparison([compare(artifacts, baseline, paper) for baseline in chosen], format_)
 
 
 def find_results(paths: list[Path]) -> dict[str, Artifact]:

