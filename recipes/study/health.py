@@ -69,7 +69,7 @@ def row(name: str, measured: list[dict[str, float]]) -> list[str]:
 def measure_arms(directory: Path, arms: Iterable[Arm]) -> list[list[str]]:
     """A row for the students before training, by accuracy, and for each arm with a checkpoint."""
     models = [(f"student at {start} %", f"student-{start}", "") for start in sorted({arm.start for arm in every_arm()})]
-    models += [(f"{arm.name}, {arm.rate:g}", arm.slug, "checkpoint") for arm in arms]
+    models += [(arm.slug, arm.slug, "checkpoint") for arm in arms]
     rows = []
     for name, slug, inside in models:
         measured = []
