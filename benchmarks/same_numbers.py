@@ -166,13 +166,22 @@ def record() -> dict[str, Any]:
     return recorded
 
 
+def by_metric(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What one command wrote, with the values of each metric in place of the log."""
+    log = recorded.get("metrics", [])
+    names = dict.fromkeys(name for entry in log for name in entry)
+    others = {key: value for key, value in recorded.items() if key != "metrics"}
+    return others | {f"metrics {name}": [entry.get(name) for entry in log] for name in names}
+
+
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     names = dict.fromkeys([*before, *after])
+    pairs = {name: (by_metric(before.get(name, {})), by_metric(after.get(name, {}))) for name in names}
     return [
-        f"{name}: {key}"
-        for name in names
-        for key in dict.fromkeys([*before.get(name, {}), *after.get(name, {})])
-        if before.get(name, {}).get(key) != after.get(name, {}).get(key)
+        f"{name}: {key}" + (" is new" if key not in one else " is gone" if key not in other else "")
+        for name, (one, other) in pairs.items()
+        for key in dict.fromkeys([*one, *other])
+        if one.get(key) != other.get(key)
     ]
 
 

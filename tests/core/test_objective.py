@@ -74,6 +74,31 @@ def test_terms_add_up_with_their_weights() -> None:
     assert loss.item() == pytest.approx(expected.item())
 
 
+def test_the_outside_mass_is_what_the_candidates_leave() -> None:
+    """A response of one token, whose candidates are the student's tokens of probability 0.5 and 0.2."""
+    student, teacher = torch.tensor([[0.5, 0.2, 0.19, 0.11], [0.1, 0.3, 0.4, 0.2]]).double().log().view(2, 1, 1, 4)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    _, metrics = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=2))
+    assert metrics["student_outside_mass"].item() == pytest.approx(0.3)
+    assert metrics["teacher_outside_mass"].item() == pytest.approx(0.6)
+    _, tempered = tsdkd_loss(student, teacher, mask, TSDKDConfig(k=2, temperature=0.5))
+    squares = 0.19**2 + 0.11**2
+    assert tempered["student_outside_mass"].item() == pytest.approx(squares / (0.5**2 + 0.2**2 + squares))
+
+
+def test_the_indirect_term_does_not_see_the_outside_mass() -> None:
+    """All candidates' logits fall by half their distance to the next token: mass moves outside, the term stays."""
+    student, teacher, mask = make([9, 4])
+    best = student.topk(5)
+    shift = (best.values[..., 4:] - best.values[..., 3:4]) / 2
+    moved = student.scatter_add(-1, best.indices[..., :4], shift.expand(-1, -1, 4))
+    config = TSDKDConfig(k=4, opener=1.0)
+    (_, before), (_, after) = (tsdkd_loss(logits, teacher, mask, config) for logits in (student, moved))
+    assert after["indirect"].item() == pytest.approx(before["indirect"].item())
+    assert after["student_outside_mass"] > 1.05 * before["student_outside_mass"]
+    assert after["teacher_outside_mass"] == before["teacher_outside_mass"]
+
+
 def test_teacher_equal_to_student_leaves_no_direct_loss() -> None:
     student, _, mask = make([9, 4])
     _, metrics = tsdkd_loss(student, student, mask, TSDKDConfig(k=4))

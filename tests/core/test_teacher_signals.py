@@ -44,6 +44,7 @@ def test_every_signal_satisfies_the_protocol(signal: TeacherSignal) -> None:
             signal.linear_outputs(None)
         with pytest.raises(InputError, match="probability of every token"):
             signal.log_probs_of(torch.zeros(5, dtype=torch.long))
+        assert signal.outside_mass(torch.zeros(5, 1, dtype=torch.long), 1.0, None) is None
     else:
         assert signal.vocab == VOCAB
         assert signal.linear_outputs(None).logits().shape == (5, VOCAB)
@@ -63,13 +64,16 @@ def test_agreement_is_known_where_the_most_likely_token_of_the_teacher_is() -> N
 def test_hidden_states_and_logits_give_the_same_results() -> None:
     hidden, logits, *_ = signals()
     student, ids = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(1)), torch.arange(5)
-    log_q = student.log_softmax(-1)
+    log_q, top, log_sum = student.log_softmax(-1), student.topk(4).indices, (logits.logits / 2).logsumexp(-1)
     for one, other in (
         (hidden.entropy(2.0), logits.entropy(2.0)),
         (hidden.top1_agreement(student), logits.top1_agreement(student)),
         (hidden.ranked_candidates(student, 4), logits.ranked_candidates(student, 4)),
         (hidden.divergence(log_q, Divergence.jsd(0.5), 1.0), logits.divergence(log_q, Divergence.jsd(0.5), 1.0)),
         (hidden.log_probs_of(ids), logits.log_probs_of(ids)),
+        (hidden.outside_mass(top, 2.0, None), logits.outside_mass(top, 2.0, None)),
+        (hidden.outside_mass(top, 2.0, log_sum), logits.outside_mass(top, 2.0, None)),
+        (logits.outside_mass(top, 2.0, log_sum), logits.outside_mass(top, 2.0, None)),
     ):
         torch.testing.assert_close(one, other)
 

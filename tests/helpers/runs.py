@@ -23,7 +23,8 @@ MARKUP = "<script>document.title = 'run'</script><img src=x onerror=\"document.t
 KEYS = [
     *("loss", "indirect", "direct", "entropy", "student_entropy", "teacher_entropy", "top1_agreement"),
     *("rank_agreement", "candidate_overlap", "drift", "gate", "response_length", "opener_length"),
-    *("truncated", "repeating", "grad_norm", "learning_rate"),
+    *("truncated", "repeating", "grad_norm", "learning_rate", "student_outside_mass", "teacher_outside_mass"),
+    *("indirect_grad_share", "direct_grad_share", "entropy_grad_share", "policy_gradient_grad_share"),
 ]
 VERDICTS = {"teacher": "1111", "student": "1100", "distilled": "0111"}
 """Scores of four documents: the distilled model lost the first and gained the last two."""

@@ -4,14 +4,15 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import typer.main
 
-from recipes.study import measures, models, report, task
-from recipes.study.arms import GKD, QUESTIONS, Arm, every_arm
+from recipes.study import health, measures, models, report, task
+from recipes.study.arms import GKD, MAIN, QUESTIONS, Arm, every_arm
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.artifacts.writer import Writer
 from tsdkd.cli import app
@@ -107,3 +108,7 @@ def test_one_arm_runs_from_models_to_tables(tmp_path: Path) -> None:
     subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
     assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert "| student at 0 % |" in report.format_tables(tmp_path / "study")
+    (row,) = health.measure_arms(tmp_path / "study", [replace(MAIN[-1], start=0)])
+    assert len(row) == len(health.COLUMNS)
+    assert row[:2] == ["k-5-start-0-student-rate-0.0001", "1"]
+    assert sum(map(float, row[-1].split(", "))) == pytest.approx(1, abs=0.02)

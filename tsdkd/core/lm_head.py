@@ -88,9 +88,16 @@ class Head:
 
     def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Hidden states (tokens, width) and ids (tokens, k) -> their logits (tokens, k), in float32 or better."""
+        return self._outputs(self._linear_at(hidden, ids)).logits()
+
+    def linear_at(self, hidden: Tensor, ids: Tensor) -> LinearOutputs:
+        """The outputs of `linear` at ids (tokens, k) alone, rounded alike, not differentiable."""
+        return self._outputs(self._linear_at(hidden.to(self.weight.dtype), ids).to(self.weight.dtype))
+
+    def _linear_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         linear = torch.einsum("nd,nkd->nk", hidden.to(wide), self.weight[ids].to(wide))
-        return self._outputs(linear if self.bias is None else linear + self.bias[ids]).logits()
+        return linear if self.bias is None else linear + self.bias[ids]
 
     def _outputs(self, values: Tensor) -> LinearOutputs:
         return LinearOutputs(values, self.logit_scale, self.softcap)

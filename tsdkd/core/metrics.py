@@ -1,7 +1,20 @@
 """The metrics that the loss reports beside its value: means over responses."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class RankedTokens(NamedTuple):
+    """Values of the opener's tokens, whose candidates are ranked."""
+
+    candidate_logits: Tensor
+    """The student's tempered logits of its candidates (n, k), in the teacher's order."""
+    student_outside_mass: Tensor
+    """The student's probability outside the candidates (n,)."""
+    teacher_outside_mass: Tensor | None
+    """The teacher's; None for a signal that does not know it."""
 
 
 @torch.no_grad()
@@ -10,7 +23,7 @@ def loss_metrics(
     means: dict[str, Tensor | None],
     opener: Tensor,
     response_mask: Tensor,
-    candidate_logits: Tensor | None,
+    ranked: RankedTokens | None,
 ) -> dict[str, Tensor]:
     """The metrics of `token_selective_loss`, detached scalars.
 
@@ -19,8 +32,7 @@ def loss_metrics(
         means: values (tokens,), by the name of the metric that is their mean; None for unknown values.
         opener: bool (batch, seq).
         response_mask: bool (batch, seq).
-        candidate_logits: the student's logits of its candidates on the opener (n, k), in the teacher's order; None
-            without an indirect term.
+        ranked: values of the opener's tokens; None without an indirect term.
     """
     metrics = {name: term.detach() for name, term in terms.items()}
     for name, values in means.items():
@@ -28,8 +40,15 @@ def loss_metrics(
             metrics[name] = _mean_of_means(to_grid(values, response_mask), response_mask)
     metrics["opener_length"] = opener.sum() / len(response_mask)
     metrics["response_length"] = response_mask.sum() / len(response_mask)
-    if candidate_logits is not None and len(candidate_logits):
-        metrics["rank_agreement"] = _mean_of_means(to_grid(_kendall_tau(candidate_logits), opener), opener)
+    if ranked is not None and len(ranked.candidate_logits):
+        on_opener = {
+            "rank_agreement": _kendall_tau(ranked.candidate_logits),
+            "student_outside_mass": ranked.student_outside_mass,
+            "teacher_outside_mass": ranked.teacher_outside_mass,
+        }
+        for name, values in on_opener.items():
+            if values is not None:
+                metrics[name] = _mean_of_means(to_grid(values, opener), opener)
     return metrics
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
-from tsdkd.core.metrics import loss_metrics, to_grid
+from tsdkd.core.metrics import RankedTokens, loss_metrics, to_grid
 from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards, mean_future_rewards, require_sampled
-from tsdkd.core.ranking import plackett_luce_nll
+from tsdkd.core.ranking import outside_mass, plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, check_rows, select
 from tsdkd.core.teacher_signals import TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
@@ -77,9 +77,10 @@ def token_selective_loss(
         The loss, a scalar: the mean over responses, so micro-batches are weighted by their number of responses.
         Metrics, detached scalars, each a mean over responses: "indirect", "direct", "entropy", "policy_gradient" (the
         unweighted terms; a term with weight 0 is neither formed nor reported), "student_entropy", "teacher_entropy",
-        "gate", "opener_length", "rank_agreement" (Kendall's tau on the opener, with an indirect term),
-        "top1_agreement" (if the signal knows it), "response_length". With a policy gradient, "direct" is weighted by
-        importance.
+        "gate", "opener_length", "top1_agreement" (if the signal knows it), "response_length". With an indirect term
+        also, over the opener: "rank_agreement" (Kendall's tau), "student_outside_mass" and "teacher_outside_mass" (each
+        model's tempered probability outside the candidates that are ranked; the teacher's if the signal knows it). With
+        a policy gradient, "direct" is weighted by importance.
 
     Raises:
         InputError: a row without response tokens, k not below the vocabulary, no `sampled` for a policy gradient, a
@@ -104,10 +105,16 @@ def token_selective_loss(
     opener, uncertain = indirect > 0, entropy > 0
 
     terms: dict[str, Tensor] = {}
-    candidate_logits = None
+    ranked = None
     if config.alpha:
-        candidates = teacher.take(opener).ranked_candidates(student_logits[opener], config.k)
+        opener_teacher = teacher.take(opener)
+        candidates = opener_teacher.ranked_candidates(student_logits[opener], config.k)
         candidate_logits = student_logits[opener].gather(-1, candidates) / config.temperature
+        ranked = RankedTokens(
+            candidate_logits,
+            outside_mass(log_q.detach()[opener].gather(-1, candidates)),
+            opener_teacher.outside_mass(candidates, config.temperature, None),
+        )
         nll = plackett_luce_nll(candidate_logits, "ranking" in config.released)
         terms["indirect"] = (indirect[opener] * nll).sum()
     if config.direct_weight:
@@ -126,7 +133,7 @@ def token_selective_loss(
         "top1_agreement": teacher.top1_agreement(student_logits),
         "gate": weights.gate[response_mask],
     }
-    metrics = loss_metrics(terms, means, weights.indirect > 0, response_mask, candidate_logits)
+    metrics = loss_metrics(terms, means, weights.indirect > 0, response_mask, ranked)
     return weighted_sum(terms, config), metrics
 
 

@@ -32,6 +32,14 @@ def best_first(candidates: Tensor, candidate_logits: Tensor) -> Tensor:
     return candidates.gather(-1, candidate_logits.argsort(dim=-1, descending=True, stable=True))
 
 
+def outside_mass(candidate_log_probs: Tensor) -> Tensor:
+    """The probability outside the candidates, from their log-probabilities (..., k) -> (...).
+
+    The ranking term does not see it: a shift of all candidates' logits leaves eq. (4) unchanged.
+    """
+    return (1 - candidate_log_probs.exp().sum(-1)).clamp(min=0)
+
+
 def plackett_luce_nll(scores: Tensor, released: bool = False) -> Tensor:
     """Negative log-likelihood of a ranking under Plackett-Luce, eq. (4): scores (..., k), best first -> nats (...).
 

@@ -31,6 +31,9 @@ class RecordedSignal:
     def linear_outputs(self, buffer: Tensor | None) -> NoReturn:
         raise InputError("The teacher's logits were not recorded.", "Score with --signal hidden.")
 
+    def outside_mass(self, candidates: Tensor, temperature: float, log_sum: Tensor | None) -> None:
+        return None  # a recorded top K need not contain the candidates
+
     def log_probs_of(self, ids: Tensor) -> NoReturn:
         raise InputError(
             "The policy gradient needs the teacher's probability of every token, which was not recorded.",

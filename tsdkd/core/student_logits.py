@@ -1,5 +1,6 @@
 """The student's logits without autograd: formed and differentiated for some tokens at a time."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class StudentLogits:
             else None
             for tensor, required in zip(self._tensors, requires_grad, strict=True)
         ]
+        self._hidden_grad_norms: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._linear_buffer: Tensor | None = None
         self._block_buffers: Tensor | None = None
 
@@ -45,6 +47,13 @@ class StudentLogits:
         """Of hidden states, weight and bias, in their dtypes; None for a tensor that receives none."""
         pairs = zip(self._sums, self._tensors, strict=True)
         return [None if total is None or tensor is None else total.to(tensor.dtype) for total, tensor in pairs]
+
+    def grad_norm(self, term: str) -> Tensor | None:
+        """The norm of the gradient that a term has accumulated at the hidden states; None if they receive none."""
+        hidden_sum, norms = self._sums[0], self._hidden_grad_norms[term]
+        if hidden_sum is None:
+            return None
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else hidden_sum.new_zeros(())
 
     def linear(self, tokens: Tensor | slice) -> LinearOutputs:
         """The head's linear outputs (n, vocab) for some tokens, valid until the next call."""
@@ -63,31 +72,37 @@ class StudentLogits:
             self._block_buffers = self.hidden.new_empty(count, largest, self.vocab, dtype=self.wide)
         return BlockBuffers(*self._block_buffers[:, :tokens])
 
-    def accumulate(self, tokens: Tensor | slice, grads: Tensor, weights: Tensor) -> None:
+    def accumulate(self, term: str, tokens: Tensor | slice, grads: Tensor, weights: Tensor) -> None:
         """Add the gradients of hidden states, weight and bias that follow from `grads` (n, vocab) times `weights` (n,).
 
-        `grads` are gradients at `logit_scale` times the linear outputs, before a soft-cap.
+        `grads` are gradients of `term` at `logit_scale` times the linear outputs, before a soft-cap. A term has each
+        token in one call.
         """
         hidden_sum, weight_sum, bias_sum = self._sums
         column = (self.head.logit_scale * weights).unsqueeze(-1)
         if hidden_sum is not None:
-            hidden_sum[tokens] += (grads @ self.head.weight) * column
+            hidden_sum[tokens] += self._measured(term, (grads @ self.head.weight) * column)
         if weight_sum is not None:
             _add_product(weight_sum[: self.vocab], grads.T, (self.hidden[tokens] * column).to(grads))
         if bias_sum is not None:
             _add_product(bias_sum[: self.vocab].unsqueeze(-1), grads.T, column.to(grads))
 
-    def accumulate_at(self, tokens: Tensor, ids: Tensor, grads: Tensor) -> None:
+    def accumulate_at(self, term: str, tokens: Tensor, ids: Tensor, grads: Tensor) -> None:
         """As `accumulate`, for weighted gradients (n, k) at the logits of `ids` (n, k) alone."""
         hidden_sum, weight_sum, bias_sum = self._sums
         grads = self.head.logit_scale * grads
         if hidden_sum is not None:
-            hidden_sum[tokens] += torch.einsum("nk,nkd->nd", grads, self.head.weight[ids].to(grads))
+            hidden_grads = torch.einsum("nk,nkd->nd", grads, self.head.weight[ids].to(grads))
+            hidden_sum[tokens] += self._measured(term, hidden_grads)
         if weight_sum is not None:
             outer = grads.unsqueeze(-1) * self.hidden[tokens].to(grads).unsqueeze(1)
             weight_sum.index_add_(0, ids.flatten(), outer.flatten(0, 1).to(weight_sum))
         if bias_sum is not None:
             bias_sum.index_add_(0, ids.flatten(), grads.flatten().to(bias_sum))
+
+    def _measured(self, term: str, hidden_grads: Tensor) -> Tensor:
+        self._hidden_grad_norms[term].append(torch.linalg.vector_norm(hidden_grads))
+        return hidden_grads
 
 
 def differentiable_tensors(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | None]:

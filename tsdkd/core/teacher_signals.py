@@ -13,7 +13,7 @@ from torch import Tensor
 from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.lm_head import Head, LinearOutputs
-from tsdkd.core.ranking import best_first, propose, rank_candidates
+from tsdkd.core.ranking import best_first, outside_mass, propose, rank_candidates
 
 ARGMAX_BLOCK = 128
 """Tokens of the vocabulary in one block of `argmax`."""
@@ -62,6 +62,13 @@ class TeacherSignal(Protocol):
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         """The student's k candidates in the teacher's order, best first: (tokens, vocab) -> ids (tokens, k)."""
 
+    def outside_mass(self, candidates: Tensor, temperature: float, log_sum: Tensor | None) -> Tensor | None:
+        """The teacher's probability outside candidates (tokens, k): (tokens,).
+
+        `log_sum`: log sum exp of all logits / temperature, (tokens,); None: it is computed. None for signals that do
+        not know the candidates' probabilities.
+        """
+
     def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
         """The divergence from student log-probabilities (tokens, vocab): nats (tokens,)."""
 
@@ -104,6 +111,11 @@ class TeacherLogits:
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         return rank_candidates(propose(student_logits, k), self.logits)
+
+    def outside_mass(self, candidates: Tensor, temperature: float, log_sum: Tensor | None) -> Tensor:
+        if log_sum is None:
+            return outside_mass(log_probs(self.logits.detach(), temperature).gather(-1, candidates))
+        return outside_mass(self.logits.gather(-1, candidates).to(log_sum) / temperature - log_sum.unsqueeze(-1))
 
     def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
         return divergence_of(log_probs(self.logits.detach(), temperature), student_log_probs, formula)
@@ -153,6 +165,12 @@ class TeacherHidden:
         candidates = propose(student_logits, k)
         with torch.no_grad():
             return best_first(candidates, self.head.logits_at(self.hidden, candidates))
+
+    def outside_mass(self, candidates: Tensor, temperature: float, log_sum: Tensor | None) -> Tensor:
+        if log_sum is None:
+            return self.materialized().outside_mass(candidates, temperature, None)
+        logits = self.head.linear_at(self.hidden, candidates).logits()
+        return outside_mass(logits.to(log_sum) / temperature - log_sum.unsqueeze(-1))
 
     def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
         return self.materialized().divergence(student_log_probs, formula, temperature)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,12 +27,19 @@ class TokenValues(NamedTuple):
     """1 without a policy gradient."""
     reward: Tensor
     """0 without a policy gradient."""
+    student_log_sum: Tensor
+    """log sum exp of the tempered logits."""
+    teacher_log_sum: Tensor | None
+    """None for a signal that does not know all logits."""
 
 
-def concatenate(values: Sequence[TokenValues]) -> TokenValues:
-    """The values of several pieces as those of all their tokens, in order."""
+Values = TypeVar("Values", bound=tuple[Tensor | None, ...])
+
+
+def concatenate(values: Sequence[Values]) -> Values:
+    """The values (tokens, ...) of several pieces, a NamedTuple each, as those of all their tokens, in order."""
     fields: list[Any] = [None if field[0] is None else torch.cat(field) for field in zip(*values, strict=True)]
-    return TokenValues(*fields)
+    return type(values[0])(*fields)
 
 
 def compare_logits(
@@ -53,6 +60,7 @@ def compare_logits(
     q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
     p, log_p = softmax(teacher_logits, config.temperature, buffers.teacher_probs, buffers.teacher_log_probs)
     student_entropy, teacher_entropy = -dot(q, log_q, buffers.product), -dot(p, log_p, buffers.product)
+    log_sums = _log_sum(student_logits, log_q, config), _log_sum(teacher_logits, log_p, config)
     if sampled:
         importance, reward = importance_and_rewards(sampled.gather(log_q), sampled.gather(log_p), sampled)
     else:
@@ -61,7 +69,7 @@ def compare_logits(
         divergence = divergence_grad(q, log_q, p, log_p, config.formula, softcap_grad, buffers.product, grad_out)
     else:
         divergence = torch.zeros_like(student_entropy)
-    return TokenValues(student_entropy, teacher_entropy, agreement, divergence, importance, reward)
+    return TokenValues(student_entropy, teacher_entropy, agreement, divergence, importance, reward, *log_sums)
 
 
 def compare_compiled(
@@ -112,6 +120,7 @@ def compare_signal(
     """
     q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
     student_entropy = -dot(q, log_q, buffers.product)
+    log_sum = _log_sum(student_logits, log_q, config)
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
     agreement = teacher.top1_agreement(student_logits)
     if sampled:
@@ -126,7 +135,9 @@ def compare_signal(
             (log_probs_grad,) = torch.autograd.grad(divergence.sum(), leaf)
         total = log_probs_grad.sum(-1, keepdim=True)
         write_product(grad_out, log_probs_grad.sub_(q.mul_(total)), softcap_grad)
-    return TokenValues(student_entropy, teacher_entropy, agreement, divergence.detach(), importance, reward)
+    return TokenValues(
+        student_entropy, teacher_entropy, agreement, divergence.detach(), importance, reward, log_sum, None
+    )
 
 
 def kernel_fits(student: Tensor) -> bool:
@@ -150,7 +161,12 @@ def compare_by_kernel(
         importance, reward = importance_and_rewards(student_log_probs, teacher_log_probs, sampled)
     else:
         importance, reward = _without_policy_gradient(compared.divergence)
-    return TokenValues(*compared[:4], importance, reward)
+    return TokenValues(*compared[:4], importance, reward, *compared[4:])
+
+
+def _log_sum(logits: Tensor, log_probs: Tensor, config: TSDKDConfig) -> Tensor:
+    """log sum exp of the tempered logits, from those of one token and its log-probability: (n, vocab) -> (n,)."""
+    return logits[:, 0].to(log_probs) / config.temperature - log_probs[:, 0]
 
 
 def _without_policy_gradient(like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,10 @@ from tsdkd.core.chunk_sizes import ChunkSizes, slices
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.gradients import BlockBuffers, negative_entropy_grad, negative_log_prob_grad, softmax, write_product
 from tsdkd.core.lm_head import LinearOutputs
-from tsdkd.core.metrics import loss_metrics, to_grid
+from tsdkd.core.metrics import RankedTokens, loss_metrics, to_grid
 from tsdkd.core.objective import weighted_sum
 from tsdkd.core.policy_gradient import SampledTokens, mean_future_rewards
-from tsdkd.core.ranking import plackett_luce_grad, plackett_luce_nll
+from tsdkd.core.ranking import outside_mass, plackett_luce_grad, plackett_luce_nll
 from tsdkd.core.selection import OpenerFraction, gated_weights, mean_weights, select_tokens
 from tsdkd.core.student_logits import StudentLogits
 from tsdkd.core.teacher_signals import TeacherSignal
@@ -57,12 +57,12 @@ class TwoPasses:
         values, direct, gate = self._first_pass()
         indirect, entropy = self._select(values, opener_fraction)
         policy = direct * mean_future_rewards(to_grid(values.reward, mask), mask)[mask]
-        candidate_logits = self._second_pass(indirect, entropy, policy, values.student_entropy)
+        ranked = self._second_pass(indirect, entropy, policy, values)
 
         opener = indirect > 0
         terms: dict[str, Tensor] = {}
-        if candidate_logits is not None:
-            nll = plackett_luce_nll(candidate_logits, "ranking" in config.released)
+        if ranked is not None:
+            nll = plackett_luce_nll(ranked.candidate_logits, "ranking" in config.released)
             terms["indirect"] = (indirect[opener] * nll).sum()
         if config.direct_weight:
             terms["direct"] = (direct * values.divergence).sum()
@@ -76,7 +76,9 @@ class TwoPasses:
             "top1_agreement": values.top1_agreement,
             "gate": gate,
         }
-        return weighted_sum(terms, config), loss_metrics(terms, means, to_grid(opener, mask), mask, candidate_logits)
+        metrics = loss_metrics(terms, means, to_grid(opener, mask), mask, ranked)
+        norms = {f"{term}_grad_norm": self.student.grad_norm(term) for term in terms}
+        return weighted_sum(terms, config), metrics | {name: norm for name, norm in norms.items() if norm is not None}
 
     def _first_pass(self) -> tuple[TokenValues, Tensor, Tensor]:
         """Compare both models at every token and accumulate the direct term's gradient.
@@ -95,7 +97,7 @@ class TwoPasses:
             weight = weight / len(mask) * compared.importance
             if config.direct_weight and self.student.requires_grad:
                 grads = student.values  # the comparison has overwritten the linear outputs
-                self.student.accumulate(chunk, grads, config.direct_weight / config.temperature * weight)
+                self.student.accumulate("direct", chunk, grads, config.direct_weight / config.temperature * weight)
             values.append(compared)
             weights.append(weight)
             gates.append(gate)
@@ -154,49 +156,59 @@ class TwoPasses:
         indirect, entropy = select_tokens(*entropies, mask, self.config, opener_fraction)
         return indirect[mask] / len(mask), entropy[mask] / len(mask)
 
-    def _second_pass(self, indirect: Tensor, entropy: Tensor, policy: Tensor, student_entropy: Tensor) -> Tensor | None:
+    def _second_pass(
+        self, indirect: Tensor, entropy: Tensor, policy: Tensor, values: TokenValues
+    ) -> RankedTokens | None:
         """Form the selected tokens' logits again and accumulate the gradients of all terms but the direct one.
 
-        Takes the weights of the tokens in each term (tokens,). Returns the student's tempered logits at its candidates
-        on the opener (n, k), in the teacher's order; None without an indirect term.
+        Takes the weights of the tokens in each term (tokens,). Returns the values of the opener's tokens; None without
+        an indirect term.
         """
         config = self.config
         in_indirect = (indirect > 0) & (config.alpha > 0)
         in_entropy = (entropy > 0) & (config.em_weight > 0)
         in_policy = (policy != 0) & (config.policy_gradient_weight > 0)
         selected = (in_indirect | in_entropy | in_policy).nonzero().squeeze(-1)
-        candidate_logits = []
+        ranked = [self._no_ranked_tokens(values)]
         for chunk in slices(len(selected), self.sizes.chunk):
             tokens = selected[chunk]
             student = self.student.linear(tokens)
             if config.alpha:
                 rows = in_indirect[tokens]
-                candidate_logits += self._accumulate_indirect(tokens[rows], student.take(rows), indirect)
+                ranked += self._accumulate_indirect(tokens[rows], student.take(rows), indirect, values)
             if config.em_weight and self.student.requires_grad:
                 rows = in_entropy[tokens]
-                self._accumulate_entropy(tokens[rows], student.take(rows), entropy, student_entropy)
+                self._accumulate_entropy(tokens[rows], student.take(rows), entropy, values.student_entropy)
             if self.sampled and self.student.requires_grad:
                 rows = in_policy[tokens]
                 self._accumulate_policy(tokens[rows], student.take(rows), policy, self.sampled.ids)
-        if not config.alpha:
-            return None
-        return torch.cat(candidate_logits) if candidate_logits else student_entropy.new_empty(0, config.k)
+        return concatenate(ranked) if config.alpha else None
 
-    def _accumulate_indirect(self, tokens: Tensor, student: LinearOutputs, indirect: Tensor) -> list[Tensor]:
-        """Returns the tempered logits of each block's candidates (n, k), best first."""
-        config, candidate_logits = self.config, []
+    def _no_ranked_tokens(self, values: TokenValues) -> RankedTokens:
+        empty = values.student_entropy.new_empty(0)
+        known = values.teacher_log_sum is not None
+        return RankedTokens(empty.new_empty(0, self.config.k), empty, empty if known else None)
+
+    def _accumulate_indirect(
+        self, tokens: Tensor, student: LinearOutputs, indirect: Tensor, values: TokenValues
+    ) -> list[RankedTokens]:
+        """Returns the values of each block's tokens."""
+        config, ranked = self.config, []
         for block in slices(len(tokens), self.sizes.indirect_block):
-            logits = student.take(block).logits()
-            candidates = self.teacher.take(tokens[block]).ranked_candidates(logits, config.k)
+            logits, teacher = student.take(block).logits(), self.teacher.take(tokens[block])
+            candidates = teacher.ranked_candidates(logits, config.k)
             chosen = logits.gather(-1, candidates).to(self.student.wide)
             scores = chosen / config.temperature
             weights = config.alpha / config.temperature * indirect[tokens[block]]
             grads = weights.unsqueeze(-1) * plackett_luce_grad(scores, "ranking" in config.released)
             softcap_grad = student.softcap_grad(chosen)
             grads = grads if softcap_grad is None else grads * softcap_grad
-            self.student.accumulate_at(tokens[block], candidates, grads)
-            candidate_logits.append(scores)
-        return candidate_logits
+            self.student.accumulate_at("indirect", tokens[block], candidates, grads)
+            student_mass = outside_mass(scores - values.student_log_sum[tokens[block]].unsqueeze(-1))
+            teacher_log_sum = None if values.teacher_log_sum is None else values.teacher_log_sum[tokens[block]]
+            teacher_mass = teacher.outside_mass(candidates, config.temperature, teacher_log_sum)
+            ranked.append(RankedTokens(scores, student_mass, teacher_mass))
+        return ranked
 
     def _accumulate_entropy(
         self, tokens: Tensor, student: LinearOutputs, entropy: Tensor, student_entropy: Tensor
@@ -205,14 +217,15 @@ class TwoPasses:
         for block, logits, q, log_q in self._distributions(student):
             grad = negative_entropy_grad(q, log_q, student_entropy[tokens[block]])
             write_product(grads[block], grad, student.softcap_grad(logits))
-        self.student.accumulate(tokens, grads, -self.config.em_weight / self.config.temperature * entropy[tokens])
+        weights = -self.config.em_weight / self.config.temperature * entropy[tokens]
+        self.student.accumulate("entropy", tokens, grads, weights)
 
     def _accumulate_policy(self, tokens: Tensor, student: LinearOutputs, policy: Tensor, ids: Tensor) -> None:
         grads = student.values  # overwritten block by block
         for block, logits, q, _ in self._distributions(student):
             grad = negative_log_prob_grad(q, ids[tokens[block]])
             write_product(grads[block], grad, student.softcap_grad(logits))
-        self.student.accumulate(tokens, grads, self.config.policy_gradient_weight * policy[tokens])
+        self.student.accumulate("policy_gradient", tokens, grads, self.config.policy_gradient_weight * policy[tokens])
 
     def _distributions(self, student: LinearOutputs) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Each block with its logits, q and log q, which are valid until the next block."""

@@ -71,11 +71,15 @@ CHARTS = {
     "Mean entropy": ["student_entropy", "teacher_entropy"],
     "Top-1 agreement": ["top1_agreement"],
     "Rank agreement": ["rank_agreement"],
+    "Mass outside the candidates": ["student_outside_mass", "teacher_outside_mass"],
     "Candidate overlap": ["candidate_overlap"],
     "Drift": ["drift"],
     "Gate": ["gate"],
     "Length": ["response_length", "opener_length"],
     "Truncated and repeating responses": ["truncated", "repeating"],
+    "Shares of the gradient": [
+        *("indirect_grad_share", "direct_grad_share", "entropy_grad_share", "policy_gradient_grad_share"),
+    ],
     "Gradient norm": ["grad_norm"],
     "Learning rate": ["learning_rate"],
 }

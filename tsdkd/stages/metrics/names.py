@@ -23,6 +23,8 @@ METRICS = {
     "teacher_entropy": Metric("teacher entropy", "nats per token"),
     "top1_agreement": Metric("top-1 agreement", "fraction of tokens"),
     "rank_agreement": Metric("rank agreement", "Kendall's tau"),
+    "student_outside_mass": Metric("student outside mass", "probability"),
+    "teacher_outside_mass": Metric("teacher outside mass", "probability"),
     "candidate_overlap": Metric("candidate overlap", "fraction of candidates"),
     "drift": Metric("drift", "nats per token"),
     "gate": Metric("gate", "mean over tokens"),
@@ -30,6 +32,10 @@ METRICS = {
     "opener_length": Metric("opener length", "tokens"),
     "truncated": Metric("truncated", "fraction of responses"),
     "repeating": Metric("repeating", "fraction of responses"),
+    "indirect_grad_share": Metric("indirect grad share", "fraction of the terms' norms"),
+    "direct_grad_share": Metric("direct grad share", "fraction of the terms' norms"),
+    "entropy_grad_share": Metric("entropy grad share", "fraction of the terms' norms"),
+    "policy_gradient_grad_share": Metric("policy gradient share", "fraction of the terms' norms"),
     "grad_norm": Metric("gradient norm", "norm before clipping"),
     "learning_rate": Metric("learning rate", "rate"),
     "eval_kl": Metric("held-out KL", "nats per token"),
@@ -40,11 +46,15 @@ METRICS = {
 """A measurement on held-out prompts logs the keys that begin with "eval_"; an optimizer step logs the others."""
 
 TERM_METRICS = ("loss", *TERMS)
+GRAD_SHARE_METRICS = tuple(f"{term}_grad_share" for term in TERMS)
 HELD_OUT_METRICS = ("eval_kl", "eval_cross_entropy", "eval_top1_agreement")
 SCREEN_METRICS = (
     *TERM_METRICS,
+    *GRAD_SHARE_METRICS,
     "student_entropy",
     "rank_agreement",
+    "student_outside_mass",
+    "teacher_outside_mass",
     "response_length",
     "grad_norm",
     "eval_kl",

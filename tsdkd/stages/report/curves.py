@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from tsdkd.stages.metrics.names import METRICS, TERM_METRICS
+from tsdkd.stages.metrics.names import GRAD_SHARE_METRICS, METRICS, TERM_METRICS
 from tsdkd.stages.pages.charts import Chart, Series, line_chart
 from tsdkd.stages.report.runs import Run
 
@@ -34,9 +34,12 @@ def _chart(*metrics: str, title: str = "") -> MetricChart:
 TERM_CHARTS = tuple(map(_chart, TERM_METRICS))
 HEALTH_CHARTS = (
     _chart("student_entropy", "teacher_entropy", title="Mean entropy"),
-    *map(_chart, ("top1_agreement", "rank_agreement", "candidate_overlap", "drift", "gate")),
+    *map(_chart, ("top1_agreement", "rank_agreement")),
+    _chart("student_outside_mass", "teacher_outside_mass", title="Mass outside the candidates"),
+    *map(_chart, ("candidate_overlap", "drift", "gate")),
     _chart("response_length", "opener_length", title="Length"),
     _chart("truncated", "repeating", title="Truncated and repeating responses"),
+    _chart(*GRAD_SHARE_METRICS, title="Shares of the gradient"),
     *map(_chart, ("grad_norm", "learning_rate")),
 )
 HELD_OUT_CHARTS = tuple(_chart(name) for name in METRICS if name.startswith("eval_"))

@@ -36,6 +36,7 @@ from tsdkd.stages.data.source import (
     predicting_hidden,
     response_ids,
 )
+from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
@@ -173,6 +174,7 @@ class DistillationTrainer(Trainer):
         if not torch.isfinite(loss):
             self._raise_not_finite(loss, metrics, samples)
         responses = len(samples)
+        metrics = square_grad_norms(metrics, responses)
         for name, value in (metrics | response_health(samples) if samples else {}).items():
             self._counts[name] += responses
             self._sums[name] = responses * value + self._sums[name].to(getattr(value, "device", "cpu"))
@@ -239,6 +241,7 @@ class DistillationTrainer(Trainer):
             for name in {name: None for rank_sums in by_rank for name in rank_sums}:
                 totals, counts = zip(*(rank_sums.get(name, (0.0, 0)) for rank_sums in by_rank), strict=True)
                 logs[name] = sum(totals) / sum(counts)
+            logs.update(pop_grad_shares(logs))
             self._sums.clear()
             self._counts.clear()
         super().log(logs, start_time)

@@ -1,0 +1,91 @@
+"""Mass outside the candidates and shares of the gradient, a row per arm: python -m recipes.study.health DIRECTORY
+
+The held-out columns measure each model on the teacher's held-out responses, at every token, so that arms without an
+indirect term compare. The others come from the logs: on the opener of the student's own responses.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from recipes.study.arms import Arm, every_arm
+from recipes.study.measures import LAST_STEPS
+from tsdkd.core import TSDKDConfig, token_selective_loss
+from tsdkd.core.config import TERMS
+from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.data.source import collate, predicting_hidden
+from tsdkd.stages.metrics.log import METRICS_FILE, is_step
+from tsdkd.stages.models.load import hidden_states, load_model
+
+MASSES = ("student_outside_mass", "teacher_outside_mass")
+SHARES = tuple(f"{term}_grad_share" for term in TERMS)
+COLUMNS = [
+    *("", "seeds", "held-out: student outside mass", "teacher outside mass"),
+    *("first steps: student", "last steps: student", "first steps: teacher", "last steps: teacher"),
+    "share of indirect, direct, entropy",
+]
+
+
+@torch.no_grad()
+def held_out_masses(model: Path, samples: OfflineSource, k: int = 5) -> dict[str, float]:
+    """Both models' probability outside the model's k candidates, means over the tokens of held-out responses."""
+    student, batch = load_model(str(model)), collate([samples[i] for i in range(len(samples))], samples)
+    hidden = hidden_states(student.model, batch["input_ids"], batch["attention_mask"])
+    logits = student.head.logits(predicting_hidden(hidden, batch["response_mask"]))
+    every_token = TSDKDConfig(k=k, opener=1.0)
+    _, metrics = token_selective_loss(logits, samples.signal(batch), batch["response_mask"], every_token)
+    return {name: float(metrics[name]) for name in MASSES}
+
+
+def logged(checkpoint: Path) -> dict[str, float]:
+    """Means over the first and the last steps, and of the shares over all steps."""
+    log = [json.loads(line) for line in (checkpoint / METRICS_FILE).read_text().splitlines()]
+    log = [entry for entry in log if is_step(entry)]
+    parts = {"first": log[:LAST_STEPS], "last": log[-LAST_STEPS:]}
+    values = {
+        f"{part} {name}": fmean(step[name] for step in steps)
+        for part, steps in parts.items()
+        for name in MASSES
+        if name in steps[0]
+    }
+    return values | {name: fmean(step.get(name, 0.0) for step in log) for name in SHARES if name in log[0]}
+
+
+def row(name: str, measured: list[dict[str, float]]) -> list[str]:
+    """The cells of `COLUMNS`, means over seeds."""
+
+    def mean(key: str, format_: str = ".4f") -> str:
+        return format(fmean(values[key] for values in measured), format_) if key in measured[0] else ""
+
+    steps = [mean(f"{part} {name}") for name in MASSES for part in ("first", "last")]
+    shares = ", ".join(mean(share, ".2f") or "0" for share in SHARES[:3]) if SHARES[1] in measured[0] else ""
+    return [name, str(len(measured)), *map(mean, MASSES), *steps, shares]
+
+
+def measure_arms(directory: Path, arms: Iterable[Arm]) -> list[list[str]]:
+    """A row for the students before training, by accuracy, and for each arm with a checkpoint."""
+    models = [(f"student at {start} %", f"student-{start}", "") for start in sorted({arm.start for arm in every_arm()})]
+    models += [(arm.slug, arm.slug, "checkpoint") for arm in arms]
+    rows = []
+    for name, slug, inside in models:
+        measured = []
+        for seed in sorted(directory.glob("seed-*/held_out")):
+            model = seed.parent / slug / inside
+            if (model / "config.json").is_file():
+                masses = held_out_masses(model, OfflineSource(directory / "held_out", seed))
+                measured.append(masses | (logged(model) if (model / METRICS_FILE).is_file() else {}))
+        rows += [row(name, measured)] if measured else []
+    return rows
+
+
+def main() -> None:
+    table = [COLUMNS, ["---"] * len(COLUMNS), *measure_arms(Path(sys.argv[1]), every_arm())]
+    sys.stdout.write("".join(f"| {' | '.join(cells)} |\n" for cells in table))
+
+
+if __name__ == "__main__":
+    main()
