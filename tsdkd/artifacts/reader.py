@@ -20,7 +20,7 @@ from tsdkd.artifacts.manifest import (
     load_manifest,
     relative_path,
 )
-from tsdkd.artifacts.replacing import restore_missing
+from tsdkd.artifacts.replacing import clean, restore_missing
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import ArtifactError
 
@@ -81,6 +81,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
             f"{path} is not finished: {len(manifest.parts)} parts are written.",
             f"Run `{command}` again to complete it.",
         )
+    clean(path)
     if hashed:
         check_parts(path, manifest)
     return Artifact(path, manifest)

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.replacing import SAVED_STEPS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import rank
@@ -91,7 +92,7 @@ def run_training(
         if load_manifest(directory).state == "complete":
             observer.info(f"{output} is complete: nothing to do.")
             return Artifact(output, load_manifest(output))
-        resume, staging = directory / "resume", directory / "staging.tmp"
+        resume, staging = directory / SAVED_STEPS, directory / "staging.tmp"
         arguments.output_dir = str(resume)
         _require_memory(inputs, config, precision, observer)
         student = load_model(
@@ -110,7 +111,7 @@ def run_training(
             writer.add_directory(staging)
             shutil.rmtree(staging)
             writer.finish(_summary(trainer, degenerated_at), observer.info)
-            shutil.rmtree(writer.path / resume.name)
+            shutil.rmtree(writer.path / SAVED_STEPS, ignore_errors=True)  # the next command deletes what remains
         PartialState().wait_for_everyone()
         return Artifact(output, load_manifest(output))
 
