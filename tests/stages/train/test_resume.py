@@ -207,21 +207,20 @@ def test_an_older_step_is_deleted_only_after_the_newer_one_is_whole(
     assert marked == {"checkpoint-4", "checkpoint-6"}
 
 
-def test_all_files_are_on_disk_before_the_mark_and_the_mark_before_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
+def test_all_files_are_on_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
 
-    def record(path: Path) -> None:
-        marked = (tmp_path / "checkpoint-2" / STATE_FILE).exists()
-        synced.append(f"{path.relative_to(tmp_path.parent.parent)}{' after the mark' if marked else ''}")
+    def record(name: str) -> Callable[..., None]:
+        return lambda path, *_: done.append(f"{name} {path.relative_to(tmp_path.parent)}")
 
-    monkeypatch.setattr(resume, "fsync", record)
-    step = str(save_step(tmp_path, 2).relative_to(tmp_path.parent.parent))
-    files = {f"{step}/{file}" for file in (*FILES, "trainer_state.json", f"{STATE_FILE}.tmp")}
-    directories = {step, f"{step}/shards", *map(str, Path(step).parents[:2])}
-    assert {*synced[:-1]} == files | directories
-    assert synced[-1] == f"{step} after the mark"
+    monkeypatch.setattr(resume, "fsync", record("fsync"))
+    monkeypatch.setattr(resume, "replace_text", record("replace"))
+    step = Path(tmp_path.name) / "checkpoint-2"
+    save_step(tmp_path, 2)
+    files = [step / file for file in (*FILES, "trainer_state.json")]
+    directories = [step / "shards", step, step.parent, Path()]
+    assert sorted(done[:-1]) == sorted(f"fsync {path}" for path in files + directories)
+    assert done[-1] == f"replace {step / STATE_FILE}"
 
 
 def save_own_files(rank: int, directory: Path, port: int) -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from tsdkd.artifacts.disk import fsync
+from tsdkd.artifacts.disk import fsync, replace_text
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.errors import TsdkdError
 from tsdkd.processes import rank, world_size
@@ -119,7 +119,7 @@ def _steps(directory: Path) -> list[Path]:
 def _files(step: Path) -> list[str]:
     """The files of a saved step, by their paths in it; the mark is not one of them."""
     names = [str(file.relative_to(step)) for file in step.rglob("*") if file.is_file()]
-    return sorted(name for name in names if name not in {STATE_FILE, f"{STATE_FILE}.tmp"})
+    return sorted(name for name in names if name != STATE_FILE)
 
 
 def _sync_and_hash(step: Path, names: list[str]) -> dict[str, list[Any]]:
@@ -135,13 +135,9 @@ def _sync_and_hash(step: Path, names: list[str]) -> dict[str, list[Any]]:
 
 def _write_mark(step: Path, files: Mapping[str, list[Any]], states: Mapping[str, Any]) -> None:
     content = json.loads(json.dumps({"files": files, "states": states}))  # with the types that reading returns
-    temporary = step / f"{STATE_FILE}.tmp"
-    temporary.write_text(json.dumps(content | {"sha256": json_digest(content)}))
     for path in (*(path for path in step.rglob("*") if path.is_dir()), step, step.parent, step.parent.parent):
         fsync(path)
-    fsync(temporary)
-    temporary.replace(step / STATE_FILE)
-    fsync(step)
+    replace_text(step / STATE_FILE, json.dumps(content | {"sha256": json_digest(content)}))
 
 
 def _delete_old_steps(directory: Path, best: int | None) -> None:
