@@ -158,8 +158,8 @@ def parse_models(option: str, models: list[str]) -> dict[str, str]:
     for name, equals, path in pairs:
         if not (name and equals and path and name.isprintable()) or "/" in name or name[0] == "." or len(name) > 60:
             raise InputError(
-                f"{option} {name + equals + path!r} is not NAME=MODEL, with a name of at most 60 printable characters that "
-                "has no slash and no dot in front.",
+                f"{option} {name + equals + path!r} is not NAME=MODEL, with a name of at most 60 printable "
+                "characters that has no slash and no dot in front.",
                 f"Write {option} NAME=MODEL, such as mine=runs/a/checkpoint.",
             )
     if len({name for name, _, _ in pairs}) < len(pairs):
