@@ -5,7 +5,8 @@
 Every file of two saved steps (full weights, LoRA, held-out measurements) and of rollouts, scores and a checkpoint is
 damaged in turn, at places that the seed chooses. After damage to a saved step, `train` runs again in a forked process.
 After damage to an artifact, `artifact verify` reads it, and its stage runs again with --overwrite. A trial is a fault
-if the bytes then differ from those of an uninterrupted run, or if the second run fails.
+if the bytes then differ from those of an uninterrupted run, or if the second run fails. A damaged step that is older
+than an intact one is not read, so it is not noticed.
 """
 
 import argparse
