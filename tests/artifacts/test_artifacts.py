@@ -349,3 +349,12 @@ def test_a_fingerprint_depends_on_content_not_on_the_path(tmp_path: Path) -> Non
     assert before != load_manifest(tmp_path / "b").fingerprint
     (tmp_path / "a").rename(tmp_path / "moved")
     assert read_artifact(tmp_path / "moved", "rollouts").fingerprint == before
+
+
+@pytest.mark.parametrize("changes", [{"summary": {"responses": 4}}, {"tsdkd": "9"}])
+def test_verify_notices_a_manifest_that_was_changed(tmp_path: Path, changes: dict[str, object]) -> None:
+    write(tmp_path / "a")
+    verify_artifact(tmp_path / "a")
+    edit(tmp_path / "a", **changes)
+    with pytest.raises(ArtifactError, match=r"manifest\.json was changed after it was written"):
+        verify_artifact(tmp_path / "a")

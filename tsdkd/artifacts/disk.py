@@ -57,6 +57,24 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace a text file in one step: whenever the process ends, the old or the new text is there as a whole."""
+    temporary = temporary_path(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        fsync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """The file that `replace_text` writes before it renames it."""
+    return path.with_name(f"{path.name}.tmp")
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """An error and its causes."""
     seen: list[BaseException] = []

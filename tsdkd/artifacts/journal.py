@@ -96,6 +96,7 @@ def _append(journal: FileIO, entry: dict[str, Any]) -> None:
     journal.seek(max(0, journal.seek(0, os.SEEK_END) - 1))
     cut_off = journal.read() not in {b"", b"\n"}  # the last line of a killed session
     journal.write(b"\n" * cut_off + json.dumps(entry).encode() + b"\n")
+    os.fsync(journal)
 
 
 def _describe_machine() -> str:

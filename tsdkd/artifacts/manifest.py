@@ -133,9 +133,10 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest of an artifact in one step; it is on disk when the function returns."""
+    """Replace the manifest of an artifact in one step, with its own hash; it is on disk when the function returns."""
     temporary = path / f"{MANIFEST_FILE}.tmp"
-    temporary.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    content = asdict(manifest)
+    temporary.write_text(json.dumps(content | {"sha256": json_digest(content)}, indent=1, sort_keys=True) + "\n")
     fsync(temporary)
     temporary.replace(path / MANIFEST_FILE)
     fsync(path)

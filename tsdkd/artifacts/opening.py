@@ -6,12 +6,14 @@ written in a pending directory (replacing.py), so the old artifact stays complet
 
 import fcntl
 import json
-from collections.abc import Collection, Iterator
+import shutil
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from tsdkd.artifacts.disk import fsync
 from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
 from tsdkd.artifacts.locks import absolute_path, has_readers, lock_for_writing, registered_inputs
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
@@ -20,6 +22,7 @@ from tsdkd.artifacts.replacing import (
     Purpose,
     delete,
     delete_leftovers,
+    delete_temporary_files,
     exchange,
     make_pending,
     pending_path,
@@ -40,6 +43,8 @@ class OpenDirectory:
     locks: tuple[IO[str], ...] = ()
     inherited: frozenset[str] = frozenset()
     """Names of the files that an extension shares with the artifact that it extends."""
+    made: tuple[Path, ...] = ()
+    """The directories that were made for it, innermost first."""
 
 
 def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str]) -> OpenDirectory:
@@ -47,20 +52,44 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     restore_missing(path)
     _require_artifact(path)
     _require_other_inputs(path, wanted, overwrite)
-    path.resolve().mkdir(parents=True, exist_ok=True)
+    made = _make_directory(path.resolve())
     lock = lock_for_writing(path, fcntl.LOCK_EX)
-    with _closed_on_failure(lock):
+    with _closed_on_failure(lock, made):
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
-    return replace(opened, locks=(lock, *opened.locks))
+    return replace(opened, locks=(lock, *opened.locks), made=made)
+
+
+def _make_directory(path: Path) -> tuple[Path, ...]:
+    """Make a directory and its missing parents. Returns those that it made, innermost first."""
+    made = tuple(directory for directory in (path, *path.parents) if not directory.exists())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for directory in made:
+            fsync(directory.parent)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Remove directories, innermost first, up to one that is not empty."""
+    with suppress(OSError):
+        for directory in directories:
+            with suppress(FileNotFoundError):
+                directory.rmdir()
 
 
 @contextmanager
-def _closed_on_failure(lock: IO[str]) -> Iterator[None]:
-    """Close a lock when an error ends the block: the error keeps the frame that holds the lock."""
+def _closed_on_failure(lock: IO[str], made: tuple[Path, ...] = ()) -> Iterator[None]:
+    """When an error ends the block, close a lock (the error keeps the frame that holds it) and remove what was made."""
     try:
         yield
     except BaseException:
+        if made:
+            shutil.rmtree(made[0], ignore_errors=True)
+            remove_empty(made)
         lock.close()
         raise
 
@@ -118,14 +147,14 @@ def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collectio
 
 
 def _begin(path: Path, wanted: Manifest) -> OpenDirectory:
-    _delete_temporary_files(path)
+    delete_temporary_files(path)
     save_manifest(path, wanted)
     return OpenDirectory(path, wanted)
 
 
 def _resume(path: Path, existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> OpenDirectory:
     """Raises ArtifactError for a damaged part."""
-    _delete_temporary_files(path)
+    delete_temporary_files(path)
     check_parts(path, existing)
     if _differ_in(existing, wanted, may_differ):
         existing = replace(wanted, parts=existing.parts)
@@ -264,8 +293,3 @@ def _abbreviated(value: Any) -> str:
         return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
 
     return str([short(item) for item in value] if isinstance(value, list) else short(value))
-
-
-def _delete_temporary_files(path: Path) -> None:
-    for temporary in path.glob("*.tmp"):
-        delete(temporary)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsdkd.artifacts.files import MANIFEST_FILE
-from tsdkd.artifacts.hashing import content_digest, file_digest
+from tsdkd.artifacts.hashing import content_digest, file_digest, json_digest
 from tsdkd.artifacts.locks import reading_inputs, register_input
 from tsdkd.artifacts.manifest import (
     HUB_DATASET,
@@ -18,9 +18,10 @@ from tsdkd.artifacts.manifest import (
     Parent,
     Part,
     load_manifest,
+    read_raw_manifest,
     relative_path,
 )
-from tsdkd.artifacts.replacing import restore_missing
+from tsdkd.artifacts.replacing import clean, restore_missing
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import ArtifactError
 
@@ -81,6 +82,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
             f"{path} is not finished: {len(manifest.parts)} parts are written.",
             f"Run `{command}` again to complete it.",
         )
+    clean(path)
     if hashed:
         check_parts(path, manifest)
     return Artifact(path, manifest)
@@ -88,7 +90,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
 
 @reading_inputs()
 def verify_artifact(path: Path) -> Manifest:
-    """Check an artifact as `read_artifact` does, the columns and rows of its tables, and its parents.
+    """Check an artifact as `read_artifact` does, then columns and rows, parents, and the manifest's hash.
 
     Raises ArtifactError for the first difference. A parent that was removed is not a difference.
     """
@@ -107,6 +109,12 @@ def verify_artifact(path: Path) -> Manifest:
                 f"{path / parent.path} ({parent.kind}) changed after {path} was made from it.",
                 f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
             )
+    content = read_raw_manifest(path)
+    if content.pop("sha256", None) not in {None, json_digest(content)}:  # None: written by an earlier tsdkd
+        raise ArtifactError(
+            f"{path / MANIFEST_FILE} was changed after it was written.",
+            f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
+        )
     return manifest
 
 

@@ -10,17 +10,24 @@ and the pending one to `checkpoint`. `restore_missing` finishes a replacement th
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from tsdkd.artifacts.disk import fsync
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
+from tsdkd.artifacts.locks import lock_for_writing
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.errors import ArtifactError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _NEW, _OLD = ".tsdkd-new", ".tsdkd-old"
+SAVED_STEPS = "resume"
+"""The directory of the steps that training saves; a complete checkpoint has none."""
 Purpose = Literal["replacement", "extension"]
 
 
@@ -56,6 +63,7 @@ def make_pending(pending: Path, purpose: Purpose, artifact: Path) -> None:
     """Make a pending directory. An extension starts with the artifact's files, as hard links where possible."""
     pending.mkdir()
     (pending / REPLACEMENT_FILE).write_text(purpose)
+    fsync(pending / REPLACEMENT_FILE)
     if purpose == "extension":
         others = shutil.ignore_patterns(LOCK_FILE, MANIFEST_FILE, "*.tmp")
         shutil.copytree(
@@ -68,6 +76,8 @@ def _link_or_copy(source: str, target: str) -> None:
         with suppress(OSError):
             return os.link(source, target, follow_symlinks=False)
     shutil.copy2(source, target, follow_symlinks=False)
+    if not Path(target).is_symlink():
+        fsync(Path(target))
     return None
 
 
@@ -80,7 +90,7 @@ def exchange(new: Path, old: Path) -> None:
         with suppress(FileNotFoundError):  # a reader has finished the replacement
             new.rename(old)
     (old / REPLACEMENT_FILE).unlink(missing_ok=True)
-    _fsync_directory(old.parent)
+    fsync(old.parent)
     shutil.rmtree(discarded, ignore_errors=True)  # the next writer deletes what remains
 
 
@@ -110,21 +120,39 @@ def restore_missing(path: Path) -> None:
 
 
 def delete_leftovers(path: Path) -> None:
-    """Delete what a killed replacement of the artifact at `path` has left. The caller holds the lock."""
-    (path / REPLACEMENT_FILE).unlink(missing_ok=True)
-    for leftover in (pending_path(path), _discarded_path(path)):
-        if os.path.lexists(leftover) and purpose_of(leftover) is None:
-            delete(leftover)
+    """Delete what a kill has left of a replacement of the artifact at `path`, or after its finish.
+
+    The caller holds the lock.
+    """
+    for leftover in _leftovers(path):
+        delete(leftover)
+
+
+def clean(path: Path) -> None:
+    """Delete the leftovers of an artifact that no process writes, where that is permitted."""
+    path = path.resolve()
+    if _leftovers(path):
+        with suppress(OSError, ArtifactError), lock_for_writing(path, fcntl.LOCK_EX):
+            delete_leftovers(path)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    replaced = [other for other in (pending_path(path), _discarded_path(path)) if purpose_of(other) is None]
+    found = [file for file in (path / REPLACEMENT_FILE, *replaced) if os.path.lexists(file)]
+    steps = path / SAVED_STEPS
+    with suppress(ArtifactError):
+        manifest = load_manifest(path) if steps.is_dir() else None
+        if manifest and (manifest.kind, manifest.state) == ("checkpoint", "complete"):
+            found.append(steps)
+    return found
+
+
+def delete_temporary_files(path: Path) -> None:
+    """Delete the files and directories that a run has not made parts yet. The caller holds the lock."""
+    for temporary in path.glob("*.tmp"):
+        delete(temporary)
 
 
 def delete(path: Path) -> None:
     """Delete a file or a directory; a symbolic link is deleted, not its target."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

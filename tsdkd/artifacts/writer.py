@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -20,9 +20,9 @@ from tsdkd.artifacts.disk import disk_failure, fsync, translate_disk_errors
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.locks import has_readers, lock_for_writing, try_lock, without_readers
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, save_manifest
-from tsdkd.artifacts.opening import OpenDirectory, has_no_part, open_directory
+from tsdkd.artifacts.opening import OpenDirectory, has_no_part, open_directory, remove_empty
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.artifacts.replacing import exchange
+from tsdkd.artifacts.replacing import delete_temporary_files, exchange
 from tsdkd.artifacts.schemas import SCHEMAS
 
 
@@ -68,19 +68,30 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, error: BaseException | None = None, *_: object) -> None:
-        """Release the locks. After a failure, delete a directory that has no part yet.
+        """Release the locks. After a failure, delete files that are no parts yet, and a directory without a part.
 
         Raises TsdkdError for a disk error.
         """
         failure = error and disk_failure(error, self.path)
+        if error:
+            self._delete_unfinished()
         for claim in self._claims.values():
             claim.close()
-        if error and self._is_empty and try_lock(self._opened.locks[-1], fcntl.LOCK_EX):
-            shutil.rmtree(self.path.resolve(), ignore_errors=True)
         for lock in self._opened.locks:
             lock.close()
         if failure:
             raise failure from error
+
+    def _delete_unfinished(self) -> None:
+        with suppress(OSError):  # the error that ends the run matters more
+            for file in self._claims:
+                self.temporary_path(file).unlink(missing_ok=True)
+                self._claim_path(file).unlink(missing_ok=True)
+            if try_lock(self._opened.locks[-1], fcntl.LOCK_EX):  # no other rank writes
+                delete_temporary_files(self.path)
+                if self._is_empty:
+                    shutil.rmtree(self.path.resolve())
+                    remove_empty(self._opened.made)
 
     @property
     def complete(self) -> bool:
@@ -123,6 +134,7 @@ class Writer:
         part = Part(file, rows, temporary.stat().st_size, file_digest(temporary))
         with self._locked_manifest():
             temporary.replace(self.path / file)
+            fsync((self.path / file).parent)
             others = tuple(other for other in self.manifest.parts if other.file != file)
             self.manifest = replace(self.manifest, parts=(*others, part))
             save_manifest(self.path, self.manifest)

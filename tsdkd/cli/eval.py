@@ -136,12 +136,13 @@ def command(
         name: defaults.model(path) for name, path in _models(model, also, checkpoint or run / "checkpoint").items()
     }
 
-    from tsdkd.stages.eval.stage import evaluate
-    from tsdkd.stages.models.paths import model_directory
+    from tsdkd.stages.eval.stage import evaluate, require_measurable
+    from tsdkd.stages.results.compare import choose_baseline
 
-    for path in models.values():
-        model_directory(path)
+    choose_baseline(models, baseline)
     output = results or run / "results"
+    for name, path in models.items():  # all of them before the first is measured
+        require_measurable(path, output / name, config, data, held_out, overwrite, allow_code_execution)
     artifacts = {
         name: evaluate(path, output / name, config, data, held_out, ConsoleObserver(), overwrite, allow_code_execution)
         for name, path in models.items()
@@ -155,9 +156,10 @@ def parse_models(option: str, models: list[str]) -> dict[str, str]:
     """Paths by name, from values such as mine=runs/a/checkpoint. Raises InputError."""
     pairs = [entry.partition("=") for entry in models]
     for name, equals, path in pairs:
-        if not (name and equals and path) or "/" in name:
+        if not (name and equals and path and name.isprintable()) or "/" in name or name[0] == "." or len(name) > 60:
             raise InputError(
-                f"{option} {name}{equals}{path} is not NAME=MODEL, with a name that has no slash.",
+                f"{option} {name + equals + path!r} is not NAME=MODEL, with a name of at most 60 printable "
+                "characters that has no slash and no dot in front.",
                 f"Write {option} NAME=MODEL, such as mine=runs/a/checkpoint.",
             )
     if len({name for name, _, _ in pairs}) < len(pairs):

@@ -58,7 +58,7 @@ def command(
             "--aggregate shows all responses of the scores.",
             "Leave out --sample-id, --positions, --after, --student, --teacher and --rollouts.",
         )
-    from tsdkd.artifacts.disk import translate_disk_errors
+    from tsdkd.artifacts.disk import replace_text, translate_disk_errors
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.cli import show_inspection
     from tsdkd.stages.inspect import page
@@ -82,7 +82,7 @@ def command(
         content = page.response_page(response) if html else ""
     if html is not None:
         with translate_disk_errors(html):
-            html.write_text(content, encoding="utf-8")
+            replace_text(html, content)
         show_text(str(html))
 
 

@@ -173,15 +173,24 @@ def _group_rank(parameter: inspect.Parameter) -> int:
 
 
 def require_page(html: Path | None) -> None:
-    """Raise InputError unless `html` names an .html file in an existing directory; no other file is ever replaced."""
+    """Raise InputError unless `html` names an .html file that can be written; no other file is ever replaced."""
     if html is None:
         return
-    if html.suffix != ".html" or html.is_dir():
-        raise InputError(f"{html} does not name a page.", "Name a file that ends in .html.")
-    if not html.absolute().parent.is_dir():
+    from tsdkd.artifacts.disk import temporary_path
+
+    try:
+        if html.suffix != ".html" or html.is_dir():
+            raise InputError(f"{html} does not name a page.", "Name a file that ends in .html.")
+        if not html.absolute().parent.is_dir():
+            raise InputError(
+                f"The directory {html.parent} of the page does not exist.", "Create it, or name another --html FILE."
+            )
+        temporary_path(html).touch()
+        temporary_path(html).unlink()
+    except OSError as error:
         raise InputError(
-            f"The directory {html.parent} of the page does not exist.", "Create it, or name another --html FILE."
-        )
+            f"The page {html} cannot be written ({error.strerror}).", "Name another --html FILE."
+        ) from None
 
 
 def run_option(run: Path) -> str:

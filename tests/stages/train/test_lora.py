@@ -1,7 +1,10 @@
 """Adapters: they alone are trained, peft loads them, and one on the output head is part of the objective."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -140,3 +143,18 @@ def test_unusable_adapters_are_refused(run: Path, student: Path, tmp_path: Path)
     adapter = adapt(run, student, tmp_path / "adapter")
     with pytest.raises(InputError, match=r"starts from full weights|no model"):
         adapt(run, adapter, tmp_path / "c")
+
+
+def test_every_process_writes_the_same_bytes(run: Path, student: Path, tmp_path: Path, contents: Contents) -> None:
+    """Every file of the checkpoint: the order of sets differs between processes."""
+    here = adapt(run, student, tmp_path / "here")
+    settings = json.loads((here / "adapter_config.json").read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    script = (
+        "import sys; from pathlib import Path; from tests.stages.train.test_lora import adapt;"
+        "adapt(*map(Path, sys.argv[1:]))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, run, student, tmp_path / "elsewhere"]
+    subprocess.run([*map(str, command)], env=environment, check=True)
+    assert contents(tmp_path / "elsewhere") == contents(here)

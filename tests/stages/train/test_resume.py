@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from accelerate import PartialState
+from torch import multiprocessing
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -22,10 +26,10 @@ from transformers import (
 
 from tests.helpers.training import CONFIG, OBJECTIVE, RecordingObserver, cut, learn
 from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.errors import ArtifactError, TsdkdError
-from tsdkd.stages.train import loop
+from tsdkd.errors import ArtifactError
+from tsdkd.stages.train import loop, resume
 from tsdkd.stages.train import trainer as trainer_module
-from tsdkd.stages.train.resume import STATE_FILE, StateCallback, last_complete_step
+from tsdkd.stages.train.resume import STATE_FILE, StateCallback, find_intact_step
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -111,28 +115,142 @@ def test_a_run_that_is_moved_before_its_end_keeps_its_best_step(
     assert contents(tmp_path / "after") == contents(tmp_path / "whole")
 
 
-def test_a_missing_best_step_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-4").mkdir()
-    state = TrainerState(global_step=4, best_global_step=2, best_metric=0.5)
-    with pytest.raises(TsdkdError, match="The best step of this run, 2, is missing"):
-        StateCallback({}).on_train_begin(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
+def save_step(directory: Path, number: int, best: int | None = None) -> Path:
+    """A saved step with small files, one of them in a directory as sharded states are saved."""
+    step = directory / f"checkpoint-{number}"
+    (step / "shards").mkdir(parents=True)
+    state = TrainerState(global_step=number, best_global_step=best, is_world_process_zero=True)
+    state.save_to_json(str(step / "trainer_state.json"))
+    for file in FILES:
+        (step / file).write_bytes(f"{file} of step {number}".encode())
+    StateCallback({"opener": STATEFUL}).on_save(SimpleNamespace(output_dir=directory), state, TrainerControl())
+    return step
 
 
-@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "shards/0.distcp", STATE_FILE])
-def test_an_incomplete_saved_step_is_not_resumed(tmp_path: Path, lost: str) -> None:
-    for step in (2, 4):
-        directory = tmp_path / f"checkpoint-{step}"
-        directory.mkdir()
-        for file in ("optimizer.pt", "model.safetensors"):
-            (directory / file).touch()
-        (directory / "shards").mkdir()  # as sharded states are saved
-        (directory / "shards" / "0.distcp").touch()
-        state = TrainerState(global_step=step, is_world_process_zero=True)
-        StateCallback({}).on_save(SimpleNamespace(output_dir=tmp_path), state, TrainerControl())
-    assert last_complete_step(tmp_path) == tmp_path / "checkpoint-4"
-    (tmp_path / "checkpoint-4" / lost).unlink()
-    assert last_complete_step(tmp_path) == tmp_path / "checkpoint-2"
-    assert not (tmp_path / "checkpoint-4").exists()
+FILES = ("optimizer.pt", "model.safetensors", "rng_state.pth", "shards/0.distcp")
+STATEFUL = Mock(state_dict=lambda: {"window": [[0.1, 0.2]]})
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    "short": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "long": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    "changed": flip,
+    "extra": lambda file: file.with_name("pytorch_model.bin").touch(),
+}
+
+
+@pytest.mark.parametrize("file", [*FILES, "trainer_state.json", STATE_FILE])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_step_is_noticed_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
+    steps = [save_step(tmp_path, number) for number in (2, 4)]
+    assert find_intact_step(tmp_path) == (steps[1], "")
+    DAMAGES[damage](steps[1] / file)
+    path, faults = find_intact_step(tmp_path)
+    assert path == steps[0]
+    assert faults.startswith("4 (")
+    assert damage == "extra" or file in faults or faults == "4 (not saved to its end)"
+    assert not steps[1].exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"files": {}, "sha256": 1}'])
+def test_any_mark_that_is_not_ours_is_noticed(tmp_path: Path, content: bytes) -> None:
+    (save_step(tmp_path, 2) / STATE_FILE).write_bytes(content)
+    assert find_intact_step(tmp_path) == (None, f"2 ({STATE_FILE} is damaged)")
+
+
+def test_other_files_beside_saved_steps_are_left_alone(tmp_path: Path) -> None:
+    step = save_step(tmp_path, 2)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-9").touch()
+    assert find_intact_step(tmp_path) == (step, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-best", "checkpoint-9"}
+
+
+def test_a_step_needs_its_best_step(tmp_path: Path) -> None:
+    """Training that ends there would take the weights of the best step."""
+    best, other = save_step(tmp_path, 2, best=2), save_step(tmp_path, 4, best=2)
+    assert find_intact_step(tmp_path).path == other
+    flip(best / "model.safetensors")
+    faults = "4 (its best step 2: model.safetensors is damaged), 2 (model.safetensors is damaged)"
+    assert find_intact_step(tmp_path) == (None, faults)
+
+
+@pytest.mark.parametrize(("best", "kept"), [(None, [6, 8]), (2, [2, 8]), (8, [6, 8])])
+def test_the_newest_steps_and_the_best_are_kept(tmp_path: Path, best: int | None, kept: list[int]) -> None:
+    for number in (2, 4, 6, 8):
+        save_step(tmp_path, number, best if best and best <= number else None)
+    assert sorted(int(path.name.split("-")[1]) for path in tmp_path.iterdir()) == kept
+
+
+def test_an_older_step_is_deleted_only_after_the_newer_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loses its mark first: a kill leaves no step that seems damaged."""
+    save_step(tmp_path, 2)
+    save_step(tmp_path, 4)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt(path.name)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-2"):
+        save_step(tmp_path, 6)
+    marked = {path.parent.name for path in tmp_path.glob(f"*/{STATE_FILE}")}
+    assert marked == {"checkpoint-4", "checkpoint-6"}
+
+
+def test_all_files_are_on_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda path, *_: done.append(f"{name} {path.relative_to(tmp_path.parent)}")
+
+    monkeypatch.setattr(resume, "fsync", record("fsync"))
+    monkeypatch.setattr(resume, "replace_text", record("replace"))
+    step = Path(tmp_path.name) / "checkpoint-2"
+    save_step(tmp_path, 2)
+    files = [step / file for file in (*FILES, "trainer_state.json")]
+    directories = [step / "shards", step, step.parent, Path()]
+    assert sorted(done[:-1]) == sorted(f"fsync {path}" for path in files + directories)
+    assert done[-1] == f"replace {step / STATE_FILE}"
+
+
+def save_own_files(rank: int, directory: Path, port: int) -> None:
+    """One of two ranks saves its files; rank 1 is late."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()
+    PartialState(cpu=True)
+    step = directory / "checkpoint-2"
+    step.mkdir(exist_ok=True)
+    time.sleep(rank / 2)
+    (step / f"rng_state_{rank}.pth").write_text(str(rank))
+    state = TrainerState(global_step=2, is_world_process_zero=rank == 0)
+    if rank == 0:
+        state.save_to_json(str(step / "trainer_state.json"))
+    StateCallback({}).on_save(SimpleNamespace(output_dir=directory), state, TrainerControl())
+    PartialState().wait_for_everyone()
+    assert find_intact_step(directory) == (step, "")
+    PartialState().wait_for_everyone()
+    if rank == 1:
+        flip(step / "rng_state_1.pth")
+    PartialState().wait_for_everyone()
+    assert find_intact_step(directory) == (None, "2 (rng_state_1.pth is damaged)")
+    PartialState().destroy_process_group()
+
+
+def test_the_mark_lists_the_files_of_every_rank(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    multiprocessing.start_processes(save_own_files, (tmp_path, port), nprocs=2, start_method="fork")
 
 
 def test_experts_are_resumed(run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

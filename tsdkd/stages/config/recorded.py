@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tsdkd.artifacts.disk import replace_text
 from tsdkd.artifacts.files import CONFIG_FILE
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
 from tsdkd.artifacts.replacing import artifact_name
@@ -88,9 +89,7 @@ def config_text(path: Path, manifest: Manifest) -> str:
 
 def write_config(path: Path, manifest: Manifest) -> None:
     """Write config.yaml beside the parts of an artifact."""
-    temporary = path / f"{CONFIG_FILE}.tmp"
-    temporary.write_text(config_text(path, manifest), encoding="utf-8")
-    temporary.replace(path / CONFIG_FILE)
+    replace_text(path / CONFIG_FILE, config_text(path, manifest))
 
 
 def _inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:

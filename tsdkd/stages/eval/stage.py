@@ -35,6 +35,7 @@ from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import require_turns
 from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
@@ -65,12 +66,8 @@ def evaluate(
     Raises InputError before anything is written and before the first response.
     """
     observer = observer or SilentObserver()
+    chat = require_measurable(model, output, config, data, held_out, overwrite, allow_code_execution)
     benchmarks = choose_benchmarks(config.tasks)
-    _require_engine(config, held_out)
-    require_attention(config.attention, [model])
-    harness.require_prerequisites(benchmarks, data, allow_code_execution)
-    chat = _uses_chat_template(model, config, benchmarks)
-    _require_end_token(load_spec(model), benchmarks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
     previous = None if overwrite else _previous_results(unfinished_extension(output) or output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
@@ -100,6 +97,31 @@ def evaluate(
         files |= {"held_out": HELD_OUT_FILE} if source is not None else {}
         summary = {name: json.loads((writer.path / file).read_text()) for name, file in files.items()}
         return writer.finish(summary, observer.info)
+
+
+def require_measurable(
+    model: str,
+    output: Path,
+    config: EvalConfig,
+    data: Path | None,
+    held_out: Path | None,
+    overwrite: bool,
+    allow_code_execution: bool,
+) -> bool:
+    """Raises InputError for what can be judged before models are hashed; arguments as for `evaluate`.
+
+    Returns whether the model is prompted with its chat template.
+    """
+    benchmarks = choose_benchmarks(config.tasks)
+    _require_engine(config, held_out)
+    model_directory(model)
+    require_attention(config.attention, [model])
+    harness.require_prerequisites(benchmarks, data, allow_code_execution)
+    chat = _uses_chat_template(model, config, benchmarks)
+    _require_end_token(load_spec(model), benchmarks)
+    if previous := None if overwrite else _previous_results(unfinished_extension(output) or output):
+        _require_same_settings(output, previous, config)
+    return chat
 
 
 def _add_benchmark(
@@ -134,8 +156,6 @@ def _manifest(
     previous: Manifest | None,
 ) -> Manifest:
     """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
-    if previous:
-        _require_same_settings(output, previous, config)
     record = model_record("evaluated", model)
     datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
     parents = [

@@ -136,4 +136,7 @@ def save_adapter(model: Any, student: LanguageModel, directory: Path) -> None:
     local = base.is_dir()
     config.base_model_name_or_path = str(base.resolve()) if local else student.name
     config.revision = None if local else loaded_from.name  # the snapshot, named after its commit
+    for name, value in vars(config).items():  # peft keeps names in sets, whose order differs between processes
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
     model.save_pretrained(directory, save_embedding_layers=False)  # the embeddings are the base model's

@@ -5,7 +5,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from tsdkd.artifacts.disk import translate_disk_errors
+from tsdkd.artifacts.disk import replace_text, translate_disk_errors
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.errors import InputError
 from tsdkd.stages.pages.charts import Chart, Series, dot_chart
@@ -51,11 +51,9 @@ def report(directories: Sequence[Path], html: Path | None = None) -> Path:
         cost_columns=costs.COST_COLUMNS,
         lineage_columns=notes.LINEAGE_COLUMNS,
     )
-    temporary = target.with_name(f".{target.name}.tmp")
     with translate_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
+        replace_text(target, page)
     return target
 
 

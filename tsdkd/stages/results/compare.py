@@ -3,7 +3,7 @@
 Reads results artifacts and the paper's numbers; imports neither torch nor lm-eval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import erfc, sqrt
 from pathlib import Path
@@ -73,6 +73,14 @@ class Comparison:
     """Reasons for missing differences where two models share a benchmark."""
 
 
+def choose_baseline(models: Collection[str], baseline: str | None) -> str:
+    """The model that others are compared with, by default the student, or the first. Raises InputError."""
+    baseline = baseline or ("student" if "student" in models else next(iter(models)))
+    if baseline not in models:
+        raise InputError(f"{baseline} has no results.", f"Choose from: {', '.join(models)}.")
+    return baseline
+
+
 def compare(
     artifacts: dict[str, Artifact],
     baseline: str | None = None,
@@ -88,9 +96,7 @@ def compare(
     Raises InputError for an unknown baseline or table, and for two models that share a benchmark but no document of
     it. `skip_unpaired` skips such a difference instead and records the reason.
     """
-    baseline = baseline or ("student" if "student" in artifacts else next(iter(artifacts)))
-    if baseline not in artifacts:
-        raise InputError(f"{baseline} has no results.", f"Choose from: {', '.join(artifacts)}.")
+    baseline = choose_baseline(artifacts, baseline)
     summaries = {name: artifact.manifest.summary for name, artifact in artifacts.items()}
     benchmarks = tuple(b for b in BENCHMARKS if any(b in summary for summary in summaries.values()))
     scores = {name: _scores(summary) for name, summary in summaries.items()}

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.replacing import SAVED_STEPS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import rank
@@ -44,7 +45,7 @@ from tsdkd.stages.train.callbacks import (
     ReplayCallback,
 )
 from tsdkd.stages.train.checkpoint import save_checkpoint
-from tsdkd.stages.train.resume import StateCallback, Stateful, last_complete_step, step_number
+from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
 from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -91,7 +92,7 @@ def run_training(
         if load_manifest(directory).state == "complete":
             observer.info(f"{output} is complete: nothing to do.")
             return Artifact(output, load_manifest(output))
-        resume, staging = directory / "resume", directory / "staging.tmp"
+        resume, staging = directory / SAVED_STEPS, directory / "staging.tmp"
         arguments.output_dir = str(resume)
         _require_memory(inputs, config, precision, observer)
         student = load_model(
@@ -102,15 +103,15 @@ def run_training(
         with inputs.open_data(student) as data:
             if config.lora:
                 student = add_lora(student, config.lora, seed)
-            trainer = DistillationTrainer(student, *data, arguments, config.objective, config.compile)
             with _removed_unless_saved(resume):
+                trainer = DistillationTrainer(student, *data, arguments, config.objective, config.compile)
                 degenerated_at = _train(trainer, resume, observer, stop_on_degeneration=config.stop_on_degeneration)
         save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.add_directory(staging)
             shutil.rmtree(staging)
             writer.finish(_summary(trainer, degenerated_at), observer.info)
-            shutil.rmtree(writer.path / resume.name)
+            shutil.rmtree(writer.path / SAVED_STEPS, ignore_errors=True)  # the next command deletes what remains
         PartialState().wait_for_everyone()
         return Artifact(output, load_manifest(output))
 
@@ -173,7 +174,7 @@ def _removed_unless_saved(resume: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if last_complete_step(resume) is None:
+        if not has_saved_step(resume):
             shutil.rmtree(resume, ignore_errors=True)  # another rank may remove it first
         raise
 
@@ -183,9 +184,7 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
 
     Returns the step at which a degenerate run was stopped; the trainer then holds the best or the last saved step.
     """
-    last = last_complete_step(resume)
-    if last:
-        observer.info(f"Resuming after step {step_number(last)}.")
+    last = _find_last_step(resume, observer)
     schedule = trainer.source.schedule if isinstance(trainer.source, ReplaySource) else None
     stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule}
     states = StateCallback({name: value for name, value in stateful.items() if value})
@@ -211,8 +210,21 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
     return health.stopped_at
 
 
+def _find_last_step(resume: Path, observer: Observer) -> Path | None:
+    """The saved step to continue after; a warning names those that are not intact."""
+    last, faults = find_intact_step(resume)
+    if faults:
+        start = f"continues after step {step_number(last)}" if last else "starts from the beginning"
+        observer.warning(f"Damaged saved steps were deleted: {faults}. Training {start}.")
+    elif last:
+        observer.info(f"Resuming after step {step_number(last)}.")
+    return last
+
+
 def _restore_last_step(trainer: DistillationTrainer, resume: Path, stopped_at: int, observer: Observer) -> None:
-    step = last_complete_step(resume)
+    step, faults = find_intact_step(resume)
+    if faults:
+        observer.warning(f"Damaged saved steps were deleted: {faults}.")
     if step is None:
         raise TsdkdError(
             f"The run degenerated at step {stopped_at}, before a step was saved.",

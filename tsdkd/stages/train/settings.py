@@ -71,7 +71,6 @@ def training_arguments(config: TrainConfig, precision: str, seed: int, directory
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=config.eval_steps or config.save_steps,
-        save_total_limit=2,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(config.trackers),

@@ -44,6 +44,7 @@ from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
 from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.save import weights_only
 from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, MicroBatches
+from tsdkd.stages.train.resume import require_intact
 
 
 class DistillationTrainer(Trainer):
@@ -214,6 +215,11 @@ class DistillationTrainer(Trainer):
             self.model.save_pretrained(directory, state_dict=state_dict, **options)
         if self.args.should_save:
             torch.save(self.args, directory / TRAINING_ARGS_NAME)
+
+    def _load_best_model(self) -> None:
+        """Load the best step. Raises TsdkdError if it is damaged: Trainer would keep the last weights."""
+        require_intact(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         known = set(getattr(self.model, "all_tied_weights_keys", None) or ())
