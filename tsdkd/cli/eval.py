@@ -122,11 +122,12 @@ def command(
     """
     if paper:
         published.find_table(paper)  # before anything is measured
+    baselines: list[str | None] = [*baseline] if baseline else [None]
     if compare:
         from tsdkd.artifacts.locks import reading_inputs
 
         with reading_inputs():
-            _compare(find_results(compared or [run]), baseline, paper, format_)
+            _compare(find_results(compared or [run]), baselines, paper, format_)
         return
     if compared:
         raise InputError(
@@ -139,7 +140,8 @@ def command(
     from tsdkd.stages.eval.stage import evaluate, require_measurable
     from tsdkd.stages.results.compare import choose_baseline
 
-    choose_baseline(models, baseline)
+    for name in baselines:
+        choose_baseline(models, name)
     output = results or run / "results"
     for name, path in models.items():  # all of them before the first is measured
         require_measurable(path, output / name, config, data, held_out, overwrite, allow_code_execution)
@@ -147,7 +149,7 @@ def command(
         name: evaluate(path, output / name, config, data, held_out, ConsoleObserver(), overwrite, allow_code_execution)
         for name, path in models.items()
     }
-    _compare(artifacts, baseline, paper, format_)
+    _compare(artifacts, baselines, paper, format_)
     if format_ == "terminal":
         show_text(f"results: {output}")
 
@@ -183,11 +185,10 @@ def _run_models(checkpoint: Path) -> dict[str, str]:
     return {"teacher": names["teacher"], "student": names.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
-def _compare(artifacts: dict[str, Artifact], baselines: list[str] | None, paper: str | None, format_: Format) -> None:
+def _compare(artifacts: dict[str, Artifact], baselines: list[str | None], paper: str | None, format_: Format) -> None:
     from tsdkd.stages.results.compare import compare
 
-    chosen = [*baselines] if baselines else [None]
-    show_comparison([compare(artifacts, baseline, paper) for baseline in chosen], format_)
+    show_comparison([compare(artifacts, baseline, paper) for baseline in baselines], format_)
 
 
 def find_results(paths: list[Path]) -> dict[str, Artifact]:
