@@ -78,8 +78,8 @@ TINY = Scale(
     settings=((5e-6, 0),),
     tasks=("gsm8k", "sciq"),
     generate="--engine transformers --max-prompt-tokens 256 --max-new-tokens 4",
-    score="--k 4",
-    train="--batch-size 4 --micro-batch-size 2 --k 4 --precision float32",
+    score="",
+    train="--batch-size 4 --micro-batch-size 2 --precision float32",
     start="--method supervised-kd --epochs 1 --learning-rate 1e-4",
     evaluate="--limit 2 --max-new-tokens 4",
 )

