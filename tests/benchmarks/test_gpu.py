@@ -303,14 +303,11 @@ def test_torch_cuda_is_called_in_one_module_by_names_that_exist(monkeypatch: pyt
 def test_models_of_full_size_lie_on_the_device_in_their_precision(
     name: str, dtype: torch.dtype, gigabytes: float, tmp_path: Path
 ) -> None:
-    """The device without memory stands for the GPU: as there, an operation with a tensor on the CPU fails."""
+    """PyTorch's device without memory stands for the GPU."""
     model = random_model(name, Options(tmp_path, False, 60, "meta"), dtype)
-    ids = torch.zeros(2, 8, dtype=torch.long)
-    hidden = model.hidden(ids.to(model.device), torch.ones_like(ids).to(model.device))
     tensors = [*model.model.parameters()]
     assert {(tensor.device.type, tensor.dtype) for tensor in tensors} == {("meta", dtype)}
     assert sum(tensor.nbytes for tensor in tensors) / 1e9 == pytest.approx(gigabytes, rel=0.02)
-    assert (hidden.device.type, hidden.dtype) == ("meta", dtype)
 
 
 def test_training_settings_appear_with_their_options() -> None:
