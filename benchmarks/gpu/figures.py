@@ -161,7 +161,8 @@ class Figures:
         temporary.replace(self.path)
 
     def finish(self, expected: Sequence[str]) -> None:
-        """Print the table; exit with 1 if a figure failed or is missing."""
+        """Release the directory and print the table; exit with 1 if a figure failed or is missing."""
+        os.close(self._lock)
         show(self.content)
         raise SystemExit(int(any(name not in self.values for name in expected)))
 
@@ -193,7 +194,7 @@ def _format(value: float | str | None) -> str:
 
 
 def _lock(directory: Path) -> int:
-    """Lock a directory until the process ends; nothing stays on disk."""
+    """Lock a directory until the descriptor is closed, or the process ends; nothing stays on disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
