@@ -6,9 +6,9 @@
 Rows: the bare projections (student forward and backward, teacher forward); the readable reference; the released
 research code's formula (prefix sums, 90 % of the positions, one opener for the batch) on full logits with autograd;
 tsdkd's chunked objective, plain and compiled; and, where they are installed, TRL's chunked divergence and
-Liger-Kernel's chunked JSD, which are one of the three terms. Rounds interleave the rows, so that changes of the
-machine's speed affect all of them; ratios are of medians. Memory is the peak above inputs, weights and the gradients of
-both, each row in its own process.
+Liger-Kernel's chunked JSD and fused JSD (a Triton kernel), which are one of the three terms. Rounds interleave the
+rows, so that changes of the machine's speed affect all of them; ratios are of medians. Memory is the peak above inputs,
+weights and the gradients of both, each row in its own process.
 
 glibc returns large buffers to the system and gets them again, which costs most in the rows with all logits; with the
 recipes' settings (`. recipes/setup.sh`) it keeps them. Report which of the two you measured.
@@ -135,6 +135,13 @@ def liger(x: Inputs) -> None:
     loss(x.student, x.student_weight, x.teacher, x.teacher_weight, targets).backward()
 
 
+def liger_kernel(x: Inputs) -> None:
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    loss = LigerFusedLinearJSD(jsd_beta=0.9)
+    loss(x.student, x.student_weight, x.teacher, x.teacher_weight, None).backward()
+
+
 ROWS: dict[str, Callable[[Inputs], None]] = {
     "bare projections": bare,
     "reference": reference,
@@ -143,6 +150,7 @@ ROWS: dict[str, Callable[[Inputs], None]] = {
     "tsdkd, compiled": tsdkd_compiled,
     "TRL, divergence alone": trl,
     "Liger, divergence alone": liger,
+    "Liger's Triton kernel, divergence alone": liger_kernel,
 }
 
 

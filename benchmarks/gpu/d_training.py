@@ -1,126 +1,276 @@
 """d. An offline training step at the paper's size: 128 prompts and responses of 512 tokens each, Qwen2.5 1.5B shapes.
 
-    python benchmarks/gpu/d_training.py [--out DIR] [--seconds 240] [--tiny]
+    python -m benchmarks.gpu.d_training [--out DIR] [--seconds 200] [--tiny]
 
-Random weights; the teacher is present as hidden states of width 5,120 and its head. float32 weights under bfloat16
-autocast, AdamW, micro-batches of 8 with gradient checkpointing. "floor": the student's forward and backward from a
-random gradient at its logits, and the product with the teacher's head. Rows are for a step of 16 micro-batches.
+Random weights, and a teacher as recorded hidden states of width 5,120 with its head. `train`'s own Trainer takes the
+steps: float32 weights under bfloat16 autocast (LoRA: bfloat16 weights), AdamW, micro-batches of 8, gradient
+checkpointing. "mixed lengths": prompts and responses of 64 to 512 tokens.
+
+"step" is a whole optimizer step, from samples in memory to updated weights. Its parts are measured in another step that
+waits for the device at each border; "other" is collating, copying to the device, clipping, AdamW and logging. "floor":
+the student's forward and backward from a given gradient at its logits, and the product with the teacher's head.
+"times floor" compares forward, objective and backward of micro-batches with it, in rounds.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
+from transformers import TrainerCallback
 
-from benchmarks.gpu.common import Figure, Figures, Options, interleaved_seconds, parse_options, peak_above, seconds_of
-from benchmarks.gpu.models import random_model
-from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden
-from tsdkd.stages.config.train import LoRAConfig
-from tsdkd.stages.data.source import predicting_hidden
-from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
-from tsdkd.stages.models.new_adapters import add_lora, base_with_adapters
+from benchmarks.gpu.device import (
+    interleaved_seconds,
+    measure,
+    open_figures,
+    parse_options,
+    peak_above,
+    peak_flops,
+    seconds_of,
+    synchronize,
+)
+from benchmarks.gpu.figures import Figure, Options, Target
+from benchmarks.gpu.models import random_model, random_rows
+from tsdkd.core import Head, TeacherHidden, TeacherSignal
+from tsdkd.stages.config.train import LoRAConfig, TrainConfig
+from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, predicting_hidden, response_ids
+from tsdkd.stages.models.attributes import replaced_attribute
+from tsdkd.stages.models.load import hidden_states
+from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.new_adapters import add_lora
+from tsdkd.stages.train import trainer as trainer_module
+from tsdkd.stages.train.settings import training_arguments
+from tsdkd.stages.train.trainer import DistillationTrainer
 
-EXPECTED = ("full", "full, compiled", "LoRA", "AdamW step")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full, compiled": {"compile": True},
+    "LoRA, compiled": {"compile": True, "lora": LoRAConfig()},
+    "full, compiled, mixed lengths, padded": {"compile": True},
+    "full, compiled, mixed lengths, packed": {"compile": True, "micro_batch_tokens": 8192},
+    "full": {},
+}
+"""Options of `train`. A setting with an option that `train` does not have yet is left out."""
+ROWS = [name for name, options in SETTINGS.items() if options.keys() <= {field.name for field in fields(TrainConfig)}]
+STEPS = 3
+"""Whole steps: the first one warms up, the last one is measured in parts."""
+COMPARED_MICRO_BATCHES = 4
+PARTS = ("forward", "objective", "backward", "other")
+COLUMNS = [
+    "seconds a step",
+    "tokens/s",
+    "share of peak",
+    *PARTS,
+    "times floor",
+    "seconds of the floor",
+    "peak GB above",
+]
+TARGETS = [Target(f"{name}, in floors", lambda f, name=name: f[name]["times floor"], 1.05) for name in ROWS]
+FLOOR_TOKENS = 4096
+"""Tokens whose logits the floor forms at a time."""
 
 
-class Step:
-    """One micro-batch of a student, with the teacher's hidden states of its response tokens."""
+class RandomSource:
+    """Recorded samples of random ids; all micro-batches share the recorded values."""
 
-    def __init__(self, student: LanguageModel, options: Options) -> None:
-        self.options = options
-        self.responses, self.length, teacher_width = (2, 8, 48) if options.tiny else (8, 512, 5120)
-        self.micro_batches = 1 if options.tiny else 16
-        self.model: Any = student.model.train()
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.vocab = student.head.vocab
-        shape, device = (self.responses, 2 * self.length), options.device
-        generator = torch.Generator(device).manual_seed(0)
-        self.ids = torch.randint(0, self.vocab, shape, device=device, generator=generator)
-        self.mask = torch.ones(self.responses, self.length, dtype=torch.bool, device=device)
-        tokens = self.responses * self.length
+    teacher_fraction = 0.0
+
+    def __init__(self, options: Options, vocab: int, responses: int, *, mixed: bool) -> None:
+        longest, width = (8, 48) if options.tiny else (512, 5120)
+        generator = torch.Generator().manual_seed(0)
+        rows = random_rows(responses, longest, longest, vocab)
+        if mixed:
+            cuts = torch.randint(longest // 8, longest + 1, (responses, 2), generator=generator).tolist()
+            rows = [
+                row | {"prompt_ids": row["prompt_ids"][:prompt], "response_ids": row["response_ids"][:response]}
+                for row, (prompt, response) in zip(rows, cuts, strict=True)
+            ]
+        self.samples, k, most = rows, 10, 16 * longest
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(*size, device=device, generator=generator).to(torch.bfloat16)
+            return torch.randn(*size, generator=generator).to(torch.bfloat16)
 
-        self.teacher = TeacherHidden(
-            normal(tokens, teacher_width), Head(normal(self.vocab, teacher_width) * teacher_width**-0.5)
+        self.columns = {
+            "hidden": normal(most, width),
+            "student_log_prob": torch.full((most,), -10.0),
+            "candidates": torch.randint(0, vocab, (most, k), generator=generator),
+        }
+        self.head = Head(torch.randn(vocab, width, device=options.device).mul_(width**-0.5).to(torch.bfloat16))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def length(self, index: int) -> int:
+        return len(self.samples[index]["prompt_ids"]) + len(self.samples[index]["response_ids"])
+
+    def prompt_id(self, index: int) -> str:
+        return str(index)
+
+    def with_responses(self, samples: list[Sample], *_: Any) -> list[Sample]:
+        return samples
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        tokens = sum(len(sample["response_ids"]) for sample in samples)
+        return {name: values[:tokens] for name, values in self.columns.items()}
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        return TeacherHidden(batch["recorded"]["hidden"], self.head)
+
+    def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot:
+        ids = response_ids(batch["input_ids"], batch["response_mask"])
+        return ScoringSnapshot(ids, batch["recorded"]["student_log_prob"], batch["recorded"]["candidates"])
+
+
+class Clock(TrainerCallback):
+    """Seconds of each whole step; in the last step also those of the parts that `timed` wraps."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.marks, self.timed_steps = device, [], 0
+        self.parts = dict.fromkeys(PARTS[:-1], 0.0)
+
+    @property
+    def steps(self) -> list[float]:
+        return [end - start for start, end in pairwise(self.marks)]
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.mark()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.mark()
+
+    def mark(self) -> None:
+        synchronize(self.device)
+        self.marks.append(perf_counter())
+
+    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if len(self.marks) < STEPS:
+                return work(*arguments, **named)
+            results: list[Any] = []
+            self.parts[part] += seconds_of(lambda: results.append(work(*arguments, **named)), self.device)
+            return results[0]
+
+        return call
+
+
+class Run:
+    """A run of training under one setting."""
+
+    def __init__(self, name: str, options: Options, directory: str) -> None:
+        self.options = options
+        size = {"batch_size": 4, "micro_batch_size": 2} if options.tiny else {}
+        self.config = TrainConfig(epochs=1, precision="bfloat16", gradient_checkpointing=True, **size, **SETTINGS[name])
+        lora = self.config.lora
+        student = random_model("1.5B", options, torch.bfloat16 if lora else torch.float32)
+        self.size = model_size(student.model.config)
+        self.source = RandomSource(options, student.vocab, STEPS * self.config.batch_size, mixed="mixed" in name)
+        student = add_lora(student, lora, seed=0) if lora else student
+        arguments = training_arguments(self.config, "bfloat16", 0, Path(directory))
+        arguments.save_strategy = "no"
+        samples = range(len(self.source))
+        self.trainer = DistillationTrainer(
+            student, self.source, samples, None, arguments, self.config.objective, self.config.compile
         )
 
-    def hidden(self) -> Tensor:
-        """(tokens, width), with the graph of the student's forward."""
-        model = base_with_adapters(self.model)
-        with torch.autocast(self.options.device, torch.bfloat16):
-            hidden = hidden_states(model, self.ids, torch.ones_like(self.ids))
-        return predicting_hidden(hidden, self.mask)
-
-    def run(self, *, compiled: bool = False) -> None:
-        """Forward, objective, backward."""
-        hidden = self.hidden()
-        head = output_head(base_with_adapters(self.model), self.vocab)
-        with torch.autocast(self.options.device, torch.bfloat16):
-            loss, _ = token_selective_loss_from_hidden(
-                hidden, head, self.teacher, self.mask, TSDKDConfig(), compiled=compiled
-            )
-        loss.backward()
-
-    def floor(self) -> None:
-        """The student's forward and backward with its head, and the teacher's head product."""
-        hidden = self.hidden()
-        leaf = hidden.detach().requires_grad_()
-        weight = base_with_adapters(self.model).get_output_embeddings().weight
-        for rows, teacher in zip(leaf.split(512), self.teacher.hidden.split(512), strict=True):
-            with torch.autocast(self.options.device, torch.bfloat16):
-                logits = rows @ weight[: self.vocab].T
-                with torch.no_grad():
-                    target = teacher @ self.teacher.head.weight.T
-            logits.backward(target.to(logits.dtype))
-        hidden.backward(leaf.grad)
-
-    def measure(self, work: Callable[[], None]) -> Figure:
-        repeats = 1 if self.options.tiny else 3
-        times = interleaved_seconds({"step": work, "floor": self.floor}, repeats, self.options.device)
-        step, floor = min(times["step"]), min(times["floor"])
-        self.model.zero_grad(set_to_none=True)
+    def measure(self) -> Figure:
+        clock = Clock(self.options.device)
+        peak = peak_above(partial(self.train, clock), self.options.device)
+        step, last = clock.steps[-2:]
+        tokens = sum(map(self.source.length, range(len(self.source)))) / STEPS
         return {
-            "seconds a step": self.micro_batches * step,
-            "floor": self.micro_batches * floor,
-            "times floor": step / floor,
-            "forward": self.micro_batches * seconds_of(self.hidden, self.options.device),
-            "tokens/s": 2 * self.responses * self.length / step,
-            "peak GB above": peak_above(work, self.options.device),
+            "seconds a step": step,
+            "tokens/s": tokens / step,
+            "share of peak": self.flops() / step / peak_flops(self.options),
+            **clock.parts,
+            "other": last - sum(clock.parts.values()),
+            **self.compare_with_floor(),
+            "peak GB above": peak,
         }
 
+    def train(self, clock: Clock) -> None:
+        """All steps."""
+        names = {"forward": "hidden_states", "objective": "token_selective_loss_from_hidden"}
+        places: dict[str, tuple[Any, str]] = {part: (trainer_module, name) for part, name in names.items()}
+        places["backward"] = (self.trainer.accelerator, "backward")
+        self.trainer.add_callback(clock)
+        with ExitStack() as stack:
+            for part, (owner, name) in places.items():
+                stack.enter_context(replaced_attribute(owner, name, clock.timed(part, getattr(owner, name))))
+            self.trainer.train()
 
-def optimizer_step(step: Step) -> Figure:
-    """Clipping and AdamW, once a step."""
-    parameters = [p for p in step.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
-    for parameter in parameters:
-        parameter.grad = torch.full_like(parameter, 1e-4)
+    def flops(self) -> float:
+        """Of one step; the second forward of gradient checkpointing is not counted."""
+        responses = sum(len(sample["response_ids"]) for sample in self.source.samples)
+        tokens = sum(map(self.source.length, range(len(self.source))))
+        vocab, width = self.size.head_shape
+        body = self.size.matmul_parameters - vocab * width
+        passes = 4 if self.config.lora else 6  # LoRA: no gradients of the weights
+        return (
+            passes * (body * tokens + vocab * width * responses) + 2 * self.source.head.weight.numel() * responses
+        ) / STEPS
 
-    def work() -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+    def compare_with_floor(self) -> Figure:
+        """Forward, objective and backward of some micro-batches, in rounds with their floor."""
+        loader, device = iter(self.trainer.get_train_dataloader()), self.trainer.args.device
+        batches, responses = self.trainer.get_batch_samples(loader, COMPARED_MICRO_BATCHES, device)
+        batches = send_to_device(batches, device)
 
-    work()
-    return {"seconds a step": seconds_of(work, step.options.device)}
+        def step() -> None:
+            for batch in batches:
+                self.trainer.training_step(self.trainer.model_wrapped, dict(batch), responses)
+
+        def floor() -> None:
+            for batch in batches:
+                self.run_floor(batch)
+
+        repeats = 1 if self.options.tiny else 3
+        times = interleaved_seconds({"step": step, "floor": floor}, repeats, self.options.device)
+        micro_batches = self.trainer.args.gradient_accumulation_steps / len(batches)
+        return {
+            "times floor": median(step / floor for step, floor in zip(times["step"], times["floor"], strict=True)),
+            "seconds of the floor": median(times["floor"]) * micro_batches,
+        }
+
+    def run_floor(self, batch: Batch) -> None:
+        """The student's forward and backward with its head, and the product with the teacher's head."""
+        model = self.trainer.student.model
+        with torch.autocast(self.options.device, torch.bfloat16):
+            hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
+        hidden = predicting_hidden(hidden, batch["response_mask"])
+        leaf, recorded = hidden.detach().requires_grad_(), batch["recorded"]["hidden"]
+        weight = model.get_output_embeddings().weight[: self.trainer.vocab]
+        for student, teacher in zip(leaf.split(FLOOR_TOKENS), recorded.split(FLOOR_TOKENS), strict=True):
+            with torch.autocast(self.options.device, torch.bfloat16):
+                logits = student @ weight.T
+                with torch.no_grad():
+                    grad = teacher @ self.source.head.weight.T
+            logits.backward(grad.to(logits.dtype))
+        hidden.backward(leaf.grad)
+
+
+def measure_setting(name: str, options: Options) -> Figure:
+    with TemporaryDirectory() as directory:
+        return Run(name, options, directory).measure()
 
 
 def main() -> None:
     options = parse_options(__doc__)
-    figures = Figures("d_training", options)
-    full = Step(random_model("1.5B", options, torch.float32), options)
-    figures.measure("full", partial(full.measure, full.run))
-    figures.measure("full, compiled", partial(full.measure, partial(full.run, compiled=True)))
-    figures.measure("AdamW step", partial(optimizer_step, full))
-    del full
-    student = add_lora(random_model("1.5B", options), LoRAConfig(), seed=0)
-    lora = Step(student, options)
-    figures.measure("LoRA", partial(lora.measure, lora.run))
-    columns = ["seconds a step", "floor", "times floor", "forward", "tokens/s", "peak GB above"]
-    figures.finish("a training step of 128 responses of 512 + 512 tokens", columns, EXPECTED)
+    title = "d. A training step of 128 responses, offline, Qwen2.5 1.5B shapes"
+    figures = open_figures("d_training", title, COLUMNS, options, TARGETS)
+    for name in ROWS:
+        measure(figures, name, partial(measure_setting, name, options))
+    figures.finish(ROWS)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from benchmarks.gpu.common import Options
+from benchmarks.gpu.figures import Options
 from tsdkd.stages.models.load import LanguageModel
 
 TOKENS = 151_665

@@ -1,48 +1,88 @@
-"""Runs the GPU scripts in their order, as many as the time allows; measured figures are skipped.
+"""Runs the GPU scripts in their order, as many as the time allows, and prints all tables; measured figures are skipped.
 
-    python benchmarks/gpu/run.py [--out DIR] [--seconds 840] [--tiny] [a b ...]
+    python -m benchmarks.gpu.run [--out DIR] [--seconds 540] [--tiny] [a b ...] [-- OPTIONS OF f]
 
-Every script writes its JSON after each figure, so that a run that is cut off loses at most the figure in progress.
+Scripts a to e get at most four minutes each, f the rest. A script writes its JSON after each figure: whatever ends it
+or this driver, at most the figure in progress is lost. With --seconds 0 it only prints the tables.
 """
 
-import argparse
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).parent
-SCRIPTS = {path.name[0]: path for path in sorted(HERE.glob("[a-z]_*.py"))}
+from benchmarks.gpu.figures import DEVICE_LOST, argument_parser, screen, show, start
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {path.name[0]: f"benchmarks.gpu.{path.stem}" for path in sorted(Path(__file__).parent.glob("[a-z]_*.py"))}
+QUEUE = "f"
+"""The script that takes all remaining time: its figures are single runs that resume."""
 LONGEST = 240
-"""Seconds of one script."""
-LEAST = 20
+"""Seconds of any other script."""
+GRACE = 40
+"""Seconds before its end in which a script begins no figure."""
+LEAST = 60
 """Seconds in which a script can measure something."""
 
 
+def run_script(letter: str, seconds: float, arguments: Sequence[str]) -> int | None:
+    """Exit code of a script that gets `seconds`; None for one that outlasts them."""
+    words = [
+        sys.executable,
+        "-m",
+        SCRIPTS[letter],
+        "--seconds",
+        f"{seconds - GRACE:.0f}",
+        *arguments,
+    ]
+    process = start(words, cwd=ROOT)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
+def run_scripts(
+    letters: Sequence[str], seconds: float, arguments: Sequence[str], queue: Sequence[str]
+) -> dict[str, str]:
+    """Run scripts one after another -> what became of each."""
+    end, states = time.monotonic() + seconds, dict.fromkeys(letters, "not begun")
+    for letter in letters:
+        code: int | None = DEVICE_LOST
+        while code == DEVICE_LOST and (left := end - time.monotonic()) >= LEAST:
+            more = queue if letter == QUEUE else ()
+            code = run_script(letter, left if letter == QUEUE else min(LONGEST, left), [*arguments, *more])
+            states[letter] = {0: "complete", None: "stopped, its time is over", DEVICE_LOST: "lost its device"}.get(
+                code, f"incomplete (exit code {code})"
+            )
+    return states
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scripts", nargs="*", metavar="LETTER", help=f"some of {' '.join(SCRIPTS)}; default: all")
-    parser.add_argument("--out", type=Path, default=Path("gpu-figures"))
-    parser.add_argument("--seconds", type=float, default=840)
-    parser.add_argument("--tiny", action="store_true")
-    o = parser.parse_args()
-    if unknown := set(o.scripts) - set(SCRIPTS):
+    words = [*sys.argv[1:], "--"]
+    split = words.index("--")
+    own, queue = words[:split], words[split + 1 : -1]
+    parser = argument_parser(__doc__, 540)
+    parser.add_argument(
+        "scripts", nargs="*", metavar="LETTER", help=f"some of {' '.join(SCRIPTS)}; default: all, f if it has options"
+    )
+    options = parser.parse_args(own)
+    if unknown := set(options.scripts) - set(SCRIPTS):
         parser.error(f"no script is named {', '.join(sorted(unknown))}; choose from {', '.join(SCRIPTS)}")
-    start, codes = time.monotonic(), {}
-    for letter in o.scripts or SCRIPTS:
-        left = o.seconds - (time.monotonic() - start)
-        if left < LEAST:
-            break
-        limit = min(LONGEST, left)
-        words = [sys.executable, SCRIPTS[letter], "--out", o.out, "--seconds", str(limit), *["--tiny"] * o.tiny]
-        try:
-            codes[letter] = subprocess.run(words, timeout=limit + LEAST / 2, check=False).returncode
-        except subprocess.TimeoutExpired:
-            codes[letter] = -1
-    for letter, path in SCRIPTS.items():
-        state = {None: "not begun", 0: "complete", -1: "cut off"}.get(codes.get(letter), "incomplete")
-        sys.stdout.write(f"{path.stem}: {state}\n")
-    sys.exit(int(any(codes.values())))
+    default, out = [letter for letter in SCRIPTS if queue or letter != QUEUE], options.out.resolve()
+    states = run_scripts(
+        options.scripts or default, options.seconds, ["--out", str(out), *["--tiny"] * options.tiny], queue
+    )
+    for module in SCRIPTS.values():
+        if (path := out / f"{module.rpartition('.')[2]}.json").exists():
+            show(json.loads(path.read_text()))
+    for letter, state in states.items():
+        screen.print(f"{SCRIPTS[letter]}: {state}", markup=False)
+    sys.exit(int(any(state != "complete" for state in states.values())))
 
 
 if __name__ == "__main__":
