@@ -337,7 +337,7 @@ def test_verify_refuses_a_changed_parent(tmp_path: Path) -> None:
 
 def test_verify_refuses_columns_of_another_kind(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    edit(tmp_path / "a", kind="results")
+    edit(tmp_path / "a", kind="results", summary={})
     with pytest.raises(ArtifactError, match="columns or rows that differ"):
         verify_artifact(tmp_path / "a")
 

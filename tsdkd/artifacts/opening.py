@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
+from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.locks import absolute_path, has_readers, lock_for_writing, registered_inputs
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
 from tsdkd.artifacts.reader import check_parts
@@ -27,8 +27,6 @@ from tsdkd.artifacts.replacing import (
     restore_missing,
 )
 from tsdkd.errors import ArtifactError
-
-NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FILE}
 
 
 @dataclass(frozen=True)

@@ -54,3 +54,22 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
+OPTIONAL: dict[str, set[str]] = {
+    "rollouts": set(),
+    "scores": {
+        *("hidden", "hidden_scale", "top_ids", "top_log_probs"),
+        *("divergence", "signal_divergence"),
+    },
+    "results": set(),
+}
+"""Columns that may hold nulls: those of the signals that scores do not record."""
+PER_TOKEN = {
+    "student_entropy",
+    "teacher_entropy",
+    "student_log_prob",
+    "teacher_log_prob",
+    "hidden_scale",
+    "divergence",
+    "signal_divergence",
+}
+"""Columns of scores with one value per token."""

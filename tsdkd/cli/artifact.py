@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
+import tsdkd.stages  # noqa: F401 - adds the check of recorded configurations
 from tsdkd.cli.console import show_pairs, show_text, show_tree
 
 if TYPE_CHECKING:

@@ -1,10 +1,12 @@
 """The options that an artifact was made with, from its manifest: for config.yaml and for rebuilt commands."""
 
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from tsdkd.artifacts.files import CONFIG_FILE
+from tsdkd.artifacts.json_files import conform
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
 from tsdkd.artifacts.replacing import artifact_name
 from tsdkd.stages.config.eval import EvalConfig
@@ -35,7 +37,27 @@ ResolvePath = Callable[[str], Path]
 
 def command_of(manifest: Manifest) -> str:
     """The command that made an artifact, such as "train"."""
-    return "prune" if "drop" in manifest.config else _COMMANDS[manifest.kind]
+    return _command(manifest.kind, manifest.config)
+
+
+def _command(kind: str, config: Mapping[str, Any]) -> str:
+    return "prune" if "drop" in config else _COMMANDS[kind]
+
+
+def check_config(kind: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a recorded setting of another type or out of its option's range.
+
+    Settings that are missing or unknown pass: artifacts of an earlier or later tsdkd have them.
+    """
+    configuration = CONFIGS[_command(kind, config)]
+    conform(config, configuration, "config")
+    values = flatten(dict(config))
+    for option in config_options(configuration):
+        value: Any = values.get(option.key)
+        low, high = option.option.min, option.option.max
+        is_number = type(value) in {int, float}
+        if is_number and not (-inf if low is None else low) <= value <= (inf if high is None else high):
+            raise ValueError(f"config.{option.key} is {value}, out of its range")
 
 
 def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.errors import InputError
-from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
+from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
 from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, response_ids
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec

@@ -17,7 +17,6 @@ from tsdkd.core import Head, TeacherHidden, TeacherRanks, TeacherSignal, Teacher
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
 
-HEAD_FILE = "teacher_head.safetensors"
 BASE_COLUMNS = ("student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob", "candidates", "ranks")
 SIGNAL_COLUMNS = {
     "hidden": ("hidden",),
