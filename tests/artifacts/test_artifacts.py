@@ -26,7 +26,10 @@ def manifest(**changes: object) -> Manifest:
 
 
 def rows(*names: str) -> pa.Table:
-    return pa.Table.from_pylist([{"sample_id": name, "response_ids": [1, 2]} for name in names], SCHEMAS["rollouts"])
+    text = dict.fromkeys(("prompt_id", "source", "response", "finish_reason", "author"), "text")
+    values = {**text, "messages": [{"role": "user", "content": "text"}], "prompt_ids": [3], "teacher_tokens": 0}
+    table = [{"sample_id": name, "response_ids": [1, 2], **values} for name in names]
+    return pa.Table.from_pylist(table, SCHEMAS["rollouts"])
 
 
 def write(path: Path, **changes: object) -> None:

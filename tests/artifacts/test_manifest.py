@@ -113,7 +113,7 @@ def test_nothing_is_listed_twice(run: Path, names: str) -> None:
 )
 def test_settings_and_summaries_have_the_types_of_their_stage(run: Path, kind: str, names: str, value: Any) -> None:
     set_field(run / kind, names, value)
-    with pytest.raises(ArtifactError, match=rf"cannot be read \(.*\b{names.split('.')[-1]}\b"):
+    with pytest.raises(ArtifactError, match=rf"cannot be read \(.*\b{names.rsplit('.', maxsplit=1)[-1]}\b"):
         load_manifest(run / kind)
 
 

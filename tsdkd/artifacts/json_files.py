@@ -71,14 +71,14 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
-def parse_json(content: bytes | str, annotation: Any = Any) -> Any:
-    """JSON as the annotated type. Raises ValueError."""
+def parse_json(content: bytes | str, annotation: Any = Any, *, finite: bool = True) -> Any:
+    """JSON as the annotated type; `finite`: NaN and Infinity are refused. Raises ValueError."""
     try:
         text = content if isinstance(content, str) else content.decode()
-        value = json.loads(text, object_pairs_hook=_record, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_record, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    _require_bounded(value)
+    _require_bounded(value, finite)
     return conform(value, annotation)
 
 
@@ -200,12 +200,12 @@ def _refuse_constant(word: str) -> Any:
     raise ValueError(f"{word}, which is not JSON")
 
 
-def _require_bounded(root: Any) -> None:
+def _require_bounded(root: Any, finite: bool) -> None:
     """Raises ValueError for deep nesting, long or undecodable text, and numbers that 64 bits do not hold."""
     level = [root]
     for _ in range(MAX_DEPTH):
         for item in level:
-            _require_bounded_item(item)
+            _require_bounded_item(item, finite)
         level = [child for item in level for child in _children(item)]
         if not level:
             return
@@ -216,12 +216,12 @@ def _children(item: Any) -> Iterable[Any]:
     return (*item, *item.values()) if isinstance(item, dict) else item if isinstance(item, list) else ()
 
 
-def _require_bounded_item(item: Any) -> None:
+def _require_bounded_item(item: Any, finite: bool) -> None:
     if isinstance(item, str):
         if len(item) > MAX_TEXT:
             raise ValueError(f"a text of more than {MAX_TEXT:,} characters")
         item.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
-    elif isinstance(item, float) and not math.isfinite(item):
+    elif isinstance(item, float) and finite and not math.isfinite(item):
         raise ValueError("a number that is not finite")
     elif isinstance(item, int) and not -INT64 <= item < INT64:
         raise ValueError("a number that 64 bits do not hold")

@@ -6,6 +6,7 @@ written in a pending directory (replacing.py), so the old artifact stays complet
 
 import fcntl
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -50,7 +51,22 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     with _closed_on_failure(lock):
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
+        if opened.manifest.state == "partial":
+            _require_own_files(opened)
     return replace(opened, locks=(lock, *opened.locks))
+
+
+def _require_own_files(opened: OpenDirectory) -> None:
+    """Raises ArtifactError for a link out of a directory, through which a stage would write or delete elsewhere."""
+    root = opened.path.resolve()
+    for directory, directories, files in os.walk(root):
+        for entry in (Path(directory, name) for name in (*directories, *files)):
+            if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+                for lock in opened.locks:
+                    lock.close()
+                raise ArtifactError(
+                    f"{entry} is a link out of its artifact.", "Remove it, or copy the file itself there."
+                )
 
 
 @contextmanager

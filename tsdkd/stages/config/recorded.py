@@ -1,6 +1,7 @@
 """The options that an artifact was made with, from its manifest: for config.yaml and for rebuilt commands."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from tsdkd.artifacts.files import CONFIG_FILE
 from tsdkd.artifacts.json_files import conform
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
 from tsdkd.artifacts.replacing import artifact_name
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import ArtifactError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
@@ -58,6 +61,15 @@ def check_config(kind: str, config: Mapping[str, Any]) -> None:
         is_number = type(value) in {int, float}
         if is_number and not (-inf if low is None else low) <= value <= (inf if high is None else high):
             raise ValueError(f"config.{option.key} is {value}, out of its range")
+
+
+def recorded_objective(manifest: Manifest) -> TSDKDConfig:
+    """The objective that trained a checkpoint. Raises ArtifactError for settings that this tsdkd does not know."""
+    settings = manifest.config["objective"]
+    if unknown := settings.keys() - {field.name for field in fields(TSDKDConfig)}:
+        raise ArtifactError(f"The checkpoint has the unknown setting objective.{min(unknown)}.", "Update tsdkd.")
+    objective: TSDKDConfig = conform(settings, TSDKDConfig)
+    return objective
 
 
 def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:

@@ -3,15 +3,26 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tsdkd.artifacts.json_files import read_json
+from tsdkd.artifacts.rules import PartName
 from tsdkd.errors import TsdkdError
 
 STATE_FILE = "tsdkd_state.json"
 """Written last into each saved step. It lists the other files; a step without it or one of them is incomplete."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """The content of `STATE_FILE`."""
+
+    files: tuple[PartName, ...]
+    states: dict[str, Any]
 
 
 class Stateful(Protocol):
@@ -30,7 +41,7 @@ class StateCallback(TrainerCallback):
 
     def restore(self, step: Path) -> None:
         """Load the states that a saved step carries."""
-        states = json.loads((step / STATE_FILE).read_text())["states"]
+        states = read_json(step / STATE_FILE, SavedState).states
         for name, stateful in self.stateful.items():
             stateful.load_state_dict(states[name])
 
@@ -78,4 +89,4 @@ def step_number(step: Path) -> int:
 
 def _is_complete(step: Path) -> bool:
     state = step / STATE_FILE
-    return state.is_file() and all((step / file).is_file() for file in json.loads(state.read_text())["files"])
+    return state.is_file() and all((step / file).is_file() for file in read_json(state, SavedState).files)
