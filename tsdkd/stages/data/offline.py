@@ -14,7 +14,7 @@ from torch import Tensor
 from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
-from tsdkd.artifacts.tables import translate_arrow_errors
+from tsdkd.artifacts.tables import check_hidden, limits_of, translate_arrow_errors
 from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
@@ -86,6 +86,7 @@ class OfflineSource(RolloutSource):
         super().__init__(rollouts)
         self.scores = read_artifact(scores, "scores")
         self.scores.require_parent(self.rollouts)
+        self._limits = limits_of(self.scores.path, self.scores.manifest)
         light = [name for name in self.decoder.columns if name != "hidden"]
         self._require_same_responses(self.scores.table(["sample_id", *light]))
         self._rows = [(part, row) for part in self.scores.tables for row in range(part.rows or 0)]
@@ -133,7 +134,9 @@ class OfflineSource(RolloutSource):
         part, row_group = self._rows[index]
         with translate_arrow_errors(self.scores.path / part.file):
             row = self._open(part).read_row_group(row_group, columns=list(self.decoder.columns))
-        self.scores.check(part, row)
+        if "hidden" in row.column_names:
+            file = self.scores.path / part.file
+            check_hidden(file, row["hidden"], len(row["student_entropy"][0]), self._limits)
         return {name: _single_value(row[name]) for name in row.column_names} | super().__getitem__(index)
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
