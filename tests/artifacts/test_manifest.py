@@ -2,17 +2,24 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.helpers.runs import make_run
+from tests.helpers.artifacts import OLD, add
+from tests.helpers.runs import STUDENT, make_run
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.writer import Writer
+from tsdkd.cli import app
 from tsdkd.errors import ArtifactError
+from tsdkd.stages.report.runs import load_runs
 
 
 @pytest.fixture
@@ -174,3 +181,50 @@ def test_a_journal_of_other_types_is_one_error(tmp_path: Path, line: bytes) -> N
     (tmp_path / JOURNAL_FILE).write_bytes(line + b"\n")
     with pytest.raises(ArtifactError, match=r"cannot be read .* no part of the artifact"):
         read_sessions(tmp_path)
+
+
+@pytest.mark.parametrize("name", [JOURNAL_FILE, "config.yaml", "resume"])
+def test_a_stage_writes_through_no_link_out_of_its_artifact(tmp_path: Path, name: str) -> None:
+    with Writer.open(tmp_path / "a", OLD) as writer:
+        add(writer, "one", "old")
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "a" / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtifactError, match="is a link out of its artifact"):
+        Writer.open(tmp_path / "a", OLD)
+    (tmp_path / "a" / name).unlink()
+    (tmp_path / "a" / ".lock").unlink()
+    (tmp_path / "a" / ".lock").symlink_to(tmp_path / "nowhere")
+    with Writer.open(tmp_path / "a", OLD) as writer:
+        writer.finish({})
+    assert not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_report_and_lineage_hash_nothing_outside_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr("tsdkd.artifacts.reader.content_digest", lambda path: hashed.append(path.resolve()) or "")
+    secret, link = run.parent / "secret", run / "inside"
+    secret.mkdir()
+    link.mkdir()
+    (link / "file").symlink_to("/etc/hostname")
+    for path in ("../../secret", str(secret), "/etc", "../inside"):
+        set_field(run / "rollouts", "parents.0.path", path)
+        (run_,) = load_runs([run])
+        assert [problem for artifact in run_.artifacts for problem in artifact.problems if "secret" in problem] == []
+        result = CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")])
+        assert "outside the run, not checked" in result.output
+    assert hashed == []
+    set_field(run / "rollouts", "parents.0.path", "../prompts.jsonl")
+    assert "changed since" in CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")]).output
+    assert hashed == [(run / "prompts.jsonl").resolve()]
+
+
+def test_the_lineage_of_many_artifacts_ends(run: Path) -> None:
+    """Each artifact of a chain names the next one twice, as a parent and as a model."""
+    for number in range(12):
+        path, after = run / f"a{number}", f"../a{number + 1}"
+        shutil.copytree(run / "rollouts", path)
+        set_field(path, "parents.0", {"kind": "checkpoint", "fingerprint": "f", "path": after})
+        set_field(path, "models", [{**asdict(STUDENT), "role": str(i), "name": str(path / after)} for i in range(3)])
+    result = CliRunner().invoke(app, ["--debug", "artifact", "lineage", str(run / "a0")])
+    assert "more than 200 artifacts" in str(result.exception)
