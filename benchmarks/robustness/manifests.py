@@ -13,8 +13,9 @@ import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -159,7 +160,7 @@ def correct_hashes(run: Path) -> None:
                 if parent["kind"] in ARTIFACTS:
                     parent["fingerprint"] = load_manifest(run / parent["kind"]).fingerprint
             file.write_text(json.dumps(manifest))
-        except (TsdkdError, ValueError, TypeError, KeyError, OSError, AttributeError):
+        except (TsdkdError, ValueError, TypeError, KeyError, OSError, AttributeError, RecursionError):
             continue
 
 
@@ -172,13 +173,13 @@ def mutants(workspace: Workspace, seed: int, count: int) -> Iterator[tuple[str, 
         shutil.copytree(workspace.path / "run", run, symlinks=True)
         manifest, journal = run / name / MANIFEST_FILE, run / name / JOURNAL_FILE
         tables = sorted((run / name).glob("*.parquet"))
-        others = [journal, *(run / name).glob("metrics.jsonl"), *(run / name).glob("*ed.json")]
+        others = [file for file in (journal, *(run / name).glob("metrics.jsonl")) if file.exists()]
         kinds = draw.choices(["manifest", "other", "table"], [6, 2, 3])[0]
         if kinds == "table" and tables:
             file = draw.choice(tables)
             description = damage_table(file, draw)
         else:
-            file = draw.choice(others) if kinds == "other" else manifest
+            file = draw.choice(others) if kinds == "other" and others else manifest
             description = damage_file(file, draw)
         if draw.random() < 0.5 or kinds != "manifest":
             correct_hashes(run)
@@ -198,11 +199,13 @@ def outcome(words: list[str]) -> tuple[str, BaseException | None]:
     return ("usage", None) if isinstance(result.exception, SystemExit) else ("raw", result.exception)
 
 
-def campaign(workspace: Workspace, seed: int, count: int, show: Callable[[str], None]) -> Counter[tuple[str, str]]:
-    """Outcomes by command and kind; changes outside the run count as "outside"."""
+def campaign(
+    workspace: Workspace, seed: int, count: int, show: Callable[[str], None], commands: Mapping[str, Sequence[str]]
+) -> Counter[tuple[str, str]]:
+    """Outcomes by command and kind; changes outside the run count as "outside". `commands`: by artifact."""
     counts: Counter[tuple[str, str]] = Counter()
     for name, run, description in mutants(workspace, seed, count):
-        for text in COMMANDS[name]:
+        for text in commands[name]:
             words = workspace.command(text, run, run / name)
             kind, error = outcome(words)
             counts[" ".join(words[: 2 if words[0] == "artifact" else 1]), kind] += 1
@@ -224,7 +227,7 @@ def main() -> int:
     with TemporaryDirectory() as directory:
         workspace = make_workspace(Path(directory))
         before = content_digest(workspace.path / "run")
-        counts = campaign(workspace, arguments.seed, arguments.mutants, print)
+        counts = campaign(workspace, arguments.seed, arguments.mutants, partial(print, flush=True), COMMANDS)
         unchanged = content_digest(workspace.path / "run") == before
     kinds = ("well", "refused", "usage", "raw", "outside")
     print(f"{'command':20}" + "".join(f"{kind:>10}" for kind in kinds))
