@@ -44,8 +44,8 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
     file = directory / ADAPTER_CONFIG
     settings: dict[str, Any] = read_json(file, dict[str, Any], "Save the adapter again.")
     try:
-        adapter_type, base = (conform(settings.get(name), str | None, name) for name in ("peft_type", BASE))
-    except ValueError as error:
+        adapter_type, base = (conform(dict(settings)[name], str | None, name) for name in ("peft_type", BASE))
+    except (KeyError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}).", "Save the adapter again.") from None
     if adapter_type != "LORA":
         raise InputError(
