@@ -16,6 +16,7 @@ from tests.helpers.runs import STUDENT, make_run
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.reader import read_artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.cli import app
 from tsdkd.errors import ArtifactError
@@ -228,3 +229,14 @@ def test_the_lineage_of_many_artifacts_ends(run: Path) -> None:
         set_field(path, "models", [{**asdict(STUDENT), "role": str(i), "name": str(path / after)} for i in range(3)])
     result = CliRunner().invoke(app, ["--debug", "artifact", "lineage", str(run / "a0")])
     assert "more than 200 artifacts" in str(result.exception)
+
+
+@pytest.mark.parametrize("parts", [[], None])
+def test_rollouts_and_scores_have_rows(run: Path, parts: list[Any] | None) -> None:
+    manifest = json.loads((run / "scores" / MANIFEST_FILE).read_text())
+    manifest |= {"parts": parts}
+    if parts is None:
+        del manifest["parts"]
+    (run / "scores" / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="lists no row"):
+        read_artifact(run / "scores", "scores", hashed=False)

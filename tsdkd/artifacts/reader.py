@@ -77,12 +77,7 @@ class Artifact:
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, in the order of the parts."""
-        tables = [self.read_part(part, columns) for part in self.tables]
-        if not tables:
-            raise ArtifactError(
-                f"{self.path} lists no table.", f"Run `{MADE_BY[self.manifest.kind]}` again with --overwrite."
-            )
-        return pa.concat_tables(tables)
+        return pa.concat_tables(self.read_part(part, columns) for part in self.tables)
 
     def as_parent_of(self, child: Path) -> Parent:
         return Parent(self.manifest.kind, self.fingerprint, relative_path(self.path, child))
@@ -118,6 +113,8 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
             f"{path} is not finished: {len(manifest.parts)} parts are written.",
             f"Run `{command}` again to complete it.",
         )
+    if kind in {"rollouts", "scores"} and not manifest.rows:
+        raise ArtifactError(f"{path} lists no row.", f"Run `{command}` again with --overwrite.")
     if hashed:
         check_parts(path, manifest)
     return Artifact(path, manifest)
