@@ -24,6 +24,7 @@ ROOMS = (
     "stages.observer",
     "stages.methods",
     "stages.config",
+    "stages.__init__",
     "stages.metrics",
     "stages.pages",
     "stages.models",

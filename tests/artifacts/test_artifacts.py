@@ -26,7 +26,10 @@ def manifest(**changes: object) -> Manifest:
 
 
 def rows(*names: str) -> pa.Table:
-    return pa.Table.from_pylist([{"sample_id": name, "response_ids": [1, 2]} for name in names], SCHEMAS["rollouts"])
+    text = dict.fromkeys(("prompt_id", "source", "response", "finish_reason", "author"), "text")
+    values = {**text, "messages": [{"role": "user", "content": "text"}], "prompt_ids": [3], "teacher_tokens": 0}
+    table = [{"sample_id": name, "response_ids": [1, 2], **values} for name in names]
+    return pa.Table.from_pylist(table, SCHEMAS["rollouts"])
 
 
 def write(path: Path, **changes: object) -> None:
@@ -337,7 +340,7 @@ def test_verify_refuses_a_changed_parent(tmp_path: Path) -> None:
 
 def test_verify_refuses_columns_of_another_kind(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    edit(tmp_path / "a", kind="results")
+    edit(tmp_path / "a", kind="results", summary={})
     with pytest.raises(ArtifactError, match="columns or rows that differ"):
         verify_artifact(tmp_path / "a")
 

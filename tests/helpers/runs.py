@@ -73,6 +73,12 @@ def rollouts(directory: Path, seed: int = 0, response: str = MARKUP) -> None:
             "prompt_id": f"p{i}",
             "messages": [{"role": "user", "content": f"Question {i}? {MARKUP}"}],
             "response": f"{response} by seed {seed}",
+            "source": "prompts.jsonl",
+            "prompt_ids": [1],
+            "response_ids": [2],
+            "finish_reason": "stop",
+            "author": "student",
+            "teacher_tokens": 0,
         }
         for i in range(4)
     ]

@@ -5,7 +5,8 @@ models and engine. A stage that runs again with the same identity resumes or doe
 refuses. Its *fingerprint* covers identity and content; children record it. A manifest holds no time: the same work
 writes the same bytes.
 
-manifest.py defines a manifest, files.py names the files beside the parts, schemas.py holds the columns of the tables,
-reader.py checks an artifact before a stage sees a row, writer.py writes one atomically, journal.py records the sessions
-that made it, and hashing.py computes the digests.
+manifest.py defines a manifest, files.py names the files beside the parts, schemas.py holds the columns of the tables
+and summaries.py the summaries. reader.py checks an artifact before a stage sees a row: json_files.py and rules.py check
+what JSON files hold, tables.py what tables hold. writer.py writes an artifact atomically, journal.py records the
+sessions that made it, and hashing.py computes the digests.
 """

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 
 from tsdkd.artifacts.files import JOURNAL_FILE
+from tsdkd.artifacts.json_files import conform, parse_json, read_regular_file, unreadable
+from tsdkd.artifacts.rules import Amount, Count
 from tsdkd.errors import TsdkdError
 from tsdkd.processes import world_size
 
@@ -33,15 +35,15 @@ class Session:
     started: str
     """UTC, to the second."""
     machine: str
-    processes: int = 1
+    processes: Count = 1
     exit: str = ""
     """"finished", "interrupted" or "failed"."""
     cause: str = ""
     """The cause of a failure."""
-    seconds: float | None = None
-    memory: int | None = None
+    seconds: Amount | None = None
+    memory: Count | None = None
     """Peak memory of rank 0 in bytes, up to the end of this session."""
-    gpu_memory: int | None = None
+    gpu_memory: Count | None = None
     """Peak bytes that rank 0 allocated on one GPU; None without CUDA."""
     warnings: tuple[str, ...] = ()
 
@@ -77,19 +79,23 @@ def record_session(artifact: Path, command: str, warnings: Sequence[str]) -> Ite
 
 
 def read_sessions(artifact: Path) -> list[Session]:
-    """All sessions, oldest first; a line that was cut off is skipped."""
-    recorded: list[Session] = []
-    journal = artifact / JOURNAL_FILE
-    for line in journal.read_text().splitlines() if journal.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if "started" in entry:
-            recorded.append(Session(**entry))
-        elif recorded:
-            recorded[-1] = replace(recorded[-1], **entry | {"warnings": tuple(entry["warnings"])})
-    return recorded
+    """All sessions, oldest first; a line that was cut off is skipped. Raises ArtifactError for another line."""
+    journal, recorded = artifact / JOURNAL_FILE, list[dict[str, Any]]()
+    try:
+        for line in read_regular_file(journal).splitlines():
+            try:
+                entry: dict[str, Any] = parse_json(line, dict[str, Any])
+            except json.JSONDecodeError:
+                continue
+            if "started" in entry:
+                recorded.append(entry)
+            elif recorded:
+                recorded[-1] |= entry
+        return [conform(entry, Session) for entry in recorded]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise unreadable(journal, error, "Remove the file: it is no part of the artifact.") from None
 
 
 def _append(journal: FileIO, entry: dict[str, Any]) -> None:

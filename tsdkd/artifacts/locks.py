@@ -92,6 +92,8 @@ def lock_for_writing(path: Path, operation: int) -> IO[str]:
 
     Raises ArtifactError while another process writes there.
     """
+    if (path / LOCK_FILE).is_symlink():  # leads to a file of another artifact
+        (path / LOCK_FILE).unlink()
     while True:
         lock = (path / LOCK_FILE).open("a")
         taken = try_lock(lock, operation)

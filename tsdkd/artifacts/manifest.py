@@ -1,15 +1,22 @@
-"""The manifest of an artifact: its identity, the parts that it lists, and its state."""
+"""The manifest of an artifact: its identity, the parts that it lists, and its state.
+
+A manifest may come from a stranger: annotations say what each field may hold, and `load_manifest` checks them.
+"""
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tsdkd import __version__
 from tsdkd.artifacts.disk import fsync
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
+from tsdkd.artifacts.json_files import Record, conform, read_json, unreadable
+from tsdkd.artifacts.rules import Count, Date, PartName, PathText, Sha256, Word, all_differ
+from tsdkd.artifacts.summaries import SUMMARIES
 from tsdkd.errors import ArtifactError
 
 FORMAT = 2
@@ -30,30 +37,30 @@ MADE_BY: dict[str, str] = {
 class Part:
     """One file of an artifact; `rows` is None unless the file is a table."""
 
-    file: str
-    rows: int | None
-    bytes: int
-    sha256: str
+    file: PartName
+    rows: Count | None
+    bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
     """An artifact, file, directory or dataset that an artifact was made from; `path` is relative to the artifact."""
 
-    kind: str
-    fingerprint: str
-    path: str
+    kind: Word
+    fingerprint: Word
+    path: PathText
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
     """A model that made the artifact, by its name and by fingerprints of weights, tokenizer and chat template."""
 
-    role: str
-    name: str
-    weights: str
-    tokenizer: str
-    chat_template: str
+    role: Word
+    name: PathText
+    weights: Word
+    tokenizer: Word
+    chat_template: Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +70,17 @@ class Manifest:
     kind: ArtifactKind
     config: dict[str, Any]
     seed: int
-    parents: tuple[Parent, ...] = ()
-    models: tuple[ModelRecord, ...] = ()
-    engine: str = "transformers"
-    libraries: dict[str, str] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
-    state: str = "partial"
+    parents: Annotated[tuple[Parent, ...], all_differ("kind")] = ()
+    models: Annotated[tuple[ModelRecord, ...], all_differ("role")] = ()
+    engine: Word = "transformers"
+    libraries: dict[str, Word] = field(default_factory=dict)
+    parts: Annotated[tuple[Part, ...], all_differ("file")] = ()
+    state: Literal["partial", "complete"] = "partial"
     summary: dict[str, Any] = field(default_factory=dict)
-    day: str | None = None
+    day: Date | None = None
     """The day, such as 2026-11-27, that the chat template writes; None for a template that writes none."""
     format: int = FORMAT
-    tsdkd: str = __version__
+    tsdkd: Word = __version__
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -99,7 +106,14 @@ class Manifest:
         return sum(part.rows or 0 for part in self.parts)
 
     def model(self, role: str) -> ModelRecord:
-        return next(model for model in self.models if model.role == role)
+        """Raises ArtifactError for an artifact that no such model made."""
+        if record := next((model for model in self.models if model.role == role), None):
+            return record
+        raise ArtifactError(f"The {self.kind} record no {role}.", f"Run `{MADE_BY[self.kind]}` again with --overwrite.")
+
+
+CONFIG_CHECKS: list[Callable[[ArtifactKind, Record], None]] = []
+"""Check the configuration that an artifact of a kind records, and raise ValueError; `tsdkd.stages` adds its own."""
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -108,28 +122,27 @@ def load_manifest(path: Path) -> Manifest:
     Raises ArtifactError for a directory without a manifest, an unreadable manifest, and another format.
     """
     raw = read_raw_manifest(path)
+    file, format_ = path / MANIFEST_FILE, raw.get("format")
+    if type(format_) is int and format_ != FORMAT:
+        raise _other_format(path, format_, raw)
     try:
-        if raw["format"] == FORMAT:
-            known = {f.name for f in fields(Manifest)}
-            raw |= {
-                "parents": tuple(Parent(**parent) for parent in raw["parents"]),
-                "models": tuple(ModelRecord(**model) for model in raw["models"]),
-                "parts": tuple(Part(**part) for part in raw["parts"]),
-            }
-            manifest = Manifest(**{key: value for key, value in raw.items() if key in known})
-            MADE_BY[manifest.kind]
-            return manifest
-        if raw["format"] > FORMAT:
-            raise ArtifactError(
-                f"{path} has format {raw['format']}; this tsdkd reads format {FORMAT}.", "Update tsdkd."
-            )
-        raise ArtifactError(
-            f"{path} has format {raw['format']} of an earlier tsdkd; this one reads format {FORMAT}.",
-            f"Run `{MADE_BY.get(raw['kind'], 'the stage that wrote it')}` again with --overwrite, "
-            "or in another directory.",
-        )
-    except (KeyError, TypeError) as error:
-        raise _unreadable(path, error) from None
+        manifest: Manifest = conform(raw, Manifest)
+        conform(manifest.summary, SUMMARIES[manifest.kind], "summary")
+        for check in CONFIG_CHECKS:
+            check(manifest.kind, Record(manifest.config))
+    except ValueError as error:
+        raise unreadable(file, error) from None
+    return manifest
+
+
+def _other_format(path: Path, format_: int, raw: dict[str, Any]) -> ArtifactError:
+    if format_ > FORMAT:
+        return ArtifactError(f"{path} has format {format_}; this tsdkd reads format {FORMAT}.", "Update tsdkd.")
+    return ArtifactError(
+        f"{path} has format {format_} of an earlier tsdkd; this one reads format {FORMAT}.",
+        f"Run `{MADE_BY.get(str(raw.get('kind')), 'the stage that wrote it')}` again with --overwrite, "
+        "or in another directory.",
+    )
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
@@ -143,23 +156,14 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_raw_manifest(path: Path) -> dict[str, Any]:
+    """A manifest as JSON, of any format. Raises ArtifactError."""
     try:
-        raw = json.loads((path / MANIFEST_FILE).read_text())
-    except FileNotFoundError:
+        raw: dict[str, Any] = read_json(path / MANIFEST_FILE, dict[str, Any])
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"{path} holds no {MANIFEST_FILE}, so it is not an artifact.", "Name the directory of an artifact."
         ) from None
-    except ValueError as error:
-        raise _unreadable(path, error) from None
-    if not isinstance(raw, dict):
-        raise _unreadable(path, TypeError("not a JSON object"))
     return raw
-
-
-def _unreadable(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"{path / MANIFEST_FILE} cannot be read ({error}).", "Restore the file, or remove the directory."
-    )
 
 
 def relative_path(path: Path, start: Path) -> str:

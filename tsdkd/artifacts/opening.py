@@ -6,6 +6,7 @@ written in a pending directory (replacing.py), so the old artifact stays complet
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tsdkd.artifacts.disk import fsync
-from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
+from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.locks import absolute_path, has_readers, lock_for_writing, registered_inputs
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
 from tsdkd.artifacts.reader import check_parts
@@ -30,8 +31,6 @@ from tsdkd.artifacts.replacing import (
     restore_missing,
 )
 from tsdkd.errors import ArtifactError
-
-NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FILE}
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     with _closed_on_failure(lock, made):
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
+        if opened.manifest.state == "partial":
+            _require_own_files(opened)
     return replace(opened, locks=(lock, *opened.locks), made=made)
 
 
@@ -79,6 +80,19 @@ def remove_empty(directories: Iterable[Path]) -> None:
         for directory in directories:
             with suppress(FileNotFoundError):
                 directory.rmdir()
+
+
+def _require_own_files(opened: OpenDirectory) -> None:
+    """Raises ArtifactError for a link out of a directory, through which a stage would write or delete elsewhere."""
+    root = opened.path.resolve()
+    for directory, directories, files in os.walk(root):
+        for entry in (Path(directory, name) for name in (*directories, *files)):
+            if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+                for lock in opened.locks:
+                    lock.close()
+                raise ArtifactError(
+                    f"{entry} is a link out of its artifact.", "Remove it, or copy the file itself there."
+                )
 
 
 @contextmanager

@@ -1,10 +1,15 @@
-"""Reading an artifact: kind, format, state, sizes, hashes and parents are checked before a stage sees a row."""
+"""Reading an artifact: kind, format, state, sizes, hashes and parents are checked before a stage sees a row.
+
+Of its tables, the columns that a stage reads are checked as it reads them.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tsdkd.artifacts.files import MANIFEST_FILE
@@ -22,8 +27,11 @@ from tsdkd.artifacts.manifest import (
     relative_path,
 )
 from tsdkd.artifacts.replacing import clean, restore_missing
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.tables import check_values, limits_of, open_table, translate_arrow_errors
 from tsdkd.errors import ArtifactError
+
+VERIFIED_ROWS = 16
+"""Rows in memory while a table is verified; 2,000 tokens of hidden states have 20 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +49,36 @@ class Artifact:
     def tables(self) -> list[Part]:
         return [part for part in self.manifest.parts if part.rows is not None]
 
-    def read_part(self, part: Part, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(self.path / part.file, columns=columns)
+    def table_part(self, file: str) -> Part:
+        """The table with this name. Raises ArtifactError if the artifact lists none."""
+        if part := next((part for part in self.tables if part.file == file), None):
+            return part
+        raise ArtifactError(
+            f"{self.path} lists no table {file}.", f"Run `{MADE_BY[self.manifest.kind]}` again with --overwrite."
+        )
 
-    def table(self) -> pa.Table:
+    @contextmanager
+    def open_part(self, part: Part) -> Iterator[pq.ParquetFile]:
+        """A table, to read some of its rows, which `check` checks. Raises ArtifactError."""
+        with open_table(part_path(self.path, part), self.manifest.kind, part.rows) as file:
+            yield file
+
+    def check(self, part: Part, table: pa.Table) -> pa.Table:
+        """Rows of a part, when their values are those that this artifact can hold. Raises ArtifactError."""
+        file = self.path / part.file
+        with translate_arrow_errors(file):
+            check_values(file, table, limits_of(self.path, self.manifest))
+        return table
+
+    def read_part(self, part: Part, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
+        """Columns of a table, checked; `filters`: the rows that are returned. Raises ArtifactError."""
+        with self.open_part(part) as file:
+            table = self.check(part, file.read(columns=columns))
+        return table if filters is None else table.filter(filters)
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, in the order of the parts."""
-        return pa.concat_tables(self.read_part(part) for part in self.tables)
+        return pa.concat_tables(self.read_part(part, columns) for part in self.tables)
 
     def as_parent_of(self, child: Path) -> Parent:
         return Parent(self.manifest.kind, self.fingerprint, relative_path(self.path, child))
@@ -83,6 +115,8 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
             f"Run `{command}` again to complete it.",
         )
     clean(path)
+    if kind in {"rollouts", "scores"} and not manifest.rows:
+        raise ArtifactError(f"{path} lists no row.", f"Run `{command}` again with --overwrite.")
     if hashed:
         check_parts(path, manifest)
     return Artifact(path, manifest)
@@ -90,21 +124,18 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
 
 @reading_inputs()
 def verify_artifact(path: Path) -> Manifest:
-    """Check an artifact as `read_artifact` does, then columns and rows, parents, and the manifest's hash.
+    """Check an artifact as `read_artifact` does, then all values of its tables, its parents, and the manifest's hash.
 
     Raises ArtifactError for the first difference. A parent that was removed is not a difference.
     """
     manifest = load_manifest(path)
     artifact = read_artifact(path, manifest.kind)
     for part in artifact.tables:
-        file = pq.ParquetFile(path / part.file)
-        if file.schema_arrow != SCHEMAS[manifest.kind] or file.metadata.num_rows != part.rows:
-            raise ArtifactError(
-                f"{path / part.file} has columns or rows that differ from the manifest.",
-                f"Run `{MADE_BY[manifest.kind]}` again.",
-            )
+        with artifact.open_part(part) as file:
+            for batch in file.iter_batches(VERIFIED_ROWS):
+                artifact.check(part, pa.Table.from_batches([batch]))
     for parent, exists, unchanged in check_parents(path, manifest):
-        if exists and not unchanged:
+        if exists and unchanged is False:
             raise ArtifactError(
                 f"{path / parent.path} ({parent.kind}) changed after {path} was made from it.",
                 f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
@@ -118,27 +149,63 @@ def verify_artifact(path: Path) -> Manifest:
     return manifest
 
 
-def check_parents(path: Path, manifest: Manifest) -> Iterator[tuple[Parent, bool, bool]]:
-    """Yield each parent, whether its path exists, and whether it has the recorded fingerprint."""
+def check_parents(
+    path: Path, manifest: Manifest, run: Path | None = None
+) -> Iterator[tuple[Parent, bool, bool | None]]:
+    """Yield each parent, whether its path exists, and whether it has the recorded fingerprint; None: not checked.
+
+    A dataset on the hub is not checked. `run`: only files in this directory are hashed, because a manifest may name any
+    path; of other artifacts, the manifest alone is read.
+    """
     for parent in manifest.parents:
         location = path / parent.path
         if parent.kind == HUB_DATASET:
-            exists = unchanged = True  # a dataset of the hub is not checked
+            yield parent, True, None
         elif parent.kind in MADE_BY:
-            exists = (location / MANIFEST_FILE).is_file()
-            unchanged = exists and load_manifest(location).fingerprint == parent.fingerprint
+            exists = _exists(location / MANIFEST_FILE)
+            yield parent, exists, exists and load_manifest(location).fingerprint == parent.fingerprint
+        elif not _exists(location):
+            yield parent, False, False
+        elif run is None or _lies_inside(location, run):
+            yield parent, True, content_digest(location) == parent.fingerprint
         else:
-            exists = location.exists()
-            unchanged = exists and content_digest(location) == parent.fingerprint
-        yield parent, exists, unchanged
+            yield parent, True, None
+
+
+def run_of(path: Path) -> Path:
+    """The run directory of an artifact: the results of each model are one level deeper than other artifacts."""
+    parent = path.resolve().parent
+    return parent.parent if parent.name == "results" else parent
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file or directory exists and can be reached."""
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a directory that is closed
+        return False
+
+
+def _lies_inside(path: Path, directory: Path) -> bool:
+    """Whether a file, or a directory with all that it links to, lies in a directory."""
+    root = directory.resolve()
+    return path.resolve().is_relative_to(root) and all(file.resolve().is_relative_to(root) for file in path.rglob("*"))
 
 
 def check_parts(path: Path, manifest: Manifest) -> None:
     """Raise ArtifactError for a part that is missing or has another hash than the manifest lists."""
     remedy = f"Restore it, or run `{MADE_BY.get(manifest.kind, 'the stage')}` again with --overwrite."
     for part in manifest.parts:
-        file = path / part.file
-        if not file.is_file():
-            raise ArtifactError(f"{file} is missing.", remedy)
+        file = part_path(path, part)
         if file.stat().st_size != part.bytes or file_digest(file) != part.sha256:
             raise ArtifactError(f"{file} has a hash that differs from the manifest.", remedy)
+
+
+def part_path(path: Path, part: Part) -> Path:
+    """The file of a part. Raises ArtifactError unless it is a regular file inside the directory `path`."""
+    file = path / part.file
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing.", "Restore it, or make the artifact again with --overwrite.")
+    if not file.resolve().is_relative_to(path.resolve()):
+        raise ArtifactError(f"{file} is a link out of its artifact.", "Copy the file itself there.")
+    return file

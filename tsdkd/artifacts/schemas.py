@@ -54,3 +54,19 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
+SIGNAL_COLUMNS: dict[str, tuple[str, ...]] = {
+    "hidden": ("hidden",),
+    "hidden8": ("hidden", "hidden_scale"),
+    "topk": ("top_ids", "top_log_probs"),
+    "ranks": (),
+}
+"""The columns that each teacher signal adds to scores."""
+UNRECORDED = {*("hidden", "hidden_scale", "top_ids", "top_log_probs"), "divergence", "signal_divergence"}
+"""Columns of scores that hold only nulls where the signal does not record them."""
+NOT_EMPTY = {"messages", "prompt_ids", "response_ids", "student_entropy"}
+"""Columns of lists that have an entry in every row."""
+PER_TOKEN = {
+    *("student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob"),
+    *("hidden_scale", "divergence", "signal_divergence"),
+}
+"""Columns of scores with one value per token."""

@@ -10,12 +10,15 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
+import tsdkd.stages  # noqa: F401 - adds the check of recorded configurations
 from tsdkd.cli.console import show_pairs, show_text, show_tree
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest, Parent
 
 app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
+MAX_EXPANDED = 200
+"""Artifacts in a tree of parents."""
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", show_default=False)]
 
 
@@ -69,30 +72,45 @@ def verify(path: Directory) -> None:
 def lineage(path: Directory) -> None:
     """Show the tree of everything that an artifact was made from."""
     from tsdkd.artifacts.manifest import load_manifest
+    from tsdkd.artifacts.reader import run_of
 
     manifest = load_manifest(path)
     tree = Tree(f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}")
-    _add_sources(tree, path, manifest, {path.resolve()})
+    _add_sources(tree, path, manifest, run_of(path), {path.resolve()}, [])
     show_tree(tree)
 
 
-def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -> None:
-    """Add parents and models; those in `above` are not expanded, since a later round can replace them."""
-    from tsdkd.artifacts.files import MANIFEST_FILE
-    from tsdkd.artifacts.manifest import MADE_BY, load_manifest
-    from tsdkd.artifacts.reader import check_parents
+def _add_sources(tree: Tree, path: Path, manifest: Manifest, run: Path, above: set[Path], expanded: list[Path]) -> None:
+    """Add parents and models; those in `above` are not expanded, since a later round can replace them.
 
-    for parent, exists, same in check_parents(path, manifest):
+    `run`: files outside are not hashed. `expanded`: all artifacts in the tree so far. Raises ArtifactError for more
+    than MAX_EXPANDED.
+    """
+    from tsdkd.artifacts.files import MANIFEST_FILE
+    from tsdkd.artifacts.manifest import HUB_DATASET, MADE_BY, load_manifest
+    from tsdkd.artifacts.reader import check_parents
+    from tsdkd.errors import ArtifactError
+
+    expanded.append(path)
+    if len(expanded) > MAX_EXPANDED:
+        raise ArtifactError(
+            f"{expanded[0]} is made from more than {MAX_EXPANDED} artifacts.", "Show the lineage of one of its parents."
+        )
+    for parent, exists, same in check_parents(path, manifest, run):
         source = path / parent.path
-        state = "" if same else " [red](changed since)[/red]" if exists else " [red](missing)[/red]"
-        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_parent_path(path, parent))}")
+        unchecked = "" if parent.kind == HUB_DATASET else " (outside the run, not checked)"
+        changed = " [red](changed since)[/red]" if exists else " [red](missing)[/red]"
+        state = unchecked if same is None else "" if same else changed
+        branch = tree.add(
+            f"{escape(parent.kind)} {parent.fingerprint[:12]}{state} {escape(_parent_path(path, parent))}"
+        )
         if same and parent.kind in MADE_BY and source.resolve() not in above:
-            _add_sources(branch, source, load_manifest(source), above | {source.resolve()})
+            _add_sources(branch, source, load_manifest(source), run, above | {source.resolve()}, expanded)
     for model in manifest.models:
-        branch = tree.add(f"{model.role} {model.weights[:12]} {escape(model.name)}")
+        branch = tree.add(f"{escape(model.role)} {model.weights[:12]} {escape(model.name)}")
         source = Path(model.name)
         if (source / MANIFEST_FILE).is_file() and source.resolve() not in above:
-            _add_sources(branch, source, load_manifest(source), above | {source.resolve()})
+            _add_sources(branch, source, load_manifest(source), run, above | {source.resolve()}, expanded)
 
 
 def _parent_path(path: Path, parent: Parent) -> str:

@@ -1,1 +1,18 @@
-"""The stages: each reads artifacts and writes one. They never print, never exit, and never import each other."""
+"""The stages: each reads artifacts and writes one. They never print, never exit, and never import each other.
+
+They read no artifact that records a configuration of other types than its stage's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tsdkd.artifacts.manifest import CONFIG_CHECKS
+
+
+def _check_config(kind: str, config: Mapping[str, Any]) -> None:
+    from tsdkd.stages.config.recorded import check_config
+
+    check_config(kind, config)
+
+
+CONFIG_CHECKS.append(_check_config)

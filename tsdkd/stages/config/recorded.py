@@ -1,13 +1,18 @@
 """The options that an artifact was made with, from its manifest: for config.yaml and for rebuilt commands."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from tsdkd.artifacts.disk import replace_text
 from tsdkd.artifacts.files import CONFIG_FILE
+from tsdkd.artifacts.json_files import conform
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
 from tsdkd.artifacts.replacing import artifact_name
+from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import ArtifactError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
@@ -36,7 +41,36 @@ ResolvePath = Callable[[str], Path]
 
 def command_of(manifest: Manifest) -> str:
     """The command that made an artifact, such as "train"."""
-    return "prune" if "drop" in manifest.config else _COMMANDS[manifest.kind]
+    return _command(manifest.kind, manifest.config)
+
+
+def _command(kind: str, config: Mapping[str, Any]) -> str:
+    return "prune" if "drop" in config else _COMMANDS[kind]
+
+
+def check_config(kind: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a recorded setting of another type or out of its option's range.
+
+    Settings that are missing or unknown pass: artifacts of an earlier or later tsdkd have them.
+    """
+    configuration = CONFIGS[_command(kind, config)]
+    conform(config, configuration, "config")
+    values = flatten(dict(config))
+    for option in config_options(configuration):
+        value: Any = values.get(option.key)
+        low, high = option.option.min, option.option.max
+        is_number = type(value) in {int, float}
+        if is_number and not (-inf if low is None else low) <= value <= (inf if high is None else high):
+            raise ValueError(f"config.{option.key} is {value}, out of its range")
+
+
+def recorded_objective(manifest: Manifest) -> TSDKDConfig:
+    """The objective that trained a checkpoint. Raises ArtifactError for settings that this tsdkd does not know."""
+    settings = manifest.config["objective"]
+    if unknown := settings.keys() - {field.name for field in fields(TSDKDConfig)}:
+        raise ArtifactError(f"The checkpoint has the unknown setting objective.{min(unknown)}.", "Update tsdkd.")
+    objective: TSDKDConfig = conform(settings, TSDKDConfig)
+    return objective
 
 
 def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[str, Any]:

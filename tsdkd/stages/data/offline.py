@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.artifacts.tables import check_hidden, limits_of, translate_arrow_errors
 from tsdkd.core import TeacherSignal, TeacherTokens
-from tsdkd.errors import InputError
-from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, SignalDecoder, load_head
+from tsdkd.errors import ArtifactError, InputError
+from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
 from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, response_ids
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
@@ -28,7 +31,7 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
     def __init__(self, rollouts: Path) -> None:
         """Raises ArtifactError if the rollouts are missing, broken or unfinished."""
         self.rollouts = read_artifact(rollouts, "rollouts")
-        self._table = self.rollouts.table().select(ROLLOUT_COLUMNS)
+        self._table = self.rollouts.table(ROLLOUT_COLUMNS)
         config = self.rollouts.manifest.config
         self.teacher_fraction = config["teacher_fraction"] if config["policy"] == "teacher-mixed" else 0.0
 
@@ -83,8 +86,23 @@ class OfflineSource(RolloutSource):
         super().__init__(rollouts)
         self.scores = read_artifact(scores, "scores")
         self.scores.require_parent(self.rollouts)
-        self._row_groups = [(part.file, row) for part in self.scores.tables for row in range(part.rows or 0)]
-        self._open = lru_cache(maxsize=64)(lambda file: pq.ParquetFile(self.scores.path / file))
+        self._limits = limits_of(self.scores.path, self.scores.manifest)
+        light = [name for name in self.decoder.columns if name != "hidden"]
+        self._require_same_responses(self.scores.table(["sample_id", *light]))
+        self._rows = [(part, row) for part in self.scores.tables for row in range(part.rows or 0)]
+        self._open = lru_cache(maxsize=64)(lambda part: pq.ParquetFile(self.scores.path / part.file))
+
+    def _require_same_responses(self, scores: pa.Table) -> None:
+        """Raises ArtifactError for scores whose rows are not those of the rollouts, one row group each."""
+        scored, sampled = scores["student_entropy"], self._table["response_ids"]
+        same_lengths = pc.list_value_length(scored).combine_chunks() == pc.list_value_length(sampled).combine_chunks()
+        row_groups = sum(pq.read_metadata(self.scores.path / part.file).num_row_groups for part in self.scores.tables)
+        same_ids = scores["sample_id"].combine_chunks() == self._table["sample_id"].combine_chunks()
+        if row_groups != len(scores) or not (same_ids and same_lengths):
+            raise ArtifactError(
+                f"The responses of {self.scores.path} are not those of {self.rollouts.path}.",
+                "Run `tsdkd score` again with --overwrite.",
+            )
 
     @property
     def parents(self) -> tuple[Artifact, ...]:
@@ -113,8 +131,12 @@ class OfflineSource(RolloutSource):
         return head.vocab
 
     def __getitem__(self, index: int) -> Sample:
-        file, row_group = self._row_groups[index]
-        row = self._open(file).read_row_group(row_group, columns=list(self.decoder.columns))
+        part, row_group = self._rows[index]
+        with translate_arrow_errors(self.scores.path / part.file):
+            row = self._open(part).read_row_group(row_group, columns=list(self.decoder.columns))
+        if "hidden" in row.column_names:
+            file = self.scores.path / part.file
+            check_hidden(file, row["hidden"], len(row["student_entropy"][0]), self._limits)
         return {name: _single_value(row[name]) for name in row.column_names} | super().__getitem__(index)
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def samples_from_prompts(
 
 def samples_from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
     """Samples with recorded responses, of the first `limit` prompts."""
-    rows = rollouts.table().select(ROLLOUT_COLUMNS).to_pylist()
+    rows = rollouts.table(ROLLOUT_COLUMNS).to_pylist()
     prompt_ids = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
     return [row for row in rows if row["prompt_id"] in prompt_ids]
 

@@ -12,20 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import SCHEMAS, SIGNAL_COLUMNS
 from tsdkd.core import Head, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
 
-HEAD_FILE = "teacher_head.safetensors"
 BASE_COLUMNS = ("student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob", "candidates", "ranks")
-SIGNAL_COLUMNS = {
-    "hidden": ("hidden",),
-    "hidden8": ("hidden", "hidden_scale"),
-    "topk": ("top_ids", "top_log_probs"),
-    "ranks": (),
-}
-"""The columns that each signal adds to `BASE_COLUMNS`."""
 SIGNALS_WITH_HEAD = {"hidden", "hidden8"}
 LOSSY_SIGNALS = {"hidden8", "topk"}
 """Scores with these signals also record the exact divergence and the signal's."""

@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest
+from tsdkd.artifacts.json_files import read_json
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import unfinished_extension
 from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.processes import world_size
@@ -95,7 +97,7 @@ def evaluate(
             _add_benchmark(writer, evaluated.lm_eval_model, benchmark, tasks[benchmark.name], config, chat, observer)
         files = {b.name: f"{b.file_stem}.json" for b in choose_benchmarks(manifest.config["tasks"])}
         files |= {"held_out": HELD_OUT_FILE} if source is not None else {}
-        summary = {name: json.loads((writer.path / file).read_text()) for name, file in files.items()}
+        summary = {name: read_json(writer.path / file, MeasuredSummary) for name, file in files.items()}
         return writer.finish(summary, observer.info)
 
 
@@ -295,7 +297,7 @@ def _measure_held_out(
 
 def greedy_response(language_model: LanguageModel, source: OfflineSource, max_new_tokens: int = 40) -> dict[str, str]:
     """The first held-out prompt and the model's greedy response."""
-    prompt = source.rollouts.table()["messages"][0].as_py()[-1]["content"]
+    prompt = source.rollouts.table(["messages"])["messages"][0].as_py()[-1]["content"]
     (ids,) = sample_responses(language_model, [source.prompt_ids(0)], max_new_tokens, temperature=0)
     return {"prompt": prompt, "response": language_model.tokenizer.decode(ids, skip_special_tokens=True)}
 

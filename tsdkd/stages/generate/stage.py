@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.locks import reading_inputs
@@ -193,7 +192,7 @@ def _summary(rollouts: Artifact, counts: PromptCounts) -> dict[str, Any]:
     """Totals over all parts, which are read one by one."""
     totals = dict.fromkeys(("responses", "response_tokens", "teacher_tokens", "truncated"), 0)
     for part in rollouts.tables:
-        table = pq.read_table(rollouts.path / part.file, columns=["response_ids", "finish_reason", "teacher_tokens"])
+        table = rollouts.read_part(part, ["response_ids", "finish_reason", "teacher_tokens"])
         totals["responses"] += table.num_rows
         totals["response_tokens"] += pc.sum(pc.list_value_length(table["response_ids"])).as_py()
         totals["teacher_tokens"] += pc.sum(table["teacher_tokens"]).as_py()

@@ -4,7 +4,6 @@ Files are not hashed, so that inspecting one response of a large artifact reads 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import ModelRecord, Part
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.inspect.numpy_selection import Array
@@ -66,8 +64,7 @@ class RolloutsReader:
         """The row number of a rollout. Raises InputError, naming existing ids, for an unknown one."""
         rows_before, examples = 0, list[str]()
         for part in self.artifact.tables:
-            with _open_parquet(self.artifact, part.file) as file:
-                ids = file.read(columns=["sample_id"])["sample_id"]
+            ids = self.artifact.read_part(part, ["sample_id"])["sample_id"]
             index = int(pc.index(ids, sample_id).as_py())
             if index >= 0:
                 return rows_before + index
@@ -77,9 +74,8 @@ class RolloutsReader:
         )
 
     def __getitem__(self, index: int) -> Rollout:
-        file_name, row = _locate_row(self.artifact, index)
-        with _open_parquet(self.artifact, file_name) as file:
-            rollout: Rollout = file.read(columns=ROLLOUT_COLUMNS).slice(row, 1).to_pylist()[0]
+        part, row = _locate_row(self.artifact, index)
+        rollout: Rollout = self.artifact.read_part(part, ROLLOUT_COLUMNS).slice(row, 1).to_pylist()[0]
         return rollout
 
 
@@ -101,9 +97,10 @@ class ScoresReader:
         return self.artifact.manifest.model(role)
 
     def __getitem__(self, index: int) -> ResponseScores:
-        file_name, row = _locate_row(self.artifact, index)
-        with _open_parquet(self.artifact, file_name) as file:
+        part, row = _locate_row(self.artifact, index)
+        with self.artifact.open_part(part) as file:
             table = file.read_row_group(row, columns=[*ENTROPY_COLUMNS, "candidates", "ranks"])
+        self.artifact.check(part, table)
         return ResponseScores(
             *(_flatten(table[name]) for name in ENTROPY_COLUMNS),
             *(_flatten(table[name]).reshape(-1, self.k) for name in ("candidates", "ranks")),
@@ -112,8 +109,9 @@ class ScoresReader:
     def stream(self, columns: list[str]) -> Iterator[ColumnBatch]:
         """All responses in order, `STREAMED_ROWS` at a time."""
         for part in self.artifact.tables:
-            with _open_parquet(self.artifact, part.file) as file:
+            with self.artifact.open_part(part) as file:
                 for batch in file.iter_batches(STREAMED_ROWS, columns=columns, use_threads=False):
+                    self.artifact.check(part, pa.Table.from_batches([batch]))
                     lengths = batch.column(columns[0]).value_lengths().to_numpy()
                     yield ColumnBatch(lengths, {name: batch.column(name).flatten().to_numpy() for name in columns})
 
@@ -121,31 +119,24 @@ class ScoresReader:
 def open_scores(scores: Path, rollouts: Path | None = None) -> tuple[RolloutsReader, ScoresReader]:
     """Scores and the rollouts they were made from; `rollouts` None: at the recorded path. Raises ArtifactError."""
     scores_artifact = read_artifact(scores, "scores", hashed=False)
-    (parent,) = scores_artifact.manifest.parents
-    rollouts_artifact = read_artifact(rollouts or scores / parent.path, "rollouts", "--rollouts", hashed=False)
+    recorded = next((scores / p.path for p in scores_artifact.manifest.parents if p.kind == "rollouts"), Path())
+    rollouts_artifact = read_artifact(rollouts or recorded, "rollouts", "--rollouts", hashed=False)
     scores_artifact.require_parent(rollouts_artifact)
+    if rollouts_artifact.manifest.rows != scores_artifact.manifest.rows:
+        raise ArtifactError(
+            f"{scores} and {rollouts_artifact.path} have different numbers of rows.",
+            "Run `tsdkd score` again with --overwrite.",
+        )
     return RolloutsReader(rollouts_artifact), ScoresReader(scores_artifact)
 
 
-def _locate_row(artifact: Artifact, index: int) -> tuple[str, int]:
-    """The part file that holds a row, and the row's number in it."""
+def _locate_row(artifact: Artifact, index: int) -> tuple[Part, int]:
+    """The part that holds a row, and the row's number in it."""
     for part in artifact.tables:
         if index < (part.rows or 0):
-            return part.file, index
+            return part, index
         index -= part.rows or 0
     raise IndexError(index)
-
-
-@contextmanager
-def _open_parquet(artifact: Artifact, file_name: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(artifact.path / file_name) as file:
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(
-            f"{artifact.path / file_name} cannot be read ({str(error).splitlines()[0]}).",
-            f"Run `tsdkd artifact verify {artifact.path}` to find the damaged files.",
-        ) from None
 
 
 def _flatten(column: pa.ChunkedArray) -> Array:

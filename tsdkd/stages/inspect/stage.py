@@ -15,6 +15,7 @@ from tsdkd.core.adaptive_opener import WINDOW
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import LARGEST_GAP, LONGEST_OPENER, RANDOM, InspectConfig
+from tsdkd.stages.config.recorded import recorded_objective
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.inspect.aggregate import Aggregate, aggregate_scores
 from tsdkd.stages.inspect.numpy_selection import (
@@ -117,7 +118,7 @@ def _objective(scores: ScoresReader, config: InspectConfig, checkpoint: Path | N
     if checkpoint is not None and (checkpoint / MANIFEST_FILE).is_file():
         manifest = load_manifest(checkpoint)
         if scores.artifact.fingerprint in {parent.fingerprint for parent in manifest.parents}:
-            recorded = TSDKDConfig(**manifest.config["objective"])
+            recorded = recorded_objective(manifest)
             observer.info(f"Settings without an option are those that trained {checkpoint}.")
         else:
             observer.info(f"{checkpoint} was not trained on these scores; settings without an option are the paper's.")

@@ -2,6 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
+
+from tsdkd.artifacts.json_files import parse_json, read_regular_file, unreadable
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -9,6 +12,15 @@ METRICS_FILE = "metrics.jsonl"
 def log_line(entry: Mapping[str, float]) -> str:
     """One line of the log, without "epoch": the Trainer's epoch counts micro-batches."""
     return json.dumps({name: value for name, value in entry.items() if name != "epoch"}, sort_keys=True) + "\n"
+
+
+def read_log(file: Path) -> list[dict[str, float]]:
+    """The entries of a log, without an incomplete last line. Raises ArtifactError."""
+    try:
+        lines = read_regular_file(file).splitlines(keepends=True)
+        return [parse_json(line, dict[str, float], finite=False) for line in lines if line.endswith(b"\n")]
+    except ValueError as error:
+        raise unreadable(file, error) from None
 
 
 def is_step(entry: Mapping[str, float]) -> bool:

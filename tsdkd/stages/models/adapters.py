@@ -1,10 +1,10 @@
 """LoRA adapters as files: a directory with an adapter_config.json stands for its base model with the adapter."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from tsdkd.artifacts.json_files import conform, read_json
 from tsdkd.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -42,10 +42,10 @@ def is_adapter(directory: Path) -> bool:
 def adapter_settings(directory: Path) -> dict[str, Any]:
     """The content of an adapter's config. Raises InputError unless it is LoRA and names its base model."""
     file = directory / ADAPTER_CONFIG
+    settings: dict[str, Any] = read_json(file, dict[str, Any], "Save the adapter again.")
     try:
-        settings: dict[str, Any] = json.loads(file.read_text())
-        adapter_type, base = settings["peft_type"], settings[BASE]
-    except (ValueError, KeyError, TypeError) as error:
+        adapter_type, base = (conform(dict(settings)[name], str | None, name) for name in ("peft_type", BASE))
+    except (KeyError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}).", "Save the adapter again.") from None
     if adapter_type != "LORA":
         raise InputError(

@@ -1,9 +1,9 @@
 """Checks of weights: a model's files hold every tensor of its architecture and no other, and all values are finite."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from transformers import (
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from tsdkd.artifacts.json_files import read_json
+from tsdkd.artifacts.rules import PartName
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import is_adapter
@@ -96,13 +98,20 @@ def _require_architecture(name: str, directory: Path) -> None:
     require_all_tensors(name, model, report)
 
 
+@dataclass(frozen=True, slots=True)
+class WeightIndex:
+    """The file that holds each tensor of sharded weights, as transformers writes it."""
+
+    weight_map: dict[str, PartName]
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files with a model's or an adapter's weights that transformers reads. Raises InputError if one is missing."""
     for single, index in WEIGHT_FILES:
         if (directory / single).is_file():
             return [directory / single]
         if (directory / index).is_file():
-            shards = sorted(set(json.loads((directory / index).read_text())["weight_map"].values()))
+            shards = sorted(set(read_json(directory / index, WeightIndex).weight_map.values()))
             if missing := [shard for shard in shards if not (directory / shard).is_file()]:
                 raise InputError(
                     f"{missing[0]}, one of {len(shards)} weight files, is missing in {directory}.", "Copy it there."

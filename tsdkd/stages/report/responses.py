@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.report.runs import Run
@@ -116,13 +115,14 @@ def _compare_document(
 
 
 def _read_document(results: Artifact, benchmark: str, document: Document) -> dict[str, object]:
-    file = results.path / f"{BENCHMARKS[benchmark].file_stem}.parquet"
+    part = results.table_part(f"{BENCHMARKS[benchmark].file_stem}.parquet")
     subtask, number, hash_ = document
     condition = (
         (pc.field("subtask") == subtask) & (pc.field("document") == number) & (pc.field("document_hash") == hash_)
     )
+    columns = ["subtask", "document", "document_hash", "metric", "prompt", "response", "target", "score"]
     condition &= pc.field("metric") == results.manifest.summary[benchmark]["metric"]
-    (row,) = pq.read_table(file, filters=condition).to_pylist()
+    row = results.read_part(part, columns, condition).to_pylist()[0]
     return dict(row)
 
 
@@ -131,7 +131,7 @@ def _read_first_responses(rollouts: Artifact, prompt_ids: list[str]) -> dict[str
     texts: dict[str, tuple[str, str]] = {}
     columns, condition = ["prompt_id", "messages", "response"], pc.field("prompt_id").isin(prompt_ids)
     for part in rollouts.tables:
-        for row in pq.read_table(rollouts.path / part.file, columns=columns, filters=condition).to_pylist():
+        for row in rollouts.read_part(part, columns, condition).to_pylist():
             texts.setdefault(row["prompt_id"], (row["messages"][-1]["content"], row["response"]))
     return texts
 

@@ -1,6 +1,5 @@
 """Loads run directories: manifests, sessions and training logs, of complete and partial artifacts. Hashes no part."""
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,12 +8,13 @@ from pathlib import Path
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.journal import Session, read_sessions
+from tsdkd.artifacts.json_files import read_json
 from tsdkd.artifacts.locks import is_locked, register_input
 from tsdkd.artifacts.manifest import MADE_BY, Manifest, load_manifest
 from tsdkd.artifacts.reader import Artifact, check_parents
-from tsdkd.errors import InputError
+from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.methods import METHODS
-from tsdkd.stages.metrics.log import METRICS_FILE
+from tsdkd.stages.metrics.log import METRICS_FILE, read_log
 from tsdkd.stages.results.compare import MODEL_ORDER, shorten_paths
 
 LOG_FILES = (METRICS_FILE, f"resume/{METRICS_FILE}")
@@ -69,8 +69,7 @@ class RunArtifact:
         """The training log, one entry per step or measurement, without an incomplete last line."""
         for name in LOG_FILES:
             if (self.path / name).is_file():
-                lines = (self.path / name).read_text().splitlines(keepends=True)
-                entries = [json.loads(line) for line in lines if line.endswith("\n")]
+                entries = read_log(self.path / name)
                 return entries if self.uses_teacher else [_without_teacher(entry) for entry in entries]
         return []
 
@@ -83,8 +82,9 @@ class RunArtifact:
             remedy = "a stage is writing it" if self.locked else f"run `{self.stage}` again"
             problems.append(f"incomplete ({parts}); {remedy}.")
         problems += [f"{file} is missing." for file in self.missing_files]
-        for parent, exists, unchanged in check_parents(self.path, self.manifest):
-            if not unchanged:
+        run = self.path.parents[self.name.count("/")]
+        for parent, exists, unchanged in check_parents(self.path, self.manifest, run):
+            if unchanged is False:
                 state = "has changed since" if exists else "is missing"
                 problems.append(f"its parent {parent.path} ({parent.kind}) {state}.")
         return problems
@@ -152,10 +152,10 @@ def _is_hidden(name: str) -> bool:
 
 def _is_artifact_manifest(file: Path) -> bool:
     try:
-        raw = json.loads(file.read_text())
+        raw = read_json(file)
     except OSError:
         return False
-    except ValueError:
+    except ArtifactError:
         return True  # load_manifest then reports the error
     return isinstance(raw, dict) and {"format", "kind"} <= raw.keys()
 

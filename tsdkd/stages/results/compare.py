@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
@@ -226,7 +225,8 @@ def document_scores(artifact: Artifact, benchmark: str) -> dict[tuple[str, int, 
     """Score and weight of each document by the headline metric; keys are subtask, number and hash."""
     metric = artifact.manifest.summary[benchmark]["metric"]
     columns = ["subtask", "document", "document_hash", "score", "weight", "metric"]
-    rows = pq.read_table(artifact.path / f"{BENCHMARKS[benchmark].file_stem}.parquet", columns=columns).to_pylist()
+    part = artifact.table_part(f"{BENCHMARKS[benchmark].file_stem}.parquet")
+    rows = artifact.read_part(part, columns).to_pylist()
     return {
         (row["subtask"], row["document"], row["document_hash"]): (row["score"], row["weight"])
         for row in rows

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
@@ -33,7 +34,7 @@ from tsdkd.stages.data.score_cost import (
     sequence_lengths,
 )
 from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
-from tsdkd.stages.data.signal_storage import HEAD_FILE, SIGNALS_WITH_HEAD, save_head, score_table
+from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score_table
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import load_model, share_vocab
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer

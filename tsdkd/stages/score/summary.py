@@ -3,11 +3,12 @@
 import numpy as np
 import pyarrow as pa
 
+from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.manifest import Part
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.score_cost import ScoreWorkload, score_cost, score_workload
-from tsdkd.stages.data.signal_storage import HEAD_FILE, LOSSY_SIGNALS, head_shape
+from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, head_shape
 
 COLUMNS = ["student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob"]
 """Columns with one value per response token, of every signal."""

@@ -18,7 +18,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tsdkd.artifacts.disk import fsync, replace_text
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.errors import TsdkdError
+from tsdkd.artifacts.json_files import read_json
+from tsdkd.errors import ArtifactError, TsdkdError
 from tsdkd.processes import rank, world_size
 
 STATE_FILE = "tsdkd_state.json"
@@ -41,7 +42,7 @@ class StateCallback(TrainerCallback):
 
     def restore(self, step: Path) -> None:
         """Load the states that a saved step carries."""
-        states = json.loads((step / STATE_FILE).read_text())["states"]
+        states = read_json(step / STATE_FILE)["states"]
         for name, stateful in self.stateful.items():
             stateful.load_state_dict(states[name])
 
@@ -174,15 +175,14 @@ def _find_fault_of_best(step: Path) -> str | None:
 def _find_fault(step: Path) -> str | None:
     """What is wrong with a saved step, in words; None for an intact one."""
     try:
-        mark = json.loads((step / STATE_FILE).read_bytes())
-        is_intact = mark.pop("sha256") == json_digest(mark)
-        files: dict[str, list[Any]] = mark["files"] if is_intact else {}
+        mark = read_json(step / STATE_FILE, dict[str, Any])
     except FileNotFoundError:
         return "not saved to its end" if step.is_dir() else "missing"
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        is_intact = False
-    if not is_intact:
+    except ArtifactError:
         return f"{STATE_FILE} is damaged"
+    if mark.pop("sha256", None) != json_digest(mark):
+        return f"{STATE_FILE} is damaged"
+    files: dict[str, list[Any]] = mark["files"]
     found = _files(step)
     for name in sorted({*files}.symmetric_difference(found)):
         return f"{name} is missing" if name in files else f"{name} does not belong to it"

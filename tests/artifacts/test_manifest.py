@@ -1,0 +1,242 @@
+"""Manifests and journals that a stranger may have written: every field is checked on reading, with one error."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers.artifacts import OLD, add
+from tests.helpers.runs import STUDENT, make_run
+from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
+from tsdkd.artifacts.journal import read_sessions
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.writer import Writer
+from tsdkd.cli import app
+from tsdkd.errors import ArtifactError
+from tsdkd.stages.report.runs import load_runs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def set_field(path: Path, names: str, value: Any) -> None:
+    """Replace a field of a manifest, named such as "parts.0.file"."""
+    file = path / MANIFEST_FILE
+    content = field = json.loads(file.read_text())
+    *outer, last = [int(name) if name.isdigit() else name for name in names.split(".")]
+    for name in outer:
+        field = field[name]
+    field[last] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../notes.parquet", "/tmp/notes.parquet", "a/../../notes.parquet", "..", ".", "", "a//b", "./a", "a\\b"),
+        *("a\0b", "a\nb", "a\x1b[2Jb", "a\u202eb", "x" * 256, MANIFEST_FILE, ".lock", "config.yaml", "a.tmp"),
+    ],
+)
+def test_a_part_lies_inside_its_artifact(run: Path, name: str) -> None:
+    set_field(run / "rollouts", "parts.0.file", name)
+    with pytest.raises(ArtifactError, match=r"parts\[0\].file is .* cannot name a part"):
+        load_manifest(run / "rollouts")
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "problem"),
+    [
+        ("kind", [], "kind is"),
+        ("kind", "poems", "kind is poems, not one of"),
+        ("format", "2", "format is 2, not int"),
+        ("format", True, "format is True, not int"),
+        ("seed", 0.5, "seed is 0.5, not int"),
+        ("seed", 1 << 63, "64 bits"),
+        ("seed", "x", "seed is x"),
+        ("state", "nearly", "state is nearly"),
+        ("engine", {"name": 1}, "engine is"),
+        ("engine", "a\x1b[2J", "engine is not a short printable text"),
+        ("libraries", {"torch": 2}, "libraries.torch is 2"),
+        ("day", "yesterday", "day is 'yesterday'"),
+        ("parents", {}, "parents is {}, not a list"),
+        ("parents.0", "rollouts", r"parents\[0\] is rollouts"),
+        ("parents.0.path", None, r"parents\[0\].path is None"),
+        ("parents.0.path", "a\0b", r"parents\[0\].path is not the name of a file"),
+        ("parents.0.path", "x" * 5000, r"parents\[0\].path is not the name of a file"),
+        ("parents.0", {"kind": "rollouts"}, r"parents\[0\].fingerprint is missing"),
+        ("models.0.name", 3, r"models\[0\].name is 3"),
+        ("parts.0.rows", -1, r"parts\[0\].rows is -1"),
+        ("parts.0.rows", 1.5, r"parts\[0\].rows is 1.5"),
+        ("parts.0.bytes", "many", r"parts\[0\].bytes is many"),
+        ("parts.0.sha256", "0" * 63, r"parts\[0\].sha256 is .* not a SHA-256"),
+        ("config", [], "config is"),
+        ("config.k", "10", "config.k is 10, not int"),
+        ("config.k", 0, "config.k is 0, out of its range"),
+        ("config.signal", "smoke", "config.signal is smoke"),
+        ("summary", "done", "summary is done"),
+        ("summary.response_tokens", None, "summary.response_tokens is None"),
+        ("summary.response_tokens", "\ud800", "surrogates"),
+    ],
+)
+def test_every_field_is_checked(run: Path, names: str, value: Any, problem: str) -> None:
+    set_field(run / "scores", names, value)
+    with pytest.raises(ArtifactError, match=problem):
+        load_manifest(run / "scores")
+
+
+@pytest.mark.parametrize("names", ["parents", "models", "parts"])
+def test_nothing_is_listed_twice(run: Path, names: str) -> None:
+    entries = json.loads((run / "scores" / MANIFEST_FILE).read_text())[names]
+    set_field(run / "scores", names, [*entries, entries[0]])
+    with pytest.raises(ArtifactError, match=f"{names} has .* twice"):
+        load_manifest(run / "scores")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "value"),
+    [
+        ("rollouts", "summary.responses", "four"),
+        ("rollouts", "config.max_new_tokens", 0.5),
+        ("checkpoint", "config.objective.k", []),
+        ("checkpoint", "config.objective.opener", "wide"),
+        ("checkpoint", "config.lora", 3),
+        ("checkpoint", "config.online", True),
+        ("checkpoint", "config.held_out", 7),
+        ("checkpoint", "summary.steps", "8"),
+        ("checkpoint", "summary.loss_first", None),
+        ("results/student", "config.tasks", "gsm8k"),
+        ("results/student", "summary.gsm8k", 0.5),
+        ("results/student", "summary.gsm8k.value", "half"),
+        ("results/student", "summary.held_out.kl", [1]),
+    ],
+)
+def test_settings_and_summaries_have_the_types_of_their_stage(run: Path, kind: str, names: str, value: Any) -> None:
+    set_field(run / kind, names, value)
+    with pytest.raises(ArtifactError, match=rf"cannot be read \(.*\b{names.rsplit('.', maxsplit=1)[-1]}\b"):
+        load_manifest(run / kind)
+
+
+def test_a_setting_that_is_missing_is_named_where_it_is_needed(run: Path) -> None:
+    manifest = json.loads((run / "scores" / MANIFEST_FILE).read_text())
+    del manifest["config"]["signal"]
+    (run / "scores" / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="records no 'signal'"):
+        load_manifest(run / "scores").config["signal"]
+    with pytest.raises(ArtifactError, match="record no author"):
+        load_manifest(run / "scores").model("author")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"null",
+        b"",
+        b"{",
+        b"\xff\xfe{}",
+        b'{"format": NaN}',
+        b'{"format": 1e999}',
+        b'{"format": %s}' % (b"9" * 5000),
+        b'{"format": 2, "format": 2}',
+        b'{"a":' * 100 + b"1" + b"}" * 100,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'"%s"' % (b"x" * (1 << 25)),
+    ],
+    ids=lambda content: str(content[:12]),
+)
+def test_a_manifest_that_is_no_manifest_is_one_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST_FILE).write_bytes(content)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_manifest_is_a_regular_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / MANIFEST_FILE)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b'{"started": 1}',
+        b'{"started": "now", "command": "c", "machine": []}',
+        b'{"started": "now", "command": "c", "machine": "m", "seconds": -1}',
+        b"\xff",
+        b"[" * 100_000,
+    ],
+    ids=lambda line: str(line[:60]),
+)
+def test_a_journal_of_other_types_is_one_error(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / JOURNAL_FILE).write_bytes(line + b"\n")
+    with pytest.raises(ArtifactError, match=r"cannot be read .* no part of the artifact"):
+        read_sessions(tmp_path)
+
+
+@pytest.mark.parametrize("name", [JOURNAL_FILE, "config.yaml", "resume"])
+def test_a_stage_writes_through_no_link_out_of_its_artifact(tmp_path: Path, name: str) -> None:
+    with Writer.open(tmp_path / "a", OLD) as writer:
+        add(writer, "one", "old")
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "a" / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtifactError, match="is a link out of its artifact"):
+        Writer.open(tmp_path / "a", OLD)
+    (tmp_path / "a" / name).unlink()
+    (tmp_path / "a" / ".lock").unlink()
+    (tmp_path / "a" / ".lock").symlink_to(tmp_path / "nowhere")
+    with Writer.open(tmp_path / "a", OLD) as writer:
+        writer.finish({})
+    assert not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_report_and_lineage_hash_nothing_outside_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr("tsdkd.artifacts.reader.content_digest", lambda path: hashed.append(path.resolve()) or "")
+    secret, link = run.parent / "secret", run / "inside"
+    secret.mkdir()
+    link.mkdir()
+    (link / "file").symlink_to("/etc/hostname")
+    for path in ("../../secret", str(secret), "/etc", "../inside"):
+        set_field(run / "rollouts", "parents.0.path", path)
+        (run_,) = load_runs([run])
+        assert [problem for artifact in run_.artifacts for problem in artifact.problems if "secret" in problem] == []
+        result = CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")])
+        assert "outside the run, not checked" in result.output
+    assert hashed == []
+    set_field(run / "rollouts", "parents.0.path", "../prompts.jsonl")
+    assert "changed since" in CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")]).output
+    assert hashed == [(run / "prompts.jsonl").resolve()]
+
+
+def test_the_lineage_of_many_artifacts_ends(run: Path) -> None:
+    """Each artifact of a chain names the next one twice, as a parent and as a model."""
+    for number in range(12):
+        path, after = run / f"a{number}", f"../a{number + 1}"
+        shutil.copytree(run / "rollouts", path)
+        set_field(path, "parents.0", {"kind": "checkpoint", "fingerprint": "f", "path": after})
+        set_field(path, "models", [{**asdict(STUDENT), "role": str(i), "name": str(path / after)} for i in range(3)])
+    result = CliRunner().invoke(app, ["--debug", "artifact", "lineage", str(run / "a0")])
+    assert "more than 200 artifacts" in str(result.exception)
+
+
+@pytest.mark.parametrize("parts", [[], None])
+def test_rollouts_and_scores_have_rows(run: Path, parts: list[Any] | None) -> None:
+    manifest = json.loads((run / "scores" / MANIFEST_FILE).read_text())
+    manifest |= {"parts": parts}
+    if parts is None:
+        del manifest["parts"]
+    (run / "scores" / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="lists no row"):
+        read_artifact(run / "scores", "scores", hashed=False)

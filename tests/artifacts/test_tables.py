@@ -1,0 +1,136 @@
+"""Tables that a stranger may have written: every reader and `verify` refuse values that an artifact cannot hold."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tsdkd.artifacts.files import HEAD_FILE
+from tsdkd.artifacts.hashing import file_digest
+from tsdkd.artifacts.manifest import Manifest, load_manifest, save_manifest
+from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
+from tsdkd.artifacts.writer import Writer
+from tsdkd.core import Head
+from tsdkd.errors import ArtifactError
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data.signal_storage import save_head, score_table
+
+TOKENS, K, VOCAB, WIDTH = 3, 2, 50, 4
+FILE = "part-00000.parquet"
+Row = dict[str, Any]
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Artifact:
+    """Scores of two responses, with the hidden states of a tiny teacher in bfloat16."""
+    light = dict.fromkeys(("student_entropy", "teacher_entropy"), torch.ones(TOKENS))
+    light |= dict.fromkeys(("student_log_prob", "teacher_log_prob"), -torch.ones(TOKENS))
+    light |= dict.fromkeys(("candidates", "ranks"), torch.ones(TOKENS, K, dtype=torch.long))
+    unrecorded = dict.fromkeys(("hidden_scale", "top_ids", "top_log_probs", "divergence", "signal_divergence"))
+    row = {**light, **unrecorded, "hidden": torch.ones(TOKENS, WIDTH).bfloat16()}
+    with Writer.open(tmp_path / "scores", Manifest("scores", asdict(ScoreConfig(k=K)), 0)) as writer:
+        save_head(Head(torch.ones(VOCAB, WIDTH).bfloat16()), writer.temporary_path(HEAD_FILE))
+        writer.add_file(HEAD_FILE)
+        writer.write_table(FILE, pa.concat_tables([score_table({"sample_id": name, **row}) for name in "ab"]))
+        return writer.finish({})
+
+
+def rewrite(artifact: Artifact, table: pa.Table) -> None:
+    """Replace the table of an artifact, with the size and hash of its manifest."""
+    file = artifact.path / FILE
+    pq.write_table(table, file)
+    parts = [
+        replace(part, bytes=file.stat().st_size, sha256=file_digest(file)) if part.file == FILE else part
+        for part in artifact.manifest.parts
+    ]
+    save_manifest(artifact.path, replace(artifact.manifest, parts=tuple(parts)))
+
+
+def hidden(value: float) -> Callable[[Row], None]:
+    values = torch.ones(TOKENS, WIDTH)
+    values[1, 2] = value
+    return lambda row: row.update(hidden=values.bfloat16().view(torch.uint8).numpy().tobytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda row: row.update(sample_id=None), "a missing value in the column sample_id"),
+        (lambda row: row.update(hidden=None), "a missing value in the column hidden"),
+        (lambda row: row.update(hidden=b"1234567"), "another number of entries in the column hidden"),
+        (hidden(float("nan")), "not finite in the column hidden"),
+        (hidden(float("inf")), "not finite in the column hidden"),
+        (hidden(float("-inf")), "not finite in the column hidden"),
+        (lambda row: row.update(top_ids=[1] * 6), "a missing value in the column top_ids"),
+        (lambda row: row.update(student_entropy=[]), "an empty list in the column student_entropy"),
+        (lambda row: row.update(student_entropy=[1.0, None, 1.0]), "a missing value in the column student_entropy"),
+        (lambda row: row["teacher_entropy"].append(1.0), "another number of entries in the column teacher_entropy"),
+        (lambda row: row["candidates"].pop(), "another number of entries in the column candidates"),
+        (lambda row: row["candidates"].__setitem__(0, -1), "the negative number -1 in the column candidates"),
+        (lambda row: row["candidates"].__setitem__(0, VOCAB), "50, where the teacher knows 50 tokens"),
+        (lambda row: row["ranks"].__setitem__(0, -2), "the negative number -2 in the column ranks"),
+        (lambda row: row["student_log_prob"].__setitem__(0, float("nan")), "not finite in the column student_log_prob"),
+    ],
+)
+def test_values_that_scores_cannot_hold_are_refused(
+    scores: Artifact, change: Callable[[Row], object], problem: str
+) -> None:
+    verify_artifact(scores.path)
+    rows = scores.table().to_pylist()
+    change(rows[1])
+    rewrite(scores, pa.Table.from_pylist(rows, scores.table().schema))
+    with pytest.raises(ArtifactError, match=problem):
+        verify_artifact(scores.path)
+    with pytest.raises(ArtifactError, match=problem):
+        read_artifact(scores.path, "scores").table()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop_columns("ranks"),
+        lambda table: table.rename_columns(["id", *table.column_names[1:]]),
+        lambda table: table.set_column(0, "sample_id", pa.array([1, 2])),
+        lambda table: table.slice(1),
+    ],
+)
+def test_other_columns_and_rows_are_refused_by_a_reader(
+    scores: Artifact, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    rewrite(scores, change(scores.table()))
+    with pytest.raises(ArtifactError, match="columns or rows that differ"):
+        read_artifact(scores.path, "scores").table(["student_entropy"])
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1"])
+def test_a_table_that_arrow_cannot_read_is_one_error(scores: Artifact, content: bytes) -> None:
+    (scores.path / FILE).write_bytes(content)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Artifact(scores.path, load_manifest(scores.path)).table()
+
+
+def test_text_that_is_not_utf8_is_refused(scores: Artifact) -> None:
+    table = scores.table()
+    ids = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"\xff", b"b"]).buffers()[1:]])
+    rewrite(scores, table.set_column(0, "sample_id", ids))
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        verify_artifact(scores.path)
+
+
+def test_a_damaged_head_is_refused(scores: Artifact) -> None:
+    (scores.path / HEAD_FILE).write_bytes(b"\xff" * 64)
+    with pytest.raises(ArtifactError, match="has no head"):
+        scores.table()
+
+
+def test_a_part_that_is_a_link_out_of_the_artifact_is_refused(scores: Artifact, tmp_path: Path) -> None:
+    (scores.path / FILE).rename(tmp_path / "elsewhere.parquet")
+    (scores.path / FILE).symlink_to(tmp_path / "elsewhere.parquet")
+    for read in (lambda: read_artifact(scores.path, "scores"), scores.table):
+        with pytest.raises(ArtifactError, match="is a link out of its artifact"):
+            read()

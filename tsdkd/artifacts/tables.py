@@ -1,0 +1,194 @@
+"""The tables of artifacts, which a stranger may have written: columns, nulls, lengths, ids and numbers are checked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tsdkd.artifacts.files import HEAD_FILE
+from tsdkd.artifacts.json_files import conform, parse_json
+from tsdkd.artifacts.manifest import Manifest
+from tsdkd.artifacts.schemas import NOT_EMPTY, PER_TOKEN, SCHEMAS, SIGNAL_COLUMNS, UNRECORDED
+from tsdkd.errors import ArtifactError, first_line
+
+MAX_HEADER = 1 << 20
+"""Bytes of a safetensors header that is read."""
+INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+"""The bits of infinity in each precision of safetensors; those of greater numbers are NaN."""
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that the rest of an artifact sets to its tables; None where nothing is known."""
+
+    kind: str
+    signal: str = ""
+    """Of scores."""
+    widths: dict[str, int] | None = None
+    """Entries per token of the columns of scores that have several."""
+    vocab: int | None = None
+    """Token ids and ranks lie below."""
+    hidden: tuple[str, int] | None = None
+    """Precision and width of the teacher's hidden states."""
+
+
+def limits_of(path: Path, manifest: Manifest) -> Limits:
+    """Raises ArtifactError for a damaged head."""
+    if manifest.kind != "scores":
+        return Limits(manifest.kind)
+    config = manifest.config
+    widths = {"candidates": config["k"], "ranks": config["k"]}
+    widths |= dict.fromkeys(("top_ids", "top_log_probs"), config["top_k"])
+    if not any(part.file == HEAD_FILE for part in manifest.parts):
+        return Limits("scores", config["signal"], widths)
+    precision, (vocab, width) = _head_shape(path / HEAD_FILE)
+    hidden = ("I8" if config["signal"] == "hidden8" else precision, width)
+    return Limits("scores", config["signal"], widths, vocab, hidden)
+
+
+@contextmanager
+def open_table(file: Path, kind: str, rows: int | None) -> Iterator[pq.ParquetFile]:
+    """A Parquet part. Raises ArtifactError for other columns, another number of rows, and what Arrow cannot read."""
+    with translate_arrow_errors(file), pq.ParquetFile(file) as table:
+        if table.schema_arrow != SCHEMAS.get(kind) or table.metadata.num_rows != rows:
+            raise _damaged(file, "columns or rows that differ from the manifest")
+        yield table
+
+
+@contextmanager
+def translate_arrow_errors(file: Path) -> Iterator[None]:
+    """Raise ArtifactError for what Arrow cannot read."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(
+            f"{file} cannot be read ({first_line(error)}).",
+            f"Run `tsdkd artifact verify {file.parent}` to find the damaged files.",
+        ) from None
+
+
+def check_values(file: Path, table: pa.Table, limits: Limits) -> None:
+    """Raise ArtifactError for columns of a part whose values the artifact cannot hold."""
+    for name in table.column_names:
+        if problem := _column_problem(name, table[name], limits):
+            raise _damaged(file, f"{problem} in the column {name}")
+    if limits.kind == "scores" and (name := _wrong_length(table, limits)):
+        raise _damaged(file, f"another number of entries in the column {name} than tokens")
+
+
+def check_hidden(file: Path, column: pa.ChunkedArray, tokens: int, limits: Limits) -> None:
+    """Raise ArtifactError for hidden states of one row that are not those of its tokens, or not finite.
+
+    It costs less than `check_values`, for rows whose other columns are checked.
+    """
+    precision, width = limits.hidden or ("", 0)
+    size = tokens * width * ITEM_BYTES.get(precision, 0)
+    if not column[0].is_valid or len(column[0].as_buffer()) != size:
+        raise _damaged(file, "another number of entries in the column hidden than tokens")
+    if not _all_finite(column, precision):
+        raise _damaged(file, "a value that is not finite in the column hidden")
+
+
+def _column_problem(name: str, column: pa.ChunkedArray, limits: Limits) -> str:
+    """What is wrong with the values of one column; "" if nothing is."""
+    if column.null_count:
+        recorded = limits.kind != "scores" or name not in UNRECORDED or name in SIGNAL_COLUMNS[limits.signal]
+        return "a missing value" if recorded or column.null_count < len(column) else ""
+    if name == "hidden":
+        return "" if limits.hidden is None or _all_finite(column, limits.hidden[0]) else "a value that is not finite"
+    if pa.types.is_list(column.type):
+        if name in NOT_EMPTY and not pc.min(pc.list_value_length(column)).as_py():
+            return "an empty list"
+        column = pc.list_flatten(column)
+    return _value_problem(name, column, limits)
+
+
+def _value_problem(name: str, values: pa.ChunkedArray, limits: Limits) -> str:
+    """What is wrong with values that no list holds."""
+    if values.null_count:
+        return "a missing value"
+    if pa.types.is_struct(values.type):
+        fields = [pc.struct_field(values, [i]) for i in range(values.type.num_fields)]
+        problems = (_value_problem(name, field, limits) for field in fields)
+        return next((problem for problem in problems if problem), "")
+    if pa.types.is_string(values.type):
+        values.validate(full=True)  # raises ArrowInvalid for text that is not UTF-8
+        return ""
+    return _number_problem(name, values, limits.vocab) if len(values) and not pa.types.is_boolean(values.type) else ""
+
+
+def _number_problem(name: str, values: pa.ChunkedArray, vocab: int | None) -> str:
+    if pa.types.is_floating(values.type):
+        if not pc.all(pc.is_finite(values)).as_py():
+            return "a value that is not finite"
+        return "a weight that is not above 0" if name == "weight" and pc.min(values).as_py() <= 0 else ""
+    least, most = (bound.as_py() for bound in pc.min_max(values).values())
+    if least < 0:
+        return f"the negative number {least}"
+    return "" if vocab is None or most < vocab else f"{most}, where the teacher knows {vocab:,} tokens,"
+
+
+def _wrong_length(table: pa.Table, limits: Limits) -> str:
+    """A column of scores that does not have the entries of every token; "" without one."""
+    lengths: dict[str, np.ndarray] = {
+        name: _lengths(table[name]) for name in table.column_names if name != "sample_id" and not table[name].null_count
+    }
+    tokens = next((lengths[name] for name in lengths if name in PER_TOKEN), None)
+    widths = dict.fromkeys(PER_TOKEN, 1) | (limits.widths or {})
+    if limits.hidden is not None:
+        widths["hidden"] = ITEM_BYTES[limits.hidden[0]] * limits.hidden[1]
+    for name in sorted(lengths.keys() & widths.keys()):
+        width, counts = widths[name], lengths[name]
+        if not np.array_equal(counts, counts // width * width if tokens is None else tokens * width):
+            return name
+    return ""
+
+
+def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+    length = pc.list_value_length if pa.types.is_list(column.type) else pc.binary_length
+    counts: np.ndarray = length(column).combine_chunks().to_numpy()
+    return counts.astype(np.int64)
+
+
+def _all_finite(column: pa.ChunkedArray, precision: str) -> bool:
+    """Whether no value of a binary column is NaN or infinite, by comparing bits in two passes at memory speed."""
+    if precision not in INFINITY:
+        return True
+    size, infinity = ITEM_BYTES[precision], INFINITY[precision]
+    for chunk in column.chunks:
+        _, offsets, content = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        values = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]]
+        values = values[: len(values) // size * size]
+        if not len(values):
+            continue
+        negative_infinity = infinity + (1 << (8 * size - 1))
+        if values.view(f"i{size}").max() >= infinity or values.view(f"u{size}").max() >= negative_infinity:
+            return False
+    return True
+
+
+def _head_shape(file: Path) -> tuple[str, tuple[int, int]]:
+    """Precision, rows and width of the teacher's head, from the header of its safetensors file."""
+    try:
+        with file.open("rb") as content:
+            header = parse_json(
+                content.read(min(MAX_HEADER, int.from_bytes(content.read(8), "little"))), dict[str, Any]
+            )
+        precision = str(header["weight"]["dtype"])
+        rows, width = conform(header["weight"]["shape"], list[int], "shape")
+        ITEM_BYTES[precision]
+    except (OSError, ValueError, TypeError, KeyError, ArtifactError):
+        raise _damaged(file, "no head") from None
+    return precision, (rows, width)
+
+
+def _damaged(file: Path, problem: str) -> ArtifactError:
+    return ArtifactError(f"{file} has {problem}.", f"Make {file.parent} again with --overwrite.")
