@@ -14,13 +14,13 @@ Each trial is a file of OUT/trials. The same command continues a campaign that w
 """
 
 import argparse
+import gc
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -35,8 +35,9 @@ from typing import Any
 
 from benchmarks.robustness.kill_cases import CASES, RUN, Case
 from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
-from benchmarks.robustness.system_calls import Call, Kill, Outcome, run_traced
+from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill, Outcome, run_traced
 from benchmarks.robustness.trees import differences, output_state, tree_of
+from tsdkd.cli.app import COMMANDS
 
 INTERRUPTED = 130
 LONGEST_RUN = 300
@@ -47,9 +48,12 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "peft",
     "datasets",
+    "peft.utils.transformers_weight_conversion",
+    "lm_eval.evaluator",
     "lm_eval.tasks",
     "pyarrow.parquet",
-    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    *(f"tsdkd.cli.{name}" for name in COMMANDS),
     "tsdkd.stages.eval.harness",
     "tsdkd.stages.eval.lm_eval_transformers",
     "tsdkd.stages.eval.stage",
@@ -62,7 +66,6 @@ PRELOADED = (
     "tsdkd.stages.score.stage",
     "tsdkd.stages.train.stage",
 )
-"""Modules that a run finds loaded, so that it begins at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Campaign:
         self.out, self.cases = out.resolve(), cases
 
     def prepare(self) -> None:
-        """Make the run that all trials start from, and run every case once without a kill."""
+        """Make the run that all trials start from."""
         from tests.helpers.benchmark_rows import write_rows
         from tests.helpers.models import save_tiny_model
         from tests.helpers.prompts import write_prompts
@@ -106,8 +109,6 @@ class Campaign:
             for command in RUN:
                 self._complete(command, building)
             building.rename(base)
-        for case in self.cases:
-            self.expected(case)
         (self.out / "trials").mkdir(exist_ok=True)
 
     def _directory_of(self, case: Case) -> Path:
@@ -128,11 +129,10 @@ class Campaign:
             shutil.copytree(self.out / "base", start, dirs_exist_ok=True)
             if case.older:
                 self._complete(case.older, start)
-            older, work = tree_of(start), self._emptied("whole")
-            shutil.copytree(start, work, dirs_exist_ok=True)
+            older, work = tree_of(start), self.start(case)
             calls = self._complete(case.command, work).calls
             content = {"older": older, "newer": tree_of(work), "calls": [asdict(call) for call in calls]}
-            record.write_text(json.dumps(content))
+            _write_json(record, content)
         return _read_expected(record)
 
     def trials(self, count: int, seed: int) -> Iterator[Trial]:
@@ -152,10 +152,7 @@ class Campaign:
         """Run, kill, run again and compare; the record of a trial, which is read if it was written before."""
         file = self.out / "trials" / f"{trial.name}.json"
         if not file.exists():
-            record = self._run_trial(trial)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record, indent=1))
-            temporary.replace(file)
+            _write_json(file, self._run_trial(trial))
         content: dict[str, Any] = json.loads(file.read_text())
         return content
 
@@ -174,7 +171,7 @@ class Campaign:
         outcome = self.run(case.command, work)
         if outcome.status:
             faults.append(f"exit {outcome.status}: {self._last_lines()}")
-        faults += differences(expected.newer, tree_of(work))
+        faults += self.faults(case, work)
         if faults:
             shutil.copytree(work, self._emptied(f"faults/{trial.name}"), dirs_exist_ok=True, symlinks=True)
         return {
@@ -187,11 +184,20 @@ class Campaign:
             "faults": faults,
         }
 
+    @property
+    def work(self) -> Path:
+        """The working directory of this process."""
+        return self.out / f"work-{os.getpid()}"
+
     def start(self, case: Case) -> Path:
-        """The working directory of this process, as before a case."""
-        work = self._emptied(f"work-{os.getpid()}")
-        shutil.copytree(self._directory_of(case) / "start", work, dirs_exist_ok=True)
-        return work
+        """The working directory, as before a case."""
+        self._emptied(self.work.name)
+        shutil.copytree(self._directory_of(case) / "start", self.work, dirs_exist_ok=True)
+        return self.work
+
+    def faults(self, case: Case, work: Path) -> list[str]:
+        """What a directory holds otherwise than after a run that nothing interrupts."""
+        return differences(self.expected(case).newer, tree_of(work))
 
     def run(self, command: str, directory: Path, kill: Kill | None = None) -> Outcome:
         """Run a command in a directory, to its end or until it is killed."""
@@ -220,6 +226,12 @@ class Campaign:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(file)
 
 
 def _file_name(name: str) -> str:
@@ -262,6 +274,10 @@ def _set_environment(out: Path) -> None:
     """Settings that libraries read when they are imported."""
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_HOME": str(out.resolve() / "cache"), "COLUMNS": "200"}
+
+
+def preload() -> None:
+    """Load what a run needs, so that it begins at once."""
     for module in PRELOADED:
         import_module(module)
     import_module("torch").set_num_threads(1)
@@ -274,23 +290,23 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that run trials")
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help="; ".join(CASES))
     options = parser.parse_args()
+    if not SUPPORTED:
+        parser.error("system calls are traced on Linux on x86-64 only")
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary)
         out.mkdir(parents=True, exist_ok=True)
         _set_environment(out)
+        preload()
+        gc.freeze()  # runs share the memory of what is loaded
         campaign = Campaign(out, [CASES[name] for name in options.cases])
         campaign.prepare()
-        trials = list(campaign.trials(options.trials, options.seed))
-        records = list(_run_trials(campaign, trials, options.workers))
+        with ProcessPoolExecutor(options.workers, mp_context=get_context("fork")) as pool:
+            list(pool.map(campaign.expected, campaign.cases))
+            records = list(pool.map(campaign.run_trial, campaign.trials(options.trials, options.seed)))
+    for record in records:
+        for fault in record["faults"]:
+            print(f"{record['trial']}: {fault}")
     write_rows_and_exit("Kills at system calls", rows_of(records), options.json)
-
-
-def _run_trials(campaign: Campaign, trials: list[Trial], workers: int) -> Iterator[dict[str, Any]]:
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        for record in pool.map(campaign.run_trial, trials):
-            for fault in record["faults"]:
-                print(f"{record['trial']}: {fault}", file=sys.stderr)
-            yield record
 
 
 if __name__ == "__main__":

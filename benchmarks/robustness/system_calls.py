@@ -8,6 +8,7 @@ covered: memory that is mapped for writing and io_uring. Linux on x86-64.
 
 import ctypes
 import os
+import platform
 import signal
 import sys
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64"
 CALLS = {
     ("file", 0): {
         "write": 1,
@@ -132,6 +134,7 @@ def _become_traced(work: Callable[[], object], directory: Path, output: Path) ->
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # the parent may have replaced them
         _libc.ptrace(_TRACEME, 0, None, None)
         os.kill(os.getpid(), signal.SIGSTOP)
         _install_filter()
@@ -143,7 +146,6 @@ def _become_traced(work: Callable[[], object], directory: Path, output: Path) ->
         traceback.print_exc()
     finally:
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
 
 
