@@ -1,12 +1,13 @@
 """Stages that are killed at a system call and run again end with the bytes of a run that nothing interrupted."""
 
 import signal
+from collections.abc import Iterable
 
 import pytest
 
 from benchmarks.robustness.kill_cases import CASES
 from benchmarks.robustness.kills import Campaign, Trial, preload
-from benchmarks.robustness.system_calls import SUPPORTED, Kill
+from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill
 from benchmarks.robustness.trees import output_state
 from tsdkd.artifacts.journal import read_sessions
 
@@ -23,9 +24,16 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 def kill(campaign: Campaign, case: str, path: str, *, by: int = signal.SIGKILL) -> list[str]:
     """Kill a case when it has opened `path` for writing, run it again, and return its faults."""
-    calls = campaign.expected(CASES[case]).calls
-    opened = next(number for number, call in enumerate(calls, 1) if call.path == path)
-    record = campaign.run_trial(Trial(f"{case}, {by}", CASES[case], (Kill(opened + 1, signal=by),)))
+    return kill_at(campaign, case, next(number for number, call in calls_of(campaign, case) if call.path == path), by)
+
+
+def calls_of(campaign: Campaign, case: str) -> Iterable[tuple[int, Call]]:
+    return enumerate(campaign.expected(CASES[case]).calls, 1)
+
+
+def kill_at(campaign: Campaign, case: str, call: int, by: int = signal.SIGKILL) -> list[str]:
+    """Kill a case after a call, run it again, and return its faults."""
+    record = campaign.run_trial(Trial(f"{case}-{call}-{by}", CASES[case], (Kill(call + 1, signal=by),)))
     assert len(record["kills"]) == 1
     assert record["between"] == ["older" if CASES[case].older else "partial"]
     return record["faults"]
@@ -53,6 +61,11 @@ def test_kill_9(campaign: Campaign, case: str, path: str) -> None:
 def test_ctrl_c(campaign: Campaign, case: str, path: str) -> None:
     assert kill(campaign, case, path, by=signal.SIGINT) == []
     assert [session.exit for session in read_sessions(campaign.work / "out")] == ["interrupted", "finished"]
+
+
+def test_kill_9_while_safetensors_writes_a_file_of_its_own_name(campaign: Campaign) -> None:
+    reserved = next(number for number, call in calls_of(campaign, "score, hidden") if call.name == "ftruncate")
+    assert kill_at(campaign, "score, hidden", reserved) == []
 
 
 def test_kill_9_between_two_benchmarks(campaign: Campaign) -> None:
