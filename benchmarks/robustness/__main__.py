@@ -2,7 +2,8 @@
 
     python -m benchmarks.robustness --trials 500 [CAMPAIGN ...]
 
-A campaign is a module of this directory with a `main`; each runs as a process of its own (rows.py).
+A campaign is a module of this directory with a `main`; each runs as a process of its own. One that takes --json writes
+its rows there (rows.py); of any other, the exit status counts.
 """
 
 import argparse
@@ -22,13 +23,19 @@ def find_campaigns() -> list[str]:
     return [file.stem for file in files if file.stem != "__main__" and "\ndef main(" in file.read_text()]
 
 
-def run_campaign(name: str, options: list[str]) -> list[Row]:
-    """The rows of a campaign; one row with a fault for a campaign that wrote none."""
+def run_campaign(name: str, options: dict[str, str]) -> list[Row]:
+    """The rows of a campaign; for one that writes none, a row with a fault if it fails. It gets the options it has."""
+    source = (Path(__file__).parent / f"{name}.py").read_text()
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "rows.json"
-        words = [sys.executable, "-m", f"benchmarks.robustness.{name}", *options, "--json", str(file)]
-        subprocess.run(words, cwd=ROOT, check=False)
-        rows = read_rows(file) if file.exists() else [Row("failed", 0, 1)]
+        words = [
+            word
+            for option, value in {**options, "--json": str(file)}.items()
+            if f'"{option}"' in source or "add_common_options(" in source
+            for word in (option, value)
+        ]
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.robustness.{name}", *words], cwd=ROOT, check=False)
+        rows = read_rows(file) if file.exists() else [Row("in its own table", 0, int(done.returncode != 0))]
     return [replace(row, name=f"{name}: {row.name}") for row in rows]
 
 
@@ -41,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.campaigns) - set(campaigns):
         parser.error(f"no campaign {min(unknown)}; there are {', '.join(campaigns)}")
-    given = ["--seed", str(options.seed), *(["--trials", str(options.trials)] if options.trials else [])]
+    given = {"--seed": str(options.seed), **({"--trials": str(options.trials)} if options.trials else {})}
     rows = [row for name in options.campaigns for row in run_campaign(name, given)]
     show_rows("Robustness", rows)
     raise SystemExit(any(row.faults for row in rows))

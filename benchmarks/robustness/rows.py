@@ -1,7 +1,7 @@
-"""What every campaign of this directory shares: its options, its rows and its table.
+"""What campaigns of this directory share: their options, their rows and their table.
 
-A campaign is a module with `--trials N --seed S --json FILE`. It prints its table, writes its rows to FILE, and exits
-with 1 if there is a fault.
+A campaign is a module with `--trials N --seed S --json FILE`. It prints its table, writes its rows to FILE as a JSON
+list of {"name", "trials", "faults", "counts"}, and exits with 1 if there is a fault.
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """The campaigns' tools: kills at exact system calls, and one table of all campaigns."""
 
+import json
 import shutil
 import signal
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,7 +104,19 @@ def test_rows_are_written_and_faults_exit_with_1(tmp_path: Path, capsys: pytest.
         write_rows_and_exit("Title", rows[:1], None)
 
 
-def test_every_campaign_is_found_and_one_that_fails_is_a_fault(capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_campaign_is_found_and_its_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kills" in runner.find_campaigns()
     assert not {"rows", "trees", "system_calls", "kill_cases"} & {*runner.find_campaigns()}
-    assert runner.run_campaign("rows", ["--trials", "1"]) == [Row("rows: failed", 0, 1)]
+    rows = [{"name": "a", "trials": 3, "faults": 0, "counts": {"kills": 4}}]
+
+    def run_process(words: list[str], **_: object) -> SimpleNamespace:
+        if "--json" in words:
+            Path(words[words.index("--json") + 1]).write_text(json.dumps(rows))
+        return SimpleNamespace(returncode=1)
+
+    (tmp_path / "whole.py").write_text('add_argument("--json"); add_argument("--seed")')
+    (tmp_path / "simple.py").write_text("def main(): ...")
+    monkeypatch.setattr(runner, "__file__", str(tmp_path / "__main__.py"))
+    monkeypatch.setattr(runner.subprocess, "run", run_process)
+    assert runner.run_campaign("whole", {"--seed": "1"}) == [Row("whole: a", 3, 0, {"kills": 4})]
+    assert runner.run_campaign("simple", {"--seed": "1"}) == [Row("simple: in its own table", 0, 1)]
