@@ -1,149 +1,94 @@
-"""Every stage, killed in the middle and run again, ends with the same bytes."""
+"""Stages that are killed at a system call and run again end with the bytes of a run that nothing interrupted."""
 
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable
 
 import pytest
 
-from tests.helpers.prompts import write_prompts
+from benchmarks.robustness.kill_cases import CASES
+from benchmarks.robustness.kills import Campaign, Trial, preload
+from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill
+from benchmarks.robustness.trees import output_state
 from tsdkd.artifacts.journal import read_sessions
 
-Contents = Callable[[Path], dict[str, bytes]]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "tsdkd", *map(str, words)]
-
-
-def complete(words: list[str], directory: Path) -> None:
-    subprocess.run(words, cwd=directory, env=ENVIRONMENT, check=True, capture_output=True)
-
-
-def stop_when(words: list[str], directory: Path, is_time: Callable[[], bool], number: signal.Signals) -> int:
-    """Start a command, send it a signal as soon as `is_time` is true, and return its exit status."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
-    process = subprocess.Popen(
-        words, cwd=directory, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not is_time():
-        assert process.poll() is None, "the stage ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    return process.wait(timeout=120)
+pytestmark = pytest.mark.skipif(not SUPPORTED, reason="system calls are traced on Linux on x86-64 only")
 
 
 @pytest.fixture(scope="module")
-def directory(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run in `whole/run`, and the same inputs in `cut/`."""
-    directory = tmp_path_factory.mktemp("kill")
-    for name in ("whole", "cut"):
-        (directory / name).mkdir()
-        write_prompts(directory / name / "prompts.jsonl", 40)
-    for words in stages(student, teacher).values():
-        complete(words, directory / "whole")
-    return directory
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    preload()
+    campaign = Campaign(tmp_path_factory.mktemp("campaign"), [])
+    campaign.prepare()
+    return campaign
 
 
-def stages(student: Path, teacher: Path) -> dict[str, list[str]]:
-    run = ("--run", "run")
-    return {
-        "rollouts": command(
-            "generate",
-            *run,
-            "--student",
-            student,
-            "--prompts",
-            "prompts.jsonl",
-            "--engine",
-            "transformers",
-            "--max-new-tokens",
-            40,
-            "--part-size",
-            5,
-        ),
-        "scores": command("score", *run, "--teacher", teacher, "--batch-tokens", 200),
-        "checkpoint": command(
-            "train", *run, "--batch-size", 4, "--epochs", 4, "--save-steps", 1, "--precision", "float32"
-        ),
-    }
+def kill(campaign: Campaign, case: str, path: str, *, by: int = signal.SIGKILL) -> list[str]:
+    """Kill a case when it has opened `path` for writing, run it again, and return its faults."""
+    return kill_at(campaign, case, next(number for number, call in calls_of(campaign, case) if call.path == path), by)
 
 
-def begun(kind: str, run: Path) -> bool:
-    if kind == "checkpoint":
-        return len(list((run / kind / "resume").glob("checkpoint-*/tsdkd_state.json"))) >= 2
-    return len(list((run / kind).glob("*.parquet"))) >= 2
+def calls_of(campaign: Campaign, case: str) -> Iterable[tuple[int, Call]]:
+    return enumerate(campaign.expected(CASES[case]).calls, 1)
 
 
-def test_kill_9_while_a_checkpoint_is_replaced(
-    directory: Path, student: Path, teacher: Path, contents: Contents, tmp_path: Path
-) -> None:
-    """The old checkpoint stays whole, and the same command continues where it was killed."""
-    run, pending = tmp_path / "run", tmp_path / "run" / ".checkpoint.tsdkd-new"
-    shutil.copytree(directory / "whole", tmp_path, dirs_exist_ok=True)
-    whole, words = contents(run / "checkpoint"), [*stages(student, teacher)["checkpoint"], "--overwrite"]
-
-    def two_steps_are_saved() -> bool:
-        return len(list((pending / "resume").glob("checkpoint-*/tsdkd_state.json"))) >= 2
-
-    assert stop_when(words, tmp_path, two_steps_are_saved, signal.SIGKILL) == -signal.SIGKILL
-    assert contents(run / "checkpoint") == whole
-    complete(words, tmp_path)
-    assert [session.exit for session in read_sessions(run / "checkpoint")] == ["", "finished"]
-    assert contents(run / "checkpoint") == whole
-    assert not pending.exists()
+def kill_at(campaign: Campaign, case: str, call: int, by: int = signal.SIGKILL) -> list[str]:
+    """Kill a case after a call, run it again, and return its faults."""
+    record = campaign.run_trial(Trial(f"{case}-{call}-{by}", CASES[case], (Kill(call + 1, signal=by),)))
+    assert len(record["kills"]) == 1
+    assert record["between"] == ["older" if CASES[case].older else "partial"]
+    return record["faults"]
 
 
-def test_kill_9_in_every_stage(directory: Path, student: Path, teacher: Path, contents: Contents) -> None:
-    cut = directory / "cut"
-    for kind, words in stages(student, teacher).items():
-        status = stop_when(words, cut, lambda kind=kind: begun(kind, cut / "run"), signal.SIGKILL)
-        assert status == -signal.SIGKILL
-        assert '"state": "partial"' in (cut / "run" / kind / "manifest.json").read_text()
-        complete(words, cut)
-        assert [session.exit for session in read_sessions(cut / "run" / kind)] == ["", "finished"]
-        assert contents(cut / "run" / kind) == contents(directory / "whole" / "run" / kind), kind
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [
+        ("generate, student", "out/part-00001.parquet.tmp"),
+        ("score, hidden, over an older one", ".out.tsdkd-new/part-00001.parquet.tmp"),
+        ("train", "out/resume/checkpoint-2/optimizer.pt"),
+        ("train, over an older one", ".out.tsdkd-new/model.safetensors.tmp"),
+        ("prune, over an older one", ".out.tsdkd-new/model.safetensors.tmp"),
+    ],
+)
+def test_kill_9(campaign: Campaign, case: str, path: str) -> None:
+    assert kill(campaign, case, path) == []
+    assert [session.exit for session in read_sessions(campaign.work / "out")] == ["", "finished"]
 
 
-@pytest.mark.parametrize("kind", ["rollouts", "checkpoint"])
-def test_ctrl_c_exits_130_and_resumes(
-    directory: Path, student: Path, teacher: Path, contents: Contents, tmp_path: Path, kind: str
-) -> None:
-    words = stages(student, teacher)
-    write_prompts(tmp_path / "prompts.jsonl", 40)
-    if kind == "checkpoint":
-        complete(words["rollouts"], tmp_path)
-        complete(words["scores"], tmp_path)
-    assert stop_when(words[kind], tmp_path, lambda: begun(kind, tmp_path / "run"), signal.SIGINT) == 130
-    complete(words[kind], tmp_path)
-    assert contents(tmp_path / "run" / kind) == contents(directory / "whole" / "run" / kind)
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [("generate, student", "out/part-00001.parquet.tmp"), ("train", "out/resume/checkpoint-1/optimizer.pt")],
+)
+def test_ctrl_c(campaign: Campaign, case: str, path: str) -> None:
+    assert kill(campaign, case, path, by=signal.SIGINT) == []
+    assert [session.exit for session in read_sessions(campaign.work / "out")] == ["interrupted", "finished"]
 
 
-def test_kill_9_between_two_benchmarks(student: Path, rows: Path, tmp_path: Path, contents: Contents) -> None:
-    """The complete benchmark is not run again, and the results are those of an uninterrupted run."""
+def test_kill_9_while_safetensors_writes_a_file_of_its_own_name(campaign: Campaign) -> None:
+    reserved = next(number for number, call in calls_of(campaign, "score, hidden") if call.name == "ftruncate")
+    assert kill_at(campaign, "score, hidden", reserved) == []
 
-    def words(name: str) -> list[str]:
-        wanted = ("--tasks", "gsm8k,sciq", "--data", rows, "--max-new-tokens", 60, "--batch-size", 1)
-        return command("eval", "--model", f"m={student}", *wanted, "--results", name)
 
-    complete(words("whole"), tmp_path)
-    cut = tmp_path / "cut" / "m"
+def test_kill_9_between_two_benchmarks(campaign: Campaign) -> None:
+    """The complete benchmark is not run again."""
+    case = CASES["eval"]
+    calls, work = campaign.expected(case).calls, campaign.start(case)
+    first = next(number for number, call in enumerate(calls, 1) if "sciq" in call.path)
+    assert campaign.run(case.command, work, Kill(first)).status == -signal.SIGKILL
+    assert '"state": "partial"' in (work / "out" / "m" / "manifest.json").read_text()
+    before = (work / "out" / "m" / "gsm8k.parquet").stat().st_mtime_ns
+    assert campaign.run(case.command, work).status == 0
+    assert (work / "out" / "m" / "gsm8k.parquet").stat().st_mtime_ns == before
+    assert campaign.faults(case, work) == []
 
-    def listed() -> bool:
-        manifest = cut / "manifest.json"
-        return manifest.is_file() and "gsm8k.json" in manifest.read_text()
 
-    assert stop_when(words("cut"), tmp_path, listed, signal.SIGKILL) == -signal.SIGKILL
-    assert '"state": "partial"' in (cut / "manifest.json").read_text()
-    before = (cut / "gsm8k.json").stat().st_mtime_ns
-    complete(words("cut"), tmp_path)
-    assert (cut / "gsm8k.json").stat().st_mtime_ns == before
-    assert contents(cut) == contents(tmp_path / "whole" / "m")
+def test_all_that_differs_from_a_whole_run_is_a_fault(campaign: Campaign) -> None:
+    case = CASES["score, hidden, over an older one"]
+    expected, work = campaign.expected(case), campaign.start(case)
+    (work / "out" / "part.tmp").touch()
+    (work / "prompts.jsonl").unlink()
+    left, missing, differs = campaign.faults(case, work)
+    assert (left, missing) == ("left: out/part.tmp", "missing: prompts.jsonl")
+    assert "out/manifest.json" in differs
+    assert output_state(work, "out", expected.older, expected.newer) == "older"
+    (work / "out" / "part-00000.parquet").write_bytes(b"")
+    assert output_state(work, "out", expected.older, expected.newer).startswith("neither")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,10 @@ def save_head(head: Head, path: Path) -> None:
         tensors["bias"] = head.bias[: head.vocab_size].clone()
     # One key only: safetensors writes several in random order.
     metadata = {"head": json.dumps({"logit_scale": head.logit_scale, "softcap": head.softcap})}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    with TemporaryDirectory(dir=path.parent, suffix=".tmp") as directory:  # safetensors first writes another file there
+        file = Path(directory) / path.name
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file, metadata=metadata)
+        file.replace(path)
 
 
 def head_shape(path: Path) -> Head:
