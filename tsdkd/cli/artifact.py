@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from tsdkd.cli.console import show_pairs, show_text, show_tree
+from tsdkd.printable import escape_controls
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest, Parent
@@ -71,7 +72,7 @@ def lineage(path: Directory) -> None:
     from tsdkd.artifacts.manifest import load_manifest
 
     manifest = load_manifest(path)
-    tree = Tree(f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}")
+    tree = Tree(_label(manifest.kind, manifest.fingerprint, str(path)))
     _add_sources(tree, path, manifest, {path.resolve()})
     show_tree(tree)
 
@@ -84,15 +85,22 @@ def _add_sources(tree: Tree, path: Path, manifest: Manifest, above: set[Path]) -
 
     for parent, exists, same in check_parents(path, manifest):
         source = path / parent.path
-        state = "" if same else " [red](changed since)[/red]" if exists else " [red](missing)[/red]"
-        branch = tree.add(f"{parent.kind} {parent.fingerprint[:12]}{state} {escape(_parent_path(path, parent))}")
+        state = "" if same else " (changed since)" if exists else " (missing)"
+        branch = tree.add(_label(parent.kind, parent.fingerprint, _parent_path(path, parent), state))
         if same and parent.kind in MADE_BY and source.resolve() not in above:
             _add_sources(branch, source, load_manifest(source), above | {source.resolve()})
     for model in manifest.models:
-        branch = tree.add(f"{model.role} {model.weights[:12]} {escape(model.name)}")
+        branch = tree.add(_label(model.role, model.weights, model.name))
         source = Path(model.name)
         if (source / MANIFEST_FILE).is_file() and source.resolve() not in above:
             _add_sources(branch, source, load_manifest(source), above | {source.resolve()})
+
+
+def _label(kind: str, fingerprint: str, name: str, state: str = "") -> Text:
+    """One line of a tree; `state`: a difference to what was recorded."""
+    parts = (f"{kind} {fingerprint[:12]}", state, f" {name}")
+    kind_, state_, name_ = (escape_controls(part, one_line=True) for part in parts)
+    return Text.assemble(kind_, (state_, "red"), name_)
 
 
 def _parent_path(path: Path, parent: Parent) -> str:
