@@ -150,6 +150,7 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
     arguments: dict[str, Any] = {
         "model": str(model.directory),
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them
         "logits_processors": [MASK_PADDING_ROWS],

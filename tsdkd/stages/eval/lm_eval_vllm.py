@@ -51,6 +51,7 @@ class VllmModel(ResponseTracking, VLLM):
                 tensor_parallel_size=config.tensor_parallel,
                 gpu_memory_utilization=config.memory_fraction,
                 use_tqdm_on_load=False,
+                trust_remote_code=False,
                 logits_processors=[MASK_PADDING_ROWS],
                 additional_config={VOCAB_SIZE_KEY: spec.vocab},
             )

@@ -69,7 +69,9 @@ class DecoderLayers:
             try:
                 _describe(config, self._config, kept)
                 with torch.device("meta"):
-                    described = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()))
+                    described = AutoModelForCausalLM.from_config(
+                        type(config).from_dict(config.to_dict()), trust_remote_code=False
+                    )
                 difference = self._difference(described, {i: own[i] for i in kept})
             except Exception as error:  # configs and models raise errors of many types
                 difference = first_line(error)
