@@ -370,7 +370,7 @@ def test_any_file_that_does_not_fit_is_named_and_the_run_resumes(
         assert str(run / kind) in cause
         assert "could not be written (" in cause
         assert cause.endswith(" GB free.")
-        assert "Free space" in remedy
+        assert f"limit of {size:,} bytes a file (`ulimit -f`)" in remedy
     assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
     assert contents(run / kind) == before
 

@@ -77,18 +77,18 @@ def record_session(artifact: Path, command: str, warnings: Sequence[str]) -> Ite
 
 
 def read_sessions(artifact: Path) -> list[Session]:
-    """All sessions, oldest first; a line that was cut off is skipped."""
+    """All sessions, oldest first; a line that is not whole is skipped."""
     recorded: list[Session] = []
     journal = artifact / JOURNAL_FILE
-    for line in journal.read_text().splitlines() if journal.exists() else ():
+    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else ():
         try:
             entry = json.loads(line)
-        except ValueError:
+            if "started" in entry:
+                recorded.append(Session(**entry))
+            elif recorded:
+                recorded[-1] = replace(recorded[-1], **entry | {"warnings": tuple(entry["warnings"])})
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if "started" in entry:
-            recorded.append(Session(**entry))
-        elif recorded:
-            recorded[-1] = replace(recorded[-1], **entry | {"warnings": tuple(entry["warnings"])})
     return recorded
 
 

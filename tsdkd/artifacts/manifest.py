@@ -142,13 +142,13 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_raw_manifest(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads((path / MANIFEST_FILE).read_text())
-    except FileNotFoundError:
+    if not (path / MANIFEST_FILE).is_file():
         raise ArtifactError(
             f"{path} holds no {MANIFEST_FILE}, so it is not an artifact.", "Name the directory of an artifact."
-        ) from None
-    except ValueError as error:
+        )
+    try:
+        raw = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
     if not isinstance(raw, dict):
         raise _unreadable(path, TypeError("not a JSON object"))

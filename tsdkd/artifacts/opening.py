@@ -4,6 +4,7 @@ A new or partial artifact is written in its own directory. A replacement or an e
 written in a pending directory (replacing.py), so the old artifact stays complete until the new one is.
 """
 
+import errno
 import fcntl
 import json
 from collections.abc import Collection, Iterator
@@ -28,6 +29,7 @@ from tsdkd.artifacts.replacing import (
 )
 from tsdkd.errors import ArtifactError
 
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FILE}
 
 
@@ -48,11 +50,28 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     _require_artifact(path)
     _require_other_inputs(path, wanted, overwrite)
     path.resolve().mkdir(parents=True, exist_ok=True)
-    lock = lock_for_writing(path, fcntl.LOCK_EX)
+    try:
+        lock = lock_for_writing(path, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in READ_ONLY and not overwrite and (existing := _complete_and_same(path, wanted, may_differ)):
+            return OpenDirectory(path, existing)
+        raise
     with _closed_on_failure(lock):
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
     return replace(opened, locks=(lock, *opened.locks))
+
+
+def _complete_and_same(path: Path, wanted: Manifest, may_differ: Collection[str]) -> Manifest | None:
+    """The complete artifact that a run finds and leaves as it is, where nothing can be written; else None."""
+    if not (path / MANIFEST_FILE).is_file():
+        return None
+    existing = load_manifest(path)
+    same = not _describe_differences(existing, wanted) and not _differ_in(existing, wanted, may_differ)
+    if existing.state != "complete" or not same:
+        return None
+    check_parts(path, existing)
+    return existing
 
 
 @contextmanager

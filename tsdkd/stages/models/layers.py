@@ -22,6 +22,13 @@ POSITIONS = ("layer_idx", "layer_id", "layer_number", "layer_num")
 """Attributes of modules that hold the index of their layer."""
 
 
+def drop_error(drop: int, model: str, layers: int) -> InputError:
+    """The error for a number of layers that no model can lose."""
+    return InputError(
+        f"--drop is {drop}, but {model} has {layers} layers.", "Drop at least one layer and keep at least one."
+    )
+
+
 class DecoderLayers:
     """The layers of a model's decoder; `keep` selects the ones that run."""
 

@@ -57,19 +57,19 @@ def load_spec(name: str) -> ModelSpec:
             generation = GenerationConfig.from_pretrained(directory)
         else:
             generation = GenerationConfig.from_model_config(config)
-    require_padding_support(name, config)
-    vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
-    return ModelSpec(
-        name=name,
-        directory=directory,
-        adapter=named if base else None,
-        tokenizer=tokenizer,
-        context=context_length(config),
-        vocab=vocab,
-        end_ids=end_token_ids(generation, tokenizer, vocab),
-        can_roll_back=can_roll_back(config),
-        dtype=auto_dtype(config, default_device()),
-    )
+        require_padding_support(name, config)
+        vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
+        return ModelSpec(
+            name=name,
+            directory=directory,
+            adapter=named if base else None,
+            tokenizer=tokenizer,
+            context=context_length(config),
+            vocab=vocab,
+            end_ids=end_token_ids(generation, tokenizer, vocab),
+            can_roll_back=can_roll_back(config),
+            dtype=auto_dtype(config, default_device()),
+        )
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -85,7 +85,9 @@ def _readable_config(name: str) -> Iterator[None]:
     """Turns the errors of transformers into InputError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise errors of many types
         raise InputError(
             f"{name} has a config that transformers cannot read ({first_line(error)}).",
             f"Check its config.json and {GENERATION_CONFIG}.",

@@ -40,9 +40,10 @@ class PlannedModel:
     def without_layers(self, count: int) -> "PlannedModel":
         """The model after `tsdkd prune` drops `count` layers."""
         config = deepcopy(self.config)
-        config.num_hidden_layers -= count
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        text = config.get_text_config()
+        text.num_hidden_layers -= count
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: text.num_hidden_layers]
         return replace(self, config=config)
 
     def head(self, dtype: DType) -> Head:

@@ -69,8 +69,7 @@ class RunArtifact:
         """The training log, one entry per step or measurement, without an incomplete last line."""
         for name in LOG_FILES:
             if (self.path / name).is_file():
-                lines = (self.path / name).read_text().splitlines(keepends=True)
-                entries = [json.loads(line) for line in lines if line.endswith("\n")]
+                entries = _read_log(self.path / name)
                 return entries if self.uses_teacher else [_without_teacher(entry) for entry in entries]
         return []
 
@@ -91,6 +90,22 @@ class RunArtifact:
 
     def as_artifact(self) -> Artifact:
         return Artifact(self.path, self.manifest)
+
+
+def _read_log(file: Path) -> list[dict[str, float]]:
+    """The whole lines of a training log. Raises InputError for a line that is no entry."""
+    lines = file.read_bytes().splitlines(keepends=True)
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            entries.append({str(name): float(value) for name, value in json.loads(line).items()})
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise InputError(
+                f"{file}, line {number}: not an entry of a log.", "Restore the file, or remove it."
+            ) from None
+    return entries
 
 
 @dataclass(frozen=True, slots=True)
