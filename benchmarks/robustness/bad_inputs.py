@@ -34,6 +34,7 @@ from tsdkd.cli import app
 from tsdkd.stages.config.option import config_options
 from tsdkd.stages.config.recorded import CONFIGS
 
+choice.has_vllm = lambda: False  # vLLM takes half a minute to load
 SECONDS = 120
 """Of one trial; a slower one counts as a raw error."""
 RAW = re.compile(r"^\w*(Error|Exception|Interrupt|Exit|Warning)\b:|Traceback|run `?tsdkd --debug", re.IGNORECASE)
@@ -42,7 +43,7 @@ WORDS = (
     *("", " ", "-1", "0", "1", "-0.0", "nan", "inf", "-inf", "1e-320", "1e300", "1e40", "-1e9", "18446744073709551616"),
     *("9" * 400, "0x10", "1_000", "½", "٣", "abc", "None", "true", "cuda:7", "mps", "foo", "cuda", "cpu:9", "meta"),
     *("a,b", ",", "a/b", "/", "/dev/zero", "/dev/null", "/proc/self/mem", "..", "~nobody", "x" * 300, "é\x1b[2J\u202e"),
-    *("all-linear", "lm_head", "auto", "vllm", "fp8", "float16", "adaptive", "teacher", "mixed", "[red]", "%s{}"),
+    *("all-linear", "lm_head", "auto", "fp8", "float16", "adaptive", "teacher", "mixed", "[red]", "%s{}"),
 )
 VALUES = (
     *(
@@ -232,14 +233,15 @@ class Trial:
 
 
 MODELS = "--student {d}/student --teacher {d}/teacher"
+TRAINING = "--checkpoint {d}/new --k 4 --batch-size 2 --epochs 1"
 COMMANDS = {
     "generate": "generate --student {d}/student --prompts {d}/p.jsonl --run {d}/new --max-new-tokens 4",
-    "generate by both": f"generate {MODELS} --policy speculative --prompts {{d}}/p.jsonl --run {{d}}/new --max-new-tokens 4",
-    "score": f"score {MODELS} --rollouts {{d}}/run/rollouts --scores {{d}}/new --k 4",
-    "train": "train --student {d}/student --run {d}/run --checkpoint {d}/new --k 4 --batch-size 2 --epochs 1",
-    "train --lora": "train --lora --student {d}/student --run {d}/run --checkpoint {d}/new --k 4 --batch-size 2 --epochs 1",
-    "train online": f"train {MODELS} --prompts {{d}}/p.jsonl --checkpoint {{d}}/new --k 4 --batch-size 2 --epochs 1 "
+    "generate by both": f"generate {MODELS} --policy speculative --prompts {{d}}/p.jsonl --run {{d}}/new "
     "--max-new-tokens 4",
+    "score": f"score {MODELS} --rollouts {{d}}/run/rollouts --scores {{d}}/new --k 4",
+    "train": f"train --student {{d}}/student --run {{d}}/run {TRAINING}",
+    "train --lora": f"train --lora --student {{d}}/student --run {{d}}/run {TRAINING}",
+    "train online": f"train {MODELS} --prompts {{d}}/p.jsonl {TRAINING} --max-new-tokens 4",
     "eval": "eval --model m={d}/student --tasks embedded --limit 2 --results {d}/new --max-new-tokens 4",
     "prune": "prune --teacher {d}/teacher --prompts {d}/p.jsonl --output {d}/new",
     "inspect": "inspect --run {d}/run --after {d}/student",
@@ -272,10 +274,10 @@ def run_trial(inputs: Path, seed: int, trial: int) -> tuple[str, str, str]:
         # The run names the inputs' models by their paths, which the copy does not change.
         name, words = Trial(random.Random(seed * 1_000_003 + trial), copy).choose()
         code, output = _in_child(words)
-    return name, _outcome(code, output), f"{words} -> {code}\n{output[-1500:]}"
+    return name, outcome_of(code, output), f"{words} -> {code}\n{output[-1500:]}"
 
 
-def _outcome(code: int | None, output: str) -> str:
+def outcome_of(code: int | None, output: str) -> str:
     if code == 0:
         return "ran"
     lines = [line for line in output.splitlines() if line.startswith(("error:", "try:"))]

@@ -255,7 +255,12 @@ def _require_replaceable(path: Path) -> None:
 def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
     """The differences between two identities, in words; also between versions if this run would add parts."""
     before, after = _identity_as_json(existing), _identity_as_json(wanted)
-    differing = [
+    switched = _switched(before, after, "on", "off") | _switched(after, before, "off", "on")
+    for identity in (before, after):
+        for key in [key for key in identity if key.startswith(tuple(f"{group}." for group in switched))]:
+            del identity[key]
+    differing = [f"{key} was {was}, now {now}" for key, (was, now) in sorted(switched.items())]
+    differing += [
         f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in may_differ
@@ -265,6 +270,12 @@ def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Coll
     if adds_parts and versions[0] != versions[1]:
         differing.append(f"versions were {versions[0]}, now {versions[1]}")
     return differing
+
+
+def _switched(without: dict[str, Any], other: dict[str, Any], now: str, was: str) -> dict[str, tuple[str, str]]:
+    """The groups of settings that only `other` has, and the words for it; `without` has None in their place."""
+    groups = {key for key, value in without.items() if value is None}
+    return {key: (was, now) for key in groups if any(name.startswith(f"{key}.") for name in other)}
 
 
 def _differ_in(existing: Manifest, wanted: Manifest, keys: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class CommandGroup(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             if not isinstance(error, OtherRankError):
-                _show_error(error.cause, error.remedy)
+                _show_error(_with_option_names(error.cause), error.remedy)
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
@@ -185,6 +186,18 @@ def _show_system_error(error: OSError) -> int:
     remedy = "Choose another directory, or correct its permissions, and run again; complete parts are saved."
     _show_error(f"{error.strerror}{file}.", remedy)
     return 1
+
+
+def _with_option_names(cause: str) -> str:
+    """The cause of an ArtifactError, with options in place of the names of settings in manifests."""
+    if "config." not in cause:
+        return cause
+    from tsdkd.stages.config.option import config_options
+    from tsdkd.stages.config.recorded import CONFIGS
+
+    names = {option.key: f"--{option.name}" for kind in CONFIGS.values() for option in config_options(kind)}
+    names |= {"online": "online training", "objective": "the objective"}
+    return re.sub(r"\bconfig\.([a-z_.]*[a-z_])(?= was )", lambda match: names.get(match[1], match[1]), cause)
 
 
 def _show_error(cause: str, remedy: str) -> None:

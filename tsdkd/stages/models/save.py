@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.spec import GENERATION_CONFIG
+from tsdkd.stages.models.config_files import GENERATION_CONFIG
 
 CONFIG = "config.json"
 DTYPES = ("dtype", "torch_dtype")

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.models.chat_rendering import render_chat, require_compilable
+from tsdkd.stages.models.config_files import require_readable_config
 from tsdkd.stages.models.custom_code import custom_code_error
 from tsdkd.stages.models.paths import base_directory, model_directory
 
@@ -30,6 +31,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # a damaged tokenizer.json raises a bare Exception
         if "trust_remote_code" in str(error):
             raise custom_code_error(name, "its tokenizer") from None
+        require_readable_config(name, directory)
         raise InputError(
             f"{name} has no tokenizer that transformers can load ({first_line(error)}).", "Save one beside the model."
         ) from None
