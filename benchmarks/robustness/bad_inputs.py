@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-
+import datasets
+import huggingface_hub
 from typer.testing import CliRunner
 
 from tests.helpers.models import save_tiny_model
@@ -33,8 +33,8 @@ from tsdkd.artifacts.files import JOURNAL_FILE
 from tsdkd.cli import app
 from tsdkd.stages.config.option import config_options
 from tsdkd.stages.config.recorded import CONFIGS
+from tsdkd.stages.engines import choice
 
-choice.has_vllm = lambda: False  # vLLM takes half a minute to load
 SECONDS = 120
 """Of one trial; a slower one counts as a raw error."""
 RAW = re.compile(r"^\w*(Error|Exception|Interrupt|Exit|Warning)\b:|Traceback|run `?tsdkd --debug", re.IGNORECASE)
@@ -256,9 +256,10 @@ def make_inputs(directory: Path) -> None:
     save_tiny_model(directory / "student", seed=2)
     save_tiny_model(directory / "teacher", seed=1, layers=4)
     write_prompts(directory / "p.jsonl", 4)
-    (directory / "chain").write_text(f"tsdkd generate --student {directory}/student --prompts {directory}/p.jsonl\n")
+    inputs = f"--student {directory}/student --prompts {directory}/p.jsonl"
+    (directory / "chain").write_text(f"tsdkd generate {inputs}\n")
     for command in (
-        f"generate --student {directory}/student --prompts {directory}/p.jsonl --max-new-tokens 4",
+        f"generate {inputs} --max-new-tokens 4 --engine transformers",
         f"score --teacher {directory}/teacher --k 4",
         "train --k 4 --batch-size 2 --epochs 1",
     ):
@@ -294,6 +295,8 @@ def _in_child(words: list[str]) -> tuple[int | None, str]:
     reader, writer = os.pipe()
     if not (child := os.fork()):
         os.close(reader)
+        choice.has_vllm = lambda: False  # it takes half a minute to load
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         try:
             result = CliRunner().invoke(app, words, input="y\n" * 9)
             crash = "" if isinstance(result.exception, SystemExit | None) else f"Traceback {result.exception!r}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from tsdkd.errors import InputError
 
@@ -26,6 +26,14 @@ def readable_config(name: str) -> Iterator[None]:
             f"{name} has a config that transformers cannot read ({reason}).",
             f"Check its config.json and {GENERATION_CONFIG}.",
         ) from None
+
+
+def require_dropouts(name: str, config: PreTrainedConfig) -> None:
+    """Raises InputError for a dropout that is no probability below 1: training alone would notice it."""
+    for key, value in config.get_text_config().to_dict().items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key.endswith(("dropout", "drop", "pdrop", "dropout_prob")) and number and not 0 <= value < 1:
+            raise InputError(f"The config of {name} has {key} {value}.", "Write a number from 0 to below 1 there.")
 
 
 def require_readable_config(name: str, directory: Path) -> None:

@@ -20,10 +20,10 @@ def require_device(name: str) -> None:
     existing = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     try:
         device = torch.device(name)
+        exists = f"{device.type}:{device.index or 0}" in {*existing, "cpu:0"}
     except RuntimeError:
-        device = None
-    known = device is not None and device.type in {"cpu", "cuda"}
-    if not known or f"{device.type}:{device.index or 0}" not in {*existing, "cpu:0"}:
+        exists = False
+    if not exists:
         raise InputError(f"This machine has no device {name} for models.", f"Choose from: {', '.join(existing)}.")
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.cache import can_roll_back, require_padding_support
-from tsdkd.stages.models.config_files import GENERATION_CONFIG, readable_config
+from tsdkd.stages.models.config_files import GENERATION_CONFIG, readable_config, require_dropouts
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import base_directory, model_directory
@@ -54,6 +54,7 @@ def load_spec(name: str) -> ModelSpec:
         else:
             generation = GenerationConfig.from_model_config(config)
         require_padding_support(name, config)
+        require_dropouts(name, config)
         vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
         return ModelSpec(
             name=name,
