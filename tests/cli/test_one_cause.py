@@ -125,6 +125,13 @@ def test_files_that_are_not_utf8(student: Path, tmp_path: Path) -> None:
         assert str(model) in refuse("generate", *at)[0]
 
 
+@pytest.mark.parametrize("content", ["[" * 5000, "{" * 5000, "seed: " + "9" * 5000, "temperature: " + "9" * 400])
+def test_a_file_of_options_that_is_too_deep_or_too_large(content: str, tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text(content)
+    cause, _ = refuse("generate", "--config", tmp_path / "options.yaml")
+    assert str(tmp_path / "options.yaml") in cause
+
+
 @pytest.mark.parametrize("drop", [4, 9])
 def test_a_plan_of_a_prune_that_drops_more_layers_than_there_are(drop: int, teacher: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan"
