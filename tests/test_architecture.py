@@ -18,6 +18,7 @@ PACKAGE = ROOT / "tsdkd"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
+    "printable",
     "processes",
     "artifacts",
     "core",

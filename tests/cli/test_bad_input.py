@@ -3,10 +3,8 @@
 import errno
 import json
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.commands import refuse
+from tests.helpers.disk import files_of_at_most
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import load_manifest
@@ -174,9 +173,17 @@ def test_an_output_with_another_configuration(directory: Path, student: Path, co
     again = generate_with(student, directory / "run", "--prompts", directory / "prompts.jsonl")
     assert CliRunner().invoke(app, [str(word) for word in again]).exit_code == 0  # the same: nothing to do
     cause, remedy = refuse(*again, "--temperature", "0.5")
-    assert "config.temperature was 1.0, now 0.5" in cause
+    assert "--temperature was 1.0, now 0.5" in cause
     assert "--overwrite" in remedy
     assert contents(directory / "run") == before
+
+
+def test_adapters_in_place_of_full_weights_are_named_by_the_option(directory: Path) -> None:
+    at = ["--run", directory / "run", "--k", 4, "--batch-size", 3, "--epochs", 1, "--precision", "float32"]
+    cause, _ = refuse("train", "--lora", *at)
+    assert cause.endswith("was made with another configuration: --lora was off, now on.")
+    cause, _ = refuse("train", "--lora", *at, "--learning-rate", "1e-3")
+    assert cause.endswith(": --lora was off, now on; --learning-rate was 5e-06, now 0.001.")
 
 
 def test_more_candidates_than_tokens(directory: Path) -> None:
@@ -330,17 +337,6 @@ def test_a_full_disk_keeps_complete_parts(
     assert contents(directory / "full" / "rollouts") == contents(directory / "run" / "rollouts")
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes of a file fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [
@@ -370,7 +366,7 @@ def test_any_file_that_does_not_fit_is_named_and_the_run_resumes(
         assert str(run / kind) in cause
         assert "could not be written (" in cause
         assert cause.endswith(" GB free.")
-        assert "Free space" in remedy
+        assert f"limit of {size:,} bytes a file (`ulimit -f`)" in remedy
     assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
     assert contents(run / kind) == before
 

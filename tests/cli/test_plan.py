@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_marked(student: Path, tmp_path: Path, monkeypatch:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    assert "The file none does not exist" in refuse("plan", "none")[0]
+    assert "The plan none does not exist" in refuse("plan", "none")[0]
 
 
 def test_help_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from tsdkd.errors import TsdkdError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _REASONS = "|".join(re.escape(os.strerror(code)) for code in sorted(DISK_ERRORS))
+INCOMPLETE = "the file is incomplete"
 _TORCH_WRITER = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
 """Error messages of torch.save, which do not name the cause."""
 
@@ -41,7 +43,7 @@ def disk_failure(error: BaseException, directory: Path | None = None) -> TsdkdEr
             free = f"; its disk has {_format_free(Path(file))} free" if file else ""
             return TsdkdError(
                 f"{file or 'A file'} could not be {verb} ({reason}){free}.",
-                "Free space or check the disk, then run the same command again; complete parts are kept.",
+                f"{_remedy(reason)}, then run the same command again; complete parts are kept.",
             )
     return None
 
@@ -89,7 +91,16 @@ def _reason(error: BaseException) -> str | None:
         return os.strerror(error.errno)
     if match := re.search(_REASONS, str(error)):
         return match.group()
-    return "the file is incomplete" if _TORCH_WRITER.search(str(error)) else None
+    return INCOMPLETE if _TORCH_WRITER.search(str(error)) else None
+
+
+def _remedy(reason: str) -> str:
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and reason in {os.strerror(errno.EFBIG), INCOMPLETE}:
+        return f"Raise this process's limit of {limit:,} bytes a file (`ulimit -f`)"
+    if reason == os.strerror(errno.EFBIG):
+        return "Write to a file system that holds larger files"
+    return "Free space or check the disk"
 
 
 def _format_free(path: Path) -> str:

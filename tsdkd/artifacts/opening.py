@@ -4,6 +4,7 @@ A new or partial artifact is written in its own directory. A replacement or an e
 written in a pending directory (replacing.py), so the old artifact stays complete until the new one is.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +33,8 @@ from tsdkd.artifacts.replacing import (
 )
 from tsdkd.errors import ArtifactError
 
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 @dataclass(frozen=True)
 class OpenDirectory:
@@ -52,7 +55,12 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     _require_artifact(path)
     _require_other_inputs(path, wanted, overwrite)
     made = _make_directory(path.resolve())
-    lock = lock_for_writing(path, fcntl.LOCK_EX)
+    try:
+        lock = lock_for_writing(path, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in READ_ONLY and not overwrite and (existing := _complete_and_same(path, wanted, may_differ)):
+            return OpenDirectory(path, existing)
+        raise
     with _closed_on_failure(lock, made):
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
@@ -93,6 +101,18 @@ def _require_own_files(opened: OpenDirectory) -> None:
                 raise ArtifactError(
                     f"{entry} is a link out of its artifact.", "Remove it, or copy the file itself there."
                 )
+
+
+def _complete_and_same(path: Path, wanted: Manifest, may_differ: Collection[str]) -> Manifest | None:
+    """The complete artifact that a run finds and leaves as it is, where nothing can be written; else None."""
+    if not (path / MANIFEST_FILE).is_file():
+        return None
+    existing = load_manifest(path)
+    same = not _describe_differences(existing, wanted) and not _differ_in(existing, wanted, may_differ)
+    if existing.state != "complete" or not same:
+        return None
+    check_parts(path, existing)
+    return existing
 
 
 @contextmanager
@@ -279,7 +299,12 @@ def _require_replaceable(path: Path) -> None:
 def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
     """The differences between two identities, in words; also between versions if this run would add parts."""
     before, after = _identity_as_json(existing), _identity_as_json(wanted)
-    differing = [
+    switched = _switched(before, after, "on", "off") | _switched(after, before, "off", "on")
+    for identity in (before, after):
+        for key in [key for key in identity if key.startswith(tuple(f"{group}." for group in switched))]:
+            del identity[key]
+    differing = [f"{key} was {was}, now {now}" for key, (was, now) in sorted(switched.items())]
+    differing += [
         f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in may_differ
@@ -289,6 +314,12 @@ def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Coll
     if adds_parts and versions[0] != versions[1]:
         differing.append(f"versions were {versions[0]}, now {versions[1]}")
     return differing
+
+
+def _switched(without: dict[str, Any], other: dict[str, Any], now: str, was: str) -> dict[str, tuple[str, str]]:
+    """The groups of settings that only `other` has, and the words for it; `without` has None in their place."""
+    groups = {key for key, value in without.items() if value is None}
+    return {key: (was, now) for key in groups if any(name.startswith(f"{key}.") for name in other)}
 
 
 def _differ_in(existing: Manifest, wanted: Manifest, keys: Collection[str]) -> bool:

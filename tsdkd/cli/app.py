@@ -1,7 +1,10 @@
 """The typer app: commands load when they are called; errors become a line of cause and one of remedy."""
 
+import io
 import os
+import re
 import sys
+import traceback
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -18,6 +21,8 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """The base of the errors of typer's parser."""
 SWITCHED_OFF = "tsdkd.switched_off"
 """Key of a context's meta: the parameters that the command line switches off by --no-NAME."""
+MIN_COLUMNS, MAX_COLUMNS = 40, 4096
+"""Widths of the terminal, by COLUMNS, in which tables can be laid out."""
 STAGES, MORE = "Stages, in order", "More commands"
 
 
@@ -106,6 +111,10 @@ class CommandGroup(TyperGroup):
         super().__init__(**values)
         self.commands = {name: LazyCommand(name, entry) for name, entry in COMMANDS.items()}
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        _prepare_streams()
+        return super().main(*args, **settings)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -126,12 +135,31 @@ class CommandGroup(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             if not isinstance(error, OtherRankError):
-                _show_error(error.cause, error.remedy)
+                _show_error(_with_option_names(error.cause), error.remedy)
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
             raise typer.Exit(_show_failure(error)) from None
+
+
+def _prepare_streams() -> None:
+    """Make every text printable in the encoding of the terminal, and ignore sizes that are no size of a terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name, smallest in (("COLUMNS", MIN_COLUMNS), ("LINES", 1)):
+        value = os.environ.get(name, "")
+        if value.isdecimal() and len(value) < 10 and int(value):
+            os.environ[name] = str(min(max(int(value), smallest), MAX_COLUMNS))
+        else:
+            os.environ.pop(name, None)
+
+
+def _show_traceback(*error: Any) -> None:
+    from tsdkd.cli.console import show_traceback
+
+    show_traceback("".join(traceback.format_exception(*error)))
 
 
 def _show_failure(error: Exception) -> int:
@@ -154,9 +182,6 @@ def usage_message(error: Exception) -> str:
 
 def _show_system_error(error: OSError) -> int:
     """Returns the exit code."""
-    if isinstance(error, BrokenPipeError):  # the reader of the output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     if error.errno is None:
         _show_error(_first_line(error), "Check the network and the files named; `tsdkd --debug ...` shows a traceback.")
         return 1
@@ -164,6 +189,18 @@ def _show_system_error(error: OSError) -> int:
     remedy = "Choose another directory, or correct its permissions, and run again; complete parts are saved."
     _show_error(f"{error.strerror}{file}.", remedy)
     return 1
+
+
+def _with_option_names(cause: str) -> str:
+    """The cause of an ArtifactError, with options in place of the names of settings in manifests."""
+    if "config." not in cause:
+        return cause
+    from tsdkd.stages.config.option import config_options
+    from tsdkd.stages.config.recorded import CONFIGS
+
+    names = {option.key: f"--{option.name}" for kind in CONFIGS.values() for option in config_options(kind)}
+    names |= {"online": "online training", "objective": "the objective"}
+    return re.sub(r"\bconfig\.([a-z_.]*[a-z_])(?= was )", lambda match: names.get(match[1], match[1]), cause)
 
 
 def _show_error(cause: str, remedy: str) -> None:
@@ -203,3 +240,5 @@ def root(
 
     generate -> score -> train -> eval: each stage reads artifacts and writes one, in the directory of a --run.
     """
+    if debug:
+        sys.excepthook = _show_traceback

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 import tsdkd.stages  # noqa: F401 - adds the check of recorded configurations
 from tsdkd.cli.console import show_pairs, show_text, show_tree
+from tsdkd.printable import escape_controls
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest, Parent
@@ -75,7 +76,7 @@ def lineage(path: Directory) -> None:
     from tsdkd.artifacts.reader import run_of
 
     manifest = load_manifest(path)
-    tree = Tree(f"{manifest.kind} {manifest.fingerprint[:12]} {escape(str(path))}")
+    tree = Tree(_label(manifest.kind, manifest.fingerprint, str(path)))
     _add_sources(tree, path, manifest, run_of(path), {path.resolve()}, [])
     show_tree(tree)
 
@@ -99,18 +100,23 @@ def _add_sources(tree: Tree, path: Path, manifest: Manifest, run: Path, above: s
     for parent, exists, same in check_parents(path, manifest, run):
         source = path / parent.path
         unchecked = "" if parent.kind == HUB_DATASET else " (outside the run, not checked)"
-        changed = " [red](changed since)[/red]" if exists else " [red](missing)[/red]"
+        changed = " (changed since)" if exists else " (missing)"
         state = unchecked if same is None else "" if same else changed
-        branch = tree.add(
-            f"{escape(parent.kind)} {parent.fingerprint[:12]}{state} {escape(_parent_path(path, parent))}"
-        )
+        branch = tree.add(_label(parent.kind, parent.fingerprint, _parent_path(path, parent), state))
         if same and parent.kind in MADE_BY and source.resolve() not in above:
             _add_sources(branch, source, load_manifest(source), run, above | {source.resolve()}, expanded)
     for model in manifest.models:
-        branch = tree.add(f"{escape(model.role)} {model.weights[:12]} {escape(model.name)}")
+        branch = tree.add(_label(model.role, model.weights, model.name))
         source = Path(model.name)
         if (source / MANIFEST_FILE).is_file() and source.resolve() not in above:
             _add_sources(branch, source, load_manifest(source), run, above | {source.resolve()}, expanded)
+
+
+def _label(kind: str, fingerprint: str, name: str, state: str = "") -> Text:
+    """One line of a tree; `state`: a difference to what was recorded."""
+    parts = (f"{kind} {fingerprint[:12]}", state, f" {name}")
+    kind_, state_, name_ = (escape_controls(part, one_line=True) for part in parts)
+    return Text.assemble(kind_, (state_, "red"), name_)
 
 
 def _parent_path(path: Path, parent: Parent) -> str:

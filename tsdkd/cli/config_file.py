@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
+from tsdkd.artifacts.regular_files import require_regular_file
 from tsdkd.cli.app import SWITCHED_OFF
 from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import COMMON
@@ -72,7 +73,7 @@ class FileKey:
         is_number = isinstance(value, int | float | str if self.type is float else int)
         try:
             number = float(value) if is_number else nan  # YAML reads 5e-6, without a dot, as a word
-        except ValueError:
+        except (ValueError, OverflowError):
             number = nan
         is_in_range = (-inf if low is None else low) <= number <= (inf if high is None else high)
         if isinstance(value, bool) or not (is_in_range and isfinite(number)):
@@ -149,23 +150,24 @@ def _pairs(file: Path) -> list[tuple[Any, Any]]:
         re.compile(r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
         list("-+.0123456789"),
     )
+    require_regular_file(file, "file of options")
     try:
-        loader = Loader(file.read_text(encoding="utf-8"))
+        loader = Loader(file.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
-        if node is None:
-            return []
-        if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{file} holds no options.", "Write lines such as `k: 10`.")
-        return [
-            (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
-            for key, value in node.value
-        ]
+        if isinstance(node, yaml.MappingNode):
+            return [
+                (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+                for key, value in node.value
+            ]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', error)}.", "Name a YAML file.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a number of 5,000 digits; deep nesting
         raise InputError(
             f"{file} is not YAML: {' '.join(str(error).split())}.", "Write lines such as `k: 10`."
         ) from None
+    if node is None:
+        return []
+    raise InputError(f"{file} holds no options.", "Write lines such as `k: 10`.")
 
 
 def _words(value: Any) -> list[str]:

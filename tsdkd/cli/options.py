@@ -68,7 +68,9 @@ Student = Annotated[
 Teacher = Annotated[
     str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling and order.", rich_help_panel=COMMON)]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of sampling and order.", rich_help_panel=COMMON)
+]
 
 Config = TypeVar("Config")
 Command = Callable[..., None]
@@ -179,7 +181,7 @@ def require_page(html: Path | None) -> None:
     from tsdkd.artifacts.disk import temporary_path
 
     try:
-        if html.suffix != ".html" or html.is_dir():
+        if html.suffix != ".html" or (html.exists() and not html.is_file()):
             raise InputError(f"{html} does not name a page.", "Name a file that ends in .html.")
         if not html.absolute().parent.is_dir():
             raise InputError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tsdkd.artifacts.regular_files import require_regular_file
 from tsdkd.cli import defaults
 from tsdkd.cli.app import UsageError, usage_message
 from tsdkd.cli.console import show_table, show_text
@@ -59,11 +60,16 @@ def command(
 
 def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is neither empty nor a comment."""
-    if str(file) != "-" and not file.is_file():
-        raise InputError(
-            f"The file {file} does not exist.", "Name a file with one command a line, or - for standard input."
-        )
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    if str(file) == "-":
+        content = sys.stdin.buffer.read()
+    else:
+        require_regular_file(file, "plan")
+        content = file.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{file}, line {line}: not UTF-8.", "Save the file as UTF-8.") from None
     return (
         (n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")
     )

@@ -9,7 +9,6 @@ from math import inf, isfinite
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -53,7 +52,7 @@ class ProgressLines:
         left = (self.total - self.done) / rate
         line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a minute, {left:,.0f} min left"
         metrics = "".join(f", {name} {value:.4g}" for name, value in self.latest.items())
-        self.console.print(escape(line + metrics), soft_wrap=True)
+        self.console.print(line + metrics, soft_wrap=True)
 
     def metrics(self, values: dict[str, float]) -> None:
         self.latest.update(values)

@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Literal
 
 from tsdkd.cli.console import show_pairs, show_table, show_text
+from tsdkd.printable import in_markdown, in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +29,13 @@ def show_comparison(comparisons: Sequence[Comparison], format_: Format) -> None:
     tables = comparison_tables(comparisons, MAIN_METHODS if format_ == "terminal" else tuple(first.published))
     notes = [*dict.fromkeys(note for comparison in comparisons for note in comparison.notes), *truncation_notes(first)]
     if format_ != "terminal":
-        lines = [f"{'%' if format_ == 'latex' else '-'} {line}" for line in notes]
+        lines = [f"% {in_one_line(line)}" if format_ == "latex" else f"- {in_markdown(line)}" for line in notes]
         show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in tables), *lines]))
         return
     for table in tables:
         show_table(*table)
     for line in notes:
-        show_text(line)
+        show_text(in_one_line(line))
     _show_responses(first)
 
 
@@ -47,25 +48,28 @@ def _show_responses(comparison: Comparison) -> None:
 
 def _markdown(table: Table) -> str:
     title, columns, rows = table
-    lines = [columns, ["---"] * len(columns), *rows]
-    return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head, *body = ([*map(in_markdown, line)] for line in (columns, *rows))
+    lines = [head, ["---"] * len(columns), *body]
+    return f"{in_markdown(title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _latex(table: Table) -> str:
     title, columns, rows = table
-    lines = [" & ".join(map(_escape, line)) + r" \\" for line in (columns, *rows)]
+    lines = [" & ".join(map(_in_latex, line)) + r" \\" for line in (columns, *rows)]
     body = "\n".join([lines[0], r"\hline", *lines[1:]])
-    return f"% {title}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{body}\n\\end{{tabular}}\n"
+    return f"% {in_one_line(title)}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{body}\n\\end{{tabular}}\n"
 
 
-def _escape(text: str) -> str:
-    for plain, written in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("<", "$<$")):
-        text = text.replace(plain, written)
-    return text
+def _in_latex(text: str) -> str:
+    """Text that LaTeX shows as it is, in a cell of a table too."""
+    return in_one_line(text).translate(_LATEX)
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
-    """One row for each baseline, model and benchmark; values are fractions, not percent."""
+    """One row for each baseline, model and benchmark; values are fractions, not percent.
+
+    An apostrophe precedes a name that a spreadsheet would take for a formula.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*_SCORE_COLUMNS, *_DIFFERENCE_COLUMNS])
@@ -74,7 +78,8 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
             for benchmark, s in scores.items():
                 difference = comparison.differences.get(name, {}).get(benchmark)
                 score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated, s.stopped]
-                writer.writerow([name, benchmark, *score, *_difference_cells(difference, comparison.baseline)])
+                cells = _difference_cells(difference, _no_formula(comparison.baseline))
+                writer.writerow([_no_formula(name), benchmark, *score, *cells])
     for name, published in comparisons[0].published.items():
         writer.writerows(
             [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 12] for benchmark, s in published.items()
@@ -82,6 +87,24 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     return file.getvalue()
 
 
+def _no_formula(name: str) -> str:
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "`": r"\textasciigrave{}",
+        "±": r"$\pm$",
+        "≤": r"$\le$",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+    }
+)
 _SCORE_COLUMNS = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated", "stopped"]
 _DIFFERENCE_COLUMNS = ["baseline", "difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
 

@@ -1,12 +1,16 @@
 """The objective's hyperparameters, under the paper's symbols; it loads without torch."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args
 
 from tsdkd.errors import InputError
 
 ROUNDING = 1e-12
 """Relative tolerance of comparisons with a boundary: 0.07 * 100 is 7.000000000000001 in binary."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
+"""Logits that are divided by another temperature exceed a float32, or do not differ."""
+_TEMPERATURES = f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
 DivergenceName = Literal["jsd", "skew-kl", "skew-reverse-kl"]
 RELEASED = ("ranking", "opener", "entropy")
 """The released code's deviations from the paper.
@@ -97,18 +101,18 @@ class TSDKDConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "released", tuple(self.released))  # JSON has no tuples
         for name, good, range_ in (
-            ("alpha", self.alpha >= 0, "0 or more"),
+            ("alpha", 0 <= self.alpha < inf, "0 or more"),
             ("beta", 0 <= self.beta <= 1, "between 0 and 1"),
             ("divergence", self.divergence in get_args(DivergenceName), f"of {', '.join(get_args(DivergenceName))}"),
             ("skew", 0 < self.skew < 1, "in (0, 1)"),
-            ("tau", self.tau > 0, "above 0"),
+            ("tau", 0 < self.tau < inf, "above 0"),
             ("k", self.k >= 2, "2 or more"),
             ("opener", _is_fraction(self.opener) or self.opener == "adaptive", "in (0, 1] or 'adaptive'"),
             ("em_ratio", 0 < self.em_ratio <= 1, "in (0, 1]"),
-            ("temperature", self.temperature > 0, "above 0"),
+            ("temperature", MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE, _TEMPERATURES),
             ("indirect_reduction", self.indirect_reduction in ("mean", "sum"), "'mean' or 'sum'"),
-            ("direct_weight", self.direct_weight >= 0, "0 or more"),
-            ("em_weight", self.em_weight >= 0, "0 or more"),
+            ("direct_weight", 0 <= self.direct_weight < inf, "0 or more"),
+            ("em_weight", 0 <= self.em_weight < inf, "0 or more"),
             ("policy_gradient_weight", self.policy_gradient_weight >= 0, "0 or more"),
             ("released", _distinct_and_among(self.released, RELEASED), f"of {', '.join(RELEASED)}, each once"),
         ):

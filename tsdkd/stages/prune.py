@@ -25,7 +25,7 @@ from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.layers import DecoderLayers
+from tsdkd.stages.models.layers import DecoderLayers, drop_error
 from tsdkd.stages.models.load import LanguageModel, load_model, not_finite_error
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import chat_day, library_versions, model_record
@@ -78,12 +78,11 @@ def prune(
     dtype = load_config(teacher).dtype if config.dtype == "auto" else None
     layers = DecoderLayers(teacher, model.model)
     if not 0 < config.drop < len(layers):
-        raise InputError(
-            f"--drop is {config.drop}, but {teacher} has {len(layers)} layers.",
-            "Drop at least one layer and keep at least one.",
-        )
+        raise drop_error(config.drop, teacher, len(layers))
     layers.require_description()
-    sequences = [prompt_token_ids(model.tokenizer, prompt, day)[: config.max_tokens] for prompt in prompt_list]
+    sequences = [
+        prompt_token_ids(model.tokenizer, prompt, day, config.max_tokens)[: config.max_tokens] for prompt in prompt_list
+    ]
     require_known_ids(teacher, model.vocab, max(map(max, sequences)))
     with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:

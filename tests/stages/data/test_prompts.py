@@ -106,7 +106,7 @@ def test_limit(tmp_path: Path) -> None:
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', None, "line 2: not UTF-8", "UTF-8"),
         ("p.csv", b"prompt\ncaf\xe9\n", None, "line 2: not UTF-8", "UTF-8"),
         ("p.json", b'[{"prompt":\n"caf\xe9"}]', None, "line 2: not UTF-8", "UTF-8"),
-        ("p" * 300 + ".jsonl", None, None, "cannot be read ([Errno 36]", "Check the path"),
+        ("p" * 300 + ".jsonl", None, None, "cannot be read (File name too long", "Check the path"),
         ("p.txt", "a", None, "neither a prompts file nor a dataset", ".jsonl"),
     ],
 )  # fmt: skip
@@ -302,3 +302,12 @@ def test_rows_are_read_on_demand(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\nno JSON\n')
     assert len(read(tmp_path / "p.jsonl", limit=1)) == 1
     assert next(iter(Prompts(tmp_path / "p.jsonl"))).messages[0]["content"] == "a"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_an_endless_line_is_refused_before_it_is_in_memory(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"p{suffix}"
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 36)
+    with pytest.raises(InputError, match=r"line 1: longer than 67,108,864 characters"):
+        list(Prompts(file))

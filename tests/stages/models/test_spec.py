@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tsdkd.errors import InputError
+from tsdkd.stages.models.config_files import GENERATION_CONFIG
 from tsdkd.stages.models.load import load_model
-from tsdkd.stages.models.spec import GENERATION_CONFIG, load_config, load_spec
+from tsdkd.stages.models.spec import load_config, load_spec
 
 
 def test_a_spec_has_the_properties_of_the_loaded_model(student: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tsdkd.core.config import MAX_TEMPERATURE, MIN_TEMPERATURE
+from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, attention_option
@@ -78,6 +80,13 @@ class GenerateConfig:
     quantization: str | None = option(
         None, "Quantisation of the weights, such as fp8.", group=VLLM, metavar="NAME", shown="as saved"
     )
+
+    def __post_init__(self) -> None:
+        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
+            raise InputError(
+                f"The sampling temperature is {self.temperature}.",
+                f"Choose 0, or a value between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}.",
+            )
 
 
 SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")

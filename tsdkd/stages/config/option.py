@@ -16,6 +16,9 @@ from tsdkd.stages.config.groups import COMMON
 _OPTION, _NESTED = "option", "nested"
 
 
+LARGEST_INTEGER, SMALLEST_NUMBER = 2**31 - 1, 1e-30
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """How a field appears on the command line, in YAML and in the reference."""
@@ -139,7 +142,9 @@ class ConfigOption:
         if self.is_tuple:
             return tuple(value.split(",")) if isinstance(value, str) and value else tuple(value or ())
         if self.is_number_or_word and isinstance(value, str):
-            return _number_or_word(self, value)
+            value = _number_or_word(self, value)
+        if isinstance(value, int | float):
+            _require_usable_number(self.name, value)
         return value
 
 
@@ -188,6 +193,16 @@ def _fields(kind: Any) -> tuple[Field[Any], ...]:
 def union_members(type_: Any) -> tuple[Any, ...]:
     """The members of a union; any other type is its only member."""
     return get_args(type_) if get_origin(type_) in {Union, UnionType} else (type_,)
+
+
+def _require_usable_number(name: str, value: float) -> None:
+    """Raises InputError for NaN, and for numbers whose size a float32 or an int32 cannot hold."""
+    if isinstance(value, int) and value > LARGEST_INTEGER:
+        raise InputError(f"--{name} is {value}.", f"Choose a number up to {LARGEST_INTEGER}.")
+    if not (value == 0 or SMALLEST_NUMBER <= abs(value) <= 1 / SMALLEST_NUMBER):
+        raise InputError(
+            f"--{name} is {value}.", f"Choose 0 or a number between {SMALLEST_NUMBER:g} and {1 / SMALLEST_NUMBER:g}."
+        )
 
 
 def _number_or_word(config_option: ConfigOption, value: str) -> float | str:

@@ -13,6 +13,7 @@ from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, flatten
 from tsdkd.artifacts.replacing import artifact_name
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import ArtifactError
+from tsdkd.printable import escape_controls
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
@@ -118,7 +119,10 @@ def config_text(path: Path, manifest: Manifest) -> str:
     head = (
         f"# tsdkd {command_of(manifest)} --config FILE makes this artifact again; written by tsdkd {manifest.tsdkd}.\n"
     )
-    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    if escape_controls(text) != text:
+        text = yaml.safe_dump(plain, sort_keys=False)  # writes such characters in YAML's own way
+    return head + text
 
 
 def write_config(path: Path, manifest: Manifest) -> None:

@@ -21,6 +21,7 @@ def _default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
     return "; ".join([f"{usual:g}", *named])
 
 
+MAX_EPOCHS = 1_000_000
 ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
@@ -181,7 +182,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, good, range_ in (
             ("held_out", 0 <= self.held_out < 1, "in [0, 1)"),
-            ("epochs", self.epochs > 0, "above 0"),
+            ("epochs", 0 < self.epochs <= MAX_EPOCHS, f"above 0, up to {MAX_EPOCHS:,}"),
             ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0; a large one switches clipping off"),
         ):

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from tsdkd.artifacts.regular_files import require_regular_files
 from tsdkd.errors import InputError, first_line
 
 
@@ -30,6 +31,8 @@ def read_hub_dataset(
             f"{name} is neither a prompts file nor a dataset.",
             "Use a .jsonl, .json, .csv or .parquet file, a dataset's directory, or a hub id such as org/name.",
         )
+    if mode:
+        require_regular_files(path)
     import datasets
 
     datasets.disable_progress_bars()

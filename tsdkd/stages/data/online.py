@@ -113,7 +113,7 @@ def samples_from_prompts(
     """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
-        | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day)}
+        | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day, max_tokens)}
         for prompt in prompts
     ]
     fitting = [s for s in samples if 0 < len(s["prompt_ids"]) <= max_tokens]

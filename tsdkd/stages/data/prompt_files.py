@@ -18,6 +18,8 @@ from tsdkd.errors import InputError, first_line
 
 PromptRow = dict[str, Any]
 """The cells of a row by column. Cells of columns that were not requested may be None."""
+MAX_LINE, MAX_JSON = 1 << 26, 1 << 31
+"""Characters of the longest line, and of the longest line of a JSON file, which may hold the whole list."""
 LocatedRow = tuple[str, PromptRow]
 """A location, such as "prompts.jsonl, line 3", and the row there."""
 
@@ -59,7 +61,7 @@ def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
 
 
 def _read_json(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
-    text, repeated = "".join(_lines(path)), dict[str, object]()
+    text, repeated = "".join(_lines(path, MAX_JSON)), dict[str, object]()
     try:
         rows = json.loads(text, object_pairs_hook=partial(_object, repeated))
     except (ValueError, RecursionError) as error:
@@ -120,11 +122,13 @@ def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
         ) from None
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, longest: int = MAX_LINE) -> Iterator[str]:
     """Lines of UTF-8 text with their ends, without a byte-order mark. Raises InputError."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, longest), ""), 1):
+                if len(line) == longest:
+                    raise InputError(f"{path}, line {number}: longer than {longest:,} characters.", "Shorten it.")
                 try:
                     line.encode()
                 except UnicodeEncodeError:

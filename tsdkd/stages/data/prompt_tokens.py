@@ -8,9 +8,12 @@ from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.tokenizers import chat_token_ids, require_chat_template
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: str | None) -> list[int]:
+def prompt_token_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: str | None, max_tokens: int | None = None
+) -> list[int]:
     """Ids of a prompt in the model's chat template; `day`: the day that the template writes; None: today.
 
+    Of a prompt that is much longer than `max_tokens`, only its start becomes ids, at least one more than `max_tokens`.
     An added system message joins the first user message if the template refuses or drops it.
 
     Raises InputError as `chat_token_ids`, with the location of the prompt.
@@ -18,4 +21,4 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: st
     require_chat_template(tokenizer)
     messages = fit_system(tokenizer, prompt.messages) if prompt.system_added else prompt.messages
     with located(prompt.location):
-        return chat_token_ids(tokenizer, messages, prompt.tools, day)
+        return chat_token_ids(tokenizer, messages, prompt.tools, day, max_tokens)

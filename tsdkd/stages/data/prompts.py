@@ -12,7 +12,8 @@ from pathlib import Path
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.locks import register_input
 from tsdkd.artifacts.manifest import HUB_DATASET, Parent, relative_path
-from tsdkd.errors import InputError, first_line
+from tsdkd.artifacts.regular_files import require_regular_file
+from tsdkd.errors import InputError
 from tsdkd.stages.data.hub import file_mode, read_hub_dataset
 from tsdkd.stages.data.messages import (
     Messages,
@@ -101,7 +102,7 @@ class Prompts:
         """
         register_input(self.path)
         if self._is_file:
-            _require_file(self.path)
+            require_regular_file(self.path, "prompts file")
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
         content = [[prompt.prompt_id, json_digest(prompt_content(prompt.messages, prompt.tools))] for prompt in self]
         return Parent(HUB_DATASET, json_digest(content), str(self.path))
@@ -126,7 +127,7 @@ class Prompts:
                 (f"{self.path}, row {number}", {name: without_padding(cell) for name, cell in row.items()})
                 for number, row in enumerate(rows, 1)
             )
-        _require_file(self.path)
+        require_regular_file(self.path, "prompts file")
         if self.config_name or self.split:
             raise InputError(
                 f"{self.path} is a file: it has no configurations and splits.", "Leave out --config-name and --split."
@@ -163,18 +164,6 @@ def _name(row: PromptRow, column: str, default: str) -> str:
         raise InputError(f"{column!r} is neither text nor a number.", "Correct the row.")
     require_encodable(str(cell))
     return str(cell)
-
-
-def _require_file(path: Path) -> None:
-    """Raises InputError for a missing file."""
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
-        raise InputError(f"The prompts file {path} does not exist.", "Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"The prompts file {path} cannot be read ({first_line(error)}).", "Check the path.") from None
-    if not regular:
-        raise InputError(f"{path} is not a regular file.", "Write the prompts to a file; they are read several times.")
 
 
 def _short_digest(digest: str) -> bytes:

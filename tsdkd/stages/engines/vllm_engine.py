@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self, cast
 
-from tsdkd.errors import TsdkdError
+from tsdkd.artifacts.disk import disk_failure
+from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
@@ -109,7 +111,11 @@ class EngineProcess:
 
     def send_requests(self, requests: list[Request], sampling: dict[str, Any]) -> None:
         tokens: list[TokenRequest] = [(request.prompt_ids, request.seed) for request in requests]
-        self.pipe.send((tokens, sampling))
+        try:
+            self.pipe.send((tokens, sampling))
+        except BrokenPipeError:
+            self.receive()  # the error that ended the process
+            raise
 
     def receive(self) -> int | list[EngineOutput]:
         """The number of responses just finished, or all outputs. Raises TsdkdError when vLLM failed or died."""
@@ -150,6 +156,7 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
     arguments: dict[str, Any] = {
         "model": str(model.directory),
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them
         "logits_processors": [MASK_PADDING_ROWS],
@@ -176,10 +183,26 @@ def _visible_devices(index: int, config: GenerateConfig) -> str | None:
     return ",".join(names[index * gpus : (index + 1) * gpus])
 
 
+@contextmanager
+def translated_vllm_errors() -> Iterator[None]:
+    """Turns the errors of vLLM in this process, which are of many types, into TsdkdError."""
+    try:
+        yield
+    except TsdkdError:
+        raise
+    except Exception as error:
+        cause = first_line(error)
+        if failure := disk_failure(error):
+            raise failure from error
+        raise TsdkdError(
+            f"vLLM failed: {cause.rstrip('.')}.", f"{_remedy(cause)}; --debug shows a traceback."
+        ) from error
+
+
 def _remedy(cause: str) -> str:
     cause = cause.lower()
     if any(words in cause for words in ("memory", "kv cache", "status -9")):
         return "Change --memory-fraction, lower --max-model-len, or raise --tensor-parallel"
     if any(words in cause for words in ("not supported", "unsupported", "architectures", "is not available")):
-        return "Sample with --engine transformers"
-    return "Sample with --engine transformers, or fix the error in the log"
+        return "Use --engine transformers"
+    return "Use --engine transformers, or fix the error in the log"

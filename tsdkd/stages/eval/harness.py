@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tsdkd.artifacts.hashing import content_digest
+from tsdkd.artifacts.regular_files import require_regular_files
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.eval.lm_eval_tasks import task_overlays
 from tsdkd.stages.eval.sandbox.verdict import check_confinement, hides_files
@@ -62,6 +63,7 @@ def _require_dataset(name: str, dataset: Path) -> None:
             f"{name} needs the directory {dataset}.",
             "Put a copy of the dataset's repository there, or leave out --data to use the hub.",
         )
+    require_regular_files(dataset)
 
 
 def _require_sandbox(name: str, allowed: bool) -> None:

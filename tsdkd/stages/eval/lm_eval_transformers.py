@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
+from tsdkd.stages.models.chat_rendering import bounded_rendering
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 
@@ -82,7 +83,8 @@ class ResponseTracking:
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """lm-eval itself would drop the task's instructions where the template refuses a system message."""
         messages = fit_system(cast("Any", self).tokenizer, chat_history)
-        return str(super().apply_chat_template(messages, add_generation_prompt))  # type: ignore[misc]
+        with bounded_rendering():
+            return str(super().apply_chat_template(messages, add_generation_prompt))  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         limit = requests[0].args[1]["max_gen_toks"]

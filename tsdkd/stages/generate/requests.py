@@ -94,7 +94,7 @@ class PromptRequests:
     def _tokenized_prompts(self, skipped: Counter[str]) -> Iterator[tuple[Prompt, list[int]]]:
         """Prompts of at most `max_prompt_tokens` with their ids; counts the others in `skipped`."""
         for prompt in self.prompts.read(skipped):
-            ids = prompt_token_ids(self.tokenizer, prompt, self.day)
+            ids = prompt_token_ids(self.tokenizer, prompt, self.day, self.config.max_prompt_tokens)
             if not ids:
                 skipped["empty"] += 1
             elif len(ids) <= self.config.max_prompt_tokens:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.printable import escape_controls
 from tsdkd.stages.inspect.numpy_selection import ResponseSelection, kendall_tau, ranks_of_first
 from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
-from tsdkd.stages.inspect.token_texts import TokenTexts, escape_controls
+from tsdkd.stages.inspect.token_texts import TokenTexts
 
 TERM_OFF = "none (weight 0)"
 ENTROPY_LEVELS = (0.5, 1.0, 2.0, 3.0, 4.0)

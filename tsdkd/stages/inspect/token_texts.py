@@ -6,13 +6,13 @@ that spans several tokens. The token that completes the character shows it: ⟨8
 
 import codecs
 import re
-import unicodedata
 from functools import cache
 
 from tokenizers import Tokenizer
 
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.errors import InputError
+from tsdkd.printable import escape_controls
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.paths import base_directory, model_directory
 
@@ -88,11 +88,6 @@ def load_token_texts(model: str) -> TokenTexts:
             f"{model} has no readable {TOKENIZER_FILE} ({str(error).splitlines()[0]}).",
             "With --student, name a model of the same family that has one.",
         ) from None
-
-
-def escape_controls(text: str) -> str:
-    """Escape control and bidirectional characters, so that no text injects terminal escapes; keeps \\n and \\t."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\u27e8{ord(c):02x}\u27e9" for c in text)
 
 
 def show_whitespace(text: str) -> str:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -32,20 +31,24 @@ TOLERANCE = 0.02
 
 def require_attention(attention: str | None, models: Iterable[str]) -> None:
     """Raises InputError unless the implementation is known and installed, and these models support it."""
-    if attention in {None, EAGER}:
+    if attention is None or attention == EAGER:
         return
     installed = _implementations()
-    if attention not in installed and not _is_hub_kernel(attention):
-        names = [name if usable else f"{name} (not installed)" for name, usable in installed.items()]
-        hub = f"a kernel of the hub such as kernels-community/flash-attn2{'' if _has_kernels() else ' (not installed)'}"
-        raise InputError(f"--attention {attention} is unknown.", f"Choose from {', '.join(names)}, or {hub}.")
-    if not installed.get(attention, _has_kernels()):
-        package = "kernels" if _is_hub_kernel(attention) else attention
-        raise InputError(f"--attention {attention} is not installed.", f"Install {package}, or leave it out.")
+    names = ", ".join(name if usable else f"{name} (not installed)" for name, usable in installed.items())
+    if "/" in str(attention):
+        raise InputError(
+            f"--attention {attention} is custom code of the hub, which tsdkd does not run.", f"Choose from {names}."
+        )
+    if attention not in installed:
+        raise InputError(f"--attention {attention} is unknown.", f"Choose from {names}.")
+    if not installed[attention]:
+        raise InputError(f"--attention {attention} is not installed.", f"Install {attention}, or leave it out.")
     for name in models:
         try:
             with torch.device("meta"):
-                AutoModelForCausalLM.from_config(load_config(name), attn_implementation=attention, dtype=torch.bfloat16)
+                AutoModelForCausalLM.from_config(
+                    load_config(name), attn_implementation=attention, dtype=torch.bfloat16, trust_remote_code=False
+                )
         except (ValueError, ImportError) as error:
             raise InputError(
                 f"{name} does not support {attention} attention ({first_line(error).split('. ')[0]}).",
@@ -82,19 +85,11 @@ def _kernel(model: PreTrainedModel) -> str:
 def _implementations() -> dict[str, bool]:
     """The names that transformers knows, and whether each is installed."""
     flash = {
-        f"flash_attention_{version}": entry["general_availability_check"]() or _has_kernels()
+        f"flash_attention_{version}": entry["general_availability_check"]()
         for version, entry in FLASH_ATTENTION_COMPATIBILITY_MATRIX.items()
     }
     names = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name]
     return {name: bool(flash.get(name, True)) for name in sorted([EAGER, *names])}
-
-
-def _is_hub_kernel(attention: str | None) -> bool:
-    return str(attention).count("/") == 1
-
-
-def _has_kernels() -> bool:
-    return find_spec("kernels") is not None
 
 
 @dataclass(frozen=True)

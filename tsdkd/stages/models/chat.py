@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError
+from tsdkd.stages.models.chat_rendering import render_chat
 
 Messages = list[dict[str, Any]]
 
@@ -81,10 +82,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], markers: l
     messages = [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)]
     continued = roles[-1] == "assistant"
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
-            )
-        )
+        return render_chat(tokenizer, messages, add_generation_prompt=not continued, continue_final_message=continued)
+    except InputError:
+        raise
     except Exception:  # templates raise errors of many types
         return ""

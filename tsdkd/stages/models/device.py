@@ -6,12 +6,25 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from tsdkd.errors import InputError
 from tsdkd.stages.config.types import DType
 
 
 def default_device() -> str:
     """The kind of device that models run on: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_device(name: str) -> None:
+    """Raises InputError for a device that models cannot run on, and for one that this machine does not have."""
+    existing = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    try:
+        device = torch.device(name)
+        exists = f"{device.type}:{device.index or 0}" in {*existing, "cpu:0"}
+    except RuntimeError:
+        exists = False
+    if not exists:
+        raise InputError(f"This machine has no device {name} for models.", f"Choose from: {', '.join(existing)}.")
 
 
 def has_bfloat16(device: str) -> bool:

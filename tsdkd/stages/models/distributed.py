@@ -37,7 +37,7 @@ def unsharded(student: LanguageModel) -> LanguageModel:
     }
     devices = [student.device] if student.device.type == "cuda" else []
     with torch.device(student.device), torch.random.fork_rng(devices):
-        copy = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
+        copy = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype, trust_remote_code=False)
     copy.generation_config = base.generation_config
     adapters = [get_peft_model(copy, config) for config in getattr(base, "peft_config", {}).values()]
     copy.load_state_dict(weights)

@@ -63,7 +63,7 @@ def teacher_config_and_tokenizer() -> tuple[PreTrainedConfig, PreTrainedTokenize
         )
     source = _package_dir()
     with redirect_stderr(StringIO()):
-        return AutoConfig.from_pretrained(source, gguf_file=GGUF), _tokenizer(source)
+        return AutoConfig.from_pretrained(source, gguf_file=GGUF, trust_remote_code=False), _tokenizer(source)
 
 
 def _package_dir() -> Path:
@@ -79,13 +79,13 @@ def _package_dir() -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     dequantized, report = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF, dtype=torch.float32, output_loading_info=True
+        source, gguf_file=GGUF, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
     require_all_tensors(str(source / GGUF), dequantized, report)
     config = dequantized.config
     del config.quantization_config
     config._name_or_path = ""
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     model.load_state_dict(dequantized.state_dict())
     model.save_pretrained(target)
     tokenizer = _tokenizer(source)
@@ -94,7 +94,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, gguf_file=GGUF, trust_remote_code=False)
     # GGUF names the pre-tokenizer without its steps. The model was trained with one token per digit.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -22,6 +22,13 @@ POSITIONS = ("layer_idx", "layer_id", "layer_number", "layer_num")
 """Attributes of modules that hold the index of their layer."""
 
 
+def drop_error(drop: int, model: str, layers: int) -> InputError:
+    """The error for a number of layers that no model can lose."""
+    return InputError(
+        f"--drop is {drop}, but {model} has {layers} layers.", "Drop at least one layer and keep at least one."
+    )
+
+
 class DecoderLayers:
     """The layers of a model's decoder; `keep` selects the ones that run."""
 
@@ -69,7 +76,9 @@ class DecoderLayers:
             try:
                 _describe(config, self._config, kept)
                 with torch.device("meta"):
-                    described = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict()))
+                    described = AutoModelForCausalLM.from_config(
+                        type(config).from_dict(config.to_dict()), trust_remote_code=False
+                    )
                 difference = self._difference(described, {i: own[i] for i in kept})
             except Exception as error:  # configs and models raise errors of many types
                 difference = first_line(error)

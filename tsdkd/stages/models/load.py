@@ -209,9 +209,17 @@ def load_model(
     if device_map is None:
         model.to(device)
     require_finite(name, loaded_tensors(model))
-    check_attention(name, model, attention, observer or SilentObserver())
     loaded = LanguageModel(name, model, tokenizer)
-    _check_hidden_states(loaded)
+    try:
+        check_attention(name, model, attention, observer or SilentObserver())
+        _check_hidden_states(loaded)
+    except (TsdkdError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a config that contradicts the weights fails in a forward pass alone
+        raise InputError(
+            f"{name} cannot compute hidden states ({first_line(error)}).",
+            "Check that its config.json belongs to its weights.",
+        ) from error
     return loaded
 
 

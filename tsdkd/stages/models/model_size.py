@@ -56,7 +56,9 @@ class ModelSize:
 def model_size(config: PreTrainedConfig) -> ModelSize:
     """Counts parameters and shapes without allocating weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), experts_implementation="batched_mm")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
+        )
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     parameters = sum(p.numel() for p in model.parameters())

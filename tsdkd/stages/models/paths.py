@@ -6,6 +6,7 @@ from pathlib import Path
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.locks import register_input
 from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.regular_files import require_regular_files
 from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.errors import ArtifactError, InputError, first_line
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings, is_adapter
@@ -31,7 +32,7 @@ def model_directory(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
             )
         if (path / MANIFEST_FILE).is_file() and load_manifest(path).state != "complete":
             raise ArtifactError(f"{name} is not finished.", "Run the stage that writes it again, then name it.")
-        require_native(name, path)
+        _require_usable(name, path)
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(
@@ -56,6 +57,12 @@ def _hub_snapshot(name: str, files: Sequence[str], revision: str | None = None) 
     return snapshot
 
 
+def _require_usable(name: str, directory: Path) -> None:
+    """Raises InputError for a file that never ends, and for a model that needs custom code."""
+    require_regular_files(directory)
+    require_native(name, directory)
+
+
 def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | None:
     """The directory of an adapter's base model, or its local snapshot; None for a directory that holds a whole model.
 
@@ -76,8 +83,13 @@ def base_directory(adapter: Path, files: Sequence[str] = MODEL_FILES) -> Path | 
             f"Choose one: {remedy}.",
         )
     for base in local:
+        if is_adapter(base):
+            raise InputError(
+                f"{adapter} names {name} as its base model, which is an adapter itself.",
+                f"Name a whole model: {remedy}.",
+            )
         register_input(base)
-        require_native(str(base), base)
+        _require_usable(str(base), base)
     try:
         return local[0] if local else _hub_snapshot(name, files, settings.get("revision"))
     except InputError as error:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.spec import GENERATION_CONFIG
+from tsdkd.stages.models.config_files import GENERATION_CONFIG
 
 CONFIG = "config.json"
 DTYPES = ("dtype", "torch_dtype")
@@ -35,7 +35,9 @@ def save_model(
     Raises TsdkdError if the model that is loaded has another config or other weights.
     """
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
     weights = {name: weight.to(saved_dtype(model, name, weight, dtype)) for name, weight in weights.items()}
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
@@ -71,7 +73,7 @@ def saved_dtype(model: PreTrainedModel, name: str, weight: Tensor, dtype: torch.
 def _settings(config: PreTrainedConfig, source: Path) -> dict[str, Any]:
     """A config's settings as `source` writes them, with those that differ from its config."""
     written: dict[str, Any] = json.loads((source / CONFIG).read_text())
-    before, now = (_as_json(each) for each in (AutoConfig.from_pretrained(source), config))
+    before, now = (_as_json(each) for each in (AutoConfig.from_pretrained(source, trust_remote_code=False), config))
     if before["model_type"] != now["model_type"]:  # the text model of a larger model
         return now
     return {
@@ -107,7 +109,7 @@ def _require_equal(
 ) -> None:
     """Raises TsdkdError unless transformers loads this config and these weights from a directory."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # transformers and safetensors raise errors of many types
         raise _difference(f"it cannot be loaded: {first_line(error)}") from None
     loaded, settings, expected = model.state_dict(), _as_json(model.config), _as_json(config)

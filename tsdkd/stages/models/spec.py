@@ -1,23 +1,19 @@
 """Properties of a model that its config files state, before its weights are loaded."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.cache import can_roll_back, require_padding_support
+from tsdkd.stages.models.config_files import GENERATION_CONFIG, readable_config, require_dropouts
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
 from tsdkd.stages.models.vocabulary import known_vocab
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -51,42 +47,31 @@ def load_spec(name: str) -> ModelSpec:
     named, tokenizer = model_directory(name), load_tokenizer(name)
     base = base_directory(named)
     directory = base or named
-    with _readable_config(name):
+    with readable_config(name):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if (directory / GENERATION_CONFIG).is_file():
             generation = GenerationConfig.from_pretrained(directory)
         else:
             generation = GenerationConfig.from_model_config(config)
-    require_padding_support(name, config)
-    vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
-    return ModelSpec(
-        name=name,
-        directory=directory,
-        adapter=named if base else None,
-        tokenizer=tokenizer,
-        context=context_length(config),
-        vocab=vocab,
-        end_ids=end_token_ids(generation, tokenizer, vocab),
-        can_roll_back=can_roll_back(config),
-        dtype=auto_dtype(config, default_device()),
-    )
+        require_padding_support(name, config)
+        require_dropouts(name, config)
+        vocab = known_vocab(name, tokenizer, config.get_text_config().vocab_size)
+        return ModelSpec(
+            name=name,
+            directory=directory,
+            adapter=named if base else None,
+            tokenizer=tokenizer,
+            context=context_length(config),
+            vocab=vocab,
+            end_ids=end_token_ids(generation, tokenizer, vocab),
+            can_roll_back=can_roll_back(config),
+            dtype=auto_dtype(config, default_device()),
+        )
 
 
 def load_config(name: str) -> PreTrainedConfig:
     """A model's config; the base model's for an adapter. Downloads no other file from the hub. Raises InputError."""
     directory = model_directory(name, ("config.json", ADAPTER_CONFIG))
     directory = base_directory(directory, ("config.json",)) or directory
-    with _readable_config(name):
+    with readable_config(name):
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-
-
-@contextmanager
-def _readable_config(name: str) -> Iterator[None]:
-    """Turns the errors of transformers into InputError."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{name} has a config that transformers cannot read ({first_line(error)}).",
-            f"Check its config.json and {GENERATION_CONFIG}.",
-        ) from None

@@ -4,11 +4,14 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.models.chat_rendering import render_chat, require_compilable
+from tsdkd.stages.models.config_files import require_readable_config
 from tsdkd.stages.models.custom_code import custom_code_error
 from tsdkd.stages.models.paths import base_directory, model_directory
 
@@ -28,6 +31,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # a damaged tokenizer.json raises a bare Exception
         if "trust_remote_code" in str(error):
             raise custom_code_error(name, "its tokenizer") from None
+        require_readable_config(name, directory)
         raise InputError(
             f"{name} has no tokenizer that transformers can load ({first_line(error)}).", "Save one beside the model."
         ) from None
@@ -41,10 +45,12 @@ def chat_token_ids(
     messages: Messages,
     tools: Tools | None = None,
     day: str | None = None,
+    max_tokens: int | None = None,
 ) -> list[int]:
     """Ids of a prompt in the model's chat template, up to where the response begins.
 
-    `messages` and `tools`: as transformers' `apply_chat_template` takes them; `day`: as for `day_arguments`.
+    `messages` and `tools`: as transformers' `apply_chat_template` takes them; `day`: as for `day_arguments`. Of a text
+    that is too long for `max_tokens`, only the first ids are returned, at least one more than `max_tokens`.
 
     Raises InputError if the template refuses the prompt, ignores its tools or tool calls, or writes Python's None or
     the repr of a list in place of a content.
@@ -52,11 +58,22 @@ def chat_token_ids(
     require_chat_template(tokenizer)
     text = _render(tokenizer, messages, tools, day)
     _require_complete(tokenizer, text, messages, tools, day)
+    if max_tokens is not None:
+        start = text[: (max_tokens + 1) * _longest_token(tokenizer)]
+        ids = list(tokenizer(start, add_special_tokens=False).input_ids)
+        if len(start) == len(text) or len(ids) > max_tokens:
+            return ids
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+@lru_cache(maxsize=8)
+def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """In characters, or in bytes where each character of a vocabulary is a byte: no text of a token is longer."""
+    return max(map(len, tokenizer.get_vocab()))
+
+
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError without a chat template, and for several templates without a default."""
+    """Raises InputError without a chat template, for several without a default, and for one that is no template."""
     templates = tokenizer.chat_template
     if templates is None:
         raise InputError(
@@ -67,6 +84,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
             f"The model has several chat templates, and none is the default: {', '.join(sorted(templates))}.",
             "Save one of them in its tokenizer under the name `default`.",
         )
+    require_compilable(templates["default"] if isinstance(templates, dict) else templates)
 
 
 def writes_day(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -87,16 +105,15 @@ def _render(
 ) -> str:
     try:
         with _same_draws() if _draws_words(tokenizer) else nullcontext():
-            text: str = tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False, **day_arguments(day)
-            )
+            return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=True, **day_arguments(day))
+    except InputError:
+        raise
     except Exception as error:  # a template is a program
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(
             f"The chat template refuses a prompt with the roles {roles} ({first_line(error)}).",
             "Give the prompt the roles and fields that this model supports.",
         ) from None
-    return text
 
 
 def _draws_words(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -170,9 +187,10 @@ def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedToke
     """
     configured = generation.eos_token_id if generation else None
     ids = configured if isinstance(configured, list) else [configured]
-    if not all(i is None or isinstance(i, int) for i in ids):
+    if not all(i is None or (type(i) is int and i >= 0) for i in ids):
         raise InputError(
-            f"The eos_token_id of generation_config.json is {configured!r}, not a token id.", "Write numbers there."
+            f"The eos_token_id of generation_config.json or config.json is {configured!r}, not a token id.",
+            "Write a number from 0 there, or a list of numbers.",
         )
     return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None and 0 <= i < vocab})
 

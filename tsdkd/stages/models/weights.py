@@ -82,11 +82,11 @@ def _require_architecture(name: str, directory: Path) -> None:
 
     A quantised model, and one that transformers does not load as a causal language model, are left to their engine.
     """
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "quantization_config", None):
         return
     with torch.device("meta"):
-        architecture = AutoModelForCausalLM.from_config(config)
+        architecture = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model, report = type(architecture).from_pretrained(
         None,
         config=architecture.config,

@@ -10,6 +10,8 @@ from typing import Any
 
 import markupsafe
 
+from tsdkd.printable import escape_controls
+
 INK = "#010203"
 """Replaced by the page's text colour, so that charts follow light and dark."""
 COLOURS = ("#2f7ed8", "#d9730d", "#2e9e5b", "#b04ad8", "#c83c3c", "#8a8a2a")
@@ -133,7 +135,7 @@ def _draw_svg(
             figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False)
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    svg = target.getvalue()
+    svg = escape_controls(target.getvalue())
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
     return markupsafe.Markup(svg)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import jinja2
 
+from tsdkd.printable import escape_controls
+
 
 @cache
 def load_templates() -> jinja2.Environment:
@@ -12,6 +14,7 @@ def load_templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("tsdkd.stages.pages"),
         autoescape=True,  # a response may contain markup
+        finalize=lambda value: escape_controls(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -110,7 +110,7 @@ class Chain:
             return Workload(count, max_prompt_tokens, 0, max_prompt_tokens, is_upper_bound=True)
         prompts, tokenizer = iter(source), model.load_tokenizer()
         lengths = [
-            min(max_prompt_tokens, len(prompt_token_ids(tokenizer, prompt, day=None)))
+            min(max_prompt_tokens, len(prompt_token_ids(tokenizer, prompt, None, max_prompt_tokens)))
             for prompt in islice(prompts, TOKENIZED_PROMPTS)
         ]
         count = len(lengths) + sum(1 for _ in prompts)

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.core import Head
 from tsdkd.stages.config.types import DType
+from tsdkd.stages.models.config_files import readable_config
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.embedded import teacher_config_and_tokenizer
 from tsdkd.stages.models.model_size import ModelSize, model_size
@@ -32,7 +33,8 @@ class PlannedModel:
 
     @cached_property
     def size(self) -> ModelSize:
-        return model_size(self.config)
+        with readable_config(self.name):
+            return model_size(self.config)
 
     def renamed(self, name: str) -> "PlannedModel":
         return replace(self, name=name)
@@ -40,9 +42,10 @@ class PlannedModel:
     def without_layers(self, count: int) -> "PlannedModel":
         """The model after `tsdkd prune` drops `count` layers."""
         config = deepcopy(self.config)
-        config.num_hidden_layers -= count
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        text = config.get_text_config()
+        text.num_hidden_layers -= count
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: text.num_hidden_layers]
         return replace(self, config=config)
 
     def head(self, dtype: DType) -> Head:

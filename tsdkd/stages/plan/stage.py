@@ -12,6 +12,7 @@ from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.engines.choice import choose_engine, require_engine_options
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import forward_precision
+from tsdkd.stages.models.layers import drop_error
 from tsdkd.stages.plan import estimates
 from tsdkd.stages.plan.chain import Chain, Workload, is_complete
 from tsdkd.stages.plan.estimates import Estimate
@@ -127,8 +128,11 @@ class Planner:
 
     def prune(self, teacher: str | None, output: Path, drop: int) -> None:
         name = _resolve_roles({"teacher": teacher}, {})["teacher"]
-        pruned = self.chain.model(name).without_layers(drop)
-        self.chain.written_models[path_key(output)] = pruned.renamed(str(output))
+        model = self.chain.model(name)
+        layers = model.config.get_text_config().num_hidden_layers
+        if not 0 < drop < layers:
+            raise drop_error(drop, name, layers)
+        self.chain.written_models[path_key(output)] = model.without_layers(drop).renamed(str(output))
 
 
 def _resolve_roles(given: GivenModels, recorded: Mapping[str, str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.models.context import require_context
-from tsdkd.stages.models.device import forward_precision
+from tsdkd.stages.models.device import forward_precision, require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
@@ -141,6 +141,8 @@ def train_online(
     """
     observer = observer or SilentObserver()
     assert config.online is not None
+    if config.online.teacher_device not in {None, "auto"}:
+        require_device(config.online.teacher_device)
     online = _with_engine(config.online, forward_precision(config.precision), observer)
     config = replace(config, online=online)
     sampling = online.sampling

@@ -1,0 +1,76 @@
+"""Every option that names a file or directory refuses a FIFO, a socket, a device or a directory at once."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import refuse
+from tests.helpers.models import save_tiny_model
+from tests.helpers.prompts import write_prompts
+from tests.helpers.runs import make_run
+from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
+
+KINDS = ("FIFO", "socket", "device", "directory", "missing")
+
+
+@pytest.fixture(params=KINDS)
+def special(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    path = Path("special.jsonl")
+    with socket.socket(socket.AF_UNIX) as server:
+        if request.param == "FIFO":
+            os.mkfifo(path)
+        elif request.param == "socket":
+            server.bind(str(path))
+        elif request.param == "device":
+            path.symlink_to("/dev/zero")
+        elif request.param == "directory":
+            path.mkdir()
+        yield path
+
+
+def test_a_file_option(special: Path, student: Path) -> None:
+    at = ["--student", student, "--run", "run", "--max-new-tokens", 2]
+    good = write_prompts(Path("good.jsonl"), 1)
+    cause, _ = refuse("generate", *at, "--prompts", special)
+    assert str(special) in cause
+    cause, _ = refuse("generate", *at, "--prompts", good, "--config", special)
+    assert str(special) in cause
+    cause, _ = refuse("plan", special)
+    assert str(special) in cause
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["chat_template.jinja", "generation_config.json", "tokenizer.json", "model.safetensors"]
+)
+def test_a_file_of_a_model(file: str, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", seed=1)
+    (model / file).unlink(missing_ok=True)
+    os.mkfifo(model / file)
+    prompts = write_prompts(tmp_path / "p.jsonl", 1)
+    cause, _ = refuse("generate", "--student", model, "--prompts", prompts, "--run", tmp_path / "run")
+    assert cause == f"{model / file} is a FIFO, not a regular file."
+
+
+def test_a_file_of_a_dataset(tmp_path: Path, student: Path) -> None:
+    data = tmp_path / "data"
+    (data / "gsm8k").mkdir(parents=True)
+    os.mkfifo(data / "gsm8k" / "train.jsonl")
+    cause, _ = refuse("generate", "--student", student, "--prompts", data, "--run", tmp_path / "run")
+    assert "train.jsonl is a FIFO" in cause
+    measured = ["--model", f"m={student}", "--tasks", "gsm8k", "--data", data, "--results", tmp_path / "r"]
+    assert "train.jsonl is a FIFO" in refuse("eval", *measured)[0]
+
+
+def test_a_file_of_an_artifact(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "rollouts" / JOURNAL_FILE).unlink(missing_ok=True)
+    os.mkfifo(run / "rollouts" / JOURNAL_FILE)
+    (run / "scores" / MANIFEST_FILE).unlink()
+    os.mkfifo(run / "scores" / MANIFEST_FILE)
+    assert "holds no manifest.json" in refuse("artifact", "show", run / "scores")[0]
+    assert "Found no scores" in refuse("train", "--run", run, "--checkpoint", tmp_path / "c")[0]

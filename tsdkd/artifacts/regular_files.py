@@ -1,0 +1,41 @@
+"""Files that end: reading a FIFO, a socket or a device may never return."""
+
+import os
+import stat
+from pathlib import Path
+
+from tsdkd.errors import InputError
+
+_KINDS = {
+    stat.S_IFDIR: "directory",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def require_regular_file(path: Path, what: str = "file") -> None:
+    """Raises InputError unless `path` is a regular file, or a link to one. `what`: its name in the message."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"The {what} {path} does not exist.", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"The {what} {path} cannot be read ({reason}).", "Check the path.") from None
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "special file")
+        raise InputError(f"{path} is a {kind}, not a regular file.", "Write its content to a file, and name that.")
+
+
+def require_regular_files(directory: Path) -> None:
+    """Raises InputError for a FIFO, socket or device below a directory, and for a directory that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}).", "Correct its permissions.")
+
+    for parent, _, names in os.walk(directory, onerror=fail):
+        for path in (Path(parent, name) for name in names):
+            if path.exists() and not path.is_file():
+                require_regular_file(path)

@@ -1,0 +1,98 @@
+"""Renders chat templates, which are programs that come with a model, in bounded time and memory."""
+
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from tsdkd.errors import InputError
+
+SECONDS = 10.0
+"""Processor time of one rendering; real templates take milliseconds."""
+MEMORY = 1 << 30
+"""Bytes that a rendering may add to the process, on Linux."""
+CHARACTERS = 1 << 27
+"""The longest text that a rendering may write."""
+REMEDY = "Correct the tokenizer's chat template, or copy it from the original model."
+
+
+class _TimeUpError(BaseException):
+    """Not an Exception, which a template's filters may catch."""
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **arguments: Any) -> str:
+    """The text of transformers' `apply_chat_template`, with its arguments.
+
+    Raises InputError as `bounded_rendering`, and the errors of many types that templates raise.
+    """
+    with bounded_rendering():
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **arguments)
+    if len(text) > CHARACTERS:
+        raise InputError(f"The chat template writes {len(text):,} characters for one prompt.", REMEDY)
+    return text
+
+
+def require_compilable(template: str) -> None:
+    """Raises InputError for a chat template that jinja cannot read."""
+    try:
+        with bounded_rendering():
+            _compile_jinja_template(template)
+    except (TemplateSyntaxError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise InputError(f"The chat template is not a jinja template{line} ({error}).", REMEDY) from None
+
+
+@contextmanager
+def bounded_rendering() -> Iterator[None]:
+    """Raises InputError where the work inside takes more than `SECONDS` or `MEMORY`.
+
+    The time is bounded in the main thread only, where signals arrive.
+    """
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_bounded_memory())
+            if threading.current_thread() is threading.main_thread():
+                stack.enter_context(_bounded_time())
+            yield
+    except _TimeUpError:
+        raise InputError(f"The chat template does not end within {SECONDS:g} s.", REMEDY) from None
+    except MemoryError:
+        raise InputError(f"The chat template needs more than {MEMORY / 1e9:.1f} GB of memory.", REMEDY) from None
+
+
+@contextmanager
+def _bounded_time() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _TimeUpError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    statistics = Path("/proc/self/statm")
+    if not statistics.is_file():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(statistics.read_text(encoding="ascii").split()[0]) * resource.getpagesize() + MEMORY
+    if soft != resource.RLIM_INFINITY:
+        limit = min(soft, limit)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
