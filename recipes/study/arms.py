@@ -7,7 +7,7 @@ from typing import Literal
 RATE = 1e-4
 GKD, TSDKD = "--method gkd --beta 0.9", "--k 5"
 MILD = f"{TSDKD} --direct-weight 10 --em-weight 0.01"
-"""The weights of the quickstart."""
+"""More of the direct term, less entropy minimisation."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ QUESTIONS = [
                 Arm("1 : 0.1 : 1 (the paper's)", TSDKD),
                 Arm("1 : 0.1 : 0.1", f"{TSDKD} --em-weight 0.1"),
                 Arm("1 : 0.1 : 0.01", f"{TSDKD} --em-weight 0.01"),
-                Arm("10 : 0.1 : 0.01 (mild: the quickstart's)", MILD),
+                Arm("10 : 0.1 : 0.01 (mild)", MILD),
                 Arm("100 : 0.1 : 0.01", f"{TSDKD} --direct-weight 100 --em-weight 0.01"),
                 Arm("1 : 0 : 0.01", f"{TSDKD} --alpha 0 --em-weight 0.01"),
                 Arm("10 : 0.1 : 0.01, adaptive opener", f"{MILD} --opener adaptive"),

@@ -61,5 +61,5 @@ def check_entropy_term(sampled: Sampled, config: DoctorConfig) -> Finding:
             values=values | {"harm": "unknown"},
         )
     problem = f"The entropy term is likely to harm ({page} {BY_WEIGHT}; all terms {BY_RATE}, and {BY_START})."
-    remedy = "Use --method gkd, or --em-weight 0, or the quickstart's weights and a learning rate of 5e-6."
+    remedy = "Use --method gkd, or --em-weight 0, or --direct-weight 10 --em-weight 0.01 with a rate of 5e-6."
     return finding("entropy_term", pair, problem, remedy, values=values | {"harm": "likely"})
