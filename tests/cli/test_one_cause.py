@@ -90,7 +90,7 @@ def test_an_adapter_that_names_an_adapter(chain: list[str], student: Path, promp
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("value", ["2", 2.5, [[2]], ["a"], -1, True, {"a": 1}])
+@pytest.mark.parametrize("value", ["2", 2.5, [[2]], ["a"], True, {"a": 1}])
 def test_an_end_token_of_a_wrong_type(file: str, value: object, prompts: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", seed=1)
     (model / "generation_config.json").unlink()
@@ -102,6 +102,14 @@ def test_an_end_token_of_a_wrong_type(file: str, value: object, prompts: Path, t
     assert "eos_token_id" in cause or "config" in cause
     assert "generation_config.json" in cause + remedy
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [-1, 10**6, [-1, 10**9]])
+def test_an_end_token_outside_the_vocabulary_ends_nothing(value: object, prompts: Path, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", seed=1)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    command = ["generate", "--student", model, "--prompts", prompts, "--run", tmp_path / "run", "--max-new-tokens", 2]
+    assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
 
 
 def test_files_that_are_not_utf8(student: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ class ByteTokenizer:
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
         return messages[-1]["content"]
 
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(byte): byte for byte in range(256)}
+
     def __call__(self, text: str, **_: object) -> Any:
         return type("Encoding", (), {"input_ids": list(text.encode())})
 

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any
     return text
 
 
+@lru_cache(maxsize=8)
 def require_compilable(template: str) -> None:
     """Raises InputError for a chat template that jinja cannot read."""
     try:

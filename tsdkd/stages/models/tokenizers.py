@@ -187,10 +187,10 @@ def end_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedToke
     """
     configured = generation.eos_token_id if generation else None
     ids = configured if isinstance(configured, list) else [configured]
-    if not all(i is None or (type(i) is int and i >= 0) for i in ids):
+    if not all(i is None or type(i) is int for i in ids):
         raise InputError(
             f"The eos_token_id of generation_config.json or config.json is {configured!r}, not a token id.",
-            "Write a number from 0 there, or a list of numbers.",
+            "Write a number there, or a list of numbers.",
         )
     return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None and 0 <= i < vocab})
 
