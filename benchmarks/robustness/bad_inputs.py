@@ -42,7 +42,7 @@ RAW = re.compile(r"^\w*(Error|Exception|Interrupt|Exit|Warning)\b:|Traceback|run
 WORDS = (
     *("", " ", "-1", "0", "1", "-0.0", "nan", "inf", "-inf", "1e-320", "1e300", "1e40", "-1e9", "18446744073709551616"),
     *("9" * 400, "0x10", "1_000", "½", "٣", "abc", "None", "true", "cuda:7", "mps", "foo", "cuda", "cpu:9", "meta"),
-    *("a,b", ",", "a/b", "/", "/dev/zero", "/dev/null", "/proc/self/mem", "..", "~nobody", "x" * 300, "é\x1b[2J\u202e"),
+    *("a,b", ",", "a/b", "/dev/zero", "/dev/null", "/proc/self/mem", "..", "~nobody", "x" * 300, "é\x1b[2J\u202e"),
     *("all-linear", "lm_head", "auto", "fp8", "float16", "adaptive", "teacher", "mixed", "[red]", "%s{}"),
 )
 VALUES = (
@@ -270,11 +270,11 @@ def make_inputs(directory: Path) -> None:
 def run_trial(inputs: Path, seed: int, trial: int) -> tuple[str, str, str]:
     """The command, its outcome ("refused", "ran" or "raw") and what it printed."""
     with TemporaryDirectory() as directory:
-        copy = Path(directory) / "d"
+        copy = Path(directory) / "above" / "d"
         shutil.copytree(inputs, copy)
         # The run names the inputs' models by their paths, which the copy does not change.
         name, words = Trial(random.Random(seed * 1_000_003 + trial), copy).choose()
-        code, output = _in_child(words)
+        code, output = _in_child(words, copy)
     return name, outcome_of(code, output), f"{words} -> {code}\n{output[-1500:]}"
 
 
@@ -290,11 +290,15 @@ def _texts(lines: list[str]) -> Iterator[str]:
     return (line.partition(":")[2].strip() for line in lines)
 
 
-def _in_child(words: list[str]) -> tuple[int | None, str]:
-    """The exit code (None: the time was up, or a signal ended it) and the output of a command in a forked process."""
+def _in_child(words: list[str], directory: Path) -> tuple[int | None, str]:
+    """The exit code (None: the time was up, or a signal ended it) and the output of a command in a forked process.
+
+    It runs in `directory`, since a word may become a relative path of an output.
+    """
     reader, writer = os.pipe()
     if not (child := os.fork()):
         os.close(reader)
+        os.chdir(directory)
         choice.has_vllm = lambda: False  # it takes half a minute to load
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         try:
