@@ -13,7 +13,7 @@ SEED=${SEED:-0}
 RUN=${RUN:-runs/quickstart-$SEED}
 GKD=${GKD:-1}   # 0: without GKD
 
-SAMPLE="--engine transformers --seed $SEED --limit 256 --temperature 0.5 --max-new-tokens 32 --batch-size 64"
+SAMPLE="--engine transformers --seed $SEED --temperature 0.5 --max-new-tokens 16 --batch-size 64"
 TRAIN="--seed $SEED --batch-size 8"
 RATE=5e-6   # the paper's
 
