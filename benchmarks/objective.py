@@ -10,14 +10,14 @@ Liger-Kernel's chunked JSD and fused JSD (a Triton kernel), which are one of the
 rows, so that changes of the machine's speed affect all of them; ratios are of medians. Memory is the peak above inputs,
 weights and the gradients of both, each row in its own process.
 
-glibc returns large buffers to the system and gets them again, which costs most in the rows with all logits; with the
-recipes' settings (`. recipes/setup.sh`) it keeps them. Report which of the two you measured.
+On a CPU glibc keeps freed memory, as in the commands. Where the environment sets glibc's allocator (MALLOC_...), it
+decides; without keeping, buffers are faulted in again, which costs most in the rows with all logits. Memory is measured
+without keeping.
 """
 
 import argparse
 import gc
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +31,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, chunk_sizes, token_selective_loss_from_hidden, tsdkd_loss
+from tsdkd.stages.models.allocator import keep_freed_memory
 
 RESPONSE = 256
 """Tokens per response."""
@@ -268,6 +269,8 @@ def main() -> None:
     if o.tokens % RESPONSE or o.growth % RESPONSE:
         parser.error(f"Give multiples of {RESPONSE} for --tokens and --growth.")
     use_sizes_of(o.chunks)
+    if o.device == "cpu":
+        keep_freed_memory()
     rows = select_rows(o)
     x = make_inputs(o, o.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -281,8 +284,6 @@ def main() -> None:
         torch.cuda.empty_cache()
     base = statistics.median(seconds["bare projections"])
     context = multiprocessing.get_context("spawn")
-    for setting in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-        os.environ.pop(setting, None)  # so that freed memory leaves the peak
     table = Table("", "seconds (min to max)", "times bare (min to max of rounds)", "peak GB above")
     for name, work in rows.items():
         queue = context.SimpleQueue()
