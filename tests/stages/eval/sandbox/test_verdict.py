@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.robustness import verdicts
 from benchmarks.robustness.verdict_programs import FORGERIES
-from tsdkd.stages.eval.sandbox.verdict import REASON_LENGTH, Verdict, judge_program
+from tsdkd.stages.eval.sandbox.judge import REASON_LENGTH
+from tsdkd.stages.eval.sandbox.verdict import Verdict, judge_program
 from tsdkd.stages.eval.scorers import score_mbpp
 
 pytestmark = pytest.mark.skipif(find_library("seccomp") is None, reason="needs libseccomp")
@@ -158,9 +159,30 @@ def test_the_reason_of_a_failure() -> None:
     assert judge_program(ONE, ["assert g() == 1"]).reason == "NameError: name 'g' is not defined"
     assert judge_program(ONE, ["assert ("]).reason == "the tests are no Python (SyntaxError)"
     assert judge_program("", []) == Verdict(False, "there are no tests")
-    long = judge_program("raise ValueError('x' * 10 ** 6)", ["assert True"]).reason
-    assert "xxx" in long
-    assert len(long) <= REASON_LENGTH
+
+
+LONG = {
+    "a message": ("raise ValueError('x' * 10 ** 6)", "assert True"),
+    "a class name": ("def f(): raise type('x' * 10 ** 6, (Exception,), {})", "f()"),
+    "a missing key": ("def f(): return 'x' * 10 ** 6", "{}[f()]"),
+}
+
+
+@pytest.mark.parametrize("part", LONG)
+def test_a_reason_is_cut(part: str) -> None:
+    program, test = LONG[part]
+    found = judge_program(program, [test])
+    assert not found.passed
+    assert "xxx" in found.reason
+    assert len(found.reason) <= REASON_LENGTH
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["class A:\n    def __repr__(self): raise SystemError\ndef f(): return A()", "def f(): return 10 ** 5000"],
+)
+def test_a_reason_whose_value_has_no_text_names_the_error(program: str) -> None:
+    assert judge_program(program, ["{}[f()]"]).reason == "KeyError"
 
 
 def test_a_score_holds_the_verdict() -> None:

@@ -14,9 +14,8 @@ MAX_VALUES = 1_000_000
 MAX_DEPTH = 100
 
 SEQUENCES: dict[bytes, Any] = {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset, b"q": deque}
+VIEWS: dict[bytes, Any] = {b"K": type({}.keys()), b"I": type({}.items())}
 MAPPINGS: dict[bytes, Any] = {b"C": Counter, b"O": OrderedDict, b"d": dict}
-VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.items()))
-"""They equal sets."""
 NUMBERS = {("decimal", "Decimal"): b"D", ("fractions", "Fraction"): b"Q"}
 """Numbers of modules that not every process imports."""
 _TAGS: list[tuple[Any, bytes]] = [
@@ -27,8 +26,7 @@ _TAGS: list[tuple[Any, bytes]] = [
     (str, b"s"),
     (bytes, b"b"),
     (bytearray, b"a"),
-    *((kind, tag) for tag, kind in (SEQUENCES | MAPPINGS).items()),
-    (VIEWS, b"S"),
+    *((kind, tag) for tag, kind in (SEQUENCES | VIEWS | MAPPINGS).items()),
     (range, b"r"),
     (type(None), b"N"),
 ]
@@ -100,9 +98,8 @@ class Encoder:
         if depth > MAX_DEPTH or self.values > MAX_VALUES or len(self.output) > MAX_BYTES:
             raise CodecError("the value is too large or nested too deeply")
         tag = _tag(type(value))  # type: ignore[arg-type]  # every class has a hash
-        if tag in SEQUENCES:
-            items = value if isinstance(value, VIEWS) else SEQUENCES[tag].__iter__(value)
-            self._write_items(tag, list(items), depth)
+        if kind := SEQUENCES.get(tag) or VIEWS.get(tag):
+            self._write_items(tag, list(kind.__iter__(value)), depth)
         elif tag in MAPPINGS:
             self._write_items(tag, [part for item in dict.items(value) for part in item], depth)
         elif tag == b"r":
@@ -156,7 +153,7 @@ class Decoder:
             raise CodecError("the value is too large or nested too deeply")
         tag = self._take(1)
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
-        if tag in SEQUENCES or tag in MAPPINGS or tag == b"r":
+        if tag in SEQUENCES or tag in VIEWS or tag in MAPPINGS or tag == b"r":
             if length > len(self.data) - self.position:
                 raise CodecError("the value is cut")
             items = [self._read(depth + 1) for _ in range(length)]
@@ -164,6 +161,8 @@ class Decoder:
                 return range(*items)
             if tag in SEQUENCES:
                 return SEQUENCES[tag](items)
+            if tag in VIEWS:
+                return dict.fromkeys(items).keys() if tag == b"K" else dict(items).items()
             return MAPPINGS[tag](dict(zip(items[::2], items[1::2], strict=True)))
         content = self._take(length)
         if tag == b"x":

@@ -15,6 +15,9 @@ LIMITS = frozenset(
     "exit files input memory network objects processes signals system-calls threads time values".split()  # noqa: SIM905
 )
 
+REASON_LENGTH = 500
+"""Characters; the program chooses parts of a reason, and a pipe takes few bytes at once."""
+
 
 class ProgramError(Exception):
     """The program broke off, or the tests and the program do not fit; `limit` names a limit of the sandbox."""
@@ -111,13 +114,13 @@ class Judge:
         except ProgramError as error:
             reason, self.limit = str(error), error.limit or self.limit
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = describe(error)
             if self.compared:
                 reason += f" (a test compares an object of the program, of class {self.compared}, with a value)"
                 self.limit = self.limit or "objects"
         return {
             "passed": passed,
-            "reason": reason,
+            "reason": reason[:REASON_LENGTH],
             "limit": "" if passed else self.limit,
             "objects": self.objects,
         }
@@ -203,3 +206,10 @@ class Judge:
     def _resolve(self, number: int, class_name: str) -> Any:
         self.objects = True
         return Remote(self, number, class_name)
+
+
+def describe(error: BaseException) -> str:
+    """The class and message of an error; the class alone if a value in the message has no text."""
+    with suppress(Exception):  # the program's own __repr__, a number of too many digits
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__

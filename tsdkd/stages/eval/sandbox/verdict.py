@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 from tsdkd.stages.eval.sandbox import confinement
 from tsdkd.stages.eval.sandbox.codec import CodecError, Decoder, Encoder
+from tsdkd.stages.eval.sandbox.judge import REASON_LENGTH
 
 WALL_SECONDS = 10.0
 SPARE_SECONDS = 10.0
 """For the start of the processes, before and after `WALL_SECONDS`."""
-REASON_LENGTH = 500
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
