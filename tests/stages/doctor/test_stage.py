@@ -15,6 +15,7 @@ from tsdkd.stages.config.doctor import CPU_SAMPLE_TOKENS, DoctorConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.doctor.findings import Finding
 from tsdkd.stages.doctor.stage import diagnose
+from tsdkd.stages.models import chat_rendering
 from tsdkd.stages.observer import SilentObserver
 
 CONFIG = DoctorConfig(sample=4, sampling=GenerateConfig(max_new_tokens=6, max_prompt_tokens=200))
@@ -60,6 +61,17 @@ def test_a_pair_is_examined_from_its_files_to_its_responses(
     assert by_name["benchmarks"].values["overlaps"][0]["question"] == "What is 3 times 2?"
     assert by_name["prompts"].values["prompts"] == 2
     assert by_name["response_length"].values["limit"] == 6
+
+
+def test_a_template_that_does_not_end_with_a_switch_becomes_findings(
+    student: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_rendering, "SECONDS", 0.3)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    model = save_tiny_model(tmp_path / "model", seed=1)
+    (model / "chat_template.jinja").write_text(f"{{% if thinking is defined %}}{loop}{{% endif %}}{{{{ messages }}}}")
+    found = findings(model, student, prompts)["thinking_mode"]
+    assert (found.status, found.reason) == ("stop", "The chat template does not end within 0.3 s.")
 
 
 def test_refusals_become_findings_and_nothing_is_sampled(

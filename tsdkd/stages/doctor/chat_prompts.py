@@ -15,6 +15,7 @@ from tsdkd.stages.data.prompts import Prompt
 from tsdkd.stages.doctor.findings import Finding, finding
 from tsdkd.stages.doctor.model_files import ModelFiles, Pair
 from tsdkd.stages.models.chat import adds_system, keeps_system
+from tsdkd.stages.models.chat_rendering import render_chat
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.tokenizers import require_chat_template
 from tsdkd.stages.models.vocabulary import require_known_ids
@@ -100,7 +101,9 @@ def _thinking_mode(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _hello(tokenizer: PreTrainedTokenizerBase, **variables: bool) -> str:
     try:
-        return str(tokenizer.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=True, **variables))
+        return render_chat(tokenizer, HELLO, add_generation_prompt=True, **variables)
+    except InputError:
+        raise
     except Exception:  # a template is a program; the prompts find its refusals
         return ""
 

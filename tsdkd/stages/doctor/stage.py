@@ -7,6 +7,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tsdkd.errors import InputError
@@ -84,14 +85,12 @@ def _read_pair(findings: Findings, student: str, teacher: str, config: DoctorCon
     findings.add("tokenizer", lambda: model_files.check_tokenizer(pair))
     findings.add("vocabulary", lambda: model_files.check_vocabulary(pair))
     for model in pair:
-        findings.all += [
-            model_files.check_end_tokens(model),
-            model_files.check_pad_token(model),
-            chat_prompts.check_begin_tokens(model),
-        ]
+        findings.all += [model_files.check_end_tokens(model), model_files.check_pad_token(model)]
+        findings.add(f"{model.role}_begin_token", partial(chat_prompts.check_begin_tokens, model))
     findings.all.append(model_files.check_same_end(pair))
     findings.add("chat_template", lambda: chat_prompts.check_chat_template(pair))
-    findings.all += [chat_prompts.check_system_role(pair), chat_prompts.check_thinking(pair)]
+    findings.add("system_role", lambda: chat_prompts.check_system_role(pair))
+    findings.add("thinking_mode", lambda: chat_prompts.check_thinking(pair))
     return pair
 
 
