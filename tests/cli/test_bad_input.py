@@ -70,6 +70,20 @@ def test_prompts(student: Path, tmp_path: Path, name: str, text: str | None, mor
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["generate", "--student", "LOOP"], ["inspect", "--run", "LOOP"], ["artifact", "show", "LOOP"]],
+    ids=lambda command: command[0],
+)
+def test_a_link_to_itself(command: list[str], tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    cause, remedy = refuse(*(loop if word == "LOOP" else word for word in command), code=1)
+    assert str(loop) in cause
+    assert "link" in cause
+    assert "--debug" not in remedy
+
+
 def test_a_path_that_is_no_model(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, cause in ((tmp_path / "none", "The model directory"), (tmp_path / "empty", "is not a model directory")):

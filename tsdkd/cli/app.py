@@ -170,6 +170,8 @@ def _show_failure(error: Exception) -> int:
         _show_error(failure.cause, failure.remedy)
     elif isinstance(error, OSError):
         return _show_system_error(error)
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve before Python 3.13
+        _show_error(f"{error}.", "Correct the link, or name another path.")
     else:
         _show_error(f"{type(error).__name__}: {_first_line(error)}", "Run `tsdkd --debug ...` for the traceback.")
     return 1
