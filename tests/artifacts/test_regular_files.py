@@ -1,4 +1,4 @@
-"""Every option that names a file or directory refuses a FIFO, a socket, a device or a directory at once."""
+"""Every option that names a file or directory refuses a FIFO, a socket, a device, a directory and a huge file."""
 
 import os
 import socket
@@ -54,6 +54,36 @@ def test_a_file_of_a_model(file: str, tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "p.jsonl", 1)
     cause, _ = refuse("generate", "--student", model, "--prompts", prompts, "--run", tmp_path / "run")
     assert cause == f"{model / file} is a FIFO, not a regular file."
+
+
+def make_huge(path: Path) -> Path:
+    """A file of zeros that takes no space; hashing it would take an hour."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    os.truncate(path, 1 << 40)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_huge_file_of_prompts(suffix: str, student: Path, tmp_path: Path) -> None:
+    prompts = make_huge(tmp_path / f"p{suffix}")
+    cause, _ = refuse("generate", "--student", student, "--prompts", prompts, "--run", tmp_path / "run")
+    assert str(prompts) in cause
+
+
+def test_a_huge_file_of_options_and_a_huge_plan(tmp_path: Path) -> None:
+    huge = make_huge(tmp_path / "huge")
+    assert refuse("plan", huge)[0] == f"The plan {huge} has more than 16,777,216 bytes."
+    assert refuse("train", "--config", huge)[0].startswith(f"The file of options {huge} has more than")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_huge_file_of_a_model(file: str, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", seed=1)
+    make_huge(model / file)
+    prompts = write_prompts(tmp_path / "p.jsonl", 1)
+    cause, _ = refuse("generate", "--student", model, "--prompts", prompts, "--run", tmp_path / "run")
+    assert cause.startswith(f"The model's file {model / file} has more than")
 
 
 def test_a_file_of_a_dataset(tmp_path: Path, student: Path) -> None:

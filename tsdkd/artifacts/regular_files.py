@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tsdkd.errors import InputError
 
+MAX_TEXT = 1 << 24
+"""Bytes of the longest file that a person writes: options, a plan."""
 _KINDS = {
     stat.S_IFDIR: "directory",
     stat.S_IFIFO: "FIFO",
@@ -15,18 +17,23 @@ _KINDS = {
 }
 
 
-def require_regular_file(path: Path, what: str = "file") -> None:
-    """Raises InputError unless `path` is a regular file, or a link to one. `what`: its name in the message."""
+def require_regular_file(path: Path, what: str = "file", largest: int | None = None) -> None:
+    """Raises InputError unless `path` is a regular file, or a link to one, of at most `largest` bytes.
+
+    `what`: its name in the message.
+    """
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"The {what} {path} does not exist.", "Check the path.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"The {what} {path} cannot be read ({reason}).", "Check the path.") from None
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "special file")
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "special file")
         raise InputError(f"{path} is a {kind}, not a regular file.", "Write its content to a file, and name that.")
+    if largest is not None and status.st_size > largest:
+        raise InputError(f"The {what} {path} has more than {largest:,} bytes.", "Check that it is the right file.")
 
 
 def require_regular_files(directory: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-from tsdkd.artifacts.regular_files import require_regular_file
+from tsdkd.artifacts.regular_files import MAX_TEXT, require_regular_file
 from tsdkd.cli.app import SWITCHED_OFF
 from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import COMMON
@@ -150,7 +150,7 @@ def _pairs(file: Path) -> list[tuple[Any, Any]]:
         re.compile(r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
         list("-+.0123456789"),
     )
-    require_regular_file(file, "file of options")
+    require_regular_file(file, "file of options", MAX_TEXT)
     try:
         loader = Loader(file.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()

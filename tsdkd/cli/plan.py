@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsdkd.artifacts.regular_files import require_regular_file
+from tsdkd.artifacts.regular_files import MAX_TEXT, require_regular_file
 from tsdkd.cli import defaults
 from tsdkd.cli.app import UsageError, usage_message
 from tsdkd.cli.console import show_table, show_text
@@ -63,7 +63,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     if str(file) == "-":
         content = sys.stdin.buffer.read()
     else:
-        require_regular_file(file, "plan")
+        require_regular_file(file, "plan", MAX_TEXT)
         content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")

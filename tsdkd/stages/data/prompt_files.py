@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tsdkd.artifacts.regular_files import require_regular_file
 from tsdkd.errors import InputError, first_line
 
 PromptRow = dict[str, Any]
 """The cells of a row by column. Cells of columns that were not requested may be None."""
 MAX_LINE, MAX_JSON = 1 << 26, 1 << 31
-"""Characters of the longest line, and of the longest line of a JSON file, which may hold the whole list."""
+"""Characters of the longest line, and bytes of the longest JSON file, whose one line may hold the whole list."""
 LocatedRow = tuple[str, PromptRow]
 """A location, such as "prompts.jsonl, line 3", and the row there."""
 
@@ -61,6 +62,7 @@ def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
 
 
 def _read_json(path: Path, columns: Collection[str]) -> Iterator[LocatedRow]:
+    require_regular_file(path, "prompts file", MAX_JSON)
     text, repeated = "".join(_lines(path, MAX_JSON)), dict[str, object]()
     try:
         rows = json.loads(text, object_pairs_hook=partial(_object, repeated))

@@ -98,11 +98,11 @@ class Prompts:
     def parent(self, output: Path) -> Parent:
         """The parent that an artifact at `output` records: a file by its bytes, a dataset by its prompts.
 
-        Raises InputError for a missing file.
+        Raises InputError for a missing file, and for one whose first row is no prompt, before its bytes are hashed.
         """
         register_input(self.path)
         if self._is_file:
-            require_regular_file(self.path, "prompts file")
+            next(iter(self), None)
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
         content = [[prompt.prompt_id, json_digest(prompt_content(prompt.messages, prompt.tools))] for prompt in self]
         return Parent(HUB_DATASET, json_digest(content), str(self.path))

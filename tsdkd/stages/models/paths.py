@@ -6,12 +6,15 @@ from pathlib import Path
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.locks import register_input
 from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.artifacts.regular_files import require_regular_files
+from tsdkd.artifacts.regular_files import require_regular_file, require_regular_files
 from tsdkd.artifacts.replacing import restore_missing
 from tsdkd.errors import ArtifactError, InputError, first_line
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG, BASE, adapter_settings, is_adapter
 from tsdkd.stages.models.custom_code import require_native
 
+TEXT_FILES = ("*.json", "*.jinja", "*.txt")
+MAX_TEXT_FILE = 1 << 30
+"""Bytes of the longest text file of a model; the vocabularies of 2026 have up to 40 million."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt")
 """Patterns of the files that transformers may need of a model."""
 
@@ -58,8 +61,10 @@ def _hub_snapshot(name: str, files: Sequence[str], revision: str | None = None) 
 
 
 def _require_usable(name: str, directory: Path) -> None:
-    """Raises InputError for a file that never ends, and for a model that needs custom code."""
+    """Raises InputError for a file that never ends or fills the memory, and for a model that needs custom code."""
     require_regular_files(directory)
+    for file in (file for pattern in TEXT_FILES for file in directory.glob(pattern) if file.is_file()):
+        require_regular_file(file, "model's file", MAX_TEXT_FILE)
     require_native(name, directory)
 
 
