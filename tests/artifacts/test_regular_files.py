@@ -102,5 +102,5 @@ def test_a_file_of_an_artifact(tmp_path: Path) -> None:
     os.mkfifo(run / "rollouts" / JOURNAL_FILE)
     (run / "scores" / MANIFEST_FILE).unlink()
     os.mkfifo(run / "scores" / MANIFEST_FILE)
-    assert "holds no manifest.json" in refuse("artifact", "show", run / "scores")[0]
+    assert "manifest.json cannot be read (not a regular file)" in refuse("artifact", "show", run / "scores")[0]
     assert "Found no scores" in refuse("train", "--run", run, "--checkpoint", tmp_path / "c")[0]
