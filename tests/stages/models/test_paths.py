@@ -18,6 +18,11 @@ def test_a_missing_path_is_refused(name: str) -> None:
         model_directory(name)
 
 
+def test_a_name_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(InputError, match="zero byte"):
+        model_directory("a\0b")
+
+
 def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"it has no config\.json"):
         model_directory(str(tmp_path))

@@ -24,6 +24,8 @@ def model_directory(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
 
     Raises InputError if neither exists, ArtifactError for an unfinished checkpoint.
     """
+    if "\0" in name:  # from a file of options
+        raise InputError(f"{name} is no name of a model: it contains a zero byte.", "Correct the name.")
     path = Path(name).expanduser()
     restore_missing(path)
     if path.is_dir():

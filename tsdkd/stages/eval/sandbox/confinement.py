@@ -12,7 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-CPU_SECONDS = 5
 MEMORY_BYTES = 1 << 30
 OPEN_FILES = 32
 NOT_CONFINED = 97
@@ -74,7 +73,8 @@ def has_landlock() -> bool:
 class Confinement:
     """The filters, built once and entered by several processes. Raises OSError when the machine lacks libseccomp."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_seconds: int) -> None:
+        self.cpu_seconds = cpu_seconds
         self.library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
         self.library.seccomp_init.restype = ctypes.c_void_p
         self.rules = ctypes.c_void_p(self.library.seccomp_init(ctypes.c_uint32(REFUSE)))
@@ -92,7 +92,7 @@ class Confinement:
     def enter(self) -> None:
         """Set the limits, then the filters; none can be undone. Raises OSError."""
         for limit, value in (
-            (resource.RLIMIT_CPU, CPU_SECONDS),
+            (resource.RLIMIT_CPU, self.cpu_seconds),
             (resource.RLIMIT_AS, MEMORY_BYTES),
             (resource.RLIMIT_NOFILE, OPEN_FILES),
             (resource.RLIMIT_FSIZE, 0),

@@ -1,6 +1,6 @@
 """Runs a program and its tests in two confined processes, and ends both.
 
-    python -I -B supervisor.py PARENT-PROCESS WALL-SECONDS < job > outcome
+    python -I -B supervisor.py PARENT-PROCESS WALL-SECONDS CPU-SECONDS < job > outcome
 
 Job and outcome are values of the codec. The program's process is forked before the job is read, so that it never
 holds the tests. All three processes end with the parent.
@@ -28,9 +28,9 @@ del sys.path[0]
 VERDICT_BYTES = 1 << 16
 
 
-def supervise(wall_seconds: float) -> dict[str, object]:
+def supervise(wall_seconds: float, cpu_seconds: int) -> dict[str, object]:
     """Returns the judge's verdict as bytes, empty without one, and how the two processes ended."""
-    confinement = Confinement()
+    confinement = Confinement(cpu_seconds)
     requests, replies, verdict = os.pipe(), os.pipe(), os.pipe()
 
     def run_candidate() -> None:
@@ -91,12 +91,12 @@ def _no_object(*_: object) -> NoReturn:
 
 
 def _main() -> None:
-    parent, seconds = int(sys.argv[1]), float(sys.argv[2])
+    parent, wall_seconds, cpu_seconds = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     sys.argv = ["program.py"]
     try:
         die_with(parent)
         hide_memory()
-        outcome = supervise(seconds)
+        outcome = supervise(wall_seconds, cpu_seconds)
     except (OSError, AttributeError) as error:  # a system without libseccomp or prctl
         outcome = {"not_confined": str(error)}
     os.write(1, Encoder(_no_object).encode(outcome))

@@ -15,7 +15,7 @@ from tsdkd.stages.eval.sandbox import confinement
 from tsdkd.stages.eval.sandbox.codec import CodecError, Decoder, Encoder
 from tsdkd.stages.eval.sandbox.judge import REASON_LENGTH
 
-WALL_SECONDS = 10.0
+WALL_SECONDS, CPU_SECONDS = 10.0, 5
 SPARE_SECONDS = 10.0
 """For the start of the processes, before and after `WALL_SECONDS`."""
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -48,7 +48,7 @@ def judge_program(
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return Verdict(False, f"the tests are no Python ({type(error).__name__})")
     process = subprocess.Popen(
-        [sys.executable, "-I", "-B", str(SUPERVISOR), str(os.getpid()), str(WALL_SECONDS)],
+        [sys.executable, "-I", "-B", str(SUPERVISOR), str(os.getpid()), str(WALL_SECONDS), str(CPU_SECONDS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -101,7 +101,7 @@ def _verdict(outcome: dict[str, Any]) -> Verdict:
         killed = outcome["candidate"] in {-signal.SIGKILL, -signal.SIGXCPU}
         limit = "time" if killed else "exit"
         reason += f" {_in_words(outcome['candidate'])}"
-        reason += f" after {confinement.CPU_SECONDS} seconds of CPU time" if killed else ""
+        reason += f" after {CPU_SECONDS} seconds of CPU time" if killed else ""
     return Verdict(verdict["passed"], reason[:REASON_LENGTH], limit, verdict["objects"])
 
 
