@@ -49,6 +49,19 @@ def test_json_has_stable_keys_and_a_stop_exits_with_2(student: Path, other_famil
     assert [finding["name"] for finding in findings if finding["status"] == "stop"] == ["tokenizer"]
 
 
+def test_json_keeps_any_text_on_any_terminal(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Control characters, a lone surrogate, and a character that Latin-1 has no escape of JSON for."""
+    text = "What is 3 times 3? \x1b[31m \u202e \x9b \ud800 \U0001f600"
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps({"question": text}) + "\n")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": text.replace("\ud800", "d800")}) + "\n")
+    words = ("--student", student, "--teacher", teacher, "--prompts", "prompts.jsonl", "--benchmarks", tmp_path)
+    code, stdout, _ = examine(*words, "--json")
+    found = {f["name"]: f for f in json.loads(stdout)}
+    assert (code, stdout.isascii()) == (0, True)
+    assert [overlap["question"] for overlap in found["benchmarks"]["values"]["overlaps"]] == [text]
+
+
 def test_options_of_the_run_reach_the_verdict(student: Path, teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text("learning-rate: 1e-4\nk: 3\n")
     words = ("--student", student, "--teacher", teacher, "--config", "options.yaml", "--json")

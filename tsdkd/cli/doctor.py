@@ -80,7 +80,7 @@ def command(
     if not findings.stops:
         _add_plan(findings, *names, data, config)
     if json_:
-        show_text(json.dumps([asdict(finding) for finding in findings.all], indent=1, ensure_ascii=False))
+        show_text(json.dumps([asdict(finding) for finding in findings.all], indent=1))  # ASCII suits every terminal
     else:
         _show(findings)
     if findings.stops:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.models import save_tiny_model
+from tests.helpers.models import CHAT, save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.stages.config.doctor import CPU_SAMPLE_TOKENS, DoctorConfig
 from tsdkd.stages.config.generate import GenerateConfig
@@ -97,6 +97,37 @@ def test_a_base_student_with_an_instruct_teacher(teacher: Path, prompts: Path, t
     found = findings(base, teacher, prompts)
     assert found["chat_template"].status == "stop"
     assert "no chat template" in found["chat_template"].reason
+
+
+def test_one_model_in_both_roles_has_nothing_to_learn(student: Path, prompts: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(student)
+    found = findings(student, link, prompts)
+    assert found["models"].status == "stop"
+    assert "They are the same model." in found["models"].reason
+    assert "knowledge" not in found
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        (LOOP + CHAT, ["student"]),
+        ("{% if messages[0]['role'] == 'system' %}" + LOOP + "{% endif %}" + CHAT, ["system_role"]),
+        ("{% if enable_thinking %}" + LOOP + "{% endif %}" + CHAT, ["thinking_mode"]),
+    ],
+)
+def test_a_chat_template_that_does_not_end_is_a_finding(
+    template: str, names: list[str], teacher: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_rendering, "SECONDS", 0.2)
+    endless = save_tiny_model(tmp_path / "endless", seed=1)
+    (endless / "chat_template.jinja").write_text(template)
+    found = diagnose(str(endless), str(teacher), prompts, CONFIG)
+    assert [finding.name for finding in found.stops] == names
+    assert "does not end" in found.stops[0].reason
 
 
 def test_a_student_that_is_better_than_its_teacher(student: Path, prompts: Path, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def _thinking_mode(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _hello(tokenizer: PreTrainedTokenizerBase, **variables: bool) -> str:
+    """Empty for a template that refuses it. Raises InputError for one that does not end."""
     try:
         return render_chat(tokenizer, HELLO, add_generation_prompt=True, **variables)
     except InputError:

@@ -64,6 +64,7 @@ def read_model_files(role: str, name: str, attention: str | None) -> ModelFiles:
     """Raises InputError for a model that a stage would refuse before it loads the weights."""
     spec, config = load_spec(name), load_config(name)
     record = model_record(role, name, hashed=False)
+    turn_end_ids(spec.tokenizer)  # refuses a chat template that does not end, once
     require_attention(attention, [name])
     saved = Counter[torch.dtype]()
     for _, tensor in saved_tensors(weight_files(spec.directory), "meta"):
@@ -72,11 +73,15 @@ def read_model_files(role: str, name: str, attention: str | None) -> ModelFiles:
 
 
 def check_models(pair: Pair) -> Finding:
+    """Stops at one model in both roles: it has nothing to learn from itself."""
     student, teacher = pair
     sizes = [f"{m.role} {m.spec.name} ({m.config.model_type}, {m.parameters:,} parameters)" for m in pair]
+    values = {f"{m.role}_parameters": m.parameters for m in pair}
+    if len({(m.spec.directory.resolve(), m.spec.adapter and m.spec.adapter.resolve()) for m in pair}) == 1:
+        problem, remedy = "They are the same model.", "Name another one as --student."
+        return finding("models", f"{sizes[0]}, {sizes[1]}.", problem, remedy, "stop", values=values)
     problem = "The teacher is not larger." if teacher.parameters <= student.parameters else ""
     remedy = "Check that --student and --teacher are not swapped."
-    values = {f"{m.role}_parameters": m.parameters for m in pair}
     return finding("models", f"{sizes[0]}, {sizes[1]}.", problem, remedy, values=values)
 
 

@@ -85,7 +85,8 @@ def _read_pair(findings: Findings, student: str, teacher: str, config: DoctorCon
     findings.add("tokenizer", lambda: model_files.check_tokenizer(pair))
     findings.add("vocabulary", lambda: model_files.check_vocabulary(pair))
     for model in pair:
-        findings.all += [model_files.check_end_tokens(model), model_files.check_pad_token(model)]
+        findings.add(f"{model.role}_end_tokens", partial(model_files.check_end_tokens, model))
+        findings.all.append(model_files.check_pad_token(model))
         findings.add(f"{model.role}_begin_token", partial(chat_prompts.check_begin_tokens, model))
     findings.all.append(model_files.check_same_end(pair))
     findings.add("chat_template", lambda: chat_prompts.check_chat_template(pair))
