@@ -52,11 +52,27 @@ def test_datasets_without_a_card_are_read_by_the_names_of_their_files(tmp_path: 
     assert read_questions(tmp_path) == [Question("gsm8k", "test-00000 asks")]
 
 
+@pytest.mark.parametrize(
+    "configs",
+    [
+        *("null", "5", "[1]", "[{data_files: 5}]", "[{data_files: [5]}]", "2024-99-99", "[", "\xff"),
+        *("[{data_files: [{split: test}]}]", "[{data_files: [{split: test, path: [5, '']}]}]"),
+        *("[{data_files: [{split: test, path: /*}]}]", "[{data_files: [{split: test, path: ../*.jsonl}]}]"),
+    ],
+)
+def test_a_card_that_names_no_files_of_its_own_is_not_followed(configs: str, tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    for file in ("gsm8k/test.jsonl", "other.jsonl"):
+        (tmp_path / file).write_text(json.dumps({"question": file}) + "\n")
+    (tmp_path / "gsm8k" / "README.md").write_bytes(f"---\nconfigs: {configs}\n---\n".encode("latin-1"))
+    assert read_questions(tmp_path) == [Question("gsm8k", "gsm8k/test.jsonl")]
+
+
 def test_directories_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no benchmark"):
         read_questions(tmp_path)
     (tmp_path / "math").mkdir()
-    with pytest.raises(InputError, match="math has no readable file"):
+    with pytest.raises(InputError, match="math has no question"):
         read_questions(tmp_path)
     (tmp_path / "math" / "test.jsonl").write_text('{"question": "What?"}\n')
     with pytest.raises(InputError, match="no column 'problem'"):

@@ -114,7 +114,7 @@ def read_questions(directory: Path) -> list[Question]:
                 questions[Question(dataset, str(row[column] or ""))] = None
     for dataset in {dataset for dataset, _ in sources} - {question.benchmark for question in questions}:
         raise InputError(
-            f"{directory / dataset} has no readable file of its evaluated split.",
+            f"{directory / dataset} has no question in a file of its evaluated split.",
             "Copy the dataset from the hub again.",
         )
     return list(questions)
@@ -133,16 +133,27 @@ def _split_files(directory: Path, split: str) -> list[Path]:
 
 def _patterns(card: Path, split: str) -> Iterator[str]:
     """The file patterns that a dataset's card gives for a split."""
-    parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.is_file() else []
     try:
         content: Any = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as the date 2024-99-99
         content = {}
-    for config in content.get("configs", ()) if isinstance(content, dict) else ():
-        for files in config.get("data_files", ()) if isinstance(config.get("data_files"), list) else ():
-            if isinstance(files, dict) and files.get("split") == split:
-                path = files["path"]
-                yield from path if isinstance(path, list) else [path]
+    for config in _objects(content, "configs"):
+        for files in _objects(config, "data_files"):
+            if files.get("split") == split:
+                path = files.get("path")
+                yield from filter(_stays_inside, path if isinstance(path, list) else [path])
+
+
+def _objects(content: Any, key: str) -> list[dict[str, Any]]:
+    """The objects in a list of an object; what has another form is left out."""
+    values = content.get(key) if isinstance(content, dict) else None
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+def _stays_inside(pattern: Any) -> bool:
+    """Whether a card's pattern names files of its own dataset."""
+    return isinstance(pattern, str) and bool(pattern) and pattern[0] != "/" and ".." not in Path(pattern).parts
 
 
 def check_overlaps(index: QuestionIndex, overlaps: list[Overlap], prompts: int) -> Finding:
