@@ -54,7 +54,7 @@ def test_a_pair_is_examined_from_its_files_to_its_responses(
         *("teacher_end_tokens", "teacher_pad_token", "teacher_begin_token", "same_end_tokens"),
         *("chat_template", "system_role", "thinking_mode", "benchmarks", "prompts", "prompt_rendering", "context"),
         *("response_length", "repetition", "thoughts", "entropy", "gate", "opener", "candidate_overlap"),
-        *("candidate_mass", "favourite", "knowledge", "entropy_term"),
+        *("outside_mass", "favourite", "knowledge", "entropy_term"),
     ]
     by_name = {finding.name: finding for finding in found.all}
     assert not found.stops

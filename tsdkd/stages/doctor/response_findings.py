@@ -10,8 +10,8 @@ from tsdkd.stages.doctor.responses import Responses
 
 CUT_ABOVE = REPEATING_ABOVE = 0.1
 """Fractions of responses."""
-MOST = 0.5
-"""Candidates that hold less are not most of a distribution."""
+HALF = 0.5
+"""Of a distribution, of the candidates, and of the weight of the divergence."""
 FAVOURITE_BELOW = 0.9
 """Fraction of tokens; below it, the ranking cannot teach the teacher's choice at one token in ten."""
 STANDARD_ERRORS = 2
@@ -46,7 +46,7 @@ def response_findings(sampled: Sampled, pair: Pair, objective: TSDKDConfig, max_
         _gate(sampled),
         _opener(sampled),
         _overlap(sampled, objective.k),
-        _candidate_mass(sampled, objective.k),
+        _outside_mass(sampled, objective.k),
         _favourite(sampled, objective.k),
         _knowledge(sampled, pair),
     ]
@@ -98,7 +98,7 @@ def _gate(sampled: Sampled) -> Finding:
     reason = f"The mean is {sampled.both('gate')}."
     problem = (
         "The teacher is less sure than the student, so the divergence counts less than half."
-        if sampled.student.mean("gate") < MOST
+        if sampled.student.mean("gate") < HALF
         else ""
     )
     return finding(
@@ -122,7 +122,7 @@ def _opener(sampled: Sampled) -> Finding:
 
 def _overlap(sampled: Sampled, k: int) -> Finding:
     reason = f"Fraction of the student's {k} candidates among the teacher's {k} best tokens: {sampled.both('overlap')}."
-    problem = "Most candidates are unlikely for the teacher." if sampled.student.mean("overlap") < MOST else ""
+    problem = "Most candidates are unlikely for the teacher." if sampled.student.mean("overlap") < HALF else ""
     return finding(
         "candidate_overlap",
         reason,
@@ -132,18 +132,18 @@ def _overlap(sampled: Sampled, k: int) -> Finding:
     )
 
 
-def _candidate_mass(sampled: Sampled, k: int) -> Finding:
-    names = "student_candidate_mass", "teacher_candidate_mass"
+def _outside_mass(sampled: Sampled, k: int) -> Finding:
+    names = "student_outside_mass", "teacher_outside_mass"
     reason = (
-        f"The student's {k} candidates hold the student's probability {sampled.both(names[0])}; the teacher's "
+        f"Outside the student's {k} candidates is the student's probability {sampled.both(names[0])}; the teacher's "
         f"probability {sampled.both(names[1])}."
     )
     problem = (
         "The ranking orders tokens that hold less than half of a distribution."
-        if min(r.mean(n) for r in (sampled.student, sampled.teacher) for n in names) < MOST
+        if max(r.mean(n) for r in (sampled.student, sampled.teacher) for n in names) > HALF
         else ""
     )
-    return finding("candidate_mass", reason, problem, "Raise --k, or lower --alpha.", values=sampled.values(*names))
+    return finding("outside_mass", reason, problem, "Raise --k, or lower --alpha.", values=sampled.values(*names))
 
 
 def _favourite(sampled: Sampled, k: int) -> Finding:

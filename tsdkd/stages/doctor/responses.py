@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tsdkd.core import AdaptiveOpener, Divergence, Head, TSDKDConfig, select
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
-from tsdkd.core.ranking import propose
+from tsdkd.core.ranking import outside_mass, propose
 from tsdkd.stages.config.doctor import DoctorConfig
 from tsdkd.stages.data.batches import batches_by_length
 from tsdkd.stages.data.randomness import random_integer
@@ -125,8 +125,8 @@ def compare_chunk(
         "teacher_entropy": entropy_of(log_p),
         "student_log_prob": log_q.gather(-1, ids).squeeze(-1),
         "teacher_log_prob": log_p.gather(-1, ids).squeeze(-1),
-        "student_candidate_mass": log_q.gather(-1, candidates).exp().sum(-1),
-        "teacher_candidate_mass": log_p.gather(-1, candidates).exp().sum(-1),
+        "student_outside_mass": outside_mass(log_q.gather(-1, candidates)),
+        "teacher_outside_mass": outside_mass(log_p.gather(-1, candidates)),
         "overlap": shared.float().mean(-1),
         "favourite": (candidates == best[:, :1]).any(-1).float(),
         "top1_agreement": (candidates[:, 0] == best[:, 0]).float(),
