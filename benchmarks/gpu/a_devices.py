@@ -79,9 +79,10 @@ STAGE_BOUNDS = {"train bfloat16": 0.05}
 RESUME_BOUND = 1e-4
 """GPUs add in varying order; on a CPU the difference is 0."""
 ON_DEVICE = {
-    "generate": f"generate --prompts {{models}}/prompts.jsonl --rollouts {{run}}/rollouts {SAMPLING} {MODELS}",
-    "generate teacher": f"generate --prompts {{models}}/prompts.jsonl --policy teacher {SAMPLING} {MODELS} "
-    "--rollouts {run}/teacher",
+    "generate": f"generate --prompts {{models}}/prompts.jsonl --rollouts {{run}}/rollouts {SAMPLING} "
+    "--student {models}/student",
+    "generate teacher": f"generate --prompts {{models}}/prompts.jsonl --policy teacher {SAMPLING} "
+    "--teacher {models}/teacher --rollouts {run}/teacher",
     "generate speculative": f"generate --prompts {{models}}/prompts.jsonl --policy speculative {SAMPLING} {MODELS} "
     "--rollouts {run}/speculative",
     "train online": f"train --prompts {{models}}/prompts.jsonl --checkpoint {{run}}/online {SAMPLING} {MODELS} "

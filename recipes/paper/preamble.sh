@@ -88,8 +88,9 @@ learn() {  # NAME RESPONSES OPTIONS...
 record() {  # POLICY
   case $recorded in *" $1 "*) return 0 ;; esac
   recorded="$recorded $1 "
-  tsdkd generate --policy "$1" --rollouts "$RUN/rollouts-$1" --seed "$SEED" --student "$STUDENT" --teacher "$TEACHER" \
-    "${prompts[@]}" $SAMPLE
+  local authors=(--student "$STUDENT" --teacher "$TEACHER")
+  if [ "$1" = teacher ]; then authors=(--teacher "$TEACHER"); fi
+  tsdkd generate --policy "$1" --rollouts "$RUN/rollouts-$1" --seed "$SEED" "${authors[@]}" "${prompts[@]}" $SAMPLE
 }
 
 measure() {  # evaluates teacher, student and all rows beside the published numbers

@@ -4,7 +4,18 @@ from typing import Annotated
 
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
+from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
+
+
+def require_used_models(config: GenerateConfig, student: str | None, teacher: str | None) -> None:
+    """Raises InputError for a named model that does not respond: it would be neither read nor recorded."""
+    for role, other, name in (("student", "teacher", student), ("teacher", "student", teacher)):
+        if name and config.policy == other:
+            raise InputError(
+                f"The policy {other!r} does not use the {role} {name}.",
+                f"Leave out --{role}, or choose another --policy, such as {role} or mixed.",
+            )
 
 
 @options.configured(GenerateConfig)
@@ -25,6 +36,7 @@ def command(
     """Sample responses to prompts from the student, from the teacher, or from both: prompts -> rollouts."""
     from tsdkd.stages.generate.stage import format_skipped, generate
 
+    require_used_models(config, student, teacher)
     models = {} if config.policy == "teacher" else {"student": defaults.student(student)}
     models |= {} if config.policy == "student" else {"teacher": defaults.teacher(teacher)}
     artifact = generate(
