@@ -1,5 +1,5 @@
 # Sourced by the recipes and by tests/run.sh: a virtual environment with tsdkd and the embedded model.
-# An active environment is used as it is, so you choose the build of torch.
+# An active environment (venv, or conda other than base) is used as it is, so you choose the build of torch.
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "error: $("$python" --version) is too old." >&2
@@ -7,14 +7,14 @@ python=${PYTHON:-python3}
   exit 2
 }
 if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is installed; nothing is downloaded
-  if [ -z "${VIRTUAL_ENV:-}" ]; then
-    [ -d .venv ] || "$python" -m venv .venv
+  if [ -z "${VIRTUAL_ENV:-}" ] && { [ -z "${CONDA_PREFIX:-}" ] || [ "${CONDA_DEFAULT_ENV:-base}" = base ]; }; then
+    [ -f .venv/bin/activate ] || "$python" -m venv .venv   # written last: without it, an interrupted one is made again
     . .venv/bin/activate
   fi
   prefix=$(python -c 'import sys; print(sys.prefix)')
   stamp="$prefix/tsdkd-installed${EXTRAS:-}"   # written when an installation has ended
   installed=$(python -I -c 'import tsdkd; print(tsdkd.__file__)' 2>/dev/null || true)   # another clone's, perhaps
-  if [ "$installed" != "$PWD/tsdkd/__init__.py" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum pyproject.toml)" ]; then
+  if [ "$installed" != "$(pwd -P)/tsdkd/__init__.py" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum pyproject.toml)" ]; then
     echo "Installing tsdkd${EXTRAS:-} in $prefix: pip downloads about 3.3 GB with the CUDA build of torch, 0.5 GB with a CPU build."
     echo "The next run installs nothing."
     python -m pip install --disable-pip-version-check --editable ".${EXTRAS:-}"

@@ -12,7 +12,11 @@ from tests.helpers.recipes import RECIPES, ROOT
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   "-m pip "*) echo "$*" >>"$PIP_LINES" ;;
-  *"sys.prefix"*) echo "$VIRTUAL_ENV" ;;
+  "-m venv "*)
+    mkdir -p .venv/bin
+    echo 'export VIRTUAL_ENV="$PWD/.venv"' >.venv/bin/activate
+    echo "$*" >>"$PIP_LINES" ;;
+  *"sys.prefix"*) echo "${VIRTUAL_ENV:-$CONDA_PREFIX}" ;;
   *"tsdkd.__file__"*) echo "$TSDKD_FILE" ;;
 esac
 """
@@ -41,6 +45,7 @@ def set_up(clone: Path, **variables: str) -> tuple[str, list[str]]:
         "VIRTUAL_ENV": str(environment),
         "TSDKD_FILE": str(clone / "tsdkd" / "__init__.py"),
         "PIP_LINES": str(lines),
+        "PWD": str(clone),  # bash keeps it, links included
     }
     output = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", ". recipes/setup.sh"],
@@ -51,6 +56,32 @@ def set_up(clone: Path, **variables: str) -> tuple[str, list[str]]:
         check=True,
     )
     return output.stdout, lines.read_text().splitlines()
+
+
+def test_a_clone_behind_a_link_installs_once(clone: Path) -> None:
+    """An editable installation knows the path without links."""
+    link = clone.parent / "a link"
+    link.symlink_to(clone)
+    file = str(clone.resolve() / "tsdkd" / "__init__.py")
+    assert set_up(link, TSDKD_FILE=file)[1]
+    assert set_up(link, TSDKD_FILE=file) == ("", [])
+
+
+def test_an_interrupted_environment_is_made_again(clone: Path) -> None:
+    """venv writes its script activate last."""
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for installed in (False, True):
+        calls = set_up(clone, VIRTUAL_ENV="")[1]
+        assert calls[:1] == ([] if installed else ["-m venv .venv"])
+
+
+@pytest.mark.parametrize(("name", "made"), [("base", True), ("mine", False)])
+def test_an_active_conda_environment_is_used_but_not_its_base(name: str, made: bool, clone: Path) -> None:
+    conda = clone.parent / "conda"
+    conda.mkdir()
+    calls = set_up(clone, VIRTUAL_ENV="", CONDA_PREFIX=str(conda), CONDA_DEFAULT_ENV=name)[1]
+    assert ("-m venv .venv" in calls) == made
+    assert (conda / "tsdkd-installed").exists() != made
 
 
 def test_the_first_run_says_what_it_downloads_and_the_second_installs_nothing(clone: Path) -> None:
