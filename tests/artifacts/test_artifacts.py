@@ -1,7 +1,9 @@
 """Artifacts: a killed writer resumes to the same bytes; readers refuse damaged and wrong artifacts with a remedy."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tsdkd.artifacts import opening
+from tsdkd.artifacts import writer as writer_module
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.manifest import FORMAT, Manifest, ModelRecord, Parent, load_manifest
@@ -81,6 +85,24 @@ def test_a_complete_artifact_does_not_change(tmp_path: Path, contents: Contents)
     ) as writer:  # a new version of a library changes nothing
         assert writer.complete
     assert contents(tmp_path / "a") == before
+
+
+def test_ranks_skip_a_complete_artifact_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a")
+
+    def read_only(path: Path, _: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(opening, "lock_for_writing", read_only)
+    monkeypatch.setattr(writer_module, "lock_for_writing", read_only)
+    writer = Writer.open(tmp_path / "a", manifest())
+    writer.share()
+    assert Writer.join(writer.path).complete
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    edit(tmp_path / "a", state="partial")
+    with pytest.raises(OSError, match="Read-only"):
+        Writer.join(writer.path)
 
 
 @pytest.mark.parametrize(
