@@ -3,9 +3,11 @@
 Of its tables, the columns that a stage reads are checked as it reads them.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -188,8 +190,8 @@ def _exists(path: Path) -> bool:
 
 def _lies_inside(path: Path, directory: Path) -> bool:
     """Whether a file, or a directory with all that it links to, lies in a directory."""
-    root = directory.resolve()
-    return path.resolve().is_relative_to(root) and all(file.resolve().is_relative_to(root) for file in path.rglob("*"))
+    root = directory.resolve()  # realpath ends at a loop of links; resolve raises
+    return all(Path(os.path.realpath(file)).is_relative_to(root) for file in chain([path], path.rglob("*")))
 
 
 def check_parts(path: Path, manifest: Manifest) -> None:
