@@ -210,7 +210,7 @@ def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
     parent = read_artifact(tmp_path / "parent", "rollouts").as_parent_of(child)
     with Writer.open(child, manifest(kind="checkpoint", parents=(parent,))) as writer:
         made = writer.finish({})
-    assert [unchanged for _, _, unchanged in check_parents(child, made.manifest)] == [True]
+    assert [unchanged for _, _, unchanged in check_parents(child, made.manifest, tmp_path)] == [True]
 
 
 def test_ranks_of_one_run_divide_the_parts(tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
@@ -357,7 +357,8 @@ def test_verify_refuses_a_changed_parent(tmp_path: Path) -> None:
         verify_artifact(tmp_path / "a")
     prompts.unlink()
     verify_artifact(tmp_path / "a")  # a missing parent is no difference: artifacts are copied without their parents
-    assert [parent[1:] for parent in check_parents(tmp_path / "a", load_manifest(tmp_path / "a"))] == [(False, False)]
+    checked = check_parents(tmp_path / "a", load_manifest(tmp_path / "a"), tmp_path)
+    assert [parent[1:] for parent in checked] == [(False, False)]
 
 
 def test_verify_refuses_columns_of_another_kind(tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_a_fingerprint_depends_on_content_not_on_the_path(tmp_path: Path) -> Non
     assert read_artifact(tmp_path / "moved", "rollouts").fingerprint == before
 
 
-@pytest.mark.parametrize("changes", [{"summary": {"responses": 4}}, {"tsdkd": "9"}])
+@pytest.mark.parametrize("changes", [{"summary": {"responses": 4}}, {"tsdkd": "9"}, {"sha256": []}])
 def test_verify_notices_a_manifest_that_was_changed(tmp_path: Path, changes: dict[str, object]) -> None:
     write(tmp_path / "a")
     verify_artifact(tmp_path / "a")

@@ -227,7 +227,7 @@ def test_a_loop_of_links_stays_inside(run: Path) -> None:
     assert "(changed since)" in result.output
 
 
-def test_report_and_lineage_hash_nothing_outside_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_outside_the_run_is_hashed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     monkeypatch.setattr("tsdkd.artifacts.reader.content_digest", lambda path: hashed.append(path.resolve()) or "")
     secret, link = run.parent / "secret", run / "inside"
@@ -239,6 +239,9 @@ def test_report_and_lineage_hash_nothing_outside_the_run(run: Path, monkeypatch:
         (run_,) = load_runs([run])
         assert [problem for artifact in run_.artifacts for problem in artifact.problems if "secret" in problem] == []
         result = CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")])
+        assert "outside the run, not checked" in result.output
+        set_field(run / "rollouts", "sha256", None)
+        result = CliRunner().invoke(app, ["artifact", "verify", str(run / "rollouts")])
         assert "outside the run, not checked" in result.output
     assert hashed == []
     set_field(run / "rollouts", "parents.0.path", "../prompts.jsonl")
