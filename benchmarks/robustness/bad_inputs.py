@@ -1,6 +1,6 @@
 """Counts what commands do with bad inputs: refuse them with a cause and a remedy, run, or end in a raw error.
 
-    python benchmarks/robustness/bad_inputs.py --trials 1000 --seed 0
+    python -m benchmarks.robustness.bad_inputs --trials 1000 --seed 0
 
 Each trial spoils one input of one command: an option, a prompts file, a file of a model or an adapter, a name, a plan,
 a file of options, a journal or a log. It runs in a forked process with a limit of time. Prints a table of counts by
@@ -27,6 +27,7 @@ import datasets
 import huggingface_hub
 from typer.testing import CliRunner
 
+from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import JOURNAL_FILE
@@ -322,8 +323,7 @@ def _in_child(words: list[str], directory: Path) -> tuple[int | None, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    add_common_options(parser, trials=1000)
     parser.add_argument("--only", type=int, help="number of the one trial to repeat")
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {name: Counter() for name in COMMANDS}
@@ -335,11 +335,11 @@ def main() -> None:
             counts[name][outcome] += 1
             if outcome == "raw" or options.only is not None:
                 print(f"trial {trial}: {told}\n", file=sys.stderr, flush=True)
-    print("| command | refused | ran | raw |\n| --- | --- | --- | --- |")
-    total = sum(counts.values(), Counter[str]())
-    for name, count in {**counts, "all": total}.items():
-        print(f"| {name} | {count['refused']} | {count['ran']} | {count['raw']} |")
-    sys.exit(bool(total["raw"]))
+    rows = [
+        Row(name, found.total(), found["raw"], {name: found[name] for name in ("refused", "ran", "raw")})
+        for name, found in counts.items()
+    ]
+    write_rows_and_exit("Bad inputs", rows, options.json)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Damages manifests, journals, logs, results and tables of a small run, and counts commands that end in a raw error.
 
-    python benchmarks/robustness/manifests.py --mutants 300 --seed 0
+    python -m benchmarks.robustness.manifests --trials 300 --seed 0
 
-A mutant has one damage; half of the mutants have the hashes that cover it corrected, so that later checks are reached.
-Every command must end well or with a TsdkdError, and change nothing outside the run. A mutant takes a few seconds.
+A trial is a mutant with one damage, which several commands read; half of the mutants have the hashes that cover it
+corrected, so that later checks are reached. Every command must end well or with a TsdkdError, and change nothing
+outside the run. A trial takes a few seconds.
 """
 
 import argparse
 import json
 import random
 import shutil
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
+from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
@@ -46,6 +47,9 @@ COMMANDS = {
     "results/distilled": (*LOOK, "eval --compare {r} --format latex", "report {r} --html {r}/report.html"),
 }
 """The commands that read each artifact."""
+ENDS = ("well", "refused", "usage", "raw")
+"""How a command ends."""
+FAULTS = ("usage", "raw", "outside")
 TRAINING = "--precision float32 --epochs 1 --batch-size 4 --micro-batch-size 2 --k 4 --student {d}/student"
 
 
@@ -219,24 +223,28 @@ def campaign(
     return counts
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    add_common_options(parser, trials=300)
+    options = parser.parse_args()
     with TemporaryDirectory() as directory:
         workspace = make_workspace(Path(directory))
         before = content_digest(workspace.path / "run")
-        counts = campaign(workspace, arguments.seed, arguments.mutants, partial(print, flush=True), COMMANDS)
+        counts = campaign(workspace, options.seed, options.trials, partial(print, flush=True), COMMANDS)
         unchanged = content_digest(workspace.path / "run") == before
-    kinds = ("well", "refused", "usage", "raw", "outside")
-    print(f"{'command':20}" + "".join(f"{kind:>10}" for kind in kinds))
-    for command in sorted({command for command, _ in counts}):
-        print(f"{command:20}" + "".join(f"{counts[command, kind]:10}" for kind in kinds))
-    failed = sum(count for (_, kind), count in counts.items() if kind in {"raw", "usage", "outside"})
-    print(f"{arguments.mutants} mutants, {sum(counts.values())} commands, {failed} raw errors or writes outside")
-    return 1 if failed or not unchanged else 0
+    if not unchanged:
+        counts["any", "outside"] += 1
+    rows = [
+        Row(
+            command,
+            sum(counts[command, kind] for kind in ENDS),
+            sum(counts[command, kind] for kind in FAULTS),
+            {kind: counts[command, kind] for kind in (*ENDS, "outside")},
+        )
+        for command in sorted({command for command, _ in counts})
+    ]
+    write_rows_and_exit("Damaged manifests and tables", rows, options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

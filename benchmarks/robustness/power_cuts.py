@@ -23,9 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, RecordingObserver
@@ -197,28 +195,20 @@ def campaign(workspace: Workspace, trials: int, seed: int) -> dict[tuple[str, st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=300, help="number of trials")
-    parser.add_argument("--seed", type=int, default=0, help="seed that chooses the trials")
-    parser.add_argument("--json", type=Path, help="file that the rows are written to")
+    add_common_options(parser, trials=300)
     options = parser.parse_args()
     with TemporaryDirectory() as directory:
         counts = campaign(Workspace(Path(directory)), options.trials, options.seed)
     rows = [
-        {
-            "name": f"{'saved step' if kind in TRAININGS else 'artifact'}, {kind}, {damage}",
-            "trials": found.total(),
-            "faults": sum(found[name] for name in FAULTS),
-            "counts": {name: found[name] for name in OUTCOMES},
-        }
+        Row(
+            f"{'saved step' if kind in TRAININGS else 'artifact'}, {kind}, {damage}",
+            found.total(),
+            sum(found[name] for name in FAULTS),
+            {name: found[name] for name in OUTCOMES},
+        )
         for (kind, damage), found in sorted(counts.items())
     ]
-    table = Table("", "trials", *OUTCOMES, title="Power cuts")
-    for row in rows:
-        table.add_row(row["name"], str(row["trials"]), *map(str, row["counts"].values()))
-    Console(width=140, highlight=False).print(table)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
-    raise SystemExit(any(row["faults"] for row in rows))
+    write_rows_and_exit("Power cuts", rows, options.json)
 
 
 if __name__ == "__main__":

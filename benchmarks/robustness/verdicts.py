@@ -1,20 +1,20 @@
 """Counts the programs that pass without solving their task.
 
-    python benchmarks/robustness/verdicts.py [SEED]
+    python -m benchmarks.robustness.verdicts --seed 0
 
 Three kinds of programs are judged: right ones, forgeries, and programs that hold the answers of the tests. A program
 cannot be told from a right one if it holds the answers in its own text, because a prompt shows its tests. A program
-that reads them from a file must fail. The exit status is 1 if a right program fails or another one passes.
+that reads them from a file must fail. A fault is a right program that fails, and another one that passes. Each program
+is judged once, up to the number of trials of its kind.
 """
 
+import argparse
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
+from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
 from benchmarks.robustness.verdict_programs import FORGERIES, READER, TASKS, Task
 from tsdkd.stages.eval.sandbox.verdict import judge_program
 
@@ -22,16 +22,18 @@ TESTS = 3
 
 
 def main() -> None:
-    seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    failures = 0
-    print(f"seed {seed}\n\n{'programs':40} {'judged':>6} {'passed':>6} {'expected':>8}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser, trials=100)
+    options = parser.parse_args()
+    rows = []
     with TemporaryDirectory() as directory:
-        for kind, expected, programs in _kinds(seed, Path(directory)):
-            verdicts = [judge_program(program, tests, "", task.solution) for task, program, tests in programs]
+        for kind, expected, programs in _kinds(options.seed, Path(directory)):
+            chosen = programs[: options.trials]
+            verdicts = [judge_program(program, tests, "", task.solution) for task, program, tests in chosen]
             passed = sum(verdict.passed for verdict in verdicts)
-            failures += passed != (len(verdicts) if expected else 0)
-            print(f"{kind:40} {len(verdicts):6} {passed:6} {len(verdicts) if expected else 0:8}")
-    sys.exit(bool(failures))
+            faults = len(verdicts) - passed if expected else passed
+            rows.append(Row(kind, len(verdicts), faults, {"passed": passed}))
+    write_rows_and_exit("Verdicts", rows, options.json)
 
 
 def _kinds(seed: int, directory: Path) -> Iterator[tuple[str, bool, list[tuple[Task, str, list[str]]]]]:

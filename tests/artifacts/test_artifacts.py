@@ -1,7 +1,9 @@
 """Artifacts: a killed writer resumes to the same bytes; readers refuse damaged and wrong artifacts with a remedy."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tsdkd.artifacts import opening
+from tsdkd.artifacts import writer as writer_module
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.manifest import FORMAT, Manifest, ModelRecord, Parent, load_manifest
@@ -81,6 +85,24 @@ def test_a_complete_artifact_does_not_change(tmp_path: Path, contents: Contents)
     ) as writer:  # a new version of a library changes nothing
         assert writer.complete
     assert contents(tmp_path / "a") == before
+
+
+def test_ranks_skip_a_complete_artifact_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a")
+
+    def read_only(path: Path, _: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(opening, "lock_for_writing", read_only)
+    monkeypatch.setattr(writer_module, "lock_for_writing", read_only)
+    writer = Writer.open(tmp_path / "a", manifest())
+    writer.share()
+    assert Writer.join(writer.path).complete
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    edit(tmp_path / "a", state="partial")
+    with pytest.raises(OSError, match="Read-only"):
+        Writer.join(writer.path)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +210,7 @@ def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
     parent = read_artifact(tmp_path / "parent", "rollouts").as_parent_of(child)
     with Writer.open(child, manifest(kind="checkpoint", parents=(parent,))) as writer:
         made = writer.finish({})
-    assert [unchanged for _, _, unchanged in check_parents(child, made.manifest)] == [True]
+    assert [unchanged for _, _, unchanged in check_parents(child, made.manifest, tmp_path)] == [True]
 
 
 def test_ranks_of_one_run_divide_the_parts(tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
@@ -335,7 +357,8 @@ def test_verify_refuses_a_changed_parent(tmp_path: Path) -> None:
         verify_artifact(tmp_path / "a")
     prompts.unlink()
     verify_artifact(tmp_path / "a")  # a missing parent is no difference: artifacts are copied without their parents
-    assert [parent[1:] for parent in check_parents(tmp_path / "a", load_manifest(tmp_path / "a"))] == [(False, False)]
+    checked = check_parents(tmp_path / "a", load_manifest(tmp_path / "a"), tmp_path)
+    assert [parent[1:] for parent in checked] == [(False, False)]
 
 
 def test_verify_refuses_columns_of_another_kind(tmp_path: Path) -> None:
@@ -354,7 +377,7 @@ def test_a_fingerprint_depends_on_content_not_on_the_path(tmp_path: Path) -> Non
     assert read_artifact(tmp_path / "moved", "rollouts").fingerprint == before
 
 
-@pytest.mark.parametrize("changes", [{"summary": {"responses": 4}}, {"tsdkd": "9"}])
+@pytest.mark.parametrize("changes", [{"summary": {"responses": 4}}, {"tsdkd": "9"}, {"sha256": []}])
 def test_verify_notices_a_manifest_that_was_changed(tmp_path: Path, changes: dict[str, object]) -> None:
     write(tmp_path / "a")
     verify_artifact(tmp_path / "a")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.rules import all_differ
 from tsdkd.artifacts.writer import Writer
 from tsdkd.cli import app
 from tsdkd.errors import ArtifactError
@@ -91,6 +93,20 @@ def test_every_field_is_checked(run: Path, names: str, value: Any, problem: str)
     set_field(run / "scores", names, value)
     with pytest.raises(ArtifactError, match=problem):
         load_manifest(run / "scores")
+
+
+def test_many_names_are_compared_once() -> None:
+    class Name(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return super().__eq__(other)
+
+    parts = [SimpleNamespace(file=Name(number)) for number in (*range(1_000), 999)]
+    assert all_differ("file")(parts) == "has file '999' twice"
+    assert Name.compared < 2_000
 
 
 @pytest.mark.parametrize("names", ["parents", "models", "parts"])
@@ -201,7 +217,17 @@ def test_a_stage_writes_through_no_link_out_of_its_artifact(tmp_path: Path, name
     assert (tmp_path / "outside").read_text() == "mine"
 
 
-def test_report_and_lineage_hash_nothing_outside_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_of_links_stays_inside(run: Path) -> None:
+    with Writer.open(run / "a", OLD) as writer:
+        add(writer, "one", "old")
+    (run / "a" / "loop").symlink_to("loop")
+    Writer.open(run / "a", OLD).__exit__()
+    set_field(run / "rollouts", "parents.0.path", "../a")
+    result = CliRunner().invoke(app, ["--debug", "artifact", "lineage", str(run / "rollouts")])
+    assert "(changed since)" in result.output
+
+
+def test_nothing_outside_the_run_is_hashed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     monkeypatch.setattr("tsdkd.artifacts.reader.content_digest", lambda path: hashed.append(path.resolve()) or "")
     secret, link = run.parent / "secret", run / "inside"
@@ -213,6 +239,9 @@ def test_report_and_lineage_hash_nothing_outside_the_run(run: Path, monkeypatch:
         (run_,) = load_runs([run])
         assert [problem for artifact in run_.artifacts for problem in artifact.problems if "secret" in problem] == []
         result = CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")])
+        assert "outside the run, not checked" in result.output
+        set_field(run / "rollouts", "sha256", None)
+        result = CliRunner().invoke(app, ["artifact", "verify", str(run / "rollouts")])
         assert "outside the run, not checked" in result.output
     assert hashed == []
     set_field(run / "rollouts", "parents.0.path", "../prompts.jsonl")

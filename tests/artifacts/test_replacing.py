@@ -18,8 +18,8 @@ from tsdkd.artifacts import opening, replacing
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE
 from tsdkd.artifacts.journal import read_sessions, record_session
 from tsdkd.artifacts.locks import reading_inputs, register_input
-from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, ModelRecord, Parent, load_manifest
-from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, ModelRecord, Parent, load_manifest, save_manifest
+from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 
@@ -94,6 +94,16 @@ def test_an_interrupted_replacement_resumes(tmp_path: Path, overwrite: bool) -> 
         assert [part.file for part in writer.manifest.parts] == ["one"]
     assert write(tmp_path / "a", NEW, "new", overwrite=overwrite).manifest.summary == {"text": "new"}
     assert text_of(tmp_path / "a") == "new"
+
+
+def test_looking_at_a_pending_directory_keeps_it(tmp_path: Path) -> None:
+    """A kill before the exchange leaves it complete."""
+    write(tmp_path / "a")
+    pending = interrupt(tmp_path / "a", NEW, overwrite=True)
+    save_manifest(pending, replace(load_manifest(pending), state="complete", summary={"text": "new"}))
+    verify_artifact(pending)
+    verify_artifact(tmp_path / "a")
+    assert write(tmp_path / "a", NEW, "newer", overwrite=True).manifest.summary == {"text": "new"}
 
 
 def test_an_interrupted_replacement_of_another_identity_is_replaced(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,19 +105,27 @@ def test_rows_are_written_and_faults_exit_with_1(tmp_path: Path, capsys: pytest.
         write_rows_and_exit("Title", rows[:1], None)
 
 
-def test_every_campaign_is_found_and_its_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_campaign_is_found_and_its_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kills" in runner.find_campaigns()
     assert not {"rows", "trees", "system_calls", "kill_cases"} & {*runner.find_campaigns()}
     rows = [{"name": "a", "trials": 3, "faults": 0, "counts": {"kills": 4}}]
 
-    def run_process(words: list[str], **_: object) -> SimpleNamespace:
-        if "--json" in words:
+    def run_process(words: list[str], **_: object) -> None:
+        assert words[3:5] == ["--seed", "1"]
+        if words[2].endswith("whole"):
             Path(words[words.index("--json") + 1]).write_text(json.dumps(rows))
-        return SimpleNamespace(returncode=1)
 
-    (tmp_path / "whole.py").write_text('add_argument("--json"); add_argument("--seed")')
-    (tmp_path / "simple.py").write_text("def main(): ...")
-    monkeypatch.setattr(runner, "__file__", str(tmp_path / "__main__.py"))
     monkeypatch.setattr(runner.subprocess, "run", run_process)
     assert runner.run_campaign("whole", {"--seed": "1"}) == [Row("whole: a", 3, 0, {"kills": 4})]
-    assert runner.run_campaign("simple", {"--seed": "1"}) == [Row("simple: in its own table", 0, 1)]
+    assert runner.run_campaign("broken", {"--seed": "1"}) == [Row("broken: ended without rows", 0, 1)]
+
+
+@pytest.mark.parametrize("name", runner.find_campaigns())
+def test_every_campaign_has_the_common_options(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = import_module(f"benchmarks.robustness.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        campaign.main()
+    assert {"--trials", "--seed", "--json"} <= {*capsys.readouterr().out.split()}

@@ -59,9 +59,10 @@ def read_regular_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     except IsADirectoryError:
         raise ValueError("a directory") from None
     with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
-        content = file.read(max_bytes + 1)
+        content = file.read(min(max_bytes, status.st_size) + 1)  # a read takes memory for all bytes that it asks for
     if len(content) > max_bytes:
         raise ValueError(f"more than {max_bytes >> 20} MiB")
     return content

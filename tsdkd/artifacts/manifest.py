@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tsdkd import __version__
-from tsdkd.artifacts.disk import fsync
+from tsdkd.artifacts.disk import replace_text
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.artifacts.json_files import Record, conform, read_json, unreadable
@@ -147,12 +147,9 @@ def _other_format(path: Path, format_: int, raw: dict[str, Any]) -> ArtifactErro
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the manifest of an artifact in one step, with its own hash; it is on disk when the function returns."""
-    temporary = path / f"{MANIFEST_FILE}.tmp"
     content = asdict(manifest)
-    temporary.write_text(json.dumps(content | {"sha256": json_digest(content)}, indent=1, sort_keys=True) + "\n")
-    fsync(temporary)
-    temporary.replace(path / MANIFEST_FILE)
-    fsync(path)
+    text = json.dumps(content | {"sha256": json_digest(content)}, indent=1, sort_keys=True)
+    replace_text(path / MANIFEST_FILE, text + "\n")
 
 
 def read_raw_manifest(path: Path) -> dict[str, Any]:

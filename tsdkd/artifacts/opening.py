@@ -95,7 +95,7 @@ def _require_own_files(opened: OpenDirectory) -> None:
     root = opened.path.resolve()
     for directory, directories, files in os.walk(root):
         for entry in (Path(directory, name) for name in (*directories, *files)):
-            if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
                 for lock in opened.locks:
                     lock.close()
                 raise ArtifactError(

@@ -3,9 +3,11 @@
 Of its tables, the columns that a stage reads are checked as it reads them.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,10 +125,11 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
 
 
 @reading_inputs()
-def verify_artifact(path: Path) -> Manifest:
+def verify_artifact(path: Path) -> tuple[Manifest, list[Parent]]:
     """Check an artifact as `read_artifact` does, then all values of its tables, its parents, and the manifest's hash.
 
-    Raises ArtifactError for the first difference. A parent that was removed is not a difference.
+    Returns its manifest, and the parents outside its run, which are not hashed. Raises ArtifactError for the first
+    difference. A parent that was removed is not a difference.
     """
     manifest = load_manifest(path)
     artifact = read_artifact(path, manifest.kind)
@@ -134,24 +137,25 @@ def verify_artifact(path: Path) -> Manifest:
         with artifact.open_part(part) as file:
             for batch in file.iter_batches(VERIFIED_ROWS):
                 artifact.check(part, pa.Table.from_batches([batch]))
-    for parent, exists, unchanged in check_parents(path, manifest):
+    outside = []
+    for parent, exists, unchanged in check_parents(path, manifest, run_of(path)):
+        if unchanged is None and parent.kind != HUB_DATASET:
+            outside.append(parent)
         if exists and unchanged is False:
             raise ArtifactError(
                 f"{path / parent.path} ({parent.kind}) changed after {path} was made from it.",
                 f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
             )
     content = read_raw_manifest(path)
-    if content.pop("sha256", None) not in {None, json_digest(content)}:  # None: written by an earlier tsdkd
+    if content.pop("sha256", None) not in (None, json_digest(content)):  # None: written by an earlier tsdkd
         raise ArtifactError(
             f"{path / MANIFEST_FILE} was changed after it was written.",
             f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
         )
-    return manifest
+    return manifest, outside
 
 
-def check_parents(
-    path: Path, manifest: Manifest, run: Path | None = None
-) -> Iterator[tuple[Parent, bool, bool | None]]:
+def check_parents(path: Path, manifest: Manifest, run: Path) -> Iterator[tuple[Parent, bool, bool | None]]:
     """Yield each parent, whether its path exists, and whether it has the recorded fingerprint; None: not checked.
 
     A dataset on the hub is not checked. `run`: only files in this directory are hashed, because a manifest may name any
@@ -166,7 +170,7 @@ def check_parents(
             yield parent, exists, exists and load_manifest(location).fingerprint == parent.fingerprint
         elif not _exists(location):
             yield parent, False, False
-        elif run is None or _lies_inside(location, run):
+        elif _lies_inside(location, run):
             yield parent, True, content_digest(location) == parent.fingerprint
         else:
             yield parent, True, None
@@ -188,8 +192,8 @@ def _exists(path: Path) -> bool:
 
 def _lies_inside(path: Path, directory: Path) -> bool:
     """Whether a file, or a directory with all that it links to, lies in a directory."""
-    root = directory.resolve()
-    return path.resolve().is_relative_to(root) and all(file.resolve().is_relative_to(root) for file in path.rglob("*"))
+    root = directory.resolve()  # realpath ends at a loop of links; resolve raises
+    return all(Path(os.path.realpath(file)).is_relative_to(root) for file in chain([path], path.rglob("*")))
 
 
 def check_parts(path: Path, manifest: Manifest) -> None:

@@ -138,7 +138,8 @@ def clean(path: Path) -> None:
 
 def _leftovers(path: Path) -> list[Path]:
     replaced = [other for other in (pending_path(path), _discarded_path(path)) if purpose_of(other) is None]
-    found = [file for file in (path / REPLACEMENT_FILE, *replaced) if os.path.lexists(file)]
+    marks = [] if artifact_name(path) != path.name else [path / REPLACEMENT_FILE]  # a pending directory needs its own
+    found = [file for file in (*marks, *replaced) if os.path.lexists(file)]
     steps = path / SAVED_STEPS
     with suppress(ArtifactError):
         manifest = load_manifest(path) if steps.is_dir() else None

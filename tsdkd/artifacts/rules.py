@@ -1,5 +1,6 @@
 """Rules of values that a manifest holds, as annotations; see json_files.py."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
 from re import fullmatch
@@ -50,9 +51,9 @@ def all_differ(attribute: str) -> Rule:
     """The rule that no two items have the same value of an attribute."""
 
     def rule(items: Sequence[object]) -> str:
-        values = [getattr(item, attribute) for item in items]
-        twice = next((value for value in values if values.count(value) > 1), "") if len({*values}) < len(values) else ""
-        return f"has {attribute} {twice!r} twice" if twice else ""
+        counts = Counter(getattr(item, attribute) for item in items)
+        twice = next((value for value, count in counts.items() if count > 1), None)
+        return "" if twice is None else f"has {attribute} {twice!r} twice"
 
     return rule
 

@@ -20,7 +20,7 @@ from tsdkd.artifacts.disk import disk_failure, fsync, translate_disk_errors
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.locks import has_readers, lock_for_writing, try_lock, without_readers
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, save_manifest
-from tsdkd.artifacts.opening import OpenDirectory, has_no_part, open_directory, remove_empty
+from tsdkd.artifacts.opening import READ_ONLY, OpenDirectory, has_no_part, open_directory, remove_empty
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import delete_temporary_files, exchange
 from tsdkd.artifacts.schemas import SCHEMAS
@@ -58,11 +58,19 @@ class Writer:
     @classmethod
     def join(cls, path: Path) -> Self:
         """Open the directory (`writer.path`) that another rank of the same run writes and shares."""
-        return cls(path, OpenDirectory(path, load_manifest(path), (lock_for_writing(path, fcntl.LOCK_SH),)))
+        manifest = load_manifest(path)
+        locks: tuple[IO[str], ...] = ()
+        try:
+            locks = (lock_for_writing(path, fcntl.LOCK_SH),)
+        except OSError as error:
+            if error.errno not in READ_ONLY or manifest.state != "complete":
+                raise
+        return cls(path, OpenDirectory(path, manifest, locks))
 
     def share(self) -> None:
         """Let the other ranks of the run join."""
-        try_lock(self._opened.locks[-1], fcntl.LOCK_SH)
+        for lock in self._opened.locks[-1:]:  # a complete artifact on a read-only disk has none
+            try_lock(lock, fcntl.LOCK_SH)
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +81,7 @@ class Writer:
         Raises TsdkdError for a disk error.
         """
         failure = error and disk_failure(error, self.path)
-        if error:
+        if error and self._opened.locks:
             self._delete_unfinished()
         for claim in self._claims.values():
             claim.close()

@@ -63,10 +63,12 @@ def verify(path: Directory) -> None:
     """Check that files, columns and parents are unchanged."""
     from tsdkd.artifacts.reader import verify_artifact
 
-    manifest = verify_artifact(path)
+    manifest, outside = verify_artifact(path)
     show_text(
         f"{path}: {manifest.kind} unchanged, {len(manifest.parts)} files, fingerprint {manifest.fingerprint[:12]}"
     )
+    for parent in outside:
+        show_text(f"{parent.kind} at {_parent_path(path, parent)}: outside the run, not checked")
 
 
 @app.command()

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from tests.helpers.logits import bare_logits
-from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.core import TSDKDConfig, entropy, generalized_jsd, token_selective_loss, tsdkd_loss
 from tsdkd.errors import InputError, TsdkdError
@@ -278,6 +279,20 @@ def test_int8_stores_a_byte_per_value_and_measures_its_error(
     assert summary["signal_divergence"] == pytest.approx(float(torch.cat(recorded).mean()), rel=1e-4)
     assert summary["divergence_error"] == pytest.approx(float(error), rel=1e-2)
     assert 0 < summary["divergence_error"] < 0.01 * summary["divergence"]
+
+
+def test_opening_scores_does_not_read_all_parts_at_once(
+    rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(rollouts, str(student), str(teacher), tmp_path / "s", replace(CONFIG, signal="topk"))
+    table = Artifact.table
+
+    def rollouts_alone(artifact: Artifact, columns: list[str]) -> pa.Table:
+        assert artifact.manifest.kind == "rollouts"
+        return table(artifact, columns)
+
+    monkeypatch.setattr(Artifact, "table", rollouts_alone)
+    OfflineSource(rollouts, tmp_path / "s")
 
 
 def test_topk_reports_the_captured_mass(rollouts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from tests.helpers.training import CONFIG, OBJECTIVE, RecordingObserver, cut, learn
+from tsdkd.artifacts.json_files import MAX_BYTES
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import ArtifactError
 from tsdkd.stages.train import loop, resume
@@ -115,20 +116,23 @@ def test_a_run_that_is_moved_before_its_end_keeps_its_best_step(
     assert contents(tmp_path / "after") == contents(tmp_path / "whole")
 
 
-def save_step(directory: Path, number: int, best: int | None = None) -> Path:
+STATE = {"window": [[0.1, 0.2]]}
+
+
+def save_step(directory: Path, number: int, best: int | None = None, state: dict[str, object] = STATE) -> Path:
     """A saved step with small files, one of them in a directory as sharded states are saved."""
     step = directory / f"checkpoint-{number}"
     (step / "shards").mkdir(parents=True)
-    state = TrainerState(global_step=number, best_global_step=best, is_world_process_zero=True)
-    state.save_to_json(str(step / "trainer_state.json"))
+    trainer_state = TrainerState(global_step=number, best_global_step=best, is_world_process_zero=True)
+    trainer_state.save_to_json(str(step / "trainer_state.json"))
     for file in FILES:
         (step / file).write_bytes(f"{file} of step {number}".encode())
-    StateCallback({"opener": STATEFUL}).on_save(SimpleNamespace(output_dir=directory), state, TrainerControl())
+    callback = StateCallback({"replay": Mock(state_dict=lambda: state)})
+    callback.on_save(SimpleNamespace(output_dir=directory), trainer_state, TrainerControl())
     return step
 
 
 FILES = ("optimizer.pt", "model.safetensors", "rng_state.pth", "shards/0.distcp")
-STATEFUL = Mock(state_dict=lambda: {"window": [[0.1, 0.2]]})
 
 
 def flip(file: Path) -> None:
@@ -170,8 +174,24 @@ def test_other_files_beside_saved_steps_are_left_alone(tmp_path: Path) -> None:
     step = save_step(tmp_path, 2)
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-9").touch()
+    shutil.copytree(step, tmp_path / "checkpoint-2-copy")
+    flip(tmp_path / "checkpoint-2-copy" / "optimizer.pt")
     assert find_intact_step(tmp_path) == (step, "")
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-best", "checkpoint-9"}
+    save_step(tmp_path, 4)
+    save_step(tmp_path, 6)
+    others = {"checkpoint-best", "checkpoint-9", "checkpoint-2-copy"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-6"} | others
+
+
+def test_a_step_with_a_large_state_is_intact(tmp_path: Path) -> None:
+    """A replay buffer of long responses has more bytes than a JSON file of an artifact may have."""
+    state = {"replay_buffer": [{"response": "x" * (1 << 22)}] * 9}
+    assert len(str(state)) > MAX_BYTES
+    step = save_step(tmp_path, 2, state=state)
+    assert find_intact_step(tmp_path) == (step, "")
+    restored = Mock()
+    StateCallback({"replay": restored}).restore(step)
+    restored.load_state_dict.assert_called_once_with(state)
 
 
 def test_a_step_needs_its_best_step(tmp_path: Path) -> None:

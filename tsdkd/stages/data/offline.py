@@ -87,18 +87,23 @@ class OfflineSource(RolloutSource):
         self.scores = read_artifact(scores, "scores")
         self.scores.require_parent(self.rollouts)
         self._limits = limits_of(self.scores.path, self.scores.manifest)
-        light = [name for name in self.decoder.columns if name != "hidden"]
-        self._require_same_responses(self.scores.table(["sample_id", *light]))
+        self._require_same_responses()
         self._rows = [(part, row) for part in self.scores.tables for row in range(part.rows or 0)]
         self._open = lru_cache(maxsize=64)(lambda part: pq.ParquetFile(self.scores.path / part.file))
 
-    def _require_same_responses(self, scores: pa.Table) -> None:
-        """Raises ArtifactError for scores whose rows are not those of the rollouts, one row group each."""
-        scored, sampled = scores["student_entropy"], self._table["response_ids"]
-        same_lengths = pc.list_value_length(scored).combine_chunks() == pc.list_value_length(sampled).combine_chunks()
-        row_groups = sum(pq.read_metadata(self.scores.path / part.file).num_row_groups for part in self.scores.tables)
-        same_ids = scores["sample_id"].combine_chunks() == self._table["sample_id"].combine_chunks()
-        if row_groups != len(scores) or not (same_ids and same_lengths):
+    def _require_same_responses(self) -> None:
+        """Check all columns except the hidden states, one part in memory at a time.
+
+        Raises ArtifactError for scores whose rows are not those of the rollouts, one row group each.
+        """
+        columns = ["sample_id", *(name for name in self.decoder.columns if name != "hidden")]
+        row_groups, rows = 0, list[pa.Table]()
+        for part in self.scores.tables:
+            table = self.scores.read_part(part, columns)
+            row_groups += pq.read_metadata(self.scores.path / part.file).num_row_groups
+            rows.append(_ids_and_lengths(table, "student_entropy"))
+        scored, sampled = pa.concat_tables(rows), _ids_and_lengths(self._table, "response_ids")
+        if row_groups != len(scored) or scored != sampled:
             raise ArtifactError(
                 f"The responses of {self.scores.path} are not those of {self.rollouts.path}.",
                 "Run `tsdkd score` again with --overwrite.",
@@ -158,6 +163,11 @@ class OfflineSource(RolloutSource):
 def response_authors(rollouts: Artifact) -> set[str]:
     """The authors of a rollouts artifact's responses."""
     return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
+
+
+def _ids_and_lengths(rows: pa.Table, column: str) -> pa.Table:
+    """The sample of each row, and the entries that the row has in a column of lists."""
+    return pa.table({"sample_id": rows["sample_id"], "length": pc.list_value_length(rows[column])})
 
 
 def _single_value(column: pa.ChunkedArray) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 from tsdkd.artifacts.json_files import parse_json, read_regular_file, unreadable
 
 METRICS_FILE = "metrics.jsonl"
+MAX_BYTES = 1 << 32
+"""Of a log; a step has about 1 kB."""
 
 
 def log_line(entry: Mapping[str, float]) -> str:
@@ -17,7 +19,7 @@ def log_line(entry: Mapping[str, float]) -> str:
 def read_log(file: Path) -> list[dict[str, float]]:
     """The entries of a log, without an incomplete last line. Raises ArtifactError."""
     try:
-        lines = read_regular_file(file).splitlines(keepends=True)
+        lines = read_regular_file(file, MAX_BYTES).splitlines(keepends=True)
         return [parse_json(line, dict[str, float], finite=False) for line in lines if line.endswith(b"\n")]
     except ValueError as error:
         raise unreadable(file, error) from None

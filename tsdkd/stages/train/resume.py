@@ -5,6 +5,7 @@ that makes a step whole is written, and every hash is checked before a file is l
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tsdkd.artifacts.disk import fsync, replace_text
 from tsdkd.artifacts.hashing import file_digest, json_digest
-from tsdkd.artifacts.json_files import read_json
-from tsdkd.errors import ArtifactError, TsdkdError
+from tsdkd.artifacts.json_files import parse_json, read_regular_file
+from tsdkd.errors import TsdkdError
 from tsdkd.processes import rank, world_size
 
 STATE_FILE = "tsdkd_state.json"
 """The mark of a whole step, written last: bytes and SHA-256 of every other file, our states, and its own SHA-256."""
+MAX_STATE_BYTES = 1 << 32
+"""Of `STATE_FILE`; a replay buffer of 1,000 long responses has 40 MB."""
 
 
 class Stateful(Protocol):
@@ -42,7 +45,7 @@ class StateCallback(TrainerCallback):
 
     def restore(self, step: Path) -> None:
         """Load the states that a saved step carries."""
-        states = read_json(step / STATE_FILE)["states"]
+        states = _read_mark(step)["states"]
         for name, stateful in self.stateful.items():
             stateful.load_state_dict(states[name])
 
@@ -113,8 +116,8 @@ def _step_path(directory: str | Path | None, number: int) -> Path:
 
 def _steps(directory: Path) -> list[Path]:
     """The directories of saved steps, oldest first."""
-    steps = [path for path in directory.glob("checkpoint-*") if path.name.split("-")[1].isdecimal() and path.is_dir()]
-    return sorted(steps, key=step_number)
+    named = (path for path in directory.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", path.name))
+    return sorted(filter(Path.is_dir, named), key=step_number)
 
 
 def _files(step: Path) -> list[str]:
@@ -139,6 +142,13 @@ def _write_mark(step: Path, files: Mapping[str, list[Any]], states: Mapping[str,
     for path in (*(path for path in step.rglob("*") if path.is_dir()), step, step.parent, step.parent.parent):
         fsync(path)
     replace_text(step / STATE_FILE, json.dumps(content | {"sha256": json_digest(content)}))
+
+
+def _read_mark(step: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError, and ValueError for a file that `_write_mark` does not write."""
+    content = read_regular_file(step / STATE_FILE, MAX_STATE_BYTES)
+    mark: dict[str, Any] = parse_json(content, dict[str, Any], finite=False)
+    return mark
 
 
 def _delete_old_steps(directory: Path, best: int | None) -> None:
@@ -175,10 +185,10 @@ def _find_fault_of_best(step: Path) -> str | None:
 def _find_fault(step: Path) -> str | None:
     """What is wrong with a saved step, in words; None for an intact one."""
     try:
-        mark = read_json(step / STATE_FILE, dict[str, Any])
+        mark = _read_mark(step)
     except FileNotFoundError:
         return "not saved to its end" if step.is_dir() else "missing"
-    except ArtifactError:
+    except ValueError:
         return f"{STATE_FILE} is damaged"
     if mark.pop("sha256", None) != json_digest(mark):
         return f"{STATE_FILE} is damaged"
