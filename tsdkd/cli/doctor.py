@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 STOPPED = 2
 """The exit code when a finding stops."""
+MEMORY_REMEDIES = {
+    "generate": "vLLM takes --memory-fraction of the machine, however small the model is: give generate a smaller one, "
+    "or with transformers a smaller --batch-size.",
+    "score": "Give score smaller --batch-tokens.",
+    "train": "Give train --lora or --gradient-checkpointing.",
+}
+"""By the command that needs most."""
 STYLES = {"ok": "green", "look": "yellow", "stop": "red"}
 
 
@@ -140,7 +147,7 @@ def _plan_findings(estimates: dict[str, Estimate]) -> list[Finding]:
             "memory",
             f"{format_bytes(needed)} for {largest}; {format_bytes(memory)} are available.",
             "This may not fit." * (needed > memory),
-            f"Use train --lora, a smaller generate --batch-size or --memory-fraction, or a larger machine. {remedy}",
+            f"{MEMORY_REMEDIES[largest]} {remedy}",
             values={"needed": needed, "available": memory, "stage": largest},
         ),
         finding(

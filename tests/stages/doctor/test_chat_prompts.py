@@ -47,8 +47,9 @@ def test_chat_templates_of_both_models(files: ModelFiles) -> None:
     other = checks.check_chat_template(pair_with(files, CHAT, TEMPLATES["refused"]))
     assert (other.status, other.values) == ("look", {"equal": False, "teacher_has_one": True})
     assert "The teacher has none." in checks.check_chat_template(pair_with(files, CHAT, None)).reason
-    with pytest.raises(InputError, match="The model has no chat template"):
+    with pytest.raises(InputError, match="The student has no chat template") as refusal:
         checks.check_chat_template(pair_with(files, None, CHAT))
+    assert "eos_token_id" in refusal.value.remedy  # a template alone does not make a base model stop
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_system_messages(template: str, keeps: bool, adds: bool, files: ModelFil
     assert found.values["keeps"] == {"student": keeps, "teacher": True}
     assert found.values["adds"] == {"student": adds, "teacher": False}
     assert found.status == ("ok" if keeps and not adds else "look")
+    assert ("one of its own before a prompt without one" in found.reason) == adds
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,8 @@ def test_thinking_modes(own: str, others: str | None, modes: tuple[str, str], st
     found = checks.check_thinking(pair_with(files, own, others))
     assert (found.values["student"], found.values["teacher"]) == modes
     assert found.status == status
+    assert ("both read prompts in the student's template" in found.reason) == (modes[0] != modes[1])
+    assert status == "ok" or "in the student's tokenizer" in found.remedy
 
 
 @pytest.mark.parametrize(

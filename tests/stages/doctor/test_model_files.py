@@ -43,7 +43,7 @@ def test_tokenizers_that_differ_by_one_added_token(pair: Pair, other_family: Pat
     larger = read_model_files("teacher", str(other_family), None)
     with pytest.raises(InputError, match=r"1 ids differ, first 258 \(None against '<\|tool\|>'\)") as refusal:
         checks.check_tokenizer((pair[0], larger))
-    assert refusal.value.remedy.endswith("save the student's tokenizer beside the teacher, too.")
+    assert refusal.value.remedy.endswith("save the student's tokenizer in the teacher's directory.")
 
 
 def test_padded_vocabularies_are_compared_on_the_shared_ids(pair: Pair) -> None:
@@ -71,6 +71,10 @@ def test_whether_each_model_can_stop(pair: Pair, tmp_path: Path) -> None:
     assert checks.check_same_end(pair).status == "ok"
     apart = checks.check_same_end((base, pair[1]))
     assert (apart.status, apart.values) == ("look", {"student": [3], "teacher": [257]})
+    capital = byte_tokenizer()
+    capital.add_tokens("<|EOT|>")
+    spelled = checks.check_same_end((changed(pair[0], tokenizer=capital, end_ids=[258]), pair[1]))
+    assert "share no end token. Only the student ends with <|EOT|> (258) and only the teacher" in spelled.reason
 
 
 def test_a_padding_token_that_is_an_end_token_is_named(pair: Pair) -> None:

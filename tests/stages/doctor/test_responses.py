@@ -137,7 +137,7 @@ def test_whether_the_teacher_knows_more() -> None:
     swapped = find(worse, "knowledge", sizes=(2, 1))
     assert (swapped.status, swapped.remedy) == ("stop", "Swap --student and --teacher.")
     same = Sampled(responses(), responses())
-    assert "does not seem to know more" in find(same, "knowledge").reason
+    assert "within 2 standard errors: the teacher does not seem to know more" in find(same, "knowledge").reason
 
 
 def verdict(rate: float, kl: float = 0.05, entropy: float = 0.2, **objective: float) -> Finding:
@@ -160,6 +160,7 @@ def test_the_verdict_on_the_entropy_term(rate: float, objective: dict[str, float
     found = verdict(rate, **objective)
     assert (found.values["harm"], found.status) == (harm, status)
     assert (harm == "none") or "docs/study.md" in found.reason
+    assert " entropy " in found.reason.partition("(")[0]  # the verdict comes before its numbers
 
 
 def test_the_verdict_says_whether_the_pair_is_like_the_studys() -> None:

@@ -40,6 +40,12 @@ class SampledPrompts:
 def check_chat_template(pair: Pair) -> Finding:
     """Compares the templates as programs. Raises InputError for a student without one."""
     student, teacher = (model.spec.tokenizer for model in pair)
+    if student.chat_template is None:
+        raise InputError(
+            "The student has no chat template.",
+            "Use an instruction-tuned student, or save a template in its tokenizer and add the token that ends its "
+            "turns to eos_token_id in its generation_config.json.",
+        )
     require_chat_template(student)
     values = {
         "equal": student.chat_template == teacher.chat_template,
@@ -58,10 +64,9 @@ def check_system_role(pair: Pair) -> Finding:
     templated = [model for model in pair if model.spec.tokenizer.chat_template is not None]
     keeps = {model.role: keeps_system(model.spec.tokenizer) for model in templated}
     adds = {model.role: adds_system(model.spec.tokenizer) for model in templated}
-    words = ["refuses or drops a system message", "writes a system message"]
-    reason = " ".join(
-        f"The {role}'s template {words[kept]}{' and adds one of its own' * adds[role]}." for role, kept in keeps.items()
-    )
+    words = ["refuses or drops a prompt's system message", "writes a prompt's system message"]
+    own = ", and one of its own before a prompt without one"
+    reason = " ".join(f"The {role}'s template {words[kept]}{own * adds[role]}." for role, kept in keeps.items())
     problem = (
         "The models treat system messages differently."
         if len(set(keeps.values())) > 1 or len(set(adds.values())) > 1
@@ -78,10 +83,13 @@ def check_thinking(pair: Pair) -> Finding:
     modes = {model.role: _thinking_mode(model.spec.tokenizer) for model in pair}
     reason = " ".join(f"{role.capitalize()}: {mode}." for role, mode in modes.items())
     if len(set(modes.values())) > 1:
-        problem = "The models differ."
+        problem = "The models differ, and both read prompts in the student's template."
     else:
         problem = "Thoughts are a part of the responses." if modes["student"] in {"on", "opened"} else ""
-    remedy = "Give --max-new-tokens that holds the thought, or save a chat template that switches thinking off."
+    remedy = (
+        "Give a --max-new-tokens that holds thought and answer, or save a chat template in the student's tokenizer "
+        "that switches thinking off."
+    )
     return finding("thinking_mode", f"Thinking by the chat template: {reason}", problem, remedy, values=modes)
 
 

@@ -51,15 +51,18 @@ def check_entropy_term(sampled: Sampled, config: DoctorConfig) -> Finding:
         reason = f"An entropy weight of {ratio:g} of the direct weight shows no harm of its own ({page} {MILD}). {pair}"
         return finding("entropy_term", reason, values=values | {"harm": "not shown"})
     if rate < SMALLEST_RATE:
-        problem = f"The rate {rate:g} is below the study's smallest; the loss shrinks with the rate ({page} {BY_RATE})."
+        verdict = (
+            f"Whether the entropy term harms is unknown at the learning rate {rate:g}: the study's smallest is "
+            f"{SMALLEST_RATE:g}, and the harm shrinks with the rate ({page} {BY_RATE})."
+        )
         remedy = "Compare with --method gkd on the same prompts and seeds, or lower --em-weight."
         return finding(
             "entropy_term",
+            verdict,
             pair,
-            f"Whether the entropy term harms is not known. {problem}",
             remedy,
             values=values | {"harm": "unknown"},
         )
-    problem = f"The entropy term is likely to harm ({page} {BY_WEIGHT}; all terms {BY_RATE}, and {BY_START})."
+    verdict = f"The entropy term is likely to harm ({page} {BY_WEIGHT}; all terms {BY_RATE}, and {BY_START})."
     remedy = "Use --method gkd, or --em-weight 0, or --direct-weight 10 --em-weight 0.01 with a rate of 5e-6."
-    return finding("entropy_term", pair, problem, remedy, values=values | {"harm": "likely"})
+    return finding("entropy_term", verdict, pair, remedy, values=values | {"harm": "likely"})

@@ -134,7 +134,7 @@ def check_same_end(pair: Pair) -> Finding:
     shared = _tokens(pair[0].spec.tokenizer, sorted(ends[0] & ends[1]))
     reason = f"Both models end with {shared}." if shared else "The models share no end token."
     apart = [f"only the {model.role} ends with {tokens}" for model, tokens in zip(pair, only, strict=True) if tokens]
-    problem = f"{' and '.join(apart).capitalize()}." if apart else ""
+    problem = f"{' and '.join(apart)}.".replace("only", "Only", 1) if apart else ""
     remedy = "Give both models the same eos_token_id in generation_config.json: a model does not stop at other tokens."
     return finding(
         "same_end_tokens",

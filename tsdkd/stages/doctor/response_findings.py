@@ -82,7 +82,7 @@ def _thoughts(sampled: Sampled) -> Finding:
     fractions = {"student": sampled.student.thinking, "teacher": sampled.teacher.thinking}
     reason = f"{_percent(fractions)} begin with a thought."
     problem = "Thoughts take a part of --max-new-tokens, and are distilled." if max(fractions.values()) else ""
-    remedy = "Give --max-new-tokens that holds the thought, or a chat template that switches thinking off."
+    remedy = "Give a --max-new-tokens that holds thought and answer, or a chat template that switches thinking off."
     return finding("thoughts", reason, problem, remedy, values=fractions)
 
 
@@ -171,13 +171,17 @@ def _knowledge(sampled: Sampled, pair: Pair) -> Finding:
     error = float(differences.std()) / sqrt(count) if count > 1 else float("inf")
     reason = (
         f"Mean log-probability of a token: the student gives {sampled.both(names[0])}; the teacher gives "
-        f"{sampled.both(names[1])}. Together they give the teacher's responses {difference:+.2f} ± {error:.2f} more."
+        f"{sampled.both(names[1])}. The sum of both is {difference:+.2f} ± {error:.2f} on the teacher's responses, "
+        "relative to the student's."
     )
     values = sampled.values(*names) | {"difference": difference, "standard_error": error if count > 1 else None}
     if difference > STANDARD_ERRORS * error:
         return finding("knowledge", reason, values=values)
     if difference >= -STANDARD_ERRORS * error:
-        problem = "The teacher does not seem to know more than the student on these prompts."
+        problem = (
+            f"This is within {STANDARD_ERRORS} standard errors: the teacher does not seem to know more than the "
+            "student on these prompts."
+        )
         return finding(
             "knowledge",
             reason,

@@ -110,7 +110,7 @@ def require_same_tokenizer(first: ModelRecord, second: ModelRecord) -> None:
     for smaller, larger, known in ((first, second, tokens), (second, first, others)):
         if known.keys().isdisjoint(different):  # tokens were added to the larger one
             remedy = (
-                f"If no text needs these tokens, save the {smaller.role}'s tokenizer beside the {larger.role}, too."
+                f"If no text needs these tokens, save the {smaller.role}'s tokenizer in the {larger.role}'s directory."
             )
     raise InputError(
         f"{first.role} {first.name} ({len(tokens)} tokens) and {second.role} {second.name} ({len(others)}) have "
