@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 }
 if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is installed; nothing is downloaded
   if [ -z "${VIRTUAL_ENV:-}" ] && { [ -z "${CONDA_PREFIX:-}" ] || [ "${CONDA_DEFAULT_ENV:-base}" = base ]; }; then
-    [ -f .venv/bin/activate ] || "$python" -m venv .venv   # written last: without it, an interrupted one is made again
+    [ -f .venv/bin/activate ] || "$python" -m venv .venv || return   # written last: without it, an interrupted one is made again
     . .venv/bin/activate
   fi
   prefix=$(python -c 'import sys; print(sys.prefix)')
