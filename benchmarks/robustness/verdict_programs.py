@@ -78,7 +78,7 @@ def broadcast(data):
 _ENCODED = """
 import tsdkd.stages.eval.sandbox.codec as codec
 encode = codec.Encoder(lambda _: 0).encode
-passed = encode({'passed': True, 'reason': '', 'limit': '', 'objects': False})
+passed = encode({'passed': True, 'reason': '', 'limit': '', 'judged_by_objects': False})
 """
 
 FORGERIES = {
@@ -128,11 +128,11 @@ def NAME(*_):
     frame.f_trace = trace
     sys.settrace(trace)
     return None""",
-    "an object that equals all": _EQUAL.format(base="") + "def NAME(*_): return Equal()",
-    "a number that equals all": _EQUAL.format(base="(int)") + "def NAME(*_): return Equal(1)",
-    "a list that equals all": _EQUAL.format(base="(list)") + "def NAME(*_): return Equal()",
-    "items that equal all": _EQUAL.format(base="") + "def NAME(*_): return [Equal(), Equal()]",
-    "an object that answers all": """class Yes:
+    "an object that equals everything": _EQUAL.format(base="") + "def NAME(*_): return Equal()",
+    "a number that equals everything": _EQUAL.format(base="(int)") + "def NAME(*_): return Equal(1)",
+    "a list that equals everything": _EQUAL.format(base="(list)") + "def NAME(*_): return Equal()",
+    "items that equal everything": _EQUAL.format(base="") + "def NAME(*_): return [Equal(), Equal()]",
+    "an object that has every attribute": """class Yes:
     def __getattr__(self, name): return self
     def __call__(self, *_): return self
     def __iter__(self): return iter((self,))

@@ -17,7 +17,7 @@ def summarize(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, Any
     verdicts = [row["verdict"] for row in headline if row["verdict"]]
     programs = {
         "sandbox_limits": dict(sorted(Counter(verdict.limit for verdict in verdicts if verdict.limit).items())),
-        "judged_by_objects": sum(verdict.objects for verdict in verdicts),
+        "judged_by_objects": sum(verdict.judged_by_objects for verdict in verdicts),
     }
     return {
         "metric": benchmark.metric,

@@ -71,7 +71,7 @@ def test_a_value_of_a_subclass_arrives_as_a_built_in(value: Any, plain: Any) -> 
     assert plain == sent(value)
 
 
-def test_what_is_too_large_or_too_deep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_and_deep_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_VALUES", 1000)
     monkeypatch.setattr(codec, "MAX_BYTES", 5000)
     nested: list[Any] = []

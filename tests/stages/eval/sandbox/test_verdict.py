@@ -1,4 +1,4 @@
-"""A verdict is what the tests find; a program cannot change it, and a limit that it hits is named."""
+"""A program cannot change its verdict, and the verdict names the limit that the program hits."""
 
 from ctypes.util import find_library
 from pathlib import Path
@@ -23,8 +23,8 @@ def test_a_program_that_solves_nothing_fails(forgery: str) -> None:
     assert not judge_program(program, tests, "", task.solution).passed
 
 
-@pytest.mark.parametrize("forgery", [name for name in FORGERIES if "equals all" in name or "ANY" in name])
-def test_an_object_that_equals_all_equals_no_value(forgery: str) -> None:
+@pytest.mark.parametrize("forgery", [name for name in FORGERIES if "everything" in name or "ANY" in name])
+def test_an_object_that_claims_to_equal_everything_equals_no_value(forgery: str) -> None:
     assert not judge_program(FORGERIES[forgery].replace("NAME", "double"), ["assert double(3) == 6"]).passed
 
 
@@ -49,7 +49,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("habit", RIGHT)
-def test_a_right_program_passes_that(habit: str) -> None:
+def test_a_right_program_passes(habit: str) -> None:
     assert judge_program(RIGHT[habit], ["assert f() == 1"]) == Verdict(True)
 
 
@@ -105,7 +105,7 @@ TESTS_OF_VALUES = {
 
 
 @pytest.mark.parametrize("need", TESTS_OF_VALUES)
-def test_tests_are_judged_by_values_that_need(need: str) -> None:
+def test_tests_are_judged_by_values(need: str) -> None:
     program, tests = TESTS_OF_VALUES[need]
     assert judge_program(program, tests, "", program) == Verdict(True)
     assert not judge_program(program, [*tests, "assert f(None, None) == 5"], "", program).passed
@@ -128,9 +128,9 @@ TESTS_OF_OBJECTS = {
 
 
 @pytest.mark.parametrize("need", TESTS_OF_OBJECTS)
-def test_tests_are_judged_by_objects_that_need(need: str) -> None:
+def test_tests_are_judged_by_objects(need: str) -> None:
     program, setup, condition = TESTS_OF_OBJECTS[need]
-    assert judge_program(program, [f"assert {condition}"], setup) == Verdict(True, objects=True)
+    assert judge_program(program, [f"assert {condition}"], setup) == Verdict(True, judged_by_objects=True)
     assert not judge_program(program, [f"assert not ({condition})"], setup).passed
 
 
@@ -199,4 +199,4 @@ def test_every_solution_passes_a_sample_of_real_rows(real_data: Path) -> None:
     rows = [row for row in rows if row["task_id"] in {*range(11, 16), 40, 88, 367, 596}]
     assert len(rows) == 9
     found = {row["task_id"]: score_mbpp(row, [row["code"]])["pass_at_1"].verdict for row in rows}
-    assert found == {number: Verdict(True, objects=number == 367) for number in found}
+    assert found == {number: Verdict(True, judged_by_objects=number == 367) for number in found}

@@ -54,7 +54,7 @@ SET_PARENT_DEATH_SIGNAL, SET_DUMPABLE, SET_NO_NEW_PRIVILEGES = 1, 4, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Let the kernel kill this process when its parent ends, also if the parent ended before the call."""
     _checked("prctl", _libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0))
     if os.getppid() != parent:

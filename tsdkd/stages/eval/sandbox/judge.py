@@ -8,9 +8,9 @@ from tsdkd.stages.eval.sandbox.channel import Channel
 from tsdkd.stages.eval.sandbox.codec import CodecError, Decoder, Encoder
 
 DELEGATED = ("iter", "next", "len", "str", "repr", "int", "float", "bool", "getitem", "setitem")
-"""Operations on a program's object that are the program's own. No expected value of a test is among their operands."""
+"""Operations that the program does on its objects. No expected value of a test is among their operands."""
 COMPARISONS = ("eq", "lt", "le", "gt", "ge")
-"""Comparisons of two objects of the program, which are the program's own."""
+"""Comparisons of two objects of the program, which the program does."""
 LIMITS = frozenset(
     "exit files input memory network objects processes signals system-calls threads time values".split()  # noqa: SIM905
 )
@@ -20,7 +20,7 @@ REASON_LENGTH = 500
 
 
 class ProgramError(Exception):
-    """The program broke off, or the tests and the program do not fit; `limit` names a limit of the sandbox."""
+    """The program ended early, or the tests do not fit the program; `limit` names a limit of the sandbox."""
 
     def __init__(self, message: str, limit: str = "") -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class ProgramError(Exception):
 class Remote:
     """A function or another object of the program.
 
-    It equals no value: a comparison that the program's object makes could be always true. The program compares two
+    It equals no value, because an object of the program could claim to equal every value. The program compares two
     of its own objects.
     """
 
@@ -67,7 +67,7 @@ def _compare(name: str) -> Any:
     def compare(self: Remote, other: object) -> Any:
         if isinstance(other, Remote):
             return self._judge.request("apply", name, self, other)
-        self._judge.compared = self._class_name
+        self._judge.compared_class = self._class_name
         return False if name == "eq" else NotImplemented
 
     return compare
@@ -100,29 +100,29 @@ class Judge:
         self.functions: list[Any] = []
         self.exceptions: dict[tuple[str, ...], type[Exception]] = {}
         self.limit = ""
-        self.objects = False
-        self.compared = ""
+        self.judged_by_objects = False
+        self.compared_class = ""
 
-    def verdict(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Judge a job of `verdict.judge_program`."""
+    def run_tests(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run the program, then its tests. Returns the fields of a Verdict. `inputs`: of `verdict.judge_program`."""
         passed, reason = False, ""
         try:
-            self.request("run", job["program"], job["imports"])
-            names = self._names(job)
-            exec(compile(job["tests"], "tests", "exec", dont_inherit=True), names)
+            self.request("run", inputs["program"], inputs["imports"])
+            names = self._names(inputs)
+            exec(compile(inputs["tests"], "tests", "exec", dont_inherit=True), names)
             passed = True
         except ProgramError as error:
             reason, self.limit = str(error), error.limit or self.limit
         except BaseException as error:
             reason = describe(error)
-            if self.compared:
-                reason += f" (a test compares an object of the program, of class {self.compared}, with a value)"
+            if self.compared_class:
+                reason += f" (a test compares an object of the program, of class {self.compared_class}, with a value)"
                 self.limit = self.limit or "objects"
         return {
             "passed": passed,
             "reason": reason[:REASON_LENGTH],
             "limit": "" if passed else self.limit,
-            "objects": self.objects,
+            "judged_by_objects": self.judged_by_objects,
         }
 
     def request(self, name: str, *arguments: Any) -> Any:
@@ -157,13 +157,13 @@ class Judge:
         except Exception as error:
             return "error", type(error).__name__, str(error)
 
-    def _names(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _names(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The names of the tests: own modules, and the program's functions and objects."""
         names: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
         imported: dict[str, Any] = {}
         objects = False
-        exec(job["reference_imports"], imported)
-        for name in job["names"]:
+        exec(inputs["reference_imports"], imported)
+        for name in inputs["names"]:
             kind, *content = self.request("get", name)
             if kind == "missing":
                 continue
@@ -174,7 +174,7 @@ class Judge:
             else:
                 names[name] = content[0]
                 objects |= kind != "function" and isinstance(content[0], Remote)
-        self.objects = objects
+        self.judged_by_objects = objects
         return names
 
     def _exception(self, class_names: list[str], message: str) -> Exception:
@@ -204,7 +204,7 @@ class Judge:
         return -len(self.functions)
 
     def _resolve(self, number: int, class_name: str) -> Any:
-        self.objects = True
+        self.judged_by_objects = True
         return Remote(self, number, class_name)
 
 

@@ -17,7 +17,7 @@ from tsdkd.stages.eval.sandbox.judge import REASON_LENGTH
 
 WALL_SECONDS, CPU_SECONDS = 10.0, 5
 SPARE_SECONDS = 10.0
-"""For the start of the processes, before and after `WALL_SECONDS`."""
+"""Additional time for the start and the end of the processes."""
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
@@ -28,7 +28,7 @@ class Verdict:
     """Why the program did not pass."""
     limit: str = ""
     """The limit of the sandbox that the program hit, a word of `judge.LIMITS`; empty if it failed by itself."""
-    objects: bool = False
+    judged_by_objects: bool = False
     """The tests used objects of the program, and not only values."""
 
 
@@ -38,13 +38,13 @@ def judge_program(
     """Run a Python program and tests of its functions, in two confined processes.
 
     `setup` and `imports` run before the tests; their import statements run in the program too. `reference` is a
-    right program: the tests use its imports, where the program has the same names, and its definitions come before
-    built-in names.
+    right program: the tests use its imports where the program has the same names, and a name that it defines counts as
+    the program's, not as a built-in one.
     """
     if not tests:
         return Verdict(False, "there are no tests")
     try:
-        job = _job(program, tests, setup, reference, imports)
+        inputs = _encode_inputs(program, tests, setup, reference, imports)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return Verdict(False, f"the tests are no Python ({type(error).__name__})")
     process = subprocess.Popen(
@@ -57,7 +57,7 @@ def judge_program(
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(job, timeout=WALL_SECONDS + SPARE_SECONDS)
+        output, _ = process.communicate(inputs, timeout=WALL_SECONDS + SPARE_SECONDS)
         outcome = Decoder(_no_object).decode(output)
     except subprocess.TimeoutExpired:
         outcome = {"timed_out": True}
@@ -91,14 +91,14 @@ def _verdict(outcome: dict[str, Any]) -> Verdict:
         return Verdict(False, f"not confined: {outcome['not_confined']}")
     if outcome["timed_out"]:
         return Verdict(False, f"ran longer than {WALL_SECONDS:g} seconds", "time")
-    if confinement.NOT_CONFINED in {outcome["candidate"], outcome["judge"]}:
+    if confinement.NOT_CONFINED in {outcome["program"], outcome["judge"]}:
         return Verdict(False, "not confined: a process could not enter the sandbox")
     if not outcome["verdict"]:
         return Verdict(False, f"the tests ended {_in_words(outcome['judge'])}", "time")
     verdict = Decoder(_no_object).decode(outcome["verdict"])
     reason, limit = verdict["reason"], verdict["limit"]
     if limit == "exit":
-        killed = outcome["candidate"] in {-signal.SIGKILL, -signal.SIGXCPU}
+        killed = outcome["program"] in {-signal.SIGKILL, -signal.SIGXCPU}
         limit = "time" if killed else "exit"
         reason += f" {_in_words(outcome['candidate'])}"
         reason += f" after {CPU_SECONDS} seconds of CPU time" if killed else ""
@@ -111,14 +111,14 @@ def _in_words(status: int | None) -> str:
     return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 
 
-def _job(program: str, tests: Sequence[str], setup: str, reference: str, imports: Sequence[str]) -> bytes:
-    """What the judge needs, as bytes. Raises SyntaxError for tests that are no Python."""
+def _encode_inputs(program: str, tests: Sequence[str], setup: str, reference: str, imports: Sequence[str]) -> bytes:
+    """The program and its tests as bytes for the judge. Raises SyntaxError for tests that are no Python."""
     source = "\n".join([*imports, setup, *tests])
     statements = ast.parse(source).body
     own, reference_imports = _names_of(_imports(statements)), _imports(_parsed(reference))
     loaded = {node.id for node in ast.walk(ast.Module(statements, [])) if isinstance(node, ast.Name)}
     names = loaded - own - (vars(builtins).keys() - _definitions(_parsed(reference)))
-    job = {
+    inputs = {
         "program": program.encode(errors="replace").decode(),
         "tests": source,
         "names": sorted(names),
@@ -127,7 +127,7 @@ def _job(program: str, tests: Sequence[str], setup: str, reference: str, imports
             ast.unparse(statement) for statement in reference_imports if _names_of([statement]) & {*names, "*"}
         ),
     }
-    return Encoder(_no_object).encode(job)
+    return Encoder(_no_object).encode(inputs)
 
 
 def _parsed(code: str) -> list[ast.stmt]:

@@ -1,6 +1,6 @@
 """The process that runs the program. It answers the judge's requests and knows neither tests nor verdict.
 
-All that it sends may be forged: the judge trusts none of it beyond being values.
+A program can forge its messages, so the judge takes them as values only.
 """
 
 import builtins
@@ -40,14 +40,14 @@ REFUSED_EVENTS = {
     "os.chmod": "files",
     "builtins.input": "input",
 }
-"""Prefixes of the audit events of what the sandbox refuses, with the limit that they hit."""
+"""Audit events of refused actions, by prefix, with the limit that they hit."""
 FUNCTIONS = ("function", "builtin_function_or_method", "method", "_lru_cache_wrapper", "partial")
 """Classes of functions; tests that need other objects are judged by objects."""
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-class Candidate:
-    """The program's names and objects, by which the judge refers to them."""
+class Program:
+    """The program with its names, and the objects that the judge refers to by number."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
