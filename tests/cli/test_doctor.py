@@ -64,12 +64,12 @@ def test_json_keeps_any_text_on_any_terminal(student: Path, teacher: Path, tmp_p
     assert [overlap["question"] for overlap in found["benchmarks"]["values"]["overlaps"]] == [text]
 
 
-def test_options_of_the_run_reach_the_verdict(student: Path, teacher: Path, tmp_path: Path) -> None:
+def test_options_of_the_run_reach_the_findings(student: Path, teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text("learning-rate: 1e-4\nk: 3\n")
     words = ("--student", student, "--teacher", teacher, "--config", "options.yaml", "--json")
     found = {f["name"]: f for f in json.loads(examine(*words)[1])}
     assert found["entropy_term"]["values"]["harm"] == "likely"
-    assert "3 candidates" in found["candidate_overlap"]["reason"]
+    assert "3 candidates" in found["topk_agreement"]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def save_changed(source: Path, target: Path, change: Any) -> ModelFiles:
 
 
 def four_bit(matrix: torch.Tensor) -> torch.Tensor:
-    """Rounded to 16 levels in each group of 32, and converted back."""
+    """The matrix, rounded to 16 values in each group of 32."""
     groups = matrix[:, :32]
     scale = groups.abs().amax(-1, keepdim=True) / 7.5
     rounded = ((groups / scale - 0.5).round() + 0.5) * scale
@@ -112,16 +112,16 @@ def test_a_teacher_of_lower_precision(pair: Pair, teacher: Path, tmp_path: Path)
     narrow = save_changed(teacher, tmp_path / "narrow", lambda matrix: matrix.to(torch.float16))
     found = checks.check_precision(narrow, student, "auto")
     assert (found.status, found.values["saved"]) == ("look", "float16")
-    assert "narrower than the student's (float32)" in found.reason
-    assert "Loading narrows them." in checks.check_precision(pair[1], student, "bfloat16").reason
+    assert "precision is below the student's (float32)" in found.reason
+    assert "Loading lowers their precision." in checks.check_precision(pair[1], student, "bfloat16").reason
 
 
 def test_a_teacher_that_was_converted_from_4_bits(pair: Pair, teacher: Path, tmp_path: Path) -> None:
-    """Its config and its precision do not tell."""
+    """Neither its config nor its precision shows it."""
     found = checks.check_precision(save_changed(teacher, tmp_path / "four", four_bit), pair[0], "auto")
     assert found.status == "look"
     assert found.values["from_4_bits"] > 0.8
-    assert "4-bit once" in found.reason
+    assert "like 4-bit weights" in found.reason
     eight = save_changed(teacher, tmp_path / "eight", lambda m: (m / m.abs().max() * 127).round() * m.abs().max() / 127)
     assert checks.check_precision(eight, pair[0], "auto").values["from_4_bits"] == 0
 

@@ -1,4 +1,4 @@
-"""Measures of sampled responses, the findings about them, and the verdict on the entropy term."""
+"""Measures of sampled responses, the findings about them, and the risk of the entropy term."""
 
 import re
 from dataclasses import replace
@@ -11,8 +11,8 @@ import torch
 
 from tsdkd.core import Head, TSDKDConfig, entropy, generalized_jsd, opener_mask
 from tsdkd.stages.config.doctor import DoctorConfig
-from tsdkd.stages.doctor import entropy_verdict
-from tsdkd.stages.doctor.entropy_verdict import check_entropy_term
+from tsdkd.stages.doctor import entropy_term
+from tsdkd.stages.doctor.entropy_term import check_entropy_term
 from tsdkd.stages.doctor.findings import Finding
 from tsdkd.stages.doctor.response_findings import Sampled, response_findings
 from tsdkd.stages.doctor.responses import Responses, _measure, compare_chunk
@@ -25,8 +25,8 @@ HEALTHY = {
     "teacher_log_prob": -2.5,
     "student_outside_mass": 0.2,
     "teacher_outside_mass": 0.2,
-    "overlap": 0.8,
-    "favourite": 0.95,
+    "topk_agreement": 0.8,
+    "top1_in_candidates": 0.95,
     "top1_agreement": 0.7,
     "kl": 0.1,
     "gate": 0.6,
@@ -36,7 +36,7 @@ HEALTHY = {
 
 def responses(limit: int = 16, **values: float) -> Responses:
     """Four responses, whose log-probabilities differ a little."""
-    fractions = {name: values.pop(name, 0.0) for name in ("cut", "repeating", "thinking")}
+    fractions = {name: values.pop(name, 0.0) for name in ("truncated", "repeating", "thinking")}
     noise = torch.tensor([-0.1, 0.0, 0.0, 0.1], dtype=torch.float64)
     columns = {name: value + noise * name.endswith("log_prob") for name, value in (HEALTHY | values).items()}
     return Responses(columns, [8] * 4, limit=limit, **fractions)
@@ -69,8 +69,8 @@ def test_chunks_are_compared_by_the_definitions() -> None:
         "teacher_log_prob": p.log_softmax(-1)[rows, ids],
         "student_outside_mass": torch.stack([1 - q.softmax(-1)[i, own[i]].sum() for i in rows]),
         "teacher_outside_mass": torch.stack([1 - p.softmax(-1)[i, own[i]].sum() for i in rows]),
-        "overlap": torch.tensor(shared),
-        "favourite": torch.tensor([float(p[i].argmax() in own[i]) for i in rows]),
+        "topk_agreement": torch.tensor(shared),
+        "top1_in_candidates": torch.tensor([float(p[i].argmax() in own[i]) for i in rows]),
         "top1_agreement": (q.argmax(-1) == p.argmax(-1)).float(),
         "kl": generalized_jsd(q, p, 0),
     }
@@ -92,7 +92,7 @@ def test_responses_are_measured_one_by_one() -> None:
     gate = torch.sigmoid(torch.tensor([1.0, 1.0, 8.0])).mean()
     torch.testing.assert_close(found.columns["gate"][0].float(), gate)
     assert found.mean("student_entropy") == pytest.approx((10 / 3 + 5) / 2)
-    assert (found.cut, found.thinking, found.repeating, found.lengths) == (0.5, 0.5, 0.0, [3, 1])
+    assert (found.truncated, found.thinking, found.repeating, found.lengths) == (0.5, 0.5, 0.0, [3, 1])
     adaptive = _measure(rows, [[7, 2, 9], [3]], model, 16, TSDKDConfig(opener="adaptive"))
     assert adaptive.columns["opener_length"].tolist() == [2, 1]
 
@@ -105,25 +105,29 @@ def test_a_healthy_pair_has_no_finding_to_look_at() -> None:
 @pytest.mark.parametrize(
     ("name", "student", "words"),
     [
-        ("response_length", {"cut": 0.25}, "25% of the student's and 0% of the teacher's responses are cut"),
+        (
+            "response_length",
+            {"truncated": 0.25},
+            "25% of the student's and 0% of the teacher's responses",
+        ),
         ("repetition", {"repeating": 0.5}, "50% of the student's"),
         ("thoughts", {"thinking": 0.25}, "25% of the student's"),
-        ("entropy", {"student_entropy": 1.0}, "surer than the teacher"),
+        ("entropy", {"student_entropy": 1.0}, "entropy is below the teacher's"),
         ("gate", {"gate": 0.4}, "counts less than half"),
         ("opener", {"opener_length": 1.0}, "hardly more than the first token"),
-        ("candidate_overlap", {"overlap": 0.3}, "0.3 on the student's responses"),
+        ("topk_agreement", {"topk_agreement": 0.3}, "0.3 on the student's responses"),
         ("outside_mass", {"teacher_outside_mass": 0.8}, "teacher's probability 0.8 on the student's"),
-        ("favourite", {"favourite": 0.8}, "Elsewhere the ranking cannot teach it."),
+        ("top1_in_candidates", {"top1_in_candidates": 0.8}, "the indirect term cannot teach it."),
     ],
 )
-def test_each_measure_is_looked_at(name: str, student: dict[str, float], words: str) -> None:
+def test_each_measure_beyond_its_threshold_needs_a_look(name: str, student: dict[str, float], words: str) -> None:
     found = find(sampled(student), name)
     assert (found.status, bool(found.remedy)) == ("look", True)
     assert words in found.reason
 
 
-def test_a_sample_that_is_shorter_than_the_responses_asked_for_leaves_the_cut_open() -> None:
-    found = find(sampled({"cut": 0.25}), "response_length", max_new_tokens=512)
+def test_a_short_sample_cannot_count_truncated_responses() -> None:
+    found = find(sampled({"truncated": 0.25}), "response_length", max_new_tokens=512)
     assert "How many exceed --max-new-tokens 512 is unknown." in found.reason
     assert found.remedy == "Measure it: --sample-tokens 512."
 
@@ -140,7 +144,7 @@ def test_whether_the_teacher_knows_more() -> None:
     assert "within 2 standard errors: the teacher does not seem to know more" in find(same, "knowledge").reason
 
 
-def verdict(rate: float, kl: float = 0.05, entropy: float = 0.2, **objective: float) -> Finding:
+def entropy_finding(rate: float, kl: float = 0.05, entropy: float = 0.2, **objective: float) -> Finding:
     config = DoctorConfig(learning_rate=rate, objective=replace(TSDKDConfig(), **objective))
     return check_entropy_term(sampled(teacher={"kl": kl, "student_entropy": entropy}), config)
 
@@ -156,23 +160,23 @@ def verdict(rate: float, kl: float = 0.05, entropy: float = 0.2, **objective: fl
         (1e-4, {"em_weight": 0.0}, "none", "ok"),
     ],
 )
-def test_the_verdict_on_the_entropy_term(rate: float, objective: dict[str, float], harm: str, status: str) -> None:
-    found = verdict(rate, **objective)
+def test_the_harm_of_the_entropy_term(rate: float, objective: dict[str, float], harm: str, status: str) -> None:
+    found = entropy_finding(rate, **objective)
     assert (found.values["harm"], found.status) == (harm, status)
     assert (harm == "none") or "docs/study.md" in found.reason
-    assert " entropy " in found.reason.partition("(")[0]  # the verdict comes before its numbers
+    assert " entropy " in found.reason.partition("(")[0]  # the conclusion comes before its numbers
 
 
-def test_the_verdict_says_whether_the_pair_is_like_the_studys() -> None:
-    assert "as of the study's students" in verdict(1e-4).reason
+def test_the_finding_compares_the_pair_with_the_studys() -> None:
+    assert "like the study's students" in entropy_finding(1e-4).reason
     for other in ({"kl": 0.4}, {"entropy": 2.5}):
-        assert "outside the study's 0.031 to 0.118 and 0.173 to 0.262" in verdict(1e-4, **other).reason
+        assert "outside the study's 0.031 to 0.118 and 0.173 to 0.262" in entropy_finding(1e-4, **other).reason
 
 
-def test_every_number_of_the_verdict_is_in_the_tables_of_the_study() -> None:
+def test_every_number_of_the_finding_is_in_the_tables_of_the_study() -> None:
     tables = TABLES.read_text()
-    texts = [value for name, value in vars(entropy_verdict).items() if name.isupper() and isinstance(value, str)]
+    texts = [value for name, value in vars(entropy_term).items() if name.isupper() and isinstance(value, str)]
     numbers = [number for text in texts for number in re.findall(r"[+-]?\d+\.\d+(?: ± \d+\.\d+)?", text)]
-    numbers += map(str, (*entropy_verdict.SUMS_KL, *entropy_verdict.SUMS_ENTROPY))
+    numbers += map(str, (*entropy_term.SUMS_KL, *entropy_term.SUMS_ENTROPY))
     assert len(numbers) > 20
     assert [number for number in numbers if number not in tables] == []

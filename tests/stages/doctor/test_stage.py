@@ -46,15 +46,15 @@ def test_a_pair_is_examined_from_its_files_to_its_responses(
     prompts.write_text('{"prompt": "What is 3 times 2?"}\n{"prompt": "Hello"}\n{"prompt": ""}\n')
     observer = Labels()
     found = diagnose(str(student), str(teacher), prompts, CONFIG, rows, observer=observer)
-    assert observer.labels == ["student responds", "teacher responds", "student and teacher read them"]
+    assert observer.labels == ["student responds", "teacher responds", "student and teacher read the responses"]
     names = [finding.name for finding in found.all]
     assert names == [
         *("models", "teacher_precision", "tokenizer", "vocabulary"),
         *("student_end_tokens", "student_pad_token", "student_begin_token"),
         *("teacher_end_tokens", "teacher_pad_token", "teacher_begin_token", "same_end_tokens"),
         *("chat_template", "system_role", "thinking_mode", "benchmarks", "prompts", "prompt_rendering", "context"),
-        *("response_length", "repetition", "thoughts", "entropy", "gate", "opener", "candidate_overlap"),
-        *("outside_mass", "favourite", "knowledge", "entropy_term"),
+        *("response_length", "repetition", "thoughts", "entropy", "gate", "opener", "topk_agreement"),
+        *("outside_mass", "top1_in_candidates", "knowledge", "entropy_term"),
     ]
     by_name = {finding.name: finding for finding in found.all}
     assert not found.stops
@@ -146,8 +146,12 @@ def test_a_student_that_is_better_than_its_teacher(student: Path, prompts: Path,
 
 def test_long_responses_are_sampled_in_part_on_a_cpu() -> None:
     long = replace(CONFIG, sampling=GenerateConfig(max_new_tokens=512))
-    assert (long.tokens("cpu"), long.tokens("cuda"), CONFIG.tokens("cpu")) == (CPU_SAMPLE_TOKENS, 512, 6)
-    assert [replace(long, sample_tokens=n).tokens("cpu") for n in (100, 1000)] == [100, 512]
+    assert (long.response_limit("cpu"), long.response_limit("cuda"), CONFIG.response_limit("cpu")) == (
+        CPU_SAMPLE_TOKENS,
+        512,
+        6,
+    )
+    assert [replace(long, sample_tokens=n).response_limit("cpu") for n in (100, 1000)] == [100, 512]
 
 
 def test_the_sample_depends_on_the_seed(student: Path, teacher: Path, tmp_path: Path) -> None:

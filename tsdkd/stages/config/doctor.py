@@ -10,7 +10,7 @@ from tsdkd.stages.config.option import declared_options, nested, option
 from tsdkd.stages.config.train import TrainConfig
 
 CPU_SAMPLE_TOKENS = 64
-"""Tokens of a sampled response on a CPU: the embedded pair then takes about a minute on one core."""
+"""Tokens of the longest sampled response on a CPU, by default."""
 SAMPLING_FIELDS = (
     *("temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "system", "limit", "column", "config_name"),
     *("split", "batch_size", "dtype", "attention"),
@@ -20,7 +20,7 @@ OBJECTIVE_FIELDS = ("alpha", "direct_weight", "em_weight", "k", "opener", "tau")
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """How many responses are sampled, and the settings of the run that is examined."""
+    """The number and length of sampled responses, and the settings of the planned run."""
 
     sample: int = option(32, "Prompts that each model responds to.", group=SAMPLING, min_=1, common=True)
     sample_tokens: int | None = option(
@@ -34,13 +34,13 @@ class DoctorConfig:
     sampling: GenerateConfig = nested(
         GenerateConfig, options={name: declared_options(GenerateConfig)[name] for name in SAMPLING_FIELDS}
     )
-    """As `generate` would sample; the doctor itself samples with transformers."""
+    """The options of `generate`; doctor samples with transformers."""
     objective: TSDKDConfig = nested(TSDKDConfig, options={name: OBJECTIVE_OPTIONS[name] for name in OBJECTIVE_FIELDS})
     learning_rate: float = option(
         TrainConfig.learning_rate, "Peak learning rate of the run.", group=OPTIMIZER, min_=0, common=True
     )
 
-    def tokens(self, device: str) -> int:
+    def response_limit(self, device: str) -> int:
         """The longest response that is sampled on this kind of device, in tokens."""
         longest = self.sampling.max_new_tokens
         if self.sample_tokens is None:

@@ -19,7 +19,7 @@ from tsdkd.stages.results.benchmarks import BENCHMARKS
 NGRAM = 13
 """Words, as GPT-3 (Brown et al. 2020) and lm-eval compare training data with benchmarks."""
 SHORTEST = 5
-"""Shorter questions, such as "not True and False", would be found in unrelated prompts."""
+"""Words. Shorter questions, such as "not True and False", also occur in unrelated prompts."""
 LISTED = 20
 """Prompts that the finding lists."""
 
@@ -32,15 +32,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A prompt with the question that it shares most of."""
+    """A prompt, and the question of which it contains the largest fraction."""
 
     location: str
-    """Of the prompt."""
     prompt_id: str
     benchmark: str
     question: str
     fraction: float
-    """Of the question's n-grams that the prompt contains; 1: the whole question."""
+    """Fraction of the question's n-grams that the prompt contains; 1: the whole question."""
 
 
 class QuestionIndex:
@@ -165,8 +164,8 @@ def check_overlaps(index: QuestionIndex, overlaps: list[Overlap], prompts: int) 
     )
     worst = sorted(overlaps, key=lambda overlap: -overlap.fraction)
     listed = [f"{o.location} ({o.benchmark}, {o.fraction:.0%})" for o in worst[:LISTED]]
-    problem = f"Such prompts are: {'; '.join(listed)}{'; …' if len(worst) > LISTED else ''}." if listed else ""
-    remedy = "Remove them, or do not report these benchmarks. --json lists all of them."
+    problem = f"They are: {'; '.join(listed)}{'; …' if len(worst) > LISTED else ''}." if listed else ""
+    remedy = "Remove them, or do not report these benchmarks. --json lists all such prompts."
     rows = [{name: getattr(o, name) for name in Overlap.__slots__} for o in worst]
     values = {
         "prompts": len(overlaps),

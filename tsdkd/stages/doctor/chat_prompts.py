@@ -21,7 +21,7 @@ from tsdkd.stages.models.tokenizers import require_chat_template
 from tsdkd.stages.models.vocabulary import require_known_ids
 
 SWITCHES = ("enable_thinking", "thinking")
-"""Variables by which chat templates switch thinking on and off."""
+"""Variables of chat templates that switch thinking on and off."""
 THOUGHT = re.compile(r"\s*(<think>|<thinking>|<seed:think>|\[THINK\]|<\|channel\|>analysis)\s*")
 """The start of a thought."""
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -34,11 +34,11 @@ class SampledPrompts:
     prompts: list[Prompt]
     ids: list[list[int]]
     too_long: int
-    """Sampled prompts that are longer than --max-prompt-tokens, and not among the others."""
+    """Number of sampled prompts that are longer than --max-prompt-tokens; `prompts` omits them."""
 
 
 def check_chat_template(pair: Pair) -> Finding:
-    """Compares the templates as programs. Raises InputError for a student without one."""
+    """Whether both models have the same template. Raises InputError for a student without one."""
     student, teacher = (model.spec.tokenizer for model in pair)
     if student.chat_template is None:
         raise InputError(
@@ -53,11 +53,9 @@ def check_chat_template(pair: Pair) -> Finding:
     }
     if values["equal"]:
         return finding("chat_template", "Both models have the same chat template.", values=values)
-    problem = "The teacher has another one." if values["teacher_has_one"] else "The teacher has none."
+    problem = "The teacher has another template." if values["teacher_has_one"] else "The teacher has no template."
     remedy = "Save the teacher's template in the student's tokenizer, unless the student was trained with its own."
-    return finding(
-        "chat_template", "Prompts are written in the student's chat template.", problem, remedy, values=values
-    )
+    return finding("chat_template", "The student's chat template writes the prompts.", problem, remedy, values=values)
 
 
 def check_system_role(pair: Pair) -> Finding:
@@ -74,7 +72,7 @@ def check_system_role(pair: Pair) -> Finding:
     )
     remedy = "Give each prompt a system message that both templates write, or none that either of them adds."
     if not all(keeps.values()) and not problem:
-        reason += " That of --system joins the first user message."
+        reason += " The message of --system joins the first user message."
     return finding("system_role", reason, problem, remedy, values={"keeps": keeps, "adds": adds})
 
 
@@ -118,7 +116,7 @@ def _hello(tokenizer: PreTrainedTokenizerBase, **variables: bool) -> str:
 
 
 def check_begin_tokens(model: ModelFiles) -> Finding:
-    """A prompt should begin with one BOS token where the tokenizer gives one to plain text, and never with two."""
+    """A prompt should begin with one BOS token if the tokenizer adds one to plain text, and never with two."""
     tokenizer, bos = model.spec.tokenizer, model.spec.tokenizer.bos_token_id
     name, values = f"{model.role}_begin_token", {"bos": bos, "count": 0, "added_to_text": False}
     if bos is None or tokenizer.chat_template is None:
@@ -128,12 +126,12 @@ def check_begin_tokens(model: ModelFiles) -> Finding:
     values |= {"count": count, "added_to_text": list(tokenizer("Hello").input_ids[:1]) == [bos]}
     reason = f"BOS tokens ({tokenizer.bos_token}) at the start of a prompt: {count}."
     if count > 1:
-        return finding(name, reason, "One is expected.", "Remove one from the chat template.", values=values)
+        return finding(name, reason, "One BOS token is expected.", "Remove one from the chat template.", values=values)
     if values["added_to_text"] and not count:
         return finding(
             name,
             reason,
-            "The tokenizer gives plain text one.",
+            "The tokenizer adds one to plain text.",
             "Write {{ bos_token }} at the start of the chat template if the model was trained with it.",
             values=values,
         )
@@ -168,14 +166,14 @@ def check_prompts(count: int, skipped: Counter[str], sampled: SampledPrompts, co
         f"{count:,} prompts; {len(sampled.ids)} of {total} sampled ones have at most {config.max_prompt_tokens} "
         f"tokens, {mean:.0f} on average."
     )
-    left_out = [f"{n:,} rows are {kind}" for kind, n in sorted(skipped.items())]
+    kinds = [f"{n:,} rows are {kind}" for kind, n in sorted(skipped.items())]
     if sampled.too_long:
-        left_out.append(f"{sampled.too_long / total:.0%} of the sampled prompts are too long")
-    problem = f"Skipped: {', '.join(left_out)}." if left_out else ""
+        kinds.append(f"{sampled.too_long / total:.0%} of the sampled prompts are too long")
+    problem = f"Skipped: {', '.join(kinds)}." if kinds else ""
     remedy = (
-        "Raise --max-prompt-tokens, or accept that such prompts get no response."
+        "Raise --max-prompt-tokens, or accept that skipped prompts get no response."
         if sampled.too_long
-        else "Check that this is intended: such rows get no response."
+        else "Check that this is intended: skipped rows get no response."
     )
     return finding(
         "prompts",
@@ -203,7 +201,7 @@ def check_rendering(pair: Pair, sampled: SampledPrompts) -> Finding:
     templated = sum(bool(bos) and any(bos in str(m["content"]) for m in prompt.messages) for prompt in sampled.prompts)
     if templated:
         problem, remedy = (
-            f"{templated} hold the BOS token in their text: they seem to be in a chat template already.",
+            f"{templated} contain the BOS token: they seem to be in a chat template already.",
             "Give messages or plain text: the template is applied to it.",
         )
         return finding(
@@ -213,7 +211,7 @@ def check_rendering(pair: Pair, sampled: SampledPrompts) -> Finding:
             remedy,
             values=values | {"templated": templated},
         )
-    problem = "The teacher reads prompts in another form than its own." if different else ""
+    problem = "The teacher reads these prompts in another form than its own template's." if different else ""
     remedy = "Save the teacher's chat template in the student's tokenizer, unless the student was trained with its own."
     return finding(
         "prompt_rendering",

@@ -19,9 +19,9 @@ class Finding:
     name: str
     status: Status
     reason: str
-    """With the numbers."""
+    """The cause, with its numbers."""
     remedy: str = ""
-    """What to do; empty where nothing is to be done."""
+    """What to do; empty if ok."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The numbers of the reason, for scripts."""
 

@@ -116,7 +116,12 @@ def check_end_tokens(model: ModelFiles) -> Finding:
     if not ends:
         remedy = "Write the id of the token that ends a turn into eos_token_id of its generation_config.json."
         return finding(
-            name, "No token ends a response:", "each runs to --max-new-tokens.", remedy, "stop", values=values
+            name,
+            "No token ends a response:",
+            "each response has --max-new-tokens tokens.",
+            remedy,
+            "stop",
+            values=values,
         )
     reason = f"Responses end with {_tokens(tokenizer, ends)}."
     missing = [i for i in turn_ends if i not in ends]
@@ -146,17 +151,17 @@ def check_same_end(pair: Pair) -> Finding:
 
 
 def check_pad_token(model: ModelFiles) -> Finding:
-    """tsdkd masks padding by position, so that no padding token has an effect; other trainers may mask its id."""
+    """tsdkd masks padding by position, so the padding token has no effect; other trainers may mask its id."""
     tokenizer = model.spec.tokenizer
     pad, is_end = tokenizer.pad_token_id, tokenizer.pad_token_id in model.spec.end_ids
     reason = "No padding token." if pad is None else f"The padding token is {_tokens(tokenizer, [pad])}."
     if is_end:
-        reason += " It is an end token, too: tsdkd masks padding by position, so ends are learned."
+        reason += " It is an end token, too: tsdkd masks padding by position, so the student learns it."
     return finding(f"{model.role}_pad_token", reason, values={"pad": pad, "pad_is_end": is_end})
 
 
 def check_precision(model: ModelFiles, other: ModelFiles, dtype: DType) -> Finding:
-    """Whether a model's weights are, or were, of a lower precision than one expects."""
+    """Whether a model's weights are or were quantised, or have a lower precision than the other model's."""
     loaded: torch.dtype = getattr(torch, model.spec.resolve_dtype(dtype))
     saved = model.saved_dtype
     reason = f"Weights are saved in {_name(saved)} and loaded in {_name(loaded)}."
@@ -164,12 +169,12 @@ def check_precision(model: ModelFiles, other: ModelFiles, dtype: DType) -> Findi
     problems = [
         *([f"They are quantised ({model.quantization})."] if model.quantization else []),
         *(
-            [f"They are narrower than the {other.role}'s ({_name(other.saved_dtype)})."]
+            [f"Their precision is below the {other.role}'s ({_name(other.saved_dtype)})."]
             * (saved.itemsize < other.saved_dtype.itemsize)
         ),
-        *(["Loading narrows them."] * (loaded.itemsize < saved.itemsize)),
+        *(["Loading lowers their precision."] * (loaded.itemsize < saved.itemsize)),
         *(
-            [f"{levels:.0%} of the matrices have at most {LEVELS} values in {GROUP} neighbours: they were 4-bit once."]
+            [f"{levels:.0%} of the matrices have at most {LEVELS} values in {GROUP} neighbours, like 4-bit weights."]
             * (levels > 0)
         ),
     ]

@@ -1,4 +1,4 @@
-"""Findings from sampled responses. Numbers are means over responses of means over their tokens, log-probs in nats."""
+"""Findings from sampled responses. Values are means over responses of means over their tokens."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -8,11 +8,11 @@ from tsdkd.stages.doctor.findings import Finding, finding
 from tsdkd.stages.doctor.model_files import Pair
 from tsdkd.stages.doctor.responses import Responses
 
-CUT_ABOVE = REPEATING_ABOVE = 0.1
+TRUNCATED_ABOVE = REPEATING_ABOVE = 0.1
 """Fractions of responses."""
 HALF = 0.5
 """Of a distribution, of the candidates, and of the weight of the divergence."""
-FAVOURITE_BELOW = 0.9
+TOP1_BELOW = 0.9
 """Fraction of tokens; below it, the ranking cannot teach the teacher's choice at one token in ten."""
 STANDARD_ERRORS = 2
 """A smaller difference is within noise."""
@@ -45,9 +45,9 @@ def response_findings(sampled: Sampled, pair: Pair, objective: TSDKDConfig, max_
         _entropies(sampled),
         _gate(sampled),
         _opener(sampled),
-        _overlap(sampled, objective.k),
+        _topk_agreement(sampled, objective.k),
         _outside_mass(sampled, objective.k),
-        _favourite(sampled, objective.k),
+        _top1_in_candidates(sampled, objective.k),
         _knowledge(sampled, pair),
     ]
 
@@ -56,16 +56,23 @@ def _lengths(sampled: Sampled, max_new_tokens: int) -> Finding:
     student, teacher, limit = sampled.student, sampled.teacher, sampled.student.limit
     lengths = {author: sum(r.lengths) / len(r.lengths) for author, r in (("student", student), ("teacher", teacher))}
     reason = (
-        f"At {limit} tokens, {student.cut:.0%} of the student's and {teacher.cut:.0%} of the teacher's responses are "
-        f"cut; means are {lengths['student']:.0f} and {lengths['teacher']:.0f} tokens."
+        f"At {limit} tokens, {student.truncated:.0%} of the student's and {teacher.truncated:.0%} of the teacher's "
+        f"responses are truncated; means are {lengths['student']:.0f} and {lengths['teacher']:.0f} tokens."
     )
     problem = remedy = ""
-    if max(student.cut, teacher.cut) > CUT_ABOVE and limit < max_new_tokens:
+    if max(student.truncated, teacher.truncated) > TRUNCATED_ABOVE and limit < max_new_tokens:
         problem = f"How many exceed --max-new-tokens {max_new_tokens} is unknown."
         remedy = f"Measure it: --sample-tokens {max_new_tokens}."
-    elif max(student.cut, teacher.cut) > CUT_ABOVE:
-        problem, remedy = "A cut response teaches no end.", "Raise --max-new-tokens, or mend the end tokens."
-    values = {"cut": {"student": student.cut, "teacher": teacher.cut}, "response_length": lengths, "limit": limit}
+    elif max(student.truncated, teacher.truncated) > TRUNCATED_ABOVE:
+        problem, remedy = (
+            "A truncated response teaches no end token.",
+            "Raise --max-new-tokens, or correct the end tokens.",
+        )
+    values = {
+        "truncated": {"student": student.truncated, "teacher": teacher.truncated},
+        "response_length": lengths,
+        "limit": limit,
+    }
     return finding("response_length", reason, problem, remedy, values=values)
 
 
@@ -89,15 +96,15 @@ def _thoughts(sampled: Sampled) -> Finding:
 def _entropies(sampled: Sampled) -> Finding:
     names = "student_entropy", "teacher_entropy"
     reason = f"Nats per token: the student's is {sampled.both(names[0])}; the teacher's is {sampled.both(names[1])}."
-    surer = sampled.student.mean(names[0]) < sampled.student.mean(names[1])
-    problem = "The student is surer than the teacher of its own responses." if surer else ""
+    lower = sampled.student.mean(names[0]) < sampled.student.mean(names[1])
+    problem = "On its own responses, the student's entropy is below the teacher's." if lower else ""
     return finding("entropy", reason, problem, "Check that the models are not swapped.", values=sampled.values(*names))
 
 
 def _gate(sampled: Sampled) -> Finding:
     reason = f"The mean is {sampled.both('gate')}."
     problem = (
-        "The teacher is less sure than the student, so the divergence counts less than half."
+        "The teacher's entropy is above the student's, so the divergence counts less than half."
         if sampled.student.mean("gate") < HALF
         else ""
     )
@@ -113,22 +120,25 @@ def _gate(sampled: Sampled) -> Finding:
 def _opener(sampled: Sampled) -> Finding:
     reason = f"Tokens: {sampled.both('opener_length')}."
     problem = (
-        "The ranking learns from hardly more than the first token of a response."
+        "The indirect term learns from hardly more than the first token of a response."
         if sampled.student.mean("opener_length") < 2
         else ""
     )
     return finding("opener", reason, problem, "Raise --opener.", values=sampled.values("opener_length"))
 
 
-def _overlap(sampled: Sampled, k: int) -> Finding:
-    reason = f"Fraction of the student's {k} candidates among the teacher's {k} best tokens: {sampled.both('overlap')}."
-    problem = "Most candidates are unlikely for the teacher." if sampled.student.mean("overlap") < HALF else ""
+def _topk_agreement(sampled: Sampled, k: int) -> Finding:
+    reason = (
+        f"Fraction of the student's {k} candidates among the teacher's {k} most likely tokens: "
+        f"{sampled.both('topk_agreement')}."
+    )
+    problem = "Most candidates are unlikely for the teacher." if sampled.student.mean("topk_agreement") < HALF else ""
     return finding(
-        "candidate_overlap",
+        "topk_agreement",
         reason,
         problem,
         "Train with forward KL on the teacher's responses first (--method supervised-kd).",
-        values=sampled.values("overlap", "top1_agreement"),
+        values=sampled.values("topk_agreement", "top1_agreement"),
     )
 
 
@@ -146,12 +156,15 @@ def _outside_mass(sampled: Sampled, k: int) -> Finding:
     return finding("outside_mass", reason, problem, "Raise --k, or lower --alpha.", values=sampled.values(*names))
 
 
-def _favourite(sampled: Sampled, k: int) -> Finding:
+def _top1_in_candidates(sampled: Sampled, k: int) -> Finding:
+    name = "top1_in_candidates"
     reason = (
-        f"Fraction of tokens whose best token for the teacher is among the {k} candidates: {sampled.both('favourite')}."
+        f"Fraction of tokens where the teacher's most likely token is among the {k} candidates: {sampled.both(name)}."
     )
-    problem = "Elsewhere the ranking cannot teach it." if sampled.student.mean("favourite") < FAVOURITE_BELOW else ""
-    return finding("favourite", reason, problem, "Raise --k.", values=sampled.values("favourite"))
+    problem = (
+        "At the other tokens the indirect term cannot teach it." if sampled.student.mean(name) < TOP1_BELOW else ""
+    )
+    return finding(name, reason, problem, "Raise --k.", values=sampled.values(name))
 
 
 def _percent(fractions: dict[str, float]) -> str:
@@ -161,8 +174,8 @@ def _percent(fractions: dict[str, float]) -> str:
 def _knowledge(sampled: Sampled, pair: Pair) -> Finding:
     """Which model's responses both models together find more likely, paired by prompt.
 
-    Each model alone prefers its own responses: the sum over both models compares the responses. It tells sureness,
-    not truth.
+    Each model finds its own responses more likely, so the sum over both models compares the responses. It measures
+    confidence, not correctness.
     """
     names = "student_log_prob", "teacher_log_prob"
     teacher, student = (r.columns[names[0]] + r.columns[names[1]] for r in (sampled.teacher, sampled.student))

@@ -34,7 +34,7 @@ class Responses:
     columns: dict[str, Tensor]
     """Mean over the tokens of each response, (responses,), by the name of the value."""
     lengths: list[int]
-    cut: float
+    truncated: float
     """The fraction of responses without an end token."""
     repeating: float
     """The fraction of responses that repeat themselves."""
@@ -50,7 +50,7 @@ class Responses:
     def means(self) -> dict[str, float]:
         """Every value by name."""
         length = sum(self.lengths) / len(self.lengths)
-        fractions = {"cut": self.cut, "repeating": self.repeating, "thinking": self.thinking}
+        fractions = {"truncated": self.truncated, "repeating": self.repeating, "thinking": self.thinking}
         return {name: self.mean(name) for name in self.columns} | {"response_length": length} | fractions
 
 
@@ -66,12 +66,12 @@ def sample_both(
         load_model(name, sampling.dtype, attention=sampling.attention, observer=observer) for name in names
     )
     models = share_vocab(student, teacher)
-    limit = config.tokens(models[0].device.type)
+    limit = config.response_limit(models[0].device.type)
     roles = ("student", "teacher")
     ids = [
         _sample(model, role, sampled, config, limit, seed, observer) for model, role in zip(models, roles, strict=True)
     ]
-    with observer.progress("student and teacher read them", 2 * len(sampled.ids), "responses") as advance:
+    with observer.progress("student and teacher read the responses", 2 * len(sampled.ids), "responses") as advance:
         by_role = []
         for responses in ids:
             rows: dict[int, ScoreRow] = {}
@@ -113,8 +113,8 @@ def compare_chunk(
 ) -> dict[str, Tensor]:
     """Both models at some tokens, as a `CompareChunk`; "candidate" means the student's k candidates.
 
-    "kl": KL(teacher || student) in nats. "overlap": the fraction of the candidates among the teacher's k most likely
-    tokens. "favourite": whether the teacher's most likely token is a candidate.
+    "kl": KL(teacher || student) in nats. "topk_agreement": the fraction of the candidates among the teacher's k most
+    likely tokens. "top1_in_candidates": whether the teacher's most likely token is a candidate.
     """
     device = teacher.device
     log_q, log_p = log_probs(heads[0].logits(student)).to(device), log_probs(heads[1].logits(teacher))
@@ -127,8 +127,8 @@ def compare_chunk(
         "teacher_log_prob": log_p.gather(-1, ids).squeeze(-1),
         "student_outside_mass": outside_mass(log_q.gather(-1, candidates)),
         "teacher_outside_mass": outside_mass(log_p.gather(-1, candidates)),
-        "overlap": shared.float().mean(-1),
-        "favourite": (candidates == best[:, :1]).any(-1).float(),
+        "topk_agreement": shared.float().mean(-1),
+        "top1_in_candidates": (candidates == best[:, :1]).any(-1).float(),
         "top1_agreement": (candidates[:, 0] == best[:, 0]).float(),
         "kl": divergence_of(log_p, log_q, Divergence.jsd(0)),
     }
@@ -154,7 +154,7 @@ def _measure(
     return Responses(
         columns,
         [len(ids) for ids in responses],
-        cut=sum(ids[-1] not in model.end_ids for ids in responses) / count,
+        truncated=sum(ids[-1] not in model.end_ids for ids in responses) / count,
         repeating=sum(map(is_repeating, responses)) / count,
         thinking=sum(THOUGHT.match(text) is not None for text in texts) / count,
         limit=limit,

@@ -1,6 +1,6 @@
 """doctor: findings before a run. Files are checked first, then both models respond once to a sample of the prompts.
 
-Nothing is written. A refusal of a stage becomes a finding; what needs the refused input is left out.
+It writes nothing. A refusal of a stage becomes a finding, and the checks that need the refused input do not run.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from tsdkd.stages.data.randomness import random_integer
 from tsdkd.stages.doctor import chat_prompts, model_files
 from tsdkd.stages.doctor.benchmark_overlap import Overlap, QuestionIndex, check_overlaps, read_questions
 from tsdkd.stages.doctor.chat_prompts import SampledPrompts
-from tsdkd.stages.doctor.entropy_verdict import check_entropy_term
+from tsdkd.stages.doctor.entropy_term import check_entropy_term
 from tsdkd.stages.doctor.findings import Finding, Findings
 from tsdkd.stages.doctor.model_files import Pair, read_model_files
 from tsdkd.stages.doctor.response_findings import Sampled, response_findings
@@ -60,7 +60,7 @@ def diagnose(
                 "responses",
                 "look",
                 f"No response was sampled, because of: {names}.",
-                "Mend that, and run tsdkd doctor again.",
+                "Correct these, and run tsdkd doctor again.",
             )
         )
         return findings

@@ -14,10 +14,10 @@ SMALLEST_RATE = 2.5e-5
 HARMFUL_RATIO = 0.01
 """The smallest entropy weight, relative to the direct weight, that the study measured without the indirect term."""
 BY_RATE = "-8.8 ± 2.5 at 2.5e-05, -22.6 ± 10.6 at 0.0001, -48.4 ± 20.5 at 0.0004"
-"""All terms with the paper's weights."""
+"""With all terms and the paper's weights."""
 BY_START = "-5.8 ± 5.2, -22.6 ± 10.6 and -9.7 ± 5.1 from students at 25, 50 and 85 %"
 BY_WEIGHT = "-23.2 ± 11.2 with weight 1 : 1, -3.3 ± 2.5 with 1 : 0.01"
-"""Gate and entropy term alone, direct : entropy."""
+"""With gate and entropy term alone; weights direct : entropy."""
 MILD = "-6.5 ± 3.5 with direct : indirect : entropy 10 : 0.1 : 0.01, -0.1 ± 2.9 with 100 : 0.1 : 0.01"
 SUMS_KL, SUMS_ENTROPY = (0.031, 0.118), (0.173, 0.262)
 """Of the study's students before training: KL(teacher || student) and entropy, in nats."""
@@ -28,7 +28,7 @@ EMBEDDED = (
 
 
 def check_entropy_term(sampled: Sampled, config: DoctorConfig) -> Finding:
-    """The verdict on the entropy term's weight and the learning rate, for a pair of this competence and entropy."""
+    """Whether the entropy term is likely to harm, by its weight, the learning rate, and the pair's KL and entropy."""
     objective, rate = config.objective, config.learning_rate
     kl, entropy = sampled.teacher.mean("kl"), sampled.teacher.mean("student_entropy")
     ratio = objective.em_weight / objective.direct_weight if objective.direct_weight else float("inf")
@@ -42,7 +42,7 @@ def check_entropy_term(sampled: Sampled, config: DoctorConfig) -> Finding:
         return finding("entropy_term", "The entropy term is off.", values=values | {"harm": "none"})
     comparable = SUMS_KL[0] <= kl <= SUMS_KL[1] and SUMS_ENTROPY[0] <= entropy <= SUMS_ENTROPY[1]
     pair = f"KL(teacher || student) is {kl:.3f} and the student's entropy {entropy:.3f} nats, " + (
-        "as of the study's students."
+        "like the study's students."
         if comparable
         else f"outside the study's {SUMS_KL[0]} to {SUMS_KL[1]} and {SUMS_ENTROPY[0]} to {SUMS_ENTROPY[1]}. {EMBEDDED}."
     )
@@ -51,18 +51,18 @@ def check_entropy_term(sampled: Sampled, config: DoctorConfig) -> Finding:
         reason = f"An entropy weight of {ratio:g} of the direct weight shows no harm of its own ({page} {MILD}). {pair}"
         return finding("entropy_term", reason, values=values | {"harm": "not shown"})
     if rate < SMALLEST_RATE:
-        verdict = (
-            f"Whether the entropy term harms is unknown at the learning rate {rate:g}: the study's smallest is "
+        reason = (
+            f"The study does not show whether the entropy term harms at the learning rate {rate:g}: its smallest is "
             f"{SMALLEST_RATE:g}, and the harm shrinks with the rate ({page} {BY_RATE})."
         )
         remedy = "Compare with --method gkd on the same prompts and seeds, or lower --em-weight."
         return finding(
             "entropy_term",
-            verdict,
+            reason,
             pair,
             remedy,
             values=values | {"harm": "unknown"},
         )
-    verdict = f"The entropy term is likely to harm ({page} {BY_WEIGHT}; all terms {BY_RATE}, and {BY_START})."
+    reason = f"The entropy term is likely to harm ({page} {BY_WEIGHT}; all terms {BY_RATE}, and {BY_START})."
     remedy = "Use --method gkd, or --em-weight 0, or --direct-weight 10 --em-weight 0.01 with a rate of 5e-6."
-    return finding("entropy_term", verdict, pair, remedy, values=values | {"harm": "likely"})
+    return finding("entropy_term", reason, pair, remedy, values=values | {"harm": "likely"})
