@@ -1,4 +1,4 @@
-"""The device of the GPU scripts: what it is, seconds, memory and peak rates. No other script calls `torch.cuda`."""
+"""The device of the GPU scripts: its name, times, memory and peak rates. No other script calls `torch.cuda`."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ MATRIX = 8192
 """Side of the square matrices whose product shows the device's peak rate."""
 COPIED_BYTES = 2**31
 SECONDS = 200
-"""No figure is begun later, so that a script ends within four minutes."""
+"""No figure starts later, so that a script ends within four minutes."""
 
 
 def parse_options(description: str | None) -> Options:
@@ -50,13 +50,13 @@ def open_figures(
 def measure(figures: Figures, name: str, work: Callable[[], Figure]) -> None:
     """`Figures.measure`, which frees the memory of the device afterwards."""
     device = figures.options.device
-    figures.measure(name, work, lambda: works(device))
+    figures.measure(name, work, lambda: is_working(device))
     gc.collect()  # models and trainers are parts of reference cycles
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
-def works(device: str) -> bool:
+def is_working(device: str) -> bool:
     """Whether the device still computes: after an illegal access, every later call of the process fails."""
     try:
         synchronize(device)

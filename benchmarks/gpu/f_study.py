@@ -35,7 +35,7 @@ from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 
 ROOT = Path(__file__).parents[2]
 SAVING_SECONDS = 25
-"""Given to a command to save its work when the time is over."""
+"""The time that a command has to save its work at the end."""
 ARMS = {
     "GKD": "--method gkd --beta 0.9",
     "TSD-KD": "",

@@ -22,7 +22,7 @@ from rich.table import Table
 Figure = dict[str, float | str]
 OUT = Path("gpu-figures")
 ATTEMPTS = 2
-"""A figure that ends its process this often, or that was stopped this often, is not begun again."""
+"""A figure that ended its process or was stopped this often is not started again."""
 DEVICE_LOST = 75
 """Exit code of a script whose device refuses further work: a new process measures the other figures."""
 PR_SET_PDEATHSIG = 1
@@ -31,7 +31,7 @@ screen = Console(width=160, highlight=False, soft_wrap=True)
 
 
 class OutOfTimeError(Exception):
-    """A figure was stopped because the time is over; the next start goes on with it."""
+    """A figure was stopped because the time is over; the next start continues it."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Target:
     """Raises KeyError as long as a figure is missing."""
     most: float
 
-    def verdict(self, figures: Mapping[str, Figure], *, tiny: bool) -> str:
+    def describe(self, figures: Mapping[str, Figure], *, tiny: bool) -> str:
         try:
             value = float(self.value(figures))
         except KeyError as missing:
             return f"{self.text}: not measured, {missing} is missing"
         if math.isnan(value):
             return f"{self.text}: not measured on this device"
-        judged = "tiny sizes judge nothing" if tiny else "reached" if value <= self.most else "MISSED"
-        return f"{self.text}: {value:.3g}, at most {self.most:g}: {judged}"
+        result = "not judged at tiny sizes" if tiny else "reached" if value <= self.most else "MISSED"
+        return f"{self.text}: {value:.3g}, at most {self.most:g}: {result}"
 
 
 class Figures:
@@ -106,7 +106,9 @@ class Figures:
         if self.path.exists():
             measured = json.loads(self.path.read_text())
             if measured["environment"] | {"date": ""} != {**environment, "date": ""}:
-                raise SystemExit(f"{self.path} was measured elsewhere: {measured['environment']}. Name another --out.")
+                raise SystemExit(
+                    f"{self.path} has figures of another machine: {measured['environment']}. Name another --out."
+                )
         self.content = measured | {"title": title, "columns": list(columns)}
 
     @property
@@ -123,12 +125,12 @@ class Figures:
         if name in self.values:
             return
         if self.options.seconds_left < 0:
-            screen.print(f"{name}: not begun, the time is over", markup=False)
+            screen.print(f"{name}: not started, the time is over", markup=False)
             return
         if begun.get(name, 0) >= self.attempts:
-            self.content["failed"].setdefault(name, f"It was begun {self.attempts} times and never ended.")
+            self.content["failed"].setdefault(name, f"It was started {self.attempts} times and never ended.")
             self.save()
-            screen.print(f"{name}: not begun, it was begun {self.attempts} times and never ended", markup=False)
+            screen.print(f"{name}: not started, it was started {self.attempts} times and never ended", markup=False)
             return
         begun[name] = begun.get(name, 0) + 1
         self.save()
@@ -152,7 +154,7 @@ class Figures:
         self.save()
 
     def save(self) -> None:
-        self.content["targets"] = [target.verdict(self.values, tiny=self.options.tiny) for target in self.targets]
+        self.content["targets"] = [target.describe(self.values, tiny=self.options.tiny) for target in self.targets]
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w") as file:
             file.write(json.dumps(self.content, indent=1) + "\n")
@@ -181,11 +183,11 @@ def show(content: Mapping[str, Any]) -> None:
 
 
 def start(words: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
-    """Start a command that the kernel kills when this process ends, however that ends: nothing occupies the device."""
-    return subprocess.Popen(words, preexec_fn=_die_with_parent, **settings)  # noqa: PLW1509  it calls the kernel alone
+    """Start a command that the kernel kills when this process ends, so that nothing keeps the device."""
+    return subprocess.Popen(words, preexec_fn=_end_with_parent, **settings)  # noqa: PLW1509  it calls the kernel alone
 
 
-def _die_with_parent() -> None:
+def _end_with_parent() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -29,7 +29,7 @@ NOT_BEGUN = f"not begun, fewer than {LEAST} seconds are left"
 
 
 def run_script(letter: str, seconds: float, arguments: Sequence[str]) -> int | None:
-    """Exit code of a script that gets `seconds`; None for one that outlasts them."""
+    """The exit code of a script; None for one that takes longer than `seconds`."""
     words = [
         sys.executable,
         "-m",
@@ -50,7 +50,7 @@ def run_script(letter: str, seconds: float, arguments: Sequence[str]) -> int | N
 def run_scripts(
     letters: Sequence[str], seconds: float, arguments: Sequence[str], queue: Sequence[str]
 ) -> dict[str, str]:
-    """Run scripts one after another -> what became of each."""
+    """Run scripts one after another. Returns the state of each."""
     end, states = time.monotonic() + seconds, dict.fromkeys(letters, NOT_BEGUN)
     for letter in letters:
         code: int | None = DEVICE_LOST

@@ -3,7 +3,7 @@
     python -m benchmarks.robustness.bad_inputs --trials 1000 --seed 0
 
 Each trial spoils one input of one command: an option, a prompts file, a file of a model or an adapter, a name, a plan,
-a file of options, a journal or a log. It runs in a forked process with a limit of time. Prints a table of counts by
+a file of options, a journal or a log. It runs in a forked process with a time limit. Prints a table of counts by
 command, and every raw error with the number of its trial; `--only N` repeats one.
 """
 
@@ -37,7 +37,7 @@ from tsdkd.stages.config.recorded import CONFIGS
 from tsdkd.stages.engines import choice
 
 SECONDS = 120
-"""Of one trial; a slower one counts as a raw error."""
+"""Time limit of one trial; a slower one counts as a raw error."""
 RAW = re.compile(r"^\w*(Error|Exception|Interrupt|Exit|Warning)\b:|Traceback|run `?tsdkd --debug", re.IGNORECASE)
 """A cause that names a Python error."""
 WORDS = (
@@ -283,8 +283,8 @@ def outcome_of(code: int | None, output: str) -> str:
     if code == 0:
         return "ran"
     lines = [line for line in output.splitlines() if line.startswith(("error:", "try:"))]
-    told = [line.split(":")[0] for line in lines] == ["error", "try"]
-    return "refused" if code in {1, 2} and told and not any(map(RAW.search, _texts(lines))) else "raw"
+    has_cause_and_remedy = [line.split(":")[0] for line in lines] == ["error", "try"]
+    return "refused" if code in {1, 2} and has_cause_and_remedy and not any(map(RAW.search, _texts(lines))) else "raw"
 
 
 def _texts(lines: list[str]) -> Iterator[str]:
@@ -292,9 +292,9 @@ def _texts(lines: list[str]) -> Iterator[str]:
 
 
 def _in_child(words: list[str], directory: Path) -> tuple[int | None, str]:
-    """The exit code (None: the time was up, or a signal ended it) and the output of a command in a forked process.
+    """The exit code (None: after the time limit or a signal) and the output of a command in a forked process.
 
-    It runs in `directory`, since a word may become a relative path of an output.
+    It runs in `directory`, because a word may become a relative output path.
     """
     reader, writer = os.pipe()
     if not (child := os.fork()):
@@ -331,10 +331,10 @@ def main() -> None:
         inputs = Path(directory)
         make_inputs(inputs)
         for trial in range(options.trials) if options.only is None else [options.only]:
-            name, outcome, told = run_trial(inputs, options.seed, trial)
+            name, outcome, report = run_trial(inputs, options.seed, trial)
             counts[name][outcome] += 1
             if outcome == "raw" or options.only is not None:
-                print(f"trial {trial}: {told}\n", file=sys.stderr, flush=True)
+                print(f"trial {trial}: {report}\n", file=sys.stderr, flush=True)
     rows = [
         Row(name, found.total(), found["raw"], {name: found[name] for name in ("refused", "ran", "raw")})
         for name, found in counts.items()

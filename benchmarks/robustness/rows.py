@@ -1,4 +1,4 @@
-"""What campaigns of this directory share: their options, their rows and their table.
+"""Options, rows and the table of the campaigns in this directory.
 
 A campaign is a module with `--trials N --seed S --json FILE`. It prints its table, writes its rows to FILE as a JSON
 list of {"name", "trials", "faults", "counts"}, and exits with 1 if there is a fault.

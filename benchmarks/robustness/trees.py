@@ -1,4 +1,4 @@
-"""Compares directories, and says in which state a stage's output is."""
+"""Compares directories, and determines the state of a stage's output."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ def tree_of(directory: Path) -> dict[str, str]:
 
 
 def _digest(file: Path, directory: Path) -> str:
-    """The digest of a file, without what differs from one trial to the next."""
+    """The digest of a file, without the times and paths of a trial."""
     if file.name == JOURNAL_FILE:
         return "journal"
     content = file.read_bytes()
@@ -27,7 +27,7 @@ def _digest(file: Path, directory: Path) -> str:
 
 
 def output_state(directory: Path, output: str, older: dict[str, str], newer: dict[str, str]) -> str:
-    """The state of the output between two runs: "none", "older", "newer", "partial", or what is wrong with it.
+    """The state of the output between two runs: "none", "older", "newer", "partial", or a description of the fault.
 
     older, newer: trees of the directory before and after a run that nothing interrupts.
     """

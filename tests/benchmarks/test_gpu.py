@@ -256,11 +256,11 @@ def test_no_figure_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
 
 def test_targets_are_judged_from_the_figures() -> None:
     target = Target("seconds", lambda figures: figures["x"]["seconds"], 1.1)
-    assert target.verdict({"x": {"seconds": 1.05}}, tiny=False) == "seconds: 1.05, at most 1.1: reached"
-    assert target.verdict({"x": {"seconds": 1.2}}, tiny=False).endswith("MISSED")
-    assert "judge nothing" in target.verdict({"x": {"seconds": 1.2}}, tiny=True)
-    assert "not measured" in target.verdict({}, tiny=False)
-    assert "not measured" in target.verdict({"x": {"seconds": float("nan")}}, tiny=False)
+    assert target.describe({"x": {"seconds": 1.05}}, tiny=False) == "seconds: 1.05, at most 1.1: reached"
+    assert target.describe({"x": {"seconds": 1.2}}, tiny=False).endswith("MISSED")
+    assert "not judged" in target.describe({"x": {"seconds": 1.2}}, tiny=True)
+    assert "not measured" in target.describe({}, tiny=False)
+    assert "not measured" in target.describe({"x": {"seconds": float("nan")}}, tiny=False)
 
 
 def test_the_roofline_counts_both_passes_and_the_traffic_between_the_products(
@@ -299,7 +299,7 @@ def test_torch_cuda_is_called_in_one_module_by_names_that_exist(monkeypatch: pyt
         for name in names:
             monkeypatch.setattr(torch.cuda, name, lambda *_: 3e9)  # an AttributeError for a name that torch lacks
     device.synchronize("cuda")
-    assert device.works("cuda")
+    assert device.is_working("cuda")
     assert device.peak_above(lambda: None, "cuda") == 0
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
