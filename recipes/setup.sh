@@ -12,8 +12,8 @@ if [ "${INSTALLED:-0}" != 1 ]; then   # 1: everything is installed; nothing is d
     . .venv/bin/activate
   fi
   prefix=$(python -c 'import sys; print(sys.prefix)')
-  stamp="$prefix/tsdkd-installed${EXTRAS:-}"   # written when an installation has ended
-  installed=$(python -I -c 'import tsdkd; print(tsdkd.__file__)' 2>/dev/null || true)   # another clone's, perhaps
+  stamp="$prefix/tsdkd-installed${EXTRAS:-}"   # written at the end of an installation
+  installed=$(python -I -c 'import tsdkd; print(tsdkd.__file__)' 2>/dev/null || true)   # may belong to another clone
   if [ "$installed" != "$(pwd -P)/tsdkd/__init__.py" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum pyproject.toml)" ]; then
     echo "Installing tsdkd${EXTRAS:-} in $prefix: pip downloads about 3.3 GB with the CUDA build of torch, 0.5 GB with a CPU build."
     echo "The next run installs nothing."

@@ -25,7 +25,7 @@ GRACE = 40
 """Seconds before its end in which a script begins no figure."""
 LEAST = 60
 """Seconds in which a script can measure something."""
-NOT_BEGUN = f"not begun, fewer than {LEAST} seconds are left"
+NOT_STARTED = f"not started, fewer than {LEAST} seconds are left"
 
 
 def run_script(letter: str, seconds: float, arguments: Sequence[str]) -> int | None:
@@ -51,7 +51,7 @@ def run_scripts(
     letters: Sequence[str], seconds: float, arguments: Sequence[str], queue: Sequence[str]
 ) -> dict[str, str]:
     """Run scripts one after another. Returns the state of each."""
-    end, states = time.monotonic() + seconds, dict.fromkeys(letters, NOT_BEGUN)
+    end, states = time.monotonic() + seconds, dict.fromkeys(letters, NOT_STARTED)
     for letter in letters:
         code: int | None = DEVICE_LOST
         while code == DEVICE_LOST and (left := end - time.monotonic()) >= LEAST:

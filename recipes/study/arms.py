@@ -7,7 +7,7 @@ from typing import Literal
 RATE = 1e-4
 GKD, TSDKD = "--method gkd --beta 0.9", "--k 5"
 MILD = f"{TSDKD} --direct-weight 10 --em-weight 0.01"
-"""More of the direct term, less entropy minimisation."""
+"""Mild weights: more of the direct term, less of the entropy term."""
 
 
 @dataclass(frozen=True)

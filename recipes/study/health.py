@@ -1,7 +1,7 @@
-"""Mass outside the candidates and shares of the gradient, a row per arm: python -m recipes.study.health DIRECTORY
+"""Outside mass and gradient shares, a row per arm: python -m recipes.study.health DIRECTORY
 
-The held-out columns measure each model on the teacher's held-out responses, at every token, so that arms without an
-indirect term compare. The others come from the logs: on the opener of the student's own responses.
+The held-out columns measure each model on every token of the teacher's held-out responses, so that they include arms
+without an indirect term. The other columns come from the logs: the opener of the student's own responses.
 """
 
 import json
@@ -41,7 +41,7 @@ def held_out_masses(model: Path, samples: OfflineSource, k: int = 5) -> dict[str
     return {name: float(metrics[name]) for name in MASSES}
 
 
-def logged(checkpoint: Path) -> dict[str, float]:
+def read_log_means(checkpoint: Path) -> dict[str, float]:
     """Means over the first and the last steps, and of the shares over all steps."""
     log = [json.loads(line) for line in (checkpoint / METRICS_FILE).read_text().splitlines()]
     log = [entry for entry in log if is_step(entry)]
@@ -77,7 +77,7 @@ def measure_arms(directory: Path, arms: Iterable[Arm]) -> list[list[str]]:
             model = seed.parent / slug / inside
             if (model / "config.json").is_file():
                 masses = held_out_masses(model, OfflineSource(directory / "held_out", seed))
-                measured.append(masses | (logged(model) if (model / METRICS_FILE).is_file() else {}))
+                measured.append(masses | (read_log_means(model) if (model / METRICS_FILE).is_file() else {}))
         rows += [row(name, measured)] if measured else []
     return rows
 

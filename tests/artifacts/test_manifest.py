@@ -1,4 +1,4 @@
-"""Manifests and journals that a stranger may have written: every field is checked on reading, with one error."""
+"""Manifests and journals are untrusted: every field is checked on reading, with one error."""
 
 import json
 import os
@@ -147,7 +147,7 @@ def test_a_setting_that_is_missing_is_named_where_it_is_needed(run: Path) -> Non
     (run / "scores" / MANIFEST_FILE).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="records no 'signal'"):
         load_manifest(run / "scores").config["signal"]
-    with pytest.raises(ArtifactError, match="record no author"):
+    with pytest.raises(ArtifactError, match="records no author model"):
         load_manifest(run / "scores").model("author")
 
 
@@ -169,7 +169,7 @@ def test_a_setting_that_is_missing_is_named_where_it_is_needed(run: Path) -> Non
     ],
     ids=lambda content: str(content[:12]),
 )
-def test_a_manifest_that_is_no_manifest_is_one_error(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_manifest_is_one_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST_FILE).write_bytes(content)
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_manifest(tmp_path)
@@ -201,12 +201,12 @@ def test_a_journal_of_other_types_is_one_error(tmp_path: Path, line: bytes) -> N
 
 
 @pytest.mark.parametrize("name", [JOURNAL_FILE, "config.yaml", "resume"])
-def test_a_stage_writes_through_no_link_out_of_its_artifact(tmp_path: Path, name: str) -> None:
+def test_a_stage_writes_through_no_link_to_files_outside(tmp_path: Path, name: str) -> None:
     with Writer.open(tmp_path / "a", OLD) as writer:
         add(writer, "one", "old")
     (tmp_path / "outside").write_text("mine")
     (tmp_path / "a" / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(ArtifactError, match="is a link out of its artifact"):
+    with pytest.raises(ArtifactError, match="links to a file outside its artifact"):
         Writer.open(tmp_path / "a", OLD)
     (tmp_path / "a" / name).unlink()
     (tmp_path / "a" / ".lock").unlink()

@@ -1,4 +1,4 @@
-"""Tables that a stranger may have written: every reader and `verify` refuse values that an artifact cannot hold."""
+"""Tables are untrusted: every reader and `verify` refuse wrong values."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -62,24 +62,22 @@ def hidden(value: float) -> Callable[[Row], None]:
     [
         (lambda row: row.update(sample_id=None), "a missing value in the column sample_id"),
         (lambda row: row.update(hidden=None), "a missing value in the column hidden"),
-        (lambda row: row.update(hidden=b"1234567"), "another number of entries in the column hidden"),
+        (lambda row: row.update(hidden=b"1234567"), "entries in the column hidden"),
         (hidden(float("nan")), "not finite in the column hidden"),
         (hidden(float("inf")), "not finite in the column hidden"),
         (hidden(float("-inf")), "not finite in the column hidden"),
         (lambda row: row.update(top_ids=[1] * 6), "a missing value in the column top_ids"),
         (lambda row: row.update(student_entropy=[]), "an empty list in the column student_entropy"),
         (lambda row: row.update(student_entropy=[1.0, None, 1.0]), "a missing value in the column student_entropy"),
-        (lambda row: row["teacher_entropy"].append(1.0), "another number of entries in the column teacher_entropy"),
-        (lambda row: row["candidates"].pop(), "another number of entries in the column candidates"),
+        (lambda row: row["teacher_entropy"].append(1.0), "entries in the column teacher_entropy"),
+        (lambda row: row["candidates"].pop(), "entries in the column candidates"),
         (lambda row: row["candidates"].__setitem__(0, -1), "the negative number -1 in the column candidates"),
-        (lambda row: row["candidates"].__setitem__(0, VOCAB), "50, where the teacher knows 50 tokens"),
+        (lambda row: row["candidates"].__setitem__(0, VOCAB), "the id 50, above the teacher.s 50 tokens"),
         (lambda row: row["ranks"].__setitem__(0, -2), "the negative number -2 in the column ranks"),
         (lambda row: row["student_log_prob"].__setitem__(0, float("nan")), "not finite in the column student_log_prob"),
     ],
 )
-def test_values_that_scores_cannot_hold_are_refused(
-    scores: Artifact, change: Callable[[Row], object], problem: str
-) -> None:
+def test_wrong_values_in_scores_are_refused(scores: Artifact, change: Callable[[Row], object], problem: str) -> None:
     verify_artifact(scores.path)
     rows = scores.table().to_pylist()
     change(rows[1])
@@ -128,9 +126,9 @@ def test_a_damaged_head_is_refused(scores: Artifact) -> None:
         scores.table()
 
 
-def test_a_part_that_is_a_link_out_of_the_artifact_is_refused(scores: Artifact, tmp_path: Path) -> None:
+def test_a_part_that_links_to_a_file_outside_is_refused(scores: Artifact, tmp_path: Path) -> None:
     (scores.path / FILE).rename(tmp_path / "elsewhere.parquet")
     (scores.path / FILE).symlink_to(tmp_path / "elsewhere.parquet")
     for read in (lambda: read_artifact(scores.path, "scores"), scores.table):
-        with pytest.raises(ArtifactError, match="is a link out of its artifact"):
+        with pytest.raises(ArtifactError, match="links to a file outside its artifact"):
             read()

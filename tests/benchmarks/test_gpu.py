@@ -197,7 +197,7 @@ def test_the_driver_says_why_it_begins_nothing(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.gpu.run", "--tiny", "--out", str(tmp_path), "--seconds", "20", "b"]
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert shown.returncode == 1
-    assert "b_objective: not begun, fewer than 60 seconds are left" in shown.stdout
+    assert "b_objective: not started, fewer than 60 seconds are left" in shown.stdout
 
 
 def test_the_driver_goes_on_after_a_script_that_ends_hangs_or_loses_its_device(tmp_path: Path) -> None:

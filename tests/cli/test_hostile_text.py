@@ -1,4 +1,4 @@
-"""Names, paths and responses of any content, through everything that prints: they command no terminal and no table."""
+"""Every printing function and page escapes names, paths and responses of any content."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Inputs that libraries report in their own words: each has one line of cause and one of remedy."""
+"""Errors of libraries become one line of cause and one of remedy."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from tsdkd.artifacts import opening
 from tsdkd.artifacts.files import JOURNAL_FILE
 from tsdkd.cli import app
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages.engines.vllm_engine import translated_vllm_errors
+from tsdkd.stages.engines.vllm_engine import translate_vllm_errors
 from tsdkd.stages.models.device import require_device
 
 
@@ -180,7 +180,7 @@ def test_a_complete_artifact_on_a_read_only_disk_is_skipped(
 
 
 def raise_from_vllm(error: Exception) -> None:
-    with translated_vllm_errors():
+    with translate_vllm_errors():
         raise error
 
 

@@ -20,7 +20,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "abc", "²", "9" * 30, ""])
-def test_a_width_that_is_none_changes_no_value(compared: list[str], columns: str, tmp_path: Path) -> None:
+def test_an_invalid_width_changes_no_value(compared: list[str], columns: str, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, compared, env={"COLUMNS": columns, "LINES": columns})
     assert shown.exit_code == 0
     assert "50.0 ± 50.0" in shown.stdout

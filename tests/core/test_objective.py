@@ -74,7 +74,7 @@ def test_terms_add_up_with_their_weights() -> None:
     assert loss.item() == pytest.approx(expected.item())
 
 
-def test_the_outside_mass_is_what_the_candidates_leave() -> None:
+def test_the_outside_mass_is_one_minus_the_mass_of_the_candidates() -> None:
     """A response of one token, whose candidates are the student's tokens of probability 0.5 and 0.2."""
     student, teacher = torch.tensor([[0.5, 0.2, 0.19, 0.11], [0.1, 0.3, 0.4, 0.2]]).double().log().view(2, 1, 1, 4)
     mask = torch.ones(1, 1, dtype=torch.bool)
@@ -86,7 +86,7 @@ def test_the_outside_mass_is_what_the_candidates_leave() -> None:
     assert tempered["student_outside_mass"].item() == pytest.approx(squares / (0.5**2 + 0.2**2 + squares))
 
 
-def test_the_indirect_term_does_not_see_the_outside_mass() -> None:
+def test_the_indirect_term_does_not_depend_on_the_outside_mass() -> None:
     """All candidates' logits fall by half their distance to the next token: mass moves outside, the term stays."""
     student, teacher, mask = make([9, 4])
     best = student.topk(5)

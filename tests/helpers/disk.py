@@ -1,4 +1,4 @@
-"""A disk that takes no file beyond a size."""
+"""A disk that refuses files beyond a size."""
 
 import resource
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Texts that would command a terminal, forge a line, or break a table, if something printed them as they are."""
+"""Texts that inject terminal escape sequences, forge a line or break a table unless they are escaped."""
 
 import unicodedata
 

@@ -81,7 +81,7 @@ def test_kill_9_between_two_benchmarks(campaign: Campaign) -> None:
     assert campaign.faults(case, work) == []
 
 
-def test_all_that_differs_from_a_whole_run_is_a_fault(campaign: Campaign) -> None:
+def test_every_difference_from_an_uninterrupted_run_is_a_fault(campaign: Campaign) -> None:
     case = CASES["score, hidden, over an older one"]
     expected, work = campaign.expected(case), campaign.start(case)
     (work / "out" / "part.tmp").touch()

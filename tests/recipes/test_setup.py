@@ -107,7 +107,7 @@ def test_other_extras_and_an_environment_of_another_clone_install_again(clone: P
     assert set_up(clone, TSDKD_FILE="/other/tsdkd/__init__.py")[1]
 
 
-def test_an_interrupted_installation_is_not_taken_for_a_whole_one(clone: Path) -> None:
+def test_an_interrupted_installation_is_repeated(clone: Path) -> None:
     python = clone.parent / "environment" / "python"
     python.write_text(PYTHON.replace('echo "$*" >>', 'exit 1; echo "$*" >>'))
     with pytest.raises(subprocess.CalledProcessError):
@@ -136,5 +136,5 @@ def test_a_failure_ends_neither_the_shell_that_sources_it_nor_the_installation(c
         assert not list(environment.glob("tsdkd-installed*"))
 
 
-def test_nothing_is_installed_if_told_so(clone: Path) -> None:
+def test_nothing_is_installed_with_installed_set(clone: Path) -> None:
     assert set_up(clone, INSTALLED="1") == ("", [])

@@ -1,4 +1,4 @@
-"""A command that fails leaves nothing new, and judges all its options before it works."""
+"""A command that fails leaves no new file, and checks all its options before it writes."""
 
 import errno
 import os
@@ -66,7 +66,7 @@ def test_a_stage_that_fails_leaves_no_directory(
 
 
 @pytest.mark.parametrize("way", ["no template", "baseline", "missing model", "no prerequisites", "other settings"])
-def test_eval_judges_every_model_before_it_measures_one(
+def test_eval_checks_every_model_before_it_measures_one(
     student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(harness, "run_benchmark", lambda *_: pytest.fail("a benchmark was run"))
@@ -93,7 +93,7 @@ def test_eval_judges_every_model_before_it_measures_one(
 
 
 @pytest.mark.parametrize("name", [".", "..", ".hidden", "a\x1b[2J", "a\nb", "a" * 61, "a/b", ""])
-def test_a_name_that_is_no_name_is_refused(student: Path, name: str, tmp_path: Path) -> None:
+def test_an_invalid_name_is_refused(student: Path, name: str, tmp_path: Path) -> None:
     for option in ("--model", "--also"):
         cause, _ = refuse("eval", option, f"{name}={student}", "--model", f"b={student}", "--results", tmp_path / "r")
         assert "is not NAME=MODEL" in cause

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from tsdkd.artifacts.files import JOURNAL_FILE
-from tsdkd.artifacts.json_files import conform, parse_json, read_regular_file, unreadable
+from tsdkd.artifacts.json_files import conform, parse_json, read_regular_file, unreadable_error
 from tsdkd.artifacts.rules import Amount, Count
 from tsdkd.errors import TsdkdError
 from tsdkd.processes import world_size
@@ -95,7 +95,7 @@ def read_sessions(artifact: Path) -> list[Session]:
     except FileNotFoundError:
         return []
     except ValueError as error:
-        raise unreadable(journal, error, "Remove the file: it is no part of the artifact.") from None
+        raise unreadable_error(journal, error, "Remove the file: it is no part of the artifact.") from None
 
 
 def _append(journal: FileIO, entry: dict[str, Any]) -> None:

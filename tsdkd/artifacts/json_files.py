@@ -1,4 +1,4 @@
-"""Reading JSON that a stranger may have written: size, nesting and types are checked once, by annotations.
+"""Reading JSON from untrusted files: size, nesting and types are checked once, by annotations.
 
 An annotation is a dataclass, TypedDict, Literal, union, `list`, `tuple[X, ...]`, `dict[str, X]`, a plain JSON type, or
 `Annotated[X, rule]`, whose rule returns what is wrong with a value, or "".
@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from tsdkd.errors import ArtifactError, InputError
 
 MAX_BYTES = 1 << 25
-"""Of a JSON file; a manifest of 100,000 parts has half of it."""
+"""The largest JSON file; a manifest of 100,000 parts has half of it."""
 MAX_DEPTH = 32
 MAX_TEXT = 1 << 22
-"""Characters of a string."""
+"""Characters of the longest string."""
 INT64 = 1 << 63
 REMEDY = "Restore the file, or remove the directory."
 
@@ -44,11 +44,11 @@ def read_json(path: Path, annotation: Any = Any, remedy: str = REMEDY) -> Any:
     try:
         return parse_json(read_regular_file(path), annotation)
     except ValueError as error:
-        raise unreadable(path, error, remedy) from None
+        raise unreadable_error(path, error, remedy) from None
 
 
-def unreadable(path: Path, error: Exception, remedy: str = REMEDY) -> ArtifactError:
-    """The error for a file whose content is not what it must be."""
+def unreadable_error(path: Path, error: Exception, remedy: str = REMEDY) -> ArtifactError:
+    """The error for a file with wrong content."""
     return ArtifactError(f"{path} cannot be read ({error}).", remedy)
 
 
@@ -76,7 +76,7 @@ def parse_json(content: bytes | str, annotation: Any = Any, *, finite: bool = Tr
     """JSON as the annotated type; `finite`: NaN and Infinity are refused. Raises ValueError."""
     try:
         text = content if isinstance(content, str) else content.decode()
-        value = json.loads(text, object_pairs_hook=_record, parse_constant=_refuse_constant if finite else None)
+        value = json.loads(text, object_pairs_hook=_make_record, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _require_bounded(value, finite)
@@ -86,24 +86,24 @@ def parse_json(content: bytes | str, annotation: Any = Any, *, finite: bool = Tr
 def conform(value: Any, annotation: Any, name: str = "") -> Any:
     """A JSON value as the annotated type: lists become tuples, objects become dataclasses.
 
-    Keys that an annotation does not have are left out of a dataclass and kept in a TypedDict. `name`: of the value, for
-    messages. Raises ValueError.
+    A dataclass omits keys that it does not have; a TypedDict keeps them. `name`: the name of the value in messages.
+    Raises ValueError.
     """
     if annotation is Any:
         return value
     if is_dataclass(annotation):
-        return _dataclass(value, annotation, name)
-    read = _typed_dict if is_typeddict(annotation) else _READ.get(get_origin(annotation), _plain)
+        return _read_dataclass(value, annotation, name)
+    read = _read_typed_dict if is_typeddict(annotation) else _READ.get(get_origin(annotation), _read_plain)
     return read(value, annotation, name)
 
 
-def _plain(value: Any, kind: type, name: str) -> Any:
+def _read_plain(value: Any, kind: type, name: str) -> Any:
     if kind is float:
         return _require(value, type(value) in {int, float}, "a number", name)
     return _require(value, type(value) is kind, kind.__name__, name)
 
 
-def _ruled(value: Any, annotation: Any, name: str) -> Any:
+def _read_annotated(value: Any, annotation: Any, name: str) -> Any:
     kind, *rules = get_args(annotation)
     result = conform(value, kind, name)
     for rule in rules:
@@ -112,45 +112,45 @@ def _ruled(value: Any, annotation: Any, name: str) -> Any:
     return result
 
 
-def _one_of(value: Any, annotation: Any, name: str) -> Any:
+def _read_literal(value: Any, annotation: Any, name: str) -> Any:
     words = get_args(annotation)
     holds = any(value == word and type(value) is type(word) for word in words)
     return _require(value, holds, f"one of {', '.join(map(repr, words))}", name)
 
 
-def _list(value: Any, annotation: Any, name: str) -> Any:
+def _read_list(value: Any, annotation: Any, name: str) -> Any:
     _require(value, isinstance(value, list | tuple), "a list", name)
     items = [conform(item, get_args(annotation)[0], f"{name}[{i}]") for i, item in enumerate(value)]
     return tuple(items) if get_origin(annotation) is tuple else items
 
 
-def _mapping(value: Any, annotation: Any, name: str) -> Any:
+def _read_mapping(value: Any, annotation: Any, name: str) -> Any:
     _require(value, isinstance(value, dict), "an object", name)
     kind = get_args(annotation)[1]
-    return Record({key: conform(item, kind, _joined(name, key)) for key, item in value.items()})
+    return Record({key: conform(item, kind, _join_names(name, key)) for key, item in value.items()})
 
 
-def _typed_dict(value: Any, annotation: Any, name: str) -> Any:
+def _read_typed_dict(value: Any, annotation: Any, name: str) -> Any:
     _require(value, isinstance(value, dict), "an object", name)
-    hints = _hints(annotation)
-    return Record({key: conform(item, hints.get(key, Any), _joined(name, key)) for key, item in value.items()})
+    hints = _type_hints(annotation)
+    return Record({key: conform(item, hints.get(key, Any), _join_names(name, key)) for key, item in value.items()})
 
 
-def _dataclass(value: Any, kind: Any, name: str) -> Any:
+def _read_dataclass(value: Any, kind: Any, name: str) -> Any:
     _require(value, isinstance(value, dict), "an object", name)
-    hints, given = _hints(kind), {}
+    hints, given = _type_hints(kind), {}
     for field in fields(kind):
         if field.name in value:
-            given[field.name] = conform(value[field.name], hints[field.name], _joined(name, field.name))
+            given[field.name] = conform(value[field.name], hints[field.name], _join_names(name, field.name))
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{_joined(name, field.name)} is missing")
+            raise ValueError(f"{_join_names(name, field.name)} is missing")
     try:
         return kind(**given)
     except InputError as error:  # raised by the dataclass itself
         raise ValueError(f"{name}: {error.cause}") from None
 
 
-def _member(value: Any, annotation: Any, name: str) -> Any:
+def _read_union(value: Any, annotation: Any, name: str) -> Any:
     members = get_args(annotation)
     if value is None and NoneType in members:
         return None
@@ -164,13 +164,13 @@ def _member(value: Any, annotation: Any, name: str) -> Any:
 
 
 _READ: dict[Any, Any] = {
-    Annotated: _ruled,
-    Literal: _one_of,
-    Union: _member,
-    UnionType: _member,
-    list: _list,
-    tuple: _list,
-    dict: _mapping,
+    Annotated: _read_annotated,
+    Literal: _read_literal,
+    Union: _read_union,
+    UnionType: _read_union,
+    list: _read_list,
+    tuple: _read_list,
+    dict: _read_mapping,
 }
 
 
@@ -182,15 +182,15 @@ def _require(value: Any, holds: bool, expected: str, name: str) -> Any:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _type_hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _joined(name: str, key: str) -> str:
+def _join_names(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _record(pairs: list[tuple[str, Any]]) -> Record:
+def _make_record(pairs: list[tuple[str, Any]]) -> Record:
     record = Record(pairs)
     if len(record) < len(pairs):
         raise ValueError("a key twice in one object")

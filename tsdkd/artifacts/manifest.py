@@ -1,6 +1,6 @@
 """The manifest of an artifact: its identity, the parts that it lists, and its state.
 
-A manifest may come from a stranger: annotations say what each field may hold, and `load_manifest` checks them.
+Manifests are untrusted: annotations limit the values of each field, and `load_manifest` checks them.
 """
 
 import json
@@ -14,7 +14,7 @@ from tsdkd import __version__
 from tsdkd.artifacts.disk import replace_text
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
-from tsdkd.artifacts.json_files import Record, conform, read_json, unreadable
+from tsdkd.artifacts.json_files import Record, conform, read_json, unreadable_error
 from tsdkd.artifacts.rules import Count, Date, PartName, PathText, Sha256, Word, all_differ
 from tsdkd.artifacts.summaries import SUMMARIES
 from tsdkd.errors import ArtifactError
@@ -106,14 +106,16 @@ class Manifest:
         return sum(part.rows or 0 for part in self.parts)
 
     def model(self, role: str) -> ModelRecord:
-        """Raises ArtifactError for an artifact that no such model made."""
+        """Raises ArtifactError if the artifact records no model of this role."""
         if record := next((model for model in self.models if model.role == role), None):
             return record
-        raise ArtifactError(f"The {self.kind} record no {role}.", f"Run `{MADE_BY[self.kind]}` again with --overwrite.")
+        raise ArtifactError(
+            f"The artifact {self.kind} records no {role} model.", f"Run `{MADE_BY[self.kind]}` again with --overwrite."
+        )
 
 
 CONFIG_CHECKS: list[Callable[[ArtifactKind, Record], None]] = []
-"""Check the configuration that an artifact of a kind records, and raise ValueError; `tsdkd.stages` adds its own."""
+"""Functions that check the configuration of a kind of artifact, and raise ValueError; `tsdkd.stages` adds one."""
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -124,18 +126,18 @@ def load_manifest(path: Path) -> Manifest:
     raw = read_raw_manifest(path)
     file, format_ = path / MANIFEST_FILE, raw.get("format")
     if type(format_) is int and format_ != FORMAT:
-        raise _other_format(path, format_, raw)
+        raise _format_error(path, format_, raw)
     try:
         manifest: Manifest = conform(raw, Manifest)
         conform(manifest.summary, SUMMARIES[manifest.kind], "summary")
         for check in CONFIG_CHECKS:
             check(manifest.kind, Record(manifest.config))
     except ValueError as error:
-        raise unreadable(file, error) from None
+        raise unreadable_error(file, error) from None
     return manifest
 
 
-def _other_format(path: Path, format_: int, raw: dict[str, Any]) -> ArtifactError:
+def _format_error(path: Path, format_: int, raw: dict[str, Any]) -> ArtifactError:
     if format_ > FORMAT:
         return ArtifactError(f"{path} has format {format_}; this tsdkd reads format {FORMAT}.", "Update tsdkd.")
     return ArtifactError(

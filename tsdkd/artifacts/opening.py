@@ -46,7 +46,7 @@ class OpenDirectory:
     inherited: frozenset[str] = frozenset()
     """Names of the files that an extension shares with the artifact that it extends."""
     made: tuple[Path, ...] = ()
-    """The directories that were made for it, innermost first."""
+    """The directories that this run made, innermost first."""
 
 
 def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str]) -> OpenDirectory:
@@ -58,7 +58,7 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     try:
         lock = lock_for_writing(path, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno in READ_ONLY and not overwrite and (existing := _complete_and_same(path, wanted, may_differ)):
+        if error.errno in READ_ONLY and not overwrite and (existing := _find_complete(path, wanted, may_differ)):
             return OpenDirectory(path, existing)
         raise
     with _closed_on_failure(lock, made):
@@ -91,7 +91,7 @@ def remove_empty(directories: Iterable[Path]) -> None:
 
 
 def _require_own_files(opened: OpenDirectory) -> None:
-    """Raises ArtifactError for a link out of a directory, through which a stage would write or delete elsewhere."""
+    """Raises ArtifactError for a link to a file outside, through which a stage would write or delete there."""
     root = opened.path.resolve()
     for directory, directories, files in os.walk(root):
         for entry in (Path(directory, name) for name in (*directories, *files)):
@@ -99,12 +99,12 @@ def _require_own_files(opened: OpenDirectory) -> None:
                 for lock in opened.locks:
                     lock.close()
                 raise ArtifactError(
-                    f"{entry} is a link out of its artifact.", "Remove it, or copy the file itself there."
+                    f"{entry} links to a file outside its artifact.", "Remove it, or copy the file itself there."
                 )
 
 
-def _complete_and_same(path: Path, wanted: Manifest, may_differ: Collection[str]) -> Manifest | None:
-    """The complete artifact that a run finds and leaves as it is, where nothing can be written; else None."""
+def _find_complete(path: Path, wanted: Manifest, may_differ: Collection[str]) -> Manifest | None:
+    """The complete artifact of the same run in a directory that cannot be written to; else None."""
     if not (path / MANIFEST_FILE).is_file():
         return None
     existing = load_manifest(path)
@@ -117,7 +117,7 @@ def _complete_and_same(path: Path, wanted: Manifest, may_differ: Collection[str]
 
 @contextmanager
 def _closed_on_failure(lock: IO[str], made: tuple[Path, ...] = ()) -> Iterator[None]:
-    """When an error ends the block, close a lock (the error keeps the frame that holds it) and remove what was made."""
+    """When an error ends the block, close a lock (the error keeps its frame) and remove the directories `made`."""
     try:
         yield
     except BaseException:
@@ -299,7 +299,7 @@ def _require_replaceable(path: Path) -> None:
 def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
     """The differences between two identities, in words; also between versions if this run would add parts."""
     before, after = _identity_as_json(existing), _identity_as_json(wanted)
-    switched = _switched(before, after, "on", "off") | _switched(after, before, "off", "on")
+    switched = _switched_groups(before, after, "on", "off") | _switched_groups(after, before, "off", "on")
     for identity in (before, after):
         for key in [key for key in identity if key.startswith(tuple(f"{group}." for group in switched))]:
             del identity[key]
@@ -316,8 +316,8 @@ def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Coll
     return differing
 
 
-def _switched(without: dict[str, Any], other: dict[str, Any], now: str, was: str) -> dict[str, tuple[str, str]]:
-    """The groups of settings that only `other` has, and the words for it; `without` has None in their place."""
+def _switched_groups(without: dict[str, Any], other: dict[str, Any], now: str, was: str) -> dict[str, tuple[str, str]]:
+    """Groups of settings that are None in `without` and present in `other`, each with `was` and `now`."""
     groups = {key for key, value in without.items() if value is None}
     return {key: (was, now) for key in groups if any(name.startswith(f"{key}.") for name in other)}
 

@@ -28,7 +28,7 @@ from tsdkd.artifacts.manifest import (
     read_raw_manifest,
     relative_path,
 )
-from tsdkd.artifacts.replacing import clean, restore_missing
+from tsdkd.artifacts.replacing import delete_unused_leftovers, restore_missing
 from tsdkd.artifacts.tables import check_values, limits_of, open_table, translate_arrow_errors
 from tsdkd.errors import ArtifactError
 
@@ -116,7 +116,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
             f"{path} is not finished: {len(manifest.parts)} parts are written.",
             f"Run `{command}` again to complete it.",
         )
-    clean(path)
+    delete_unused_leftovers(path)
     if kind in {"rollouts", "scores"} and not manifest.rows:
         raise ArtifactError(f"{path} lists no row.", f"Run `{command}` again with --overwrite.")
     if hashed:
@@ -211,5 +211,5 @@ def part_path(path: Path, part: Part) -> Path:
     if not file.is_file():
         raise ArtifactError(f"{file} is missing.", "Restore it, or make the artifact again with --overwrite.")
     if not file.resolve().is_relative_to(path.resolve()):
-        raise ArtifactError(f"{file} is a link out of its artifact.", "Copy the file itself there.")
+        raise ArtifactError(f"{file} links to a file outside its artifact.", "Copy the file itself there.")
     return file

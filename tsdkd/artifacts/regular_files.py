@@ -1,4 +1,4 @@
-"""Files that end: reading a FIFO, a socket or a device may never return."""
+"""Refuses FIFOs, sockets and devices as input files: reading one may never return."""
 
 import os
 import stat

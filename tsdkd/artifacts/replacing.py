@@ -120,16 +120,13 @@ def restore_missing(path: Path) -> None:
 
 
 def delete_leftovers(path: Path) -> None:
-    """Delete what a kill has left of a replacement of the artifact at `path`, or after its finish.
-
-    The caller holds the lock.
-    """
+    """Delete the files that a killed run left beside or in the artifact at `path`. The caller holds the lock."""
     for leftover in _leftovers(path):
         delete(leftover)
 
 
-def clean(path: Path) -> None:
-    """Delete the leftovers of an artifact that no process writes, where that is permitted."""
+def delete_unused_leftovers(path: Path) -> None:
+    """Delete the leftovers of an artifact if no process writes it and permissions allow it."""
     path = path.resolve()
     if _leftovers(path):
         with suppress(OSError, ArtifactError), lock_for_writing(path, fcntl.LOCK_EX):
@@ -149,7 +146,7 @@ def _leftovers(path: Path) -> list[Path]:
 
 
 def delete_temporary_files(path: Path) -> None:
-    """Delete the files and directories that a run has not made parts yet. The caller holds the lock."""
+    """Delete files and directories that no run has renamed to parts. The caller holds the lock."""
     for temporary in path.glob("*.tmp"):
         delete(temporary)
 

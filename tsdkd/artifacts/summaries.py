@@ -12,7 +12,7 @@ def _are_numbers(summary: dict[str, Any]) -> str:
 
 
 class RolloutsSummary(TypedDict, total=False):
-    """Counts."""
+    """Counts of prompts, responses and tokens."""
 
     prompts: Count
     prompts_skipped: dict[str, Count]
@@ -23,7 +23,7 @@ class RolloutsSummary(TypedDict, total=False):
 
 
 class CheckpointSummary(TypedDict, total=False):
-    """Of training or pruning; training adds the first, the last and the best value of each metric."""
+    """The summary of training or pruning; training adds the first, the last and the best value of each metric."""
 
     steps: Count
     best_step: Count
@@ -34,7 +34,7 @@ class CheckpointSummary(TypedDict, total=False):
 
 
 class MeasuredSummary(TypedDict, total=False):
-    """Of one benchmark, or of the held-out responses, whose divergences have further keys."""
+    """The summary of one benchmark, or of the held-out responses, whose divergences have further keys."""
 
     metric: str
     value: float

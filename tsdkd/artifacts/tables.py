@@ -1,4 +1,4 @@
-"""The tables of artifacts, which a stranger may have written: columns, nulls, lengths, ids and numbers are checked."""
+"""Checks the tables of artifacts, which are untrusted: columns, nulls, lengths, ids and numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from tsdkd.artifacts.schemas import NOT_EMPTY, PER_TOKEN, SCHEMAS, SIGNAL_COLUMN
 from tsdkd.errors import ArtifactError, first_line
 
 MAX_HEADER = 1 << 20
-"""Bytes of a safetensors header that is read."""
+"""Bytes of the longest safetensors header."""
 INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 """The bits of infinity in each precision of safetensors; those of greater numbers are NaN."""
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1}
@@ -26,15 +26,15 @@ ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds that the rest of an artifact sets to its tables; None where nothing is known."""
+    """Bounds of the values in the tables of an artifact; None where no bound is known."""
 
     kind: str
     signal: str = ""
-    """Of scores."""
+    """The teacher signal of scores."""
     widths: dict[str, int] | None = None
     """Entries per token of the columns of scores that have several."""
     vocab: int | None = None
-    """Token ids and ranks lie below."""
+    """Token ids and ranks are below it."""
     hidden: tuple[str, int] | None = None
     """Precision and width of the teacher's hidden states."""
 
@@ -75,23 +75,23 @@ def translate_arrow_errors(file: Path) -> Iterator[None]:
 
 
 def check_values(file: Path, table: pa.Table, limits: Limits) -> None:
-    """Raise ArtifactError for columns of a part whose values the artifact cannot hold."""
+    """Raises ArtifactError for a column of a part with wrong values."""
     for name in table.column_names:
         if problem := _column_problem(name, table[name], limits):
             raise _damaged(file, f"{problem} in the column {name}")
     if limits.kind == "scores" and (name := _wrong_length(table, limits)):
-        raise _damaged(file, f"another number of entries in the column {name} than tokens")
+        raise _damaged(file, f"entries in the column {name} that do not fit the number of tokens")
 
 
 def check_hidden(file: Path, column: pa.ChunkedArray, tokens: int, limits: Limits) -> None:
-    """Raise ArtifactError for hidden states of one row that are not those of its tokens, or not finite.
+    """Raises ArtifactError unless the hidden states of one row are finite and as many as its tokens.
 
     It costs less than `check_values`, for rows whose other columns are checked.
     """
     precision, width = limits.hidden or ("", 0)
     size = tokens * width * ITEM_BYTES.get(precision, 0)
     if not column[0].is_valid or len(column[0].as_buffer()) != size:
-        raise _damaged(file, "another number of entries in the column hidden than tokens")
+        raise _damaged(file, "entries in the column hidden that do not fit the number of tokens")
     if not _all_finite(column, precision):
         raise _damaged(file, "a value that is not finite in the column hidden")
 
@@ -111,7 +111,7 @@ def _column_problem(name: str, column: pa.ChunkedArray, limits: Limits) -> str:
 
 
 def _value_problem(name: str, values: pa.ChunkedArray, limits: Limits) -> str:
-    """What is wrong with values that no list holds."""
+    """What is wrong with values outside lists."""
     if values.null_count:
         return "a missing value"
     if pa.types.is_struct(values.type):
@@ -132,11 +132,11 @@ def _number_problem(name: str, values: pa.ChunkedArray, vocab: int | None) -> st
     least, most = (bound.as_py() for bound in pc.min_max(values).values())
     if least < 0:
         return f"the negative number {least}"
-    return "" if vocab is None or most < vocab else f"{most}, where the teacher knows {vocab:,} tokens,"
+    return "" if vocab is None or most < vocab else f"the id {most}, above the teacher's {vocab:,} tokens,"
 
 
 def _wrong_length(table: pa.Table, limits: Limits) -> str:
-    """A column of scores that does not have the entries of every token; "" without one."""
+    """The first column of scores whose number of entries does not fit the tokens; "" if all fit."""
     lengths: dict[str, np.ndarray] = {
         name: _lengths(table[name]) for name in table.column_names if name != "sample_id" and not table[name].null_count
     }

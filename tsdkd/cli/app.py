@@ -22,7 +22,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 SWITCHED_OFF = "tsdkd.switched_off"
 """Key of a context's meta: the parameters that the command line switches off by --no-NAME."""
 MIN_COLUMNS, MAX_COLUMNS = 40, 4096
-"""Widths of the terminal, by COLUMNS, in which tables can be laid out."""
+"""Narrowest and widest terminal, by COLUMNS, that tables fit in."""
 STAGES, MORE = "Stages, in order", "More commands"
 
 
@@ -144,7 +144,7 @@ class CommandGroup(TyperGroup):
 
 
 def _prepare_streams() -> None:
-    """Make every text printable in the encoding of the terminal, and ignore sizes that are no size of a terminal."""
+    """Make every text printable in the encoding of the terminal, and ignore impossible sizes in COLUMNS and LINES."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -194,7 +194,7 @@ def _show_system_error(error: OSError) -> int:
 
 
 def _with_option_names(cause: str) -> str:
-    """The cause of an ArtifactError, with options in place of the names of settings in manifests."""
+    """Replace the names of a manifest's settings in the cause of an ArtifactError by the names of options."""
     if "config." not in cause:
         return cause
     from tsdkd.stages.config.option import config_options

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
 MAX_EXPANDED = 200
-"""Artifacts in a tree of parents."""
+"""The largest number of artifacts in a lineage."""
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", show_default=False)]
 
 
@@ -115,7 +115,7 @@ def _add_sources(tree: Tree, path: Path, manifest: Manifest, run: Path, above: s
 
 
 def _label(kind: str, fingerprint: str, name: str, state: str = "") -> Text:
-    """One line of a tree; `state`: a difference to what was recorded."""
+    """One line of a tree; `state`: how the file differs from the record."""
     parts = (f"{kind} {fingerprint[:12]}", state, f" {name}")
     kind_, state_, name_ = (escape_controls(part, one_line=True) for part in parts)
     return Text.assemble(kind_, (state_, "red"), name_)

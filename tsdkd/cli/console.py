@@ -30,7 +30,7 @@ UNLIMITED = 4096
 
 
 class SafeConsole(Console):
-    """A console without markup, whose texts cannot command the terminal: names and responses come from anywhere."""
+    """A console without markup that escapes its text: names and responses are untrusted."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(highlight=False, emoji=False, markup=False, **settings)

@@ -143,7 +143,7 @@ def command(
     for name in baselines:
         choose_baseline(models, name)
     output = results or run / "results"
-    for name, path in models.items():  # all of them before the first is measured
+    for name, path in models.items():  # check all models before measuring one
         require_measurable(path, output / name, config, data, held_out, overwrite, allow_code_execution)
     artifacts = {
         name: evaluate(path, output / name, config, data, held_out, ConsoleObserver(), overwrite, allow_code_execution)

@@ -172,7 +172,7 @@ def _mark_unfit(text: str, needed: int, available: int) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """In the largest unit that suits."""
+    """A duration in a readable unit."""
     for unit, size in (("days", 172_800), ("h", 5_400), ("min", 90)):
         if seconds >= size:
             return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:,.1f} {unit}"

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Literal
 
 from tsdkd.cli.console import show_pairs, show_table, show_text
-from tsdkd.printable import in_markdown, in_one_line
+from tsdkd.printable import escape_line, escape_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,13 +29,13 @@ def show_comparison(comparisons: Sequence[Comparison], format_: Format) -> None:
     tables = comparison_tables(comparisons, MAIN_METHODS if format_ == "terminal" else tuple(first.published))
     notes = [*dict.fromkeys(note for comparison in comparisons for note in comparison.notes), *truncation_notes(first)]
     if format_ != "terminal":
-        lines = [f"% {in_one_line(line)}" if format_ == "latex" else f"- {in_markdown(line)}" for line in notes]
+        lines = [f"% {escape_line(line)}" if format_ == "latex" else f"- {escape_markdown(line)}" for line in notes]
         show_text("\n".join([*((_markdown if format_ == "markdown" else _latex)(table) for table in tables), *lines]))
         return
     for table in tables:
         show_table(*table)
     for line in notes:
-        show_text(in_one_line(line))
+        show_text(escape_line(line))
     _show_responses(first)
 
 
@@ -48,21 +48,21 @@ def _show_responses(comparison: Comparison) -> None:
 
 def _markdown(table: Table) -> str:
     title, columns, rows = table
-    head, *body = ([*map(in_markdown, line)] for line in (columns, *rows))
+    head, *body = ([*map(escape_markdown, line)] for line in (columns, *rows))
     lines = [head, ["---"] * len(columns), *body]
-    return f"{in_markdown(title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{escape_markdown(title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _latex(table: Table) -> str:
     title, columns, rows = table
-    lines = [" & ".join(map(_in_latex, line)) + r" \\" for line in (columns, *rows)]
+    lines = [" & ".join(map(_escape_latex, line)) + r" \\" for line in (columns, *rows)]
     body = "\n".join([lines[0], r"\hline", *lines[1:]])
-    return f"% {in_one_line(title)}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{body}\n\\end{{tabular}}\n"
+    return f"% {escape_line(title)}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{body}\n\\end{{tabular}}\n"
 
 
-def _in_latex(text: str) -> str:
-    """Text that LaTeX shows as it is, in a cell of a table too."""
-    return in_one_line(text).translate(_LATEX)
+def _escape_latex(text: str) -> str:
+    """Escape a text for LaTeX, in a cell of a table too."""
+    return escape_line(text).translate(_LATEX)
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
@@ -78,8 +78,8 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
             for benchmark, s in scores.items():
                 difference = comparison.differences.get(name, {}).get(benchmark)
                 score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated, s.stopped]
-                cells = _difference_cells(difference, _no_formula(comparison.baseline))
-                writer.writerow([_no_formula(name), benchmark, *score, *cells])
+                cells = _difference_cells(difference, _escape_formula(comparison.baseline))
+                writer.writerow([_escape_formula(name), benchmark, *score, *cells])
     for name, published in comparisons[0].published.items():
         writer.writerows(
             [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 12] for benchmark, s in published.items()
@@ -87,7 +87,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     return file.getvalue()
 
 
-def _no_formula(name: str) -> str:
+def _escape_formula(name: str) -> str:
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 

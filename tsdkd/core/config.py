@@ -9,7 +9,7 @@ from tsdkd.errors import InputError
 ROUNDING = 1e-12
 """Relative tolerance of comparisons with a boundary: 0.07 * 100 is 7.000000000000001 in binary."""
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
-"""Logits that are divided by another temperature exceed a float32, or do not differ."""
+"""Beyond these temperatures, logits exceed a float32 or no longer differ."""
 _TEMPERATURES = f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
 DivergenceName = Literal["jsd", "skew-kl", "skew-reverse-kl"]
 RELEASED = ("ranking", "opener", "entropy")

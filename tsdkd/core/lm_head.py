@@ -91,7 +91,7 @@ class Head:
         return self._outputs(self._linear_at(hidden, ids)).logits()
 
     def linear_at(self, hidden: Tensor, ids: Tensor) -> LinearOutputs:
-        """The outputs of `linear` at ids (tokens, k) alone, rounded alike, not differentiable."""
+        """The outputs of `linear` at the ids (tokens, k) only, rounded as `linear` rounds them; not differentiable."""
         return self._outputs(self._linear_at(hidden.to(self.weight.dtype), ids).to(self.weight.dtype))
 
     def _linear_at(self, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class RankedTokens(NamedTuple):
     student_outside_mass: Tensor
     """The student's probability outside the candidates (n,)."""
     teacher_outside_mass: Tensor | None
-    """The teacher's; None for a signal that does not know it."""
+    """The teacher's probability outside them (n,); None for a signal that does not know it."""
 
 
 @torch.no_grad()

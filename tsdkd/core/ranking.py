@@ -35,7 +35,7 @@ def best_first(candidates: Tensor, candidate_logits: Tensor) -> Tensor:
 def outside_mass(candidate_log_probs: Tensor) -> Tensor:
     """The probability outside the candidates, from their log-probabilities (..., k) -> (...).
 
-    The ranking term does not see it: a shift of all candidates' logits leaves eq. (4) unchanged.
+    The indirect term does not depend on it: a shift of all candidates' logits leaves eq. (4) unchanged.
     """
     return (1 - candidate_log_probs.exp().sum(-1)).clamp(min=0)
 

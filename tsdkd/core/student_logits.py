@@ -75,13 +75,13 @@ class StudentLogits:
     def accumulate(self, term: str, tokens: Tensor | slice, grads: Tensor, weights: Tensor) -> None:
         """Add the gradients of hidden states, weight and bias that follow from `grads` (n, vocab) times `weights` (n,).
 
-        `grads` are gradients of `term` at `logit_scale` times the linear outputs, before a soft-cap. A term has each
-        token in one call.
+        `grads` are gradients of `term` at `logit_scale` times the linear outputs, before a soft-cap. Each
+        call of a term has other tokens.
         """
         hidden_sum, weight_sum, bias_sum = self._sums
         column = (self.head.logit_scale * weights).unsqueeze(-1)
         if hidden_sum is not None:
-            hidden_sum[tokens] += self._measured(term, (grads @ self.head.weight) * column)
+            hidden_sum[tokens] += self._record_norm(term, (grads @ self.head.weight) * column)
         if weight_sum is not None:
             _add_product(weight_sum[: self.vocab], grads.T, (self.hidden[tokens] * column).to(grads))
         if bias_sum is not None:
@@ -93,14 +93,14 @@ class StudentLogits:
         grads = self.head.logit_scale * grads
         if hidden_sum is not None:
             hidden_grads = torch.einsum("nk,nkd->nd", grads, self.head.weight[ids].to(grads))
-            hidden_sum[tokens] += self._measured(term, hidden_grads)
+            hidden_sum[tokens] += self._record_norm(term, hidden_grads)
         if weight_sum is not None:
             outer = grads.unsqueeze(-1) * self.hidden[tokens].to(grads).unsqueeze(1)
             weight_sum.index_add_(0, ids.flatten(), outer.flatten(0, 1).to(weight_sum))
         if bias_sum is not None:
             bias_sum.index_add_(0, ids.flatten(), grads.flatten().to(bias_sum))
 
-    def _measured(self, term: str, hidden_grads: Tensor) -> Tensor:
+    def _record_norm(self, term: str, hidden_grads: Tensor) -> Tensor:
         self._hidden_grad_norms[term].append(torch.linalg.vector_norm(hidden_grads))
         return hidden_grads
 

@@ -37,7 +37,7 @@ Values = TypeVar("Values", bound=tuple[Tensor | None, ...])
 
 
 def concatenate(values: Sequence[Values]) -> Values:
-    """The values (tokens, ...) of several pieces, a NamedTuple each, as those of all their tokens, in order."""
+    """Concatenate the NamedTuples of several chunks, whose fields are values (tokens, ...)."""
     fields: list[Any] = [None if field[0] is None else torch.cat(field) for field in zip(*values, strict=True)]
     return type(values[0])(*fields)
 
@@ -165,7 +165,7 @@ def compare_by_kernel(
 
 
 def _log_sum(logits: Tensor, log_probs: Tensor, config: TSDKDConfig) -> Tensor:
-    """log sum exp of the tempered logits, from those of one token and its log-probability: (n, vocab) -> (n,)."""
+    """log sum exp of the tempered logits, from the first token's logit and log-probability: (n, vocab) -> (n,)."""
     return logits[:, 0].to(log_probs) / config.temperature - log_probs[:, 0]
 
 

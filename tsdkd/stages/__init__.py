@@ -1,6 +1,6 @@
 """The stages: each reads artifacts and writes one. They never print, never exit, and never import each other.
 
-They read no artifact that records a configuration of other types than its stage's.
+They refuse artifacts whose recorded configuration has other types than the configuration of their stage.
 """
 
 from collections.abc import Mapping

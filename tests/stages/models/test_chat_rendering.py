@@ -50,7 +50,7 @@ def test_an_endless_template_is_refused(kind: str) -> None:
     assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
 
 
-def test_an_error_of_the_syntax_is_blamed_on_the_template(tmp_path: Path) -> None:
+def test_a_syntax_error_names_the_template(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", seed=1)
     (model / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
     prompts = write_prompts(tmp_path / "p.jsonl", 1)
@@ -63,8 +63,8 @@ def test_an_error_of_the_syntax_is_blamed_on_the_template(tmp_path: Path) -> Non
         require_chat_template(tokenizer)
 
 
-def test_only_the_start_of_a_text_becomes_ids_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ids are those of the whole text as far as they are compared with the limit."""
+def test_only_the_start_of_a_long_text_becomes_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These ids are the first ids of the whole text."""
     tokenizer = byte_tokenizer()
     read: list[int] = []
     call = type(tokenizer).__call__

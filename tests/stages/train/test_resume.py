@@ -165,7 +165,7 @@ def test_a_damaged_step_is_noticed_and_the_one_before_is_taken(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"files": {}, "sha256": 1}'])
-def test_any_mark_that_is_not_ours_is_noticed(tmp_path: Path, content: bytes) -> None:
+def test_a_foreign_mark_is_noticed(tmp_path: Path, content: bytes) -> None:
     (save_step(tmp_path, 2) / STATE_FILE).write_bytes(content)
     assert find_intact_step(tmp_path) == (None, f"2 ({STATE_FILE} is damaged)")
 

@@ -50,7 +50,7 @@ def truncate(file: Path) -> None:
     ],
     ids=["a flipped bit", "a short file", "every step"],
 )
-def test_training_goes_on_after_the_newest_intact_step(
+def test_training_continues_after_the_newest_intact_step(
     run: Path,
     student: Path,
     cut_run: Path,

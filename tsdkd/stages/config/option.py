@@ -196,7 +196,7 @@ def union_members(type_: Any) -> tuple[Any, ...]:
 
 
 def _require_usable_number(name: str, value: float) -> None:
-    """Raises InputError for NaN, and for numbers whose size a float32 or an int32 cannot hold."""
+    """Raises InputError for NaN, and for numbers that are too large or too small for float32 or int32."""
     if isinstance(value, int) and value > LARGEST_INTEGER:
         raise InputError(f"--{name} is {value}.", f"Choose a number up to {LARGEST_INTEGER}.")
     if not (value == 0 or SMALLEST_NUMBER <= abs(value) <= 1 / SMALLEST_NUMBER):

@@ -50,7 +50,7 @@ def _command(kind: str, config: Mapping[str, Any]) -> str:
 
 
 def check_config(kind: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a recorded setting of another type or out of its option's range.
+    """Raises ValueError for a recorded setting of a wrong type or out of its option's range.
 
     Settings that are missing or unknown pass: artifacts of an earlier or later tsdkd have them.
     """

@@ -94,7 +94,7 @@ class OfflineSource(RolloutSource):
     def _require_same_responses(self) -> None:
         """Check all columns except the hidden states, one part in memory at a time.
 
-        Raises ArtifactError for scores whose rows are not those of the rollouts, one row group each.
+        Raises ArtifactError unless scores have the rows of the rollouts, each in a row group of its own.
         """
         columns = ["sample_id", *(name for name in self.decoder.columns if name != "hidden")]
         row_groups, rows = 0, list[pa.Table]()
@@ -105,7 +105,7 @@ class OfflineSource(RolloutSource):
         scored, sampled = pa.concat_tables(rows), _ids_and_lengths(self._table, "response_ids")
         if row_groups != len(scored) or scored != sampled:
             raise ArtifactError(
-                f"The responses of {self.scores.path} are not those of {self.rollouts.path}.",
+                f"{self.scores.path} has scores of other responses than those of {self.rollouts.path}.",
                 "Run `tsdkd score` again with --overwrite.",
             )
 

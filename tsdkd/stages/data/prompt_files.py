@@ -130,7 +130,7 @@ def _lines(path: Path, longest: int = MAX_LINE) -> Iterator[str]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for number, line in enumerate(iter(partial(file.readline, longest), ""), 1):
                 if len(line) == longest:
-                    raise InputError(f"{path}, line {number}: longer than {longest:,} characters.", "Shorten it.")
+                    raise InputError(f"{path}, line {number}: longer than {longest:,} characters.", "Shorten the line.")
                 try:
                     line.encode()
                 except UnicodeEncodeError:

@@ -13,7 +13,7 @@ def prompt_token_ids(
 ) -> list[int]:
     """Ids of a prompt in the model's chat template; `day`: the day that the template writes; None: today.
 
-    Of a prompt that is much longer than `max_tokens`, only its start becomes ids, at least one more than `max_tokens`.
+    Of a prompt that is much longer than `max_tokens`, only the start becomes ids: at least `max_tokens` + 1.
     An added system message joins the first user message if the template refuses or drops it.
 
     Raises InputError as `chat_token_ids`, with the location of the prompt.

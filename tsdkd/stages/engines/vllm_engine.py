@@ -184,8 +184,8 @@ def _visible_devices(index: int, config: GenerateConfig) -> str | None:
 
 
 @contextmanager
-def translated_vllm_errors() -> Iterator[None]:
-    """Turns the errors of vLLM in this process, which are of many types, into TsdkdError."""
+def translate_vllm_errors() -> Iterator[None]:
+    """Turn the errors of vLLM in this process, which have many types, into TsdkdError."""
     try:
         yield
     except TsdkdError:

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import Any
 
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.engines.vllm_engine import translated_vllm_errors
+from tsdkd.stages.engines.vllm_engine import translate_vllm_errors
 from tsdkd.stages.models.chat import turn_end_ids
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.tokenizers import load_tokenizer
@@ -28,7 +28,7 @@ class EvaluatedModel:
         config = self.config
         if config.engine == "vllm":
             vars(self).pop("language_model", None)  # vLLM needs its memory
-            with translated_vllm_errors():
+            with translate_vllm_errors():
                 from tsdkd.stages.eval.lm_eval_vllm import VllmModel
 
                 return VllmModel(self.name, config, self.turn_end_ids)

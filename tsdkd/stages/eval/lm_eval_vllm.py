@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.engines.vllm_engine import MASK_PADDING_ROWS, VOCAB_SIZE_KEY, translated_vllm_errors
+from tsdkd.stages.engines.vllm_engine import MASK_PADDING_ROWS, VOCAB_SIZE_KEY, translate_vllm_errors
 from tsdkd.stages.engines.vllm_progress import forward_progress
 from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
 from tsdkd.stages.models.attributes import replaced_attribute
@@ -63,7 +63,7 @@ class VllmModel(ResponseTracking, VLLM):
         self.model.generate = lambda *args, **settings: generate(*args, **settings | {"use_tqdm": bar})
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
-        with translated_vllm_errors():
+        with translate_vllm_errors():
             outputs = super()._model_generate(requests, generate, sampling_params)
         if generate:
             self.response_log.pending.extend(

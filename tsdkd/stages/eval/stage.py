@@ -110,7 +110,7 @@ def require_measurable(
     overwrite: bool,
     allow_code_execution: bool,
 ) -> bool:
-    """Raises InputError for what can be judged before models are hashed; arguments as for `evaluate`.
+    """Raises InputError for inputs that fail without hashing or loading a model; arguments as for `evaluate`.
 
     Returns whether the model is prompted with its chat template.
     """

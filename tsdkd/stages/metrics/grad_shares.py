@@ -14,7 +14,8 @@ def square_grad_norms(metrics: Mapping[str, Any], responses: int) -> dict[str, A
     """A micro-batch's metrics with "TERM_grad_square" in place of the loss's "TERM_grad_norm".
 
     The means of these squares over all responses of a step are proportional to the step's squared norms: tokens of
-    different micro-batches and ranks differ, so their squares add, and a micro-batch's loss weighs as its responses.
+    different micro-batches and ranks differ, so their squares add; a micro-batch's weight is its number
+    of responses.
     """
     norms = {f"{term}_grad_norm": f"{term}_grad_square" for term in TERMS}
     squares = {norms[name]: responses * value**2 for name, value in metrics.items() if name in norms}
@@ -22,7 +23,7 @@ def square_grad_norms(metrics: Mapping[str, Any], responses: int) -> dict[str, A
 
 
 def pop_grad_shares(means: dict[str, float]) -> dict[str, float]:
-    """Take the mean squares out of a step's metrics; returns "TERM_grad_share" of each term.
+    """Remove the mean squares from a step's metrics; return "TERM_grad_share" of each term.
 
     Returns nothing for a single term, and where all gradients are 0.
     """

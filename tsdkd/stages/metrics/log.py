@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tsdkd.artifacts.json_files import parse_json, read_regular_file, unreadable
+from tsdkd.artifacts.json_files import parse_json, read_regular_file, unreadable_error
 
 METRICS_FILE = "metrics.jsonl"
 MAX_BYTES = 1 << 32
@@ -22,7 +22,7 @@ def read_log(file: Path) -> list[dict[str, float]]:
         lines = read_regular_file(file, MAX_BYTES).splitlines(keepends=True)
         return [parse_json(line, dict[str, float], finite=False) for line in lines if line.endswith(b"\n")]
     except ValueError as error:
-        raise unreadable(file, error) from None
+        raise unreadable_error(file, error) from None
 
 
 def is_step(entry: Mapping[str, float]) -> bool:

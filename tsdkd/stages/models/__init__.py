@@ -2,4 +2,4 @@
 
 import os
 
-os.environ["USE_HUB_KERNELS"] = "NO"  # transformers would run kernels of the hub, which are code, where it can
+os.environ["USE_HUB_KERNELS"] = "NO"  # kernels of the hub are custom code, which transformers would run

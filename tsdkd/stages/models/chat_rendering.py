@@ -25,13 +25,13 @@ REMEDY = "Correct the tokenizer's chat template, or copy it from the original mo
 
 
 class _TimeUpError(BaseException):
-    """Not an Exception, which a template's filters may catch."""
+    """A BaseException, because a template's filters may catch Exception."""
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **arguments: Any) -> str:
     """The text of transformers' `apply_chat_template`, with its arguments.
 
-    Raises InputError as `bounded_rendering`, and the errors of many types that templates raise.
+    Raises the InputError of `bounded_rendering`, and the errors of the template, which have many types.
     """
     with bounded_rendering():
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, **arguments)
@@ -53,9 +53,9 @@ def require_compilable(template: str) -> None:
 
 @contextmanager
 def bounded_rendering() -> Iterator[None]:
-    """Raises InputError where the work inside takes more than `SECONDS` or `MEMORY`.
+    """Raises InputError if the block takes more than `SECONDS` or `MEMORY`.
 
-    The time is bounded in the main thread only, where signals arrive.
+    Time is bounded in the main thread only, because signals arrive there.
     """
     try:
         with ExitStack() as stack:

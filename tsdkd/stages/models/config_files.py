@@ -10,12 +10,12 @@ from tsdkd.errors import InputError
 
 GENERATION_CONFIG = "generation_config.json"
 MAX_REASON = 300
-"""Characters of a library's reason that a cause quotes."""
+"""Characters of the longest reason that a cause quotes."""
 
 
 @contextmanager
-def readable_config(name: str) -> Iterator[None]:
-    """Turns the errors of transformers and huggingface_hub, which are of many types, into InputError."""
+def translate_config_errors(name: str) -> Iterator[None]:
+    """Turn the errors of transformers and huggingface_hub, which have many types, into InputError."""
     try:
         yield
     except InputError:
@@ -29,7 +29,7 @@ def readable_config(name: str) -> Iterator[None]:
 
 
 def require_dropouts(name: str, config: PreTrainedConfig) -> None:
-    """Raises InputError for a dropout that is no probability below 1: training alone would notice it."""
+    """Raises InputError for a dropout that is no probability below 1, which would fail in training only."""
     for key, value in config.get_text_config().to_dict().items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if key.endswith(("dropout", "drop", "pdrop", "dropout_prob")) and number and not 0 <= value < 1:
@@ -39,5 +39,5 @@ def require_dropouts(name: str, config: PreTrainedConfig) -> None:
 def require_readable_config(name: str, directory: Path) -> None:
     """Raises InputError for a directory whose config.json transformers cannot read; it may have none."""
     if (directory / "config.json").is_file():
-        with readable_config(name):
+        with translate_config_errors(name):
             AutoConfig.from_pretrained(directory, trust_remote_code=False)

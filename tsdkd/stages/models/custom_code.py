@@ -8,7 +8,7 @@ from typing import Any
 from tsdkd.errors import InputError
 
 KERNELS = tuple(f"{prefix}{part}_implementation" for prefix in ("", "_") for part in ("attn", "experts"))
-"""Keys of a config that name kernels; a kernel with a slash is code of the hub."""
+"""Keys of a config that name kernels; a name with a slash is a kernel of the hub."""
 
 
 def require_native(name: str, directory: Path) -> None:

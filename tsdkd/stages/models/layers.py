@@ -23,7 +23,7 @@ POSITIONS = ("layer_idx", "layer_id", "layer_number", "layer_num")
 
 
 def drop_error(drop: int, model: str, layers: int) -> InputError:
-    """The error for a number of layers that no model can lose."""
+    """The error for a --drop below 1, or of all layers."""
     return InputError(
         f"--drop is {drop}, but {model} has {layers} layers.", "Drop at least one layer and keep at least one."
     )

@@ -8,7 +8,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.cache import can_roll_back, require_padding_support
-from tsdkd.stages.models.config_files import GENERATION_CONFIG, readable_config, require_dropouts
+from tsdkd.stages.models.config_files import GENERATION_CONFIG, require_dropouts, translate_config_errors
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.paths import base_directory, model_directory
@@ -47,7 +47,7 @@ def load_spec(name: str) -> ModelSpec:
     named, tokenizer = model_directory(name), load_tokenizer(name)
     base = base_directory(named)
     directory = base or named
-    with readable_config(name):
+    with translate_config_errors(name):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if (directory / GENERATION_CONFIG).is_file():
             generation = GenerationConfig.from_pretrained(directory)
@@ -73,5 +73,5 @@ def load_config(name: str) -> PreTrainedConfig:
     """A model's config; the base model's for an adapter. Downloads no other file from the hub. Raises InputError."""
     directory = model_directory(name, ("config.json", ADAPTER_CONFIG))
     directory = base_directory(directory, ("config.json",)) or directory
-    with readable_config(name):
+    with translate_config_errors(name):
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)

@@ -50,7 +50,7 @@ def chat_token_ids(
     """Ids of a prompt in the model's chat template, up to where the response begins.
 
     `messages` and `tools`: as transformers' `apply_chat_template` takes them; `day`: as for `day_arguments`. Of a text
-    that is too long for `max_tokens`, only the first ids are returned, at least one more than `max_tokens`.
+    that is too long for `max_tokens`, it returns the first ids only: at least `max_tokens` + 1.
 
     Raises InputError if the template refuses the prompt, ignores its tools or tool calls, or writes Python's None or
     the repr of a list in place of a content.
@@ -68,12 +68,12 @@ def chat_token_ids(
 
 @lru_cache(maxsize=8)
 def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """In characters, or in bytes where each character of a vocabulary is a byte: no text of a token is longer."""
+    """An upper bound of the characters of one token's text; vocabularies write bytes or characters."""
     return max(map(len, tokenizer.get_vocab()))
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError without a chat template, for several without a default, and for one that is no template."""
+    """Raises InputError without a chat template, for several without a default, and for an invalid one."""
     templates = tokenizer.chat_template
     if templates is None:
         raise InputError(

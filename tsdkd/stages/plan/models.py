@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from tsdkd.core import Head
 from tsdkd.stages.config.types import DType
-from tsdkd.stages.models.config_files import readable_config
+from tsdkd.stages.models.config_files import translate_config_errors
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.embedded import teacher_config_and_tokenizer
 from tsdkd.stages.models.model_size import ModelSize, model_size
@@ -33,7 +33,7 @@ class PlannedModel:
 
     @cached_property
     def size(self) -> ModelSize:
-        with readable_config(self.name):
+        with translate_config_errors(self.name):
             return model_size(self.config)
 
     def renamed(self, name: str) -> "PlannedModel":

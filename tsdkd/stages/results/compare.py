@@ -73,7 +73,7 @@ class Comparison:
 
 
 def choose_baseline(models: Collection[str], baseline: str | None) -> str:
-    """The model that others are compared with, by default the student, or the first. Raises InputError."""
+    """The model that others are compared with: by default the student, else the first. Raises InputError."""
     baseline = baseline or ("student" if "student" in models else next(iter(models)))
     if baseline not in models:
         raise InputError(f"{baseline} has no results.", f"Choose from: {', '.join(models)}.")

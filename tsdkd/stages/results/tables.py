@@ -27,7 +27,7 @@ def benchmark_tables(comparison: Comparison, methods: tuple[str, ...]) -> list[T
 
 
 def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...]) -> list[Table]:
-    """The tables of one comparison for each baseline; a single table with a row for each model if one benchmark is all.
+    """The tables of the comparisons with each baseline; with one benchmark, a single table with a row for each model.
 
     `methods`: rows of the paper to show besides those with the names of measured models.
     """

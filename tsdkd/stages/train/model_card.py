@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tsdkd.artifacts.manifest import Manifest, flatten
-from tsdkd.printable import in_markdown
+from tsdkd.printable import escape_markdown
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.names import CARD_METRICS, HELD_OUT_METRICS, METRICS
 
@@ -26,18 +26,18 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
     method = find_method(manifest.config["method"])
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {in_markdown(_last_part(student.name))}, distilled from {in_markdown(_last_part(teacher.name))}",
+        f"# {escape_markdown(_last_part(student.name))}, distilled from {escape_markdown(_last_part(teacher.name))}",
         f"Distilled by {method.full_name}: {method.description}. Made with tsdkd; load with {library}.",
         "## Made from",
         _table(
             ["role", "name", "fingerprint"],
             [
-                *[[model.role, in_markdown(model.name), model.weights[:16]] for model in manifest.models],
-                *[[parent.kind, in_markdown(parent.path), parent.fingerprint[:16]] for parent in manifest.parents],
+                *[[model.role, escape_markdown(model.name), model.weights[:16]] for model in manifest.models],
+                *[[parent.kind, escape_markdown(parent.path), parent.fingerprint[:16]] for parent in manifest.parents],
             ],
         ),
         "## Settings",
-        _table(["setting", "value"], [[name, in_markdown(str(value))] for name, value in settings.items()]),
+        _table(["setting", "value"], [[name, escape_markdown(str(value))] for name, value in settings.items()]),
         "## Training",
         _step_table(steps),
     ]
