@@ -167,7 +167,7 @@ def record() -> dict[str, Any]:
 
 
 def by_metric(recorded: dict[str, Any]) -> dict[str, Any]:
-    """What one command wrote, with the values of each metric in place of the log."""
+    """Replace the log of one command by the values of each metric."""
     log = recorded.get("metrics", [])
     names = dict.fromkeys(name for entry in log for name in entry)
     others = {key: value for key, value in recorded.items() if key != "metrics"}

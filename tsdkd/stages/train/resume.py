@@ -127,7 +127,7 @@ def _files(step: Path) -> list[str]:
 
 
 def _sync_and_hash(step: Path, names: list[str]) -> dict[str, list[Any]]:
-    """Bring files to disk. Returns bytes and SHA-256 of each."""
+    """Flush files to disk. Returns bytes and SHA-256 of each."""
 
     def sync_and_hash(name: str) -> list[Any]:
         fsync(step / name)
