@@ -100,9 +100,9 @@ def _verdict(outcome: dict[str, Any]) -> Verdict:
     if limit == "exit":
         killed = outcome["program"] in {-signal.SIGKILL, -signal.SIGXCPU}
         limit = "time" if killed else "exit"
-        reason += f" {_in_words(outcome['candidate'])}"
+        reason += f" {_in_words(outcome['program'])}"
         reason += f" after {CPU_SECONDS} seconds of CPU time" if killed else ""
-    return Verdict(verdict["passed"], reason[:REASON_LENGTH], limit, verdict["objects"])
+    return Verdict(verdict["passed"], reason[:REASON_LENGTH], limit, verdict["judged_by_objects"])
 
 
 def _in_words(status: int | None) -> str:
