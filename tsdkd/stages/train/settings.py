@@ -63,7 +63,7 @@ def training_arguments(config: TrainConfig, precision: str, seed: int, directory
         lr_scheduler_type=config.schedule,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         bf16=precision == "bfloat16",
         ddp_find_unused_parameters=False,
         use_cpu=default_device() == "cpu",
