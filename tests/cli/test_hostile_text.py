@@ -75,13 +75,12 @@ def test_the_live_view_escapes(text: str) -> None:
 
 def test_pages_and_commands_escape_names_paths_and_responses(tmp_path: Path) -> None:
     """One run whose every text is hostile: artifact show, its --config, lineage, report, compare."""
-    text = "".join(HOSTILE)
+    text = "".join(HOSTILE).replace("\0", "")
     run = make_run(tmp_path / f"run{HOSTILE[0]}{HOSTILE[4]}a|b`c&d%_e\n", response=text)
     for manifest in run.rglob(MANIFEST_FILE):
         content = json.loads(manifest.read_text())
         for model in content["models"]:
             model["name"] = text
-        content["engine"], content["libraries"] = text, {text: text}
         manifest.write_text(json.dumps(content))
     commands = [
         *(["artifact", "show", run / kind] for kind in ("rollouts", "checkpoint")),
@@ -111,27 +110,29 @@ def test_a_file_name_in_an_error_is_escaped(tmp_path: Path, text: str) -> None:
         assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error", "try"]
 
 
-def compared(name: str, capsys: pytest.CaptureFixture[str], format_: str) -> str:
-    scores = {name: {"gsm8k": Score(0.5, 0.1, 4)}}
-    comparison = Comparison(("gsm8k",), name, scores, {}, {}, {}, (f"{name} has a note",))
-    show_comparison(comparison, format_)  # type: ignore[arg-type]
+def compared(name: str, capsys: pytest.CaptureFixture[str], format_: str, *benchmarks: str) -> str:
+    scores = {name: dict.fromkeys(benchmarks, Score(0.5, 0.1, 4))}
+    comparison = Comparison(benchmarks, name, scores, {}, {}, {}, (f"{name} has a note",))
+    show_comparison([comparison], format_)  # type: ignore[arg-type]
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_stays_in_its_cell(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    markdown = compared(name, capsys, "markdown").splitlines()
-    rows = [line for line in markdown if line.startswith("|")]
-    assert len(rows) == 3
-    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows} == {3}
-    assert not re.search(r"(?<!\\)[<`*&_]", rows[0])
-    assert len(markdown) == 7  # title, rows and note, with blank lines between
-    latex = compared(name, capsys, "latex").splitlines()
+    """In the header of a table of two benchmarks, and in the row of a table of one."""
+    for benchmarks, named in ((("gsm8k", "sciq"), 0), (("gsm8k",), 2)):
+        markdown = compared(name, capsys, "markdown", *benchmarks).splitlines()
+        rows = [line for line in markdown if line.startswith("|")]
+        assert len(rows) == 2 + len(benchmarks)
+        assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows} == {3}
+        assert not re.search(r"(?<!\\)[<`*&_]", rows[named])
+        assert len(markdown) == len(rows) + 4  # title, rows and note, with blank lines between
+    latex = compared(name, capsys, "latex", "gsm8k", "sciq").splitlines()
     header = next(line for line in latex if line.endswith(r"\\"))
     assert len(re.findall(r"(?<!\\)&", header)) == 1
     assert not re.search(r"(?<!\\)[%#_]", header)
-    assert all(line.startswith(("%", "\\", "benchmark", "gsm8k")) for line in latex if line)
-    (row,) = csv.DictReader(io.StringIO(compared(name, capsys, "csv")))
+    assert all(line.startswith(("%", "\\", "benchmark", "gsm8k", "sciq")) for line in latex if line)
+    (row,) = csv.DictReader(io.StringIO(compared(name, capsys, "csv", "gsm8k")))
     assert not row["model"].startswith("=")
 
 

@@ -79,7 +79,8 @@ def _range(parameter: Any) -> str:
     low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
     if low is None and high is None:
         return ""
-    return f", {low:g} to {high:g}" if None not in (low, high) else f", {low:g} or more"
+    low, high = (f"{bound:g}" if isinstance(bound, float) else bound for bound in (low, high))
+    return f", {low} to {high}" if None not in (low, high) else f", {low} or more"
 
 
 def _default(parameter: Any) -> str:
