@@ -45,6 +45,8 @@ class MeasuredSummary(TypedDict, total=False):
     truncated: Count
     prompts_truncated: Count
     stopped_by: dict[str, Count]
+    sandbox_limits: dict[str, Count]
+    judged_by_objects: Count
     chat_template: bool
     responses: Count
     tokens: Count
