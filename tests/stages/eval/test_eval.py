@@ -51,7 +51,8 @@ def test_the_embedded_benchmark_compares_log_likelihoods(student: Path, tmp_path
     language_model = load_model(str(student))
     correct = []
     for document in pq.read_table(EMBEDDED_DATA / "benchmark.parquet").to_pylist()[:12]:
-        prompt = chat_token_ids(language_model.tokenizer, [{"role": "user", "content": document["prompt"]}])
+        messages = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": document["prompt"]}]
+        prompt = chat_token_ids(language_model.tokenizer, messages)
         prompt += language_model.tokenizer(document["beginning"], add_special_tokens=False).input_ids
         likelihoods = {}
         for choice in document["choices"]:
@@ -69,6 +70,15 @@ def test_the_embedded_benchmark_compares_log_likelihoods(student: Path, tmp_path
     samples = artifact.table().to_pylist()
     assert [bool(row["score"]) for row in samples] == correct
     assert "What" in samples[0]["prompt"] or "Where" in samples[0]["prompt"]
+
+
+def test_a_benchmark_with_a_token_that_the_model_does_not_know_is_refused(student: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(student, tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_tokens([*(f"<{i}>" for i in range(64)), "the"])  # past the padding rows of the head
+    tokenizer.save_pretrained(model)
+    with pytest.raises(InputError, match="contain the id"):
+        evaluate(str(model), tmp_path / "r", EvalConfig(("embedded",), limit=6))
 
 
 def test_divergence_equals_that_of_plain_forward_passes(

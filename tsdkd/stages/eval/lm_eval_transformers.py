@@ -22,6 +22,7 @@ from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.chat_rendering import bounded_rendering
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
+from tsdkd.stages.models.vocabulary import require_known_ids
 
 
 class ResponseLog:
@@ -143,6 +144,12 @@ class TransformersModel(ResponseTracking, HFLM):
             suppress_tokens=language_model.padding_ids or None,
             do_sample=False,
         )
+
+    def tok_encode(self, *args: Any, **kwargs: Any) -> list[int]:
+        """Raises InputError for text with an id that the model does not know."""
+        ids: list[int] = super().tok_encode(*args, **kwargs)
+        require_known_ids(self._language_model.name, self._language_model.vocab, max(ids, default=0))
+        return ids
 
     @property
     def eot_token_id(self) -> int | None:
