@@ -44,7 +44,7 @@ case $SCALE in
     TEACHER=embedded-teacher STUDENT=embedded-student EXTRAS=
     PROMPTS=tsdkd/stages/data/embedded/prompts.jsonl COLUMN=messages
     SAMPLE="--engine transformers --limit 2 --max-prompt-tokens 128 --max-new-tokens 2"
-    HELD_OUT="--held-out 0.5 --eval-steps 1"
+    HELD_OUT="--held-out 0.45 --eval-steps 1"   # one of the first two prompts
     EVAL="--tasks embedded --limit 2"
     TRAIN="--lora --lora-rank 1 --lora-targets q_proj --epochs 1 --batch-size 1" ;;
   *) stop "$SCALE is not a scale." "SCALE=paper or tiny." ;;

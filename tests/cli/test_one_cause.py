@@ -121,8 +121,10 @@ def test_files_that_are_not_utf8(student: Path, tmp_path: Path) -> None:
     options.write_bytes(b"k: caf\xe9\n")
     assert f"{options} cannot be read" in refuse("score", "--config", options)[0]
     run = make_run(tmp_path / "run")
-    (run / "rollouts" / JOURNAL_FILE).write_bytes(b'\xff\n{"started": 1, "x": 2}\n3\nnull\n{"exit": "failed"}\n')
-    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    journal = run / "rollouts" / JOURNAL_FILE
+    journal.write_bytes(b'\xff\n{"started": 1, "x": 2}\n3\nnull\n{"exit": "failed"}\n')
+    assert f"{journal} cannot be read" in refuse("report", run)[0]
+    journal.unlink()
     (run / "checkpoint" / "metrics.jsonl").write_bytes(b'{"loss": 1.0}\n{"caf\xe9": 1}\n')
     cause, _ = refuse("report", run)
     assert cause == f"{run / 'checkpoint' / 'metrics.jsonl'}, line 2: not an entry of a log."

@@ -63,6 +63,7 @@ def run_command(connection: socket.socket, running: Path) -> int:
 def become_command(arguments: list[str], directory: str, environment: dict[str, str], stdout: int, stderr: int) -> None:
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w") for stream in (1, 2))  # the server's may be those of files
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)

@@ -117,7 +117,9 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            _flush_output()
+            return result
         except (typer.Exit, typer.Abort):  # these RuntimeErrors are no failures
             raise
         except UsageError as error:
@@ -141,6 +143,17 @@ class CommandGroup(TyperGroup):
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
             raise typer.Exit(_show_failure(error)) from None
+
+
+def _flush_output() -> None:
+    """Write what is still buffered: an error at the interpreter's end would have no message."""
+    if sys.stdout is None:  # closed by the caller
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _prepare_streams() -> None:

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.core import Head
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.signal_storage import (
-    HEAD_FILE,
     bytes_per_token,
     encode_signal,
     head_shape,

@@ -20,7 +20,7 @@ from tests.helpers.adapters import save_adapter
 from tests.helpers.logits import bare_logits
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
-from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
+from tsdkd.artifacts.reader import Artifact, check_parents, read_artifact, verify_artifact
 from tsdkd.core import entropy
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config.eval import EvalConfig
@@ -374,12 +374,13 @@ def test_several_processes_are_refused(student: Path, tmp_path: Path, monkeypatc
 def test_local_datasets_are_parents_of_results(four_benchmarks: Artifact, rows: Path) -> None:
     kinds = {parent.kind for parent in four_benchmarks.manifest.parents}
     assert kinds == {"gsm8k rows", "sciq rows", "mbpp rows", "ifeval rows"}
-    verify_artifact(four_benchmarks.path)
+    _, outside_the_run = verify_artifact(four_benchmarks.path)
+    assert {parent.kind for parent in outside_the_run} == kinds
     card = rows / "sciq" / "README.md"
     before = card.read_text()
     card.write_text(before + "changed")
-    with pytest.raises(ArtifactError, match="sciq rows"):
-        verify_artifact(four_benchmarks.path)
+    parents = check_parents(four_benchmarks.path, four_benchmarks.manifest, Path("/"))
+    assert [parent.kind for parent, _, unchanged in parents if not unchanged] == ["sciq rows"]
     card.write_text(before)
 
 

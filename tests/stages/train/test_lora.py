@@ -154,7 +154,7 @@ def test_every_process_writes_the_same_bytes(run: Path, student: Path, tmp_path:
         "import sys; from pathlib import Path; from tests.stages.train.test_lora import adapt;"
         "adapt(*map(Path, sys.argv[1:]))"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script, run, student, tmp_path / "elsewhere"]
     subprocess.run([*map(str, command)], env=environment, check=True)
     assert contents(tmp_path / "elsewhere") == contents(here)
