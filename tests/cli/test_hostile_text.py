@@ -16,7 +16,7 @@ from tests.helpers.hostile_text import HOSTILE, is_harmless
 from tests.helpers.runs import make_run
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.cli import app, console, progress
-from tsdkd.cli.show_comparison import show_comparison
+from tsdkd.cli.show_comparison import Format, show_comparison
 from tsdkd.printable import escape_controls
 from tsdkd.stages.results.compare import Comparison, Score
 
@@ -110,10 +110,10 @@ def test_a_file_name_in_an_error_is_escaped(tmp_path: Path, text: str) -> None:
         assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error", "try"]
 
 
-def compared(name: str, capsys: pytest.CaptureFixture[str], format_: str, *benchmarks: str) -> str:
+def compared(name: str, capsys: pytest.CaptureFixture[str], format_: Format, *benchmarks: str) -> str:
     scores = {name: dict.fromkeys(benchmarks, Score(0.5, 0.1, 4))}
     comparison = Comparison(benchmarks, name, scores, {}, {}, {}, (f"{name} has a note",))
-    show_comparison([comparison], format_)  # type: ignore[arg-type]
+    show_comparison([comparison], format_)
     return capsys.readouterr().out
 
 

@@ -6,17 +6,17 @@ written in a pending directory (replacing.py), so the old artifact stays complet
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tsdkd.artifacts.disk import fsync
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
+from tsdkd.artifacts.identity import describe_differences, differ_in
 from tsdkd.artifacts.locks import absolute_path, has_readers, lock_for_writing, registered_inputs
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
 from tsdkd.artifacts.reader import check_parts
@@ -108,7 +108,7 @@ def _find_complete(path: Path, wanted: Manifest, may_differ: Collection[str]) ->
     if not (path / MANIFEST_FILE).is_file():
         return None
     existing = load_manifest(path)
-    same = not _describe_differences(existing, wanted) and not _differ_in(existing, wanted, may_differ)
+    same = not describe_differences(existing, wanted) and not differ_in(existing, wanted, may_differ)
     if existing.state != "complete" or not same:
         return None
     check_parts(path, existing)
@@ -142,7 +142,7 @@ def find_continued(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
             existing = load_manifest(directory)
             if overwrite and directory == path and existing.state == "complete":
                 continue
-            if continues and not _describe_differences(existing, replace(wanted, day=existing.day), may_differ):
+            if continues and not describe_differences(existing, replace(wanted, day=existing.day), may_differ):
                 return existing
     return None
 
@@ -166,14 +166,14 @@ def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collectio
     existing = load_manifest(path)
     if existing.state == "partial" and has_no_part(path):
         return _begin(path, wanted)
-    if differing := _describe_differences(existing, wanted, may_differ):
+    if differing := describe_differences(existing, wanted, may_differ):
         if pending := _resume_any_pending(path, wanted, may_differ):
             return pending
         raise ArtifactError(
             f"{path} was made with another configuration: {'; '.join(differing)}.",
             "Choose another directory (--run, or the option of the artifact), or replace it with --overwrite.",
         )
-    if existing.state == "complete" and _differ_in(existing, wanted, may_differ):
+    if existing.state == "complete" and differ_in(existing, wanted, may_differ):
         check_parts(path, existing)
         pending = _resume_any_pending(path, wanted, may_differ)
         return pending or _begin_pending(path, replace(wanted, parts=existing.parts), "extension")
@@ -190,7 +190,7 @@ def _resume(path: Path, existing: Manifest, wanted: Manifest, may_differ: Collec
     """Raises ArtifactError for a damaged part."""
     delete_temporary_files(path)
     check_parts(path, existing)
-    if _differ_in(existing, wanted, may_differ):
+    if differ_in(existing, wanted, may_differ):
         existing = replace(wanted, parts=existing.parts)
         save_manifest(path, existing)
     return OpenDirectory(path, existing)
@@ -203,7 +203,7 @@ def _resume_partial(path: Path, wanted: Manifest) -> OpenDirectory | None:
         if existing.state == "partial":
             if has_no_part(path):
                 return _begin(path, wanted)
-            if not _describe_differences(existing, wanted):
+            if not describe_differences(existing, wanted):
                 return _resume(path, existing, wanted)
     return None
 
@@ -222,7 +222,7 @@ def _resume_pending(
     lock, opened = lock_for_writing(pending, fcntl.LOCK_EX), None
     with suppress(ArtifactError):
         existing = load_manifest(pending)
-        if not _describe_differences(existing, wanted, may_differ):
+        if not describe_differences(existing, wanted, may_differ):
             opened = _resume(pending, existing, wanted, may_differ)
     if opened is None:
         lock.close()
@@ -294,47 +294,3 @@ def _require_replaceable(path: Path) -> None:
             f"{path} is a mount point, so --overwrite cannot replace it.",
             "Choose a directory inside it, or remove its content.",
         )
-
-
-def _describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
-    """The differences between two identities, in words; also between versions if this run would add parts."""
-    before, after = _identity_as_json(existing), _identity_as_json(wanted)
-    switched = _switched_groups(before, after, "on", "off") | _switched_groups(after, before, "off", "on")
-    for identity in (before, after):
-        for key in [key for key in identity if key.startswith(tuple(f"{group}." for group in switched))]:
-            del identity[key]
-    differing = [f"{key} was {was}, now {now}" for key, (was, now) in sorted(switched.items())]
-    differing += [
-        f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in may_differ
-    ]
-    versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (existing, wanted)]
-    adds_parts = existing.state == "partial" or _differ_in(existing, wanted, may_differ)
-    if adds_parts and versions[0] != versions[1]:
-        differing.append(f"versions were {versions[0]}, now {versions[1]}")
-    return differing
-
-
-def _switched_groups(without: dict[str, Any], other: dict[str, Any], now: str, was: str) -> dict[str, tuple[str, str]]:
-    """Groups of settings that are None in `without` and present in `other`, each with `was` and `now`."""
-    groups = {key for key, value in without.items() if value is None}
-    return {key: (was, now) for key in groups if any(name.startswith(f"{key}.") for name in other)}
-
-
-def _differ_in(existing: Manifest, wanted: Manifest, keys: Collection[str]) -> bool:
-    before, after = _identity_as_json(existing), _identity_as_json(wanted)
-    return any(before.get(key) != after.get(key) for key in keys)
-
-
-def _identity_as_json(manifest: Manifest) -> dict[str, Any]:
-    """The identity with the types that JSON returns."""
-    identity: dict[str, Any] = json.loads(json.dumps(manifest.identity))
-    return identity
-
-
-def _abbreviated(value: Any) -> str:
-    def short(item: Any) -> Any:
-        return f"{item[:12]}…" if isinstance(item, str) and len(item) == 64 else item
-
-    return str([short(item) for item in value] if isinstance(value, list) else short(value))

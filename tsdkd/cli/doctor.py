@@ -53,12 +53,8 @@ def read_doctor_config(context: typer.Context) -> DoctorConfig:
 @options.configured(DoctorConfig, read_doctor_config)
 def command(
     config: DoctorConfig,
-    student: Annotated[
-        str | None, options.model_option("Student: model directory or hub id.", "embedded-student")
-    ] = None,
-    teacher: Annotated[
-        str | None, options.model_option("Teacher: model directory or hub id.", "embedded-teacher")
-    ] = None,
+    student: options.FirstStudent = None,
+    teacher: options.FirstTeacher = None,
     prompts: options.Prompts = None,
     benchmarks: Annotated[
         Path | None,

@@ -1,7 +1,5 @@
 """tsdkd generate"""
 
-from typing import Annotated
-
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.errors import InputError
@@ -22,12 +20,8 @@ def require_used_models(config: GenerateConfig, student: str | None, teacher: st
 def command(
     config: GenerateConfig,
     run: options.Run = options.DEFAULT_RUN,
-    student: Annotated[
-        str | None, options.model_option("Student: model directory or hub id.", "embedded-student")
-    ] = None,
-    teacher: Annotated[
-        str | None, options.model_option("Teacher: model directory or hub id.", "embedded-teacher")
-    ] = None,
+    student: options.FirstStudent = None,
+    teacher: options.FirstTeacher = None,
     prompts: options.Prompts = None,
     rollouts: options.Rollouts = None,
     overwrite: options.Overwrite = False,

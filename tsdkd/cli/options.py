@@ -68,6 +68,9 @@ Student = Annotated[
 Teacher = Annotated[
     str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
 ]
+FirstStudent = Annotated[str | None, model_option("Student: model directory or hub id.", "embedded-student")]
+FirstTeacher = Annotated[str | None, model_option("Teacher: model directory or hub id.", "embedded-teacher")]
+"""Of commands that read no artifact, so that none has recorded a model."""
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of sampling and order.", rich_help_panel=COMMON)
 ]

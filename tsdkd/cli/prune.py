@@ -16,9 +16,7 @@ def command(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Directory of the smaller model.", rich_help_panel=options.COMMON)
     ],
-    teacher: Annotated[
-        str | None, options.model_option("Teacher: model directory or hub id.", "embedded-teacher")
-    ] = None,
+    teacher: options.FirstTeacher = None,
     prompts: options.Prompts = None,
     overwrite: options.Overwrite = False,
 ) -> None:

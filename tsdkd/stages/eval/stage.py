@@ -13,17 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.artifacts.json_files import read_json
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
+from tsdkd.artifacts.manifest import Manifest, Parent, relative_path
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import unfinished_extension
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
-from tsdkd.errors import ArtifactError, InputError
+from tsdkd.errors import InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
@@ -33,6 +32,12 @@ from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.evaluated_model import EvaluatedModel
+from tsdkd.stages.eval.previous_results import (
+    DATASET_KIND,
+    extendable_fields,
+    previous_results,
+    require_same_settings,
+)
 from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import require_turns
@@ -42,11 +47,9 @@ from tsdkd.stages.models.record import chat_day, library_versions, model_record,
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark, choose_benchmarks
+from tsdkd.stages.results.benchmarks import Benchmark, choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
-DATASET_KIND = " rows"
-"""Suffix of the kind of a parent that is a local dataset."""
 
 
 @reading_inputs()
@@ -71,9 +74,9 @@ def evaluate(
     chat = require_measurable(model, output, config, data, held_out, overwrite, allow_code_execution)
     benchmarks = choose_benchmarks(config.tasks)
     source = None if held_out is None else OfflineSource(held_out / "rollouts", held_out / "scores")
-    previous = None if overwrite else _previous_results(unfinished_extension(output) or output)
+    previous = None if overwrite else previous_results(unfinished_extension(output) or output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
-    may_differ = _extendable_fields(previous)
+    may_differ = extendable_fields(previous)
     day = chat_day(load_tokenizer(model), output, manifest, overwrite, may_differ) if chat else None
     manifest = replace(manifest, day=day)
     with (
@@ -121,8 +124,8 @@ def require_measurable(
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config, benchmarks)
     _require_end_token(load_spec(model), benchmarks)
-    if previous := None if overwrite else _previous_results(unfinished_extension(output) or output):
-        _require_same_settings(output, previous, config)
+    if previous := None if overwrite else previous_results(unfinished_extension(output) or output):
+        require_same_settings(output, previous, config)
     return chat
 
 
@@ -185,54 +188,6 @@ def _manifest(
         engine=f"lm-eval on {config.engine}",
         libraries=library_versions() | harness.evaluation_versions() | engine_version(config.engine),
     )
-
-
-def _previous_results(output: Path) -> Manifest | None:
-    """The manifest of existing results, reduced to the complete benchmarks and their datasets."""
-    if not (output / MANIFEST_FILE).is_file():
-        return None
-    manifest = load_manifest(output)
-    if manifest.kind != "results":
-        return None
-    files = {part.file for part in manifest.parts}
-    complete = [b for b in choose_benchmarks(manifest.config["tasks"]) if f"{b.file_stem}.json" in files]
-    kinds = {f"{b.dataset}{DATASET_KIND}" for b in complete if b.dataset}
-    return replace(
-        manifest,
-        config=manifest.config | {"tasks": [benchmark.name for benchmark in complete]},
-        parents=tuple(parent for parent in manifest.parents if parent.kind in kinds),
-    )
-
-
-def _extendable_fields(previous: Manifest | None) -> set[str]:
-    """Fields of the identity that new benchmarks may change: the tasks, and datasets that no complete one used."""
-    used = {parent.kind for parent in previous.parents} if previous else set()
-    kinds = {f"{benchmark.dataset}{DATASET_KIND}" for benchmark in BENCHMARKS.values()}
-    return {"config.tasks"} | {f"parent {kind}" for kind in kinds - used}
-
-
-def _require_same_settings(output: Path, previous: Manifest, config: EvalConfig) -> None:
-    """Raises ArtifactError where existing results were measured with other options."""
-    before, after = previous.config, asdict(config)
-    differing = [name for name in after if name in before and name != "tasks" and before[name] != after[name]]
-    if differing and previous.parts:
-        measured, requested = (
-            " and ".join(_option(name, values[name]) for name in differing) for values in (before, after)
-        )
-        raise ArtifactError(
-            f"The results at {output} were measured {measured}; this command measures {requested}.",
-            f"Run eval {measured}, choose another directory with --results, or replace the results with --overwrite.",
-        )
-
-
-def _option(name: str, value: Any) -> str:
-    """A setting of the command line, in words."""
-    option = f"--{name.replace('_', '-')}"
-    if value is None:
-        return f"without {option}"
-    if isinstance(value, bool):
-        return f"with {option if value else option.replace('--', '--no-', 1)}"
-    return f"with {option} {value}"
 
 
 def _require_engine(config: EvalConfig, held_out: Path | None) -> None:
