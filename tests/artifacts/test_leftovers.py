@@ -18,7 +18,7 @@ MANIFEST = Manifest("checkpoint", {}, 0)
 
 
 def write(path: Path) -> None:
-    """A complete checkpoint with all that a kill after its finish can leave in it and beside it."""
+    """A complete checkpoint, with every kind of leftover of a kill after its finish in it and beside it."""
     with Writer.open(path, MANIFEST) as writer:
         writer.temporary_path("weights").write_text("w")
         writer.add_file("weights")
