@@ -113,7 +113,7 @@ class TSDKDConfig:
             ("indirect_reduction", self.indirect_reduction in ("mean", "sum"), "'mean' or 'sum'"),
             ("direct_weight", 0 <= self.direct_weight < inf, "0 or more"),
             ("em_weight", 0 <= self.em_weight < inf, "0 or more"),
-            ("policy_gradient_weight", self.policy_gradient_weight >= 0, "0 or more"),
+            ("policy_gradient_weight", 0 <= self.policy_gradient_weight < inf, "0 or more"),
             ("released", _distinct_and_among(self.released, RELEASED), f"of {', '.join(RELEASED)}, each once"),
         ):
             if not good:
