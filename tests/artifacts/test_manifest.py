@@ -20,7 +20,7 @@ from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.json_files import read_regular_file
 from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.reader import read_artifact, run_of
 from tsdkd.artifacts.rules import all_differ
 from tsdkd.artifacts.writer import Writer
 from tsdkd.cli import app
@@ -271,6 +271,11 @@ def test_nothing_outside_the_run_is_hashed(run: Path, monkeypatch: pytest.Monkey
     set_field(run / "rollouts", "parents.0.path", "../prompts.jsonl")
     assert "changed since" in CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")]).output
     assert hashed == [(run / "prompts.jsonl").resolve()]
+
+
+def test_the_prompts_of_a_run_are_inside_it_for_each_of_its_artifacts(tmp_path: Path) -> None:
+    for artifact in ("rollouts", "results/student"):
+        assert run_of(tmp_path / "run" / artifact) == tmp_path / "run"
 
 
 def test_the_lineage_of_many_artifacts_ends(run: Path) -> None:
