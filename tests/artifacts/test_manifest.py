@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +18,9 @@ from tests.helpers.artifacts import OLD, add
 from tests.helpers.runs import STUDENT, make_run
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
 from tsdkd.artifacts.journal import read_sessions
+from tsdkd.artifacts.json_files import read_regular_file
 from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.reader import read_artifact, run_of
 from tsdkd.artifacts.rules import all_differ
 from tsdkd.artifacts.writer import Writer
 from tsdkd.cli import app
@@ -67,19 +70,22 @@ def test_a_part_lies_inside_its_artifact(run: Path, name: str) -> None:
         ("state", "nearly", "state is nearly"),
         ("engine", {"name": 1}, "engine is"),
         ("engine", "a\x1b[2J", "engine is not a short printable text"),
+        ("engine", "x" * 257, "engine is not a short printable text"),
         ("libraries", {"torch": 2}, "libraries.torch is 2"),
         ("day", "yesterday", "day is 'yesterday'"),
         ("parents", {}, "parents is {}, not a list"),
         ("parents.0", "rollouts", r"parents\[0\] is rollouts"),
         ("parents.0.path", None, r"parents\[0\].path is None"),
         ("parents.0.path", "a\0b", r"parents\[0\].path is not the name of a file"),
-        ("parents.0.path", "x" * 5000, r"parents\[0\].path is not the name of a file"),
+        ("parents.0.path", "x" * 256, r"parents\[0\].path is not the name of a file"),
+        ("parents.0.path", "x/" * 2500, r"parents\[0\].path is not the name of a file"),
         ("parents.0", {"kind": "rollouts"}, r"parents\[0\].fingerprint is missing"),
         ("models.0.name", 3, r"models\[0\].name is 3"),
         ("parts.0.rows", -1, r"parts\[0\].rows is -1"),
         ("parts.0.rows", 1.5, r"parts\[0\].rows is 1.5"),
         ("parts.0.bytes", "many", r"parts\[0\].bytes is many"),
         ("parts.0.sha256", "0" * 63, r"parts\[0\].sha256 is .* not a SHA-256"),
+        ("parts.0.sha256", "A" * 64, r"parts\[0\].sha256 is .* not a SHA-256"),
         ("config", [], "config is"),
         ("config.k", "10", "config.k is 10, not int"),
         ("config.k", 0, "config.k is 0, out of its range"),
@@ -123,6 +129,7 @@ def test_nothing_is_listed_twice(run: Path, names: str) -> None:
         ("rollouts", "summary.responses", "four"),
         ("rollouts", "config.max_new_tokens", 0.5),
         ("checkpoint", "config.objective.k", []),
+        ("checkpoint", "config.objective.k", 0),
         ("checkpoint", "config.objective.opener", "wide"),
         ("checkpoint", "config.lora", 3),
         ("checkpoint", "config.online", True),
@@ -132,6 +139,7 @@ def test_nothing_is_listed_twice(run: Path, names: str) -> None:
         ("results/student", "config.tasks", "gsm8k"),
         ("results/student", "summary.gsm8k", 0.5),
         ("results/student", "summary.gsm8k.value", "half"),
+        ("results/student", "summary.gsm8k.value", True),
         ("results/student", "summary.held_out.kl", [1]),
     ],
 )
@@ -152,34 +160,50 @@ def test_a_setting_that_is_missing_is_named_where_it_is_needed(run: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "reason"),
     [
-        b"[]",
-        b"null",
-        b"",
-        b"{",
-        b"\xff\xfe{}",
-        b'{"format": NaN}',
-        b'{"format": 1e999}',
-        b'{"format": %s}' % (b"9" * 5000),
-        b'{"format": 2, "format": 2}',
-        b'{"a":' * 100 + b"1" + b"}" * 100,
-        b"[" * 100_000 + b"]" * 100_000,
-        b'"%s"' % (b"x" * (1 << 25)),
+        (b"[]", "not an object"),
+        (b"null", "not an object"),
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"\xff\xfe{}", "can't decode"),
+        (b'{"format": NaN}', "NaN, which is not JSON"),
+        (b'{"format": 1e999}', "a number that is not finite"),
+        (b'{"format": -9223372036854775809}', "a number that 64 bits do not hold"),
+        (b'{"format": %s}' % (b"9" * 5000), "Exceeds the limit"),
+        (b'{"format": 2, "format": 2}', "a key twice"),
+        (b'{"\\ud800": 2}', "surrogates not allowed"),
+        (b'{"a":' * 31 + b"1" + b"}" * 31, "kind is missing"),
+        (b'{"a":' * 32 + b"1" + b"}" * 32, "nested too deeply"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'"%s"' % (b"x" * (1 << 25)), "more than 32 MiB"),
+        (b'"%s"' % (b"x" * ((1 << 22) + 1)), "a text of more than"),
     ],
-    ids=lambda content: str(content[:12]),
+    ids=lambda value: str(value[:12]),
 )
-def test_an_invalid_manifest_is_one_error(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_manifest_is_one_error(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / MANIFEST_FILE).write_bytes(content)
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match=rf"cannot be read \(.*{reason}"):
         load_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_a_manifest_is_a_regular_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / MANIFEST_FILE)
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match=r"cannot be read \((not a regular file|a directory)"):
         load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("size", [100, 1 << 42])
+def test_a_file_is_read_in_memory_of_its_size_and_of_the_limit(tmp_path: Path, size: int) -> None:
+    (tmp_path / MANIFEST_FILE).touch()
+    os.truncate(tmp_path / MANIFEST_FILE, size)
+    tracemalloc.start()
+    with suppress(ValueError):
+        read_regular_file(tmp_path / MANIFEST_FILE, 1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < min(size, 1 << 20) + (1 << 18)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +271,11 @@ def test_nothing_outside_the_run_is_hashed(run: Path, monkeypatch: pytest.Monkey
     set_field(run / "rollouts", "parents.0.path", "../prompts.jsonl")
     assert "changed since" in CliRunner().invoke(app, ["artifact", "lineage", str(run / "rollouts")]).output
     assert hashed == [(run / "prompts.jsonl").resolve()]
+
+
+def test_the_prompts_of_a_run_are_inside_it_for_each_of_its_artifacts(tmp_path: Path) -> None:
+    for artifact in ("rollouts", "results/student"):
+        assert run_of(tmp_path / "run" / artifact) == tmp_path / "run"
 
 
 def test_the_lineage_of_many_artifacts_ends(run: Path) -> None:

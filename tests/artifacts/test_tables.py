@@ -14,6 +14,8 @@ from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.manifest import Manifest, load_manifest, save_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
+from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.tables import Limits, check_hidden, check_values
 from tsdkd.artifacts.writer import Writer
 from tsdkd.core import Head
 from tsdkd.errors import ArtifactError
@@ -86,6 +88,42 @@ def test_wrong_values_in_scores_are_refused(scores: Artifact, change: Callable[[
         verify_artifact(scores.path)
     with pytest.raises(ArtifactError, match=problem):
         read_artifact(scores.path, "scores").table()
+
+
+def column_of(*values: bytes | None) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, SCHEMAS["scores"].field("hidden").type)])
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)]
+)
+def test_hidden_states_of_one_row_are_finite_in_their_precision(precision: str, dtype: torch.dtype) -> None:
+    """The largest numbers pass, and so does a row beside one that is not finite."""
+    limits = Limits("scores", "hidden", {}, VOCAB, (precision, WIDTH))
+    largest = torch.finfo(dtype).max
+    for value in (float("nan"), float("inf"), float("-inf")):
+        rows = torch.full((2, TOKENS, WIDTH), largest, dtype=dtype)
+        rows[0, 1] = -largest
+        rows[1, 1, 2] = value
+        column = column_of(*(row.view(torch.uint8).numpy().tobytes() for row in rows))
+        check_hidden(Path("part"), column.slice(0, 1), TOKENS, limits)
+        with pytest.raises(ArtifactError, match="not finite in the column hidden"):
+            check_hidden(Path("part"), column.slice(1), TOKENS, limits)
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(2 * TOKENS * WIDTH - 1), bytes(2 * TOKENS * WIDTH + 2)])
+def test_hidden_states_of_one_row_are_as_many_as_its_tokens(content: bytes | None) -> None:
+    limits = Limits("scores", "hidden", {}, VOCAB, ("BF16", WIDTH))
+    check_hidden(Path("part"), column_of(bytes(2 * TOKENS * WIDTH)), TOKENS, limits)
+    with pytest.raises(ArtifactError, match="do not fit the number of tokens"):
+        check_hidden(Path("part"), column_of(content), TOKENS, limits)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), None])
+def test_weights_are_above_0(weight: float | None) -> None:
+    with pytest.raises(ArtifactError, match=r"above 0|not finite|missing value"):
+        check_values(Path("part"), pa.table({"weight": [1.0, weight]}), Limits("rollouts"))
+    check_values(Path("part"), pa.table({"weight": [1.0, 0.5]}), Limits("rollouts"))
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,26 @@ def test_each_measure_beyond_its_threshold_needs_a_look(name: str, student: dict
     assert words in found.reason
 
 
-def test_a_short_sample_cannot_count_truncated_responses() -> None:
-    found = find(sampled({"truncated": 0.25}), "response_length", max_new_tokens=512)
+@pytest.mark.parametrize(
+    ("name", "at", "above"),
+    [
+        ("response_length", {"truncated": 0.1}, {"truncated": 0.11}),
+        ("repetition", {"repeating": 0.1}, {"repeating": 0.11}),
+        ("thoughts", {"thinking": 0.0}, {"thinking": 0.01}),
+        ("outside_mass", {"student_outside_mass": 0.5}, {"student_outside_mass": 0.51}),
+        ("outside_mass", {"teacher_outside_mass": 0.5}, {"teacher_outside_mass": 0.51}),
+    ],
+)
+def test_thresholds_hold_for_the_responses_of_either_model(
+    name: str, at: dict[str, float], above: dict[str, float]
+) -> None:
+    assert find(sampled(at, at), name).status == "ok"
+    assert find(sampled(above), name).status == find(sampled(teacher=above), name).status == "look"
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_short_sample_cannot_count_truncated_responses(role: str) -> None:
+    found = find(sampled(**{role: {"truncated": 0.25}}), "response_length", max_new_tokens=512)
     assert "How many exceed --max-new-tokens 512 is unknown." in found.reason
     assert found.remedy == "Measure it: --sample-tokens 512."
 
@@ -140,6 +158,12 @@ def test_whether_the_teacher_knows_more() -> None:
     assert "know more than the teacher" in find(worse, "knowledge").reason
     swapped = find(worse, "knowledge", sizes=(2, 1))
     assert (swapped.status, swapped.remedy) == ("stop", "Swap --student and --teacher.")
+    assert find(worse, "knowledge", sizes=(2, 2)).status == "stop"
+    one = Sampled(
+        *(Responses({n: c[:1] for n, c in r.columns.items()}, [8], 0, 0, 0, 16) for r in vars(worse).values())
+    )
+    assert (find(one, "knowledge").status, find(one, "knowledge").values["standard_error"]) == ("look", None)
+    assert "within 2 standard errors" in find(one, "knowledge").reason  # the error of one response is unknown
     same = Sampled(responses(), responses())
     assert "within 2 standard errors: the teacher does not seem to know more" in find(same, "knowledge").reason
 
