@@ -13,7 +13,6 @@ leaves in TMPDIR are counted, not judged.
 Each trial is a file of OUT/trials. The same command continues a campaign that was interrupted.
 """
 
-import argparse
 import gc
 import json
 import os
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.robustness.kill_cases import CASES, RUN, Case
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill, Outcome, run_traced
 from benchmarks.robustness.trees import differences, output_state, tree_of
 from tsdkd.cli.app import COMMANDS
@@ -284,8 +283,7 @@ def preload() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=500)
+    parser = campaign_parser(__doc__, trials=500)
     parser.add_argument("--out", type=Path, help="directory of the campaign; default: a temporary one")
     parser.add_argument("--workers", type=int, default=1, help="processes that run trials")
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help="; ".join(CASES))

@@ -7,7 +7,6 @@ corrected, so that later checks are reached. Every command must end well or with
 outside the run. A trial takes a few seconds.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
@@ -224,9 +223,7 @@ def campaign(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=300)
-    options = parser.parse_args()
+    options = campaign_parser(__doc__, trials=300).parse_args()
     with TemporaryDirectory() as directory:
         workspace = make_workspace(Path(directory))
         before = content_digest(workspace.path / "run")

@@ -9,7 +9,6 @@ if the bytes then differ from those of an uninterrupted run, or if the second ru
 than an intact one is not read, so it is not noticed.
 """
 
-import argparse
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, RecordingObserver
@@ -194,9 +193,7 @@ def campaign(workspace: Workspace, trials: int, seed: int) -> dict[tuple[str, st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=300)
-    options = parser.parse_args()
+    options = campaign_parser(__doc__, trials=300).parse_args()
     with TemporaryDirectory() as directory:
         counts = campaign(Workspace(Path(directory)), options.trials, options.seed)
     rows = [

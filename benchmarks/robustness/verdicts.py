@@ -8,13 +8,12 @@ that reads them from a file must fail. A fault is a right program that fails, an
 is judged once, up to the number of trials of its kind.
 """
 
-import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from benchmarks.robustness.verdict_programs import FORGERIES, READER, TASKS, Task
 from tsdkd.stages.eval.sandbox.verdict import judge_program
 
@@ -22,9 +21,7 @@ TESTS = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=100)
-    options = parser.parse_args()
+    options = campaign_parser(__doc__, trials=100).parse_args()
     rows = []
     with TemporaryDirectory() as directory:
         for kind, expected, programs in _kinds(options.seed, Path(directory)):
