@@ -8,7 +8,7 @@ well. Then the command runs to its end, and every file and directory must be as 
 Where an older artifact is replaced or extended, the older or the newer one must be whole between the runs. The content
 of journals may differ, because it holds times; in config.yaml, the trial's directory counts as the same path. Calls
 outside the directory are not counted, such as those in the caches of datasets; temporary files that a killed process
-leaves in TMPDIR are counted, not judged.
+leaves in TMPDIR are counted and are no fault.
 
 Each trial is a file of OUT/trials. The same command continues a campaign that was interrupted.
 """
@@ -140,11 +140,11 @@ class Campaign:
         for number in range(count):
             case, turn = self.cases[number % len(self.cases)], number // len(self.cases)
             calls, order = self.expected(case).calls, orders[case]
-            chance = random.Random(f"{seed} {turn} {case.name}")
+            generator = random.Random(f"{seed} {turn} {case.name}")
             first = order[turn % len(order)]
-            kills = [Kill(first, halved=calls[first - 1].name == "write" and chance.random() < 0.5)]
+            kills = [Kill(first, halved=calls[first - 1].name == "write" and generator.random() < 0.5)]
             if number % 3 == 0:
-                kills.append(Kill(chance.randint(1, len(calls))))
+                kills.append(Kill(generator.randint(1, len(calls))))
             yield Trial(f"{_file_name(case.name)}-{seed}-{turn}", case, tuple(kills))
 
     def run_trial(self, trial: Trial) -> dict[str, Any]:
@@ -248,9 +248,9 @@ def _spread(calls: tuple[Call, ...], seed: str) -> list[int]:
     groups: dict[str, list[int]] = {}
     for number, call in enumerate(calls, 1):
         groups.setdefault(f"{call.name} {re.sub(r'[.]tmp[A-Za-z0-9]+|[0-9]+', '', call.path)}", []).append(number)
-    chance = random.Random(seed)
-    shuffled = [chance.sample(group, len(group)) for group in groups.values()]
-    chance.shuffle(shuffled)
+    generator = random.Random(seed)
+    shuffled = [generator.sample(group, len(group)) for group in groups.values()]
+    generator.shuffle(shuffled)
     return [number for number in chain.from_iterable(zip_longest(*shuffled)) if number]
 
 

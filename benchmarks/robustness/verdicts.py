@@ -2,10 +2,9 @@
 
     python -m benchmarks.robustness.verdicts --seed 0
 
-Three kinds of programs are judged: right ones, forgeries, and programs that hold the answers of the tests. A program
-cannot be told from a right one if it holds the answers in its own text, because a prompt shows its tests. A program
-that reads them from a file must fail. A fault is a right program that fails, and another one that passes. Each program
-is judged once, up to the number of trials of its kind.
+The sandbox tests right programs, forgeries, and programs that hold the answers of the tests, each once and at most
+--trials of a kind. A program with the answers in its own text passes like a right one, because a prompt shows its
+tests. Forgeries and programs that read the answers from a file must fail. A fault is a program with the wrong verdict.
 """
 
 import random
@@ -47,9 +46,9 @@ def _kinds(seed: int, directory: Path) -> Iterator[tuple[str, bool, list[tuple[T
 
 def forgeries(seed: int) -> Iterator[tuple[Task, str, list[str]]]:
     """Each forgery, for a task that the seed chooses."""
-    chosen = random.Random(seed)
+    generator = random.Random(seed)
     for program in FORGERIES.values():
-        task = chosen.choice(TASKS)
+        task = generator.choice(TASKS)
         yield task, program.replace("NAME", task.name), _tests(task, seed)[0]
 
 
