@@ -27,7 +27,7 @@ from benchmarks.gpu.device import (
     peak_flops,
 )
 from benchmarks.gpu.figures import Figure, Options, Target
-from benchmarks.objective import RESPONSE, ROWS, Inputs, make_inputs
+from benchmarks.objective_rows import RESPONSE, ROWS, Inputs, make_inputs
 
 BARE, PLAIN, KERNEL = "bare projections", "tsdkd", "tsdkd, compiled"
 PEERS = [name for name in ROWS if name.startswith(("TRL", "Liger"))]

@@ -201,11 +201,11 @@ class Run:
     def train(self, clock: Clock) -> None:
         """All steps."""
         names = {"forward": "hidden_states", "objective": "token_selective_loss_from_hidden"}
-        places: dict[str, tuple[Any, str]] = {part: (trainer_module, name) for part, name in names.items()}
-        places["backward"] = (self.trainer.accelerator, "backward")
+        wrapped: dict[str, tuple[Any, str]] = {part: (trainer_module, name) for part, name in names.items()}
+        wrapped["backward"] = (self.trainer.accelerator, "backward")
         self.trainer.add_callback(clock)
         with ExitStack() as stack:
-            for part, (owner, name) in places.items():
+            for part, (owner, name) in wrapped.items():
                 stack.enter_context(replaced_attribute(owner, name, clock.timed(part, getattr(owner, name))))
             self.trainer.train()
 

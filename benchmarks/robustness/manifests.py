@@ -7,7 +7,6 @@ corrected, so that later checks are reached. Every command must end well or with
 outside the run. A trial takes a few seconds.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
@@ -87,12 +86,12 @@ def make_workspace(path: Path) -> Workspace:
     return workspace
 
 
-def damage_json(value: Any, draw: random.Random) -> str:
+def damage_json(value: Any, generator: random.Random) -> str:
     """Damage a JSON value in place at a drawn depth; returns a description."""
-    key = draw.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    if isinstance(value[key], dict | list) and value[key] and draw.random() < 0.8:
-        return f"{key}.{damage_json(value[key], draw)}"
-    damage = draw.random()
+    key = generator.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    if isinstance(value[key], dict | list) and value[key] and generator.random() < 0.8:
+        return f"{key}.{damage_json(value[key], generator)}"
+    damage = generator.random()
     if damage < 0.15:
         del value[key]
         return f"{key} deleted"
@@ -102,32 +101,34 @@ def damage_json(value: Any, draw: random.Random) -> str:
     if damage < 0.25:
         value[f"{key}2"] = value.pop(key)
         return f"{key} renamed"
-    value[key] = draw.choice(VALUES)
+    value[key] = generator.choice(VALUES)
     return f"{key} = {str(value[key])[:30]!r}"
 
 
-def damage_file(file: Path, draw: random.Random) -> str:
+def damage_file(file: Path, generator: random.Random) -> str:
     """Damage one line of JSON lines, or a JSON file; sometimes its bytes."""
     content = file.read_bytes()
-    if draw.random() < 0.15:
-        bytes_ = draw.choice([b"", b"[]", b"\xff\xfe", b"[" * 100_000, content[: len(content) // 2], b'"text"', b"{}"])
+    if generator.random() < 0.15:
+        bytes_ = generator.choice(
+            [b"", b"[]", b"\xff\xfe", b"[" * 100_000, content[: len(content) // 2], b'"text"', b"{}"]
+        )
         file.write_bytes(bytes_)
         return f"content {bytes_[:12]!r}"
     lines = content.decode().splitlines() if file.suffix == ".jsonl" else [content.decode()]
-    number = draw.randrange(len(lines))
+    number = generator.randrange(len(lines))
     value = json.loads(lines[number])
-    description = damage_json(value, draw)
+    description = damage_json(value, generator)
     lines[number] = json.dumps(value)
     file.write_text("\n".join(lines) + "\n")
     return description
 
 
-def damage_table(file: Path, draw: random.Random) -> str:
+def damage_table(file: Path, generator: random.Random) -> str:
     """Damage one column of a table, or its rows."""
     table = pq.read_table(file)
-    name = draw.choice([name for name in table.column_names if table[name].null_count == 0])
-    rows, kind = table.to_pylist(), draw.randrange(5)
-    row = draw.choice(rows)
+    name = generator.choice([name for name in table.column_names if table[name].null_count == 0])
+    rows, kind = table.to_pylist(), generator.randrange(5)
+    row = generator.choice(rows)
     if kind == 0:
         row[name] = None
     elif kind == 1:
@@ -141,11 +142,11 @@ def damage_table(file: Path, draw: random.Random) -> str:
         else:
             number = type(row[name][0]) in {int, float}
             values = (-1, 32_000) if number and type(row[name][0]) is int else (float("nan"), float("-inf"))
-            row[name][0] = draw.choice(values) if number else None
+            row[name][0] = generator.choice(values) if number else None
     else:
         row[name] = type(row[name])(-1)
     damaged = pa.Table.from_pylist(rows, table.schema)
-    pq.write_table(damaged, file, row_group_size=draw.choice([1, 64]))
+    pq.write_table(damaged, file, row_group_size=generator.choice([1, 64]))
     return f"{name} by damage {kind}"
 
 
@@ -171,23 +172,23 @@ def correct_hashes(run: Path) -> None:
 def mutants(workspace: Workspace, seed: int, count: int) -> Iterator[tuple[str, Path, str]]:
     """Artifact, damaged run and description of each mutant."""
     for number in range(count):
-        draw = random.Random(f"{seed}-{number}")
-        run, name = workspace.path / "copies" / "run", draw.choice(ARTIFACTS)
+        generator = random.Random(f"{seed}-{number}")
+        run, name = workspace.path / "copies" / "run", generator.choice(ARTIFACTS)
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(workspace.path / "run", run, symlinks=True)
         manifest, journal = run / name / MANIFEST_FILE, run / name / JOURNAL_FILE
         tables = sorted((run / name).glob("*.parquet"))
         others = [file for file in (journal, *(run / name).glob("metrics.jsonl")) if file.exists()]
-        kinds = draw.choices(["manifest", "other", "table"], [6, 2, 3])[0]
+        kinds = generator.choices(["manifest", "other", "table"], [6, 2, 3])[0]
         if kinds == "table" and tables:
-            file = draw.choice(tables)
-            description = damage_table(file, draw)
+            file = generator.choice(tables)
+            description = damage_table(file, generator)
         else:
-            file = draw.choice(others) if kinds == "other" and others else manifest
-            description = damage_file(file, draw)
-        if draw.random() < 0.5 or kinds != "manifest":
+            file = generator.choice(others) if kinds == "other" and others else manifest
+            description = damage_file(file, generator)
+        if generator.random() < 0.5 or kinds != "manifest":
             correct_hashes(run)
-        if draw.random() < 0.25 and file != manifest:  # the stage resumes
+        if generator.random() < 0.25 and file != manifest:  # the stage resumes
             content = json.loads(manifest.read_text())
             manifest.write_text(json.dumps(content | {"state": "partial"}))
         yield name, run, f"{number}: {name}/{file.name}: {description}"
@@ -224,9 +225,7 @@ def campaign(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=300)
-    options = parser.parse_args()
+    options = campaign_parser(__doc__, trials=300).parse_args()
     with TemporaryDirectory() as directory:
         workspace = make_workspace(Path(directory))
         before = content_digest(workspace.path / "run")

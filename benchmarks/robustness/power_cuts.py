@@ -3,13 +3,12 @@
     python -m benchmarks.robustness.power_cuts --trials 120
 
 Every file of two saved steps (full weights, LoRA, held-out measurements) and of rollouts, scores and a checkpoint is
-damaged in turn, at places that the seed chooses. After damage to a saved step, `train` runs again in a forked process.
-After damage to an artifact, `artifact verify` reads it, and its stage runs again with --overwrite. A trial is a fault
-if the bytes then differ from those of an uninterrupted run, or if the second run fails. A damaged step that is older
-than an intact one is not read, so it is not noticed.
+damaged in turn, at positions that the seed chooses. After damage to a saved step, `train` runs again, in a forked
+process. After damage to an artifact, `artifact verify` reads it, and its stage runs again with --overwrite. A trial is
+a fault if the bytes then differ from those of an uninterrupted run, or if the second run fails. A damaged step that is
+older than an intact one is not read, so it is not noticed.
 """
 
-import argparse
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, RecordingObserver
@@ -100,13 +99,13 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def cut_short(content: bytes, chance: random.Random) -> bytes:
-    return content[: chance.choice((0, len(content) - 1, chance.randrange(len(content))))]
+def cut_short(content: bytes, generator: random.Random) -> bytes:
+    return content[: generator.choice((0, len(content) - 1, generator.randrange(len(content))))]
 
 
-def flip_bit(content: bytes, chance: random.Random) -> bytes:
+def flip_bit(content: bytes, generator: random.Random) -> bytes:
     damaged = bytearray(content)
-    damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
     return bytes(damaged)
 
 
@@ -144,7 +143,7 @@ def in_fork(function: Callable[[], str]) -> str:
         status = len(OUTCOMES)
         try:
             status = OUTCOMES.index(function())
-        except BaseException:
+        except BaseException:  # an exit or an interrupt too is a failed retry; the child ends here
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -152,7 +151,7 @@ def in_fork(function: Callable[[], str]) -> str:
     return OUTCOMES[status] if 0 <= status < len(OUTCOMES) else "retry fails"
 
 
-def trial(workspace: Workspace, kind: str, file: Path, damage: str, chance: random.Random) -> str:
+def trial(workspace: Workspace, kind: str, file: Path, damage: str, generator: random.Random) -> str:
     """Damage a copy of a file's artifact, and return the outcome."""
     is_step = kind in TRAININGS
     source = (
@@ -161,7 +160,7 @@ def trial(workspace: Workspace, kind: str, file: Path, damage: str, chance: rand
     output = source.with_name("trial")
     shutil.copytree(source, output)
     target = output / file.relative_to(source)
-    target.write_bytes(DAMAGES[damage](file.read_bytes(), chance))
+    target.write_bytes(DAMAGES[damage](file.read_bytes(), generator))
     try:
         if is_step:
             return in_fork(lambda: train_again(workspace, kind, output))
@@ -173,7 +172,7 @@ def trial(workspace: Workspace, kind: str, file: Path, damage: str, chance: rand
 
 def campaign(workspace: Workspace, trials: int, seed: int) -> dict[tuple[str, str], Counter[str]]:
     """Counts of outcomes by kind and damage. Every file is damaged before one is damaged again."""
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     cases = [
         (kind, file)
         for kind in TRAININGS
@@ -182,11 +181,11 @@ def campaign(workspace: Workspace, trials: int, seed: int) -> dict[tuple[str, st
     for kind, path in (("rollouts", "rollouts"), ("scores", "scores"), ("checkpoint", "full/whole")):
         cases += [(kind, file) for file in (workspace.path / path).rglob("*") if file.name not in NO_CONTENT]
     cases = [(kind, file, damage) for kind, file in sorted(cases) if file.is_file() for damage in DAMAGES]
-    chance.shuffle(cases)
+    generator.shuffle(cases)
     counts: dict[tuple[str, str], Counter[str]] = {}
     for i in range(trials):
         kind, file, damage = cases[i % len(cases)]
-        outcome = trial(workspace, kind, file, damage, chance)
+        outcome = trial(workspace, kind, file, damage, generator)
         if outcome in FAULTS:
             print(f"{outcome}: {kind}, {file.relative_to(workspace.path)}, {damage}", file=sys.stderr)
         counts.setdefault((kind, damage), Counter())[outcome] += 1
@@ -194,9 +193,7 @@ def campaign(workspace: Workspace, trials: int, seed: int) -> dict[tuple[str, st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=300)
-    options = parser.parse_args()
+    options = campaign_parser(__doc__, trials=300).parse_args()
     with TemporaryDirectory() as directory:
         counts = campaign(Workspace(Path(directory)), options.trials, options.seed)
     rows = [

@@ -25,11 +25,13 @@ class Row:
     """Further counts by name."""
 
 
-def add_common_options(parser: argparse.ArgumentParser, trials: int) -> None:
-    """`trials`: the default of --trials."""
+def campaign_parser(description: str | None, trials: int) -> argparse.ArgumentParser:
+    """The options of every campaign; `trials`: the default of --trials."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=trials, help="number of trials")
     parser.add_argument("--seed", type=int, default=0, help="seed that chooses the trials")
     parser.add_argument("--json", type=Path, help="file that the rows are written to")
+    return parser
 
 
 def show_rows(title: str, rows: Sequence[Row]) -> None:

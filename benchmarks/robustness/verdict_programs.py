@@ -58,7 +58,7 @@ def forge(frame):
         frame = frame.f_back
 def NAME(*_): pass
 """
-"""Looks for the token of a sandbox that judges in the program's own process, and reports it."""
+"""Looks for the token of a sandbox that runs the tests in the program's own process, and reports it."""
 
 _EQUAL = """
 class Equal{base}:

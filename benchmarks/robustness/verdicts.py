@@ -2,19 +2,17 @@
 
     python -m benchmarks.robustness.verdicts --seed 0
 
-Three kinds of programs are judged: right ones, forgeries, and programs that hold the answers of the tests. A program
-cannot be told from a right one if it holds the answers in its own text, because a prompt shows its tests. A program
-that reads them from a file must fail. A fault is a right program that fails, and another one that passes. Each program
-is judged once, up to the number of trials of its kind.
+The sandbox tests right programs, forgeries, and programs that hold the answers of the tests, each once and at most
+--trials of a kind. A program with the answers in its own text passes like a right one, because a prompt shows its
+tests. Forgeries and programs that read the answers from a file must fail. A fault is a program with the wrong verdict.
 """
 
-import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.robustness.rows import Row, add_common_options, write_rows_and_exit
+from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from benchmarks.robustness.verdict_programs import FORGERIES, READER, TASKS, Task
 from tsdkd.stages.eval.sandbox.verdict import judge_program
 
@@ -22,9 +20,7 @@ TESTS = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, trials=100)
-    options = parser.parse_args()
+    options = campaign_parser(__doc__, trials=100).parse_args()
     rows = []
     with TemporaryDirectory() as directory:
         for kind, expected, programs in _kinds(options.seed, Path(directory)):
@@ -50,9 +46,9 @@ def _kinds(seed: int, directory: Path) -> Iterator[tuple[str, bool, list[tuple[T
 
 def forgeries(seed: int) -> Iterator[tuple[Task, str, list[str]]]:
     """Each forgery, for a task that the seed chooses."""
-    chosen = random.Random(seed)
+    generator = random.Random(seed)
     for program in FORGERIES.values():
-        task = chosen.choice(TASKS)
+        task = generator.choice(TASKS)
         yield task, program.replace("NAME", task.name), _tests(task, seed)[0]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.gpu import b_objective, d_training, device, f_study, run
-from benchmarks.gpu.figures import ATTEMPTS, DEVICE_LOST, Figures, Options, OutOfTimeError, Target
+from benchmarks.gpu.figures import ATTEMPTS, DEVICE_LOST, Figures, Options, OutOfTimeError, Target, within
 from benchmarks.gpu.models import random_model
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
@@ -200,6 +200,25 @@ def test_the_driver_says_why_it_begins_nothing(tmp_path: Path) -> None:
     assert "b_objective: not started, fewer than 60 seconds are left" in shown.stdout
 
 
+def test_the_driver_tells_complete_scripts_from_others_without_starting_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = {"whole": ["one"], "part": ["one", "two"]}
+    for script, names in expected.items():
+        figures = figures_in(tmp_path, script=script)
+        figures.measure("one", lambda: {"value": 1.0})
+        with pytest.raises(SystemExit):
+            figures.finish(names)
+    monkeypatch.setattr(run, "SCRIPTS", {name[0]: f"benchmarks.gpu.{name}" for name in (*expected, "empty")})
+    for letters, code in (("w", 0), ("wpe", 1)):
+        monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path), "--seconds", "0", *letters])
+        with pytest.raises(SystemExit, match=str(code)):
+            run.main()
+    shown = capsys.readouterr().out
+    assert shown.count("whole: complete") == 2
+    assert shown.count("part: not started") == shown.count("empty: not started") == 1
+
+
 def test_the_driver_goes_on_after_a_script_that_ends_hangs_or_loses_its_device(tmp_path: Path) -> None:
     lost = """
 def lose():
@@ -233,8 +252,8 @@ figures.measure("next", lambda: value(1))
     assert lost_figures["begun"] == {"lost": ATTEMPTS}
 
 
-def figures_in(out: Path, seconds: float = 60, **more: Any) -> Figures:
-    return Figures("x", "X", ["value"], Options(out, True, seconds, "cpu"), {"device": "none"}, **more)
+def figures_in(out: Path, seconds: float = 60, script: str = "x", columns: Sequence[str] = ("value",)) -> Figures:
+    return Figures(script, "X", columns, Options(out, True, seconds, "cpu"), {"device": "none"})
 
 
 def test_an_error_is_recorded_and_the_next_figure_begins(tmp_path: Path) -> None:
@@ -248,17 +267,32 @@ def test_an_error_is_recorded_and_the_next_figure_begins(tmp_path: Path) -> None
         figures.finish(["broken", "whole"])
 
 
+def test_a_difference_is_ok_within_its_bound_and_failed_beyond_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = figures_in(tmp_path, columns=("result", "difference", "bound"))
+    for name, difference in {"equal": 0.001, "unequal": 0.2, "NaN": float("nan")}.items():
+        figures.measure(name, lambda difference=difference: within(difference, 0.01))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        figures.finish(["equal", "unequal", "NaN"])
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert rows == [["equal", "ok", "0.001", "0.01"], ["unequal", "FAILED", "", ""], ["NaN", "FAILED", "", ""]]
+    assert "the difference is 0.2, the bound 0.01" in shown
+
+
 def test_no_figure_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
     figures = figures_in(tmp_path, seconds=-1)
     figures.measure("late", lambda: {"value": 1.0})
     assert not figures.values
 
 
-def test_targets_are_judged_from_the_figures() -> None:
+def test_figures_are_compared_with_targets() -> None:
     target = Target("seconds", lambda figures: figures["x"]["seconds"], 1.1)
-    assert target.describe({"x": {"seconds": 1.05}}, tiny=False) == "seconds: 1.05, at most 1.1: reached"
-    assert target.describe({"x": {"seconds": 1.2}}, tiny=False).endswith("MISSED")
-    assert "not judged" in target.describe({"x": {"seconds": 1.2}}, tiny=True)
+    assert target.describe({"x": {"seconds": 1.05}}, tiny=False) == "seconds: 1.05, at most 1.1: met"
+    assert target.describe({"x": {"seconds": 1.2}}, tiny=False).endswith("missed")
+    assert "not compared" in target.describe({"x": {"seconds": 1.2}}, tiny=True)
     assert "not measured" in target.describe({}, tiny=False)
     assert "not measured" in target.describe({"x": {"seconds": float("nan")}}, tiny=False)
 
