@@ -2,16 +2,19 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.artifacts import NEW, text_of, write
 from tests.helpers.commands import refuse
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.runs import make_run
-from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
+from tsdkd.artifacts.disk import replace_text
+from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE
+from tsdkd.artifacts.locks import is_locked
 
 KINDS = ("FIFO", "socket", "device", "directory", "missing")
 
@@ -104,3 +107,30 @@ def test_a_file_of_an_artifact(tmp_path: Path) -> None:
     os.mkfifo(run / "scores" / MANIFEST_FILE)
     assert "manifest.json cannot be read (not a regular file)" in refuse("artifact", "show", run / "scores")[0]
     assert "Found no scores" in refuse("train", "--run", run, "--checkpoint", tmp_path / "c")[0]
+
+
+SPECIAL = pytest.mark.parametrize("special", [os.mkfifo, lambda path: path.symlink_to(path.parents[1] / "other")])
+
+
+@SPECIAL
+def test_a_lock_that_is_no_file(special: Callable[[Path], None], tmp_path: Path) -> None:
+    """A writer makes its own, and a reader does not wait."""
+    write(tmp_path / "a")
+    lock = tmp_path / "a" / LOCK_FILE
+    lock.unlink()
+    special(lock)
+    assert not is_locked(tmp_path / "a")
+    write(tmp_path / "a", NEW, "new", overwrite=True)
+    assert text_of(tmp_path / "a") == "new"
+    assert not (tmp_path / "other").exists()
+
+
+@SPECIAL
+def test_a_temporary_file_that_is_no_file(special: Callable[[Path], None], tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "page.html"
+    page.parent.mkdir()
+    special(page.with_name("page.html.tmp"))
+    replace_text(page, "new")
+    assert page.read_text() == "new"
+    assert [*page.parent.iterdir()] == [page]
+    assert not (tmp_path / "other").exists()

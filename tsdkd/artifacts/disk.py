@@ -62,6 +62,7 @@ def fsync(path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a text file in one step: whenever the process ends, the old or the new text is there as a whole."""
     temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)  # a link would lead elsewhere, and a FIFO would wait for its reader
     try:
         temporary.write_text(text, encoding="utf-8")
         fsync(temporary)

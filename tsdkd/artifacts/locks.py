@@ -92,10 +92,11 @@ def lock_for_writing(path: Path, operation: int) -> IO[str]:
 
     Raises ArtifactError while another process writes there.
     """
-    if (path / LOCK_FILE).is_symlink():  # leads to a file of another artifact
-        (path / LOCK_FILE).unlink()
+    file = path / LOCK_FILE
+    if file.is_symlink() or (file.exists() and not file.is_file()):  # a file of another artifact, or an endless wait
+        file.unlink()
     while True:
-        lock = (path / LOCK_FILE).open("a")
+        lock = file.open("a")
         taken = try_lock(lock, operation)
         if taken and _is_current(path, lock):
             return lock
@@ -115,7 +116,7 @@ def _is_current(path: Path, lock: IO[str]) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Whether a process is writing the artifact."""
-    if not (path / LOCK_FILE).exists():
+    if not (path / LOCK_FILE).is_file():  # opening a FIFO would wait for its writer
         return False
     with (path / LOCK_FILE).open() as lock:
         return not try_lock(lock, fcntl.LOCK_EX)

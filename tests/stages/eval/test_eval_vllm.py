@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import json
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import SilentObserver
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
@@ -74,6 +76,18 @@ def test_both_engines_give_the_same_results(
         else:
             likelihoods = [[float(line.split()[0]) for line in r["response"].splitlines()] for r in (row, other)]
             assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.01)
+
+
+def test_a_benchmark_with_a_token_that_the_model_does_not_know_is_refused(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    model = shutil.copytree(served, tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_tokens([*(f"<{i}>" for i in range(64)), "the"])  # past the padding rows of the head
+    tokenizer.save_pretrained(model)
+    with pytest.raises(InputError, match="contain the id"):
+        evaluate(str(model), tmp_path / "r", replace(CONFIG, tasks=("embedded",), limit=6, engine="vllm"))
 
 
 @pytest.mark.parametrize("target", ["q_proj", "lm_head", "embed_tokens"])

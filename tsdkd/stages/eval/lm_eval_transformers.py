@@ -70,16 +70,27 @@ class RequestProgress:
 
 
 class ResponseTracking:
-    """Mixin for lm-eval's model classes: records how responses end, seeds the scorers' random choices, and keeps
-    system messages that a chat template would drop."""
+    """Mixin for lm-eval's model classes: records how responses end, seeds the scorers' random choices, keeps system
+    messages that a chat template would drop, and refuses ids that the model does not know."""
 
     response_log: ResponseLog
     request_progress: RequestProgress
     max_length: int
+    _name: str
+    _vocab: int
 
-    def start_tracking(self) -> None:
+    def start_tracking(self, name: str, vocab: int) -> None:
+        """`name`: the model's; `vocab`: the number of ids that it knows."""
         self.response_log, self.request_progress = ResponseLog(), RequestProgress()
+        self._name, self._vocab = name, vocab
         cast("Any", self).set_cache_hook(self.response_log)
+
+    def tok_encode(self, *args: Any, **settings: Any) -> Any:
+        """The ids of a text, or of each text of a list. Raises InputError for an id that the model does not know."""
+        encoded = super().tok_encode(*args, **settings)  # type: ignore[misc]
+        texts = encoded if encoded and isinstance(encoded[0], list) else [encoded]
+        require_known_ids(self._name, self._vocab, max((i for ids in texts for i in ids), default=0))
+        return encoded
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """lm-eval itself would drop the task's instructions where the template refuses a system message."""
@@ -135,7 +146,7 @@ class TransformersModel(ResponseTracking, HFLM):
             max_length=max_length,
             softmax_dtype="float32",
         )
-        self.start_tracking()
+        self.start_tracking(language_model.name, language_model.vocab)
         self._language_model, self._fixed_batch_size = language_model, batch_size
         self._end_ids = sorted({*language_model.end_ids, *turn_end_ids})
         self._greedy = GenerationConfig(
@@ -144,12 +155,6 @@ class TransformersModel(ResponseTracking, HFLM):
             suppress_tokens=language_model.padding_ids or None,
             do_sample=False,
         )
-
-    def tok_encode(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Raises InputError for text with an id that the model does not know."""
-        ids: list[int] = super().tok_encode(*args, **kwargs)
-        require_known_ids(self._language_model.name, self._language_model.vocab, max(ids, default=0))
-        return ids
 
     @property
     def eot_token_id(self) -> int | None:

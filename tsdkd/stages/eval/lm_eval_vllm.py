@@ -55,7 +55,7 @@ class VllmModel(ResponseTracking, VLLM):
                 logits_processors=[MASK_PADDING_ROWS],
                 additional_config={VOCAB_SIZE_KEY: spec.vocab},
             )
-        self.start_tracking()
+        self.start_tracking(name, spec.vocab)
         self._turn_end_ids = turn_end_ids
         self.request_progress.counted_by_engine = True
         bar = forward_progress(self.request_progress.forward)
