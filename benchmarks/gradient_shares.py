@@ -17,7 +17,7 @@ from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.core import TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource
-from tsdkd.stages.data.source import collate, predicting_hidden
+from tsdkd.stages.data.source import collate
 from tsdkd.stages.models.load import hidden_states, load_model
 
 
@@ -26,14 +26,14 @@ def gradient_norms(run: Path, samples: int, config: TSDKDConfig) -> dict[str, tu
     student = load_model(load_manifest(run / "scores").model("student").name, "float32")
     source = OfflineSource(run / "rollouts", run / "scores")
     batch = collate([source[i] for i in range(samples)], source)
-    teacher, mask = source.signal(batch), batch["response_mask"]
+    teacher = source.signal(batch)
     weights = [weight.requires_grad_() for weight in student.model.parameters()]
     norms = {}
     for term in ("indirect", "direct", "entropy"):
         others = {TERMS[name]: 0.0 for name in TERMS if name != term}
         hidden = hidden_states(student.model, batch["input_ids"], batch["attention_mask"])
         loss, metrics = token_selective_loss_from_hidden(
-            predicting_hidden(hidden, mask), student.head, teacher, mask, replace(config, **others)
+            hidden[batch["predicting"]], student.head, teacher, batch["response_mask"], replace(config, **others)
         )
         grads = torch.autograd.grad(loss, weights)
         norms[term] = (

@@ -30,7 +30,7 @@ from tsdkd.core import TSDKDConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.data.batches import batches_by_length, join_right_padded, pad_left
+from tsdkd.stages.data.batches import batches_by_length, join_sequences, pad_left, pad_right
 from tsdkd.stages.data.score_cost import MAX_PADDING
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
@@ -97,9 +97,7 @@ def bare_forward(run: Path, student: str, teacher: str) -> Measurement:
     start = time.perf_counter()
     lengths = [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows]
     for batch in batches_by_length(lengths, tokens=config.batch_tokens, padding=MAX_PADDING):
-        ids, mask, _ = join_right_padded(
-            [rows[i]["prompt_ids"] for i in batch], [rows[i]["response_ids"] for i in batch]
-        )
+        ids, mask = pad_right([rows[i]["prompt_ids"] + rows[i]["response_ids"] for i in batch])
         with torch.inference_mode():
             for model in models:
                 model.model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -125,8 +123,10 @@ def bare_train(run: Path, student: str, teacher: str) -> Measurement:
     start = time.perf_counter()
     for first in range(0, len(rows), config["batch_size"]):
         batch = rows[first : first + config["batch_size"]]
-        ids, mask, predicting = join_right_padded([r["prompt_ids"] for r in batch], [r["response_ids"] for r in batch])
-        labels = torch.where(predicting.roll(1, 1), ids, -100)
+        responses = [r["response_ids"] for r in batch]
+        inputs = join_sequences([r["prompt_ids"] for r in batch], responses, [[range(len(ids))] for ids in responses])
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        labels = torch.where(inputs["predicting"].roll(1, 1), ids, -100)
         with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"] == "bfloat16"):
             model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

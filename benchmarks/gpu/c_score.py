@@ -14,7 +14,7 @@ from benchmarks.gpu.device import measure, median_seconds, open_figures, parse_o
 from benchmarks.gpu.figures import Figure, Options
 from benchmarks.gpu.models import random_model, random_rows
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import join_right_padded
+from tsdkd.stages.data.batches import pad_right
 from tsdkd.stages.data.scoring import ModelPair, score_responses
 from tsdkd.stages.models.model_size import model_size
 
@@ -59,9 +59,7 @@ class Batch:
 
     @torch.inference_mode()
     def bare(self) -> None:
-        ids, attention, _ = join_right_padded(
-            [row["prompt_ids"] for row in self.rows], [row["response_ids"] for row in self.rows]
-        )
+        ids, attention = pad_right([row["prompt_ids"] + row["response_ids"] for row in self.rows])
         for model in self.models:
             model.hidden(ids.to(self.options.device), attention.to(self.options.device))
 

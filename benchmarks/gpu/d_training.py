@@ -42,7 +42,8 @@ from benchmarks.gpu.figures import Figure, Options, Target
 from benchmarks.gpu.models import random_model, random_rows
 from tsdkd.core import Head, TeacherHidden, TeacherSignal
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
-from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, predicting_hidden, response_ids
+from tsdkd.stages.data.batches import Batch, predicted_ids
+from tsdkd.stages.data.source import Sample, ScoringSnapshot
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.load import hidden_states
 from tsdkd.stages.models.model_size import model_size
@@ -128,8 +129,9 @@ class RandomSource:
         return TeacherHidden(batch["recorded"]["hidden"], self.head)
 
     def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot:
-        ids = response_ids(batch["input_ids"], batch["response_mask"])
-        return ScoringSnapshot(ids, batch["recorded"]["student_log_prob"], batch["recorded"]["candidates"])
+        return ScoringSnapshot(
+            predicted_ids(batch), batch["recorded"]["student_log_prob"], batch["recorded"]["candidates"]
+        )
 
 
 class Clock(TrainerCallback):
@@ -247,7 +249,7 @@ class Run:
         model = self.trainer.student.model
         with torch.autocast(self.options.device, torch.bfloat16):
             hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
-        hidden = predicting_hidden(hidden, batch["response_mask"])
+        hidden = hidden[batch["predicting"]]
         leaf, recorded = hidden.detach().requires_grad_(), batch["recorded"]["hidden"]
         weight = model.get_output_embeddings().weight[: self.trainer.vocab]
         for student, teacher in zip(leaf.split(FLOOR_TOKENS), recorded.split(FLOOR_TOKENS), strict=True):

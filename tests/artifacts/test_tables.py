@@ -14,7 +14,7 @@ from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.manifest import Manifest, load_manifest, save_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import SCHEMAS, schema_of
 from tsdkd.artifacts.tables import Limits, check_hidden, check_values
 from tsdkd.artifacts.writer import Writer
 from tsdkd.core import Head
@@ -170,3 +170,41 @@ def test_a_part_that_links_to_a_file_outside_is_refused(scores: Artifact, tmp_pa
     for read in (lambda: read_artifact(scores.path, "scores"), scores.table):
         with pytest.raises(ArtifactError, match="links to a file outside its artifact"):
             read()
+
+
+ROLLOUT = {
+    **dict.fromkeys(("sample_id", "prompt_id", "source", "response", "author"), "a"),
+    "messages": [{"role": "user", "content": "a"}],
+    "prompt_ids": [1],
+    "response_ids": [2, 3, 4],
+    "finish_reason": "stop",
+    "teacher_tokens": 0,
+}
+
+
+def rollouts(path: Path, *masks: list[bool] | None) -> Artifact:
+    """Rollouts with these masks; without the column if there is none."""
+    rows = [ROLLOUT | ({} if mask is None else {"response_mask": mask}) for mask in masks]
+    with Writer.open(path, Manifest("rollouts", {}, 0)) as writer:
+        writer.write_table(FILE, pa.Table.from_pylist(rows, schema_of("rollouts", rows[0])))
+        return writer.finish({})
+
+
+def test_an_optional_column_is_read_as_nulls_where_it_is_absent(tmp_path: Path) -> None:
+    columns = ["response_ids", "response_mask"]
+    plain, masked = rollouts(tmp_path / "plain", None), rollouts(tmp_path / "masked", [True, False, True])
+    assert pq.read_schema(plain.path / FILE).names == SCHEMAS["rollouts"].names
+    assert plain.table(columns)["response_mask"].to_pylist() == [None]
+    assert masked.table(columns)["response_mask"].to_pylist() == [[True, False, True]]
+    assert plain.table(columns).schema == masked.table(columns).schema
+    for artifact in (plain, masked):
+        verify_artifact(artifact.path)
+
+
+@pytest.mark.parametrize("mask", [[True, False], [True] * 4, [], [False] * 3])
+def test_a_mask_that_does_not_fit_its_response_is_refused(mask: list[bool], tmp_path: Path) -> None:
+    artifact = rollouts(tmp_path / "rollouts", [True] * 3, mask)
+    with pytest.raises(ArtifactError, match="response_mask that do not fit the response"):
+        artifact.table(["response_ids", "response_mask"])
+    with pytest.raises(ArtifactError, match="response_mask"):
+        verify_artifact(artifact.path)

@@ -29,6 +29,7 @@ from tsdkd.artifacts.manifest import (
     relative_path,
 )
 from tsdkd.artifacts.replacing import delete_unused_leftovers, restore_missing
+from tsdkd.artifacts.schemas import OPTIONAL
 from tsdkd.artifacts.tables import check_values, limits_of, open_table, translate_arrow_errors
 from tsdkd.errors import ArtifactError
 
@@ -73,9 +74,16 @@ class Artifact:
         return table
 
     def read_part(self, part: Part, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-        """Columns of a table, checked; `filters`: the rows that are returned. Raises ArtifactError."""
+        """Columns of a table, checked; nulls for optional ones that it lacks. `filters`: the rows that are returned.
+
+        Raises ArtifactError.
+        """
         with self.open_part(part) as file:
-            table = self.check(part, file.read(columns=columns))
+            present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+            table = self.check(part, file.read(columns=present))
+        for field in OPTIONAL.get(self.manifest.kind, ()):
+            if field.name in (columns or ()) and field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
         return table if filters is None else table.filter(filters)
 
     def table(self, columns: list[str] | None = None) -> pa.Table:

@@ -1,5 +1,7 @@
 """The columns of the tables of each kind of artifact."""
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -54,6 +56,20 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
+OPTIONAL = {
+    "rollouts": pa.schema(
+        [("response_mask", pa.list_(pa.bool_()))]  # False at context between turns, such as tool results
+    )
+}
+"""Columns that only some artifacts of a kind have; readers get nulls where they are absent."""
+
+
+def schema_of(kind: str, names: Collection[str]) -> pa.Schema | None:
+    """The columns of a kind, with those optional columns that are among `names`; None for a kind without tables."""
+    optional = [field for field in OPTIONAL.get(kind, ()) if field.name in names]
+    return pa.schema([*SCHEMAS[kind], *optional]) if kind in SCHEMAS else None
+
+
 SIGNAL_COLUMNS: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden",),
     "hidden8": ("hidden", "hidden_scale"),

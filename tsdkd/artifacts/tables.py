@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.json_files import conform, parse_json
 from tsdkd.artifacts.manifest import Manifest
-from tsdkd.artifacts.schemas import NOT_EMPTY, PER_TOKEN, SCHEMAS, SIGNAL_COLUMNS, UNRECORDED
+from tsdkd.artifacts.schemas import NOT_EMPTY, PER_TOKEN, SIGNAL_COLUMNS, UNRECORDED, schema_of
 from tsdkd.errors import ArtifactError, first_line
 
 MAX_HEADER = 1 << 20
@@ -57,7 +57,7 @@ def limits_of(path: Path, manifest: Manifest) -> Limits:
 def open_table(file: Path, kind: str, rows: int | None) -> Iterator[pq.ParquetFile]:
     """A Parquet part. Raises ArtifactError for other columns, another number of rows, and what Arrow cannot read."""
     with translate_arrow_errors(file), pq.ParquetFile(file) as table:
-        if table.schema_arrow != SCHEMAS.get(kind) or table.metadata.num_rows != rows:
+        if table.schema_arrow != schema_of(kind, table.schema_arrow.names) or table.metadata.num_rows != rows:
             raise _damaged(file, "columns or rows that differ from the manifest")
         yield table
 
@@ -79,6 +79,8 @@ def check_values(file: Path, table: pa.Table, limits: Limits) -> None:
     for name in table.column_names:
         if problem := _column_problem(name, table[name], limits):
             raise _damaged(file, f"{problem} in the column {name}")
+    if {"response_ids", "response_mask"} <= set(table.column_names) and not _masks_fit(table):
+        raise _damaged(file, "entries in the column response_mask that do not fit the response")
     if limits.kind == "scores" and (name := _wrong_length(table, limits)):
         raise _damaged(file, f"entries in the column {name} that do not fit the number of tokens")
 
@@ -149,6 +151,12 @@ def _wrong_length(table: pa.Table, limits: Limits) -> str:
         if not np.array_equal(counts, counts // width * width if tokens is None else tokens * width):
             return name
     return ""
+
+
+def _masks_fit(rollouts: pa.Table) -> bool:
+    """Whether every mask has an entry for each token of its response, and marks one at least."""
+    masks = rollouts["response_mask"]
+    return np.array_equal(_lengths(masks), _lengths(rollouts["response_ids"])) and all(map(any, masks.to_pylist()))
 
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:

@@ -23,7 +23,7 @@ from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, save_manifes
 from tsdkd.artifacts.opening import READ_ONLY, OpenDirectory, has_no_part, open_directory, remove_empty
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import delete_temporary_files, exchange
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import schema_of
 
 
 class Writer:
@@ -121,8 +121,8 @@ class Writer:
             return True
 
     def write_table(self, file: str, table: pa.Table) -> None:
-        """Add a Parquet part; the table is cast to the schema of the kind."""
-        part = TableWriter(self, file)
+        """Add a Parquet part; the table is cast to the schema of the kind, with its optional columns."""
+        part = TableWriter(self, file, table.column_names)
         part.write(table)
         part.close()
 
@@ -198,9 +198,10 @@ class Writer:
 class TableWriter:
     """Writes a Parquet part in pieces, one row group each; `close` makes it a part of the artifact."""
 
-    def __init__(self, writer: Writer, file: str) -> None:
+    def __init__(self, writer: Writer, file: str, optional: Collection[str] = ()) -> None:
+        """`optional`: the names of optional columns to write; others among them have no effect."""
         self._writer, self._file, self._rows = writer, file, 0
-        self._schema = SCHEMAS[writer.manifest.kind]
+        self._schema = schema_of(writer.manifest.kind, optional)
         self._parquet = pq.ParquetWriter(
             writer.temporary_path(file), self._schema, compression="zstd", use_dictionary=False
         )

@@ -1,15 +1,16 @@
 """Batches of similar length, and masks that mark padding."""
 
-import torch
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsdkd.stages.data.batches import (
-    align_responses,
     batches_by_length,
     consecutive_blocks,
-    join_right_padded,
+    join_sequences,
     pad_left,
+    response_turns,
 )
 
 PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
@@ -55,16 +56,18 @@ def test_pad_left() -> None:
     assert attention.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_join_right_padded_marks_the_predicting_positions() -> None:
-    ids, attention, predicting = join_right_padded(PROMPTS, RESPONSES)
-    assert ids.tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
-    assert attention.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert predicting.tolist() == [[False, False, True, False], [True, True, False, False]]
+def test_sequences_start_in_the_first_column() -> None:
+    batch = join_sequences(PROMPTS, RESPONSES, [[range(1)], [range(2)]])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 2]]
+    assert batch["predicting"].tolist() == [[False, False, True, False], [True, True, False, False]]
+    assert batch["response_mask"].tolist() == [[True, False], [True, True]]
 
 
-def test_align_responses_starts_all_responses_in_one_column() -> None:
-    ids, attention, mask = align_responses(PROMPTS, RESPONSES)
-    assert ids.tolist() == [[5, 6, 7, 1, 0], [0, 0, 8, 2, 3]]
-    assert attention.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
-    assert mask.tolist() == [[True, False], [True, True]]
-    assert torch.equal(ids[:, 3:][mask], torch.tensor([1, 2, 3]))
+@given(st.lists(st.booleans(), max_size=12))
+def test_turns_are_the_pieces_of_a_mask(mask: list[bool]) -> None:
+    turns = response_turns(len(mask), mask)
+    assert [i for turn in turns for i in turn] == [i for i, marked in enumerate(mask) if marked]
+    assert all(turn.stop < following.start for turn, following in pairwise(turns))
+    assert all(turns)

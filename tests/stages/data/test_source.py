@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from tsdkd.core import Head
-from tsdkd.stages.data.source import ScoringSnapshot, collate, empty_batch, predicting_hidden, response_ids
+from tsdkd.stages.data.batches import predicted_ids
+from tsdkd.stages.data.source import ScoringSnapshot, collate, empty_batch
 
 SAMPLES = [{"prompt_ids": [5, 6, 7], "response_ids": [1]}, {"prompt_ids": [8], "response_ids": [2, 3]}]
 
@@ -17,9 +18,19 @@ class NothingRecorded:
 
 def test_response_ids_and_the_positions_before_them() -> None:
     batch = collate(SAMPLES, NothingRecorded())  # type: ignore[arg-type]
-    assert response_ids(batch["input_ids"], batch["response_mask"]).tolist() == [1, 2, 3]
-    hidden = batch["input_ids"].unsqueeze(-1)  # each position's state is its own id
-    assert predicting_hidden(hidden, batch["response_mask"]).flatten().tolist() == [7, 8, 2]
+    assert predicted_ids(batch).tolist() == [1, 2, 3]
+    assert batch["input_ids"][batch["predicting"]].tolist() == [7, 8, 2]
+    assert batch["response_mask"].tolist() == [[True, False], [True, True]]
+
+
+def test_each_turn_of_a_mask_is_a_response() -> None:
+    """The token 3 is context: it is read, and not learned."""
+    conversation = {"prompt_ids": [5], "response_ids": [1, 2, 3, 4], "response_mask": [True, True, False, True]}
+    batch = collate([conversation, SAMPLES[0]], NothingRecorded())  # type: ignore[arg-type]
+    assert batch["input_ids"].tolist() == [[5, 1, 2, 3, 4], [5, 6, 7, 1, 0]]
+    assert predicted_ids(batch).tolist() == [1, 2, 4, 1]
+    assert batch["input_ids"][batch["predicting"]].tolist() == [5, 1, 3, 7]
+    assert batch["response_mask"].tolist() == [[True, True], [True, False], [True, False]]
 
 
 def test_an_empty_batch_has_no_response_token() -> None:

@@ -74,7 +74,9 @@ def inputs(vocab: int) -> dict[str, object]:
     ids = torch.randint(vocab, (4, 8), generator=generator)
     hidden, weight = torch.randn(20, 6, generator=generator), torch.randn(vocab, 6, generator=generator)
     mask = torch.ones(4, 5, dtype=torch.bool)
-    return {"ids": ids, "mask": mask, "hidden": hidden, "weight": weight}
+    predicting = torch.zeros_like(ids, dtype=torch.bool)
+    predicting[:, 2:-1] = True
+    return {"ids": ids, "predicting": predicting, "mask": mask, "hidden": hidden, "weight": weight}
 
 
 def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, torch.Tensor]:
@@ -96,6 +98,8 @@ def gradients(path: Path, rank: int | None, mixed: bool = False) -> dict[str, to
     loss, _ = model(
         input_ids=x["ids"][rows],
         attention_mask=torch.ones_like(x["ids"][rows]),
+        position_ids=torch.arange(8).expand(4, -1)[rows],
+        predicting=x["predicting"][rows],
         response_mask=x["mask"][rows],
         teacher=TeacherHidden(hidden, Head(x["weight"])),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from tests.helpers.training import (
 from tsdkd.core import Head, SampledTokens, TeacherHidden, token_selective_loss
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import source
-from tsdkd.stages.data.batches import align_responses
+from tsdkd.stages.data.batches import join_sequences
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop
@@ -102,11 +103,12 @@ def test_neither_order_nor_padding_change_the_update(
     config = replace(CONFIG, batch_size=10, micro_batch_size=5)
     expected = learn(run, student, tmp_path / "one", config)
 
-    def wider(prompts: list[list[int]], responses: list[list[int]]) -> tuple[torch.Tensor, ...]:
-        ids, attention, mask = align_responses(prompts, responses)
-        return pad(ids, sides), pad(attention, sides), pad(mask, (0, sides[1]))
+    def wider(*sequences: list[Any]) -> dict[str, torch.Tensor]:
+        batch = join_sequences(*sequences)
+        mask = batch.pop("response_mask")
+        return {name: pad(value, sides) for name, value in batch.items()} | {"response_mask": pad(mask, (0, sides[1]))}
 
-    monkeypatch.setattr(source, "align_responses", wider)
+    monkeypatch.setattr(source, "join_sequences", wider)
     assert same_update(learn(run, student, tmp_path / "other", config, seed=1), expected, weights(student))
 
 

@@ -1,11 +1,16 @@
 """Batches of similar length, and token ids padded to tensors. The padding id is 0; masks exclude it everywhere."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tsdkd.stages.models.load import LanguageModel, position_ids
+
 Ids = Sequence[int]
+Batch = dict[str, Any]
+"""Samples as tensors: those of `join_sequences`, and "recorded", the scores' columns (tokens, ...) by name."""
 
 
 def batches_by_length(
@@ -54,29 +59,50 @@ def pad_right(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     return _pad(rows, [0] * len(rows), max(map(len, rows)))
 
 
-def join_right_padded(prompts: Sequence[Ids], responses: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts with responses -> ids, attention mask, and mask of the positions that predict a response token.
+def response_turns(length: int, mask: Sequence[bool] | None) -> list[range]:
+    """The positions of each turn of a response of `length` tokens: those where the mask is True, in one piece.
 
-    All are (batch, seq). Sequences start in the first column, which needs the least padding.
+    Without a mask the response is one turn.
+    """
+    if mask is None:
+        return [range(length)]
+    edges = [i for i in range(length + 1) if (i < length and mask[i]) != (i > 0 and mask[i - 1])]
+    return [range(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def join_sequences(prompts: Sequence[Ids], responses: Sequence[Ids], turns: Sequence[Sequence[range]]) -> Batch:
+    """Prompts with responses and the turns of each response -> the inputs of a forward pass and of the objective.
+
+    "input_ids", "attention_mask", "position_ids" (batch, seq): sequences start in the first column, which needs the
+    least padding. "predicting" (batch, seq): True where a position predicts a token of a turn. "response_mask"
+    (turns, longest turn): True at a turn's tokens; the objective takes each turn as a response.
     """
     ids, attention = pad_right([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)])
     predicting = torch.zeros_like(ids, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        predicting[i, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
-    return ids, attention, predicting
+    for row, prompt, ranges in zip(predicting, prompts, turns, strict=True):
+        for turn in ranges:
+            row[len(prompt) - 1 + turn.start : len(prompt) - 1 + turn.stop] = True
+    lengths = torch.tensor([len(turn) for ranges in turns for turn in ranges])
+    return {
+        "input_ids": ids,
+        "attention_mask": attention,
+        "position_ids": position_ids(attention),
+        "predicting": predicting,
+        "response_mask": torch.arange(int(lengths.max())) < lengths.unsqueeze(-1),
+    }
 
 
-def align_responses(prompts: Sequence[Ids], responses: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts with responses -> ids, attention mask (batch, seq), and response mask (batch, longest response).
+def predicted_ids(batch: Batch) -> Tensor:
+    """The ids of the tokens that a batch's predicting positions predict (tokens,)."""
+    ids: Tensor = batch["input_ids"][:, 1:][batch["predicting"][:, :-1]]
+    return ids
 
-    All responses start in one column. With n tokens in the longest response, the logits of columns -n - 1 to -2
-    predict them.
-    """
-    prompt_width, response_width = max(map(len, prompts)), max(map(len, responses))
-    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    starts = [prompt_width - len(prompt) for prompt in prompts]
-    ids, attention = _pad(rows, starts, prompt_width + response_width)
-    return ids, attention, attention[:, prompt_width:].bool()
+
+def predicting_hidden(language_model: LanguageModel, batch: Batch) -> Tensor:
+    """The hidden states of a batch's predicting positions (tokens, width), on the model's device."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    hidden = language_model.hidden(*(batch[name].to(language_model.device) for name in names))
+    return hidden[batch["predicting"].to(hidden.device)]
 
 
 def _pad(rows: Sequence[Ids], starts: Sequence[int], width: int) -> tuple[Tensor, Tensor]:

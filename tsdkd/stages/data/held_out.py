@@ -12,9 +12,9 @@ from torch import Tensor
 from tsdkd.core import Divergence, Head, TeacherSignal
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
-from tsdkd.stages.data.batches import batches_by_length
+from tsdkd.stages.data.batches import batches_by_length, predicting_hidden
 from tsdkd.stages.data.offline import OfflineSource
-from tsdkd.stages.data.source import Sample, Source, collate, predicting_hidden
+from tsdkd.stages.data.source import Sample, Source, collate, sample_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
 
 CHUNK_TOKENS = 512
@@ -55,7 +55,7 @@ def measure_held_out(
     for batch in batches[rank::world_size]:
         samples = [source[indices[i]] for i in batch]
         values = _measure_batch(language_model, head, source, samples)
-        by_response = values.split([len(s["response_ids"]) for s in samples])
+        by_response = values.split([sum(map(len, sample_turns(s))) for s in samples])
         totals.update({i: (len(tokens), tokens.sum(0)) for i, tokens in zip(batch, by_response, strict=True)})
         advance(len(batch))
     if world_size > 1:
@@ -92,12 +92,10 @@ def _measure_batch(language_model: LanguageModel, head: Head, source: Source, sa
     """(tokens, 4) on the CPU: KL, agreement (NaN if unknown), the model's entropy, the teacher's entropy."""
     device = language_model.device
     batch = collate(samples, source)
-    batch |= {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "response_mask")}
+    batch = {name: value if name == "recorded" else value.to(device) for name, value in batch.items()}
     batch["recorded"] = {name: value.to(device) for name, value in batch["recorded"].items()}
     with torch.no_grad():
-        hidden = predicting_hidden(
-            language_model.hidden(batch["input_ids"], batch["attention_mask"]), batch["response_mask"]
-        )
+        hidden = predicting_hidden(language_model, batch)
         teacher = source.signal(batch)
         chunks = [
             _measure_chunk(head, hidden[start : start + CHUNK_TOKENS], teacher.take(slice(start, start + CHUNK_TOKENS)))

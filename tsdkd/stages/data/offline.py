@@ -17,12 +17,14 @@ from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.tables import check_hidden, limits_of, translate_arrow_errors
 from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.errors import ArtifactError, InputError
+from tsdkd.stages.data.batches import Batch, predicted_ids
+from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
-from tsdkd.stages.data.source import Batch, Sample, ScoringSnapshot, response_ids
+from tsdkd.stages.data.source import Sample, ScoringSnapshot
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
-ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "finish_reason"]
+ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason"]
 
 
 class RolloutSource(torch.utils.data.Dataset[Sample]):
@@ -72,7 +74,7 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
         return {}
 
     def signal(self, batch: Batch) -> TeacherSignal:
-        return TeacherTokens(response_ids(batch["input_ids"], batch["response_mask"]))
+        return TeacherTokens(predicted_ids(batch))
 
     def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:
         return None
@@ -101,8 +103,8 @@ class OfflineSource(RolloutSource):
         for part in self.scores.tables:
             table = self.scores.read_part(part, columns)
             row_groups += pq.read_metadata(self.scores.path / part.file).num_row_groups
-            rows.append(_ids_and_lengths(table, "student_entropy"))
-        scored, sampled = pa.concat_tables(rows), _ids_and_lengths(self._table, "response_ids")
+            rows.append(_ids_and_lengths(table, pc.list_value_length(table["student_entropy"]).to_pylist()))
+        scored, sampled = pa.concat_tables(rows), _ids_and_lengths(self._table, trained_lengths(self._table))
         if row_groups != len(scored) or scored != sampled:
             raise ArtifactError(
                 f"{self.scores.path} has scores of other responses than those of {self.rollouts.path}.",
@@ -152,8 +154,7 @@ class OfflineSource(RolloutSource):
 
     def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:
         recorded = batch["recorded"]
-        ids = response_ids(batch["input_ids"], batch["response_mask"])
-        return ScoringSnapshot(ids, recorded["student_log_prob"], recorded["candidates"])
+        return ScoringSnapshot(predicted_ids(batch), recorded["student_log_prob"], recorded["candidates"])
 
     @lru_cache(maxsize=1)  # noqa: B019  a run has one source
     def _decoder_on(self, device: torch.device) -> SignalDecoder:
@@ -165,9 +166,9 @@ def response_authors(rollouts: Artifact) -> set[str]:
     return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
 
 
-def _ids_and_lengths(rows: pa.Table, column: str) -> pa.Table:
-    """The sample of each row, and the entries that the row has in a column of lists."""
-    return pa.table({"sample_id": rows["sample_id"], "length": pc.list_value_length(rows[column])})
+def _ids_and_lengths(rows: pa.Table, lengths: list[int]) -> pa.Table:
+    """The sample of each row, beside a length."""
+    return pa.table({"sample_id": rows["sample_id"], "length": lengths})
 
 
 def _single_value(column: pa.ChunkedArray) -> Any:

@@ -12,12 +12,13 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.core import Head, TeacherHidden
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import OnlineConfig
+from tsdkd.stages.data.batches import Batch, predicting_hidden
 from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
-from tsdkd.stages.data.source import Batch, Sample, predicting_hidden
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
 
@@ -83,10 +84,9 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         return {}
 
     def signal(self, batch: Batch) -> TeacherHidden:
-        device, mask = self.teacher.device, batch["response_mask"]
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            hidden = self.teacher.hidden(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-            return TeacherHidden(predicting_hidden(hidden, mask.to(device)).to(mask.device), self._head(mask.device))
+        device = batch["input_ids"].device
+        with torch.no_grad(), torch.autocast(self.teacher.device.type, enabled=False):
+            return TeacherHidden(predicting_hidden(self.teacher, batch).to(device), self._head(device))
 
     def scoring_snapshot(self, batch: Batch) -> None:
         return None

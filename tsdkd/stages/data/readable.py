@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pyarrow.compute as pc
 
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.stages.data.score_cost import sequence_lengths
+from tsdkd.stages.data.rollout_lengths import sequence_lengths
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.vocabulary import require_known_ids

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tsdkd.core import Head
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.batches import batches_by_length, consecutive_blocks
+from tsdkd.stages.data.rollout_lengths import sequence_lengths, trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, bytes_per_token
 
 BLOCK_BYTES = 2**30
@@ -24,7 +24,7 @@ class ScoreCost:
 
     signal: str
     tokens: int
-    """Response tokens."""
+    """Response tokens that are learned."""
     bytes_per_token: int
     head_bytes: int
     """The teacher's head; 0 for signals without it."""
@@ -76,7 +76,7 @@ class ScoreWorkload:
 
 def score_workload(table: pa.Table, config: ScoreConfig, head: Head) -> ScoreWorkload:
     """The workload of one part of the rollouts, in the batches that score forms."""
-    lengths, (_, responses) = sequence_lengths(table), _lengths(table)
+    lengths, responses = sequence_lengths(table), trained_lengths(table)
     padded_tokens = sum(
         len(batch) * lengths[batch[0]]
         for block in score_blocks(table, config, head)
@@ -88,7 +88,7 @@ def score_workload(table: pa.Table, config: ScoreConfig, head: Head) -> ScoreWor
 def score_blocks(table: pa.Table, config: ScoreConfig, head: Head) -> Iterator[range]:
     """Blocks of consecutive rows of one part of the rollouts; the scores of a block take at most `BLOCK_BYTES`."""
     per_token = score_cost(config, head).bytes_per_token
-    return consecutive_blocks([per_token * length for length in _lengths(table)[1]], BLOCK_BYTES)
+    return consecutive_blocks([per_token * length for length in trained_lengths(table)], BLOCK_BYTES)
 
 
 def score_batches(lengths: list[int], block: range, config: ScoreConfig) -> Iterator[list[int]]:
@@ -96,17 +96,6 @@ def score_batches(lengths: list[int], block: range, config: ScoreConfig) -> Iter
     sizes = lengths[block.start : block.stop]
     for batch in batches_by_length(sizes, tokens=config.batch_tokens, padding=MAX_PADDING):
         yield [block[i] for i in batch]
-
-
-def sequence_lengths(table: pa.Table) -> list[int]:
-    """Tokens of each prompt with its response, in a table of rollouts."""
-    return [prompt + response for prompt, response in zip(*_lengths(table), strict=True)]
-
-
-def _lengths(table: pa.Table) -> tuple[list[int], list[int]]:
-    """Tokens of each prompt, tokens of each response."""
-    prompts, responses = (pc.list_value_length(table[name]).to_pylist() for name in ("prompt_ids", "response_ids"))
-    return prompts, responses
 
 
 def format_bytes(size: int) -> str:

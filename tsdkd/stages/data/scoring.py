@@ -14,7 +14,7 @@ from tsdkd.core import Head, TSDKDConfig
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import join_right_padded
+from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden, response_turns
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
 
@@ -45,26 +45,20 @@ def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: Score
 def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chunk: CompareChunk) -> list[ScoreRow]:
     """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
     responses = [row["response_ids"] for row in rollouts]
-    ids, attention, predicting = join_right_padded([row["prompt_ids"] for row in rollouts], responses)
-    sampled = torch.tensor([token for response in responses for token in response])
+    turns = [response_turns(len(row["response_ids"]), row.get("response_mask")) for row in rollouts]
+    batch = join_sequences([row["prompt_ids"] for row in rollouts], responses, turns)
     with torch.inference_mode():
-        student, teacher = (_predicting_hidden(model, ids, attention, predicting) for model in models)
-        columns = _compare_chunks(student, teacher, sampled, models, compare_chunk)
+        student, teacher = (predicting_hidden(model, batch) for model in models)
+        columns = _compare_chunks(student, teacher, predicted_ids(batch), models, compare_chunk)
     for name, model in zip(("student_entropy", "teacher_entropy"), models, strict=True):
         if not columns[name].isfinite().all():
             raise not_finite_error(model)
-    lengths = [len(response) for response in responses]
+    lengths = [sum(map(len, ranges)) for ranges in turns]
     by_response = {name: values.split(lengths) for name, values in columns.items()}
     return [
         {"sample_id": row["sample_id"]} | {name: values[i] for name, values in by_response.items()}
         for i, row in enumerate(rollouts)
     ]
-
-
-def _predicting_hidden(language_model: LanguageModel, ids: Tensor, attention: Tensor, predicting: Tensor) -> Tensor:
-    """Hidden states (tokens, width) of the positions that predict a response token."""
-    hidden = language_model.hidden(ids.to(language_model.device), attention.to(language_model.device))
-    return hidden[predicting.to(hidden.device)]
 
 
 def _compare_chunks(

@@ -10,14 +10,12 @@ from torch import Tensor
 from tsdkd.core import Head, TeacherSignal
 from tsdkd.core.distributions import log_probs
 from tsdkd.core.ranking import propose
-from tsdkd.stages.data.batches import align_responses
+from tsdkd.stages.data.batches import Batch, join_sequences, response_turns
 from tsdkd.stages.models.load import LanguageModel
 
 Sample = dict[str, Any]
-"""One rollout: "sample_id", "prompt_ids", "response_ids", "finish_reason", and the columns that a source adds."""
-Batch = dict[str, Any]
-"""Samples as tensors: "input_ids", "attention_mask" (batch, seq), "response_mask" (batch, longest response), and
-"recorded", the scores' columns (tokens, ...) by name."""
+"""One rollout: "sample_id", "prompt_ids", "response_ids", "response_mask" (None: all tokens are one turn; may be
+absent), "finish_reason", and the columns that a source adds."""
 
 
 class Source(Protocol):
@@ -87,28 +85,19 @@ class ScoringSnapshot:
 
 
 def collate(samples: list[Sample], source: Source) -> Batch:
-    """At least one sample -> a batch in which all responses start in one column."""
-    ids, attention, mask = align_responses([s["prompt_ids"] for s in samples], [s["response_ids"] for s in samples])
-    return {
-        "input_ids": ids,
-        "attention_mask": attention,
-        "response_mask": mask,
-        "recorded": source.recorded(samples),
-    }
+    """At least one sample -> a batch."""
+    responses = [s["response_ids"] for s in samples]
+    turns = [sample_turns(sample) for sample in samples]
+    return join_sequences([s["prompt_ids"] for s in samples], responses, turns) | {"recorded": source.recorded(samples)}
 
 
-def response_ids(input_ids: Tensor, response_mask: Tensor) -> Tensor:
-    """A batch's ids (batch, seq) -> the responses' ids (tokens,)."""
-    ids: Tensor = input_ids[:, -response_mask.shape[1] :][response_mask]
-    return ids
-
-
-def predicting_hidden(hidden: Tensor, response_mask: Tensor) -> Tensor:
-    """A batch's hidden states (batch, seq, width) -> those that predict the response tokens (tokens, width)."""
-    return hidden[:, -response_mask.shape[1] - 1 : -1][response_mask]
+def sample_turns(sample: Sample) -> list[range]:
+    """The positions of the turns of a sample's response."""
+    return response_turns(len(sample["response_ids"]), sample.get("response_mask"))
 
 
 def empty_batch() -> Batch:
     """A batch without samples, for a rank that has none left but must take part in the step."""
     ones = torch.ones(1, 1, dtype=torch.long)
-    return {"input_ids": 0 * ones, "attention_mask": ones, "response_mask": ones[:0].bool(), "recorded": {}}
+    inputs = {"input_ids": 0 * ones, "attention_mask": ones, "position_ids": 0 * ones}
+    return inputs | {"predicting": ~ones.bool(), "response_mask": ones[:0].bool(), "recorded": {}}

@@ -99,9 +99,9 @@ class LanguageModel:
             )
         return head
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
-        return hidden_states(self.model, input_ids, attention_mask)
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """As `hidden_states`."""
+        return hidden_states(self.model, input_ids, attention_mask, positions)
 
 
 def share_vocab(student: LanguageModel, teacher: LanguageModel) -> tuple[LanguageModel, LanguageModel]:
@@ -110,10 +110,16 @@ def share_vocab(student: LanguageModel, teacher: LanguageModel) -> tuple[Languag
     return replace(student, shared_vocab=vocab), replace(teacher, shared_vocab=vocab)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states after the last norm: ids and mask (batch, seq) -> (batch, seq, width)."""
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None
+) -> Tensor:
+    """Hidden states after the last norm: ids, mask and positions (batch, seq) -> (batch, seq, width).
+
+    `positions`: by default those of `position_ids`.
+    """
+    positions = position_ids(attention_mask) if positions is None else positions
     output = decoder_of(model)(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
     )
     hidden: Tensor = output.last_hidden_state
     return hidden

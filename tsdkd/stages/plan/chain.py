@@ -11,12 +11,11 @@ from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.data.score_cost import sequence_lengths
+from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.plan.models import PlannedModel, embedded_planned_model, load_planned_model, path_key
 
 TOKENIZED_PROMPTS = 256
 """Prompts whose tokens are counted; further prompts are assumed to have the same mean length."""
-LENGTH_COLUMNS = ["prompt_ids", "response_ids"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.readable import require_readable
+from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.data.score_cost import (
     ScoreWorkload,
     format_bytes,
@@ -31,7 +32,6 @@ from tsdkd.stages.data.score_cost import (
     score_blocks,
     score_cost,
     score_workload,
-    sequence_lengths,
 )
 from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score_table
@@ -46,7 +46,7 @@ from tsdkd.stages.score.summary import summarise
 
 PROBE_TOKENS = 2048
 """Tokens of the batch that the rate is measured on."""
-COLUMNS = ["sample_id", "prompt_ids", "response_ids"]
+COLUMNS = ["sample_id", *LENGTH_COLUMNS]
 
 
 @reading_inputs()

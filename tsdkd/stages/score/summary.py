@@ -7,6 +7,7 @@ from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.manifest import Part
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS
 from tsdkd.stages.data.score_cost import ScoreWorkload, score_cost, score_workload
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, head_shape
 
@@ -30,7 +31,7 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
     sums: dict[str, float] = {}
     mass_histogram = np.zeros(MASS_BINS, dtype=np.int64)
     for part, parent in zip(sorted(scores.tables, key=lambda part: part.file), rollouts.tables, strict=True):
-        workload += score_workload(rollouts.read_part(parent, ["prompt_ids", "response_ids"]), config, head)
+        workload += score_workload(rollouts.read_part(parent, LENGTH_COLUMNS), config, head)
         for name, values in _token_values(scores, part, config).items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
             if name == "captured_mass":

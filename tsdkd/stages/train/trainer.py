@@ -25,17 +25,9 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from tsdkd.core import AdaptiveOpener, SampledTokens, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.core.config import TERMS
 from tsdkd.errors import TsdkdError
+from tsdkd.stages.data.batches import Batch, predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
-from tsdkd.stages.data.source import (
-    Batch,
-    Sample,
-    ScoringSnapshot,
-    Source,
-    collate,
-    empty_batch,
-    predicting_hidden,
-    response_ids,
-)
+from tsdkd.stages.data.source import Sample, ScoringSnapshot, Source, collate, empty_batch
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
@@ -90,20 +82,22 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel,
         input_ids: Tensor,
         attention_mask: Tensor,
+        position_ids: Tensor,
+        predicting: Tensor,
         response_mask: Tensor,
         teacher: TeacherSignal | None,
         snapshot: ScoringSnapshot | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's forward during training: loss and metrics. `teacher` is None in a batch without samples."""
-        hidden = hidden_states(model, input_ids, attention_mask)
+        hidden = hidden_states(model, input_ids, attention_mask, position_ids)
         output = model.get_output_embeddings()
         zero = output(hidden[:, :0]).sum()  # FSDP gathers the head's weights when the head is called, on every rank
         if teacher is None:  # every weight takes part, with gradient 0
             if self.adaptive:
                 self.adaptive.update([])
             return 0 * hidden.sum() + zero, {}
-        hidden, head = predicting_hidden(hidden, response_mask), output_head(model, self.vocab)
-        ids, sampled_log_probs = response_ids(input_ids, response_mask), snapshot.log_probs if snapshot else None
+        hidden, head = hidden[predicting], output_head(model, self.vocab)
+        ids = predicted_ids({"input_ids": input_ids, "predicting": predicting})
         loss, metrics = token_selective_loss_from_hidden(
             hidden,
             head,
@@ -112,7 +106,7 @@ class DistillationTrainer(Trainer):
             self.objective,
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
-            sampled=SampledTokens(ids, self.source.teacher_fraction, sampled_log_probs),
+            sampled=SampledTokens(ids, self.source.teacher_fraction, snapshot.log_probs if snapshot else None),
         )
         if isinstance(output, FSDPModule):
             loss = loss + zero
@@ -149,7 +143,7 @@ class DistillationTrainer(Trainer):
             samples = [sample for micro_batch in micro_batches for sample in micro_batch]
             with_responses = iter(self.source.with_responses(samples, student, key, progress))
         batches = [self._collate([next(with_responses) for _ in micro_batch]) for micro_batch in micro_batches]
-        responses = torch.tensor(sum(map(len, micro_batches)), device=device)
+        responses = torch.tensor(sum(len(batch["response_mask"]) for batch in batches), device=device)
         return batches, self.accelerator.reduce(responses, reduction="sum")
 
     def _collate(self, samples: list[Sample]) -> Batch:
@@ -174,7 +168,7 @@ class DistillationTrainer(Trainer):
         loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot)
         if not torch.isfinite(loss):
             self._raise_not_finite(loss, metrics, samples)
-        responses = len(samples)
+        responses = len(inputs["response_mask"])
         metrics = square_grad_norms(metrics, responses)
         for name, value in (metrics | response_health(samples) if samples else {}).items():
             self._counts[name] += responses
