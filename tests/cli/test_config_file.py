@@ -1,7 +1,9 @@
 """--config FILE: options that it gives or refuses; and config.yaml, which makes an artifact again."""
 
+import json
 import shlex
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from tsdkd.cli.reference import load_command
 from tsdkd.cli.train_config import read_train_config
 from tsdkd.core.config import RELEASED
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.inspect import InspectConfig
-from tsdkd.stages.config.option import ConfigOption, config_options
+from tsdkd.stages.config.option import ConfigOption, build, config_options
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.config.recorded import CONFIGS, config_values
 from tsdkd.stages.config.score import ScoreConfig
@@ -189,6 +192,8 @@ def values_of(option: ConfigOption) -> st.SearchStrategy[Any]:
         return st.sets(st.sampled_from(order), min_size=1).map(lambda s: tuple(sorted(s, key=order.index)))
     if option.is_tuple:
         return st.lists(WORDS, max_size=3).map(tuple)
+    if option.name == "chat-template-kwargs":
+        return st.none() | st.dictionaries(st.sampled_from("abc"), st.booleans(), min_size=1).map(json.dumps)
     if option.choices:
         return st.sampled_from(option.choices)
     members = getattr(option.type, "__args__", (option.type,))
@@ -207,7 +212,12 @@ def values_of(option: ConfigOption) -> st.SearchStrategy[Any]:
 
 
 def configs(kind: type) -> st.SearchStrategy[Any]:
-    return st.builds(kind, **{option.key: values_of(option) for option in config_options(kind)})
+    values = st.fixed_dictionaries({option.key: values_of(option) for option in config_options(kind)})
+    if kind is CONFIGS["eval"]:
+        values = values.filter(
+            lambda v: v["chat_template"] is not False or not (v["chat.template"] or v["chat.kwargs"])
+        )
+    return values.map(lambda given: build(kind, given))
 
 
 ROUND_TRIP = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -222,7 +232,7 @@ def test_any_configuration_survives_a_file(command: str, file: Path) -> None:
     @given(configs(kind))
     def check(config: Any) -> None:
         if command == "inspect":
-            content = {option.name: getattr(config, option.key) for option in config_options(kind)}
+            content = {option.name: attrgetter(option.key)(config) for option in config_options(kind)}
         else:
             content = config_values(command, asdict(config))
         assert read_config(context(command, file, content, *words), kind) == config
@@ -281,7 +291,9 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
             values |= {"student_fraction": 0.0, "replay": ReplayConfig(**replay)}
         online = OnlineConfig(**values, sampling=GenerateConfig(**sampling))
     lora = LoRAConfig(**some("lora.")) if draw(st.booleans()) else None
-    return TrainConfig(method=method.name, objective=draw(objectives(method)), online=online, lora=lora, **own)
+    chat = ChatConfig(**some("chat."))
+    objective = draw(objectives(method))
+    return TrainConfig(method=method.name, objective=objective, online=online, lora=lora, chat=chat, **own)
 
 
 @st.composite
@@ -315,7 +327,7 @@ def first(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
         f"train --k 4 {shape} --lora --lora-rank 2 --merge --checkpoint {directory}/lora",
         f"train --method gkd --beta 0.3 {shape} --checkpoint {directory}/gkd",
         f"train --k 4 {online} {shape} --teacher-fraction 0.4 --sample-temperature 0.8 --checkpoint {directory}/online",
-        f"eval --tasks embedded --limit 2 --model small={student} --no-chat-template",
+        f"eval --tasks embedded --limit 2 --model small={student} --no-chat",
         f"prune --teacher {teacher} --prompts {prompts} --limit 2 --output {directory}/pruned",
     ):
         run(*shlex.split(line), *([] if line.startswith("prune") else ["--run", directory]))

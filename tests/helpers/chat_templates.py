@@ -21,3 +21,24 @@ TEMPLATES = {
     "{{ m['content'] + '<|end|>\n' }}{% endfor %}",
 }
 """Chat templates by their treatment of a system message."""
+THINKING = (
+    TURNS + "{%- if add_generation_prompt %}{{- '<|start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+"""Thinks unless `enable_thinking` is false, as Qwen3's does."""
+THINKING_BY_DEFAULT = (
+    "{%- if enable_thinking is not defined -%}{%- set enable_thinking = true -%}{%- endif -%}"
+    "{% macro start(m) %}{{ '<|start|>' + m['role'] + ('/think' if enable_thinking else '') + '\n' }}{% endmacro %}"
+    "{% for m in messages %}{{ start(m) }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+"""Sets its own default, and reads the keyword in a macro, as SmolLM3's does."""
+NO_SYSTEM = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for m in messages %}{{ '<turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' "
+    "+ m['content'] | trim + '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+"""Begins with the BOS token and refuses system messages, as Gemma2's does."""

@@ -78,7 +78,7 @@ def test_eval_checks_every_model_before_it_measures_one(
         shutil.rmtree(other)
         shutil.copytree(student, other, ignore=shutil.ignore_patterns("chat_template*", "tokenizer*"))
         tokenizer.save_pretrained(other)
-        words += ["--chat-template"]
+        words += ["--chat"]
     elif way == "baseline":
         words += ["--baseline", "nobody"]
     elif way == "missing model":

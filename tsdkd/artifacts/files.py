@@ -10,4 +10,6 @@ CONFIG_FILE = "config.yaml"
 """The options that made the artifact, for `--config`."""
 HEAD_FILE = "teacher_head.safetensors"
 """The part of scores that holds the teacher's head."""
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+"""The part of rollouts that holds the chat template of `--chat-template FILE`; a model's file of that name."""
 NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FILE}

@@ -1,6 +1,7 @@
 """`--config FILE`: a YAML file of options, by name; the command line wins over it."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ class FileKey:
             return value
         if self.type in {int, float}:
             return self._number(value)
-        if isinstance(value, list) and self.info.metavar == "NAMES":
-            return ",".join(_words(value))
+        if isinstance(value, list | dict) and self.info.metavar in {"NAMES", "JSON"}:
+            return json.dumps(value) if self.info.metavar == "JSON" else ",".join(_words(value))
         is_number_allowed = self.info.metavar == "X" and isinstance(value, int | float) and not isinstance(value, bool)
         if not (isinstance(value, str) or is_number_allowed):
             raise ValueError("a number, or a word" if self.info.metavar == "X" else "a word; put a number in quotes")

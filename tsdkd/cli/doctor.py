@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +105,7 @@ def _estimate(
     from tsdkd.stages.plan.rates import measure_rates
     from tsdkd.stages.plan.stage import Planner
 
-    sampling = config.sampling
+    sampling = replace(config.sampling, chat=config.chat)
     count = next(finding.values["prompts"] for finding in findings.all if finding.name == "prompts")
     planner, run = Planner(Chain({}, count), measure_rates()), options.DEFAULT_RUN
     source = Prompts(prompts, sampling.column, sampling.limit, sampling.system, sampling.config_name, sampling.split)

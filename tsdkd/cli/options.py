@@ -80,7 +80,7 @@ Command = Callable[..., None]
 
 
 def read_config(context: typer.Context, kind: type[Config]) -> Config:
-    """A configuration without nested ones, from a command's options. Raises InputError."""
+    """A configuration from a command's options. Raises InputError."""
     config: Config = build(kind, option_values(context, kind))
     return config
 

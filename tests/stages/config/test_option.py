@@ -31,7 +31,8 @@ def test_options_are_distinct_and_explained(command: str) -> None:
 
 @pytest.mark.parametrize("command", sorted(set(KINDS) - {"train"}))
 def test_every_field_of_a_flat_configuration_is_an_option(command: str) -> None:
-    assert [option.key for option in config_options(KINDS[command])] == [field.name for field in fields(KINDS[command])]
+    keys = list(dict.fromkeys(option.key.partition(".")[0] for option in config_options(KINDS[command])))
+    assert keys == [field.name for field in fields(KINDS[command])]
 
 
 def test_the_objectives_table_has_every_field() -> None:

@@ -154,7 +154,7 @@ PLAIN_CHAT = "{% for m in messages %}[{{ m['role'] }} {{ m['content'] }}]{% endf
             "ignores messages of the role tool",
         ),
         (
-            {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
+            {"messages": [{"role": "user", "content": "b"}, {"role": "system", "content": "a"}]},
             "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}",
             "ignores messages of the role system",
         ),

@@ -98,7 +98,7 @@ def test_a_template_that_drops_the_shots_is_refused(student: Path, rows: Path, t
     (model / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     with pytest.raises(InputError, match="drops messages") as caught:
         evaluate(str(model), tmp_path / "r", replace(CONFIG, tasks=("sciq", "gsm8k")), rows)
-    assert "--no-chat-template" in caught.value.remedy
+    assert "--no-chat" in caught.value.remedy
     assert not (tmp_path / "r").exists()
 
 

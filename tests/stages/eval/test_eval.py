@@ -161,8 +161,8 @@ def test_other_options_than_those_of_existing_results_are_refused_in_words(
     with pytest.raises(ArtifactError) as caught:
         evaluate(str(student), tmp_path / "r", replace(config, limit=3, chat_template=False), rows)
     assert caught.value.cause == (
-        f"The results at {tmp_path / 'r'} were measured with --limit 2 and without --chat-template; "
-        "this command measures with --limit 3 and with --no-chat-template."
+        f"The results at {tmp_path / 'r'} were measured with --limit 2 and without --chat; "
+        "this command measures with --limit 3 and with --no-chat."
     )
     assert "--results" in caught.value.remedy
     assert "--overwrite" in caught.value.remedy

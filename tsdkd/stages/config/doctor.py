@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.groups import OPTIMIZER, SAMPLING
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
@@ -35,6 +36,7 @@ class DoctorConfig:
         GenerateConfig, options={name: declared_options(GenerateConfig)[name] for name in SAMPLING_FIELDS}
     )
     """The options of `generate`; doctor samples with transformers."""
+    chat: ChatConfig = nested(ChatConfig)
     objective: TSDKDConfig = nested(TSDKDConfig, options={name: OBJECTIVE_OPTIONS[name] for name in OBJECTIVE_FIELDS})
     learning_rate: float = option(
         TrainConfig.learning_rate, "Peak learning rate of the run.", group=OPTIMIZER, min_=0, common=True

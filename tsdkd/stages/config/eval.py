@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from tsdkd.errors import InputError
-from tsdkd.stages.config.groups import BENCHMARKS, ENGINE
-from tsdkd.stages.config.option import option
+from tsdkd.stages.config.chat import ChatConfig
+from tsdkd.stages.config.groups import BENCHMARKS, CHAT, ENGINE
+from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine, attention_option
 
 
@@ -24,8 +25,14 @@ class EvalConfig:
         None, "Documents per benchmark, spread over its subjects.", group=BENCHMARKS, min_=1, common=True
     )
     chat_template: bool | None = option(
-        None, "Format prompts with the chat template.", group=BENCHMARKS, shown="where the model has one"
+        None,
+        "Format prompts with the chat template.",
+        group=CHAT,
+        name="chat",
+        shown="where the model has one",
     )
+    chat: ChatConfig = nested(ChatConfig)
+    """Of every model."""
     max_new_tokens: int | None = option(
         None, "Longest response, in tokens.", group=BENCHMARKS, min_=1, shown="the benchmark's limit"
     )
@@ -48,3 +55,5 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise InputError("--tasks names no benchmark.", "Name some, or leave it out for the paper's ten.")
+        if self.chat.is_set and self.chat_template is False:
+            raise InputError("The chat template is switched off and given.", "Leave out --no-chat.")

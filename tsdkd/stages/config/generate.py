@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from tsdkd.core.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
-from tsdkd.stages.config.option import option
+from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, attention_option
 
 AUTHORS = {
@@ -55,6 +56,7 @@ class GenerateConfig:
     )
     split: str | None = option(None, "Split of a dataset.", group=DATA, metavar="NAME", shown="train")
     system: str | None = option(None, "System message for prompts without one.", group=SAMPLING, shown="none")
+    chat: ChatConfig = nested(ChatConfig)
     engine: EngineName = option(
         "auto", "Engine that samples. auto: vLLM where it is installed.", group=ENGINE, common=True
     )

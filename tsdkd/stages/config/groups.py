@@ -4,6 +4,7 @@ COMMON = "Common options"
 """The group of options with `common`, in place of their own."""
 SAMPLING, BENCHMARKS, PRUNING, SCORING = "Sampling", "Benchmarks", "Pruning", "Scores"
 DATA = "Inputs and outputs"
+CHAT = "Chat format"
 MODELS = "Models"
 OBJECTIVE = "Objective (symbols of the paper; each method has some of them)"
 OPTIMIZER = "Optimizer"
@@ -22,6 +23,7 @@ GROUPS = (
     PRUNING,
     RESPONSES,
     DATA,
+    CHAT,
     MODELS,
     OBJECTIVE,
     OPTIMIZER,

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.groups import OBJECTIVE, RESPONSES
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
-from tsdkd.stages.config.option import option
+from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import attention_option
 
 RANDOM, LARGEST_GAP, LONGEST_OPENER = "random", "largest-gap", "longest-opener"
@@ -47,6 +48,8 @@ class InspectConfig:
     tau: float | None = _objective_option("tau")
     k: int | None = _objective_option("k")
     attention: str | None = attention_option()
+    chat: ChatConfig = nested(ChatConfig)
+    """That of the rollouts, or unset, which stands for it."""
 
     def objective(self, recorded: TSDKDConfig, max_k: int | None = None) -> TSDKDConfig:
         """The `recorded` objective with the options given here, and at most `max_k` candidates. Raises InputError."""

@@ -47,6 +47,8 @@ class Nested:
     options: Mapping[str, Option]
     switch: Option | None
     """The option that switches the inner configuration on."""
+    whole: bool
+    """Whether the configurations inside it appear too."""
 
 
 def option(
@@ -77,9 +79,9 @@ def nested(
 ) -> Any:
     """A dataclass field that holds another configuration, whose `options` join those of the outer one.
 
-    `options`: by field name; None: as `kind` declares them.
+    `options`: by field name; None: as `kind` and the configurations inside it declare them.
     """
-    declared = Nested(kind, options or declared_options(kind), switch)
+    declared = Nested(kind, options or declared_options(kind), switch, whole=options is None)
     if default is MISSING and default_factory is MISSING:
         default_factory = kind
     nested_field: Any = field(default=default, default_factory=default_factory, metadata={_NESTED: declared})
@@ -165,21 +167,29 @@ def _config_options(kind: Any) -> tuple[ConfigOption, ...]:
 
 def build(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A configuration from values by dotted key; fields without a value keep their defaults. Raises InputError."""
-    given = {f.name: values[f"{prefix}{f.name}"] for f in _fields(kind) if f"{prefix}{f.name}" in values}
+    given = {}
+    for f in _fields(kind):
+        key = f"{prefix}{f.name}"
+        if key in values:
+            given[f.name] = values[key]
+        elif any(name.startswith(f"{key}.") for name in values):
+            given[f.name] = build(f.metadata[_NESTED].kind, values, f"{key}.")
     return kind(**given)
 
 
-def _walk(kind: type, options: Mapping[str, Option], prefix: str, instance: Any = None) -> Iterator[ConfigOption]:
-    """`instance`: holds the defaults; None: the fields declare them."""
+def _walk(
+    kind: type, options: Mapping[str, Option], prefix: str, instance: Any = None, *, whole: bool = True
+) -> Iterator[ConfigOption]:
+    """`instance`: holds the defaults; None: the fields declare them. `whole`: as of `Nested`."""
     hints = get_type_hints(kind)
     for f in _fields(kind):
         default = _default(f) if instance is None else getattr(instance, f.name)
         if f.name in options:
             yield ConfigOption(f"{prefix}{f.name}", hints[f.name], default, options[f.name])
-        if inner := f.metadata.get(_NESTED):
+        if whole and (inner := f.metadata.get(_NESTED)):
             if inner.switch:
                 yield ConfigOption(f"{prefix}{f.name}", bool, default is not None, inner.switch)
-            yield from _walk(inner.kind, inner.options, f"{prefix}{f.name}.", default)
+            yield from _walk(inner.kind, inner.options, f"{prefix}{f.name}.", default, whole=inner.whole)
 
 
 def _default(field_: Field[Any]) -> Any:

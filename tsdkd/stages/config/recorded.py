@@ -14,6 +14,7 @@ from tsdkd.artifacts.replacing import artifact_name
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import ArtifactError
 from tsdkd.printable import escape_controls
+from tsdkd.stages.config.chat import TEMPLATE_PARENT
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
@@ -153,6 +154,8 @@ def _eval_inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> d
     for parent in manifest.parents:
         if parent.kind == "scores":
             options["held-out"] = str(resolve_path(parent.path).parent)
+        elif parent.kind == TEMPLATE_PARENT:
+            options[parent.kind] = str(resolve_path(parent.path))
         elif parent.kind.endswith(" rows"):
             options["data"] = str(resolve_path(parent.path).parent)
     if any(task.startswith("mbpp") for task in manifest.config["tasks"]):

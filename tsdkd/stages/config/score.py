@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.groups import ENGINE, SCORING
-from tsdkd.stages.config.option import option
+from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
 
 
@@ -25,6 +26,8 @@ class ScoreConfig:
     batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()
+    chat: ChatConfig = nested(ChatConfig)
+    """That of the rollouts, or unset, which stands for it; not recorded."""
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
     )

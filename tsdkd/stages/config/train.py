@@ -6,6 +6,7 @@ from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
@@ -126,6 +127,8 @@ class TrainConfig:
         LoRAConfig, default=None, switch=Option("Train LoRA adapters instead of all weights.", LORA, common=True)
     )
     """None: all weights are trained."""
+    chat: ChatConfig = nested(ChatConfig)
+    """With rollouts: theirs, or unset, which stands for it. The checkpoint's tokenizer gets it."""
     learning_rate: float = option(5e-6, "Peak learning rate of AdamW.", group=OPTIMIZER, min_=0, common=True)
     epochs: float = option(3.0, "Passes over the data, above 0.", group=OPTIMIZER, common=True)
     batch_size: int = option(

@@ -14,11 +14,11 @@ def prompt_token_ids(
     """Ids of a prompt in the model's chat template; `day`: the day that the template writes; None: today.
 
     Of a prompt that is much longer than `max_tokens`, only the start becomes ids: at least `max_tokens` + 1.
-    An added system message joins the first user message if the template refuses or drops it.
+    Leading system messages join the first user message if the template refuses or drops them.
 
     Raises InputError as `chat_token_ids`, with the location of the prompt.
     """
     require_chat_template(tokenizer)
-    messages = fit_system(tokenizer, prompt.messages) if prompt.system_added else prompt.messages
     with located(prompt.location):
+        messages = fit_system(tokenizer, prompt.messages)
         return chat_token_ids(tokenizer, messages, prompt.tools, day, max_tokens)

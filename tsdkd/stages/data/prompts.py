@@ -41,8 +41,6 @@ class Prompt:
     tools: Tools | None = None
     location: str = field(default="", compare=False)
     """The file and line or row, such as "prompts.jsonl, line 3"."""
-    system_added: bool = False
-    """The system message comes from the option, not from the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ class Prompts:
         if self.system is None or not messages or messages[0]["role"] == "system":
             return Prompt(prompt_id, source, messages, tools, location), content
         completed = [{"role": "system", "content": self.system}, *messages]
-        return Prompt(prompt_id, source, completed, tools, location, system_added=True), content
+        return Prompt(prompt_id, source, completed, tools, location), content
 
     def _no_prompts(self, names: list[str]) -> InputError:
         """The error for a file without a prompt column; `names`: its columns, empty for a file without rows."""

@@ -43,8 +43,8 @@ def check_chat_template(pair: Pair) -> Finding:
     if student.chat_template is None:
         raise InputError(
             "The student has no chat template.",
-            "Use an instruction-tuned student, or save a template in its tokenizer and add the token that ends its "
-            "turns to eos_token_id in its generation_config.json.",
+            "Give --chat-template plain (a format for base models), use an instruction-tuned student, or give "
+            "--chat-template FILE and add the token that ends its turns to eos_token_id in its generation_config.json.",
         )
     require_chat_template(student)
     values = {
@@ -72,7 +72,7 @@ def check_system_role(pair: Pair) -> Finding:
     )
     remedy = "Give each prompt a system message that both templates write, or none that either of them adds."
     if not all(keeps.values()) and not problem:
-        reason += " The message of --system joins the first user message."
+        reason += " System messages join the first user message."
     return finding("system_role", reason, problem, remedy, values={"keeps": keeps, "adds": adds})
 
 
@@ -85,8 +85,8 @@ def check_thinking(pair: Pair) -> Finding:
     else:
         problem = "Thoughts are a part of the responses." if modes["student"] in {"on", "opened"} else ""
     remedy = (
-        "Give a --max-new-tokens that holds thought and answer, or save a chat template in the student's tokenizer "
-        "that switches thinking off."
+        "Give a --max-new-tokens that holds thought and answer, or switch thinking off: "
+        """--chat-template-kwargs '{"enable_thinking": false}', by the keyword of the template."""
     )
     return finding("thinking_mode", f"Thinking by the chat template: {reason}", problem, remedy, values=modes)
 
@@ -160,12 +160,17 @@ def write_prompts(pair: Pair, prompts: Iterable[Prompt], config: GenerateConfig)
     return SampledPrompts(kept, ids, too_long)
 
 
-def check_prompts(count: int, skipped: Counter[str], sampled: SampledPrompts, config: GenerateConfig) -> Finding:
+def check_prompts(
+    count: int, skipped: Counter[str], sampled: SampledPrompts, config: GenerateConfig, joined: int = 0
+) -> Finding:
+    """`joined`: prompts whose system message joins the first user message."""
     total, mean = len(sampled.ids) + sampled.too_long, sum(map(len, sampled.ids)) / len(sampled.ids)
     reason = (
         f"{count:,} prompts; {len(sampled.ids)} of {total} sampled ones have at most {config.max_prompt_tokens} "
         f"tokens, {mean:.0f} on average."
     )
+    if joined:
+        reason += f" The system messages of {joined:,} prompts join the first user message."
     kinds = [f"{n:,} rows are {kind}" for kind, n in sorted(skipped.items())]
     if sampled.too_long:
         kinds.append(f"{sampled.too_long / total:.0%} of the sampled prompts are too long")
@@ -185,6 +190,7 @@ def check_prompts(count: int, skipped: Counter[str], sampled: SampledPrompts, co
             "skipped": dict(skipped),
             "too_long": sampled.too_long / total,
             "prompt_tokens": mean,
+            "system_joined": joined,
         },
     )
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.doctor.findings import Finding, finding
 from tsdkd.stages.models.attention import require_attention
@@ -60,10 +61,13 @@ Pair = tuple[ModelFiles, ModelFiles]
 """Student and teacher."""
 
 
-def read_model_files(role: str, name: str, attention: str | None) -> ModelFiles:
-    """Raises InputError for a model that a stage would refuse before it loads the weights."""
-    spec, config = load_spec(name), load_config(name)
-    record = model_record(role, name, hashed=False)
+def read_model_files(role: str, name: str, attention: str | None, chat: ChatConfig | None = None) -> ModelFiles:
+    """Raises InputError for a model that a stage would refuse before it loads the weights.
+
+    `chat`: as for `load_tokenizer`.
+    """
+    spec, config = load_spec(name, chat), load_config(name)
+    record = model_record(role, name, hashed=False, chat=chat)
     turn_end_ids(spec.tokenizer)  # refuses a chat template that does not end, once
     require_attention(attention, [name])
     saved = Counter[torch.dtype]()

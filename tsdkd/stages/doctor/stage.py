@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.doctor import DoctorConfig
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.randomness import random_integer
@@ -19,9 +20,12 @@ from tsdkd.stages.doctor.benchmark_overlap import Overlap, QuestionIndex, check_
 from tsdkd.stages.doctor.chat_prompts import SampledPrompts
 from tsdkd.stages.doctor.entropy_term import check_entropy_term
 from tsdkd.stages.doctor.findings import Finding, Findings
-from tsdkd.stages.doctor.model_files import Pair, read_model_files
+from tsdkd.stages.doctor.model_files import ModelFiles, Pair, read_model_files
 from tsdkd.stages.doctor.response_findings import Sampled, response_findings
 from tsdkd.stages.doctor.responses import sample_both
+from tsdkd.stages.models.chat import keeps_system
+from tsdkd.stages.models.chat_format import reads_keywords
+from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 
 
@@ -33,6 +37,8 @@ class ReadPrompts:
     skipped: Counter[str]
     sample: list[Prompt]
     overlaps: list[Overlap]
+    with_system: int = 0
+    """Prompts that begin with a system message."""
 
 
 def diagnose(
@@ -75,8 +81,8 @@ def diagnose(
 def _read_pair(findings: Findings, student: str, teacher: str, config: DoctorConfig) -> Pair | None:
     """Both models by their files, with the findings about them; None if one cannot be read."""
     attention, dtype = config.sampling.attention, config.sampling.dtype
-    student_files = findings.attempt("student", lambda: read_model_files("student", student, attention))
-    teacher_files = findings.attempt("teacher", lambda: read_model_files("teacher", teacher, attention))
+    student_files = findings.attempt("student", lambda: read_model_files("student", student, attention, config.chat))
+    teacher_files = findings.attempt("teacher", lambda: _read_teacher_files(teacher, attention, config.chat))
     if not (student_files and teacher_files):
         return None
     pair = student_files, teacher_files
@@ -95,6 +101,11 @@ def _read_pair(findings: Findings, student: str, teacher: str, config: DoctorCon
     return pair
 
 
+def _read_teacher_files(name: str, attention: str | None, chat: ChatConfig) -> ModelFiles:
+    """With the chat format, unless its keywords are none of the teacher's, which the findings then compare."""
+    return read_model_files("teacher", name, attention, chat if reads_keywords(load_tokenizer(name), chat) else None)
+
+
 def _read_prompts(source: Prompts, sample: int, seed: int, index: QuestionIndex | None) -> ReadPrompts:
     """Read the prompts once: count them, draw a sample, and compare each with the benchmarks' questions.
 
@@ -105,6 +116,7 @@ def _read_prompts(source: Prompts, sample: int, seed: int, index: QuestionIndex 
     def counted() -> Iterator[Prompt]:
         for prompt in source.read(read.skipped):
             read.count += 1
+            read.with_system += prompt.messages[0]["role"] == "system"
             if index and (overlap := index.find(prompt)):
                 read.overlaps.append(overlap)
             yield prompt
@@ -121,7 +133,15 @@ def _write_sample(findings: Findings, pair: Pair, read: ReadPrompts, config: Doc
         return None
     sampled = findings.attempt("prompts", lambda: chat_prompts.write_prompts(pair, read.sample, config.sampling))
     if sampled:
-        findings.add("prompts", lambda: chat_prompts.check_prompts(read.count, read.skipped, sampled, config.sampling))
+        joined = partial(_count_joined, pair, read)
+        findings.add(
+            "prompts", lambda: chat_prompts.check_prompts(read.count, read.skipped, sampled, config.sampling, joined())
+        )
         findings.add("prompt_rendering", lambda: chat_prompts.check_rendering(pair, sampled))
         findings.add("context", lambda: chat_prompts.check_context(pair, sampled, config.sampling))
     return sampled
+
+
+def _count_joined(pair: Pair, read: ReadPrompts) -> int:
+    """The number of prompts whose system message joins the first user message."""
+    return read.with_system if read.with_system and not keeps_system(pair[0].spec.tokenizer) else 0

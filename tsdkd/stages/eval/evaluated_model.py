@@ -15,16 +15,22 @@ class EvaluatedModel:
     """A model by name; each of its two forms is loaded at its first use."""
 
     def __init__(self, name: str, config: EvalConfig, chat: bool, observer: Observer) -> None:
-        self.name, self.config, self.observer = name, config, observer
-        self.turn_end_ids = turn_end_ids(load_tokenizer(name)) if chat else []
+        self.name, self.config, self.observer, self.chat = name, config, observer, chat
+        self.turn_end_ids = turn_end_ids(load_tokenizer(name, config.chat)) if chat else []
 
     @cached_property
     def language_model(self) -> LanguageModel:
         config = self.config
-        return load_model(self.name, config.dtype, attention=config.attention, observer=self.observer)
+        return load_model(self.name, config.dtype, attention=config.attention, observer=self.observer, chat=config.chat)
 
     @cached_property
     def lm_eval_model(self) -> Any:
+        model = self._load_lm_eval_model()
+        if self.chat:
+            model.add_bos_token = False  # the chat template writes the BOS token, if the model reads one
+        return model
+
+    def _load_lm_eval_model(self) -> Any:
         config = self.config
         if config.engine == "vllm":
             vars(self).pop("language_model", None)  # vLLM needs its memory

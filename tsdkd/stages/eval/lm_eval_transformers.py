@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
-from tsdkd.stages.models.chat_rendering import bounded_rendering
+from tsdkd.stages.models.chat_rendering import render_chat
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 from tsdkd.stages.models.vocabulary import require_known_ids
@@ -93,10 +93,19 @@ class ResponseTracking:
         return encoded
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """lm-eval itself would drop the task's instructions where the template refuses a system message."""
-        messages = fit_system(cast("Any", self).tokenizer, chat_history)
-        with bounded_rendering():
-            return str(super().apply_chat_template(messages, add_generation_prompt))  # type: ignore[misc]
+        """The prompt of a conversation by the tokenizer's chat template.
+
+        lm-eval itself would drop the task's instructions where the template refuses a system message, and with vLLM it
+        would read another template than the tokenizer's, with `enable_thinking` set to None.
+        """
+        model = cast("Any", self)
+        return render_chat(
+            model.tokenizer,
+            fit_system(model.tokenizer, chat_history),
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **model.chat_template_args,
+        )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         limit = requests[0].args[1]["max_gen_toks"]

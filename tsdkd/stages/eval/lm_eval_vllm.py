@@ -41,7 +41,7 @@ class VllmModel(ResponseTracking, VLLM):
 
     def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
         """`turn_end_ids`: ids that end a response besides the model's own."""
-        spec = load_spec(name)
+        spec = load_spec(name, config.chat)
         with merged_model_directory(name, config.dtype) as directory:
             super().__init__(
                 pretrained=str(directory),
@@ -56,6 +56,7 @@ class VllmModel(ResponseTracking, VLLM):
                 additional_config={VOCAB_SIZE_KEY: spec.vocab},
             )
         self.start_tracking(name, spec.vocab)
+        self.tokenizer.chat_template = spec.tokenizer.chat_template
         self._turn_end_ids = turn_end_ids
         self.request_progress.counted_by_engine = True
         bar = forward_progress(self.request_progress.forward)

@@ -1,13 +1,15 @@
 """Results that new benchmarks are added to: what they hold, and which options they were measured with."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import Manifest, load_manifest
 from tsdkd.errors import ArtifactError
+from tsdkd.stages.config.chat import recorded_config
 from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.option import config_options
 from tsdkd.stages.results.benchmarks import BENCHMARKS, choose_benchmarks
 
 DATASET_KIND = " rows"
@@ -40,7 +42,7 @@ def extendable_fields(previous: Manifest | None) -> set[str]:
 
 def require_same_settings(output: Path, previous: Manifest, config: EvalConfig) -> None:
     """Raises ArtifactError where existing results were measured with other options."""
-    before, after = previous.config, asdict(config)
+    before, after = previous.config, recorded_config(config)
     differing = [name for name in after if name in before and name != "tasks" and before[name] != after[name]]
     if differing and previous.parts:
         measured, requested = (
@@ -54,7 +56,7 @@ def require_same_settings(output: Path, previous: Manifest, config: EvalConfig) 
 
 def _option(name: str, value: Any) -> str:
     """A setting of the command line, in words."""
-    option = f"--{name.replace('_', '-')}"
+    option = f"--{next(option.name for option in config_options(EvalConfig) if option.key == name)}"
     if value is None:
         return f"without {option}"
     if isinstance(value, bool):

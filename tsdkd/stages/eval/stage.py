@@ -6,28 +6,32 @@ Each benchmark has a file of samples and a file with its result; a complete benc
 import json
 import time
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
+from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.artifacts.json_files import read_json
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, Parent, relative_path
-from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
+from tsdkd.artifacts.reader import Artifact, run_of
 from tsdkd.artifacts.replacing import unfinished_extension
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
+from tsdkd.stages.config.chat import ChatConfig, recorded_config
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.readable import require_readable
+from tsdkd.stages.data.recorded_chat import template_parents
 from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
@@ -41,9 +45,16 @@ from tsdkd.stages.eval.previous_results import (
 from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import require_turns
+from tsdkd.stages.models.chat_format import template_defaults
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.record import (
+    chat_day,
+    chat_template_digest,
+    library_versions,
+    model_record,
+    require_same_tokenizer,
+)
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -77,7 +88,7 @@ def evaluate(
     previous = None if overwrite else previous_results(unfinished_extension(output) or output)
     manifest = _manifest(model, output, config, benchmarks, data, source, previous)
     may_differ = extendable_fields(previous)
-    day = chat_day(load_tokenizer(model), output, manifest, overwrite, may_differ) if chat else None
+    day = chat_day(load_tokenizer(model, config.chat), output, manifest, overwrite, may_differ) if chat else None
     manifest = replace(manifest, day=day)
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=may_differ) as writer,
@@ -93,7 +104,7 @@ def evaluate(
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
             _require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
-            template = "its chat template" if chat else "no chat template"
+            template = _template_in_words(config.chat) if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
             evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
         for benchmark in incomplete:
@@ -124,6 +135,7 @@ def require_measurable(
     harness.require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config, benchmarks)
     _require_end_token(load_spec(model), benchmarks)
+    _require_trained_format(model, output, config)
     if previous := None if overwrite else previous_results(unfinished_extension(output) or output):
         require_same_settings(output, previous, config)
     return chat
@@ -161,17 +173,18 @@ def _manifest(
     previous: Manifest | None,
 ) -> Manifest:
     """`source`: held-out rollouts with scores; `previous`: existing results, whose benchmarks stay."""
-    record = model_record("evaluated", model)
+    record = model_record("evaluated", model, chat=config.chat)
     datasets = dict.fromkeys(path for benchmark in benchmarks if (path := benchmark.local_dataset(data)))
     parents = [
         Parent(f"{path.name}{DATASET_KIND}", content_digest(path), relative_path(path, output)) for path in datasets
     ]
+    parents += template_parents(config.chat, output)
     tasks = {benchmark.name for benchmark in benchmarks}
     if previous:
         kinds = {parent.kind for parent in parents}
         parents += [p for p in previous.parents if p.kind.endswith(DATASET_KIND) and p.kind not in kinds]
         tasks |= set(previous.config["tasks"])
-    settings = {name: value for name, value in asdict(config).items() if name != "memory_fraction"}
+    settings = {name: value for name, value in recorded_config(config).items() if name != "memory_fraction"}
     if source is not None:
         require_hidden_signal(source)
         require_same_tokenizer(record, source.scores.manifest.model("teacher"))
@@ -212,16 +225,45 @@ def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, 
 
 
 def _uses_chat_template(model: str, config: EvalConfig, benchmarks: list[Benchmark]) -> bool:
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, config.chat)
     has_template = tokenizer.chat_template is not None
     if config.chat_template and not has_template:
-        raise InputError(f"{model} has no chat template.", "Leave out --chat-template.")
+        raise InputError(f"{model} has no chat template.", "Leave out --chat, or give --chat-template plain or FILE.")
     chat = has_template if config.chat_template is None else config.chat_template
     if chat:
         require_chat_template(tokenizer)
         for benchmark in benchmarks:
             require_turns(tokenizer, benchmark.roles)
     return chat
+
+
+def _require_trained_format(model: str, output: Path, config: EvalConfig) -> None:
+    """Raises InputError where a format is given to the checkpoint of this run that was trained with another one."""
+    directory = model_directory(model)
+    if not config.chat.is_set or run_of(directory) != run_of(output) or not (directory / MANIFEST_FILE).is_file():
+        return
+    manifest = load_manifest(directory)
+    if manifest.kind != "checkpoint":
+        return
+    trained, given = load_tokenizer(model), load_tokenizer(model, config.chat)
+    if chat_template_digest(given) != manifest.model("student").chat_template:
+        raise InputError(
+            f"{model} was trained with {_defaults_in_words(trained)}, and these options make "
+            f"{_defaults_in_words(given)}.",
+            "Leave out --chat-template and --chat-template-kwargs for this checkpoint, or write the results of another "
+            "format outside its run with --results.",
+        )
+
+
+def _defaults_in_words(tokenizer: PreTrainedTokenizerBase) -> str:
+    defaults, digest = template_defaults(tokenizer.chat_template), chat_template_digest(tokenizer)[:12]
+    keywords = f" with {json.dumps(defaults)}" if defaults else ""
+    return f"the chat template {digest}{keywords}"
+
+
+def _template_in_words(chat: ChatConfig) -> str:
+    template = f"the chat template {chat.template}" if chat.template else "its chat template"
+    return f"{template} with {chat.kwargs}" if chat.kwargs else template
 
 
 def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:

@@ -5,7 +5,7 @@ so that an interrupted run ends with the bytes of an uninterrupted one. One part
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig, recorded_config
 from tsdkd.stages.config.generate import AUTHORS, SPEED_ONLY_FIELDS, GenerateConfig
 from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
+from tsdkd.stages.data.recorded_chat import add_template, template_parents
 from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.engines.choice import (
     PART_SIZE,
@@ -66,14 +68,15 @@ def generate(
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
     records = _model_records(config, model, teacher)
-    models = {record.role: load_spec(record.name) for record in records}
+    models = {record.role: load_spec(record.name, _chat_of(record.role, config)) for record in records}
     require_attention(config.attention, [record.name for record in records])
     vocab = min(spec.vocab for spec in models.values())
     models = {role: replace(spec, vocab=vocab) for role, spec in models.items()}
     config = with_supported_draft(config, models.values(), observer)
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
     tokenizer = _template_model(models).tokenizer
-    manifest = _manifest(config, source.parent(output), records, seed)
+    parents = source.parent(output), *template_parents(config.chat, output)
+    manifest = _manifest(config, parents, records, seed)
     day = chat_day(tokenizer, output, manifest, overwrite)
     manifest = replace(manifest, day=day)
     requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
@@ -87,6 +90,7 @@ def generate(
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
+        add_template(writer, config.chat)
         for author in AUTHORS[config.policy]:
             if not end_ids(author, models):
                 observer.warning(f"The {author} has no end token: every response has {config.max_new_tokens} tokens.")
@@ -101,13 +105,15 @@ def generate(
         return writer.finish(_summary(writer.artifact, counts), observer.info)
 
 
-def _manifest(config: GenerateConfig, prompts: Parent, models: tuple[ModelRecord, ...], seed: int) -> Manifest:
+def _manifest(
+    config: GenerateConfig, parents: tuple[Parent, ...], models: tuple[ModelRecord, ...], seed: int
+) -> Manifest:
     """`config`: with the engine that was chosen."""
     return Manifest(
         kind="rollouts",
-        config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
+        config={name: value for name, value in recorded_config(config).items() if name not in SPEED_ONLY_FIELDS},
         seed=seed,
-        parents=(prompts,),
+        parents=parents,
         models=models,
         engine=config.engine,
         libraries=library_versions() | engine_version(config.engine),
@@ -125,12 +131,17 @@ def _template_model(models: Mapping[str, ModelSpec]) -> ModelSpec:
     return next(iter(models.values()))
 
 
+def _chat_of(role: str, config: GenerateConfig) -> ChatConfig | None:
+    """The chat format of a model: only that of the prompts' template is changed."""
+    return config.chat if role == "student" or config.policy == "teacher" else None
+
+
 def _model_records(config: GenerateConfig, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
     if config.policy in {"student", "teacher"}:
-        return (model_record(config.policy, model),)
+        return (model_record(config.policy, model, chat=config.chat),)
     if teacher is None:
         raise InputError(f"The policy {config.policy!r} needs a student and a teacher.", "Name both.")
-    records = model_record("student", model), model_record("teacher", teacher)
+    records = model_record("student", model, chat=config.chat), model_record("teacher", teacher)
     require_same_tokenizer(*records)
     return records
 

@@ -17,6 +17,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.inspect import LARGEST_GAP, LONGEST_OPENER, RANDOM, InspectConfig
 from tsdkd.stages.config.recorded import recorded_objective
 from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.inspect.aggregate import Aggregate, aggregate_scores
 from tsdkd.stages.inspect.numpy_selection import (
     Array,
@@ -48,6 +49,7 @@ def inspect_scores(
     """
     observer = observer or SilentObserver()
     rollouts_reader, scores_reader = open_scores(scores, rollouts)
+    chat_of_rollouts(rollouts_reader.artifact, config.chat)
     objective = _objective(scores_reader, config, checkpoint, observer)
     texts = _load_texts(scores_reader, student, observer)
     index = _choose_index(rollouts_reader, scores_reader, config, objective, observer)
@@ -81,6 +83,7 @@ def inspect_models(
 ) -> InspectedResponse:
     """One response of rollouts without scores; the models score it now. Raises InputError."""
     reader = RolloutsReader(read_artifact(rollouts, "rollouts", hashed=False))
+    chat_of_rollouts(reader.artifact, config.chat)
     objective = config.objective(TSDKDConfig())
     if config.sample_id in {LARGEST_GAP, LONGEST_OPENER} or objective.opener == "adaptive":
         raise InputError(
@@ -106,6 +109,8 @@ def inspect_all(
 ) -> Aggregate:
     """Statistics over all responses of a scores artifact. Raises InputError."""
     observer = observer or SilentObserver()
+    if config.chat.is_set:
+        chat_of_rollouts(open_scores(scores)[0].artifact, config.chat)
     reader = ScoresReader(read_artifact(scores, "scores", hashed=False))
     objective = _objective(reader, config, checkpoint, observer)
     with observer.progress("scores read", len(reader), "responses") as advance:

@@ -13,11 +13,14 @@ Messages = list[dict[str, Any]]
 
 
 def fit_system(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messages:
-    """The messages; a leading system message joins the first user message if the chat template refuses or drops it."""
-    if not messages or messages[0]["role"] != "system":
-        return messages
+    """The messages; leading system messages join the first user message if the chat template refuses or drops them.
+
+    Raises InputError if no user message follows them.
+    """
     roles = tuple(message["role"] for message in messages)
-    return messages if _keeps_system(tokenizer, str(tokenizer.chat_template), roles) else _join_system(messages)
+    if roles[:1] != ("system",) or _keeps_system(tokenizer, str(tokenizer.chat_template), roles):
+        return messages
+    return _join_system(messages)
 
 
 def keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -40,7 +43,7 @@ def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> N
     if not all(marker in text for marker in markers):
         raise InputError(
             f"The chat template refuses or drops messages of a prompt with the roles {', '.join(roles)}.",
-            "Correct the tokenizer's chat template, or leave it out with --no-chat-template.",
+            "Correct the tokenizer's chat template, or leave it out with --no-chat.",
         )
 
 
@@ -58,19 +61,41 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _keeps_system(tokenizer: PreTrainedTokenizerBase, _template: str, roles: tuple[str, ...]) -> bool:
-    """Whether a template writes the first message. Prompts with the same roles share one answer."""
-    markers = _markers(len(roles))
-    return markers[0] in _render(tokenizer, roles, markers)
+    """Whether a template writes the leading system messages. Prompts with the same roles share one answer.
+
+    A template may refuse the markers of a whole conversation, because a tool's result needs more than a text: then the
+    messages up to the first of the user decide.
+    """
+    count = _leading_systems(roles)
+    for tried in (roles, roles[: count + 1]):
+        markers = _markers(len(tried))
+        if text := _render(tokenizer, tried, markers):
+            return all(marker in text for marker in markers[:count])
+    return False
+
+
+def _leading_systems(roles: Sequence[str]) -> int:
+    return next((i for i, role in enumerate(roles) if role != "system"), len(roles))
 
 
 def _join_system(messages: Messages) -> Messages:
-    system, *rest = messages
+    count = _leading_systems([message["role"] for message in messages])
+    systems, rest = messages[:count], messages[count:]
     first = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
     if first is None:
-        return messages
-    content, instructions = rest[first]["content"], f"{system['content'].rstrip()}\n\n"
+        raise InputError(
+            "The chat template refuses or drops system messages, and no user message follows that they could join.",
+            "Give the prompt a user message, or leave out the system message.",
+        )
+    texts = [text for message in systems if (text := _text_of(message["content"]).rstrip())]
+    content, instructions = rest[first]["content"] or "", "".join(f"{text}\n\n" for text in texts)
     joined = instructions + content if isinstance(content, str) else [{"type": "text", "text": instructions}, *content]
     return [*rest[:first], rest[first] | {"content": joined}, *rest[first + 1 :]]
+
+
+def _text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """The text of a content, which may be a list of parts of type text."""
+    return "".join(part.get("text", "") for part in content) if isinstance(content, list) else content or ""
 
 
 def _markers(count: int) -> list[str]:

@@ -12,6 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError, first_line
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.allocator import keep_freed_memory
 from tsdkd.stages.models.attention import check_attention
@@ -167,6 +168,7 @@ def load_model(
     device_map: str | dict[str, str] | None = None,
     attention: str | None = None,
     observer: Observer | None = None,
+    chat: ChatConfig | None = None,
 ) -> LanguageModel:
     """Loads a model, or an adapter with its base model.
 
@@ -176,9 +178,10 @@ def load_model(
     `dtype`: "auto" is the precision of the saved weights, or float32 on a device without bfloat16 (`auto_dtype`).
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
     `attention`: of transformers; None is eager on CPUs, else transformers' choice. `observer` receives a warning if
-    eager attention replaces that choice, because it computes another attention than the model's.
+    eager attention replaces that choice, because it computes another attention than the model's. `chat`: as for
+    `load_tokenizer`.
     """
-    tokenizer, directory = load_tokenizer(name), model_directory(name)
+    tokenizer, directory = load_tokenizer(name, chat), model_directory(name)
     base = base_directory(directory)
     device = device or default_device()
     if device == "cpu":

@@ -14,6 +14,7 @@ from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
 from tsdkd.artifacts.opening import find_continued
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.models.adapters import BASE, adapter_settings
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer, writes_day
@@ -23,14 +24,15 @@ FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_conf
 """Patterns of the files that decide a model's output."""
 
 
-def model_record(role: str, name: str, *, hashed: bool = True) -> ModelRecord:
+def model_record(role: str, name: str, *, hashed: bool = True, chat: ChatConfig | None = None) -> ModelRecord:
     """Fingerprints of a model's weights, tokenizer and chat template, without loading it.
 
     `hashed`: False leaves the fingerprint of the weights empty, and reads none of them.
+    `chat`: as for `load_tokenizer`.
 
     Raises InputError, also for tensors that are not those of the architecture.
     """
-    tokenizer, directory = load_tokenizer(name), model_directory(name)
+    tokenizer, directory = load_tokenizer(name, chat), model_directory(name)
     check_saved_tensors(name, directory)
     if base := base_directory(directory):
         check_saved_tensors(str(base), base)
@@ -40,8 +42,12 @@ def model_record(role: str, name: str, *, hashed: bool = True) -> ModelRecord:
         name=str(local.resolve()) if local.is_dir() else name,  # a later stage may run in another directory
         weights=_weights_fingerprint(directory) if hashed else "",
         tokenizer=json_digest(sorted(tokenizer.get_vocab().items())),
-        chat_template=hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest(),
+        chat_template=chat_template_digest(tokenizer),
     )
+
+
+def chat_template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest()
 
 
 def require_recorded_base(adapter: Path, base: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.adapters import ADAPTER_CONFIG
 from tsdkd.stages.models.cache import can_roll_back, require_padding_support
@@ -42,9 +43,12 @@ class ModelSpec:
         return self.dtype if dtype == "auto" else dtype
 
 
-def load_spec(name: str) -> ModelSpec:
-    """Raises InputError for a missing model, an unreadable config and an unsupported architecture."""
-    named, tokenizer = model_directory(name), load_tokenizer(name)
+def load_spec(name: str, chat: ChatConfig | None = None) -> ModelSpec:
+    """Raises InputError for a missing model, an unreadable config and an unsupported architecture.
+
+    `chat`: as for `load_tokenizer`.
+    """
+    named, tokenizer = model_directory(name), load_tokenizer(name, chat)
     base = base_directory(named)
     directory = base or named
     with translate_config_errors(name):

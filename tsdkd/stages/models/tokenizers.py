@@ -10,6 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.config.chat import ChatConfig
+from tsdkd.stages.models.chat_format import set_chat_format
 from tsdkd.stages.models.chat_rendering import render_chat, require_compilable
 from tsdkd.stages.models.config_files import require_readable_config
 from tsdkd.stages.models.custom_code import custom_code_error
@@ -19,11 +21,14 @@ Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer; an adapter's own, else its base model's. Raises InputError if none can be loaded."""
+def load_tokenizer(name: str, chat: ChatConfig | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer; an adapter's own, else its base model's; with the chat format `chat`.
+
+    Raises InputError if none can be loaded, and as `set_chat_format`.
+    """
     directory = model_directory(name)
     if not (directory / "tokenizer_config.json").is_file() and (base := base_directory(directory)):
-        return load_tokenizer(str(base))
+        return load_tokenizer(str(base), chat)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except InputError:
@@ -37,6 +42,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one without any file
         raise InputError(f"{name} has no tokenizer: its vocabulary is empty.", "Save one beside the model.")
+    if chat:
+        set_chat_format(tokenizer, chat)
     return tokenizer
 
 
@@ -77,7 +84,9 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     templates = tokenizer.chat_template
     if templates is None:
         raise InputError(
-            "The model has no chat template.", "Use an instruction-tuned model, or add one to its tokenizer."
+            "The model has no chat template.",
+            "Give --chat-template plain (a format for base models) or --chat-template FILE, or use an "
+            "instruction-tuned model.",
         )
     if isinstance(templates, dict) and "default" not in templates:
         raise InputError(

@@ -1,6 +1,7 @@
 """The inputs of the commands of a plan: artifacts that exist, and artifacts that earlier commands will write."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -9,9 +10,11 @@ from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import ArtifactKind, Manifest, load_manifest
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
+from tsdkd.stages.models.chat_format import set_chat_format
 from tsdkd.stages.plan.models import PlannedModel, embedded_planned_model, load_planned_model, path_key
 
 TOKENIZED_PROMPTS = 256
@@ -94,8 +97,8 @@ class Chain:
         prompt_tokens = sum(lengths) / count - response_tokens
         return Workload(count, prompt_tokens, response_tokens, max(lengths), is_upper_bound=False)
 
-    def prompts(self, source: Prompts, model: PlannedModel, max_prompt_tokens: int) -> Workload:
-        """Prompts of up to `max_prompt_tokens` tokens.
+    def prompts(self, source: Prompts, model: PlannedModel, max_prompt_tokens: int, chat: ChatConfig) -> Workload:
+        """Prompts of up to `max_prompt_tokens` tokens in a chat format.
 
         Raises InputError for prompts that cannot be read, and for a hub dataset of unknown size.
         """
@@ -107,7 +110,8 @@ class Chain:
                     "Give it: tsdkd plan --prompts N.",
                 )
             return Workload(count, max_prompt_tokens, 0, max_prompt_tokens, is_upper_bound=True)
-        prompts, tokenizer = iter(source), model.load_tokenizer()
+        prompts, tokenizer = iter(source), deepcopy(model.load_tokenizer())  # planned models share a tokenizer
+        set_chat_format(tokenizer, chat)
         lengths = [
             min(max_prompt_tokens, len(prompt_token_ids(tokenizer, prompt, None, max_prompt_tokens)))
             for prompt in islice(prompts, TOKENIZED_PROMPTS)

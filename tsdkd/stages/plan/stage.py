@@ -57,7 +57,7 @@ class Planner:
         if is_complete(output) and not overwrite:
             return PlanRow.complete("generate", inputs)
         planned = {role: self.chain.model(name) for role, name in roles.items()}
-        prompts_alone = self.chain.prompts(prompts, next(iter(planned.values())), config.max_prompt_tokens)
+        prompts_alone = self.chain.prompts(prompts, next(iter(planned.values())), config.max_prompt_tokens, config.chat)
         workload = prompts_alone.with_responses(config.samples_per_prompt, config.max_new_tokens)
         self.chain.written_rollouts[path_key(output)] = workload
         self.chain.written_roles[path_key(output)] = roles
@@ -107,7 +107,7 @@ class Planner:
         else:
             assert prompts is not None
             assert config.online is not None
-            workload = self.chain.prompts(prompts, student, config.online.sampling.max_prompt_tokens)
+            workload = self.chain.prompts(prompts, student, config.online.sampling.max_prompt_tokens, config.chat)
         if config.online:
             workload = _online_workload(workload, config)
         precision = forward_precision(config.precision)

@@ -159,6 +159,9 @@ def _settings_note(artifacts: dict[str, Artifact], name: str, baseline: str) -> 
         for key in SETTINGS
         if settings.get(key) != expected.get(key)
     ]
+    templates = {manifest.model("evaluated").chat_template for manifest in manifests}
+    if len(templates) > 1 and all(manifest.config.get("chat_template") is not False for manifest in manifests):
+        different.append("another chat template")
     return f"{name}: its settings differ from those of {baseline} ({', '.join(different)})" if different else None
 
 

@@ -24,6 +24,7 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.readable import require_readable
+from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.data.score_cost import (
     ScoreWorkload,
@@ -95,7 +96,11 @@ def _manifest(
             "--device-map works with a single process only.", "Start one process, or leave out --device-map."
         )
     parent = read_artifact(rollouts, "rollouts")
-    models = model_record("student", student), model_record("teacher", teacher)
+    chat, template_role = chat_of_rollouts(parent, config.chat), parent.manifest.models[0].role
+    models = tuple(
+        model_record(role, name, chat=chat if role == template_role else None)
+        for role, name in (("student", student), ("teacher", teacher))
+    )
     require_same_tokenizer(*models)
     require_attention(config.attention, (student, teacher))
     specs = load_spec(student), load_spec(teacher)
@@ -108,7 +113,7 @@ def _manifest(
             observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
-        config={name: value for name, value in asdict(config).items() if name != "device_map"},
+        config={name: value for name, value in asdict(config).items() if name not in {"device_map", "chat"}},
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,

@@ -19,6 +19,7 @@ from tsdkd.artifacts.replacing import SAVED_STEPS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import rank
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.held_out import HeldOut
@@ -74,6 +75,8 @@ class TrainingInputs:
     """Opens the data for the loaded student; closing it releases what it loaded."""
     day: str | None = None
     """The day that the chat template of the prompts writes."""
+    chat: ChatConfig | None = None
+    """The chat format that the checkpoint's tokenizer gets."""
 
 
 def run_training(
@@ -96,7 +99,11 @@ def run_training(
         arguments.output_dir = str(resume)
         _require_memory(inputs, config, precision, observer)
         student = load_model(
-            inputs.student.name, _weights_dtype(config, precision), attention=config.attention, observer=observer
+            inputs.student.name,
+            _weights_dtype(config, precision),
+            attention=config.attention,
+            observer=observer,
+            chat=inputs.chat,
         )
         student = replace(student, shared_vocab=inputs.vocab)
         _ = student.head  # raises InputError for a head that the objective does not support

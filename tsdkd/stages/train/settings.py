@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
+from tsdkd.stages.config.chat import recorded_config
 from tsdkd.stages.config.generate import SPEED_ONLY_FIELDS
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.methods import find_method
@@ -21,7 +21,7 @@ from tsdkd.stages.models.device import default_device
 
 def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that change the result; the manifest records them, and a resumed run must have the same."""
-    settings = asdict(config)
+    settings = recorded_config(config)
     del settings["trackers"]
     if not config.stop_on_degeneration:  # a run that degenerates goes back to a saved step
         del settings["save_steps"]

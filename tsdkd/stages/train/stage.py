@@ -18,6 +18,7 @@ from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.config.types import DType
@@ -33,6 +34,7 @@ from tsdkd.stages.data.online import (
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
+from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
@@ -66,7 +68,9 @@ def train_offline(
     """
     observer = observer or SilentObserver()
     method = find_method(config.method)
-    record = model_record("student", student)
+    chat = chat_of_rollouts(read_artifact(rollouts, "rollouts", hashed=False), config.chat)
+    config = replace(config, chat=ChatConfig())  # the parent records it
+    record = model_record("student", student, chat=chat)
     source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config, observer)
     if scores is None and method.needs_teacher:
         raise InputError(f"{config.method} needs scores of these responses.", "Run `tsdkd score` first.")
@@ -90,6 +94,7 @@ def train_offline(
         max_length=max(source.length(i) for i in indices),
         vocab=source.shared_vocab(spec),
         open_data=lambda _: nullcontext(data),
+        chat=chat,
     )
     return run_training(inputs, output, config, seed, observer, overwrite)
 
@@ -146,22 +151,26 @@ def train_online(
     online = _with_engine(config.online, forward_precision(config.precision), observer)
     config = replace(config, online=online)
     sampling = online.sampling
-    models = model_record("student", student), model_record("teacher", teacher)
-    require_same_tokenizer(*models)
     recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
+    chat, chat_parents = config.chat, template_parents(config.chat, output)
+    if recorded is not None:
+        chat, chat_parents = chat_of_rollouts(recorded, config.chat), ()
+        config = replace(config, chat=ChatConfig())  # the parent records it
+    models = model_record("student", student, chat=chat), model_record("teacher", teacher)
+    require_same_tokenizer(*models)
     for author in recorded.manifest.models if recorded else ():
         require_same_tokenizer(author, models[0])
         if author.role == "teacher" and author.weights != models[1].weights:
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
     _require_responses(online, find_method(config.method), recorded)
-    specs = load_spec(student), load_spec(teacher)
+    specs = load_spec(student, chat), load_spec(teacher)
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
     config, sampling = replace(config, online=online), online.sampling
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
     day = None
     if recorded is None:
-        manifest = checkpoint_manifest(models, (parent,), config, seed)
+        manifest = checkpoint_manifest(models, (parent, *chat_parents), config, seed)
         day = chat_day(specs[0].tokenizer, output, manifest, overwrite)
         samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, day, observer)
     else:
@@ -187,7 +196,7 @@ def train_online(
             yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
     memory_length = sampling.max_prompt_tokens + sampling.max_new_tokens
-    inputs = TrainingInputs(*models, (parent,), memory_length, vocab, open_data, day)
+    inputs = TrainingInputs(*models, (parent, *chat_parents), memory_length, vocab, open_data, day, chat)
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
