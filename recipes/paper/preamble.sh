@@ -26,6 +26,8 @@ EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs model-written p
 TRAIN=${TRAIN:-}   # more options, such as --micro-batch-size 4 --gradient-checkpointing
 if [ "${DRY_RUN:-0}" = 1 ]; then EXTRAS=${EXTRAS-}; else EXTRAS=${EXTRAS-[vllm]}; fi   # a plan needs no vLLM
 
+CHAT=()   # the chat format, in every stage that writes prompts; later stages take that of the responses
+
 stop() {  # CAUSE REMEDY
   printf 'error: %s\ntry:   %s\n' "$1" "$2" >&2
   exit 2
@@ -34,14 +36,15 @@ stop() {  # CAUSE REMEDY
 case $PAIR in
   qwen2.5) TEACHER=${TEACHER:-Qwen/Qwen2.5-14B-Instruct} STUDENT=${STUDENT:-Qwen/Qwen2.5-1.5B-Instruct} RATE=5e-6 PAPER=${PAPER:-qwen2.5} ;;
   gemma2) TEACHER=${TEACHER:-google/gemma-2-9b-it} STUDENT=${STUDENT:-google/gemma-2-2b-it} RATE=1e-7 PAPER=gemma2 ;;
-  qwen3) TEACHER=${TEACHER:-Qwen/Qwen3-8B} STUDENT=${STUDENT:-Qwen/Qwen3-1.7B} RATE=5e-6 PAPER=qwen3 ;;   # the paper gives no learning rate
+  qwen3) TEACHER=${TEACHER:-Qwen/Qwen3-8B} STUDENT=${STUDENT:-Qwen/Qwen3-1.7B} RATE=5e-6 PAPER=qwen3   # the paper gives no learning rate
+    CHAT=(--chat-template-kwargs '{"enable_thinking": false}') ;;   # table5.sh says why
   *) stop "$PAIR is not a pair." "PAIR=qwen2.5, gemma2 or qwen3." ;;
 esac
 
 case $SCALE in
   paper) ;;
   tiny)
-    TEACHER=embedded-teacher STUDENT=embedded-student EXTRAS=
+    TEACHER=embedded-teacher STUDENT=embedded-student EXTRAS= CHAT=()
     PROMPTS=tsdkd/stages/data/embedded/prompts.jsonl COLUMN=messages
     SAMPLE="--engine transformers --limit 2 --max-prompt-tokens 128 --max-new-tokens 2"
     HELD_OUT="--held-out 0.45 --eval-steps 1"   # one of the first two prompts
@@ -75,7 +78,7 @@ learn() {  # NAME RESPONSES OPTIONS...
   local name=$1 responses=$2 source=(--teacher "$TEACHER" $SAMPLE)
   shift 2
   case $responses in
-    online) source+=("${prompts[@]}") ;;
+    online) source+=("${prompts[@]}" "${CHAT[@]}") ;;
     text) responses=teacher source=(--rollouts "$RUN/rollouts-teacher") ;;
     *) source+=(--rollouts "$RUN/rollouts-$responses" --lambda 0) ;;
   esac
@@ -90,7 +93,8 @@ record() {  # POLICY
   recorded="$recorded $1 "
   local authors=(--student "$STUDENT" --teacher "$TEACHER")
   if [ "$1" = teacher ]; then authors=(--teacher "$TEACHER"); fi
-  tsdkd generate --policy "$1" --rollouts "$RUN/rollouts-$1" --seed "$SEED" "${authors[@]}" "${prompts[@]}" $SAMPLE
+  tsdkd generate --policy "$1" --rollouts "$RUN/rollouts-$1" --seed "$SEED" "${authors[@]}" "${prompts[@]}" $SAMPLE \
+    "${CHAT[@]}"
 }
 
 measure() {  # evaluates teacher, student and all rows beside the published numbers
@@ -99,7 +103,7 @@ measure() {  # evaluates teacher, student and all rows beside the published numb
     case "$known " in *" $name "*) ;; *) stop "No row is named $name." "ROWS with some of:$known." ;; esac
   done
   for line in "${rows[@]}"; do eval "learn $line"; done
-  tsdkd eval --results "$RUN/results" $EVAL "${models[@]}" --paper "$PAPER"
+  tsdkd eval --results "$RUN/results" $EVAL "${CHAT[@]}" "${models[@]}" --paper "$PAPER"
   tsdkd report "$RUN"
   [ "${DRY_RUN:-0}" != 1 ] || command tsdkd plan "$plan" --prompts "$COUNT"
 }

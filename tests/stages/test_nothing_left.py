@@ -86,8 +86,8 @@ def test_eval_checks_every_model_before_it_measures_one(
     elif way == "no prerequisites":
         words = ["--tasks", "gsm8k,mbpp", "--data", rows]
     else:
-        monkeypatch.setattr("tsdkd.stages.eval.stage._require_same_settings", refused)
-        monkeypatch.setattr("tsdkd.stages.eval.stage._previous_results", lambda path: path.name == "b")
+        monkeypatch.setattr("tsdkd.stages.eval.stage.require_same_settings", refused)
+        monkeypatch.setattr("tsdkd.stages.eval.stage.previous_results", lambda path: path.name == "b")
     refuse("eval", "--model", f"a={student}", "--model", f"b={other}", *words, "--results", tmp_path / "results")
     assert not (tmp_path / "results").exists()
 

@@ -28,10 +28,18 @@ def test_an_added_system_message_is_read_with_any_template(kind: str, tmp_path: 
     assert "Be brief." not in written(file, TEMPLATES[kind], None)
 
 
-def test_a_system_message_of_a_row_is_not_moved(tmp_path: Path) -> None:
-    """A template that refuses it refuses the row."""
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_system_message_of_a_row_is_read_with_any_template(kind: str, tmp_path: Path) -> None:
+    """In place of the added one."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "How?"}]}\n')
-    with pytest.raises(InputError, match=r"prompts\.jsonl, line 1: The chat template refuses"):
-        written(file, TEMPLATES["refused"], "Be brief.")
-    assert "Own." in written(file, TEMPLATES["system"], "Be brief.")
+    text = written(file, TEMPLATES[kind], "Be brief.")
+    assert (text.count("Own."), text.count("How?"), text.count("Be brief.")) == (1, 1, 0)
+
+
+def test_a_system_message_that_no_user_message_follows_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"messages": [{"role": "system", "content": "Own."}]}\n')
+    with pytest.raises(InputError, match=r"prompts\.jsonl, line 1: .*no user message follows"):
+        written(file, TEMPLATES["refused"], None)
+    assert "Own." in written(file, TEMPLATES["system"], None)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GenerationConfig
 
-from tests.helpers.chat_templates import TEMPLATES
+from tests.helpers.chat_templates import NO_SYSTEM, TEMPLATES
 from tests.helpers.models import CHAT
 from tests.helpers.tasks import tasks_of
 from tsdkd.artifacts.reader import Artifact
@@ -170,6 +171,37 @@ def test_the_end_of_a_turn_ends_a_chat_response(scripted: list[Any], student: Pa
     for chat in (True, False):
         measure(model, rows, tmp_path / f"r{chat}", chat)
         assert (end in scripted.pop()) == chat
+
+
+@pytest.mark.parametrize(("template", "count"), [(NO_SYSTEM, 1), ("{{ messages[-1]['content'] }}", 0), (None, 1)])
+def test_a_prompt_has_the_bos_tokens_of_its_chat_template(
+    template: str | None, count: int, student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer adds one to text, and only to text: transformers' own chat path adds no special tokens."""
+    model = shutil.copytree(student, tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|start|> $A", special_tokens=[("<|start|>", bos)])
+    tokenizer.save_pretrained(model)
+    if template:
+        (model / "chat_template.jinja").write_text(template)
+    sent: list[list[int]] = []
+
+    def respond(self: Any, context: torch.Tensor, max_length: int, stop: list[str], **_: Any) -> torch.Tensor:
+        sent.extend(context.tolist())
+        return torch.cat([context, torch.full((len(context), 1), tokenizer.eos_token_id)], 1)
+
+    def score(self: Any, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+        sent.extend([*context, *continuation] for _, context, continuation in requests)
+        return [(0.0, False)] * len(requests)
+
+    monkeypatch.setattr(HFLM, "_model_generate", respond)
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", score)
+    monkeypatch.setattr("tsdkd.stages.eval.stage.require_turns", lambda *_: None)
+    config = replace(CONFIG, tasks=("gsm8k", "sciq"), limit=1, max_new_tokens=4, chat_template=bool(template))
+    evaluate(str(model), tmp_path / "r", config, rows)
+    assert len(sent) == 1 + 4
+    assert [ids[:2].count(bos) for ids in sent] == [count] * 5
 
 
 @pytest.mark.parametrize(("name", "stops"), [("gsm8k", []), ("mbpp:base", ["[DONE]"]), ("bbh:direct", ["\n\n"])])

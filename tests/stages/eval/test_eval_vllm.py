@@ -14,11 +14,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.adapters import save_adapter
+from tests.helpers.chat_templates import THINKING_BY_DEFAULT
 from tests.helpers.models import save_tiny_model
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
@@ -28,13 +31,21 @@ from tsdkd.stages.observer import SilentObserver
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 
 
-CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12)
+CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, chat=ChatConfig(kwargs='{"enable_thinking": true}'))
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It has an untied head, although its config says that the head is tied; padding rows have large logits."""
+    """It has an untied head, although its config says that the head is tied; padding rows have large logits.
+
+    Its chat template thinks by default, and writes no BOS token, which its tokenizer adds to text.
+    """
     path = save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=2, padding_rows=6, head_dim=32)
+    tokenizer = load_tokenizer(str(path))
+    bos = ("<|start|>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|start|> $A", special_tokens=[bos])
+    tokenizer.chat_template = THINKING_BY_DEFAULT.replace("<|start|>", "<turn>")
+    tokenizer.save_pretrained(path)
     weights = load_file(path / "model.safetensors")
     weights["lm_head.weight"][-6:] *= 20
     save_file(weights, path / "model.safetensors", {"format": "pt"})

@@ -61,6 +61,26 @@ def test_a_system_message_joins_a_list_of_parts() -> None:
     assert user["content"] == [{"type": "text", "text": "Answer in French.\n\n"}, *parts]
 
 
+def test_all_leading_system_messages_are_joined() -> None:
+    """Their parts of text too; empty ones and null contents are left out."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATES["refused"]
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
+    systems = [{"role": "system", "content": content} for content in ("Be brief.", None, parts, "")]
+    (user,) = fit_system(tokenizer, [*systems, {"role": "user", "content": "One?"}])
+    assert user["content"] == "Be brief.\n\nBe kind.\n\nOne?"
+
+
+def test_a_conversation_that_needs_more_than_texts_keeps_its_system_message() -> None:
+    """The markers of a tool's result are refused, as they name no call; the messages before it decide."""
+    tokenizer = byte_tokenizer()
+    refused = "{% for m in messages if m['role'] == 'tool' and not m['name'] %}{{ raise_exception('') }}{% endfor %}"
+    messages = [*MESSAGES[:3], {"role": "tool", "name": "add", "content": "3"}]
+    for template, kept in ((CHAT, True), (TEMPLATES["refused"], False)):
+        tokenizer.chat_template = refused + template
+        assert (fit_system(tokenizer, messages) is messages) == kept
+
+
 def test_a_template_that_drops_a_turn_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
