@@ -64,6 +64,18 @@ def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_prompts_are_counted_in_their_chat_format(student: Path, teacher: Path, tmp_path: Path) -> None:
+    prompts, template = write_prompts(tmp_path / "prompts.jsonl", 10), tmp_path / "t.jinja"
+    template.write_text("{{ messages[0]['content'] }}{{ x }}")
+    line = f"tsdkd generate --student {student} --prompts {prompts} --max-new-tokens 8 --chat-template {template}"
+    counts = []
+    for text in ("", "abcde"):
+        kwargs = f"""--chat-template-kwargs '{{"x": "{text}"}}'"""
+        rows = {row["stage"]: row for row in plan(f"{line} {kwargs}", f"tsdkd score --teacher {teacher}")}
+        counts.append(int(rows["score"]["work"].removeprefix("≤ ").removesuffix(" tokens").replace(",", "")))
+    assert counts[1] - counts[0] == 10 * len("abcde")
+
+
 def test_existing_artifacts_are_read(student: Path, teacher: Path, tmp_path: Path) -> None:
     """Existing rollouts count with their real lengths; a complete artifact costs nothing."""
     prompts = write_prompts(tmp_path / "p.jsonl", 4)

@@ -1,5 +1,7 @@
 """diagnose: files first, then one sampling; refusals become findings."""
 
+import json
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -9,8 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.chat_templates import NO_SYSTEM, THINKING
 from tests.helpers.models import CHAT, save_tiny_model
 from tests.helpers.prompts import write_prompts
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.doctor import CPU_SAMPLE_TOKENS, DoctorConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.doctor.findings import Finding
@@ -97,6 +101,34 @@ def test_a_base_student_with_an_instruct_teacher(teacher: Path, prompts: Path, t
     found = findings(base, teacher, prompts)
     assert found["chat_template"].status == "stop"
     assert "no chat template" in found["chat_template"].reason
+
+
+def test_the_chat_format_of_the_run_is_examined(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Both models have it; a teacher whose template does not read the keywords keeps its own, which is a finding."""
+    thinking = shutil.copytree(student, tmp_path / "thinking")
+    (thinking / "chat_template.jinja").write_text(THINKING)
+    prompts = tmp_path / "prompts.jsonl"
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How?"}]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in ({"messages": turns}, {"prompt": "What?"})))
+
+    def found(chat: ChatConfig) -> dict[str, Finding]:
+        diagnosed = diagnose(str(thinking), str(teacher), prompts, replace(CONFIG, chat=chat)).all
+        return {finding.name: finding for finding in diagnosed}
+
+    own = found(ChatConfig())
+    off = found(ChatConfig(kwargs='{"enable_thinking": false}'))
+    assert own["thinking_mode"].values == {"student": "on", "teacher": "none"}
+    assert off["thinking_mode"].values == {"student": "off", "teacher": "none"}
+    assert off["prompts"].values["prompt_tokens"] - own["prompts"].values["prompt_tokens"] == len(
+        "<think>\n\n</think>\n\n"
+    )
+    assert own["prompts"].values["system_joined"] == 0
+    file = tmp_path / "t.jinja"
+    file.write_text(NO_SYSTEM)
+    both = found(ChatConfig(str(file)))
+    assert both["chat_template"].status == "ok"
+    assert both["prompts"].values["system_joined"] == 1
+    assert found(ChatConfig(kwargs='{"think": false}'))["student"].status == "stop"
 
 
 def test_one_model_in_both_roles_has_nothing_to_learn(student: Path, prompts: Path, tmp_path: Path) -> None:
