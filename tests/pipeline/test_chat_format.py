@@ -121,6 +121,20 @@ def test_artifacts_without_the_options_record_nothing_of_them(
     assert "with the model's own chat template, and this command runs with --chat-template plain" in cause
 
 
+def test_a_changed_copy_or_record_of_the_format_is_refused(off: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    rollouts = shutil.copytree(off / "rollouts", tmp_path / "rollouts")
+    words = ("train", "--rollouts", rollouts, "--scores", off / "scores", "--checkpoint", tmp_path / "c", *SHAPE)
+    (rollouts / CHAT_TEMPLATE_FILE).write_text("{{ messages }}")
+    assert "has a hash that differs from the manifest" in refuse(*words)[0]
+    (rollouts / CHAT_TEMPLATE_FILE).unlink()
+    (rollouts / CHAT_TEMPLATE_FILE).symlink_to(off / "copy.jinja")
+    assert "links to a file outside its artifact" in refuse(*words)[0]
+    content = json.loads((rollouts / "manifest.json").read_text())
+    content["config"]["chat"]["template"] = str(off / "copy.jinja")
+    (rollouts / "manifest.json").write_text(json.dumps(content))
+    assert "config.chat.template is" in refuse(*words)[0]
+
+
 def test_another_format_is_another_artifact(off: Path, models: dict[str, Path], tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
     words = ("generate", "--student", models["student"], "--prompts", prompts, *SAMPLING, "--run", tmp_path)

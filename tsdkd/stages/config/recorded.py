@@ -14,7 +14,7 @@ from tsdkd.artifacts.replacing import artifact_name
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import ArtifactError
 from tsdkd.printable import escape_controls
-from tsdkd.stages.config.chat import TEMPLATE_PARENT
+from tsdkd.stages.config.chat import PLAIN, TEMPLATE_PARENT
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
@@ -51,13 +51,15 @@ def _command(kind: str, config: Mapping[str, Any]) -> str:
 
 
 def check_config(kind: str, config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a recorded setting of a wrong type or out of its option's range.
+    """Raises ValueError for a recorded setting of a wrong type, or one that its option does not take.
 
     Settings that are missing or unknown pass: artifacts of an earlier or later tsdkd have them.
     """
     configuration = CONFIGS[_command(kind, config)]
     conform(config, configuration, "config")
     values = flatten(dict(config))
+    if values.get("chat.template") not in {None, PLAIN}:  # a file is a parent
+        raise ValueError(f"config.chat.template is {values['chat.template']!r}, not {PLAIN!r}")
     for option in config_options(configuration):
         value: Any = values.get(option.key)
         low, high = option.option.min, option.option.max

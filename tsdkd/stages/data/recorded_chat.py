@@ -4,13 +4,14 @@ Later stages take the format of the rollouts, whose copy of the template stays w
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tsdkd.artifacts.files import CHAT_TEMPLATE_FILE
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.json_files import conform
 from tsdkd.artifacts.manifest import Parent, relative_path
-from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.reader import Artifact, check_parts
 from tsdkd.artifacts.regular_files import require_regular_file
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
@@ -33,9 +34,14 @@ def add_template(writer: Writer, chat: ChatConfig) -> None:
 
 
 def chat_of_rollouts(rollouts: Artifact, given: ChatConfig) -> ChatConfig:
-    """The format of the rollouts. Raises InputError where the `given` one is set and differs."""
+    """The format of the rollouts.
+
+    Raises InputError where the `given` one is set and differs, ArtifactError where the template's copy was changed.
+    """
     recorded: ChatConfig = conform(rollouts.manifest.config.get("chat", {}), ChatConfig)
-    if any(part.file == CHAT_TEMPLATE_FILE for part in rollouts.manifest.parts):
+    copies = tuple(part for part in rollouts.manifest.parts if part.file == CHAT_TEMPLATE_FILE)
+    if copies:
+        check_parts(rollouts.path, replace(rollouts.manifest, parts=copies))
         recorded = ChatConfig(str(rollouts.path / CHAT_TEMPLATE_FILE), recorded.kwargs)
     if given.is_set and _identity(given) != _identity(recorded):
         raise InputError(

@@ -85,8 +85,8 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if templates is None:
         raise InputError(
             "The model has no chat template.",
-            "Give --chat-template plain (a format for base models) or --chat-template FILE, or use an "
-            "instruction-tuned model.",
+            "Use an instruction-tuned model, or give generate, train, eval or doctor --chat-template plain (a format "
+            "for base models) or FILE.",
         )
     if isinstance(templates, dict) and "default" not in templates:
         raise InputError(
