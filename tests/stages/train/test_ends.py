@@ -177,10 +177,12 @@ def test_rollouts_that_are_cut_on_purpose_do_not_count_as_truncated(
     online = OnlineConfig(
         sampling=replace(SAMPLING, rollout_tokens=5), student_fraction=0.0 if replay else 1.0, replay=replay
     )
-    config, data = replace(CONFIG, epochs=1, online=online), rollouts / "prompts.jsonl"
+    data, changes = rollouts / "prompts.jsonl", {}
     if replay:
-        method = {"method": "distillm", "objective": find_method("distillm").objective}
-        config, data = replace(config, **method, held_out=0.3, eval_steps=1), rollouts / "rollouts"
+        recorded = generate(data, str(pair[1]), tmp_path / "r", GenerateConfig(policy="teacher", max_new_tokens=8))
+        data, changes = recorded.path, {"method": "distillm", "held_out": 0.5, "eval_steps": 1}
+        changes["objective"] = find_method("distillm").objective
+    config = replace(CONFIG, epochs=1, online=online, **changes)
     train_online(data, *map(str, pair), tmp_path / "c", config)
     sampled = [sample for sample in seen if sample["finish_reason"] == "early"]
     assert sampled

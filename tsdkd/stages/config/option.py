@@ -140,8 +140,7 @@ class ConfigOption:
     def parse(self, value: Any) -> Any:
         """The field's value from the option's. Raises InputError."""
         if self.is_tuple:
-            joined = isinstance(value, str) and not self.option.repeatable
-            return tuple(value.split(",")) if value and joined else tuple(value or ())
+            return tuple(value.split(",")) if isinstance(value, str) and value else tuple(value or ())
         if self.is_number_or_word and isinstance(value, str):
             value = _number_or_word(self, value)
         if isinstance(value, int | float):
