@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.models import byte_tokenizer
@@ -66,6 +67,14 @@ def test_the_token_that_completes_a_stop_string(
 def test_a_stop_string_may_hold_the_text_of_a_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
     finder = StopStringFinder(["x<|start|>"], tokenizer, [])
     assert [finder.append(token) for token in (*bytes_of(b"x", tokenizer), 256)] == [False, True]
+
+
+def test_the_first_word_of_a_response_keeps_its_space() -> None:
+    """SentencePiece's decoder drops the space of a first token; the prompt comes before it."""
+    backend = Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1}))
+    backend.decoder = decoders.Metaspace()
+    finder = StopStringFinder([" two"], PreTrainedTokenizerFast(tokenizer_object=backend), [0])
+    assert finder.append(1)
 
 
 def sample(engine: Engine, count: int = len(PROMPTS)) -> list[Response]:

@@ -86,6 +86,16 @@ def test_the_checkpoint_ends_with_the_tokens_of_both_models(
     assert _generation_config(pair[0]) == {"eos_token_id": [BASE_END]}
 
 
+def test_scores_hold_the_teachers_ends_though_no_response_ends_with_them(
+    rollouts: Path, pair: Pair, tmp_path: Path
+) -> None:
+    generate(rollouts / "prompts.jsonl", str(pair[0]), tmp_path / "r", GenerateConfig(max_new_tokens=1, limit=3))
+    score(tmp_path / "r", *map(str, pair), tmp_path / "s", ScoreConfig(k=4))
+    source, tokenizer = OfflineSource(tmp_path / "r", tmp_path / "s"), load_spec(str(pair[0])).tokenizer
+    assert RolloutSource.end_ids(source, tokenizer) == set()
+    assert source.end_ids(tokenizer) == {TURN_END, TOOL_END}
+
+
 @pytest.mark.parametrize("lora", FORMS[:2], ids=["full", "lora"])
 def test_online_training_saves_the_teachers_ends(
     rollouts: Path, pair: Pair, tmp_path: Path, lora: LoRAConfig | None
