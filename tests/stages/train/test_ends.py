@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.models import copy_with_ends, save_tiny_model
@@ -15,9 +14,10 @@ from tests.helpers.training import CONFIG, SAMPLING
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig
+from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource
 from tsdkd.stages.data.online import OnlineSource
-from tsdkd.stages.data.source import Sample, Source, collate, predicting_hidden, response_ids
+from tsdkd.stages.data.source import Sample, Source, collate
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.load import load_model
@@ -159,11 +159,9 @@ def test_a_cut_response_teaches_no_end_and_an_ended_one_does(
     assert {sample["finish_reason"] for sample in samples} == {"stop", "length"}
     assert any(sample["finish_reason"] == "stop" and len(sample["response_ids"]) == 12 for sample in samples)
     batch = collate(samples, source)
-    targets = response_ids(batch["input_ids"], batch["response_mask"])
-    assert targets.tolist() == [token for sample in samples for token in sample["response_ids"]]
-    hidden = torch.arange(batch["input_ids"].numel()).view(*batch["input_ids"].shape, 1)
-    predicting = predicting_hidden(hidden, batch["response_mask"]).flatten()
-    assert torch.equal(batch["input_ids"].flatten()[predicting + 1], targets)  # each position predicts its target
+    tokens = [token for sample in samples for token in sample["response_ids"]]
+    assert predicted_ids(batch).tolist() == tokens
+    assert batch["predicting"].sum() == batch["response_mask"].sum() == len(tokens)
     for sample in samples:
         ends = ALL_ENDS & {*sample["response_ids"]}
         assert (len(ends), sample["response_ids"][-1] in ALL_ENDS) == (
