@@ -182,6 +182,7 @@ BOUNDS = {
     "lambda": (0.1, 1.0),
 }
 """Of numbers, where the option's own range is not enough."""
+WHOLE = {"max-new-tokens": (10_001, 20_000)}  # above --rollout-tokens
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=9)
 LISTED = {"tasks": sorted(BENCHMARKS), "released": list(RELEASED)}
 
@@ -200,7 +201,7 @@ def values_of(option: ConfigOption) -> st.SearchStrategy[Any]:
     low, high = BOUNDS.get(option.name, (option.option.min or 0, option.option.max or 99))
     known: dict[Any, st.SearchStrategy[Any]] = {
         bool: st.booleans(),
-        int: st.integers(int(option.option.min or 0), 10_000),
+        int: st.integers(*WHOLE.get(option.name, (int(option.option.min or 0), 10_000))),
         float: st.floats(low, high).map(lambda number: round(number, 3)),
         str: WORDS,
         type(None): st.none(),

@@ -51,7 +51,7 @@ def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, 
         f"tsdkd score --run runs/a --teacher '{teacher}'",
         "TSDKD_RUN=runs/a tsdkd train --batch-size 4 --epochs 2",
         "NAME=x tsdkd eval --run runs/a --tasks mbpp,sciq --limit 3",
-        "tsdkd generate --run runs/b --student runs/a/checkpoint --limit 4",
+        "tsdkd generate --run runs/b --student runs/a/checkpoint --limit 4 --rollout-tokens 100",
         "tsdkd artifact show runs/a/scores",
         "tsdkd report runs/a",
     )
@@ -59,7 +59,7 @@ def test_a_chain_whose_artifacts_do_not_exist_yet(student: Path, teacher: Path, 
     tokens = found[1].removeprefix("≤ ").removesuffix(" tokens")
     assert found[0] == "≤ 10 x 8 tokens"
     assert int(tokens.replace(",", "")) > 10 * 8
-    assert found[2:] == ["6 steps of 4", "3 x 6 documents", "≤ 4 x 512 tokens", "", "", ""]
+    assert found[2:] == ["6 steps of 4", "3 x 6 documents", "≤ 4 x 100 tokens", "", "", ""]
     assert [row["stage"] for row in rows[5:]] == ["artifact show", "report", "total"]
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -82,6 +82,8 @@ GENERATE = GenerateConfig(
     temperature=0.5,
     top_p=0.9,
     max_new_tokens=7,
+    rollout_tokens=5,
+    stop=("\n\n", "one, two"),
     limit=3,
     column="q",
     system="Be kind; it's free.",
@@ -102,7 +104,7 @@ TRAIN = TrainConfig(
 ONLINE = TrainConfig(
     online=OnlineConfig(
         student_fraction=0.4,
-        sampling=GenerateConfig(temperature=0.7, batch_size=3, max_new_tokens=9, engine="transformers"),
+        sampling=GenerateConfig(temperature=0.7, batch_size=3, max_new_tokens=9, engine="transformers", stop=("a,b",)),
         teacher_dtype="float32",
     ),
     lora=LoRAConfig(rank=4, alpha=9, dropout=0.1, targets="q_proj", merge=True),

@@ -1,5 +1,8 @@
 """Tiny models for tests: a byte tokenizer, two to four layers, random weights."""
 
+import json
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -52,4 +55,15 @@ def save_tiny_model(
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return path
+
+
+def copy_with_ends(model: Path, path: Path, end_ids: Collection[int], template: str = CHAT) -> Path:
+    """A copy of a model that ends responses with these ids alone, and writes prompts in this chat template."""
+    shutil.copytree(model, path)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [*end_ids]}))
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config["eos_token"] = config["pad_token"] = None
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "chat_template.jinja").write_text(template)
     return path

@@ -6,14 +6,13 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 
 
-def require_used_models(config: GenerateConfig, student: str | None, teacher: str | None) -> None:
-    """Raises InputError for a named model that does not respond: it would be neither read nor recorded."""
-    for role, other, name in (("student", "teacher", student), ("teacher", "student", teacher)):
-        if name and config.policy == other:
-            raise InputError(
-                f"The policy {other!r} does not use the {role} {name}.",
-                f"Leave out --{role}, or choose another --policy, such as {role} or mixed.",
-            )
+def require_used_student(config: GenerateConfig, student: str | None) -> None:
+    """Raises InputError for a student that does not respond: it would be neither read nor recorded."""
+    if student and config.policy == "teacher":
+        raise InputError(
+            f"The policy 'teacher' does not use the student {student}.",
+            "Leave out --student, or choose another --policy, such as student or mixed.",
+        )
 
 
 @options.configured(GenerateConfig)
@@ -30,9 +29,10 @@ def command(
     """Sample responses to prompts from the student, from the teacher, or from both: prompts -> rollouts."""
     from tsdkd.stages.generate.stage import format_skipped, generate
 
-    require_used_models(config, student, teacher)
+    require_used_student(config, student)
     models = {} if config.policy == "teacher" else {"student": defaults.student(student)}
-    models |= {} if config.policy == "student" else {"teacher": defaults.teacher(teacher)}
+    if config.policy != "student" or teacher:  # a student that responds alone ends at the teacher's end tokens, too
+        models["teacher"] = defaults.teacher(teacher)
     artifact = generate(
         prompts or defaults.PROMPTS,
         next(iter(models.values())),
@@ -47,7 +47,7 @@ def command(
     skipped = format_skipped(summary["prompts_skipped"], config.max_prompt_tokens)
     per_response = summary["response_tokens"] / summary["responses"]
     teacher_fraction = summary["teacher_tokens"] / summary["response_tokens"]
-    by_teacher = f", {teacher_fraction:.0%} by the teacher" if len(models) > 1 else ""
+    by_teacher = f", {teacher_fraction:.0%} by the teacher" if config.policy not in {"student", "teacher"} else ""
     show_pairs(
         "rollouts",
         [

@@ -10,7 +10,7 @@ import typer
 
 from tsdkd.cli import defaults, options
 from tsdkd.cli.eval import parse_models, read_eval_config
-from tsdkd.cli.generate import require_used_models
+from tsdkd.cli.generate import require_used_student
 from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
@@ -33,7 +33,7 @@ def _plan_without_cost(context: typer.Context, planner: Planner) -> PlanRow:
 
 def _plan_generate(context: typer.Context, planner: Planner) -> PlanRow:
     given, config = context.params, options.read_config(context, GenerateConfig)
-    require_used_models(config, given["student"], given["teacher"])
+    require_used_student(config, given["student"])
     roles = [role for role, other in (("student", "teacher"), ("teacher", "student")) if config.policy != other]
     output = _path(given, "rollouts")
     return planner.generate(_prompts(given, config), _models(given, *roles), output, config, given["overwrite"])

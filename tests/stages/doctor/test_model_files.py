@@ -64,13 +64,15 @@ def test_whether_each_model_can_stop(pair: Pair, tmp_path: Path) -> None:
     assert checks.check_end_tokens(pair[0]).status == "ok"
     base = changed(pair[0], end_ids=[3])
     found = checks.check_end_tokens(base)
-    assert (found.status, found.values["turn_end_ids"]) == ("look", [257])
-    assert "Add 257 to eos_token_id" in found.remedy
-    assert "ends a turn with <|end|> (257)" in found.reason
-    assert checks.check_end_tokens(changed(pair[0], end_ids=[])).status == "stop"
+    assert (found.status, found.values["turn_end_ids"]) == ("ok", [257])
+    assert "ends a turn with <|end|> (257), but" in found.reason
+    assert checks.check_end_tokens(changed(pair[0], end_ids=[])).status == "ok"
+    plain = byte_tokenizer()
+    plain.chat_template = "{{ messages[0]['content'] }}"
+    assert checks.check_end_tokens(changed(pair[0], tokenizer=plain, end_ids=[])).status == "stop"
     assert checks.check_same_end(pair).status == "ok"
     apart = checks.check_same_end((base, pair[1]))
-    assert (apart.status, apart.values) == ("look", {"student": [3], "teacher": [257]})
+    assert (apart.status, apart.values) == ("ok", {"student": [3], "teacher": [257]})
     capital = byte_tokenizer()
     capital.add_tokens("<|EOT|>")
     spelled = checks.check_same_end((changed(pair[0], tokenizer=capital, end_ids=[258]), pair[1]))

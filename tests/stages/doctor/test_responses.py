@@ -11,6 +11,7 @@ import torch
 
 from tsdkd.core import Head, TSDKDConfig, entropy, generalized_jsd, opener_mask
 from tsdkd.stages.config.doctor import DoctorConfig
+from tsdkd.stages.data.requests import Response
 from tsdkd.stages.doctor import entropy_term
 from tsdkd.stages.doctor.entropy_term import check_entropy_term
 from tsdkd.stages.doctor.findings import Finding
@@ -85,15 +86,16 @@ def test_responses_are_measured_one_by_one() -> None:
         {"sample_id": i, "student_entropy": torch.tensor(own), "teacher_entropy": torch.zeros(len(own))}
         for i, own in enumerate(([1.0, 1.0, 8.0], [5.0]))
     ]
-    model: Any = SimpleNamespace(end_ids=[9], tokenizer=SimpleNamespace(decode=lambda ids: "<think>" * (ids[0] == 7)))
-    found = _measure(rows, [[7, 2, 9], [3]], model, 16, TSDKDConfig(opener=0.2))
+    model: Any = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "<think>" * (ids[0] == 7)))
+    written = [Response([7, 2, 9], "stop"), Response([3], "length")]
+    found = _measure(rows, written, model, 16, TSDKDConfig(opener=0.2))
     opener = opener_mask(torch.tensor([[1.0, 1.0, 8.0]]), torch.ones(1, 3, dtype=torch.bool), 0.2)
     assert found.columns["opener_length"].tolist() == [int(opener.sum()), 1] == [2, 1]
     gate = torch.sigmoid(torch.tensor([1.0, 1.0, 8.0])).mean()
     torch.testing.assert_close(found.columns["gate"][0].float(), gate)
     assert found.mean("student_entropy") == pytest.approx((10 / 3 + 5) / 2)
     assert (found.truncated, found.thinking, found.repeating, found.lengths) == (0.5, 0.5, 0.0, [3, 1])
-    adaptive = _measure(rows, [[7, 2, 9], [3]], model, 16, TSDKDConfig(opener="adaptive"))
+    adaptive = _measure(rows, written, model, 16, TSDKDConfig(opener="adaptive"))
     assert adaptive.columns["opener_length"].tolist() == [2, 1]
 
 

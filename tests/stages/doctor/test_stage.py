@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.chat_templates import NO_SYSTEM, THINKING
-from tests.helpers.models import CHAT, save_tiny_model
+from tests.helpers.models import CHAT, copy_with_ends, save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.doctor import CPU_SAMPLE_TOKENS, DoctorConfig
@@ -129,6 +129,24 @@ def test_the_chat_format_of_the_run_is_examined(student: Path, teacher: Path, tm
     assert both["chat_template"].status == "ok"
     assert both["prompts"].values["system_joined"] == 1
     assert found(ChatConfig(kwargs='{"think": false}'))["student"].status == "stop"
+
+
+def test_responses_end_at_end_tokens_of_both_models_and_at_stop_strings(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """The student has no end token that it writes; each byte ends the teacher's responses, or is a stop string."""
+    silent = copy_with_ends(student, tmp_path / "student", [256])
+    talker = copy_with_ends(teacher, tmp_path / "teacher", range(256))
+    found = findings(silent, talker, prompts)
+    assert found["same_end_tokens"].status == "ok"
+    assert "Only the student ends with <|start|> (256) and only the teacher" in found["same_end_tokens"].reason
+    assert found["response_length"].values["response_length"] == {"student": 1, "teacher": 1}
+    assert found["response_length"].values["truncated"] == {"student": 0, "teacher": 0}
+    printable = replace(CONFIG.sampling, stop=tuple(map(chr, range(32, 127))))
+    stopped = diagnose(str(silent), str(teacher), prompts, replace(CONFIG, sampling=printable)).all
+    (lengths,) = [f.values["response_length"] for f in stopped if f.name == "response_length"]
+    whole = findings(silent, teacher, prompts)["response_length"].values["response_length"]
+    assert lengths["student"] < whole["student"]
 
 
 def test_one_model_in_both_roles_has_nothing_to_learn(student: Path, prompts: Path, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ def outputs_of(engine_logits: torch.Tensor) -> list[EngineOutput]:
     for response_logits in engine_logits:
         log_probs = response_logits.log_softmax(-1)
         ids = log_probs.exp().multinomial(1, generator=generator)
-        outputs.append(EngineOutput([1, 2], ids.flatten().tolist(), log_probs.gather(-1, ids).flatten().tolist()))
+        outputs.append(
+            EngineOutput([1, 2], ids.flatten().tolist(), log_probs.gather(-1, ids).flatten().tolist(), False)
+        )
     return outputs
 
 

@@ -17,6 +17,7 @@ from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.engines import choice, online_vllm
 from tsdkd.stages.engines.engine_check import diagnose_mismatch
 from tsdkd.stages.engines.vllm_engine import VllmEngine
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.train.stage import train_online
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -75,5 +76,5 @@ def test_stale_weights_stop_the_run(
 def test_vllm_samples_no_ids_that_the_teacher_lacks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(online_vllm, "VllmEngine", lambda spec, *_: opened.append(spec.vocab) or nullcontext())
-    with online_vllm.open_vllm_sampler(str(served), SAMPLING, 32, vocab=200):
+    with online_vllm.open_vllm_sampler(replace(load_spec(str(served)), vocab=200), SAMPLING, 32):
         assert opened == [200]

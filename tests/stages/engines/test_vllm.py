@@ -26,7 +26,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.requests import RequestBatch
 from tsdkd.stages.engines import choice, engine_check
-from tsdkd.stages.engines.transformers_engine import sample_responses
+from tsdkd.stages.engines.transformers_engine import TransformersEngine, sample_responses
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.generate.requests import PromptRequests
 from tsdkd.stages.generate.stage import generate
@@ -184,6 +184,24 @@ def test_greedy_responses_equal_those_of_transformers(
     prompts = [request.prompt_ids for request in batch.requests]
     expected = sample_responses(load_model(str(adapter)), prompts, CONFIG.max_new_tokens, temperature=0)
     assert [response.ids for response in responses] == expected
+
+
+def test_stop_strings_cut_greedy_responses_as_transformers_does(served: Path, batch: RequestBatch) -> None:
+    """In an engine with a tokenizer; both engines also name the same reasons, with end tokens of another model."""
+    model = load_model(str(served))
+    config = replace(CONFIG, temperature=0.0, max_new_tokens=24)
+    ends = [*range(20), *model.end_ids]
+    ended = replace(model, pair_end_ids=ends)
+    ((_, whole),) = TransformersEngine(ended, config).sample(iter([batch]), lambda _: None)
+    texts = [model.tokenizer.decode(response.ids) for response in whole]
+    pairs = [text[n : n + 2] for text in texts for n in range(3, len(text) - 1) if text[n : n + 2].isascii()]
+    config = replace(config, stop=(*pairs[::9], "<|end|>", "é"), rollout_tokens=12)
+    ((_, expected),) = TransformersEngine(ended, config).sample(iter([batch]), lambda _: None)
+    with VllmEngine(replace(load_spec(str(served)), end_ids=ends), config, 200) as engine:
+        ((_, responses),) = engine.sample(iter([batch]), lambda _: None)
+    assert responses == expected
+    assert {response.finish_reason for response in responses} == {"stop", "early"}
+    assert any(response.finish_reason == "stop" and response.ids[-1] not in ends for response in responses)
 
 
 def test_the_same_batch_gets_the_same_responses_and_progress_counts_them(

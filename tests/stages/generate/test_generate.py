@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.models import copy_with_ends
 from tests.helpers.training import CONFIG as TRAIN
 from tests.helpers.training import RecordingObserver
 from tsdkd.errors import InputError
-from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.generate import AUTHORS, GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.engines import choice, transformers_engine
@@ -168,21 +169,60 @@ def test_mixed_rollouts_have_two_authors(
     assert contents(tmp_path / "cut") == contents(tmp_path / "mixed")
 
 
-def test_a_response_ends_with_an_end_token_of_its_author(
+@pytest.mark.parametrize("policy", ["student", "mixed", "speculative", "teacher-mixed"])
+def test_a_response_ends_with_an_end_token_of_either_model(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path, policy: str
+) -> None:
+    """The student ends with each of 20 bytes, the teacher with each of 20 others, a turn of the template with 257.
+
+    A response that is cut holds none of them.
+    """
+    student_path = copy_with_ends(student, tmp_path / "student", range(20))
+    teacher_path = copy_with_ends(teacher, tmp_path / "teacher", [*range(100, 120), 300])  # 300 is no token
+    config = replace(CONFIG, policy=policy, samples_per_prompt=3)
+    artifact = generate(prompts, str(student_path), tmp_path / "r", config, teacher=str(teacher_path))
+    rows, ends = artifact.table().to_pylist(), {*range(20), *range(100, 120), 257}
+    for row in rows:
+        assert ends.isdisjoint(row["response_ids"][:-1])
+        assert row["finish_reason"] == ("stop" if row["response_ids"][-1] in ends else "length")
+        assert len(row["response_ids"]) == 12 or row["finish_reason"] == "stop"
+    last = {(row["author"], row["response_ids"][-1] < 20) for row in rows if row["finish_reason"] == "stop"}
+    assert last == {(author, own) for author in AUTHORS[policy] for own in (True, False)}
+    assert [model.role for model in artifact.manifest.models] == ["student", "teacher"]
+
+
+def test_a_student_that_responds_alone_ends_at_its_own_ends_and_at_the_end_of_a_turn(
     student: Path, teacher: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    """The student ends with any of 100 bytes, the teacher with <|end|> alone."""
-    config = replace(CONFIG, policy="mixed", max_new_tokens=30)
-    shutil.copytree(student, tmp_path / "student")
-    (tmp_path / "student" / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(100), 257]}))
-    artifact = generate(prompts, str(tmp_path / "student"), tmp_path / "r", config, teacher=str(teacher))
-    rows = artifact.table().to_pylist()
-    for row in rows:
-        end_ids = {257} if row["author"] == "teacher" else {*range(100), 257}
-        assert end_ids.isdisjoint(row["response_ids"][:-1])
-        assert row["finish_reason"] == ("stop" if row["response_ids"][-1] in end_ids else "length")
-    truncated_teacher = [row for row in rows if row["author"] == "teacher" and row["finish_reason"] == "length"]
-    assert any(set(range(100)) & set(row["response_ids"]) for row in truncated_teacher)
+    """Without --teacher; the teacher that is named records itself, and changes nothing else."""
+    base = copy_with_ends(student, tmp_path / "student", range(20))
+    config = replace(CONFIG, samples_per_prompt=3, max_new_tokens=40)
+    alone = generate(prompts, str(base), tmp_path / "alone", config)
+    ends = {row["response_ids"][-1] for row in alone.table().to_pylist() if row["finish_reason"] == "stop"}
+    assert 257 in ends
+    assert ends <= {*range(20), 257}
+    named = generate(prompts, str(base), tmp_path / "named", config, teacher=str(teacher))
+    assert named.table() == alone.table()
+    assert named.manifest.identity.keys() - alone.manifest.identity.keys() == {"model teacher"}
+
+
+def test_stop_strings_and_shorter_rollouts_are_recorded_if_they_are_set(
+    student: Path, prompts: Path, tmp_path: Path
+) -> None:
+    whole = generate(prompts, str(student), tmp_path / "whole", replace(CONFIG, temperature=0.0))
+    assert not {"stop", "rollout_tokens"} & whole.manifest.config.keys()
+    texts = [row["response"] for row in whole.table().to_pylist()]
+    stop = next(text[n : n + 2] for text in texts for n in range(2, 8) if text[n : n + 2].isascii())
+    config = replace(CONFIG, temperature=0.0, stop=(stop,), rollout_tokens=9)
+    cut = generate(prompts, str(student), tmp_path / "cut", config)
+    assert (cut.manifest.config["stop"], cut.manifest.config["rollout_tokens"]) == ([stop], 9)
+    rows = cut.table().to_pylist()
+    assert {row["finish_reason"] for row in rows} == {"stop", "early"}
+    assert all(stop in row["response"] or 257 in row["response_ids"] for row in rows if row["finish_reason"] == "stop")
+    assert cut.manifest.summary["truncated"] == 0
+    assert generate(prompts, str(student), tmp_path / "cut", config).manifest == cut.manifest
+    with pytest.raises(InputError, match="stop"):
+        generate(prompts, str(student), tmp_path / "cut", replace(config, stop=()))
 
 
 def test_models_without_an_end_token_respond_up_to_the_limit(
@@ -191,12 +231,8 @@ def test_models_without_an_end_token_respond_up_to_the_limit(
     """Every engine of transformers says so, and so does online training; scores and training read the responses."""
     models = []
     for path in (student, teacher):
-        shutil.copytree(path, tmp_path / f"{path.name}-model")
-        (tmp_path / f"{path.name}-model" / "generation_config.json").write_text("{}")
-        tokenizer = load_tokenizer(str(path))
-        tokenizer.eos_token = tokenizer.pad_token = None
-        tokenizer.save_pretrained(tmp_path / f"{path.name}-model")
-        models.append(str(tmp_path / f"{path.name}-model"))
+        endless = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+        models.append(str(copy_with_ends(path, tmp_path / f"{path.name}-model", [], endless)))
     small = replace(CONFIG, limit=4, max_new_tokens=6)
     for policy in ("student", "mixed", "speculative"):
         observer, both = RecordingObserver(), policy != "student"
@@ -216,7 +252,7 @@ def test_models_without_an_end_token_respond_up_to_the_limit(
     online = replace(TRAIN, epochs=1, online=OnlineConfig(sampling=small, student_fraction=1.0))
     observer = RecordingObserver()
     train_online(prompts, *models, tmp_path / "online", online, observer=observer)
-    assert any("The student has no end token" in warning for warning in observer.warnings)
+    assert any("The models have no end token" in warning for warning in observer.warnings)
 
 
 def test_a_prompt_without_any_id_is_skipped_as_empty(student: Path, prompts: Path, tmp_path: Path) -> None:

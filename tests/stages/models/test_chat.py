@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.chat_templates import TEMPLATES
 from tests.helpers.models import CHAT, byte_tokenizer
 from tsdkd.errors import InputError
-from tsdkd.stages.models.chat import fit_system, require_turns, turn_end_ids
+from tsdkd.stages.models.chat import fit_system, pair_end_ids, require_turns, turn_end_ids
 
 FOLDED = {"refused", "dropped", "alternating"}
 MESSAGES: list[dict[str, Any]] = [
@@ -99,3 +99,13 @@ def test_the_token_that_ends_a_turn_comes_from_the_template(template: str) -> No
     tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", template
     expected = [tokenizer.convert_tokens_to_ids("<|end|>")] if template is CHAT else []
     assert turn_end_ids(tokenizer) == expected
+    assert pair_end_ids(tokenizer, [3], [258, 3]) == [3, *expected, 258]
+
+
+def test_the_token_that_ends_the_last_turn_is_not_the_one_between_messages() -> None:
+    """As in gpt-oss: <|end|> follows a thought and an earlier response, <|return|> the last one."""
+    tokenizer = byte_tokenizer(("<|return|>",))
+    tokenizer.chat_template = CHAT.replace(
+        "'<|end|>\n'", "('<|return|>' if loop.last and m['role'] == 'assistant' else '<|end|>')"
+    )
+    assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|return|>")]

@@ -298,6 +298,11 @@ def test_artifacts_are_described_in_sentences(tmp_path: Path) -> None:
         "The student small responded to 4 prompts of prompts.jsonl: temperature 0.5, at most 32 tokens, engine "
         "transformers, seed 0. 4 responses, 1 truncated."
     )
+    manifest = load_manifest(tmp_path / "rollouts")
+    manifest = replace(manifest, config=manifest.config | {"rollout_tokens": 9, "stop": ["a"]})
+    rollouts_of = next(artifact for artifact in run.artifacts if artifact.manifest.kind == "rollouts")
+    sentence = descriptions._describe_rollouts(replace(rollouts_of, manifest=manifest))
+    assert "at most 32 tokens, cut after 9 tokens, ended by 'a', engine" in sentence
     assert "8 steps of 8 responses, 1 epoch, seed 0. Trained: all weights, learning rate 5e-06" in texts["checkpoint"]
     assert texts["checkpoint"].endswith(
         "Method tsdkd: 0.1 \u00d7 indirect (ranking of 10 candidates in an adaptive opener) + 1 \u00d7 direct "

@@ -117,6 +117,7 @@ def test_lambda_is_the_fraction_of_prompts_that_the_student_responds_to(
     reader = load_model(str(student))
     samples = [
         {"sample_id": str(i), "prompt_id": str(i), "prompt_ids": [65, 66], "response_ids": [7], "finish_reason": "stop"}
+        | {"response_mask": [True]}
         for i in range(200)
     ]
     for fraction, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
@@ -124,6 +125,7 @@ def test_lambda_is_the_fraction_of_prompts_that_the_student_responds_to(
             samples, load_model(str(teacher)), LocalSampler(replace(SAMPLING, max_new_tokens=2)), fraction
         )
         steps = [source.with_responses(samples, reader, (0, step)) for step in (0, 1)]
+        assert all(("response_mask" in s) == (s["response_ids"] == [7]) for step in steps for s in step)
         sampled = [{s["sample_id"] for s in step if s["response_ids"] != [7]} for step in steps]
         assert all(least <= len(ids) <= most for ids in sampled)
         assert (sampled[0] != sampled[1]) == (fraction == 0.3)

@@ -13,8 +13,8 @@ from tsdkd.stages.config.train import TrainConfig
 CPU_SAMPLE_TOKENS = 64
 """Tokens of the longest sampled response on a CPU, by default."""
 SAMPLING_FIELDS = (
-    *("temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "system", "limit", "column", "config_name"),
-    *("split", "batch_size", "dtype", "attention"),
+    *("temperature", "top_p", "max_new_tokens", "stop", "max_prompt_tokens", "system", "limit", "column"),
+    *("config_name", "split", "batch_size", "dtype", "attention"),
 )
 OBJECTIVE_FIELDS = ("alpha", "direct_weight", "em_weight", "k", "opener", "tau")
 

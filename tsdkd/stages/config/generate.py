@@ -1,10 +1,11 @@
 """Configuration of `tsdkd generate`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from tsdkd.core.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tsdkd.errors import InputError
-from tsdkd.stages.config.chat import ChatConfig
+from tsdkd.stages.config.chat import ChatConfig, recorded_config
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, attention_option
@@ -47,6 +48,22 @@ class GenerateConfig:
     temperature: float = option(1.0, "Sampling temperature; 0: greedy.", group=SAMPLING, min_=0, common=True)
     top_p: float = option(1.0, "Nucleus sampling.", group=SAMPLING, min_=0, max_=1)
     max_new_tokens: int = option(512, "Longest response, in tokens.", group=SAMPLING, min_=1, common=True)
+    rollout_tokens: int | None = option(
+        None,
+        "Cut each response after N tokens on purpose (early stopping rollout); below --max-new-tokens.",
+        group=SAMPLING,
+        min_=1,
+        shown="whole responses",
+    )
+    """Zhou et al. 2026 (arXiv 2605.27028)."""
+    stop: tuple[str, ...] = option(
+        (),
+        "Text that ends a response, besides the end tokens; repeatable.",
+        group=SAMPLING,
+        metavar="TEXT",
+        repeatable=True,
+    )
+    """The response keeps the token that completes the text; it gets no end token."""
     max_prompt_tokens: int = option(512, "Longer prompts are skipped.", group=SAMPLING, min_=1)
     """With 512 new tokens, sequences reach the length of Table 10: 1024."""
     limit: int | None = option(None, "Use only the first N prompts.", group=DATA, min_=1, common=True)
@@ -89,7 +106,28 @@ class GenerateConfig:
                 f"The sampling temperature is {self.temperature}.",
                 f"Choose 0, or a value between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}.",
             )
+        if "" in self.stop:
+            raise InputError("A stop string is empty.", "Give --stop a text, or leave it out.")
+        if self.rollout_tokens and self.rollout_tokens >= self.max_new_tokens:
+            raise InputError(
+                f"--rollout-tokens {self.rollout_tokens} cuts no response: --max-new-tokens is {self.max_new_tokens}.",
+                "Lower --rollout-tokens, or leave it out.",
+            )
+
+    @property
+    def response_limit(self) -> int:
+        """Tokens of the longest response that is sampled."""
+        return self.rollout_tokens or self.max_new_tokens
 
 
 SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
 """Fields of `GenerateConfig` that an artifact does not record."""
+RECORDED_IF_SET = ("stop", "rollout_tokens")
+"""Fields of `GenerateConfig` that artifacts of earlier versions lack."""
+
+
+def recorded_sampling(config: GenerateConfig) -> dict[str, Any]:
+    """The settings that an artifact records."""
+    settings = recorded_config(config)
+    unset = [name for name in RECORDED_IF_SET if not settings[name]]
+    return {name: value for name, value in settings.items() if name not in (*SPEED_ONLY_FIELDS, *unset)}

@@ -26,8 +26,8 @@ MAX_EPOCHS = 1_000_000
 ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
-        *("limit", "column", "system", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "batch_size"),
-        *("teacher_fraction", "engine", "memory_fraction"),
+        *("limit", "column", "system", "temperature", "top_p", "max_new_tokens", "rollout_tokens", "stop"),
+        *("max_prompt_tokens", "batch_size", "teacher_fraction", "engine", "memory_fraction"),
     ),
     ONLINE,
     temperature={"name": "sample-temperature"},

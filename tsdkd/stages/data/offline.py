@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.files import HEAD_FILE
 from tsdkd.artifacts.manifest import ModelRecord
@@ -24,6 +25,8 @@ from tsdkd.stages.data.source import Sample, ScoringSnapshot
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
+TEACHER_END_IDS = "teacher_end_ids"
+"""The key of the scores' configuration that lists the teacher's end tokens which are not the student's."""
 ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason"]
 
 
@@ -48,6 +51,13 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
     def shared_vocab(self, student: ModelSpec) -> int:
         """The number of ids that both student and teacher know."""
         return student.vocab
+
+    def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+        """Special tokens that end recorded responses, so that the student learns to end with them."""
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ended = self._table.filter(pc.equal(self._table["finish_reason"], "stop"))["response_ids"]
+        last = [lists.values.take(pc.subtract(lists.offsets[1:], 1)).unique() for lists in ended.chunks]
+        return special & {i for ids in last for i in ids.to_pylist()}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -136,6 +146,10 @@ class OfflineSource(RolloutSource):
                 f"Score with --student {student.name}.",
             )
         return head.vocab
+
+    def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+        """Also the teacher's end tokens, whose probabilities the scores hold."""
+        return super().end_ids(tokenizer).union(self.scores.manifest.config.get(TEACHER_END_IDS, ()))
 
     def __getitem__(self, index: int) -> Sample:
         part, row_group = self._rows[index]

@@ -17,7 +17,7 @@ from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
-from tsdkd.stages.data.requests import Request
+from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
@@ -26,8 +26,8 @@ from tsdkd.stages.models.load import LanguageModel
 class ResponseSampler(Protocol):
     """Samples responses with the student's current weights."""
 
-    def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]:
-        """Response ids with the end token, one response per request."""
+    def sample(self, student: LanguageModel, requests: list[Request]) -> list[Response]:
+        """One response per request."""
 
 
 class OnlineSource(torch.utils.data.Dataset[Sample]):
@@ -71,10 +71,9 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         requests = [make_request(samples[i], key) for i in sampled]
         result = list(samples)
         student = unsharded(student) if self.student_fraction else student
-        end_ids = student.end_ids + (self.teacher.end_ids if self.teacher_fraction else [])
-        for i, ids in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
-            reason = "stop" if ids[-1] in end_ids else "length"
-            result[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}
+        for i, response in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
+            result[i] = samples[i] | {"response_ids": response.ids, "finish_reason": response.finish_reason}
+            result[i].pop("response_mask", None)  # that of the recorded response
         return result
 
     def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:
@@ -134,5 +133,5 @@ def samples_from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:
     """Tokens of the longest prompt with its response, recorded or sampled."""
-    sampled = config.sampling.max_new_tokens if config.student_fraction or config.replay else 0
+    sampled = config.sampling.response_limit if config.student_fraction or config.replay else 0
     return max(len(s["prompt_ids"]) + max(sampled, len(s["response_ids"])) for s in samples)

@@ -1,7 +1,10 @@
 """The interface of the engines: requests in, responses out."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+FinishReason = Literal["stop", "length", "early"]
+"""stop: an end token or a stop string ended the response; length: --max-new-tokens cut it; early: --rollout-tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +30,6 @@ AnyRequestBatch = TypeVar("AnyRequestBatch", bound=RequestBatch)
 class Response:
     ids: list[int]
     """As the engine sampled them, with the end token."""
+    finish_reason: FinishReason
     replaced: int = 0
     """Number of the student's tokens that the teacher replaced."""

@@ -117,7 +117,7 @@ def check_end_tokens(model: ModelFiles) -> Finding:
     tokenizer, ends, turn_ends = model.spec.tokenizer, model.spec.end_ids, turn_end_ids(model.spec.tokenizer)
     name = f"{model.role}_end_tokens"
     values: dict[str, Any] = {"end_ids": ends, "turn_end_ids": turn_ends}
-    if not ends:
+    if not ends and not turn_ends:
         remedy = "Write the id of the token that ends a turn into eos_token_id of its generation_config.json."
         return finding(
             name,
@@ -127,11 +127,10 @@ def check_end_tokens(model: ModelFiles) -> Finding:
             "stop",
             values=values,
         )
-    reason = f"Responses end with {_tokens(tokenizer, ends)}."
-    missing = [i for i in turn_ends if i not in ends]
-    problem = f"The chat template ends a turn with {_tokens(tokenizer, missing)}, which does not end a response."
-    remedy = f"Add {', '.join(map(str, missing))} to eos_token_id in the {model.role}'s generation_config.json."
-    return finding(name, reason, problem if missing else "", remedy, values=values)
+    reason = f"Responses end with {_tokens(tokenizer, sorted({*ends, *turn_ends}))}."
+    if missing := [i for i in turn_ends if i not in ends]:
+        reason += f" The chat template ends a turn with {_tokens(tokenizer, missing)}, but the model's files do not."
+    return finding(name, reason, values=values)
 
 
 def check_same_end(pair: Pair) -> Finding:
@@ -143,13 +142,12 @@ def check_same_end(pair: Pair) -> Finding:
     shared = _tokens(pair[0].spec.tokenizer, sorted(ends[0] & ends[1]))
     reason = f"Both models end with {shared}." if shared else "The models share no end token."
     apart = [f"only the {model.role} ends with {tokens}" for model, tokens in zip(pair, only, strict=True) if tokens]
-    problem = f"{' and '.join(apart)}.".replace("only", "Only", 1) if apart else ""
-    remedy = "Give both models the same eos_token_id in generation_config.json: a model does not stop at other tokens."
+    if apart:
+        differing = f"{' and '.join(apart)}.".replace("only", "Only", 1)
+        reason += f" {differing} Responses end with any of them, and the checkpoint gets the teacher's."
     return finding(
         "same_end_tokens",
         reason,
-        problem if ends[0] != ends[1] else "",
-        remedy,
         values={m.role: sorted(own) for m, own in zip(pair, ends, strict=True)},
     )
 

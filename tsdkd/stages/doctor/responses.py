@@ -15,11 +15,12 @@ from tsdkd.core.ranking import outside_mass, propose
 from tsdkd.stages.config.doctor import DoctorConfig
 from tsdkd.stages.data.batches import batches_by_length
 from tsdkd.stages.data.randomness import random_integer
-from tsdkd.stages.data.requests import Request, RequestBatch
+from tsdkd.stages.data.requests import Request, RequestBatch, Response
 from tsdkd.stages.data.scoring import ScoreRow, compare_responses
 from tsdkd.stages.doctor.chat_prompts import THOUGHT, SampledPrompts
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
 from tsdkd.stages.metrics.health import is_repeating
+from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.load import LanguageModel, load_model, share_vocab
 from tsdkd.stages.observer import Observer
 
@@ -35,7 +36,7 @@ class Responses:
     """Mean over the tokens of each response, (responses,), by the name of the value."""
     lengths: list[int]
     truncated: float
-    """The fraction of responses without an end token."""
+    """The fraction of responses that their limit cut."""
     repeating: float
     """The fraction of responses that repeat themselves."""
     thinking: float
@@ -65,26 +66,27 @@ def sample_both(
     student, teacher = (
         load_model(name, sampling.dtype, attention=sampling.attention, observer=observer) for name in names
     )
-    models = share_vocab(student, teacher)
+    ends = pair_end_ids(student.tokenizer, student.end_ids, teacher.end_ids)
+    models = share_vocab(replace(student, pair_end_ids=ends), replace(teacher, pair_end_ids=ends))
     limit = config.response_limit(models[0].device.type)
     roles = ("student", "teacher")
-    ids = [
+    written = [
         _sample(model, role, sampled, config, limit, seed, observer) for model, role in zip(models, roles, strict=True)
     ]
     with observer.progress("student and teacher read the responses", 2 * len(sampled.ids), "responses") as advance:
         by_role = []
-        for responses in ids:
+        for responses in written:
             rows: dict[int, ScoreRow] = {}
-            lengths = [len(p) + len(r) for p, r in zip(sampled.ids, responses, strict=True)]
+            lengths = [len(p) + len(r.ids) for p, r in zip(sampled.ids, responses, strict=True)]
             for batch in batches_by_length(lengths, tokens=BATCH_TOKENS):
-                read = [{"sample_id": i, "prompt_ids": sampled.ids[i], "response_ids": responses[i]} for i in batch]
+                read = [{"sample_id": i, "prompt_ids": sampled.ids[i], "response_ids": responses[i].ids} for i in batch]
                 compare = partial(compare_chunk, k=config.objective.k)
                 rows.update(zip(batch, compare_responses(read, models, compare), strict=True))
                 advance(len(batch))
             by_role.append([rows[i] for i in range(len(responses))])
     student_responses, teacher_responses = (
         _measure(rows, responses, model, limit, config.objective)
-        for rows, responses, model in zip(by_role, ids, models, strict=True)
+        for rows, responses, model in zip(by_role, written, models, strict=True)
     )
     return student_responses, teacher_responses
 
@@ -97,7 +99,7 @@ def _sample(
     limit: int,
     seed: int,
     observer: Observer,
-) -> list[list[int]]:
+) -> list[Response]:
     requests = [
         Request(prompt.prompt_id, ids, random_integer(seed, role, prompt.prompt_id))
         for prompt, ids in zip(sampled.prompts, sampled.ids, strict=True)
@@ -105,7 +107,7 @@ def _sample(
     engine = TransformersEngine(model, replace(config.sampling, max_new_tokens=limit))
     with observer.progress(f"{role} responds", len(requests), "responses") as advance:
         [(_, responses)] = engine.sample(iter([RequestBatch(requests)]), advance)
-    return [response.ids for response in responses]
+    return responses
 
 
 def compare_chunk(
@@ -135,14 +137,14 @@ def compare_chunk(
 
 
 def _measure(
-    rows: list[ScoreRow], responses: list[list[int]], model: LanguageModel, limit: int, objective: TSDKDConfig
+    rows: list[ScoreRow], responses: list[Response], model: LanguageModel, limit: int, objective: TSDKDConfig
 ) -> Responses:
     values = [{name: value for name, value in row.items() if isinstance(value, Tensor)} for row in rows]
     columns = {name: torch.stack([row[name].double().mean() for row in values]) for name in values[0]}
     student, teacher = (
         pad_sequence([row[f"{role}_entropy"] for row in values], True) for role in ("student", "teacher")
     )
-    mask = pad_sequence([torch.ones(len(ids), dtype=torch.bool) for ids in responses], True)
+    mask = pad_sequence([torch.ones(len(response.ids), dtype=torch.bool) for response in responses], True)
     fraction = AdaptiveOpener().fraction if objective.opener == "adaptive" else None
     weights = select(student, teacher, mask, objective, fraction)
     columns |= {
@@ -150,12 +152,12 @@ def _measure(
         "opener_length": (weights.indirect > 0).sum(-1).double(),
     }
     count = len(responses)
-    texts: list[Any] = [model.tokenizer.decode(ids) for ids in responses]
+    texts: list[Any] = [model.tokenizer.decode(response.ids) for response in responses]
     return Responses(
         columns,
-        [len(ids) for ids in responses],
-        truncated=sum(ids[-1] not in model.end_ids for ids in responses) / count,
-        repeating=sum(map(is_repeating, responses)) / count,
+        [len(response.ids) for response in responses],
+        truncated=sum(response.finish_reason == "length" for response in responses) / count,
+        repeating=sum(is_repeating(response.ids) for response in responses) / count,
         thinking=sum(THOUGHT.match(text) is not None for text in texts) / count,
         limit=limit,
     )

@@ -23,6 +23,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import batches_by_length, pad_left
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
+from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
 from tsdkd.stages.models.cache import can_roll_back
 from tsdkd.stages.models.load import LanguageModel, position_ids
@@ -40,9 +41,13 @@ class PartialResponse:
     ids: list[int] = field(default_factory=list)
     replaced: int = 0
     """Tokens that the teacher sampled."""
+    finder: StopStringFinder | None = None
+    """Of stop strings; None without any."""
 
     def append(self, token: int) -> None:
         self.ids.append(token)
+        if self.finder:
+            self.finder.append(token)
         self.last_id = token
         self.position += 1
 
@@ -82,6 +87,8 @@ class BothModelsEngine:
         partials = [
             PartialResponse(request.seed, request.prompt_ids[-1], len(request.prompt_ids) - 1) for request in requests
         ]
+        for partial, request in zip(partials if self.config.stop else (), requests, strict=False):
+            partial.finder = StopStringFinder(self.config.stop, self.student.tokenizer, request.prompt_ids)
         batch = partials
         with torch.no_grad():
             while unfinished := [i for i, partial in enumerate(batch) if not self._is_finished(partial)]:
@@ -93,7 +100,10 @@ class BothModelsEngine:
                 accepted = [self._accept(partial, drafts[i], teacher_logits[i]) for i, partial in enumerate(batch)]
                 for model in models:
                     model.accept(accepted)
-        return [Response(partial.ids, partial.replaced) for partial in partials]
+        return [
+            Response(partial.ids, finish_reason(self.config, ended=self._has_ended(partial)), partial.replaced)
+            for partial in partials
+        ]
 
     def _draft(
         self, partials: list[PartialResponse], student: "CachedModel", teacher: "CachedModel"
@@ -104,7 +114,7 @@ class BothModelsEngine:
         """
         tokens = 1
         if self._can_roll_back:
-            tokens = min(self.config.draft_tokens, *(self.config.max_new_tokens - len(p.ids) for p in partials))
+            tokens = min(self.config.draft_tokens, *(self.config.response_limit - len(p.ids) for p in partials))
         blocks = [torch.tensor([[partial.last_id] for partial in partials])]
         positions = torch.tensor([[partial.position] for partial in partials])
         for i in range(tokens):
@@ -138,8 +148,13 @@ class BothModelsEngine:
         return torch.full_like(teacher_logits, -torch.inf).index_copy_(0, best, teacher_logits[best])
 
     def _is_finished(self, partial: PartialResponse) -> bool:
-        ended = bool(partial.ids) and partial.ids[-1] in self.student.end_ids + self.teacher.end_ids
-        return ended or len(partial.ids) >= self.config.max_new_tokens
+        return self._has_ended(partial) or len(partial.ids) >= self.config.response_limit
+
+    def _has_ended(self, partial: PartialResponse) -> bool:
+        """Whether an end token or a stop string ends the response."""
+        if partial.finder and partial.finder.found:
+            return True
+        return bool(partial.ids) and partial.ids[-1] in self.student.end_ids + self.teacher.end_ids
 
     def _sample(
         self, logits: Tensor, partial: PartialResponse, index: int, author: Literal["student", "teacher"]

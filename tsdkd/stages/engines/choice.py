@@ -61,12 +61,6 @@ def with_supported_draft(config: GenerateConfig, models: Iterable[ModelSpec], ob
     return replace(config, draft_tokens=1)
 
 
-def end_ids(author: str, models: Mapping[str, ModelSpec]) -> list[int]:
-    """Ids that end an author's responses: those of the model that writes them, or of both. `models`: by role."""
-    authors = models.values() if author in JOINT_AUTHORS else [models[author]]
-    return sorted({i for model in authors for i in model.end_ids})
-
-
 def engine_version(engine: EngineName) -> dict[str, str]:
     """The version of vLLM by name, empty for transformers: `library_versions` records that."""
     if engine != "vllm":
@@ -110,6 +104,6 @@ def _servable_model(model: ModelSpec, config: GenerateConfig) -> Iterator[ModelS
 
 
 def load_author(spec: ModelSpec, config: GenerateConfig, observer: Observer | None = None) -> LanguageModel:
-    """A model that samples only ids below `spec.vocab`."""
+    """A model that samples only ids below `spec.vocab`, and ends with `spec.end_ids`."""
     model = load_model(spec.name, config.dtype, attention=config.attention, observer=observer)
-    return replace(model, shared_vocab=spec.vocab)
+    return replace(model, shared_vocab=spec.vocab, pair_end_ids=spec.end_ids)

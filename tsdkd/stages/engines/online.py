@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.data.requests import Request, RequestBatch
+from tsdkd.stages.data.requests import Request, RequestBatch, Response
 from tsdkd.stages.engines.both_models import BothModelsEngine
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
@@ -20,7 +20,7 @@ class LocalSampler:
     teacher: LanguageModel | None = None
     """Set for teacher-mixed responses."""
 
-    def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]:
+    def sample(self, student: LanguageModel, requests: list[Request]) -> list[Response]:
         devices = [student.device] if student.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             if self.teacher:
@@ -28,7 +28,7 @@ class LocalSampler:
             return sample_requests(TransformersEngine(student, self.sampling), requests)
 
 
-def sample_requests(engine: Engine, requests: list[Request]) -> list[list[int]]:
-    """Response ids for each request, sampled as one batch."""
+def sample_requests(engine: Engine, requests: list[Request]) -> list[Response]:
+    """A response to each request, sampled as one batch."""
     ((_, responses),) = engine.sample(iter([RequestBatch(requests)]), lambda _: None)
-    return [response.ids for response in responses]
+    return responses

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.data.requests import Request
+from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.engines.engine_check import compare_with_model
 from tsdkd.stages.engines.online import sample_requests
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.merged_weights import merged_state_dict
-from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.models.spec import ModelSpec
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -31,7 +31,7 @@ class VllmSampler:
         self.sampling = sampling
         self.weights_directory = weights_directory
 
-    def sample(self, student: LanguageModel, requests: list[Request]) -> list[list[int]]:
+    def sample(self, student: LanguageModel, requests: list[Request]) -> list[Response]:
         """Raises TsdkdError when the engine's weights differ from the student's."""
         dtype = getattr(torch, self.sampling.dtype)
         weights = {
@@ -46,18 +46,17 @@ class VllmSampler:
 
 
 @contextmanager
-def open_vllm_sampler(student: str, sampling: GenerateConfig, max_tokens: int, vocab: int) -> Iterator[VllmSampler]:
+def open_vllm_sampler(student: ModelSpec, sampling: GenerateConfig, max_tokens: int) -> Iterator[VllmSampler]:
     """Start vLLM with a student, in the precision `sampling.dtype`, for sequences of up to `max_tokens`.
 
-    It samples ids below `vocab` alone, which the teacher knows too.
+    It samples ids below `student.vocab` alone, which the teacher knows too, and ends with `student.end_ids`.
 
     Weights pass through shared memory where the system has it. Raises TsdkdError when vLLM cannot serve the model.
     """
-    spec = replace(load_spec(student), vocab=vocab)
     parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="tsdkd-weights-", dir=parent) as directory:
         weights_directory = Path(directory)
-        for file in spec.directory.glob("*.json"):
+        for file in student.directory.glob("*.json"):
             shutil.copy(file, weights_directory)
-        with VllmEngine(spec, replace(sampling, data_parallel=1), max_tokens) as engine:
+        with VllmEngine(student, replace(sampling, data_parallel=1), max_tokens) as engine:
             yield VllmSampler(engine, sampling, weights_directory)

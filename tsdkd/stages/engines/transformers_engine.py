@@ -3,14 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopPLogitsWarper,
+)
 
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
+from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
 from tsdkd.stages.models.load import LanguageModel
 
 
@@ -32,10 +40,17 @@ class TransformersEngine:
         config, responses = self.config, dict[int, Response]()
         for indices in batches_by_length([len(request.prompt_ids) for request in requests], size=config.batch_size):
             prompts = [requests[i].prompt_ids for i in indices]
+            finders = [
+                StopStringFinder(config.stop, self.language_model.tokenizer, prompt)
+                for prompt in (prompts if config.stop else ())
+            ]
             sampled = sample_responses(
-                self.language_model, prompts, config.max_new_tokens, config.temperature, config.top_p
+                self.language_model, prompts, config.response_limit, config.temperature, config.top_p, finders
             )
-            responses.update({i: Response(ids) for i, ids in zip(indices, sampled, strict=True)})
+            stopped = [finder.found for finder in finders] or [False] * len(prompts)
+            for i, ids, found in zip(indices, sampled, stopped, strict=True):
+                ended = found or ids[-1] in self.language_model.end_ids
+                responses[i] = Response(ids, finish_reason(config, ended=ended))
             advance(len(indices))
         return [responses[i] for i in range(len(requests))]
 
@@ -46,8 +61,12 @@ def sample_responses(
     max_new_tokens: int,
     temperature: float,
     top_p: float = 1.0,
+    finders: Sequence[StopStringFinder] = (),
 ) -> list[list[int]]:
-    """Sample one response per prompt, with its end token; temperature 0 is greedy. Uses torch's global random state."""
+    """Sample one response per prompt, with its end token; temperature 0 is greedy. Uses torch's global random state.
+
+    `finders`: of stop strings, one per prompt, before its first token; none without stop strings.
+    """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=language_model.end_ids or None,
@@ -60,9 +79,27 @@ def sample_responses(
     device = language_model.device
     with torch.no_grad(), replaced_generation_config(language_model.model, settings):
         output = language_model.model.generate(
-            input_ids=ids.to(device), attention_mask=attention.to(device), generation_config=settings
+            input_ids=ids.to(device),
+            attention_mask=attention.to(device),
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([StopStringCriteria(finders)] if finders else []),
         )
-    return [_through_end_token(row, language_model.end_ids) for row in output[:, ids.shape[1] :].tolist()]
+    lengths = [finder.length for finder in finders] or [max_new_tokens] * len(prompts)
+    rows = output[:, ids.shape[1] :].tolist()
+    return [_through_end_token(row[:n], language_model.end_ids) for row, n in zip(rows, lengths, strict=True)]
+
+
+class StopStringCriteria(StoppingCriteria):
+    """Ends each response of a batch at its own stop string."""
+
+    def __init__(self, finders: Sequence[StopStringFinder]) -> None:
+        self.finders = finders
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """Ids (batch, seq) with one new token each -> whether each response has ended (batch,)."""
+        newest = input_ids[:, -1].tolist()
+        found = [finder.append(token) for finder, token in zip(self.finders, newest, strict=True)]
+        return torch.tensor(found, device=input_ids.device)
 
 
 @contextmanager

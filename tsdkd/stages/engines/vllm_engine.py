@@ -16,6 +16,7 @@ from tsdkd.artifacts.disk import disk_failure
 from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
+from tsdkd.stages.engines.ends import finish_reason
 from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
@@ -35,9 +36,12 @@ class VllmEngine:
         self.sampling = {
             "temperature": config.temperature,
             "top_p": config.top_p if config.temperature > 0 else 1.0,
-            "max_tokens": config.max_new_tokens,
+            "max_tokens": config.response_limit,
             "stop_token_ids": model.end_ids,
-            "detokenize": False,
+            "detokenize": bool(config.stop),
+            "stop": list(config.stop),
+            "include_stop_str_in_output": bool(config.stop),
+            "skip_special_tokens": False,  # a stop string may contain them
         }
         self.processes: list[EngineProcess] = []
 
@@ -80,7 +84,9 @@ class VllmEngine:
                     continue
                 del busy[pipe]
                 free.append(process)
-                yield batch, [Response(output.response_ids) for output in message]
+                reasons = [finish_reason(self.config, ended=output.ended) for output in message]
+                responses = zip(message, reasons, strict=True)
+                yield batch, [Response(output.response_ids, reason) for output, reason in responses]
 
     def reload(self, weights: Path) -> None:
         """Replace the weights of every copy by those in a directory."""
@@ -155,7 +161,8 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
     """The arguments of vLLM's `LLM`."""
     arguments: dict[str, Any] = {
         "model": str(model.directory),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not config.stop,
+        "tokenizer": model.tokenizer.name_or_path if config.stop else None,
         "trust_remote_code": False,
         "generation_config": "vllm",  # not the model's own, which may set top-k or a repetition penalty
         "logprobs_mode": "processed_logprobs",  # after temperature and top-p, as the engine check compares them

@@ -31,6 +31,8 @@ class EngineOutput:
     response_ids: list[int]
     log_probs: list[float]
     """Of each response token, after temperature and top-p; empty unless requested."""
+    ended: bool
+    """Whether an end token or a stop string ended the response, not its limit."""
 
 
 def serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path) -> None:
@@ -87,7 +89,7 @@ def _engine_output(output: Any) -> EngineOutput:
     (completion,) = output.outputs
     ids = list(completion.token_ids)
     log_probs = [by_id[token].logprob for by_id, token in zip(completion.logprobs or [], ids, strict=False)]
-    return EngineOutput(list(output.prompt_token_ids), ids, log_probs)
+    return EngineOutput(list(output.prompt_token_ids), ids, log_probs, completion.finish_reason == "stop")
 
 
 def _redirect_output(log: Path) -> None:

@@ -20,8 +20,8 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.stages.config.chat import ChatConfig, recorded_config
-from tsdkd.stages.config.generate import AUTHORS, SPEED_ONLY_FIELDS, GenerateConfig
+from tsdkd.stages.config.chat import ChatConfig
+from tsdkd.stages.config.generate import AUTHORS, GenerateConfig, recorded_sampling
 from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.recorded_chat import add_template, template_parents
@@ -29,15 +29,16 @@ from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.engines.choice import (
     PART_SIZE,
     choose_engine,
-    end_ids,
     engine_version,
     open_engine,
     require_engine_options,
     with_supported_draft,
 )
+from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
 from tsdkd.stages.models.attention import require_attention
+from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
@@ -59,7 +60,8 @@ def generate(
 ) -> Artifact:
     """Sample responses to prompts and write rollouts.
 
-    `model`: the student, or the teacher with the policy "teacher". `teacher`: needed by policies of both models.
+    `model`: the student, or the teacher with the policy "teacher". `teacher`: needed by policies of both models; with
+    the policy "student", its end tokens end the student's responses, too.
     Raises InputError before anything is written, TsdkdError when the engine fails or disagrees with transformers.
     """
     observer = observer or SilentObserver()
@@ -71,10 +73,12 @@ def generate(
     models = {record.role: load_spec(record.name, _chat_of(record.role, config)) for record in records}
     require_attention(config.attention, [record.name for record in records])
     vocab = min(spec.vocab for spec in models.values())
-    models = {role: replace(spec, vocab=vocab) for role, spec in models.items()}
+    tokenizer = _template_model(models).tokenizer
+    ends = [i for i in pair_end_ids(tokenizer, *(spec.end_ids for spec in models.values())) if i < vocab]
+    models = {role: replace(spec, vocab=vocab, end_ids=ends) for role, spec in models.items()}
+    require_stop_support(config, tokenizer)
     config = with_supported_draft(config, models.values(), observer)
     source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
-    tokenizer = _template_model(models).tokenizer
     parents = source.parent(output), *template_parents(config.chat, output)
     manifest = _manifest(config, parents, records, seed)
     day = chat_day(tokenizer, output, manifest, overwrite)
@@ -82,7 +86,7 @@ def generate(
     requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
     counts = requests.count()
     _require_prompts(counts, config, prompts)
-    max_tokens = counts.longest + config.max_new_tokens
+    max_tokens = counts.longest + config.response_limit
     require_context(models.values(), max_tokens, limit=config.max_model_len)
     for spec in models.values():
         require_known_ids(spec.name, spec.vocab, counts.largest_id)
@@ -91,12 +95,13 @@ def generate(
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         add_template(writer, config.chat)
-        for author in AUTHORS[config.policy]:
-            if not end_ids(author, models):
-                observer.warning(f"The {author} has no end token: every response has {config.max_new_tokens} tokens.")
+        if not ends and not config.stop:
+            named = f"The {' and the '.join(models)} {'has' if len(models) == 1 else 'have'}"
+            observer.warning(f"{named} no end token: every response has {config.response_limit} tokens.")
         if counts.skipped:
             observer.warning(f"Prompts skipped: {format_skipped(counts.skipped, config.max_prompt_tokens)}.")
-        label = f"{' and '.join(models)} respond{'s' if len(models) == 1 else ''} ({engine})"
+        alone = config.policy in {"student", "teacher"}
+        label = f"{config.policy} responds ({engine})" if alone else f"{' and '.join(models)} respond ({engine})"
         total = counts.total * config.samples_per_prompt
         with observer.progress(label, total, "responses", writer.manifest.rows) as advance:
             for author in AUTHORS[config.policy]:
@@ -111,7 +116,7 @@ def _manifest(
     """`config`: with the engine that was chosen."""
     return Manifest(
         kind="rollouts",
-        config={name: value for name, value in recorded_config(config).items() if name not in SPEED_ONLY_FIELDS},
+        config=recorded_sampling(config),
         seed=seed,
         parents=parents,
         models=models,
@@ -137,7 +142,7 @@ def _chat_of(role: str, config: GenerateConfig) -> ChatConfig | None:
 
 
 def _model_records(config: GenerateConfig, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
-    if config.policy in {"student", "teacher"}:
+    if config.policy == "teacher" or (config.policy == "student" and teacher is None):
         return (model_record(config.policy, model, chat=config.chat),)
     if teacher is None:
         raise InputError(f"The policy {config.policy!r} needs a student and a teacher.", "Name both.")
@@ -171,20 +176,14 @@ def _sample_parts(
         check_engine(engine, first.requests, models, author, config)
         for part, responses in engine.sample(chain([first], parts), advance):
             sampled = zip(part.prompts, part.requests, responses, strict=True)
-            ends, tokenizer = end_ids(author, models), _template_model(models).tokenizer
-            rows = [_row(*row, author, ends, tokenizer) for row in sampled]
+            rows = [_row(*row, author, _template_model(models).tokenizer) for row in sampled]
             writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
 
 
 def _row(
-    prompt: Prompt,
-    request: Request,
-    response: Response,
-    author: str,
-    ends: list[int],
-    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt, request: Request, response: Response, author: str, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """A row of the rollouts schema. `ends`: the ids that end a response of this author."""
+    """A row of the rollouts schema."""
     return {
         "sample_id": request.sample_id,
         "prompt_id": prompt.prompt_id,
@@ -193,7 +192,7 @@ def _row(
         "prompt_ids": request.prompt_ids,
         "response_ids": response.ids,
         "response": tokenizer.decode(response.ids, skip_special_tokens=True),
-        "finish_reason": "stop" if response.ids[-1] in ends else "length",
+        "finish_reason": response.finish_reason,
         "author": author,
         "teacher_tokens": len(response.ids) if author == "teacher" else response.replaced,
     }

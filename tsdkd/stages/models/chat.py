@@ -1,7 +1,8 @@
 """Tests which messages a chat template writes, with markers as the messages' texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -52,11 +53,22 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     The end token of a base model may differ: its responses would continue with the next turns.
     """
-    markers = _markers(3)
-    _, marker, rest = _render(tokenizer, ("user", "assistant", "user"), markers).partition(markers[1])
-    ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if marker else []
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [i for i in ids if i in special]
+    for roles in (("user", "assistant"), ("user", "assistant", "user")):  # some end their last turn with no token
+        markers = _markers(len(roles))
+        _, marker, rest = _render(tokenizer, roles, markers, continued=False).partition(markers[1])
+        ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if marker else []
+        if special.issuperset(ids) and ids:
+            return list(ids)
+    return []
+
+
+def pair_end_ids(template: PreTrainedTokenizerBase, *own: Iterable[int]) -> list[int]:
+    """Ids that end a response: the `own` ones of each model of a pair, and the one that ends a turn in the template.
+
+    `template`: the tokenizer whose chat template writes the prompts.
+    """
+    return sorted({*turn_end_ids(template), *chain(*own)})
 
 
 @lru_cache(maxsize=256)
@@ -102,12 +114,18 @@ def _markers(count: int) -> list[str]:
     return [f"message{i:04d}end" for i in range(count)]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], markers: list[str]) -> str:
-    """A conversation in the chat template; empty if the template refuses it."""
+def _render(
+    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], markers: list[str], *, continued: bool = True
+) -> str:
+    """A conversation in the chat template; empty if the template refuses it.
+
+    `continued`: an assistant's message at the end stays open.
+    """
     messages = [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)]
-    continued = roles[-1] == "assistant"
+    is_open = roles[-1] == "assistant" and continued
+    prompted = roles[-1] != "assistant"
     try:
-        return render_chat(tokenizer, messages, add_generation_prompt=not continued, continue_final_message=continued)
+        return render_chat(tokenizer, messages, add_generation_prompt=prompted, continue_final_message=is_open)
     except InputError:
         raise
     except Exception:  # templates raise errors of many types

@@ -1,5 +1,6 @@
 """A causal language model in memory: loaded by name, read as hidden states and an output head."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from tsdkd.core import Head
@@ -17,6 +18,7 @@ from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.allocator import keep_freed_memory
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.cache import padding_error, require_padding_support
+from tsdkd.stages.models.config_files import GENERATION_CONFIG
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.new_adapters import base_with_adapters
@@ -46,6 +48,8 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     shared_vocab: int | None = None
     """The number of ids that the other model of a pair knows; None without another model."""
+    pair_end_ids: Collection[int] = ()
+    """Ids that end a response besides the model's own: those of a pair, see `pair_end_ids` in `chat`."""
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +65,8 @@ class LanguageModel:
     @cached_property
     def end_ids(self) -> list[int]:
         """Ids that end a response; empty for a model without an end token."""
-        return end_token_ids(self.model.generation_config, self.tokenizer, self.vocab)
+        pair = {i for i in self.pair_end_ids if i < self.vocab}
+        return sorted(pair.union(end_token_ids(self.model.generation_config, self.tokenizer, self.vocab)))
 
     @cached_property
     def vocab(self) -> int:
@@ -206,6 +211,8 @@ def load_model(
         if base:
             require_recorded_base(directory, base)
             model = attach_adapter(model, directory).get_base_model()
+            if (directory / GENERATION_CONFIG).is_file():
+                model.generation_config = GenerationConfig.from_pretrained(directory)
     except InputError:
         raise
     except Exception as error:  # transformers, safetensors and peft raise errors of many types

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.config_files import GENERATION_CONFIG
+from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.tokenizers import end_token_ids
 
 CONFIG = "config.json"
 DTYPES = ("dtype", "torch_dtype")
@@ -49,6 +51,24 @@ def save_model(
     if (source / GENERATION_CONFIG).is_file():
         shutil.copyfile(source / GENERATION_CONFIG, directory / GENERATION_CONFIG)
     _require_equal(directory, config, weights, dtype)
+
+
+def save_end_ids(student: LanguageModel, source: Path, directory: Path) -> None:
+    """Write the end tokens that a student learned into the generation config of its checkpoint, or of its adapter.
+
+    `source`: the directory of the student, whose other settings the file keeps. Nothing changes for a student that
+    learned its own end tokens alone.
+    """
+    model: Any = student.model
+    own = end_token_ids(model.generation_config, student.tokenizer, student.vocab)
+    if not (learned := [i for i in student.end_ids if i not in own]):
+        return
+    if (source / GENERATION_CONFIG).is_file():
+        settings = json.loads((source / GENERATION_CONFIG).read_text())
+    else:
+        settings = GenerationConfig.from_model_config(model.config).to_diff_dict()
+    settings["eos_token_id"] = [*own, *learned]
+    (directory / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager

@@ -53,8 +53,9 @@ def load_spec(name: str, chat: ChatConfig | None = None) -> ModelSpec:
     directory = base or named
     with translate_config_errors(name):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        if (directory / GENERATION_CONFIG).is_file():
-            generation = GenerationConfig.from_pretrained(directory)
+        configured = next((d for d in (named, directory) if (d / GENERATION_CONFIG).is_file()), None)
+        if configured:
+            generation = GenerationConfig.from_pretrained(configured)
         else:
             generation = GenerationConfig.from_model_config(config)
         require_padding_support(name, config)

@@ -58,7 +58,7 @@ class Planner:
             return PlanRow.complete("generate", inputs)
         planned = {role: self.chain.model(name) for role, name in roles.items()}
         prompts_alone = self.chain.prompts(prompts, next(iter(planned.values())), config.max_prompt_tokens, config.chat)
-        workload = prompts_alone.with_responses(config.samples_per_prompt, config.max_new_tokens)
+        workload = prompts_alone.with_responses(config.samples_per_prompt, config.response_limit)
         self.chain.written_rollouts[path_key(output)] = workload
         self.chain.written_roles[path_key(output)] = roles
         fraction_of = {"student": config.student_fraction, "teacher": 1 - config.student_fraction}
@@ -144,11 +144,11 @@ def _online_workload(workload: Workload, config: TrainConfig) -> Workload:
     """Replace the student's fraction of the responses by responses of the largest length."""
     assert config.online is not None
     sampling, fraction = config.online.sampling, config.online.student_fraction
-    sampled, recorded = float(sampling.max_new_tokens), workload.response_tokens
+    sampled, recorded = float(sampling.response_limit), workload.response_tokens
     response_tokens = fraction * sampled + (1 - fraction) * recorded
     if config.online.replay:
         response_tokens = max(sampled, recorded)
-    max_tokens = sampling.max_prompt_tokens + sampling.max_new_tokens
+    max_tokens = sampling.max_prompt_tokens + sampling.response_limit
     count = min(workload.count, sampling.limit or workload.count)
     return Workload(count, workload.prompt_tokens, response_tokens, max_tokens, is_upper_bound=True)
 

@@ -85,7 +85,8 @@ def base_name(name: str) -> str:
 def _describe_rollouts(artifact: RunArtifact) -> str:
     manifest = artifact.manifest
     config, summary = manifest.config, manifest.summary
-    authors = " and ".join(f"the {model.role} {base_name(model.name)}" for model in manifest.models)
+    roles = {config["policy"]} & {"student", "teacher"} or {"student", "teacher"}
+    authors = " and ".join(f"the {m.role} {base_name(m.name)}" for m in manifest.models if m.role in roles)
     policies = {
         "mixed": f" ({_percent(config['student_fraction'])} of the prompts to the student)",
         "speculative": f", token by token (student tokens accepted in the teacher's top {config['accept_k']}),",
@@ -100,6 +101,8 @@ def _describe_rollouts(artifact: RunArtifact) -> str:
         f"temperature {config['temperature']:g}" if config["temperature"] else "greedy",
         *([f"top-p {config['top_p']:g}"] if config["top_p"] < 1 else []),
         f"at most {config['max_new_tokens']:,} tokens",
+        *([f"cut after {limit:,} tokens"] if (limit := config.get("rollout_tokens")) else []),
+        *([f"ended by {' or '.join(map(repr, stop))}"] if (stop := config.get("stop")) else []),
         f"engine {manifest.engine}",
         f"seed {manifest.seed}",
     ]

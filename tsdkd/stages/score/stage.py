@@ -23,6 +23,7 @@ from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data.offline import TEACHER_END_IDS
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
@@ -113,7 +114,8 @@ def _manifest(
             observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
-        config={name: value for name, value in asdict(config).items() if name not in {"device_map", "chat"}},
+        config={name: value for name, value in asdict(config).items() if name not in {"device_map", "chat"}}
+        | ({TEACHER_END_IDS: ends} if (ends := sorted({*specs[1].end_ids} - {*specs[0].end_ids})) else {}),
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,

@@ -11,7 +11,7 @@ from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_l
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.new_adapters import save_adapter
 from tsdkd.stages.models.paths import model_directory
-from tsdkd.stages.models.save import save_model
+from tsdkd.stages.models.save import save_end_ids, save_model
 from tsdkd.stages.train.model_card import model_card
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -36,6 +36,7 @@ def save_checkpoint(
         save_adapter(trained, trainer.student, directory)
     else:
         save_model(trainer.untrained_config, weights, dtype, model_directory(trainer.student.name), directory)
+    save_end_ids(trainer.student, model_directory(trainer.student.name), directory)
     trainer.student.tokenizer.save_pretrained(directory)
     entries = trainer.state.log_history
     steps, evaluations = list(filter(is_step, entries)), list(filter(is_evaluation, entries))

@@ -71,6 +71,8 @@ class TrainingInputs:
     """Tokens of the longest prompt with its response."""
     vocab: int
     """Ids that student and teacher both know."""
+    end_ids: list[int]
+    """Ids that end a response: the student's own, the teacher's and that of the chat template."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
     """Opens the data for the loaded student; closing it releases what it loaded."""
     day: str | None = None
@@ -105,7 +107,7 @@ def run_training(
             observer=observer,
             chat=inputs.chat,
         )
-        student = replace(student, shared_vocab=inputs.vocab)
+        student = replace(student, shared_vocab=inputs.vocab, pair_end_ids=inputs.end_ids)
         _ = student.head  # raises InputError for a head that the objective does not support
         with inputs.open_data(student) as data:
             if config.lora:

@@ -38,8 +38,10 @@ from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
+from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import Method, find_method
+from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision, require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
@@ -93,6 +95,7 @@ def train_offline(
         parents=tuple(parent.as_parent_of(output) for parent in source.parents),
         max_length=max(source.length(i) for i in indices),
         vocab=source.shared_vocab(spec),
+        end_ids=pair_end_ids(spec.tokenizer, spec.end_ids, source.end_ids(spec.tokenizer)),
         open_data=lambda _: nullcontext(data),
         chat=chat,
     )
@@ -177,16 +180,15 @@ def train_online(
         samples = samples_from_rollouts(recorded, sampling.limit)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
     _require_readable_samples(samples, max_length, specs)
-    if not specs[0].end_ids and (online.student_fraction or online.replay):
-        observer.warning(f"The student has no end token: its responses have {sampling.max_new_tokens} tokens.")
+    ends = _ends(specs, online, observer)
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
         spread = online.teacher_device == "auto"
         device, device_map = (None, "auto") if spread else (online.teacher_device, None)
         reader = load_model(teacher, online.teacher_dtype, device, device_map, config.attention, observer)
-        reader = replace(reader, shared_vocab=vocab)
-        with _open_sampler(student, reader, sampling, max_length) as sampler:
+        reader = replace(reader, shared_vocab=vocab, pair_end_ids=ends)
+        with _open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
             responses = source.with_responses([samples[i] for i in held_out], learner, (seed,))
@@ -195,9 +197,19 @@ def train_online(
                 source = ReplaySource(samples, reader, sampler, ReplaySchedule(online.replay))
             yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
-    memory_length = sampling.max_prompt_tokens + sampling.max_new_tokens
-    inputs = TrainingInputs(*models, (parent, *chat_parents), memory_length, vocab, open_data, day, chat)
+    memory_length = sampling.max_prompt_tokens + sampling.response_limit
+    inputs = TrainingInputs(*models, (parent, *chat_parents), memory_length, vocab, ends, open_data, day, chat)
     return run_training(inputs, output, config, seed, observer, overwrite)
+
+
+def _ends(specs: tuple[ModelSpec, ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
+    """The ids that end a response. Warns without any; raises InputError for stop strings that cannot be found."""
+    tokenizer, sampling = specs[0].tokenizer, online.sampling
+    require_stop_support(sampling, tokenizer)
+    ends = pair_end_ids(tokenizer, *(spec.end_ids for spec in specs))
+    if not ends and not sampling.stop and (online.student_fraction or online.replay):
+        observer.warning(f"The models have no end token: responses have {sampling.response_limit} tokens.")
+    return ends
 
 
 def _require_readable_samples(samples: list[Sample], max_length: int, specs: Iterable[ModelSpec]) -> None:
@@ -256,13 +268,13 @@ def _samples(
 
 
 def _open_sampler(
-    student: str, teacher: LanguageModel, sampling: GenerateConfig, max_length: int
+    student: ModelSpec, teacher: LanguageModel, sampling: GenerateConfig, max_length: int
 ) -> AbstractContextManager[ResponseSampler]:
     if sampling.engine == "transformers":
         return nullcontext(LocalSampler(sampling, teacher if sampling.policy == "teacher-mixed" else None))
     from tsdkd.stages.engines.online_vllm import open_vllm_sampler
 
-    return open_vllm_sampler(student, sampling, max_length, teacher.vocab)
+    return open_vllm_sampler(student, sampling, max_length)
 
 
 def split_held_out(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:
