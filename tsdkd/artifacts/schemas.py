@@ -44,7 +44,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("subtask", pa.string()),  # lm-eval's task, which numbers its documents
             ("document", pa.int32()),
             ("document_hash", pa.string()),
-            ("metric", pa.string()),  # a document has one row per metric
+            ("metric", pa.string()),  # a document has one row per metric and sample
             ("prompt", pa.string()),
             ("response", pa.string()),  # of a multiple choice: every choice after its log-likelihood
             ("extracted", pa.string()),
@@ -59,7 +59,8 @@ SCHEMAS: dict[str, pa.Schema] = {
 OPTIONAL = {
     "rollouts": pa.schema(
         [("response_mask", pa.list_(pa.bool_()))]  # False at context between turns, such as tool results
-    )
+    ),
+    "results": pa.schema([("sample", pa.int32())]),  # the number of the response among those to the document
 }
 """Columns that only some artifacts of a kind have; readers get nulls where they are absent."""
 

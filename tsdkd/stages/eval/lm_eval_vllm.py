@@ -63,6 +63,9 @@ class VllmModel(ResponseTracking, VLLM):
         self.model.generate = lambda *args, **settings: generate(*args, **settings | {"use_tqdm": bar})
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
+        if generate and self.sampling.temperature:
+            for settings, seed in zip(sampling_params, self.next_seeds(requests), strict=True):
+                settings.seed = seed
         with translate_vllm_errors():
             outputs = super()._model_generate(requests, generate, sampling_params)
         if generate:
@@ -74,6 +77,7 @@ class VllmModel(ResponseTracking, VLLM):
 
     def modify_gen_kwargs(self, *args: Any, **settings: Any) -> tuple[dict[str, Any], list[str], int]:
         sampling, until, limit = VLLM.modify_gen_kwargs(*args, **settings)
+        sampling |= {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
         return sampling | {"stop_token_ids": self._turn_end_ids}, until, limit
 
     def _stop(self, reason: int | str | None) -> str | None:

@@ -32,6 +32,7 @@ from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.evaluated_model import EvaluatedModel
+from tsdkd.stages.eval.prerequisites import require_prerequisites
 from tsdkd.stages.eval.previous_results import (
     DATASET_KIND,
     extendable_fields,
@@ -47,9 +48,12 @@ from tsdkd.stages.models.record import chat_day, library_versions, model_record,
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.results.benchmarks import Benchmark, choose_benchmarks
+from tsdkd.stages.results.benchmark import Benchmark, Sampling
+from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
+NOT_IN_CONFIG = {"memory_fraction", "seed"}
+"""Settings that the manifest does not record, or not in its configuration."""
 
 
 @reading_inputs()
@@ -119,9 +123,10 @@ def require_measurable(
     """
     benchmarks = choose_benchmarks(config.tasks)
     _require_engine(config, held_out)
+    _require_sampling(config, benchmarks)
     model_directory(model)
     require_attention(config.attention, [model])
-    harness.require_prerequisites(benchmarks, data, allow_code_execution)
+    require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config, benchmarks)
     _require_end_token(load_spec(model), benchmarks)
     if previous := None if overwrite else previous_results(unfinished_extension(output) or output):
@@ -140,12 +145,15 @@ def _add_benchmark(
 ) -> None:
     """Run a benchmark and write its samples and its result."""
     model, started = writer.output.name, time.monotonic()
+    sampling = _sampling(config, benchmark)
     try:
-        rows = harness.run_benchmark(lm_eval_model, model, benchmark, tasks, config.limit, chat, observer)
+        rows = harness.run_benchmark(
+            lm_eval_model, model, benchmark, tasks, config.limit, chat, observer, sampling, config.seed
+        )
     except KeyboardInterrupt:
         observer.info(f"{model}: the next run starts {benchmark.name} again and skips complete benchmarks.")
         raise
-    result = summarize(benchmark, rows) | {"chat_template": chat}
+    result = summarize(benchmark, rows, sampling) | {"chat_template": chat}
     writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
     _write_json(writer, f"{benchmark.file_stem}.json", result)
     observer.info(f"{model}: {result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")
@@ -171,7 +179,7 @@ def _manifest(
         kinds = {parent.kind for parent in parents}
         parents += [p for p in previous.parents if p.kind.endswith(DATASET_KIND) and p.kind not in kinds]
         tasks |= set(previous.config["tasks"])
-    settings = {name: value for name, value in asdict(config).items() if name != "memory_fraction"}
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_IN_CONFIG}
     if source is not None:
         require_hidden_signal(source)
         require_same_tokenizer(record, source.scores.manifest.model("teacher"))
@@ -182,7 +190,7 @@ def _manifest(
     return Manifest(
         kind="results",
         config=settings | {"tasks": [benchmark.name for benchmark in choose_benchmarks(tasks)]},
-        seed=0,
+        seed=config.seed,
         parents=tuple(parents),
         models=(record,),
         engine=f"lm-eval on {config.engine}",
@@ -201,9 +209,35 @@ def _require_engine(config: EvalConfig, held_out: Path | None) -> None:
         )
 
 
+def _require_sampling(config: EvalConfig, benchmarks: list[Benchmark]) -> None:
+    """Raises InputError for sampling options that a benchmark cannot follow."""
+    without_effect = {"temperature": 0, "top_p": 1, "samples": 1}
+    given = " and ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, default in without_effect.items()
+        if (value := getattr(config, name)) not in (None, default)
+    )
+    choices = [benchmark.name for benchmark in benchmarks if not benchmark.max_new_tokens]
+    if given and choices:
+        raise InputError(
+            f"{', '.join(choices)} compares log-likelihoods of choices and samples nothing, but {given} is given.",
+            "Leave it out, or measure multiple choice with another command.",
+        )
+    greedy = [benchmark.name for benchmark in benchmarks if not _sampling(config, benchmark).temperature]
+    if given and greedy:
+        raise InputError(
+            f"{', '.join(greedy)} has greedy responses, which are all alike, but {given} is given.",
+            "Give a --temperature above 0 too, such as 0.6.",
+        )
+
+
+def _sampling(config: EvalConfig, benchmark: Benchmark) -> Sampling:
+    return benchmark.choose_sampling(config.temperature, config.top_p, config.samples)
+
+
 def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
     for benchmark in benchmarks:
-        limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or context)
+        limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or benchmark.max_new_tokens or 0)
         if limit >= context:
             raise InputError(
                 f"{benchmark.name} generates up to {limit:,} tokens, but the context has {context:,}, prompt included.",

@@ -1,6 +1,6 @@
 """Documents and tokens of each benchmark, so that a plan loads no benchmark."""
 
-from tsdkd.stages.results.benchmarks import Benchmark
+from tsdkd.stages.results.benchmark import Benchmark
 
 _LENGTHS = {
     "gsm8k": (1_319, 1_164),
