@@ -9,13 +9,15 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from tests.helpers.benchmark_rows import doubled
 from tests.helpers.models import CHAT, save_tiny_model
-from tsdkd.artifacts.reader import Artifact
+from tsdkd.artifacts.reader import Artifact, verify_artifact
+from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval import harness
@@ -25,6 +27,7 @@ from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.results.benchmarks import BENCHMARKS, choose_benchmarks
+from tsdkd.stages.results.compare import document_scores
 
 SUITE = tuple(benchmark.name for benchmark in choose_benchmarks(["reasoning"]))
 CONFIG = EvalConfig(SUITE, max_new_tokens=150)
@@ -243,6 +246,20 @@ def test_a_temperature_of_0_is_greedy_with_one_response(student: Path, rows: Pat
     artifact, _ = measure(student, tmp_path / "r", rows, temperature=0.0, tasks=("aime24",), max_new_tokens=4)
     found = artifact.manifest.summary["aime24"]
     assert (found["temperature"], found["samples"], len(artifact.table())) == (0, 1, 4)
+
+
+def test_results_of_earlier_versions_are_read_and_extended(
+    student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no numbers of samples."""
+    settings = {"limit": 2, "samples": 1, "max_new_tokens": 4}
+    monkeypatch.setitem(SCHEMAS, "results", pa.schema([f for f in SCHEMAS["results"] if f.name != "sample"]))
+    measure(student, tmp_path / "r", rows, tasks=("aime25",), **settings)
+    monkeypatch.undo()
+    artifact, _ = measure(student, tmp_path / "r", rows, tasks=("amc23",), **settings)
+    verify_artifact(tmp_path / "r")
+    assert artifact.table()["sample"].to_pylist() == [None, None, 0, 0]
+    assert len(document_scores(artifact, "aime25")) == 2
 
 
 def test_gated_data_needs_a_token_or_a_copy(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ class EvalConfig:
 
     tasks: tuple[str, ...] = option(
         ("all",),
-        "Benchmarks, joined by commas; NAME:VARIANT for a variant; all and reasoning name a suite.",
+        "Benchmarks, joined by commas; all, reasoning: a suite; NAME:VARIANT: a variant.",
         group=BENCHMARKS,
         metavar="NAMES",
         shown="all: the paper's ten",

@@ -11,6 +11,7 @@ from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
@@ -42,6 +43,10 @@ class VllmModel(ResponseTracking, VLLM):
     def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
         """`turn_end_ids`: ids that end a response besides the model's own."""
         spec = load_spec(name)
+        sampled = any(
+            benchmark.choose_sampling(config.temperature, config.top_p, config.samples).temperature
+            for benchmark in choose_benchmarks(config.tasks)
+        )
         with merged_model_directory(name, config.dtype) as directory:
             super().__init__(
                 pretrained=str(directory),
@@ -54,6 +59,8 @@ class VllmModel(ResponseTracking, VLLM):
                 trust_remote_code=False,
                 logits_processors=[MASK_PADDING_ROWS],
                 additional_config={VOCAB_SIZE_KEY: spec.vocab},
+                # a prompt read in chunks draws random numbers; CPUs do not support it
+                **({"enable_chunked_prefill": False} if sampled else {}),
             )
         self.start_tracking(name, spec.vocab)
         self._turn_end_ids = turn_end_ids

@@ -23,7 +23,7 @@ def benchmark_tables(comparison: Comparison, methods: tuple[str, ...]) -> list[T
     differences = [_difference_table(comparison)] if any(comparison.differences.values()) else []
     by_row = bool(comparison.published) or len(comparison.scores) > MAX_MODEL_COLUMNS
     accuracies = _table_with_model_rows(comparison, methods) if by_row else _table_with_model_columns(comparison)
-    return [accuracies, *_pass_tables(comparison), *differences]
+    return [accuracies, *_sampling_tables(comparison), *differences]
 
 
 def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...]) -> list[Table]:
@@ -33,7 +33,7 @@ def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...
     """
     first, *others = comparisons
     if len(first.benchmarks) == 1 and not any(first.published.values()):
-        return [_one_benchmark_table(first.benchmarks[0], comparisons), *_pass_tables(first)]
+        return [_one_benchmark_table(first.benchmarks[0], comparisons), *_sampling_tables(first)]
     more_differences = [_difference_table(comparison) for comparison in others if any(comparison.differences.values())]
     return [*benchmark_tables(first, methods), *more_differences, *held_out_tables(first)]
 
@@ -84,18 +84,25 @@ def _cell(row: dict[str, Score], benchmark: str) -> str:
     return _percent(row[benchmark]) + (f" (avg@{samples})" if samples > 1 else "")
 
 
-def _pass_tables(comparison: Comparison) -> list[Table]:
-    """pass@k of each benchmark and model with several samples; no table without one."""
-    cells = {
-        (benchmark, name): row[benchmark].pass_at
+def _sampling_tables(comparison: Comparison) -> list[Table]:
+    """pass@k and truncated responses of each benchmark and model with several samples; no table without one."""
+    sampled = {
+        (benchmark, name): row[benchmark]
         for benchmark in comparison.benchmarks
         for name, row in comparison.scores.items()
-        if benchmark in row and row[benchmark].pass_at
+        if benchmark in row and row[benchmark].samples > 1
     }
-    ks = sorted({k for pass_at in cells.values() for k in pass_at})
-    rows = [[*key, *(_percent(pass_at[k]) if k in pass_at else "" for k in ks)] for key, pass_at in cells.items()]
-    columns = ["benchmark", "model", *(f"pass@{k}" for k in ks)]
-    return [("pass@k ± standard error, %", columns, rows)] if rows else []
+    ks = sorted({k for score in sampled.values() for k in score.pass_at})
+    rows = [
+        [
+            *key,
+            *(_percent(score.pass_at[k]) if k in score.pass_at else "" for k in ks),
+            f"{100 * score.truncated / score.responses:.1f}",
+        ]
+        for key, score in sampled.items()
+    ]
+    columns = ["benchmark", "model", *(f"pass@{k}" for k in ks), "truncated"]
+    return [("sampled responses: pass@k ± standard error, truncated, %", columns, rows)] if rows else []
 
 
 def _difference_table(comparison: Comparison) -> Table:
