@@ -1,5 +1,6 @@
 """The reasoning suite: sampled responses, thoughts, extraction, stop strings and truncation, on synthetic rows."""
 
+import random
 import re
 import shutil
 from collections import Counter
@@ -12,15 +13,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer
 
-from tests.helpers.benchmark_rows import doubled
+from tests.helpers.benchmark_rows import ROWS, doubled
 from tests.helpers.models import CHAT, save_tiny_model
 from tsdkd.artifacts.reader import Artifact, verify_artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval import harness
+from tsdkd.stages.eval.answers import shuffle_choices
 from tsdkd.stages.eval.lm_eval_transformers import HFLM, TransformersModel
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
@@ -178,6 +181,22 @@ def test_stop_strings_do_not_cut_a_response_that_restates_its_question(
             assert (found["value"], found["stopped_by"]) == (1, {})
 
 
+def test_the_limit_of_a_response_may_be_raised(
+    student: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thought takes more than the 512 tokens of gsm8k."""
+    limits = []
+
+    def respond(self: Any, context: torch.Tensor, max_length: int, stop: list[str], **_: Any) -> torch.Tensor:
+        limits.append(max_length - context.shape[1])
+        return torch.cat([context, context[:, :1]], 1)
+
+    monkeypatch.setattr(HFLM, "_model_generate", respond)
+    monkeypatch.setattr(TransformersModel, "max_length", 4096)
+    measure(student, tmp_path / "r", rows, tasks=("gsm8k",), max_new_tokens=2048, limit=1)
+    assert limits == [2048]
+
+
 def test_truncated_responses_are_counted(student: Path, rows: Path, tmp_path: Path) -> None:
     artifact, lines = measure(student, tmp_path / "r", rows, samples=2, max_new_tokens=2, tasks=("aime25",))
     table = artifact.table().to_pylist()
@@ -228,10 +247,13 @@ def test_markers_of_thoughts_stay_where_they_are_special_tokens(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [
-        ({"tasks": ("gsm8k", "sciq", "musr"), "temperature": 0.6}, "sciq, musr compares .* --temperature 0.6 is given"),
+        (
+            {"tasks": ("gsm8k", "sciq", "musr"), "temperature": 0.6},
+            r"Multiple choice samples no responses \(sciq, musr\), but --temperature 0.6 is given",
+        ),
         ({"tasks": ("sciq",), "samples": 4}, "--samples 4 is given"),
-        ({"tasks": ("gsm8k", "aime24"), "samples": 4}, "gsm8k has greedy responses, .* --samples 4 is given"),
-        ({"temperature": 0.0, "top_p": 0.9}, "aime24, .* has greedy responses"),
+        ({"tasks": ("gsm8k", "aime24"), "samples": 4}, r"Greedy .* \(gsm8k\), but --samples 4 is given"),
+        ({"temperature": 0.0, "top_p": 0.9}, r"Greedy .* \(aime24, .*\), but --top-p 0.9 is given"),
     ],
 )
 def test_sampling_that_a_benchmark_cannot_follow_is_refused(
@@ -273,15 +295,16 @@ def test_gated_data_needs_a_token_or_a_copy(student: Path, tmp_path: Path, monke
     assert not (tmp_path / "r").exists()
 
 
-def test_choices_have_the_same_order_in_every_run(rows: Path) -> None:
-    def prompts() -> list[str]:
-        task = harness.load_tasks(BENCHMARKS["gpqa-diamond"], rows, None)["gpqa_diamond_cot_zeroshot"]
-        return [task.doc_to_text(document) for document in task.eval_docs]
+def test_choices_have_the_same_order_in_every_run() -> None:
+    _, splits = ROWS["gpqa"]
 
-    first = prompts()
-    assert first == prompts()
-    assert len({prompt[prompt.index(f" {2 * i}\n") - 3 :][:3] for i, prompt in enumerate(first)}) > 1  # letters
-    assert "at least" in first[0]
+    def orders(seed: int) -> list[list[str]]:
+        random.seed(seed)
+        return [document["choices"] for document in shuffle_choices(Dataset.from_list(splits["train"]))]
+
+    assert orders(1) == orders(2)
+    assert all(str(2 * i) in choices for i, choices in enumerate(orders(1)))
+    assert len({choices.index(str(2 * i)) for i, choices in enumerate(orders(1))}) > 1
 
 
 def test_a_context_without_space_for_the_budget_is_refused(student: Path, rows: Path, tmp_path: Path) -> None:

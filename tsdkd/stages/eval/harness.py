@@ -37,7 +37,7 @@ def evaluation_versions() -> dict[str, str]:
 def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | None, chat: bool = False) -> Tasks:
     """lm-eval's tasks of a benchmark with their documents.
 
-    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: may lower the benchmark's limit;
+    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: replaces the benchmark's limit;
     `chat`: prompts use the chat template, which decides the stop strings.
 
     Raises InputError when a dataset cannot be loaded.
@@ -68,8 +68,7 @@ def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | No
             ) from None
     for task in tasks.values():
         task.set_fewshot_seed(SHOTS_SEED)
-        if benchmark.max_new_tokens:
-            limit = min(benchmark.max_new_tokens, max_new_tokens or benchmark.max_new_tokens)
+        if limit := benchmark.response_limit(max_new_tokens):
             stops = {"until": list(benchmark.chat_stops)} if chat else {}
             task.set_config("generation_kwargs", {"max_gen_toks": limit} | stops, update=True)
     if benchmark.base == "ifeval":

@@ -220,13 +220,13 @@ def _require_sampling(config: EvalConfig, benchmarks: list[Benchmark]) -> None:
     choices = [benchmark.name for benchmark in benchmarks if not benchmark.max_new_tokens]
     if given and choices:
         raise InputError(
-            f"{', '.join(choices)} compares log-likelihoods of choices and samples nothing, but {given} is given.",
+            f"Multiple choice samples no responses ({', '.join(choices)}), but {given} is given.",
             "Leave it out, or measure multiple choice with another command.",
         )
     greedy = [benchmark.name for benchmark in benchmarks if not _sampling(config, benchmark).temperature]
     if given and greedy:
         raise InputError(
-            f"{', '.join(greedy)} has greedy responses, which are all alike, but {given} is given.",
+            f"Greedy responses to a prompt are all alike ({', '.join(greedy)}), but {given} is given.",
             "Give a --temperature above 0 too, such as 0.6.",
         )
 
@@ -237,7 +237,7 @@ def _sampling(config: EvalConfig, benchmark: Benchmark) -> Sampling:
 
 def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
     for benchmark in benchmarks:
-        limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or benchmark.max_new_tokens or 0)
+        limit = benchmark.response_limit(config.max_new_tokens)
         if limit >= context:
             raise InputError(
                 f"{benchmark.name} generates up to {limit:,} tokens, but the context has {context:,}, prompt included.",

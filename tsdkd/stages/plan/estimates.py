@@ -131,7 +131,7 @@ def estimate_eval(
     seconds, disk, memory, documents, generates = 0.0, 0, 0, 0, False
     for name in config.tasks:
         benchmark = BENCHMARKS[name]
-        new_tokens = min(benchmark.max_new_tokens or 0, config.max_new_tokens or 2**31)
+        new_tokens = benchmark.response_limit(config.max_new_tokens)
         count, prompt_tokens = benchmark_length(benchmark)
         count = min(count, config.limit or count)
         documents, generates = documents + count, generates or new_tokens > 0

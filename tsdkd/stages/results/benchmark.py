@@ -65,6 +65,10 @@ class Benchmark:
         """The copy of the dataset below `data`; None when the hub or tsdkd itself provides it."""
         return data / self.dataset if data is not None and self.dataset else None
 
+    def response_limit(self, given: int | None) -> int:
+        """The longest response in tokens, where `given` replaces the benchmark's own limit; 0 for multiple choice."""
+        return given or self.max_new_tokens if self.max_new_tokens else 0
+
     def choose_sampling(self, temperature: float | None, top_p: float | None, samples: int | None) -> Sampling:
         """The benchmark's own sampling with the given values in its place; greedy where the temperature is 0."""
         own = self.sampling
