@@ -12,7 +12,8 @@ from tsdkd.printable import escape_line, escape_markdown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tsdkd.stages.results.compare import Comparison, Difference
+    from tsdkd.stages.results.compare import Comparison
+    from tsdkd.stages.results.paired import Difference
     from tsdkd.stages.results.tables import Table
 
 Format = Literal["terminal", "markdown", "csv", "latex"]

@@ -22,14 +22,13 @@ from tsdkd.artifacts.reader import Artifact, verify_artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.answers import shuffle_choices
 from tsdkd.stages.eval.lm_eval_transformers import HFLM, TransformersModel
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.results.benchmarks import BENCHMARKS, choose_benchmarks
+from tsdkd.stages.results.benchmarks import choose_benchmarks
 from tsdkd.stages.results.compare import document_scores
 
 SUITE = tuple(benchmark.name for benchmark in choose_benchmarks(["reasoning"]))

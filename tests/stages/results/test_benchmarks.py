@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tsdkd.errors import InputError
+from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.results.benchmark import Sampling
 from tsdkd.stages.results.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, choose_benchmarks
 
@@ -30,15 +31,15 @@ def test_reasoning_is_a_suite_beside_the_ten() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("gsm8k", (None, None, None), (0, 1, 1)),
-        ("gsm8k", (0.8, None, 4), (0.8, 1, 4)),
-        ("aime24", (None, None, None), (0.6, 0.95, 16)),
-        ("aime24", (1.0, None, 64), (1, 0.95, 64)),
-        ("aime24", (0, None, None), (0, 1, 1)),
+        ("gsm8k", {}, (0, 1, 1)),
+        ("gsm8k", {"temperature": 0.8, "samples": 4}, (0.8, 1, 4)),
+        ("aime24", {}, (0.6, 0.95, 16)),
+        ("aime24", {"temperature": 1.0, "samples": 64}, (1, 0.95, 64)),
+        ("aime24", {"temperature": 0.0}, (0, 1, 1)),
     ],
 )
-def test_options_replace_the_sampling_of_a_benchmark(name: str, given: tuple, expected: tuple) -> None:
-    assert BENCHMARKS[name].choose_sampling(*given) == Sampling(*expected)
+def test_options_replace_the_sampling_of_a_benchmark(name: str, given: dict[str, float], expected: tuple) -> None:
+    assert BENCHMARKS[name].choose_sampling(EvalConfig(**given)) == Sampling(*expected)
 
 
 def test_names_are_normalized_and_ordered_without_repetition() -> None:

@@ -43,10 +43,7 @@ class VllmModel(ResponseTracking, VLLM):
     def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
         """`turn_end_ids`: ids that end a response besides the model's own."""
         spec = load_spec(name)
-        sampled = any(
-            benchmark.choose_sampling(config.temperature, config.top_p, config.samples).temperature
-            for benchmark in choose_benchmarks(config.tasks)
-        )
+        sampled = any(b.choose_sampling(config).temperature for b in choose_benchmarks(config.tasks))
         with merged_model_directory(name, config.dtype) as directory:
             super().__init__(
                 pretrained=str(directory),

@@ -1,12 +1,16 @@
-"""What a benchmark needs before its first response: local data, a hub token, a sandbox, sentence data."""
+"""What a measurement needs before its first response: data, a hub token, a sandbox, an engine, options that fit."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from tsdkd.artifacts.regular_files import require_regular_files
 from tsdkd.errors import InputError
+from tsdkd.processes import world_size
+from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval.sandbox.verdict import check_confinement
+from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.results.benchmark import Benchmark
 
 
@@ -89,3 +93,58 @@ def _require_sentence_splitter(name: str) -> None:
             f"{name} splits sentences with nltk's punkt_tab, which is not installed.",
             "Run `python -m nltk.downloader punkt_tab`, or copy it to $NLTK_DATA/tokenizers/punkt_tab.",
         ) from None
+
+
+def require_engine(config: EvalConfig, held_out: Path | None) -> None:
+    """Raises InputError for an engine that is missing or does not fit the other options."""
+    if config.engine == "vllm" and config.attention and held_out is None:
+        raise InputError("--attention works with transformers only.", "Leave out --attention, or --engine vllm.")
+    if config.engine == "vllm" and find_spec("vllm") is None:
+        raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
+    if world_size() > 1:
+        raise InputError(
+            "eval runs in one process.", "Start it without torchrun; for more GPUs, --engine vllm --tensor-parallel N."
+        )
+
+
+def require_sampling(config: EvalConfig, benchmarks: list[Benchmark]) -> None:
+    """Raises InputError for sampling options that a benchmark cannot follow."""
+    without_effect = {"temperature": 0, "top_p": 1, "samples": 1}
+    given = " and ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, default in without_effect.items()
+        if (value := getattr(config, name)) not in (None, default)
+    )
+    choices = [benchmark.name for benchmark in benchmarks if not benchmark.max_new_tokens]
+    if given and choices:
+        raise InputError(
+            f"Multiple choice samples no responses ({', '.join(choices)}), but {given} is given.",
+            "Leave it out, or measure multiple choice with another command.",
+        )
+    greedy = [benchmark.name for benchmark in benchmarks if not benchmark.choose_sampling(config).temperature]
+    if given and greedy:
+        raise InputError(
+            f"Greedy responses to a prompt are all alike ({', '.join(greedy)}), but {given} is given.",
+            "Give a --temperature above 0 too, such as 0.6.",
+        )
+
+
+def require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
+    """Raises InputError for a response limit that leaves no space for a prompt."""
+    for benchmark in benchmarks:
+        limit = benchmark.response_limit(config.max_new_tokens)
+        if limit >= context:
+            raise InputError(
+                f"{benchmark.name} generates up to {limit:,} tokens, but the context has {context:,}, prompt included.",
+                "Give a smaller --max-new-tokens, or leave the benchmark out.",
+            )
+
+
+def require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
+    """Raises InputError for a model whose responses would not end."""
+    generating = [benchmark.name for benchmark in benchmarks if benchmark.max_new_tokens]
+    if generating and not model.end_ids:
+        raise InputError(
+            f"{model.name} has no end token, so its responses to {', '.join(generating)} would not end.",
+            "Set eos_token_id in its generation_config.json, or choose other benchmarks.",
+        )

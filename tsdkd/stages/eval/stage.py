@@ -7,7 +7,6 @@ import json
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource
@@ -32,7 +30,13 @@ from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.evaluated_model import EvaluatedModel
-from tsdkd.stages.eval.prerequisites import require_prerequisites
+from tsdkd.stages.eval.prerequisites import (
+    require_end_token,
+    require_engine,
+    require_prerequisites,
+    require_sampling,
+    require_space_for_prompts,
+)
 from tsdkd.stages.eval.previous_results import (
     DATASET_KIND,
     extendable_fields,
@@ -45,10 +49,10 @@ from tsdkd.stages.models.chat import require_turns
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import chat_day, library_versions, model_record, require_same_tokenizer
-from tsdkd.stages.models.spec import ModelSpec, load_spec
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.results.benchmark import Benchmark, Sampling
+from tsdkd.stages.results.benchmark import Benchmark
 from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
@@ -96,7 +100,7 @@ def evaluate(
         if source is not None and not writer.has(HELD_OUT_FILE):
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
-            _require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
+            require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
             template = "its chat template" if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
             evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
@@ -122,13 +126,13 @@ def require_measurable(
     Returns whether the model is prompted with its chat template.
     """
     benchmarks = choose_benchmarks(config.tasks)
-    _require_engine(config, held_out)
-    _require_sampling(config, benchmarks)
+    require_engine(config, held_out)
+    require_sampling(config, benchmarks)
     model_directory(model)
     require_attention(config.attention, [model])
     require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config, benchmarks)
-    _require_end_token(load_spec(model), benchmarks)
+    require_end_token(load_spec(model), benchmarks)
     if previous := None if overwrite else previous_results(unfinished_extension(output) or output):
         require_same_settings(output, previous, config)
     return chat
@@ -145,7 +149,7 @@ def _add_benchmark(
 ) -> None:
     """Run a benchmark and write its samples and its result."""
     model, started = writer.output.name, time.monotonic()
-    sampling = _sampling(config, benchmark)
+    sampling = benchmark.choose_sampling(config)
     try:
         rows = harness.run_benchmark(
             lm_eval_model, model, benchmark, tasks, config.limit, chat, observer, sampling, config.seed
@@ -198,53 +202,6 @@ def _manifest(
     )
 
 
-def _require_engine(config: EvalConfig, held_out: Path | None) -> None:
-    if config.engine == "vllm" and config.attention and held_out is None:
-        raise InputError("--attention works with transformers only.", "Leave out --attention, or --engine vllm.")
-    if config.engine == "vllm" and find_spec("vllm") is None:
-        raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
-    if world_size() > 1:
-        raise InputError(
-            "eval runs in one process.", "Start it without torchrun; for more GPUs, --engine vllm --tensor-parallel N."
-        )
-
-
-def _require_sampling(config: EvalConfig, benchmarks: list[Benchmark]) -> None:
-    """Raises InputError for sampling options that a benchmark cannot follow."""
-    without_effect = {"temperature": 0, "top_p": 1, "samples": 1}
-    given = " and ".join(
-        f"--{name.replace('_', '-')} {value}"
-        for name, default in without_effect.items()
-        if (value := getattr(config, name)) not in (None, default)
-    )
-    choices = [benchmark.name for benchmark in benchmarks if not benchmark.max_new_tokens]
-    if given and choices:
-        raise InputError(
-            f"Multiple choice samples no responses ({', '.join(choices)}), but {given} is given.",
-            "Leave it out, or measure multiple choice with another command.",
-        )
-    greedy = [benchmark.name for benchmark in benchmarks if not _sampling(config, benchmark).temperature]
-    if given and greedy:
-        raise InputError(
-            f"Greedy responses to a prompt are all alike ({', '.join(greedy)}), but {given} is given.",
-            "Give a --temperature above 0 too, such as 0.6.",
-        )
-
-
-def _sampling(config: EvalConfig, benchmark: Benchmark) -> Sampling:
-    return benchmark.choose_sampling(config.temperature, config.top_p, config.samples)
-
-
-def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
-    for benchmark in benchmarks:
-        limit = benchmark.response_limit(config.max_new_tokens)
-        if limit >= context:
-            raise InputError(
-                f"{benchmark.name} generates up to {limit:,} tokens, but the context has {context:,}, prompt included.",
-                "Give a smaller --max-new-tokens, or leave the benchmark out.",
-            )
-
-
 def _uses_chat_template(model: str, config: EvalConfig, benchmarks: list[Benchmark]) -> bool:
     tokenizer = load_tokenizer(model)
     has_template = tokenizer.chat_template is not None
@@ -256,15 +213,6 @@ def _uses_chat_template(model: str, config: EvalConfig, benchmarks: list[Benchma
         for benchmark in benchmarks:
             require_turns(tokenizer, benchmark.roles)
     return chat
-
-
-def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
-    generating = [benchmark.name for benchmark in benchmarks if benchmark.max_new_tokens]
-    if generating and not model.end_ids:
-        raise InputError(
-            f"{model.name} has no end token, so its responses to {', '.join(generating)} would not end.",
-            "Set eos_token_id in its generation_config.json, or choose other benchmarks.",
-        )
 
 
 def _measure_held_out(

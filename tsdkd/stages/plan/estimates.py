@@ -135,7 +135,7 @@ def estimate_eval(
         count, prompt_tokens = benchmark_length(benchmark)
         count = min(count, config.limit or count)
         documents, generates = documents + count, generates or new_tokens > 0
-        count *= benchmark.choose_sampling(config.temperature, config.top_p, config.samples).samples
+        count *= benchmark.choose_sampling(config).samples
         max_tokens = prompt_tokens + new_tokens
         workload = Workload(count, prompt_tokens, new_tokens, max_tokens, is_upper_bound=new_tokens > 0)
         disk += round(TOKEN_BYTES * workload.total_tokens) * len(models)

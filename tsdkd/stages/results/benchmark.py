@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tsdkd.stages.config.eval import EvalConfig
+
 
 class FunctionName(str):
     """The dotted name of a Python function that lm-eval imports."""
@@ -69,13 +71,13 @@ class Benchmark:
         """The longest response in tokens, where `given` replaces the benchmark's own limit; 0 for multiple choice."""
         return given or self.max_new_tokens if self.max_new_tokens else 0
 
-    def choose_sampling(self, temperature: float | None, top_p: float | None, samples: int | None) -> Sampling:
-        """The benchmark's own sampling with the given values in its place; greedy where the temperature is 0."""
+    def choose_sampling(self, config: EvalConfig) -> Sampling:
+        """The benchmark's own sampling, with the values that options give in its place; greedy at temperature 0."""
         own = self.sampling
         chosen = Sampling(
-            own.temperature if temperature is None else temperature,
-            own.top_p if top_p is None else top_p,
-            own.samples if samples is None else samples,
+            own.temperature if config.temperature is None else config.temperature,
+            own.top_p if config.top_p is None else config.top_p,
+            own.samples if config.samples is None else config.samples,
         )
         return chosen if chosen.temperature else GREEDY
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tsdkd.stages.results.compare import Comparison, Difference, Score
+from tsdkd.stages.results.compare import Comparison, Score
+from tsdkd.stages.results.paired import Difference
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
