@@ -51,7 +51,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("target", pa.string()),
             ("score", pa.float64()),
             ("weight", pa.float64()),  # of the document in the mean; IFEval's is its number of instructions
-            ("truncated", pa.bool_()),  # the response reached its limit
+            ("truncated", pa.bool_()),  # the response reached its limit, or ended within a thought
             ("prompt_truncated", pa.bool_()),  # the prompt lost its beginning to fit the context
         ]
     ),

@@ -47,6 +47,7 @@ class MeasuredSummary(TypedDict, total=False):
     stopped_by: dict[str, Count]
     sandbox_limits: dict[str, Count]
     judged_by_objects: Count
+    max_new_tokens: Count
     temperature: float
     top_p: float
     samples: Count

@@ -91,6 +91,7 @@ def test_means_and_pass_at_k_equal_a_hand_calculation(
         assert found["pass_at"]["2"][1] == pytest.approx(sqrt(sum((p - 7 / 12) ** 2 for p in pass_at_2) / 3 / 4))
         assert found["pass_at"]["4"] == [pytest.approx(3 / 4), pytest.approx(1 / 4)]
         assert (found["documents"], found["samples"], found["temperature"], found["top_p"]) == (4, 4, 0.6, 0.95)
+        assert found["max_new_tokens"] == 150
     assert any("aime24: 43.8 ± 21.3 % of 4 documents (avg@4), pass@4 75.0 %" in line for line in lines)
     table = artifact.table().to_pylist()
     assert len(table) == len({(row["task"], row["document"], row["sample"]) for row in table}) == 5 * 4 * 4

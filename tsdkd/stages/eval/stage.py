@@ -157,7 +157,9 @@ def _add_benchmark(
     except KeyboardInterrupt:
         observer.info(f"{model}: the next run starts {benchmark.name} again and skips complete benchmarks.")
         raise
+    limit = benchmark.response_limit(config.max_new_tokens)
     result = summarize(benchmark, rows, sampling) | {"chat_template": chat}
+    result |= {"max_new_tokens": limit} if limit else {}
     writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
     _write_json(writer, f"{benchmark.file_stem}.json", result)
     observer.info(f"{model}: {result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")

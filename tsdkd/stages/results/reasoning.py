@@ -63,7 +63,7 @@ REASONING_BENCHMARKS = (
         question="problem",
         overrides=_mathematics("problem"),
     ),
-    # lm-eval has no task. These are the 40 problems of AMC 12 2023 with a number as their answer.
+    # lm-eval has no task for the 40 problems of AMC 12 2023.
     replace(
         AIME24,
         name="amc23",
