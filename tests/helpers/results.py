@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tsdkd.artifacts.manifest import Manifest, ModelRecord
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import schema_of
 from tsdkd.artifacts.writer import Writer
 from tsdkd.stages.eval.harness import weighted_mean
 from tsdkd.stages.eval.summary import average_samples, pass_at
@@ -20,7 +20,7 @@ METRICS = {"gsm8k": "exact_match,flexible-extract", "ifeval": "inst_level_strict
 
 def results(directory: Path, scores: Scores, model: str = "m", first: int = 0, samples: int = 1) -> Artifact:
     """A results artifact with these scores; documents are numbered from `first`, and each has so many in a row."""
-    summary = {}
+    summary, schema = {}, schema_of("results", ["sample"])
     manifest = Manifest(kind="results", config={}, seed=0, models=(ModelRecord("evaluated", model, "w", "t", "c"),))
     with Writer.open(directory, manifest) as writer:
         for name, documents in scores.items():
@@ -37,8 +37,8 @@ def results(directory: Path, scores: Scores, model: str = "m", first: int = 0, s
                 }
                 for i, (s, w) in enumerate(documents)
             ]
-            table = [{**dict.fromkeys(SCHEMAS["results"].names), **row} for row in rows]
-            writer.write_table(f"{BENCHMARKS[name].file_stem}.parquet", pa.Table.from_pylist(table, SCHEMAS["results"]))
+            table = [{**dict.fromkeys(schema.names), **row} for row in rows]
+            writer.write_table(f"{BENCHMARKS[name].file_stem}.parquet", pa.Table.from_pylist(table, schema))
             value, stderr = weighted_mean(average_samples(rows))
             summary[name] = {
                 "metric": METRICS.get(name, "acc,none"),

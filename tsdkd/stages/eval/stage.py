@@ -18,7 +18,7 @@ from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, Parent, relative_path
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import unfinished_extension
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import schema_of
 from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
@@ -160,7 +160,7 @@ def _add_benchmark(
     limit = benchmark.response_limit(config.max_new_tokens)
     result = summarize(benchmark, rows, sampling) | {"chat_template": chat}
     result |= {"max_new_tokens": limit} if limit else {}
-    writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
+    writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, schema_of("results", ["sample"])))
     _write_json(writer, f"{benchmark.file_stem}.json", result)
     observer.info(f"{model}: {result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")
 
