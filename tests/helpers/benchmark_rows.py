@@ -7,6 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+
+def doubled(number: int) -> str:
+    return f"What is {number} times 2?"
+
+
 ROWS: dict[str, tuple[str, dict[str, list[dict[str, Any]]]]] = {
     "gsm8k": (
         "main",
@@ -62,6 +67,51 @@ ROWS: dict[str, tuple[str, dict[str, list[dict[str, Any]]]]] = {
                     "instruction_id_list": ["change_case:english_lowercase"],
                     "kwargs": [{"relation": None, "num_sentences": None}],
                 },
+            ]
+        },
+    ),
+    "aime24": (
+        "default",
+        {
+            "train": [
+                {"ID": f"2024-I-{i}", "Problem": doubled(i), "Solution": "Double.", "Answer": 2 * i} for i in range(4)
+            ]
+        },
+    ),
+    "aime25": (
+        "default",
+        {"test": [{"problem": doubled(i), "answer": str(2 * i), "id": str(i)} for i in range(4)]},
+    ),
+    "amc23": (
+        "default",
+        {"test": [{"id": i, "question": doubled(i), "answer": str(2 * i), "url": "none"} for i in range(4)]},
+    ),
+    "math500": (
+        "default",
+        {
+            "test": [
+                {
+                    "problem": doubled(i),
+                    "solution": f"Double: $\\boxed{{{2 * i}}}$.",
+                    "answer": str(2 * i),
+                    "subject": "Algebra",
+                    "level": 1,
+                    "unique_id": f"test/algebra/{i}.json",
+                }
+                for i in range(4)
+            ]
+        },
+    ),
+    "gpqa": (
+        "gpqa_diamond",
+        {
+            "train": [
+                {
+                    "Question": doubled(i),
+                    "Correct Answer": f"{2 * i} ",
+                    **{f"Incorrect Answer {k}": f"{2 * i + k} [title] at least" for k in (1, 2, 3)},
+                }
+                for i in range(4)
             ]
         },
     ),

@@ -87,8 +87,8 @@ class Artifact:
         return table if filters is None else table.filter(filters)
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows, in the order of the parts."""
-        return pa.concat_tables(self.read_part(part, columns) for part in self.tables)
+        """All rows, in the order of the parts. A column that parts of earlier versions lack is null there."""
+        return pa.concat_tables((self.read_part(part, columns) for part in self.tables), promote_options="default")
 
     def as_parent_of(self, child: Path) -> Parent:
         return Parent(self.manifest.kind, self.fingerprint, relative_path(self.path, child))

@@ -44,14 +44,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("subtask", pa.string()),  # lm-eval's task, which numbers its documents
             ("document", pa.int32()),
             ("document_hash", pa.string()),
-            ("metric", pa.string()),  # a document has one row per metric
+            ("metric", pa.string()),  # a document has one row per metric and sample
             ("prompt", pa.string()),
             ("response", pa.string()),  # of a multiple choice: every choice after its log-likelihood
             ("extracted", pa.string()),
             ("target", pa.string()),
             ("score", pa.float64()),
             ("weight", pa.float64()),  # of the document in the mean; IFEval's is its number of instructions
-            ("truncated", pa.bool_()),  # the response reached its limit
+            ("truncated", pa.bool_()),  # the response reached its limit, or ended within a thought
             ("prompt_truncated", pa.bool_()),  # the prompt lost its beginning to fit the context
         ]
     ),
@@ -59,7 +59,8 @@ SCHEMAS: dict[str, pa.Schema] = {
 OPTIONAL = {
     "rollouts": pa.schema(
         [("response_mask", pa.list_(pa.bool_()))]  # False at context between turns, such as tool results
-    )
+    ),
+    "results": pa.schema([("sample", pa.int32())]),  # the number of the response among those to the document
 }
 """Columns that only some artifacts of a kind have; readers get nulls where they are absent."""
 

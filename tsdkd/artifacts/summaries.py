@@ -47,6 +47,11 @@ class MeasuredSummary(TypedDict, total=False):
     stopped_by: dict[str, Count]
     sandbox_limits: dict[str, Count]
     judged_by_objects: Count
+    max_new_tokens: Count
+    temperature: float
+    top_p: float
+    samples: Count
+    pass_at: dict[str, list[float | None]]
     chat_template: bool
     responses: Count
     tokens: Count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.groups import COMPARISON, DATA, MODELS
 from tsdkd.stages.results import published
-from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS, choose_benchmarks
+from tsdkd.stages.results.benchmarks import SUITES, choose_benchmarks
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.reader import Artifact
@@ -27,96 +28,103 @@ def read_eval_config(context: typer.Context) -> EvalConfig:
     return replace(config, tasks=tuple(benchmark.name for benchmark in choose_benchmarks(config.tasks)))
 
 
-@options.configured(EvalConfig, read_eval_config, choices={"tasks": PAPER_BENCHMARKS})
+Compared = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[DIR]...", help="With --compare: results, or runs with results.", show_default=False),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=MODEL",
+        help="Model to measure instead of the run's, repeatable: model or adapter directory, hub id, "
+        "embedded-teacher or embedded-student.",
+        show_default="the run's teacher, student and distilled",
+        rich_help_panel=options.COMMON,
+    ),
+]
+MoreModels = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=MODEL", help="Model to measure besides the run's, repeatable.", rich_help_panel=MODELS),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Local copies of the datasets: DIR/gsm8k, ...", show_default="the hub", rich_help_panel=DATA
+    ),
+]
+HeldOut = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Run with rollouts and scores of held-out prompts; measures the divergence from the teacher.",
+        rich_help_panel=options.COMMON,
+    ),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Results, a directory for each model.", show_default="RUN/results", rich_help_panel=DATA
+    ),
+]
+AllowCodeExecution = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="Run programs that models write, in a sandbox; mbpp needs it.",
+        rich_help_panel=options.COMMON,
+    ),
+]
+CompareOnly = Annotated[
+    bool, typer.Option("--compare", help="Compare results without measuring.", rich_help_panel=options.COMMON)
+]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Model that the others are compared with, repeatable.",
+        show_default="student",
+        rich_help_panel=COMPARISON,
+    ),
+]
+Paper = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Published results to show: a pair such as qwen2.5, table-3 or figure-4.",
+        show_default="by the models' names",
+        rich_help_panel=COMPARISON,
+    ),
+]
+TableFormat = Annotated[
+    Format,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="Format of the tables. One of terminal, markdown, csv, latex.",
+        rich_help_panel=COMPARISON,
+    ),
+]
+
+
+@options.configured(EvalConfig, read_eval_config, choices={"tasks": chain(*SUITES.values())})
 def command(
     config: EvalConfig,
-    compared: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[DIR]...", help="With --compare: results, or runs with results.", show_default=False),
-    ] = None,
+    compared: Compared = None,
     run: options.Run = options.DEFAULT_RUN,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=MODEL",
-            help="Model to measure instead of the run's, repeatable: model or adapter directory, hub id, "
-            "embedded-teacher or embedded-student.",
-            show_default="the run's teacher, student and distilled",
-            rich_help_panel=options.COMMON,
-        ),
-    ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=MODEL", help="Model to measure besides the run's, repeatable.", rich_help_panel=MODELS
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Local copies of the datasets: DIR/gsm8k, ...",
-            show_default="the hub",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    held_out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Run with rollouts and scores of held-out prompts; measures the divergence from the teacher.",
-            rich_help_panel=options.COMMON,
-        ),
-    ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Results, a directory for each model.", show_default="RUN/results", rich_help_panel=DATA
-        ),
-    ] = None,
+    model: Models = None,
+    also: MoreModels = None,
+    data: Data = None,
+    held_out: HeldOut = None,
+    results: Results = None,
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,
-    allow_code_execution: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code-execution",
-            help="Run programs that models write, in a sandbox; mbpp needs it.",
-            rich_help_panel=options.COMMON,
-        ),
-    ] = False,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Compare results without measuring.", rich_help_panel=options.COMMON),
-    ] = False,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Model that the others are compared with, repeatable.",
-            show_default="student",
-            rich_help_panel=COMPARISON,
-        ),
-    ] = None,
-    paper: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Published results to show: a pair such as qwen2.5, table-3 or figure-4.",
-            show_default="by the models' names",
-            rich_help_panel=COMPARISON,
-        ),
-    ] = None,
-    format_: Annotated[
-        Format,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="Format of the tables. One of terminal, markdown, csv, latex.",
-            rich_help_panel=COMPARISON,
-        ),
-    ] = "terminal",
+    allow_code_execution: AllowCodeExecution = False,
+    compare: CompareOnly = False,
+    baseline: Baselines = None,
+    paper: Paper = None,
+    format_: TableFormat = "terminal",
 ) -> None:
-    """Measure models on the paper's benchmarks, and compare them: checkpoint or any model -> results.
+    """Measure models on the paper's ten or other benchmarks, and compare them: checkpoint or any model -> results.
 
     A complete benchmark is skipped. `tsdkd eval --compare A B` compares complete results or runs.
     """

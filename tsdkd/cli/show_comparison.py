@@ -12,7 +12,8 @@ from tsdkd.printable import escape_line, escape_markdown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tsdkd.stages.results.compare import Comparison, Difference
+    from tsdkd.stages.results.compare import Comparison
+    from tsdkd.stages.results.paired import Difference
     from tsdkd.stages.results.tables import Table
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
@@ -77,12 +78,27 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
         for name, scores in comparison.scores.items():
             for benchmark, s in scores.items():
                 difference = comparison.differences.get(name, {}).get(benchmark)
-                score = [s.value, s.stderr, s.documents, s.truncated, s.prompts_truncated, s.stopped]
+                most = s.pass_at.get(s.samples)
+                score = [
+                    s.value,
+                    s.stderr,
+                    s.documents,
+                    s.samples,
+                    most.value if most else "",
+                    most.stderr if most else "",
+                ]
+                score += [s.truncated, s.prompts_truncated, s.stopped]
                 cells = _difference_cells(difference, _escape_formula(comparison.baseline))
                 writer.writerow([_escape_formula(name), benchmark, *score, *cells])
     for name, published in comparisons[0].published.items():
         writer.writerows(
-            [f"paper: {name}", benchmark, round(s.value, 5), *[""] * 12] for benchmark, s in published.items()
+            [
+                f"paper: {name}",
+                benchmark,
+                round(s.value, 5),
+                *[""] * (len(_SCORE_COLUMNS) + len(_DIFFERENCE_COLUMNS) - 3),
+            ]
+            for benchmark, s in published.items()
         )
     return file.getvalue()
 
@@ -105,7 +121,10 @@ _LATEX = str.maketrans(
         "|": "$|$",
     }
 )
-_SCORE_COLUMNS = ["model", "benchmark", "accuracy", "stderr", "documents", "truncated", "prompts_truncated", "stopped"]
+_SCORE_COLUMNS = [
+    *("model", "benchmark", "accuracy", "stderr", "documents", "samples", "pass_at_samples", "pass_at_samples_stderr"),
+    *("truncated", "prompts_truncated", "stopped"),
+]
 _DIFFERENCE_COLUMNS = ["baseline", "difference", "difference_stderr", "p", "wins", "losses", "compared_documents"]
 
 

@@ -19,7 +19,7 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval import harness
-from tsdkd.stages.eval.lm_eval_transformers import HFLM, TransformersModel
+from tsdkd.stages.eval.lm_eval_transformers import HFLM, TrackedResponse, TransformersModel
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
@@ -42,9 +42,9 @@ class RecordingModel(TransformersModel):
         self.messages[text] = messages
         return text
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[TrackedResponse]:
         self.sent += [request.args[0] for request in requests]
-        return [""] * len(requests)
+        return [TrackedResponse.of("", "")] * len(requests)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self.sent += [request.args[0] for request in requests]

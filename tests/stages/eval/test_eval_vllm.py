@@ -32,6 +32,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 
 CONFIG = EvalConfig(("gsm8k", "sciq"), max_new_tokens=12, chat=ChatConfig(kwargs='{"enable_thinking": true}'))
+SAMPLED = ("aime24", "aime25")
+"""Benchmarks with 16 samples by default, and here with the same documents."""
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +60,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_engines_give_the_same_results(
     served: Path, adapted: bool, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a model, and for a LoRA adapter of it."""
+    """For a model, and for a LoRA adapter of it. Sampled responses differ: each engine draws its own tokens."""
     from vllm import LLM
 
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     model = str(save_adapter(served, tmp_path / "adapter") if adapted else served)
-    expected = evaluate(model, tmp_path / "transformers", CONFIG, data=rows)
+    config = replace(CONFIG, tasks=(*CONFIG.tasks, *SAMPLED))
+    expected = evaluate(model, tmp_path / "transformers", config, data=rows)
     bars, engines, dtypes, initialize = RecordedBars(), [], [], LLM.__init__
 
     def record(self: LLM, *arguments: object, **settings: object) -> None:
@@ -72,16 +75,23 @@ def test_both_engines_give_the_same_results(
         dtypes.append(str(self.llm_engine.model_config.dtype).removeprefix("torch."))
 
     monkeypatch.setattr(LLM, "__init__", record)
-    found = evaluate(model, tmp_path / "vllm", replace(CONFIG, engine="vllm", max_length=512), rows, observer=bars)
+    found = evaluate(model, tmp_path / "vllm", replace(config, engine="vllm", max_length=512), rows, observer=bars)
     gc.collect()
     assert [engine() for engine in engines] == [None]  # the memory is free again
-    assert bars.totals == {"vllm: gsm8k": 6, "vllm: sciq": 24}
+    assert bars.totals == {"vllm: gsm8k": 6, "vllm: sciq": 24} | {f"vllm: {name}": 4 * 16 for name in SAMPLED}
     assert bars.steps == {name: [1] * total for name, total in bars.totals.items()}  # one step for each response
     assert found.manifest.engine == "lm-eval on vllm"
     assert {"vllm", "lm_eval"} <= found.manifest.libraries.keys()
     assert dtypes == ["float32"]
-    assert found.manifest.summary == expected.manifest.summary
+    for name in CONFIG.tasks:
+        assert found.manifest.summary[name] == expected.manifest.summary[name]
+    for artifact in (expected, found):
+        responses = [[r["response"] for r in artifact.table().to_pylist() if r["task"] == name] for name in SAMPLED]
+        assert responses[0] == responses[1]  # the same seed and the same prompts
+        assert len(set(responses[0])) == 4 * 16
     for row, other in zip(expected.table().to_pylist(), found.table().to_pylist(), strict=True):
+        if row["task"] in SAMPLED:
+            continue
         if row["task"] == "gsm8k":  # vLLM omits the first bytes of a truncated character
             assert _without_truncated_character(row) == _without_truncated_character(other)
         else:

@@ -10,8 +10,9 @@ import pytest
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.tasks import tasks_of
 from tsdkd.errors import InputError
-from tsdkd.stages.eval import harness
+from tsdkd.stages.eval import harness, prerequisites
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
+from tsdkd.stages.eval.prerequisites import require_prerequisites
 from tsdkd.stages.eval.sandbox.verdict import check_confinement
 from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.observer import SilentObserver
@@ -30,8 +31,12 @@ class FakeModel:
 
         self.respond, self.response_log, self.request_progress = respond, ResponseLog(), RequestProgress()
 
+    def start_benchmark(self, *_: object) -> None: ...
+
     def generate_until(self, requests: list[Any]) -> list[str]:
-        return [self.respond(request) for request in requests]
+        from tsdkd.stages.eval.lm_eval_transformers import TrackedResponse
+
+        return [TrackedResponse.of(request.args[0], self.respond(request)) for request in requests]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         return [(float(self.respond(request)), False) for request in requests]
@@ -187,7 +192,7 @@ def test_a_limit_is_spread_over_tasks(sizes: dict[str, int], limit: int, expecte
 
 def test_code_needs_permission() -> None:
     with pytest.raises(InputError, match="runs programs") as caught:
-        harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=False)
+        require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=False)
     assert "--allow-code-execution" in caught.value.remedy
 
 
@@ -196,9 +201,7 @@ def test_all_missing_prerequisites_are_reported_together(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(InputError) as caught:
-        harness.require_prerequisites(
-            [BENCHMARKS[name] for name in ("sciq", "mbpp", "ifeval")], tmp_path, allow_code=False
-        )
+        require_prerequisites([BENCHMARKS[name] for name in ("sciq", "mbpp", "ifeval")], tmp_path, allow_code=False)
     for name in ("sciq", "mbpp", "ifeval"):
         assert f"{name} needs the directory {tmp_path / name}" in caught.value.cause
     assert "runs programs" in caught.value.cause
@@ -207,9 +210,9 @@ def test_all_missing_prerequisites_are_reported_together(monkeypatch: pytest.Mon
 
 
 def test_code_is_refused_where_it_cannot_be_confined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "check_confinement", lambda: "no libseccomp")
+    monkeypatch.setattr(prerequisites, "check_confinement", lambda: "no libseccomp")
     with pytest.raises(InputError, match="this machine cannot confine them \\(no libseccomp\\)"):
-        harness.require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
+        require_prerequisites([BENCHMARKS["mbpp"]], None, allow_code=True)
 
 
 def test_limits_of_the_sandbox_are_counted(tmp_path: Path) -> None:
@@ -238,7 +241,7 @@ def test_missing_sentence_data_is_reported_before_the_first_response(monkeypatch
 
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(InputError, match="punkt_tab, which is not installed") as caught:
-        harness.require_prerequisites([BENCHMARKS["ifeval"]], None, allow_code=False)
+        require_prerequisites([BENCHMARKS["ifeval"]], None, allow_code=False)
     assert "nltk.downloader" in caught.value.remedy
 
 

@@ -135,6 +135,9 @@ def test_eval_reads_choices_and_generates_responses_up_to_a_limit(small: Planned
     assert seconds("sciq") == pytest.approx(2 * 2 * MULTIPLIED * 6 * tokens / 1e6)
     tokens = benchmark_length(BENCHMARKS["mbpp"])[1]
     assert seconds("mbpp", max_new_tokens=10) == pytest.approx(2 * 2 * MULTIPLIED * 6 * (tokens + 10) / 1e6)
+    assert seconds("mbpp", samples=4, temperature=0.6) == pytest.approx(4 * seconds("mbpp"))
+    tokens = benchmark_length(BENCHMARKS["aime24"])[1] + 32_768
+    assert seconds("aime24") == pytest.approx(2 * 2 * MULTIPLIED * 6 * 16 * tokens / 1e6)
     assert seconds("sciq", WORKLOAD) - seconds("sciq") == pytest.approx(2 * 2 * MULTIPLIED * 250 / 1e6)
 
 

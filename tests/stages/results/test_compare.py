@@ -9,8 +9,10 @@ import pytest
 from tests.helpers.results import binary_scores, results
 from tsdkd.errors import InputError
 from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS
-from tsdkd.stages.results.compare import Score, compare, paired_difference, shorten_paths
+from tsdkd.stages.results.compare import Score, compare, shorten_paths
+from tsdkd.stages.results.paired import paired_difference
 from tsdkd.stages.results.published import AVERAGE, PUBLISHED, find_table, published_tables
+from tsdkd.stages.results.tables import comparison_tables
 
 
 def test_wins_losses_and_mcnemar() -> None:
@@ -65,6 +67,28 @@ def test_the_baseline_is_the_student_and_pairs_share_a_document(tmp_path: Path) 
     assert (difference.documents, difference.wins, difference.losses) == (3, 2, 0)  # documents 1, 2, 3
     assert comparison.scores["teacher"]["gsm8k"].documents == 4
     assert compare(artifacts, baseline="teacher").differences["student"]["gsm8k"].value == pytest.approx(-2 / 3)
+
+
+def test_documents_with_several_samples_are_pairs_of_means(tmp_path: Path) -> None:
+    """Three documents with two samples each: means 1, 1/2, 0 and 0, 1/2, 0."""
+    artifacts = {
+        "student": results(tmp_path / "s", {"aime24": binary_scores("000100")}, samples=2),
+        "distilled": results(tmp_path / "d", {"aime24": binary_scores("111000")}, samples=2),
+    }
+    comparison = compare(artifacts)
+    difference = comparison.differences["distilled"]["aime24"]
+    assert (difference.wins, difference.losses, difference.documents) == (1, 0, 3)
+    assert difference.value == pytest.approx(1 / 3)
+    assert difference.stderr == pytest.approx(np.std([1, 0, 0], ddof=1) / 3**0.5)
+    score = comparison.scores["distilled"]["aime24"]
+    assert (score.documents, score.samples, score.responses) == (3, 2, 6)
+    assert score.stderr == pytest.approx(np.std([1, 0.5, 0], ddof=1) / 3**0.5)
+    accuracies, sampled = comparison_tables([comparison], ())
+    assert accuracies[2][1][1:3] == ["50.0 ± 28.9 (avg@2)", "+33.3 ± 33.3"]
+    assert sampled[1:] == (
+        ["benchmark", "model", "pass@2", "truncated"],
+        [["aime24", "student", "33.3 ± 33.3", "0.0"], ["aime24", "distilled", "66.7 ± 33.3", "0.0"]],
+    )
 
 
 def test_averages_weight_benchmarks_equally(tmp_path: Path) -> None:

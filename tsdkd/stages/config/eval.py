@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.groups import BENCHMARKS, CHAT, ENGINE
+from tsdkd.stages.config.groups import BENCHMARKS, CHAT, COMMON, ENGINE, SAMPLING
 from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine, attention_option
 
@@ -15,7 +15,7 @@ class EvalConfig:
 
     tasks: tuple[str, ...] = option(
         ("all",),
-        "Benchmarks, joined by commas; NAME:VARIANT for a variant.",
+        "Benchmarks, joined by commas; all, reasoning: a suite; NAME:VARIANT: a variant.",
         group=BENCHMARKS,
         metavar="NAMES",
         shown="all: the paper's ten",
@@ -36,6 +36,17 @@ class EvalConfig:
     max_new_tokens: int | None = option(
         None, "Longest response, in tokens.", group=BENCHMARKS, min_=1, shown="the benchmark's limit"
     )
+    temperature: float | None = option(
+        None, "Sampling temperature; 0: greedy.", group=SAMPLING, min_=0, shown="0; reasoning suite: 0.6"
+    )
+    top_p: float | None = option(
+        None, "Nucleus sampling.", group=SAMPLING, min_=0, max_=1, shown="1; reasoning suite: 0.95"
+    )
+    samples: int | None = option(
+        None, "Responses per document.", group=SAMPLING, min_=1, shown="1; reasoning suite: 16 or 4"
+    )
+    seed: int = option(0, "Seed of sampled responses.", group=COMMON, min_=0)
+    """The manifest's seed."""
     max_length: int | None = option(
         None, "Longest prompt with response, in tokens.", group=ENGINE, min_=1, shown="the model's context"
     )

@@ -84,7 +84,7 @@ def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) 
     """
     command = command_of(manifest)
     options = _inputs(path, manifest, resolve_path) | (
-        {"seed": manifest.seed} if command in {"generate", "train"} else {}
+        {"seed": manifest.seed} if command in {"generate", "train", "eval"} else {}
     )
     return options | config_values(command, manifest.config)
 

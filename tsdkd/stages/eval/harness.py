@@ -1,10 +1,9 @@
-"""The only module that runs lm-eval: checks prerequisites, loads tasks, and returns a row per document and metric."""
+"""The only module that runs lm-eval: loads tasks, and returns a row per document, metric and sample."""
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from importlib.metadata import distributions, version
 from math import sqrt
 from pathlib import Path
@@ -12,14 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tsdkd.artifacts.hashing import content_digest
-from tsdkd.artifacts.regular_files import require_regular_files
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.eval.lm_eval_tasks import task_overlays
-from tsdkd.stages.eval.sandbox.verdict import check_confinement, hides_files
+from tsdkd.stages.eval.prerequisites import gated_remedy
+from tsdkd.stages.eval.sandbox.verdict import hides_files
 from tsdkd.stages.eval.scorers import ProgramScore
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.observer import Observer
-from tsdkd.stages.results.benchmarks import BENCHMARKS, Benchmark
+from tsdkd.stages.results.benchmark import GREEDY, Benchmark, Sampling
+from tsdkd.stages.results.benchmarks import BENCHMARKS
 
 SHOTS_SEED = 1234
 """lm-eval's default seed for shots that are sampled."""
@@ -34,70 +34,10 @@ def evaluation_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES if any(distributions(name=name))}
 
 
-def require_prerequisites(benchmarks: list[Benchmark], data: Path | None, allow_code: bool) -> None:
-    """Raise one InputError for all missing prerequisites, before the first response."""
-    missing = [error for benchmark in benchmarks for error in _missing_prerequisites(benchmark, data, allow_code)]
-    if missing:
-        raise InputError(" ".join(error.cause for error in missing), " ".join(error.remedy for error in missing))
-
-
-def _missing_prerequisites(benchmark: Benchmark, data: Path | None, allow_code: bool) -> Iterator[InputError]:
-    dataset = benchmark.local_dataset(data)
-    checks: list[Callable[[], None]] = []
-    if dataset:
-        checks.append(partial(_require_dataset, benchmark.name, dataset))
-    if benchmark.runs_code:
-        checks.append(partial(_require_sandbox, benchmark.name, allow_code))
-    if benchmark.base == "ifeval":
-        checks.append(partial(_require_sentence_splitter, benchmark.name))
-    for check in checks:
-        try:
-            check()
-        except InputError as error:
-            yield error
-
-
-def _require_dataset(name: str, dataset: Path) -> None:
-    if not dataset.is_dir():
-        raise InputError(
-            f"{name} needs the directory {dataset}.",
-            "Put a copy of the dataset's repository there, or leave out --data to use the hub.",
-        )
-    require_regular_files(dataset)
-
-
-def _require_sandbox(name: str, allowed: bool) -> None:
-    if not allowed:
-        raise InputError(
-            f"{name} runs programs that the model wrote.",
-            "Give --allow-code-execution (programs run in a sandbox; see docs/evaluation.md), "
-            "or leave it out of --tasks.",
-        )
-    failure = check_confinement()
-    if failure:
-        raise InputError(
-            f"{name} runs programs that the model wrote, and this machine cannot confine them ({failure}).",
-            "Run on Linux with libseccomp, or leave it out of --tasks.",
-        )
-
-
-def _require_sentence_splitter(name: str) -> None:
-    """lm-eval would download the data at import; without a network it would fail after all responses."""
-    import nltk
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError:
-        raise InputError(
-            f"{name} splits sentences with nltk's punkt_tab, which is not installed.",
-            "Run `python -m nltk.downloader punkt_tab`, or copy it to $NLTK_DATA/tokenizers/punkt_tab.",
-        ) from None
-
-
 def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | None, chat: bool = False) -> Tasks:
     """lm-eval's tasks of a benchmark with their documents.
 
-    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: may lower the benchmark's limit;
+    `data`: the directory of local datasets, or None for the hub; `max_new_tokens`: replaces the benchmark's limit;
     `chat`: prompts use the chat template, which decides the stop strings.
 
     Raises InputError when a dataset cannot be loaded.
@@ -121,13 +61,14 @@ def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | No
             raise InputError(
                 f"{benchmark.name} cannot be loaded from {dataset or 'the hub'} "
                 f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}).",
-                f"It needs the split {benchmark.split}{_name_variants(benchmark)}. "
+                gated_remedy(benchmark)
+                if benchmark.gated and dataset is None
+                else f"It needs the split {benchmark.split}{_name_variants(benchmark)}. "
                 "Without a network, name local copies with --data.",
             ) from None
     for task in tasks.values():
         task.set_fewshot_seed(SHOTS_SEED)
-        if benchmark.max_new_tokens:
-            limit = min(benchmark.max_new_tokens, max_new_tokens or benchmark.max_new_tokens)
+        if limit := benchmark.response_limit(max_new_tokens):
             stops = {"until": list(benchmark.chat_stops)} if chat else {}
             task.set_config("generation_kwargs", {"max_gen_toks": limit} | stops, update=True)
     if benchmark.base == "ifeval":
@@ -146,44 +87,72 @@ def _name_variants(benchmark: Benchmark) -> str:
 
 
 def run_benchmark(
-    model: Any, name: str, benchmark: Benchmark, tasks: Tasks, limit: int | None, chat: bool, observer: Observer
+    model: Any,
+    name: str,
+    benchmark: Benchmark,
+    tasks: Tasks,
+    limit: int | None,
+    chat: bool,
+    observer: Observer,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Evaluate a model and return a row per document and metric, as in the schema of results.
+    """Evaluate a model and return a row per document, metric and sample, as in the schema of results.
 
     `model`: one of lm-eval's, with `ResponseTracking`; `name`: the name to show; `limit`: documents of all tasks
-    together; `chat`: apply the chat template.
+    together; `chat`: apply the chat template; `seed`: that of the samples.
     """
     chosen = None if limit is None else spread_limit({name: len(task.eval_docs) for name, task in tasks.items()}, limit)
-    model.response_log.clear()
+    tasks = tasks if chosen is None else {name: tasks[name] for name in chosen}
+    model.start_benchmark(sampling, seed, benchmark.whole_prompts)
     if benchmark.runs_code and not hides_files():
         observer.warning(f"{name}: this kernel has no Landlock, so programs can read files, tests included.")
     with _progress_shown(f"{name}: {benchmark.name}", observer, model.request_progress):
-        from lm_eval.evaluator import evaluate
+        samples = [_score_sample(model, benchmark, tasks, chosen, chat) for _ in range(sampling.samples)]
+    return [
+        _result_row(benchmark, task, metric, number, document, model.response_log)
+        for task in sorted(tasks)
+        for metric in (benchmark.metric, *benchmark.other_metrics)
+        for documents in zip(*(_scored_by(metric, sample[task]) for sample in samples), strict=True)
+        for number, document in enumerate(documents)
+    ]
 
-        try:
-            results = evaluate(
-                lm=model,
-                task_dict={"tasks": tasks if chosen is None else {name: tasks[name] for name in chosen}, "groups": {}},
-                samples=chosen,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=True,
-                bootstrap_iters=0,
-                confirm_run_unsafe_code=True,  # `require_prerequisites` requires --allow-code-execution
-            )
-        except AssertionError as error:  # lm-eval's, for a choice that is longer than the context
-            raise TsdkdError(
-                f"lm-eval cannot run {benchmark.name} in a context of {model.max_length} tokens ({first_line(error)}).",
-                "Give a larger --max-length, or leave the benchmark out.",
-            ) from None
+
+def _score_sample(
+    model: Any, benchmark: Benchmark, tasks: Tasks, chosen: dict[str, list[int]] | None, chat: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """lm-eval's documents with their scores, by task. The first call samples the responses of all later calls too.
+
+    lm-eval's own repeats would score the first sample only.
+    """
+    from lm_eval.evaluator import evaluate
+
+    for task in tasks.values():
+        task.set_fewshot_seed(SHOTS_SEED)  # every sample has the same shots
+    try:
+        results = evaluate(
+            lm=model,
+            task_dict={"tasks": tasks, "groups": {}},
+            samples=chosen,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=True,
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=True,  # `require_prerequisites` requires --allow-code-execution
+        )
+    except AssertionError as error:  # lm-eval's, for a choice that is longer than the context
+        raise TsdkdError(
+            f"lm-eval cannot run {benchmark.name} in a context of {model.max_length} tokens ({first_line(error)}).",
+            "Give a larger --max-length, or leave the benchmark out.",
+        ) from None
     if results is None:
         raise TsdkdError(f"lm-eval returned no results for {benchmark.name}.", "Run eval in a single process.")
-    return [
-        _result_row(benchmark, task, metric, sample, model.response_log)
-        for task, samples in sorted(results["samples"].items())
-        for metric in (benchmark.metric, *benchmark.other_metrics)
-        for sample in sorted(samples, key=lambda sample: sample["doc_id"])
-        if sample["filter"] == metric.partition(",")[2]
-    ]
+    return dict(results["samples"])
+
+
+def _scored_by(metric: str, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The documents with the filter of a metric, in their order."""
+    filter_ = metric.partition(",")[2]
+    return sorted((d for d in documents if d["filter"] == filter_), key=lambda document: document["doc_id"])
 
 
 def spread_limit(sizes: dict[str, int], limit: int) -> dict[str, list[int]]:
@@ -213,43 +182,51 @@ def weighted_mean(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
     return value, sqrt(squares * len(rows) / (len(rows) - 1)) / sum(weights)
 
 
-def _result_row(benchmark: Benchmark, task: str, metric: str, sample: dict[str, Any], log: Any) -> dict[str, Any]:
-    """A row of the results' schema, the stop string that ended the response, and the verdict on its program."""
-    prompt = str(sample["arguments"][0][0])
-    value = sample[metric.partition(",")[0]]
+def _result_row(
+    benchmark: Benchmark, task: str, metric: str, number: int, document: dict[str, Any], log: Any
+) -> dict[str, Any]:
+    """A row of the results' schema, the stop string that ended the response, and the verdict on its program.
+
+    `number`: that of the sample.
+    """
+    prompt = str(document["arguments"][0][0])
+    value = document[metric.partition(",")[0]]
+    response = document["resps"][0][0] if benchmark.max_new_tokens else None
     parts = [float(part) for part in value] if isinstance(value, list) else [float(value)]
-    texts = _generation_texts(sample) if benchmark.max_new_tokens else _choice_texts(sample, by_length="norm" in metric)
+    by_length = "norm" in metric
+    texts = _choice_texts(document, by_length) if response is None else _generation_texts(document)
     return {
         "task": benchmark.name,
         "subtask": task,
-        "document": sample["doc_id"],
-        "document_hash": sample["doc_hash"],
+        "document": document["doc_id"],
+        "document_hash": document["doc_hash"],
+        "sample": number,
         "metric": metric,
         "prompt": prompt,
         **texts,
         "score": sum(parts) / len(parts),
         "weight": float(len(parts)),
-        "truncated": prompt in log.truncated_responses,
+        "truncated": response is not None and response.truncated,
         "prompt_truncated": prompt in log.truncated_prompts,
-        "stop": log.stops.get(prompt),
+        "stop": None if response is None else response.stop,
         "verdict": value.verdict if isinstance(value, ProgramScore) else None,
     }
 
 
-def _generation_texts(sample: dict[str, Any]) -> dict[str, str]:
+def _generation_texts(document: dict[str, Any]) -> dict[str, str]:
     return {
-        "response": str(sample["resps"][0][0]),
-        "extracted": str(sample["filtered_resps"][0]),
-        "target": str(sample["target"]),
+        "response": document["resps"][0][0].text,
+        "extracted": str(document["filtered_resps"][0]),
+        "target": str(document["target"]),
     }
 
 
-def _choice_texts(sample: dict[str, Any], by_length: bool) -> dict[str, str]:
+def _choice_texts(document: dict[str, Any], by_length: bool) -> dict[str, str]:
     """Of a multiple choice: all choices with their log-likelihoods, the likeliest choice, and the right choice."""
-    choices = [continuation.strip() for _, continuation in sample["arguments"]]
-    likelihoods = [float(response[0][0]) for response in sample["resps"]]
+    choices = [continuation.strip() for _, continuation in document["arguments"]]
+    likelihoods = [float(response[0][0]) for response in document["resps"]]
     values = [value / len(choice) if by_length else value for value, choice in zip(likelihoods, choices, strict=True)]
-    target = sample["target"]
+    target = document["target"]
     return {
         "response": "\n".join(f"{value:.3f} {choice}" for value, choice in zip(likelihoods, choices, strict=True)),
         "extracted": choices[values.index(max(values))],

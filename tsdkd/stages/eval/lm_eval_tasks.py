@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from tsdkd.errors import InputError
-from tsdkd.stages.results.benchmarks import Benchmark, FunctionName
+from tsdkd.stages.results.benchmark import Benchmark, FunctionName
 
 
 class OverlayDumper(yaml.SafeDumper):

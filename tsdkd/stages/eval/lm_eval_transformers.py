@@ -5,52 +5,61 @@ Imports lm-eval, so other modules import it late.
 """
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, groupby
 from math import isnan
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
-from tsdkd.errors import TsdkdError
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages.data.batches import Ids
+from tsdkd.stages.eval.sampled_tokens import SampledTokens, response_seed
+from tsdkd.stages.eval.thinking import MARKERS, remove_thought
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.chat_rendering import render_chat
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 from tsdkd.stages.models.vocabulary import require_known_ids
+from tsdkd.stages.results.benchmark import Sampling
+
+
+class TrackedResponse(str):
+    """The part of a response that is scored, with the whole response and how it ended."""
+
+    text: str
+    truncated: bool
+    """The limit cut the response, or it ended within its thought."""
+    stop: str | None
+    """The stop string that ended it."""
+
+    @classmethod
+    def of(cls, prompt: str, text: str, truncated: bool = False, stop: str | None = None) -> Self:
+        answer, finished = remove_thought(prompt, text)
+        response = cls(answer)
+        response.text, response.truncated, response.stop = text, truncated or not finished, stop
+        return response
 
 
 class ResponseLog:
-    """Records truncated prompts and responses, and stop strings. lm-eval passes it every response as its cache hook."""
+    """Records truncated prompts, and how responses end. lm-eval passes it every response as its cache hook."""
 
     def __init__(self) -> None:
         self.truncated_prompts: set[str] = set()
-        self.truncated_responses: set[str] = set()
-        """Prompts whose response was truncated."""
-        self.stops: dict[str, str] = {}
-        """The stop string that ended the response, by prompt."""
+        self.endings: dict[tuple[str, str], tuple[bool, str | None]] = {}
+        """Whether a response is truncated, and its stop string, by prompt and response."""
         self.pending: deque[tuple[bool, str | None]] = deque()
-        """Whether each sampled response that lm-eval has not yet passed is truncated, and its stop string."""
+        """The endings of sampled responses that lm-eval has not yet passed."""
 
-    def add_partial(self, kind: str, request: tuple[str, Any], _: Any) -> None:
+    def add_partial(self, kind: str, request: tuple[str, Any], response: Any) -> None:
         """lm-eval calls this once for each response, in the order of `pending`."""
-        if kind != "generate_until":
-            return
-        truncated, stop = self.pending.popleft()
-        if truncated:
-            self.truncated_responses.add(request[0])
-        if stop:
-            self.stops[request[0]] = stop
-
-    def clear(self) -> None:
-        self.truncated_prompts.clear()
-        self.truncated_responses.clear()
-        self.stops.clear()
+        if kind == "generate_until":
+            self.endings[request[0], response] = self.pending.popleft()
 
 
 class RequestProgress:
@@ -76,14 +85,39 @@ class ResponseTracking:
     response_log: ResponseLog
     request_progress: RequestProgress
     max_length: int
+    sampling: Sampling
     _name: str
     _vocab: int
+    _seed: int
+    _whole_prompts: bool
+    _prompt_counts: Counter[tuple[int, ...]]
+    """How often each prompt was sampled: lm-eval repeats a prompt for each sample."""
+    _samples: deque[list[TrackedResponse]]
+    """Samples that lm-eval has not yet scored, each with a response to every request."""
 
     def start_tracking(self, name: str, vocab: int) -> None:
         """`name`: the model's; `vocab`: the number of ids that it knows."""
         self.response_log, self.request_progress = ResponseLog(), RequestProgress()
         self._name, self._vocab = name, vocab
         cast("Any", self).set_cache_hook(self.response_log)
+        self.start_benchmark(Sampling(), seed=0)
+
+    def start_benchmark(self, sampling: Sampling, seed: int, whole_prompts: bool = False) -> None:
+        """The next `sampling.samples` calls of `generate_until` return one sample each of the same requests.
+
+        `whole_prompts`: they raise InputError for a prompt that would be truncated.
+        """
+        self.sampling, self._seed, self._whole_prompts = sampling, seed, whole_prompts
+        self._prompt_counts, self._samples = Counter(), deque()
+        self.response_log.truncated_prompts.clear()
+
+    def next_seeds(self, prompts: Sequence[Ids]) -> list[int]:
+        """The seeds of the next responses to these prompts."""
+        seeds = []
+        for ids in map(tuple, prompts):
+            seeds.append(response_seed(self._seed, ids, self._prompt_counts[ids]))
+            self._prompt_counts[ids] += 1
+        return seeds
 
     def tok_encode(self, *args: Any, **settings: Any) -> Any:
         """The ids of a text, or of each text of a list. Raises InputError for an id that the model does not know."""
@@ -107,13 +141,32 @@ class ResponseTracking:
             **model.chat_template_args,
         )
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        limit = requests[0].args[1]["max_gen_toks"]
-        lengths = {r.args[0]: len(cast("Any", self).tok_encode(r.args[0])) + limit for r in requests}
-        self._prepare(lengths, projected=1)
-        responses: list[str] = super().generate_until(requests, disable_tqdm)  # type: ignore[misc]
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[TrackedResponse]:
+        """The answers of one sample; the first call generates all samples, so that an engine batches them together."""
+        if not self._samples:
+            responses = self._generate(requests * self.sampling.samples, disable_tqdm)
+            size = len(requests)
+            self._samples.extend(responses[start : start + size] for start in range(0, len(responses), size))
         random.seed(0)  # IFEval's scorer draws the details that an instruction leaves open
-        return responses
+        return self._samples.popleft()
+
+    def _generate(self, requests: list[Any], disable_tqdm: bool) -> list[TrackedResponse]:
+        limit = requests[0].args[1]["max_gen_toks"]
+        prompts = [request.args[0] for request in requests]
+        lengths = {prompt: len(cast("Any", self).tok_encode(prompt)) + limit for prompt in dict.fromkeys(prompts)}
+        if self._whole_prompts and (excess := max(lengths.values()) - self.max_length) > 0:
+            raise InputError(
+                f"A prompt of {max(lengths.values()) - limit:,} tokens and {limit:,} new tokens exceed the context of "
+                f"{self.max_length:,}.",
+                f"Give a --max-new-tokens of at most {limit - excess:,}, or leave the benchmark out.",
+            )
+        self._prepare(lengths, projected=1)
+        texts: list[str] = super().generate_until(requests, disable_tqdm)  # type: ignore[misc]
+        endings, self.response_log.endings = self.response_log.endings, {}
+        return [
+            TrackedResponse.of(prompt, text, *endings[prompt, text])
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         lengths = {key[0]: len(context) + len(continuation) for key, context, continuation in requests}
@@ -140,7 +193,8 @@ class ResponseTracking:
 
 
 class TransformersModel(ResponseTracking, HFLM):
-    """lm-eval's class for transformers. Decodes greedily; the memory decides the batch size."""
+    """lm-eval's class for transformers. Its greedy decoding samples with `SampledTokens`; the memory decides the batch
+    size."""
 
     def __init__(
         self, language_model: LanguageModel, max_length: int, batch_size: int | None, turn_end_ids: list[int]
@@ -158,6 +212,9 @@ class TransformersModel(ResponseTracking, HFLM):
         self.start_tracking(language_model.name, language_model.vocab)
         self._language_model, self._fixed_batch_size = language_model, batch_size
         self._end_ids = sorted({*language_model.end_ids, *turn_end_ids})
+        added = tokenizer.added_tokens_decoder
+        texts = {*MARKERS, *MARKERS.values()}
+        self._thought_markers = {i: str(t) for i, t in added.items() if t.special and str(t) in texts}
         self._greedy = GenerationConfig(
             eos_token_id=self._end_ids or None,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -174,12 +231,28 @@ class TransformersModel(ResponseTracking, HFLM):
             else (self.tokenizer.eos_token_id)
         )
 
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """The text of ids. The markers of a thought stay where they are special tokens."""
+        special, ids = self._thought_markers, [tokens] if isinstance(tokens, int) else tokens
+        if not (skip_special_tokens and special):
+            return str(super().tok_decode(tokens, skip_special_tokens=skip_special_tokens))
+        pieces = groupby(ids, key=special.get)
+        return "".join(
+            marker * len(list(piece)) if marker else str(super(TransformersModel, self).tok_decode(list(piece)))
+            for marker, piece in pieces
+        )
+
     def choose_batch_size(self, longest: int, projected: int) -> None:
         self.batch_size_per_gpu = self._fixed_batch_size or _largest_batch_size(
             self._language_model, longest, projected
         )
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
+        if self.sampling.temperature:
+            mask = settings["attention_mask"].bool()
+            seeds = self.next_seeds([ids[kept].tolist() for ids, kept in zip(context, mask, strict=True)])
+            noise = SampledTokens(seeds, self.sampling.temperature, self.sampling.top_p, context.device)
+            settings["logits_processor"] = LogitsProcessorList([noise])
         # The model's own config would fill in every unset value, such as a repetition penalty.
         with replaced_attribute(self.model, "generation_config", self._greedy), self._token_count_shown():
             output: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)

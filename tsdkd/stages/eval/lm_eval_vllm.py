@@ -11,6 +11,7 @@ from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
@@ -42,6 +43,7 @@ class VllmModel(ResponseTracking, VLLM):
     def __init__(self, name: str, config: EvalConfig, turn_end_ids: list[int]) -> None:
         """`turn_end_ids`: ids that end a response besides the model's own."""
         spec = load_spec(name, config.chat)
+        sampled = any(b.choose_sampling(config).temperature for b in choose_benchmarks(config.tasks))
         with merged_model_directory(name, config.dtype) as directory:
             super().__init__(
                 pretrained=str(directory),
@@ -54,6 +56,8 @@ class VllmModel(ResponseTracking, VLLM):
                 trust_remote_code=False,
                 logits_processors=[MASK_PADDING_ROWS],
                 additional_config={VOCAB_SIZE_KEY: spec.vocab},
+                # a prompt read in chunks draws random numbers; CPUs do not support it
+                **({"enable_chunked_prefill": False} if sampled else {}),
             )
         self.start_tracking(name, spec.vocab)
         self.tokenizer.chat_template = spec.tokenizer.chat_template
@@ -64,6 +68,9 @@ class VllmModel(ResponseTracking, VLLM):
         self.model.generate = lambda *args, **settings: generate(*args, **settings | {"use_tqdm": bar})
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
+        if generate and self.sampling.temperature:
+            for settings, seed in zip(sampling_params, self.next_seeds(requests), strict=True):
+                settings.seed = seed
         with translate_vllm_errors():
             outputs = super()._model_generate(requests, generate, sampling_params)
         if generate:
@@ -75,6 +82,7 @@ class VllmModel(ResponseTracking, VLLM):
 
     def modify_gen_kwargs(self, *args: Any, **settings: Any) -> tuple[dict[str, Any], list[str], int]:
         sampling, until, limit = VLLM.modify_gen_kwargs(*args, **settings)
+        sampling |= {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
         return sampling | {"stop_token_ids": self._turn_end_ids}, until, limit
 
     def _stop(self, reason: int | str | None) -> str | None:

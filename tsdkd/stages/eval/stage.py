@@ -7,7 +7,6 @@ import json
 import time
 from contextlib import closing
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
 from tsdkd.artifacts.reader import Artifact, run_of
 from tsdkd.artifacts.replacing import unfinished_extension
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import schema_of
 from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
 from tsdkd.stages.config.chat import ChatConfig, recorded_config
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
@@ -36,6 +34,13 @@ from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.evaluated_model import EvaluatedModel
+from tsdkd.stages.eval.prerequisites import (
+    require_end_token,
+    require_engine,
+    require_prerequisites,
+    require_sampling,
+    require_space_for_prompts,
+)
 from tsdkd.stages.eval.previous_results import (
     DATASET_KIND,
     extendable_fields,
@@ -55,12 +60,15 @@ from tsdkd.stages.models.record import (
     model_record,
     require_same_tokenizer,
 )
-from tsdkd.stages.models.spec import ModelSpec, load_spec
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.results.benchmarks import Benchmark, choose_benchmarks
+from tsdkd.stages.results.benchmark import Benchmark
+from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
+NOT_IN_CONFIG = {"memory_fraction", "seed"}
+"""Settings that the manifest does not record, or not in its configuration."""
 
 
 @reading_inputs()
@@ -103,7 +111,7 @@ def evaluate(
         if source is not None and not writer.has(HELD_OUT_FILE):
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
-            _require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
+            require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
             template = _template_in_words(config.chat) if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
             evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
@@ -129,12 +137,13 @@ def require_measurable(
     Returns whether the model is prompted with its chat template.
     """
     benchmarks = choose_benchmarks(config.tasks)
-    _require_engine(config, held_out)
+    require_engine(config, held_out)
+    require_sampling(config, benchmarks)
     model_directory(model)
     require_attention(config.attention, [model])
-    harness.require_prerequisites(benchmarks, data, allow_code_execution)
+    require_prerequisites(benchmarks, data, allow_code_execution)
     chat = _uses_chat_template(model, config, benchmarks)
-    _require_end_token(load_spec(model), benchmarks)
+    require_end_token(load_spec(model), benchmarks)
     _require_trained_format(model, output, config)
     if previous := None if overwrite else previous_results(unfinished_extension(output) or output):
         require_same_settings(output, previous, config)
@@ -152,13 +161,18 @@ def _add_benchmark(
 ) -> None:
     """Run a benchmark and write its samples and its result."""
     model, started = writer.output.name, time.monotonic()
+    sampling = benchmark.choose_sampling(config)
     try:
-        rows = harness.run_benchmark(lm_eval_model, model, benchmark, tasks, config.limit, chat, observer)
+        rows = harness.run_benchmark(
+            lm_eval_model, model, benchmark, tasks, config.limit, chat, observer, sampling, config.seed
+        )
     except KeyboardInterrupt:
         observer.info(f"{model}: the next run starts {benchmark.name} again and skips complete benchmarks.")
         raise
-    result = summarize(benchmark, rows) | {"chat_template": chat}
-    writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, SCHEMAS["results"]))
+    limit = benchmark.response_limit(config.max_new_tokens)
+    result = summarize(benchmark, rows, sampling) | {"chat_template": chat}
+    result |= {"max_new_tokens": limit} if limit else {}
+    writer.write_table(f"{benchmark.file_stem}.parquet", pa.Table.from_pylist(rows, schema_of("results", ["sample"])))
     _write_json(writer, f"{benchmark.file_stem}.json", result)
     observer.info(f"{model}: {result_line(benchmark, result)}, {time.monotonic() - started:,.0f} s")
 
@@ -184,7 +198,7 @@ def _manifest(
         kinds = {parent.kind for parent in parents}
         parents += [p for p in previous.parents if p.kind.endswith(DATASET_KIND) and p.kind not in kinds]
         tasks |= set(previous.config["tasks"])
-    settings = {name: value for name, value in recorded_config(config).items() if name != "memory_fraction"}
+    settings = {name: value for name, value in recorded_config(config).items() if name not in NOT_IN_CONFIG}
     if source is not None:
         require_hidden_signal(source)
         require_same_tokenizer(record, source.scores.manifest.model("teacher"))
@@ -195,33 +209,12 @@ def _manifest(
     return Manifest(
         kind="results",
         config=settings | {"tasks": [benchmark.name for benchmark in choose_benchmarks(tasks)]},
-        seed=0,
+        seed=config.seed,
         parents=tuple(parents),
         models=(record,),
         engine=f"lm-eval on {config.engine}",
         libraries=library_versions() | harness.evaluation_versions() | engine_version(config.engine),
     )
-
-
-def _require_engine(config: EvalConfig, held_out: Path | None) -> None:
-    if config.engine == "vllm" and config.attention and held_out is None:
-        raise InputError("--attention works with transformers only.", "Leave out --attention, or --engine vllm.")
-    if config.engine == "vllm" and find_spec("vllm") is None:
-        raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
-    if world_size() > 1:
-        raise InputError(
-            "eval runs in one process.", "Start it without torchrun; for more GPUs, --engine vllm --tensor-parallel N."
-        )
-
-
-def _require_space_for_prompts(benchmarks: list[Benchmark], config: EvalConfig, context: int) -> None:
-    for benchmark in benchmarks:
-        limit = min(benchmark.max_new_tokens or 0, config.max_new_tokens or context)
-        if limit >= context:
-            raise InputError(
-                f"{benchmark.name} generates up to {limit:,} tokens, but the context has {context:,}, prompt included.",
-                "Give a smaller --max-new-tokens, or leave the benchmark out.",
-            )
 
 
 def _uses_chat_template(model: str, config: EvalConfig, benchmarks: list[Benchmark]) -> bool:
@@ -264,15 +257,6 @@ def _defaults_in_words(tokenizer: PreTrainedTokenizerBase) -> str:
 def _template_in_words(chat: ChatConfig) -> str:
     template = f"the chat template {chat.template}" if chat.template else "its chat template"
     return f"{template} with {chat.kwargs}" if chat.kwargs else template
-
-
-def _require_end_token(model: ModelSpec, benchmarks: list[Benchmark]) -> None:
-    generating = [benchmark.name for benchmark in benchmarks if benchmark.max_new_tokens]
-    if generating and not model.end_ids:
-        raise InputError(
-            f"{model.name} has no end token, so its responses to {', '.join(generating)} would not end.",
-            "Set eos_token_id in its generation_config.json, or choose other benchmarks.",
-        )
 
 
 def _measure_held_out(

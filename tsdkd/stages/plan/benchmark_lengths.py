@@ -1,6 +1,6 @@
 """Documents and tokens of each benchmark, so that a plan loads no benchmark."""
 
-from tsdkd.stages.results.benchmarks import Benchmark
+from tsdkd.stages.results.benchmark import Benchmark
 
 _LENGTHS = {
     "gsm8k": (1_319, 1_164),
@@ -19,6 +19,11 @@ _LENGTHS = {
     "musr": (756, 2_892),  # the mean of its three subjects
     "ifeval": (541, 72),
     "embedded": (360, 53),
+    "aime24": (30, 160),
+    "aime25": (30, 160),  # tokens of aime24
+    "amc23": (40, 136),
+    "math-500": (500, 128),
+    "gpqa-diamond": (198, 250),  # tokens not measured: the data is gated
 }
 """Documents of the evaluated split, and tokens read per document: the prompt with its shots, once per choice in
 multiple-choice benchmarks. Measured by `benchmarks/lengths.py` with the embedded pair's tokenizer: the mean of 40

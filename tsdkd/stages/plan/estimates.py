@@ -131,12 +131,13 @@ def estimate_eval(
     seconds, disk, memory, documents, generates = 0.0, 0, 0, 0, False
     for name in config.tasks:
         benchmark = BENCHMARKS[name]
-        new_tokens = min(benchmark.max_new_tokens or 0, config.max_new_tokens or 2**31)
+        new_tokens = benchmark.response_limit(config.max_new_tokens)
         count, prompt_tokens = benchmark_length(benchmark)
         count = min(count, config.limit or count)
+        documents, generates = documents + count, generates or new_tokens > 0
+        count *= benchmark.choose_sampling(config).samples
         max_tokens = prompt_tokens + new_tokens
         workload = Workload(count, prompt_tokens, new_tokens, max_tokens, is_upper_bound=new_tokens > 0)
-        documents, generates = documents + count, generates or new_tokens > 0
         disk += round(TOKEN_BYTES * workload.total_tokens) * len(models)
         for model in models:
             weights = model.weight_bytes(config.dtype)

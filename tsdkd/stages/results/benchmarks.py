@@ -1,74 +1,18 @@
-"""The benchmarks by name: lm-eval tasks with the paper's shots, a headline metric and a limit on new tokens.
-
-Imports neither lm-eval nor torch. `stages/eval/lm_eval_tasks.py` turns a benchmark into task files for lm-eval.
-"""
+"""The benchmarks by name: the paper's ten with their variants, the reasoning suite, and the embedded benchmark."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tsdkd.errors import InputError
+from tsdkd.stages.results.benchmark import Benchmark, FunctionName
+from tsdkd.stages.results.reasoning import REASONING_BENCHMARKS
 
 EMBEDDED_DATA = Path(__file__).parents[1] / "data" / "embedded"
 STEM = """abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science
     college_mathematics college_physics computer_security conceptual_physics electrical_engineering
     elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science
     high_school_mathematics high_school_physics high_school_statistics machine_learning"""
-
-
-class FunctionName(str):
-    """The dotted name of a Python function that lm-eval imports."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A benchmark; a variant of it is named BENCHMARK:VARIANT."""
-
-    name: str
-    shots: int
-    metric: str
-    """The headline, in lm-eval's form "metric,filter"."""
-    other_metrics: tuple[str, ...] = ()
-    """Metrics reported beside the headline."""
-    stock_files: tuple[str, ...] = ()
-    """lm-eval's task files, as patterns below lm_eval/tasks; empty when `overrides` define the whole task."""
-    dataset: str = ""
-    """The directory below --data that holds a copy of the hub dataset; empty for data that tsdkd includes."""
-    split: str = "test"
-    """The split whose documents are evaluated."""
-    question: str = "question"
-    """The column of the dataset that holds the text of a question."""
-    max_new_tokens: int | None = None
-    """The limit of a response; None for multiple choice."""
-    chat_stops: tuple[str, ...] = ()
-    """Stop strings of responses in a chat template, where the end of the turn ends a response. The task's own stop
-    strings ("Question:", ...) apply to prompts without a chat template: they would cut a response that restates its
-    prompt."""
-    runs_code: bool = False
-    overrides: dict[str, Any] = field(default_factory=dict)
-    """Settings that replace those of the stock files."""
-
-    def local_dataset(self, data: Path | None) -> Path | None:
-        """The copy of the dataset below `data`; None when the hub or tsdkd itself provides it."""
-        return data / self.dataset if data is not None and self.dataset else None
-
-    @property
-    def file_stem(self) -> str:
-        return self.name.replace(":", "-")
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles of a prompt's messages in a chat template, without a system message."""
-        continued = ("assistant",) if self.overrides.get("gen_prefix") else ()
-        return ("user", "assistant") * self.shots + ("user", *continued)
-
-    @property
-    def base(self) -> str:
-        """The name without its variant."""
-        return self.name.partition(":")[0]
 
 
 FLEXIBLE, STRICT = "exact_match,flexible-extract", "exact_match,strict-match"
@@ -276,17 +220,20 @@ BENCHMARKS = {
 }
 PAPER_BENCHMARKS = tuple(name for name in BENCHMARKS if ":" not in name and name != "embedded")
 """The ten benchmarks of the paper."""
+BENCHMARKS |= {benchmark.name: benchmark for benchmark in REASONING_BENCHMARKS}
+SUITES = {"all": PAPER_BENCHMARKS, "reasoning": tuple(benchmark.name for benchmark in REASONING_BENCHMARKS)}
+"""Names that stand for several benchmarks."""
 
 
 def choose_benchmarks(names: Iterable[str]) -> list[Benchmark]:
-    """Benchmarks by name, in the order of `BENCHMARKS`. "all" adds each of the paper's ten unless a variant is named.
+    """Benchmarks by name, in the order of `BENCHMARKS`. A suite adds each of its benchmarks unless a variant is named.
 
     Raises InputError that lists the known names.
     """
     normalized = [name.strip().lower().replace("_", "-") for name in names]
     for name in normalized:
-        if name not in BENCHMARKS and name != "all":
-            raise InputError(f"{name!r} is not a benchmark.", f"Choose from: all, {', '.join(BENCHMARKS)}.")
-    bases = {BENCHMARKS[name].base for name in normalized if name != "all"}
-    added = [name for name in PAPER_BENCHMARKS if name not in bases] if "all" in normalized else []
+        if name not in BENCHMARKS and name not in SUITES:
+            raise InputError(f"{name!r} is not a benchmark.", f"Choose from: {', '.join([*SUITES, *BENCHMARKS])}.")
+    bases = {BENCHMARKS[name].base for name in normalized if name in BENCHMARKS}
+    added = {member for name in normalized for member in SUITES.get(name, ()) if member not in bases}
     return [benchmark for name, benchmark in BENCHMARKS.items() if name in {*normalized, *added}]

@@ -3,8 +3,8 @@
 Reads results artifacts and the paper's numbers; imports neither torch nor lm-eval.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import erfc, sqrt
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
 from tsdkd.stages.results import published
 from tsdkd.stages.results.benchmarks import BENCHMARKS
+from tsdkd.stages.results.paired import Difference, paired_difference
 from tsdkd.stages.results.published import AVERAGE
 
 MODEL_ORDER = {"teacher": 0, "student": 1, "distilled": 2}
 """The order of a run's models; others follow."""
-RESAMPLES = 10_000
-SETTINGS = ("limit", "max_new_tokens", "max_length", "chat_template", "engine", "dtype", "day")
+SETTINGS = (
+    *("limit", "max_new_tokens", "temperature", "top_p", "samples"),
+    *("max_length", "chat_template", "engine", "dtype", "day"),
+)
 """Settings of an evaluation that change its means."""
 
 
@@ -31,26 +34,19 @@ class Score:
     value: float
     stderr: float | None = None
     documents: int | None = None
+    samples: int = 1
+    """Responses per document; `value` is their mean, avg@samples."""
+    pass_at: Mapping[int, "Score"] = field(default_factory=dict)
+    """By k: the estimated fraction of documents of which one of k responses is right."""
     truncated: int = 0
     """Truncated responses."""
     prompts_truncated: int = 0
     stopped: int = 0
     """Responses that a stop string ended."""
 
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A model minus the baseline, on the documents that both have."""
-
-    value: float
-    stderr: float
-    p: float
-    """Two-sided: McNemar's exact test when all scores are 0 or 1, else a paired bootstrap."""
-    wins: int
-    """Documents on which the model scores higher."""
-    losses: int
-    """Documents on which the baseline scores higher."""
-    documents: int
+    @property
+    def responses(self) -> int:
+        return (self.documents or 0) * self.samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +95,65 @@ def compare(
     summaries = {name: artifact.manifest.summary for name, artifact in artifacts.items()}
     benchmarks = tuple(b for b in BENCHMARKS if any(b in summary for summary in summaries.values()))
     scores = {name: _scores(summary) for name, summary in summaries.items()}
-    differences: dict[str, dict[str, Difference]] = {name: {} for name in artifacts if name != baseline}
+    table = published.find_table(paper) if paper else published.matching_table(_model_names(artifacts))
+    differences, skipped = _differences(artifacts, baseline, benchmarks, skip_unpaired)
+    counted = _one_per_base(benchmarks, scores)
+    notes = [note for name in artifacts if (note := _settings_note(artifacts, name, baseline))]
+    notes += table.describe(counted) if table else []
+    comparison = Comparison(
+        benchmarks,
+        baseline,
+        scores,
+        differences,
+        _published_scores(table, benchmarks),
+        {name: summary["held_out"] for name, summary in summaries.items() if "held_out" in summary},
+        tuple(notes),
+        tuple(skipped),
+    )
+    if len(counted) < 2:
+        return comparison
+    return _with_average(comparison, (table and table.common_benchmarks(counted)) or counted)
+
+
+def _differences(
+    artifacts: dict[str, Artifact], baseline: str, benchmarks: tuple[str, ...], skip_unpaired: bool
+) -> tuple[dict[str, dict[str, Difference]], list[str]]:
+    """The differences to the baseline by model, then by benchmark; and the reasons for missing ones."""
+    rows: dict[str, dict[str, Difference]] = {name: {} for name in artifacts if name != baseline}
     skipped = []
-    for name, row in differences.items():
-        for benchmark in (b for b in benchmarks if b in scores[name] and b in scores[baseline]):
+    for name, row in rows.items():
+        for benchmark in benchmarks:
+            if any(benchmark not in artifacts[model].manifest.summary for model in (name, baseline)):
+                continue
             try:
                 row[benchmark] = _benchmark_difference(artifacts, name, baseline, benchmark)
             except InputError as error:
                 if not skip_unpaired:
                     raise
                 skipped.append(f"{error.cause} {error.remedy}")
-    table = published.find_table(paper) if paper else published.matching_table(_model_names(artifacts))
-    published_scores = (
-        {method: {b: Score(value) for b, value in row.items()} for method, row in table.accuracies(benchmarks).items()}
-        if table
-        else {}
-    )
-    notes = [note for name in artifacts if (note := _settings_note(artifacts, name, baseline))]
-    notes += table.describe(_one_per_base(benchmarks, scores)) if table else []
-    counted = _one_per_base(benchmarks, scores)
-    if len(counted) > 1:
-        averaged = (table and table.common_benchmarks(counted)) or counted
-        notes += _variants_note(benchmarks, averaged)
-        for rows in (scores, published_scores):
-            rows.update({name: row | _average(row, averaged) for name, row in rows.items()})
-        differences = {name: row | _average_difference(row, averaged) for name, row in differences.items()}
-        benchmarks = (*benchmarks, AVERAGE)
-    held_out = {name: summary["held_out"] for name, summary in summaries.items() if "held_out" in summary}
-    return Comparison(
-        benchmarks, baseline, scores, differences, published_scores, held_out, tuple(notes), tuple(skipped)
+    return rows, skipped
+
+
+def _published_scores(
+    table: published.PublishedTable | None, benchmarks: tuple[str, ...]
+) -> dict[str, dict[str, Score]]:
+    rows = table.accuracies(benchmarks) if table else {}
+    return {method: {name: Score(value) for name, value in row.items()} for method, row in rows.items()}
+
+
+def _with_average(comparison: Comparison, averaged: tuple[str, ...]) -> Comparison:
+    """The comparison with the average over the benchmarks `averaged`."""
+
+    def extended(rows: dict[str, dict[str, Score]]) -> dict[str, dict[str, Score]]:
+        return {name: row | _average(row, averaged) for name, row in rows.items()}
+
+    return replace(
+        comparison,
+        benchmarks=(*comparison.benchmarks, AVERAGE),
+        scores=extended(comparison.scores),
+        published=extended(comparison.published),
+        differences={name: row | _average_difference(row, averaged) for name, row in comparison.differences.items()},
+        notes=(*comparison.notes, *_variants_note(comparison.benchmarks, averaged)),
     )
 
 
@@ -179,35 +205,6 @@ def shorten_paths(paths: Sequence[Path]) -> list[str]:
     return ["/".join(p[-length:]) for p in parts]
 
 
-def paired_difference(scores: np.ndarray, baseline: np.ndarray, weights: np.ndarray) -> Difference:
-    """The difference of two models' weighted means; all arrays are (documents,), with the same documents."""
-    gains: np.ndarray = scores - baseline
-    value = float((weights * gains).sum() / weights.sum())
-    spread = float(np.square(weights * (gains - value)).sum()) * len(gains) / max(len(gains) - 1, 1)
-    wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
-    binary = set(np.unique(np.concatenate([scores, baseline])).tolist()) <= {0.0, 1.0}
-    p = _mcnemar_p(wins, losses) if binary else _bootstrap_p(gains, weights)
-    return Difference(value, sqrt(spread) / float(weights.sum()), p, wins, losses, len(gains))
-
-
-def _mcnemar_p(wins: int, losses: int) -> float:
-    """The two-sided tail of Binomial(wins + losses, 1/2), in exact integers."""
-    trials = wins + losses
-    tail = ways = 1  # ways of i successes, each computed from the one before: there may be a hundred thousand trials
-    for i in range(min(wins, losses)):
-        ways = ways * (trials - i) // (i + 1)
-        tail += ways
-    return min(1.0, 2 * tail / (1 << trials))
-
-
-def _bootstrap_p(gains: np.ndarray, weights: np.ndarray) -> float:
-    """Twice the fraction of resamples of the documents whose mean gain has the other sign."""
-    counts = np.random.default_rng(0).multinomial(len(gains), np.full(len(gains), 1 / len(gains)), size=RESAMPLES)
-    means = counts @ (weights * gains)
-    other_sign = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return min(1.0, 2 * (other_sign + 1) / (RESAMPLES + 1))
-
-
 def _benchmark_difference(artifacts: dict[str, Artifact], name: str, baseline: str, benchmark: str) -> Difference:
     model_scores, baseline_scores = (document_scores(artifacts[model], benchmark) for model in (name, baseline))
     common = sorted(model_scores.keys() & baseline_scores.keys())
@@ -225,22 +222,29 @@ def _benchmark_difference(artifacts: dict[str, Artifact], name: str, baseline: s
 
 
 def document_scores(artifact: Artifact, benchmark: str) -> dict[tuple[str, int, str], tuple[float, float]]:
-    """Score and weight of each document by the headline metric; keys are subtask, number and hash."""
+    """Score and weight of each document by the headline metric; keys are subtask, number and hash.
+
+    The score of a document with several samples is their mean: documents, not samples, are independent.
+    """
     metric = artifact.manifest.summary[benchmark]["metric"]
     columns = ["subtask", "document", "document_hash", "score", "weight", "metric"]
     part = artifact.table_part(f"{BENCHMARKS[benchmark].file_stem}.parquet")
-    rows = artifact.read_part(part, columns).to_pylist()
-    return {
-        (row["subtask"], row["document"], row["document_hash"]): (row["score"], row["weight"])
-        for row in rows
-        if row["metric"] == metric
-    }
+    scores: dict[tuple[str, int, str], list[float]] = {}
+    weights = {}
+    for row in artifact.read_part(part, columns).to_pylist():
+        if row["metric"] == metric:
+            document = row["subtask"], row["document"], row["document_hash"]
+            scores.setdefault(document, []).append(row["score"])
+            weights[document] = row["weight"]
+    return {document: (sum(values) / len(values), weights[document]) for document, values in scores.items()}
 
 
 def _scores(summary: dict[str, Any]) -> dict[str, Score]:
     return {
         name: Score(
             **{key: result[key] for key in ("value", "stderr", "documents", "truncated", "prompts_truncated")},
+            samples=result.get("samples", 1),
+            pass_at={int(k): Score(*estimate) for k, estimate in result.get("pass_at", {}).items()},
             stopped=sum(result.get("stopped_by", {}).values()),
         )
         for name in BENCHMARKS

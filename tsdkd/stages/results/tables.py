@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tsdkd.stages.results.compare import Comparison, Difference, Score
+from tsdkd.stages.results.compare import Comparison, Score
+from tsdkd.stages.results.paired import Difference
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
@@ -23,7 +24,7 @@ def benchmark_tables(comparison: Comparison, methods: tuple[str, ...]) -> list[T
     differences = [_difference_table(comparison)] if any(comparison.differences.values()) else []
     by_row = bool(comparison.published) or len(comparison.scores) > MAX_MODEL_COLUMNS
     accuracies = _table_with_model_rows(comparison, methods) if by_row else _table_with_model_columns(comparison)
-    return [accuracies, *differences]
+    return [accuracies, *_sampling_tables(comparison), *differences]
 
 
 def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...]) -> list[Table]:
@@ -33,7 +34,7 @@ def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...
     """
     first, *others = comparisons
     if len(first.benchmarks) == 1 and not any(first.published.values()):
-        return [_one_benchmark_table(first.benchmarks[0], comparisons)]
+        return [_one_benchmark_table(first.benchmarks[0], comparisons), *_sampling_tables(first)]
     more_differences = [_difference_table(comparison) for comparison in others if any(comparison.differences.values())]
     return [*benchmark_tables(first, methods), *more_differences, *held_out_tables(first)]
 
@@ -78,7 +79,31 @@ def _table_with_model_rows(comparison: Comparison, methods: tuple[str, ...]) -> 
 
 
 def _cell(row: dict[str, Score], benchmark: str) -> str:
-    return _percent(row[benchmark]) if benchmark in row else ""
+    if benchmark not in row:
+        return ""
+    samples = row[benchmark].samples
+    return _percent(row[benchmark]) + (f" (avg@{samples})" if samples > 1 else "")
+
+
+def _sampling_tables(comparison: Comparison) -> list[Table]:
+    """pass@k and truncated responses of each benchmark and model with several samples; no table without one."""
+    sampled = {
+        (benchmark, name): row[benchmark]
+        for benchmark in comparison.benchmarks
+        for name, row in comparison.scores.items()
+        if benchmark in row and row[benchmark].samples > 1
+    }
+    ks = sorted({k for score in sampled.values() for k in score.pass_at})
+    rows = [
+        [
+            *key,
+            *(_percent(score.pass_at[k]) if k in score.pass_at else "" for k in ks),
+            f"{100 * score.truncated / score.responses:.1f}",
+        ]
+        for key, score in sampled.items()
+    ]
+    columns = ["benchmark", "model", *(f"pass@{k}" for k in ks), "truncated"]
+    return [("sampled responses: pass@k ± standard error, truncated, %", columns, rows)] if rows else []
 
 
 def _difference_table(comparison: Comparison) -> Table:
@@ -114,7 +139,7 @@ def truncation_notes(comparison: Comparison) -> list[str]:
             ("prompts are truncated to fit the context", {b: score.prompts_truncated for b, score in scores.items()}),
             ("responses are ended by a stop string", {b: score.stopped for b, score in scores.items()}),
         ):
-            listed = [f"{b} {count} of {scores[b].documents}" for b, count in counts.items() if count]
+            listed = [f"{b} {count} of {scores[b].responses}" for b, count in counts.items() if count]
             if listed:
                 notes.append(f"{name}: {cause} ({', '.join(listed)})")
     return notes
