@@ -1,12 +1,14 @@
 """Configuration of `tsdkd generate`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tsdkd.core.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, attention_option
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, Turns, attention_option
 
 AUTHORS = {
     "student": ("student",),
@@ -14,8 +16,11 @@ AUTHORS = {
     "mixed": ("student", "teacher"),
     "speculative": ("both",),
     "teacher-mixed": ("mixture",),
+    "given": ("given",),
 }
 """Authors of the responses, by policy."""
+GIVEN = "given"
+"""The policy, and the author, of responses that the prompts' rows hold."""
 JOINT_AUTHORS = ("both", "mixture")
 """Authors that combine both models in one response."""
 
@@ -25,7 +30,10 @@ class GenerateConfig:
     """How responses are sampled."""
 
     policy: Policy = option(
-        "student", "Models that write the responses. mixed: one of them for each prompt.", group=SAMPLING, common=True
+        "student",
+        "Models that write the responses. mixed: one of them for each prompt. given: none, the rows hold responses.",
+        group=SAMPLING,
+        common=True,
     )
     """speculative: the teacher replaces the student's unlikely tokens. teacher-mixed: each token is sampled from a
     mixture of both distributions."""
@@ -54,6 +62,10 @@ class GenerateConfig:
         None, "Configuration of a dataset.", group=DATA, metavar="NAME", shown="the only one"
     )
     split: str | None = option(None, "Split of a dataset.", group=DATA, metavar="NAME", shown="train")
+    response_column: str | None = option(
+        None, "Given: column with the response to the prompt.", group=DATA, shown="response, else completion"
+    )
+    turns: Turns = option("all", "Given: the assistant's turns that are learned.", group=DATA)
     system: str | None = option(None, "System message for prompts without one.", group=SAMPLING, shown="none")
     engine: EngineName = option(
         "auto", "Engine that samples. auto: vLLM where it is installed.", group=ENGINE, common=True
@@ -91,3 +103,29 @@ class GenerateConfig:
 
 SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
 """Fields of `GenerateConfig` that an artifact does not record."""
+GIVEN_ONLY_FIELDS = ("response_column", "turns")
+"""Fields that only the policy "given" reads, and records."""
+GIVEN_FIELDS = (
+    *("policy", "max_new_tokens", "max_prompt_tokens", "limit", "column", "config_name", "split", "system"),
+    *("part_size", *GIVEN_ONLY_FIELDS),
+)
+"""Fields that the policy "given" reads."""
+
+
+def given_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the policy "given" among those of a configuration."""
+    return {name: config[name] for name in GIVEN_FIELDS}
+
+
+def require_effective(config: GenerateConfig) -> None:
+    """Raises InputError for an option that has no effect on responses that are given, or that are sampled."""
+    given = config.policy == GIVEN
+    for field in fields(config):
+        if (field.name in GIVEN_FIELDS) if given else (field.name not in GIVEN_ONLY_FIELDS):
+            continue
+        if getattr(config, field.name) != field.default:
+            option_name = "lambda" if field.name == "student_fraction" else field.name.replace("_", "-")
+            raise InputError(
+                f"--{option_name} has no effect on --policy {config.policy}.",
+                "Leave it out." if given else "Leave it out, or choose --policy given.",
+            )

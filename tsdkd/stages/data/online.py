@@ -74,7 +74,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         end_ids = student.end_ids + (self.teacher.end_ids if self.teacher_fraction else [])
         for i, ids in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
             reason = "stop" if ids[-1] in end_ids else "length"
-            result[i] = samples[i] | {"response_ids": ids, "finish_reason": reason}
+            result[i] = samples[i] | {"response_ids": ids, "response_mask": None, "finish_reason": reason}
         return result
 
     def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:

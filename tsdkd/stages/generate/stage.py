@@ -20,7 +20,14 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.stages.config.generate import AUTHORS, SPEED_ONLY_FIELDS, GenerateConfig
+from tsdkd.stages.config.generate import (
+    AUTHORS,
+    GIVEN,
+    GIVEN_ONLY_FIELDS,
+    SPEED_ONLY_FIELDS,
+    GenerateConfig,
+    require_effective,
+)
 from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.requests import Request, Response
@@ -34,6 +41,7 @@ from tsdkd.stages.engines.choice import (
     with_supported_draft,
 )
 from tsdkd.stages.engines.engine_check import check_engine
+from tsdkd.stages.generate.given import record_given
 from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.context import require_context
@@ -55,12 +63,15 @@ def generate(
     *,
     teacher: str | None = None,
 ) -> Artifact:
-    """Sample responses to prompts and write rollouts.
+    """Sample responses to prompts and write rollouts; with the policy "given", record the responses that rows hold.
 
     `model`: the student, or the teacher with the policy "teacher". `teacher`: needed by policies of both models.
     Raises InputError before anything is written, TsdkdError when the engine fails or disagrees with transformers.
     """
     observer = observer or SilentObserver()
+    require_effective(config)
+    if config.policy == GIVEN:
+        return record_given(prompts, model, output, config, seed, observer, overwrite)
     engine = choose_engine(config)
     require_engine_options(engine, config)
     part_size = config.part_size or PART_SIZE[engine]
@@ -105,7 +116,7 @@ def _manifest(config: GenerateConfig, prompts: Parent, models: tuple[ModelRecord
     """`config`: with the engine that was chosen."""
     return Manifest(
         kind="rollouts",
-        config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
+        config={n: value for n, value in asdict(config).items() if n not in {*SPEED_ONLY_FIELDS, *GIVEN_ONLY_FIELDS}},
         seed=seed,
         parents=(prompts,),
         models=models,
