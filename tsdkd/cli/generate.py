@@ -81,14 +81,11 @@ def _given_rows(artifact: Artifact, config: GenerateConfig) -> list[tuple[str, s
     skipped = format_counts(summary["prompts_skipped"], SKIPPED, config)
     skipped_turns = format_counts(summary["turns_skipped"], SKIPPED_TURNS, config)
     per_turn = summary["response_tokens"] / summary["turns"]
+    learned = f"{summary['response_tokens']:,} learned ({per_turn:.0f} a turn)"
     return [
         ("conversations", f"{summary['prompts']:,} (skipped: {skipped})"),
         ("responses", f"{summary['responses']:,}, {summary['truncated']:,} without an end token"),
         ("turns", f"{summary['turns']:,} (skipped: {skipped_turns})"),
         ("split", f"{summary['split_conversations']:,} conversations into a response for each turn"),
-        (
-            "tokens",
-            f"{summary['response_tokens']:,} learned ({per_turn:.0f} a turn), "
-            f"{summary['context_tokens']:,} of context between turns",
-        ),
+        ("tokens", f"{learned}, {summary['context_tokens']:,} of context between turns"),
     ]

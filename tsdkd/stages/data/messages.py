@@ -17,8 +17,13 @@ MEDIA = ("image", "audio", "video", "file")
 """Words in the types of parts that hold no text."""
 
 SHAREGPT_ROLES = {
-    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
-    **{"system": "system", "tool": "tool", "observation": "tool"},
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
 }
 """Roles by the value of `from` in messages with `from` and `value`, the form of ShareGPT."""
 EMPTY_JSON = ("[]", "null")

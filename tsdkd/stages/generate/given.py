@@ -126,10 +126,8 @@ def record_given(
     )
     manifest = replace(manifest, day=chat_day(spec.tokenizer, output, manifest, overwrite))
     ends = {*spec.end_ids, *turn_end_ids(spec.tokenizer)}
-    finder = ResponseFinder(
-        *(ConversationWriter(spec.tokenizer, manifest.day), ends),
-        *(config.turns, config.max_prompt_tokens, config.max_new_tokens),
-    )
+    conversations = ConversationWriter(spec.tokenizer, manifest.day)
+    finder = ResponseFinder(conversations, ends, config.turns, config.max_prompt_tokens, config.max_new_tokens)
     counts = _count(source, finder)
     if not counts.responses:
         reasons = format_counts(counts.skipped, SKIPPED, config)
@@ -176,8 +174,7 @@ def _report(counts: GivenCounts, config: GenerateConfig, observer: Observer) -> 
         )
     if counts.truncated:
         observer.warning(
-            f"{counts.truncated:,} responses have no end token: --max-new-tokens cuts them, or the chat template writes "
-            "none."
+            f"{counts.truncated:,} responses have no end token: --max-new-tokens cuts them, or the template has none."
         )
 
 
