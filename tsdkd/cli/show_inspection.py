@@ -122,7 +122,7 @@ def _show_entropy_by_position(aggregate: Aggregate) -> None:
     indices = sorted({round(i * last / (POSITION_ROWS - 1)) for i in range(POSITION_ROWS)})
     show_table(
         "mean entropy by position (nats)",
-        ["position", "student", "teacher", "responses"],
+        ["position", "student", "teacher", "turns" if aggregate.turns > aggregate.responses else "responses"],
         [
             [str(i + 1), f"{student[i]:.3f}", f"{teacher[i]:.3f}", f"{aggregate.responses_by_position[i]:,}"]
             for i in indices

@@ -134,7 +134,7 @@ class Aggregate:
         """Names and values to show."""
         student, teacher = self.entropy_sums.sum(-1) / self.tokens
         split = self.turns > self.responses
-        turns, unit = (f" of {self.turns:,} turns", "turn") if split else ("", "response")
+        turns, unit = (f" in {self.turns:,} turns", "turn") if split else ("", "response")
         rows = [
             ("responses", f"{self.responses:,}{turns} with {self.tokens:,} tokens"),
             ("mean entropy", f"student {student:.3f}, teacher {teacher:.3f} nats per token"),
