@@ -104,7 +104,9 @@ class GenerateConfig:
 SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
 """Fields of `GenerateConfig` that an artifact does not record."""
 GIVEN_ONLY_FIELDS = ("response_column", "turns")
-"""Fields that only the policy "given" reads, and records."""
+"""Fields that only the policy "given" reads."""
+UNRECORDED_FIELDS = (*SPEED_ONLY_FIELDS, *GIVEN_ONLY_FIELDS)
+"""Fields that artifacts of sampled responses do not record."""
 GIVEN_FIELDS = (
     *("policy", "max_new_tokens", "max_prompt_tokens", "limit", "column", "config_name", "split", "system"),
     *("part_size", *GIVEN_ONLY_FIELDS),

@@ -130,7 +130,9 @@ class ResponseFinder:
         for i, prompt_ids, through in zip(learned, ids[: len(learned)], ids[len(learned) :], strict=True):
             start = len(prompt_ids)
             end, has_end = self._turn_end(through, start)
-            if through[:start] != prompt_ids or end <= start:  # a token holds the end of the prompt and the beginning
+            if start > self._longest:  # both are cut
+                turns.append((prompt_ids, GivenTurn(i, start, start + 1, has_end=False)))
+            elif through[:start] != prompt_ids or end <= start:  # a token holds the end of the prompt and the beginning
                 skipped["unaligned"] += 1
             else:
                 turns.append((through[:end], GivenTurn(i, start, end, has_end)))

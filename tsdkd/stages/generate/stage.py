@@ -20,14 +20,7 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.stages.config.generate import (
-    AUTHORS,
-    GIVEN,
-    GIVEN_ONLY_FIELDS,
-    SPEED_ONLY_FIELDS,
-    GenerateConfig,
-    require_effective,
-)
+from tsdkd.stages.config.generate import AUTHORS, GIVEN, UNRECORDED_FIELDS, GenerateConfig, require_effective
 from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.requests import Request, Response
@@ -116,7 +109,7 @@ def _manifest(config: GenerateConfig, prompts: Parent, models: tuple[ModelRecord
     """`config`: with the engine that was chosen."""
     return Manifest(
         kind="rollouts",
-        config={n: value for n, value in asdict(config).items() if n not in {*SPEED_ONLY_FIELDS, *GIVEN_ONLY_FIELDS}},
+        config={name: value for name, value in asdict(config).items() if name not in UNRECORDED_FIELDS},
         seed=seed,
         parents=(prompts,),
         models=models,

@@ -13,7 +13,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
-from tsdkd.stages.config.generate import SPEED_ONLY_FIELDS
+from tsdkd.stages.config.generate import UNRECORDED_FIELDS
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import default_device
@@ -27,7 +27,7 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
         del settings["save_steps"]
     if config.online:
         del settings["online"]["teacher_device"]
-        for name in SPEED_ONLY_FIELDS:
+        for name in UNRECORDED_FIELDS:
             del settings["online"]["sampling"][name]
     return settings
 
