@@ -126,6 +126,16 @@ def test_markers_give_transformers_own_mask() -> None:
         assert find(unmarked, messages).responses == [response]
 
 
+def test_a_marker_after_the_end_token_is_left_out() -> None:
+    """Many templates mark the line break after it."""
+    tokenizer, moved = tokenizer_of("marked"), tokenizer_of("marked")
+    moved.chat_template = moved.chat_template.replace("{% endgeneration %}{{ '\n' }}", "{{ '\n' }}{% endgeneration %}")
+    theirs = moved.apply_chat_template(TWO_TURNS, return_dict=True, return_assistant_tokens_mask=True)
+    (response,) = find(moved, TWO_TURNS).responses
+    assert sum(theirs["assistant_masks"]) == sum(response.mask) + 2
+    assert find(tokenizer, TWO_TURNS).responses == [response]
+
+
 def test_a_marker_that_leaves_out_the_end_token_teaches_no_end() -> None:
     tokenizer = tokenizer_of("marked")
     tokenizer.chat_template = tokenizer.chat_template.replace(
@@ -307,3 +317,9 @@ def test_an_added_system_message_joins_the_user_where_the_template_refuses_it() 
 def test_what_the_template_ignores_is_refused() -> None:
     with pytest.raises(InputError, match=r"line 1: The chat template ignores tools"):
         find(tokenizer_of("end of text"), TWO_TURNS, TOOLS)
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] or '' }}", "{{ m['content'] if m['role'] == 'user' }}"
+    )
+    with pytest.raises(InputError, match="ignores the text of the last response"):
+        find(tokenizer, TWO_TURNS)

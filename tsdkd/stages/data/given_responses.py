@@ -1,6 +1,6 @@
 """The token ids of given responses: where each assistant turn begins and ends in a conversation.
 
-A template with generation markers says it. With any other template, the ids of the messages before a turn, up to where
+A template with generation markers says it; what it marks after the end token is left out. With any other template, the ids of the messages before a turn, up to where
 the response begins, and those of the messages with the turn must agree with the ids of the whole conversation. Where
 a template writes earlier turns in another way than the last one, as templates that remove thoughts do, each turn
 becomes a response of its own.
@@ -105,11 +105,11 @@ class ResponseFinder:
         by_assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if len(pieces) != len(by_assistant):
             return None
-        turns = [
-            GivenTurn(i, piece.start, piece.stop, self._turn_end(ids[: piece.stop], piece.start)[1])
-            for i, piece in zip(by_assistant, pieces, strict=True)
-            if i in learned
-        ]
+        turns = []
+        for i, piece in zip(by_assistant, pieces, strict=True):
+            if i in learned:
+                end, has_end = self._turn_end(ids[: piece.stop], piece.start)
+                turns.append(GivenTurn(i, piece.start, end if has_end else piece.stop, has_end))
         skipped = Counter[str]()
         return GivenConversation(self._join(messages, ids, turns, skipped), skipped)
 

@@ -86,6 +86,14 @@ class ConversationWriter:
     def require_complete(self, text: str, messages: Messages, tools: Tools | None) -> None:
         """Raises InputError, as `chat_token_ids`, if `text`, that of `conversation`, lacks a part of the messages."""
         _require_complete(self.tokenizer, text, messages, tools, self._day, prompted=False)
+        try:
+            is_ignored = text == self.conversation([*messages[:-1], messages[-1] | {"content": ""}], tools)
+        except InputError:
+            return
+        if is_ignored:
+            raise InputError(
+                "The chat template ignores the text of the last response.", "Use a model whose template writes it."
+            )
 
     def marked(self, messages: Messages, tools: Tools | None) -> tuple[list[int], list[bool]]:
         """The ids of `conversation`, and the mask of those between the template's generation markers."""
