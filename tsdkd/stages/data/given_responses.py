@@ -1,9 +1,9 @@
 """The token ids of given responses: where each assistant turn begins and ends in a conversation.
 
-A template with generation markers says it; what it marks after the end token is left out. With any other template, the ids of the messages before a turn, up to where
-the response begins, and those of the messages with the turn must agree with the ids of the whole conversation. Where
-a template writes earlier turns in another way than the last one, as templates that remove thoughts do, each turn
-becomes a response of its own.
+A template with generation markers says it; what it marks after the end token is left out. With any other template,
+the ids of the messages before a turn, up to where the response begins, and those of the messages with the turn must
+agree with the ids of the whole conversation. Where a template writes earlier turns in another way than the last one, as
+templates that remove thoughts do, each turn becomes a response of its own.
 """
 
 from collections import Counter
