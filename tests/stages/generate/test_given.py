@@ -232,12 +232,12 @@ def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[
 
     class Sampler:
         def sample(self, student: LanguageModel, requests: list[Any]) -> list[list[int]]:
-            return [[5, 6, 257] for _ in requests]
+            return [[*[5] * 80, 257] for _ in requests]
 
     teacher = load_model(pair[1])
     sampled = OnlineSource(samples, teacher, Sampler(), 1.0).with_responses(samples, teacher, (0,))
     assert {len(turns_as_samples(sample)) for sample in sampled} == {1}
-    assert collate(sampled, OnlineSource(sampled, teacher, Sampler(), 1.0))["response_mask"].sum() == 3 * len(samples)
+    assert collate(sampled, OnlineSource(sampled, teacher, Sampler(), 1.0))["response_mask"].sum() == 81 * len(samples)
     config = replace(TRAIN, method="gkd", objective=find_method("gkd").objective)
     online = replace(config, online=OnlineConfig(student_fraction=0.5, sampling=GenerateConfig(max_new_tokens=4)))
     train_online(run / "rollouts", *pair, tmp_path / "online", online)

@@ -136,7 +136,7 @@ class ResponseFinder:
                 skipped["unaligned"] += 1
             else:
                 turns.append((through[:end], GivenTurn(i, start, end, has_end)))
-        if all(through[: self._longest] == whole[: len(through)][: self._longest] for through, _ in turns):
+        if all(through == whole[: len(through)] for through, _ in turns):
             return GivenConversation(self._join(messages, whole, [turn for _, turn in turns], skipped), skipped)
         responses = [r for through, turn in turns for r in self._join(messages, through, [turn], skipped)]
         return GivenConversation(responses, skipped, is_split=True)
