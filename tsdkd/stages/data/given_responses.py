@@ -174,6 +174,6 @@ class ResponseFinder:
 
     def _follows_text(self, token: int) -> bool:
         """Whether a token is an end token, another special token or white space."""
-        tokenizer = self.writer.tokenizer
-        added = tokenizer.added_tokens_decoder.get(token)
-        return token in self.end_ids or bool(added and added.special) or not tokenizer.decode([token]).strip()
+        if token in self.end_ids or token in self.writer.special_ids:
+            return True
+        return not self.writer.tokenizer.decode([token]).strip()

@@ -73,6 +73,7 @@ class ConversationWriter:
         """`day`: as for `day_arguments`. Raises InputError without a valid chat template."""
         require_chat_template(tokenizer)
         self.tokenizer = tokenizer
+        self.special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._day = day
 
     def prompt(self, messages: Messages, tools: Tools | None) -> str:
