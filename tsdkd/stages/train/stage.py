@@ -59,7 +59,7 @@ def train_offline(
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Distil the teacher that recorded scores describe; without scores, learn from the teacher's responses alone.
+    """Distil the teacher that recorded scores describe; without scores, learn from the responses alone.
 
     Raises InputError before anything is written, KeyboardInterrupt after an interrupted step is finished and saved,
     TsdkdError when the loss or the gradient is not finite.
