@@ -42,3 +42,38 @@ NO_SYSTEM = (
     "+ m['content'] | trim + '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
 )
 """Begins with the BOS token and refuses system messages, as Gemma2's does."""
+TOOL_CALLS = "{% for c in m['tool_calls'] %}{{ '<call>' + c['function']['name'] + '</call>' }}{% endfor %}"
+CHATML_TURN = (
+    "{{ '<|start|>' + m['role'] + '\n' }}{{ m['content'] or '' }}"
+    "{% if m['tool_calls'] %}" + TOOL_CALLS + "{% endif %}{{ '<|end|>\n' }}"
+)
+PROMPTED = "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+TOOLS = "{% if tools %}{{ '<|start|>tools\n' + tools | tojson + '<|end|>\n' }}{% endif %}"
+CONVERSATIONS = {
+    "chatml": TOOLS + "{% for m in messages %}" + CHATML_TURN + "{% endfor %}" + PROMPTED,
+    "headers": "{{ bos_token }}{% for m in messages %}{{ '<|head|>' + m['role'] + '<|/head|>\n\n' }}"
+    "{{ m['content'] | trim + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}",
+    "instructions": "{{ bos_token }}"
+    + ALTERNATE
+    + "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
+    "end of text": "{% for m in messages %}" + CHATML_TURN + "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% else %}{{ '<|text_end|>' }}{% endif %}",
+    "marked": TOOLS + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|start|>assistant\n' }}"
+    "{% generation %}{{ m['content'] or '' }}{% if m['tool_calls'] %}" + TOOL_CALLS + "{% endif %}{{ '<|end|>' }}"
+    "{% endgeneration %}{{ '\n' }}{% else %}" + CHATML_TURN + "{% endif %}{% endfor %}" + PROMPTED,
+    "thoughts": "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set parts = m['content'].split('</think>') %}"
+    "{{ '<|start|>assistant\n' }}{% if loop.index0 > ns.last %}"
+    "{{ '<think>\n' + (parts[0].replace('<think>', '').strip() if parts | length > 1 else '') + '\n</think>\n\n' }}"
+    "{% endif %}{{ parts[-1].lstrip() + '<|end|>\n' }}{% else %}" + CHATML_TURN + "{% endif %}{% endfor %}" + PROMPTED,
+    "opened thought": "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ '<|start|>assistant\n' + m['content'].split('</think>')[-1] + '<|end|>\n' }}{% else %}"
+    + CHATML_TURN
+    + "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n<think>\n' }}{% endif %}",
+}
+"""Chat templates by the way in which they write conversations."""
+SPECIAL = ("<|head|>", "<|/head|>", "<|text_end|>")
+"""Special tokens that they write, besides those of every tiny tokenizer."""

@@ -16,7 +16,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("response_ids", pa.list_(pa.int32())),  # from the engine, end token included
             ("response", pa.string()),  # decoded for display; never tokenised again
             ("finish_reason", pa.string()),  # "stop", "length", or "early" (cut on purpose)
-            ("author", pa.string()),  # "student", "teacher", "both" (speculative) or "mixture" (teacher-mixed)
+            ("author", pa.string()),  # "student", "teacher", "both", "mixture" or "given"
             ("teacher_tokens", pa.int32()),  # tokens of the response that the teacher chose
         ]
     ),

@@ -20,6 +20,10 @@ class RolloutsSummary(TypedDict, total=False):
     response_tokens: Count
     teacher_tokens: Count
     truncated: Count
+    turns: Count
+    turns_skipped: dict[str, Count]
+    split_conversations: Count
+    context_tokens: Count
 
 
 class CheckpointSummary(TypedDict, total=False):

@@ -190,7 +190,8 @@ def _run_models(checkpoint: Path) -> dict[str, str]:
 
     manifest = read_artifact(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
     names = {model.role: model.name for model in manifest.models}
-    return {"teacher": names["teacher"], "student": names.get("student", str(checkpoint)), "distilled": str(checkpoint)}
+    teacher = {"teacher": names["teacher"]} if "teacher" in names else {}
+    return teacher | {"student": names.get("student", str(checkpoint)), "distilled": str(checkpoint)}
 
 
 def _compare(artifacts: dict[str, Artifact], baselines: list[str | None], paper: str | None, format_: Format) -> None:

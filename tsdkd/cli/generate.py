@@ -1,18 +1,26 @@
 """tsdkd generate"""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.errors import InputError
-from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.generate import GIVEN, GenerateConfig
+
+if TYPE_CHECKING:
+    from tsdkd.artifacts.reader import Artifact
 
 
-def require_used_student(config: GenerateConfig, student: str | None) -> None:
-    """Raises InputError for a student that does not respond: it would be neither read nor recorded."""
-    if student and config.policy == "teacher":
-        raise InputError(
-            f"The policy 'teacher' does not use the student {student}.",
-            "Leave out --student, or choose another --policy, such as student or mixed.",
-        )
+def require_used_models(config: GenerateConfig, student: str | None, teacher: str | None) -> None:
+    """Raises InputError for a named model that has no effect: it would be neither read nor recorded."""
+    for role, policy, name in (("student", "teacher", student), ("teacher", GIVEN, teacher)):
+        if name and config.policy == policy:
+            raise InputError(
+                f"The policy {policy!r} does not use the {role} {name}.",
+                f"Leave out --{role}, or choose another --policy, such as student or mixed.",
+            )
 
 
 @options.configured(GenerateConfig)
@@ -26,12 +34,15 @@ def command(
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
 ) -> None:
-    """Sample responses to prompts from the student, from the teacher, or from both: prompts -> rollouts."""
-    from tsdkd.stages.generate.stage import format_skipped, generate
+    """Sample responses to prompts from the student, from the teacher, or from both: prompts -> rollouts.
 
-    require_used_student(config, student)
+    With --policy given, the rows hold the responses, such as conversations: nothing is sampled.
+    """
+    from tsdkd.stages.generate.stage import generate
+
+    require_used_models(config, student, teacher)
     models = {} if config.policy == "teacher" else {"student": defaults.student(student)}
-    if config.policy != "student" or teacher:  # a student that responds alone ends at the teacher's end tokens, too
+    if config.policy not in {"student", GIVEN} or teacher:  # a student also ends at a named teacher's end tokens
         models["teacher"] = defaults.teacher(teacher)
     artifact = generate(
         prompts or defaults.PROMPTS,
@@ -43,20 +54,39 @@ def command(
         overwrite,
         teacher=models.get("teacher"),
     )
+    rows = _given_rows(artifact, config) if config.policy == GIVEN else _sampled_rows(artifact, config, models)
+    show_pairs("rollouts", [("path", str(artifact.path)), *models.items(), *rows])
+    show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}")
+
+
+def _sampled_rows(artifact: Artifact, config: GenerateConfig, models: dict[str, str]) -> list[tuple[str, str]]:
+    from tsdkd.stages.generate.stage import format_skipped
+
     manifest, summary = artifact.manifest, artifact.manifest.summary
     skipped = format_skipped(summary["prompts_skipped"], config.max_prompt_tokens)
     per_response = summary["response_tokens"] / summary["responses"]
     teacher_fraction = summary["teacher_tokens"] / summary["response_tokens"]
     by_teacher = f", {teacher_fraction:.0%} by the teacher" if config.policy not in {"student", "teacher"} else ""
-    show_pairs(
-        "rollouts",
-        [
-            ("path", str(artifact.path)),
-            *models.items(),
-            ("engine", f"{manifest.engine} {manifest.libraries[manifest.engine]}"),
-            ("prompts", f"{summary['prompts']:,} (skipped: {skipped})"),
-            ("responses", f"{summary['responses']:,}, {summary['truncated']:,} truncated"),
-            ("tokens", f"{summary['response_tokens']:,} ({per_response:.0f} a response{by_teacher})"),
-        ],
-    )
-    show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}")
+    return [
+        ("engine", f"{manifest.engine} {manifest.libraries[manifest.engine]}"),
+        ("prompts", f"{summary['prompts']:,} (skipped: {skipped})"),
+        ("responses", f"{summary['responses']:,}, {summary['truncated']:,} truncated"),
+        ("tokens", f"{summary['response_tokens']:,} ({per_response:.0f} a response{by_teacher})"),
+    ]
+
+
+def _given_rows(artifact: Artifact, config: GenerateConfig) -> list[tuple[str, str]]:
+    from tsdkd.stages.generate.given import SKIPPED, SKIPPED_TURNS, format_counts
+
+    summary = artifact.manifest.summary
+    skipped = format_counts(summary["prompts_skipped"], SKIPPED, config)
+    skipped_turns = format_counts(summary["turns_skipped"], SKIPPED_TURNS, config)
+    per_turn = summary["response_tokens"] / summary["turns"]
+    learned = f"{summary['response_tokens']:,} learned ({per_turn:.0f} a turn)"
+    return [
+        ("conversations", f"{summary['prompts']:,} (skipped: {skipped})"),
+        ("responses", f"{summary['responses']:,}, {summary['truncated']:,} without an end token"),
+        ("turns", f"{summary['turns']:,} (skipped: {skipped_turns})"),
+        ("split", f"{summary['split_conversations']:,} conversations into a response for each turn"),
+        ("tokens", f"{learned}, {summary['context_tokens']:,} of context between turns"),
+    ]

@@ -10,9 +10,9 @@ import typer
 
 from tsdkd.cli import defaults, options
 from tsdkd.cli.eval import parse_models, read_eval_config
-from tsdkd.cli.generate import require_used_student
+from tsdkd.cli.generate import require_used_models
 from tsdkd.cli.train_config import read_train_config, scores_path
-from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.generate import GIVEN, GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def _plan_without_cost(context: typer.Context, planner: Planner) -> PlanRow:
 
 def _plan_generate(context: typer.Context, planner: Planner) -> PlanRow:
     given, config = context.params, options.read_config(context, GenerateConfig)
-    require_used_student(config, given["student"])
-    roles = [role for role, other in (("student", "teacher"), ("teacher", "student")) if config.policy != other]
+    require_used_models(config, given["student"], given["teacher"])
+    unused = {"student": {"teacher"}, "teacher": {"student", GIVEN}}
+    roles = [role for role, policies in unused.items() if config.policy not in policies]
     output = _path(given, "rollouts")
     return planner.generate(_prompts(given, config), _models(given, *roles), output, config, given["overwrite"])
 
@@ -64,11 +65,8 @@ def _plan_eval(context: typer.Context, planner: Planner) -> PlanRow:
     if not models:
         checkpoint = _path(given, "checkpoint")
         roles = planner.chain.roles(checkpoint, "checkpoint")
-        models = {
-            "teacher": roles["teacher"],
-            "student": roles.get("student", str(checkpoint)),
-            "distilled": str(checkpoint),
-        }
+        models = {"teacher": roles["teacher"]} if "teacher" in roles else {}
+        models |= {"student": roles.get("student", str(checkpoint)), "distilled": str(checkpoint)}
     models |= parse_models("--also", list(given["also"] or ()))
     held_out = Path(given["held_out"]) if given["held_out"] else None
     return planner.evaluate(models, _path(given, "results"), held_out, config, given["overwrite"])
@@ -98,7 +96,11 @@ def _models(given: dict[str, Any], *roles: str) -> dict[str, str | None]:
 
 
 def _prompts(given: dict[str, Any], config: GenerateConfig) -> Prompts:
+    from tsdkd.stages.data.conversations import Conversations
     from tsdkd.stages.data.prompts import Prompts
 
     path = Path(given["prompts"] or defaults.PROMPTS)
-    return Prompts(path, config.column, config.limit, config.system, config.config_name, config.split)
+    fields = (path, config.column, config.limit, config.system, config.config_name, config.split)
+    if config.policy == GIVEN:
+        return Conversations(*fields, response_column=config.response_column)
+    return Prompts(*fields)

@@ -17,6 +17,8 @@ from tsdkd.stages.inspect.token_texts import show_whitespace
 COLOURS = ("", "black on #fff2b3", "black on #ffd97a", "black on #ffb65c", "black on #ff8f5e", "black on #ff6b6b")
 """From below the first of `ENTROPY_LEVELS` to above the last; legible on light and dark terminals."""
 OPENER_END = "┃"
+CONTEXT = "⟦⟧"
+"""Around the context between two turns."""
 BAR_LENGTH = 24
 """Characters of the longest bar."""
 POSITION_ROWS = 12
@@ -32,7 +34,7 @@ def show_response(response: InspectedResponse, positions: range | None = None) -
         out.print()
         out.print(_coloured(response))
         out.print()
-        out.print(_legend())
+        out.print(_legend(has_context=any(token.context for token in response.tokens)))
         tokens = [token for token in response.tokens if positions is None or token.position in positions]
         out.print(_token_table(tokens, compared=response.after is not None))
 
@@ -65,18 +67,22 @@ def _pager() -> Iterator[None]:
 def _coloured(response: InspectedResponse) -> Text:
     text = Text()
     for token in response.tokens:
+        if token.context:
+            text.append(f"{CONTEXT[0]}{token.context}{CONTEXT[1]}", "dim")
         style = COLOURS[token.before.level] + " bold underline" * token.in_entropy_term
         text.append(token.text.replace("\n", "↵\n"), style)
-        if token.position == response.opener_length:
+        if token.ends_opener:
             text.append(OPENER_END, "bold cyan")
     return text
 
 
-def _legend() -> Text:
+def _legend(*, has_context: bool) -> Text:
     text = Text("student's entropy (nats): ")
     for style, low, high in zip(COLOURS, (0.0, *ENTROPY_LEVELS), (*ENTROPY_LEVELS, None), strict=True):
         text.append(f" {low:g}{'+' if high is None else f'-{high:g}'} ", style)
     text.append(f"\n{OPENER_END} end of the opener, o in the table: indirect term (ranking)\n")
+    if has_context:
+        text.append(f"{CONTEXT} context between turns: read, not learned\n", "dim")
     text.append("underlined", "bold underline")
     text.append(", e in the table: entropy term\n")
     text.append("gate: weight of the direct term (divergence)\n")
@@ -116,7 +122,7 @@ def _show_entropy_by_position(aggregate: Aggregate) -> None:
     indices = sorted({round(i * last / (POSITION_ROWS - 1)) for i in range(POSITION_ROWS)})
     show_table(
         "mean entropy by position (nats)",
-        ["position", "student", "teacher", "responses"],
+        ["position", "student", "teacher", "turns" if aggregate.turns > aggregate.responses else "responses"],
         [
             [str(i + 1), f"{student[i]:.3f}", f"{teacher[i]:.3f}", f"{aggregate.responses_by_position[i]:,}"]
             for i in indices

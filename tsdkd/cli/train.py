@@ -110,7 +110,7 @@ def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     summary = manifest.summary
     rows = [
         ("student", manifest.model("student").name),
-        (f"teacher ({'online' if config.online else 'absent'})", manifest.model("teacher").name),
+        *((f"teacher ({'online' if config.online else 'absent'})", teacher.name) for teacher in manifest.models[1:]),
         ("method", config.method),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]

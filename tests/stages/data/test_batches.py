@@ -5,13 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdkd.stages.data.batches import (
-    batches_by_length,
-    consecutive_blocks,
-    join_sequences,
-    pad_left,
-    response_turns,
-)
+from tsdkd.stages.data.batches import batches_by_length, consecutive_blocks, join_sequences, pad_left
+from tsdkd.stages.data.turns import response_turns
 
 PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
 

@@ -196,6 +196,28 @@ def test_a_malformed_prompt_is_refused_with_its_line(tmp_path: Path, row: dict[s
         list(Prompts(in_jsonl(tmp_path / "p", [{"prompt": "first"}, row])))
 
 
+def test_messages_of_sharegpt_are_read_as_role_and_content(tmp_path: Path) -> None:
+    """As lists and as JSON text, for every policy; other speakers are refused."""
+    rows = [
+        {"from": "system", "value": "Be kind."},
+        {"from": "human", "value": "Hi?"},
+        {"from": "gpt", "value": "Hello."},
+        {"from": "observation", "value": "4"},
+    ]
+    cells = [{"conversations": rows}, {"conversations": json.dumps([*rows, rows[1]])}]
+    prompts = list(Prompts(in_jsonl(tmp_path / "p", cells), column="conversations"))
+    assert [(m["role"], m["content"]) for m in prompts[0].messages] == [
+        ("system", "Be kind."),
+        ("user", "Hi?"),
+        ("assistant", "Hello."),
+        ("tool", "4"),
+    ]
+    assert prompts[1].messages == [*prompts[0].messages, prompts[0].messages[1]]
+    cell = {"messages": [{"from": "function_call", "value": "{}"}]}
+    with pytest.raises(InputError, match=r"line 1: message 1 of 'messages' is from 'function_call'"):
+        list(Prompts(in_jsonl(tmp_path / "p", [cell])))
+
+
 def test_rollouts_keep_messages_as_text() -> None:
     """Plain messages as they are; others as the JSON of their fields."""
     plain = {"role": "user", "content": "a"}

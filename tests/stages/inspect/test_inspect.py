@@ -115,7 +115,7 @@ def test_an_adaptive_opener_depends_on_earlier_responses(run: Path, rows: Joined
     for row in rows:
         student, teacher = (torch.tensor([row[f"{role}_entropy"]]) for role in ("student", "teacher"))
         expected = adaptive.fraction(student, teacher, torch.ones_like(student, dtype=torch.bool)).item()
-        assert inspect_run(run, sample_id=row["sample_id"], opener="adaptive").opener_fraction == expected
+        assert inspect_run(run, sample_id=row["sample_id"], opener="adaptive").opener_fractions == [expected]
 
 
 def test_by_id_one_row_group_of_the_scores_is_read(run: Path, rows: JoinedRows, tmp_path: Path) -> None:
@@ -224,7 +224,9 @@ def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, open
             assert aggregate.responses_by_position[position] == len(entropies)
     assert sorted(aggregate.opener_lengths.elements()) == sorted(response.opener_length for response in responses)
     assert sum(count for _, count in aggregate.opener_length_bins) == len(rows)
-    assert sorted(aggregate.opener_fractions.elements()) == sorted(response.opener_fraction for response in responses)
+    assert sorted(aggregate.opener_fractions.elements()) == sorted(
+        response.opener_fractions[0] for response in responses
+    )
     fractions = [
         sum(t.before.student_entropy for t in r.tokens if t.in_opener) / sum(t.before.student_entropy for t in r.tokens)
         for r in responses

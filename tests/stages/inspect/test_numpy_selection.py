@@ -60,9 +60,9 @@ def test_the_gate_equals_the_cores(student: np.ndarray, teacher: np.ndarray, tau
 
 def test_the_gate_can_be_off() -> None:
     student, teacher = np.array([4.0, 1.0], dtype=np.float32), np.array([1.0, 4.0], dtype=np.float32)
-    off = numpy_selection.select_tokens(student, teacher, TSDKDConfig(gate=False), 0.1)
+    off = numpy_selection.select_tokens(student, teacher, [len(student)], TSDKDConfig(gate=False), [0.1])
     assert off.gate.tolist() == [1.0, 1.0]
-    on = numpy_selection.select_tokens(student, teacher, TSDKDConfig(), 0.1)
+    on = numpy_selection.select_tokens(student, teacher, [len(student)], TSDKDConfig(), [0.1])
     assert on.gate == pytest.approx([0.9526, 0.0474], abs=1e-4)
 
 

@@ -56,13 +56,14 @@ def response_with_markup() -> InspectedResponse:
             text=text,
             gate=0.25,
             in_opener=i < 2,
+            ends_opener=i == 1,
             in_entropy_term=i == 5,
             before=token_scores(entropy, [2, 1], (MARKUP, " b")),
             after=token_scores(5 - entropy, [1, 2]),
         )
         for i, (text, entropy) in enumerate(zip(texts, entropies, strict=True))
     ]
-    return InspectedResponse(MARKUP, "stop", MARKUP, [("user", MARKUP)], TSDKDConfig(k=2), 0.1, 2, tokens, MARKUP)
+    return InspectedResponse(MARKUP, "stop", MARKUP, [("user", MARKUP)], TSDKDConfig(k=2), [0.1], tokens, MARKUP)
 
 
 def test_the_table_shows_the_artifacts_numbers(chromium: Any, run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Configuration of `tsdkd generate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tsdkd.core.config import MAX_TEMPERATURE, MIN_TEMPERATURE
@@ -8,7 +8,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig, recorded_config
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import nested, option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, attention_option
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, Turns, attention_option
 
 AUTHORS = {
     "student": ("student",),
@@ -16,8 +16,11 @@ AUTHORS = {
     "mixed": ("student", "teacher"),
     "speculative": ("both",),
     "teacher-mixed": ("mixture",),
+    "given": ("given",),
 }
 """Authors of the responses, by policy."""
+GIVEN = "given"
+"""The policy, and the author, of responses that the prompts' rows hold."""
 JOINT_AUTHORS = ("both", "mixture")
 """Authors that combine both models in one response."""
 
@@ -27,7 +30,10 @@ class GenerateConfig:
     """How responses are sampled."""
 
     policy: Policy = option(
-        "student", "Models that write the responses. mixed: one of them for each prompt.", group=SAMPLING, common=True
+        "student",
+        "Models that write the responses. mixed: one of them for each prompt. given: none, the rows hold responses.",
+        group=SAMPLING,
+        common=True,
     )
     """speculative: the teacher replaces the student's unlikely tokens. teacher-mixed: each token is sampled from a
     mixture of both distributions."""
@@ -72,6 +78,10 @@ class GenerateConfig:
         None, "Configuration of a dataset.", group=DATA, metavar="NAME", shown="the only one"
     )
     split: str | None = option(None, "Split of a dataset.", group=DATA, metavar="NAME", shown="train")
+    response_column: str | None = option(
+        None, "Given: column with the response to the prompt.", group=DATA, shown="response, else completion"
+    )
+    turns: Turns = option("all", "Given: the assistant's turns that are learned.", group=DATA)
     system: str | None = option(None, "System message for prompts without one.", group=SAMPLING, shown="none")
     chat: ChatConfig = nested(ChatConfig)
     engine: EngineName = option(
@@ -124,10 +134,34 @@ SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
 """Fields of `GenerateConfig` that an artifact does not record."""
 RECORDED_IF_SET = ("stop", "rollout_tokens")
 """Fields of `GenerateConfig` that artifacts of earlier versions lack."""
+GIVEN_ONLY_FIELDS = ("response_column", "turns")
+"""Fields that only the policy "given" reads."""
+GIVEN_FIELDS = (
+    *("policy", "max_new_tokens", "max_prompt_tokens", "limit", "column", "config_name", "split", "system", "chat"),
+    *("part_size", *GIVEN_ONLY_FIELDS),
+)
+"""Fields that the policy "given" reads."""
 
 
 def recorded_sampling(config: GenerateConfig) -> dict[str, Any]:
     """The settings that an artifact records."""
     settings = recorded_config(config)
+    if config.policy == GIVEN:
+        return {name: value for name, value in settings.items() if name in GIVEN_FIELDS}
     unset = [name for name in RECORDED_IF_SET if not settings[name]]
-    return {name: value for name, value in settings.items() if name not in (*SPEED_ONLY_FIELDS, *unset)}
+    unrecorded = (*SPEED_ONLY_FIELDS, *GIVEN_ONLY_FIELDS, *unset)
+    return {name: value for name, value in settings.items() if name not in unrecorded}
+
+
+def require_effective(config: GenerateConfig) -> None:
+    """Raises InputError for an option that has no effect on responses that are given, or that are sampled."""
+    given = config.policy == GIVEN
+    for field in fields(config):
+        if (field.name in GIVEN_FIELDS) if given else (field.name not in GIVEN_ONLY_FIELDS):
+            continue
+        if getattr(config, field.name) != field.default:
+            option_name = "lambda" if field.name == "student_fraction" else field.name.replace("_", "-")
+            raise InputError(
+                f"--{option_name} has no effect on --policy {config.policy}.",
+                "Leave it out." if given else "Leave it out, or choose --policy given.",
+            )

@@ -12,7 +12,8 @@ from tsdkd.stages.config.option import option
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of weights and activations. "auto" keeps the saved precision, or takes float32 on CPUs without bfloat16."""
 EvalEngine = Literal["transformers", "vllm"]
-Policy = Literal["student", "teacher", "mixed", "speculative", "teacher-mixed"]
+Policy = Literal["student", "teacher", "mixed", "speculative", "teacher-mixed", "given"]
+Turns = Literal["all", "last"]
 EngineName = Literal["auto", "vllm", "transformers"]
 
 

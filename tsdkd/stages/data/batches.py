@@ -59,17 +59,6 @@ def pad_right(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
     return _pad(rows, [0] * len(rows), max(map(len, rows)))
 
 
-def response_turns(length: int, mask: Sequence[bool] | None) -> list[range]:
-    """The positions of each turn of a response of `length` tokens: those where the mask is True, in one piece.
-
-    Without a mask the response is one turn.
-    """
-    if mask is None:
-        return [range(length)]
-    edges = [i for i in range(length + 1) if (i < length and mask[i]) != (i > 0 and mask[i - 1])]
-    return [range(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
 def join_sequences(prompts: Sequence[Ids], responses: Sequence[Ids], turns: Sequence[Sequence[range]]) -> Batch:
     """Prompts with responses and the turns of each response -> the inputs of a forward pass and of the objective.
 

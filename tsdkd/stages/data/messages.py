@@ -16,6 +16,16 @@ Tools = list[dict[str, Any]]
 MEDIA = ("image", "audio", "video", "file")
 """Words in the types of parts that hold no text."""
 
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Roles by the value of `from` in messages with `from` and `value`, the form of ShareGPT."""
 EMPTY_JSON = ("[]", "null")
 
 
@@ -43,20 +53,30 @@ def is_empty_prompt(column: str, cell: Any) -> bool:
 def read_messages(column: str, cell: Any) -> Messages:
     """The messages of a cell, without assistant messages at the end; an empty list for an empty prompt.
 
-    A cell is text, a list of messages, or such a list as JSON text. Raises InputError for another cell.
+    Raises InputError as `read_conversation`.
+    """
+    messages = read_conversation(column, cell)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return messages if any(_has_content(message) for message in messages) else []
+
+
+def read_conversation(column: str, cell: Any, role: str = "user") -> Messages:
+    """The messages of a cell; an empty list for a cell without content.
+
+    A cell is text, which is one message of `role`; a list of messages, or such a list as JSON text. Raises InputError
+    for another cell.
     """
     if is_empty_prompt(column, cell):
         return []
     if isinstance(cell, str):
-        cell = _messages_of_text(column, cell)
+        cell = _messages_of_text(column, cell, role)
     if not isinstance(cell, list):
         raise InputError(
             f"{column!r} is neither text nor a list of messages with role and content.",
             "Correct the row, or choose another --column.",
         )
     messages = [_message(column, number, message) for number, message in enumerate(cell, 1)]
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
     return messages if any(_has_content(message) for message in messages) else []
 
 
@@ -107,20 +127,28 @@ def text_messages(messages: Messages) -> list[dict[str, str]]:
     ]
 
 
-def _messages_of_text(column: str, text: str) -> Any:
-    """The list that JSON text holds, if it looks like messages; else one message of the user.
+def has_text(message: Message) -> bool:
+    """Whether a message has a content that is not blank."""
+    content = message["content"]
+    if isinstance(content, list):
+        return any(part["type"] == "text" and part["text"].strip() for part in content)
+    return bool((content or "").strip())
+
+
+def _messages_of_text(column: str, text: str, role: str) -> Any:
+    """The list that JSON text holds, if it looks like messages; else one message of `role`.
 
     Raises InputError if a column that is named `messages` holds other structured text.
     """
     cell = _from_json(text)
-    if isinstance(cell, list) and cell and all(isinstance(m, dict) and "role" in m for m in cell):
+    if isinstance(cell, list) and cell and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in cell):
         return cell
     if column == "messages" and text.lstrip().startswith(("[", "{")):
         raise InputError(
             "'messages' is text, but not the JSON of a list of messages with role and content.",
             "Write it with json.dumps, or choose another --column.",
         )
-    return [{"role": "user", "content": text}]
+    return [{"role": role, "content": text}]
 
 
 def _from_json(cell: Any) -> Any:
@@ -135,6 +163,8 @@ def _from_json(cell: Any) -> Any:
 
 def _message(column: str, number: int, message: Any) -> Message:
     """A checked message without its null fields; a null content stays. Raises InputError."""
+    if isinstance(message, dict) and "role" not in message and "from" in message:
+        message = _from_sharegpt(column, number, message)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str) or len(message) < 2:
         raise InputError(
             f"{column!r} is neither text nor a list of messages with role and content (message {number}).",
@@ -150,6 +180,18 @@ def _message(column: str, number: int, message: Any) -> Message:
         _require_text_part(number, part)
     kept = {name: value for name, value in message.items() if value is not None or name == "content"}
     return kept if "content" in kept else kept | {"content": None}
+
+
+def _from_sharegpt(column: str, number: int, message: dict[str, Any]) -> dict[str, Any]:
+    """A message with `from` and `value` as one with role and content. Raises InputError for an unknown `from`."""
+    rest = {name: value for name, value in message.items() if name not in {"from", "value"}}
+    role = SHAREGPT_ROLES.get(str(message["from"]))
+    if role is None:
+        raise InputError(
+            f"message {number} of {column!r} is from {message['from']!r}.",
+            f"Known are {', '.join(SHAREGPT_ROLES)}; write other messages with role and content.",
+        )
+    return {"role": role, "content": message.get("value")} | rest
 
 
 def _require_text_part(number: int, part: Any) -> None:

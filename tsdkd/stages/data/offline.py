@@ -18,6 +18,7 @@ from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.tables import check_hidden, limits_of, translate_arrow_errors
 from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.errors import ArtifactError, InputError
+from tsdkd.stages.config.generate import GIVEN
 from tsdkd.stages.data.batches import Batch, predicted_ids
 from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
@@ -45,8 +46,10 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
         return (self.rollouts,)
 
     @property
-    def teacher(self) -> ModelRecord:
-        return self.rollouts.manifest.model("teacher")
+    def teacher(self) -> ModelRecord | None:
+        """None for given responses: the rollouts name no teacher."""
+        manifest = self.rollouts.manifest
+        return None if manifest.config["policy"] == GIVEN else manifest.model("teacher")
 
     def shared_vocab(self, student: ModelSpec) -> int:
         """The number of ids that both student and teacher know."""

@@ -72,8 +72,8 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         result = list(samples)
         student = unsharded(student) if self.student_fraction else student
         for i, response in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
-            result[i] = samples[i] | {"response_ids": response.ids, "finish_reason": response.finish_reason}
-            result[i].pop("response_mask", None)  # that of the recorded response
+            sampled_response = {"response_ids": response.ids, "finish_reason": response.finish_reason}
+            result[i] = samples[i] | sampled_response | {"response_mask": None}
         return result
 
     def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:

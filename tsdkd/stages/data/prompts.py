@@ -117,8 +117,18 @@ class Prompts:
     def _prompt_columns(self) -> tuple[str, ...]:
         return (self.column,) if self.column else PROMPT_COLUMNS
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (*self._prompt_columns, *OTHER_COLUMNS)
+
+    def _messages(self, row: PromptRow) -> Messages:
+        """The messages of a row; empty for an empty prompt."""
+        columns = self._prompt_columns
+        column = next((name for name in columns if not is_empty_prompt(name, row.get(name))), columns[0])
+        return read_messages(column, row.get(column))
+
     def _rows(self) -> Iterator[LocatedRow]:
-        columns = (*self._prompt_columns, *OTHER_COLUMNS)
+        columns = self._columns
         if not self._is_file:
             rows = read_hub_dataset(self.path, self.config_name, self.split, columns)
             return (
@@ -134,9 +144,7 @@ class Prompts:
 
     def _prompt(self, location: str, row: PromptRow) -> tuple[Prompt, str]:
         """The prompt of a row, without messages if it is empty; and the hash of its messages and tools."""
-        columns = self._prompt_columns
-        column = next((name for name in columns if not is_empty_prompt(name, row.get(name))), columns[0])
-        messages, tools = read_messages(column, row.get(column)), read_tools(row.get("tools"))
+        messages, tools = self._messages(row), read_tools(row.get("tools"))
         content = json_digest(prompt_content(messages, tools))
         prompt_id = _name(row, "prompt_id", content[:16])
         source = _name(row, "source", self.path.stem)
@@ -149,7 +157,8 @@ class Prompts:
         """The error for a file without a prompt column; `names`: its columns, empty for a file without rows."""
         if not names:
             return InputError(f"{self.path} holds no prompts.", "Add rows, or name another file.")
-        missing = f"column {self.column!r}" if self.column else "column 'messages' or 'prompt'"
+        *others, last = map(repr, self._prompt_columns)
+        missing = f"column {', '.join(others)} or {last}" if others else f"column {last}"
         return InputError(f"{self.path} has no {missing}.", f"Choose with --column one of: {', '.join(names)}.")
 
 

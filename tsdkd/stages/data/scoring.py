@@ -14,8 +14,9 @@ from tsdkd.core import Head, TSDKDConfig
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden, response_turns
+from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
+from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}

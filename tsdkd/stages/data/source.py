@@ -10,7 +10,8 @@ from torch import Tensor
 from tsdkd.core import Head, TeacherSignal
 from tsdkd.core.distributions import log_probs
 from tsdkd.core.ranking import propose
-from tsdkd.stages.data.batches import Batch, join_sequences, response_turns
+from tsdkd.stages.data.batches import Batch, join_sequences
+from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.load import LanguageModel
 
 Sample = dict[str, Any]
@@ -94,6 +95,20 @@ def collate(samples: list[Sample], source: Source) -> Batch:
 def sample_turns(sample: Sample) -> list[range]:
     """The positions of the turns of a sample's response."""
     return response_turns(len(sample["response_ids"]), sample.get("response_mask"))
+
+
+def turns_as_samples(sample: Sample) -> list[Sample]:
+    """Each turn of a sample's response as a response of its own; only the last one can be truncated."""
+    turns = sample_turns(sample)
+    reasons = [*["stop"] * (len(turns) - 1), sample["finish_reason"]]
+    return [
+        {
+            "sample_id": sample["sample_id"],
+            "response_ids": sample["response_ids"][turn.start : turn.stop],
+            "finish_reason": reason,
+        }
+        for turn, reason in zip(turns, reasons, strict=True)
+    ]
 
 
 def empty_batch() -> Batch:

@@ -21,7 +21,7 @@ from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.generate import AUTHORS, GenerateConfig, recorded_sampling
+from tsdkd.stages.config.generate import AUTHORS, GIVEN, GenerateConfig, recorded_sampling, require_effective
 from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.recorded_chat import add_template, template_parents
@@ -36,6 +36,7 @@ from tsdkd.stages.engines.choice import (
 )
 from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.engine_check import check_engine
+from tsdkd.stages.generate.given import record_given
 from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import pair_end_ids
@@ -58,13 +59,16 @@ def generate(
     *,
     teacher: str | None = None,
 ) -> Artifact:
-    """Sample responses to prompts and write rollouts.
+    """Sample responses to prompts and write rollouts; with the policy "given", record the responses that rows hold.
 
     `model`: the student, or the teacher with the policy "teacher". `teacher`: needed by policies of both models; with
     the policy "student", its end tokens end the student's responses, too.
     Raises InputError before anything is written, TsdkdError when the engine fails or disagrees with transformers.
     """
     observer = observer or SilentObserver()
+    require_effective(config)
+    if config.policy == GIVEN:
+        return record_given(prompts, model, output, config, seed, observer, overwrite)
     engine = choose_engine(config)
     require_engine_options(engine, config)
     part_size = config.part_size or PART_SIZE[engine]

@@ -1,12 +1,13 @@
 """Statistics of the selection over all responses of a scores artifact, accumulated while they are read."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.stages.data.turns import Mask
 from tsdkd.stages.inspect.numpy_selection import (
     Array,
     gate_weights,
@@ -48,20 +49,22 @@ class Histogram:
 
 @dataclass(slots=True)
 class Aggregate:
-    """Sums and histograms over responses; entropies in nats."""
+    """Sums and histograms over the turns of responses; entropies in nats. Positions count within a turn."""
 
     objective: TSDKDConfig
     responses: int = 0
+    turns: int = 0
+    """As many as responses, unless these are conversations."""
     tokens: int = 0
     responses_by_position: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Responses that have a token at each position."""
+    """Turns that have a token at each position."""
     entropy_sums: Array = field(default_factory=lambda: np.zeros((2, 0)))
     """Sums of student and teacher entropy at each position: (2, positions)."""
     opener_lengths: Counter[int] = field(default_factory=Counter)
     opener_fractions: Counter[float] = field(default_factory=Counter)
-    """The c of each response."""
+    """The c of each turn."""
     opener_entropy_fractions: float = 0.0
-    """Sum over responses of the fraction of entropy in the opener."""
+    """Sum over turns of the fraction of entropy in the opener."""
     gates: Histogram = field(default_factory=lambda: Histogram(0, 1))
     agreement: Histogram = field(default_factory=lambda: Histogram(-1, 1))
     """Kendall's tau of the student's and the teacher's order of the candidates."""
@@ -81,13 +84,14 @@ class Aggregate:
         self.gates.add(gate_weights(student, teacher, self.objective.tau) if has_gate else np.ones(len(student)))
         self.same_best += int((ranks[:, 0] == 0).sum())
         split = map(batch.split, (student, teacher, agreement))
-        for response_student, response_teacher, response_agreement in zip(*split, strict=True):
-            fraction = choose_fraction(response_student, response_teacher)
-            self._add_response(response_student, response_teacher, response_agreement, fraction)
+        self.responses += len(batch.turns)
+        for turn_student, turn_teacher, turn_agreement in zip(*split, strict=True):
+            fraction = choose_fraction(turn_student, turn_teacher)
+            self._add_turn(turn_student, turn_teacher, turn_agreement, fraction)
 
-    def _add_response(self, student: Array, teacher: Array, agreement: Array, fraction: float) -> None:
+    def _add_turn(self, student: Array, teacher: Array, agreement: Array, fraction: float) -> None:
         length, opener = len(student), opener_length(student, fraction)
-        self.responses += 1
+        self.turns += 1
         self.tokens += length
         self._grow_positions(length)
         self.responses_by_position[:length] += 1
@@ -129,24 +133,26 @@ class Aggregate:
     def summary(self) -> list[tuple[str, str]]:
         """Names and values to show."""
         student, teacher = self.entropy_sums.sum(-1) / self.tokens
+        split = self.turns > self.responses
+        turns, unit = (f" in {self.turns:,} turns", "turn") if split else ("", "response")
         rows = [
-            ("responses", f"{self.responses:,} with {self.tokens:,} tokens"),
+            ("responses", f"{self.responses:,}{turns} with {self.tokens:,} tokens"),
             ("mean entropy", f"student {student:.3f}, teacher {teacher:.3f} nats per token"),
         ]
         agreement = f"Kendall's tau {self.agreement.mean:.3f} on all tokens"
         if self.objective.alpha:
             opener_tokens = sum(length * count for length, count in self.opener_lengths.items())
-            mean, fraction = opener_tokens / self.responses, opener_tokens / self.tokens
+            mean, fraction = opener_tokens / self.turns, opener_tokens / self.tokens
             fractions = sorted(self.opener_fractions.items())
-            chosen = ", ".join(f"{c:g}: {count / self.responses:.1%}" for c, count in fractions)
+            chosen = ", ".join(f"{c:g}: {count / self.turns:.1%}" for c, count in fractions)
             agreement += f", {self.opener_agreement / opener_tokens:.3f} in openers"
             rows += [
                 ("opener length", f"mean {mean:.2f} tokens, {fraction:.1%} of all tokens"),
                 (
                     "entropy in openers",
-                    f"mean {self.opener_entropy_fractions / self.responses:.1%} of a response's entropy",
+                    f"mean {self.opener_entropy_fractions / self.turns:.1%} of a {unit}'s entropy",
                 ),
-                ("opener c", f"{chosen} of the responses"),
+                ("opener c", f"{chosen} of the {unit}s"),
             ]
         rows += [
             ("gate", describe_gate(self.objective, self.gates.mean)),
@@ -158,16 +164,21 @@ class Aggregate:
         return rows
 
 
-def aggregate_scores(scores: ScoresReader, objective: TSDKDConfig, advance: Callable[[int], None]) -> Aggregate:
-    """Aggregate all responses in the artifact's order; `advance` receives the number of responses just read."""
+def aggregate_scores(
+    scores: ScoresReader, masks: Iterator[Mask], objective: TSDKDConfig, advance: Callable[[int], None]
+) -> Aggregate:
+    """Aggregate all responses in the artifact's order; `advance` receives the number of responses just read.
+
+    `masks`: of all responses, in the same order.
+    """
     config = scores.artifact.manifest.config
     top_columns = ["top_log_probs"] if config["signal"] == "topk" else []
     aggregate, choose_fraction = Aggregate(objective), opener_fraction_chooser(objective)
-    for batch in scores.stream([*ENTROPY_COLUMNS, "ranks", *top_columns]):
+    for batch in scores.stream([*ENTROPY_COLUMNS, "ranks", *top_columns], masks):
         ranks = ranks_of_first(batch.columns["ranks"].reshape(-1, scores.k), objective.k)
         aggregate.add(batch, ranks, choose_fraction)
         for name in top_columns:
             mass = np.exp(batch.columns[name].astype(np.float64)).reshape(-1, config["top_k"]).sum(-1)
             aggregate.captured_mass.add(mass.clip(0, 1))
-        advance(len(batch.lengths))
+        advance(len(batch.turns))
     return aggregate

@@ -18,12 +18,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class ResponseSelection:
-    """Which tokens of one response each term uses."""
+    """Which tokens of one response each term uses; each turn has its own opener and its own most uncertain tokens."""
 
-    opener_fraction: float
-    """The fraction c of the entropy that the opener holds."""
-    opener_length: int
-    """Tokens in the opener; 0 without an indirect term."""
+    opener_fractions: list[float]
+    """The fraction c of the entropy that the opener of each turn holds."""
+    in_opener: Array
+    """Boolean, (tokens,); False without an indirect term."""
     in_entropy_term: Array
     """Boolean, (tokens,)."""
     gate: Array
@@ -31,19 +31,33 @@ class ResponseSelection:
 
 
 def select_tokens(
-    student_entropy: Array, teacher_entropy: Array, objective: TSDKDConfig, opener_fraction: float
+    student_entropy: Array,
+    teacher_entropy: Array,
+    lengths: list[int],
+    objective: TSDKDConfig,
+    opener_fractions: list[float],
 ) -> ResponseSelection:
-    """The tokens that the objective's terms use; `opener_fraction` is the c of this response."""
+    """The tokens that the objective's terms use, in turns of `lengths` tokens; `opener_fractions`: the c of each."""
     gate = gate_weights(student_entropy, teacher_entropy, objective.tau)
     if not objective.gate:
         gate = np.ones_like(gate)
-    uncertain = top_entropy_mask(student_entropy, objective.em_ratio)
+    turns = split_turns(student_entropy, lengths)
+    uncertain = np.concatenate([top_entropy_mask(turn, objective.em_ratio) for turn in turns])
+    openers = [
+        np.arange(len(turn)) < (opener_length(turn, fraction) if objective.alpha else 0)
+        for turn, fraction in zip(turns, opener_fractions, strict=True)
+    ]
     return ResponseSelection(
-        opener_fraction,
-        opener_length(student_entropy, opener_fraction) if objective.alpha else 0,
+        opener_fractions,
+        np.concatenate(openers),
         uncertain if objective.em_weight else np.zeros_like(uncertain),
         gate if objective.direct_weight else np.zeros_like(gate),
     )
+
+
+def split_turns(values: Array, lengths: list[int]) -> list[Array]:
+    """Values of all tokens of turns, by turn."""
+    return np.split(values, np.cumsum(lengths)[:-1])
 
 
 def opener_length(student_entropy: Array, fraction: float) -> int:

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tsdkd.artifacts.manifest import ModelRecord, Part
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import ArtifactError, InputError
-from tsdkd.stages.inspect.numpy_selection import Array
+from tsdkd.stages.data.turns import Mask, turn_lengths
+from tsdkd.stages.inspect.numpy_selection import Array, split_turns
 
 Rollout = dict[str, Any]
 ENTROPY_COLUMNS = ("student_entropy", "teacher_entropy")
-ROLLOUT_COLUMNS = ["sample_id", "messages", "prompt_ids", "response_ids", "finish_reason", "author"]
+ROLLOUT_COLUMNS = ["sample_id", "messages", "prompt_ids", "response_ids", "response_mask", "finish_reason", "author"]
 STREAMED_ROWS = 64
 """Responses per `ColumnBatch`."""
 
@@ -42,13 +42,13 @@ class ResponseScores:
 class ColumnBatch:
     """Columns of several responses; the tokens of all responses are concatenated."""
 
-    lengths: Array
-    """Tokens of each response."""
+    turns: list[list[int]]
+    """Tokens of each turn, by response."""
     columns: dict[str, Array]
 
     def split(self, values: Array) -> list[Array]:
-        """Split values of all tokens by response."""
-        return np.split(values, self.lengths.cumsum()[:-1])
+        """Split values of all tokens by turn."""
+        return split_turns(values, [length for lengths in self.turns for length in lengths])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,11 @@ class RolloutsReader:
         raise InputError(
             f"{self.artifact.path} has no response {sample_id}.", f"Name another, such as {', '.join(examples)}."
         )
+
+    def masks(self) -> Iterator[Mask]:
+        """The mask of each response, in order."""
+        for part in self.artifact.tables:
+            yield from self.artifact.read_part(part, ["finish_reason", "response_mask"])["response_mask"].to_pylist()
 
     def __getitem__(self, index: int) -> Rollout:
         part, row = _locate_row(self.artifact, index)
@@ -106,14 +111,15 @@ class ScoresReader:
             *(_flatten(table[name]).reshape(-1, self.k) for name in ("candidates", "ranks")),
         )
 
-    def stream(self, columns: list[str]) -> Iterator[ColumnBatch]:
-        """All responses in order, `STREAMED_ROWS` at a time."""
+    def stream(self, columns: list[str], masks: Iterator[Mask]) -> Iterator[ColumnBatch]:
+        """All responses in order, `STREAMED_ROWS` at a time; `masks`: of the responses, in the same order."""
         for part in self.artifact.tables:
             with self.artifact.open_part(part) as file:
                 for batch in file.iter_batches(STREAMED_ROWS, columns=columns, use_threads=False):
                     self.artifact.check(part, pa.Table.from_batches([batch]))
-                    lengths = batch.column(columns[0]).value_lengths().to_numpy()
-                    yield ColumnBatch(lengths, {name: batch.column(name).flatten().to_numpy() for name in columns})
+                    lengths = batch.column(columns[0]).value_lengths().to_pylist()
+                    turns = [turn_lengths(length, next(masks)) for length in lengths]
+                    yield ColumnBatch(turns, {name: batch.column(name).flatten().to_numpy() for name in columns})
 
 
 def open_scores(scores: Path, rollouts: Path | None = None) -> tuple[RolloutsReader, ScoresReader]:

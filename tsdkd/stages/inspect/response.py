@@ -6,6 +6,7 @@ import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.printable import escape_controls
+from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.inspect.numpy_selection import ResponseSelection, kendall_tau, ranks_of_first
 from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
 from tsdkd.stages.inspect.token_texts import TokenTexts
@@ -45,19 +46,22 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class InspectedToken:
-    """One token of a response."""
+    """One token of a response that is learned."""
 
     position: int
-    """Counted from 1."""
+    """Counted from 1, context included."""
     text: str
     gate: float
     """Weight of the divergence."""
     in_opener: bool
+    ends_opener: bool
     in_entropy_term: bool
     before: TokenScores
     """By the recorded student."""
     after: TokenScores | None
     """By the model of `InspectedResponse.after`."""
+    context: str = ""
+    """The text between the turn before and this token, which is read and not learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,16 @@ class InspectedResponse:
     messages: list[tuple[str, str]]
     """Role and content of the prompt's messages."""
     objective: TSDKDConfig
-    opener_fraction: float
-    """The fraction c of the entropy that the opener holds."""
-    opener_length: int
-    """Tokens in the opener."""
+    opener_fractions: list[float]
+    """The fraction c of the entropy that the opener of each turn holds."""
     tokens: list[InspectedToken]
     after: str | None
     """The model that `InspectedToken.after` belongs to."""
+
+    @property
+    def opener_length(self) -> int:
+        """Tokens in the openers of all turns."""
+        return sum(token.in_opener for token in self.tokens)
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -85,7 +92,7 @@ class InspectedResponse:
         gate_mean = float(np.mean([token.gate for token in tokens]))
         rows = [
             ("sample", self.sample_id),
-            ("tokens", f"{len(tokens)}, written by {self.author}, finish reason: {self.finish_reason}"),
+            ("tokens", self._describe_tokens()),
             ("opener", self._describe_opener()),
             ("entropy term", self._describe_entropy_term()),
             ("gate", describe_gate(self.objective, gate_mean)),
@@ -96,15 +103,23 @@ class InspectedResponse:
             rows += [("after", self.after), *_mean_rows("after: ", after)]
         return rows
 
+    def _describe_tokens(self) -> str:
+        count, turns = len(self.tokens), len(self.opener_fractions)
+        context = self.tokens[-1].position - count
+        between = f" in {turns} turns, with {context} of context" if context else ""
+        author = "given" if self.author == "given" else f"written by {self.author}"
+        return f"{count}{between}, {author}, finish reason: {self.finish_reason}"
+
     def _describe_opener(self) -> str:
         if not self.opener_length:
             return TERM_OFF
         entropies = np.array([token.before.student_entropy for token in self.tokens], dtype=np.float64)
         total = entropies.sum()
-        fraction = entropies[: self.opener_length].sum() / total if total else 1
+        fraction = entropies[[token.in_opener for token in self.tokens]].sum() / total if total else 1
         adaptive = "adaptive, " if self.objective.opener == "adaptive" else ""
         tokens = f"{self.opener_length} token{'s' * (self.opener_length != 1)}"
-        return f"{tokens} with {fraction:.1%} of the entropy ({adaptive}c = {self.opener_fraction:g})"
+        fractions = ", ".join(f"{c:g}" for c in dict.fromkeys(self.opener_fractions))
+        return f"{tokens} with {fraction:.1%} of the entropy ({adaptive}c = {fractions})"
 
     def _describe_entropy_term(self) -> str:
         positions = ", ".join(str(token.position) for token in self.tokens if token.in_entropy_term)
@@ -130,17 +145,23 @@ def build_response(
     """Join a rollout with its selection and its scores, `before` training and optionally `after` it."""
     scores_before = _token_scores(before, texts, objective.k)
     scores_after = _token_scores(after, texts, objective.k) if after else [None] * len(scores_before)
+    token_texts = texts.decode_sequence(rollout["response_ids"])
+    turns = response_turns(len(token_texts), rollout["response_mask"])
+    positions = [position for turn in turns for position in turn]
+    in_opener = [*selection.in_opener.tolist(), False]
     tokens = [
         InspectedToken(
-            position=i + 1,
-            text=text,
+            position=position + 1,
+            text=token_texts[position],
             gate=float(selection.gate[i]),
-            in_opener=i < selection.opener_length,
+            in_opener=in_opener[i],
+            ends_opener=in_opener[i] and (not in_opener[i + 1] or position + 1 not in positions),
             in_entropy_term=bool(selection.in_entropy_term[i]),
             before=scores_before[i],
             after=scores_after[i],
+            context="".join(token_texts[positions[i - 1] + 1 if i else 0 : position]),
         )
-        for i, text in enumerate(texts.decode_sequence(rollout["response_ids"]))
+        for i, position in enumerate(positions)
     ]
     return InspectedResponse(
         escape_controls(rollout["sample_id"]),
@@ -148,8 +169,7 @@ def build_response(
         escape_controls(rollout["author"]),
         [(escape_controls(message["role"]), escape_controls(message["content"])) for message in rollout["messages"]],
         objective,
-        selection.opener_fraction,
-        selection.opener_length,
+        selection.opener_fractions,
         tokens,
         after_model,
     )

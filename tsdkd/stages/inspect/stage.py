@@ -3,7 +3,8 @@
 Recorded scores are read without torch. Models are loaded for rollouts without scores, and for a student after training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from random import Random
 
@@ -18,15 +19,25 @@ from tsdkd.stages.config.inspect import LARGEST_GAP, LONGEST_OPENER, RANDOM, Ins
 from tsdkd.stages.config.recorded import recorded_objective
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
+from tsdkd.stages.data.turns import Mask, turn_lengths
 from tsdkd.stages.inspect.aggregate import Aggregate, aggregate_scores
 from tsdkd.stages.inspect.numpy_selection import (
     Array,
+    ResponseSelection,
     entropy_gap,
     opener_fraction_chooser,
     opener_length,
     select_tokens,
+    split_turns,
 )
-from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, RolloutsReader, ScoresReader, open_scores
+from tsdkd.stages.inspect.recorded import (
+    ENTROPY_COLUMNS,
+    ResponseScores,
+    Rollout,
+    RolloutsReader,
+    ScoresReader,
+    open_scores,
+)
 from tsdkd.stages.inspect.response import InspectedResponse, build_response
 from tsdkd.stages.inspect.token_texts import TokenTexts, load_token_texts
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -54,8 +65,7 @@ def inspect_scores(
     texts = _load_texts(scores_reader, student, observer)
     index = _choose_index(rollouts_reader, scores_reader, config, objective, observer)
     rollout, before = rollouts_reader[index], scores_reader[index]
-    fraction = _opener_fraction(scores_reader, index, objective)
-    selection = select_tokens(before.student_entropy, before.teacher_entropy, objective, fraction)
+    selection = _select(before, rollout, objective, _earlier_turns(rollouts_reader, scores_reader, index, objective))
     scores_after = None
     if after:
         from tsdkd.stages.inspect.models import score_with_models
@@ -97,8 +107,7 @@ def inspect_models(
     students = [student, after] if after else [student]
     scoring = ScoreConfig(signal="ranks", k=objective.k, attention=config.attention)
     before, *scores_after = score_with_models(rollout, students, teacher, scoring, observer or SilentObserver())
-    fraction = opener_fraction_chooser(objective)(before.student_entropy, before.teacher_entropy)
-    selection = select_tokens(before.student_entropy, before.teacher_entropy, objective, fraction)
+    selection = _select(before, rollout, objective)
     texts = load_token_texts(student)
     return build_response(rollout, texts, objective, selection, before, scores_after[0] if after else None, after)
 
@@ -107,14 +116,19 @@ def inspect_models(
 def inspect_all(
     scores: Path, config: InspectConfig, checkpoint: Path | None = None, observer: Observer | None = None
 ) -> Aggregate:
-    """Statistics over all responses of a scores artifact. Raises InputError."""
+    """Statistics over all responses of a scores artifact; of conversations, it reads the masks of the rollouts.
+
+    Raises InputError.
+    """
     observer = observer or SilentObserver()
     if config.chat.is_set:
         chat_of_rollouts(open_scores(scores)[0].artifact, config.chat)
     reader = ScoresReader(read_artifact(scores, "scores", hashed=False))
+    has_masks = "turns" in reader.artifact.manifest.summary
+    masks: Iterator[Mask] = open_scores(scores)[0].masks() if has_masks else repeat(None)
     objective = _objective(reader, config, checkpoint, observer)
     with observer.progress("scores read", len(reader), "responses") as advance:
-        return aggregate_scores(reader, objective, advance)
+        return aggregate_scores(reader, masks, objective, advance)
 
 
 def _objective(scores: ScoresReader, config: InspectConfig, checkpoint: Path | None, observer: Observer) -> TSDKDConfig:
@@ -152,11 +166,14 @@ def _choose_index(
     observer: Observer,
 ) -> int:
     if config.sample_id == LARGEST_GAP:
-        return _index_of_largest(scores, entropy_gap, observer)
+        return _index_of_largest(rollouts, scores, entropy_gap, observer)
     if config.sample_id == LONGEST_OPENER:
         choose_fraction = opener_fraction_chooser(objective)
         return _index_of_largest(
-            scores, lambda student, teacher: opener_length(student, choose_fraction(student, teacher)), observer
+            rollouts,
+            scores,
+            lambda student, teacher: opener_length(student, choose_fraction(student, teacher)),
+            observer,
         )
     return _index_by_id(rollouts, config)
 
@@ -167,24 +184,45 @@ def _index_by_id(rollouts: RolloutsReader, config: InspectConfig) -> int:
     return rollouts.index_of(config.sample_id)
 
 
-def _index_of_largest(scores: ScoresReader, measure: Callable[[Array, Array], float], observer: Observer) -> int:
-    """The response with the largest `measure(student_entropy, teacher_entropy)`; the first one wins ties."""
+def _index_of_largest(
+    rollouts: RolloutsReader, scores: ScoresReader, measure: Callable[[Array, Array], float], observer: Observer
+) -> int:
+    """The response of the turn with the largest `measure(student_entropy, teacher_entropy)`; the first wins ties."""
     largest, index_of_largest, rows_before = float("-inf"), 0, 0
     with observer.progress("entropies read", len(scores), "responses") as advance:
-        for batch in scores.stream(list(ENTROPY_COLUMNS)):
-            responses = zip(*(batch.split(batch.columns[name]) for name in ENTROPY_COLUMNS), strict=True)
-            for index, (student, teacher) in enumerate(responses, rows_before):
+        for batch in scores.stream(list(ENTROPY_COLUMNS), rollouts.masks()):
+            rows = [row for row, lengths in enumerate(batch.turns, rows_before) for _ in lengths]
+            turns = zip(*(batch.split(batch.columns[name]) for name in ENTROPY_COLUMNS), strict=True)
+            for row, (student, teacher) in zip(rows, turns, strict=True):
                 value = measure(student, teacher)
                 if value > largest:
-                    largest, index_of_largest = value, index
-            rows_before += len(batch.lengths)
-            advance(len(batch.lengths))
+                    largest, index_of_largest = value, row
+            rows_before += len(batch.turns)
+            advance(len(batch.turns))
     return index_of_largest
 
 
-def _opener_fraction(scores: ScoresReader, index: int, objective: TSDKDConfig) -> float:
-    """The opener's c of one response; an adaptive opener also depends on the responses before it."""
-    choose_fraction = opener_fraction_chooser(objective)
+def _earlier_turns(
+    rollouts: RolloutsReader, scores: ScoresReader, index: int, objective: TSDKDConfig
+) -> list[tuple[Array, Array]]:
+    """Both entropies of the turns before a response that an adaptive opener depends on."""
     before = WINDOW - 1 if objective.opener == "adaptive" else 0
-    responses = [scores[i] for i in range(max(0, index - before), index + 1)]
-    return [choose_fraction(response.student_entropy, response.teacher_entropy) for response in responses][-1]
+    rows = range(max(0, index - before), index)
+    return [turn for row in rows for turn in _turns(scores[row], rollouts[row])]
+
+
+def _turns(scores: ResponseScores, rollout: Rollout) -> list[tuple[Array, Array]]:
+    """Both entropies of each turn of a response."""
+    lengths = turn_lengths(len(scores.student_entropy), rollout["response_mask"])
+    entropies = (split_turns(values, lengths) for values in (scores.student_entropy, scores.teacher_entropy))
+    return list(zip(*entropies, strict=True))
+
+
+def _select(
+    scores: ResponseScores, rollout: Rollout, objective: TSDKDConfig, earlier: Sequence[tuple[Array, Array]] = ()
+) -> ResponseSelection:
+    """The selected tokens of a response; `earlier`: both entropies of turns before it."""
+    choose_fraction, turns = opener_fraction_chooser(objective), _turns(scores, rollout)
+    fractions = [choose_fraction(*turn) for turn in [*earlier, *turns]][len(earlier) :]
+    lengths = [len(student) for student, _ in turns]
+    return select_tokens(scores.student_entropy, scores.teacher_entropy, lengths, objective, fractions)

@@ -1,7 +1,7 @@
 """DistiLLM: skew KL, and a schedule that moves from the teacher's responses to the student's.
 
 Source: Ko et al., ICML 2024, Sec. 3.2 and Algorithm 1.
-Data: online only: a loaded teacher, rollouts of `generate --policy teacher`, and held-out prompts.
+Data: online only: a loaded teacher, rollouts of `generate --policy teacher` or `given`, and held-out prompts.
 Loss: `skew_kl`'s, or another `--divergence`.
 Schedule (`stages/data/replay.py`): training begins with the recorded responses. phi, the probability of the student's
 own responses, rises by 0.1 whenever the held-out divergence exceeds its reference by a tolerance. With probability
@@ -24,6 +24,6 @@ METHOD = Method(
     ),
     objective=TSDKDConfig(divergence="skew-kl", **DIVERGENCE_ONLY),
     options=("divergence", "skew", "beta", "temperature"),
-    authors=("teacher",),
+    authors=("teacher", "given"),
     uses_replay=True,
 )

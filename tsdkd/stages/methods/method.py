@@ -7,7 +7,7 @@ from typing import Any
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 
-ANY_AUTHOR = ("student", "teacher", "both", "mixture")
+ANY_AUTHOR = ("student", "teacher", "both", "mixture", "given")
 DIVERGENCE_ONLY: Mapping[str, Any] = {"alpha": 0.0, "em_weight": 0.0, "gate": False}
 """The direct term alone, with the same weight at every token."""
 POLICY_OF_AUTHOR = {
@@ -15,6 +15,7 @@ POLICY_OF_AUTHOR = {
     "teacher": "--policy teacher",
     "both": "--policy speculative",
     "mixture": "--policy teacher-mixed",
+    "given": "--policy given",
 }
 UNMODIFIED_SAMPLING: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "quantization": None}
 """Sampling from the probabilities of the models, which scores record."""

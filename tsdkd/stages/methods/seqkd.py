@@ -1,7 +1,7 @@
-"""SeqKD: cross-entropy on the teacher's responses.
+"""SeqKD: cross-entropy on the teacher's responses; on given responses it is supervised fine-tuning.
 
 Source: Kim and Rush, EMNLP 2016.
-Data: rollouts of `generate --policy teacher`; neither scores nor a teacher.
+Data: rollouts of `generate --policy teacher` or `given`; neither scores nor a teacher.
 Loss: `-1/L sum_t log q(y_t)`, eq. (9), which puts one response in place of the teacher's distribution over sequences.
 
 Differences from the paper: responses are sampled (greedy with --temperature 0), and the paper's come from beam search;
@@ -14,10 +14,10 @@ from tsdkd.stages.methods.method import DIVERGENCE_ONLY, Method
 METHOD = Method(
     name="seqkd",
     full_name="sequence-level distillation (Kim and Rush, 2016)",
-    description="cross-entropy on the teacher's responses",
+    description="cross-entropy on the teacher's responses, or on given ones",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
     options=(),
-    authors=("teacher",),
+    authors=("teacher", "given"),
     needs_teacher=False,
     online_responses=False,
 )

@@ -31,7 +31,7 @@ def is_repeating(ids: list[int]) -> bool:
 
 
 def response_health(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """The fractions of truncated and of repeating responses."""
+    """The fractions of truncated and of repeating responses; each turn of a conversation is a response."""
     return {
         "truncated": sum(s["finish_reason"] == "length" for s in samples) / len(samples),
         "repeating": sum(is_repeating(s["response_ids"]) for s in samples) / len(samples),

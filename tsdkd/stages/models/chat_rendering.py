@@ -1,5 +1,6 @@
 """Renders chat templates, which are programs that come with a model, in bounded time and memory."""
 
+import re
 import resource
 import signal
 import threading
@@ -38,6 +39,25 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any
     if len(text) > CHARACTERS:
         raise InputError(f"The chat template writes {len(text):,} characters for one prompt.", REMEDY)
     return text
+
+
+def has_generation_markers(template: str) -> bool:
+    """Whether a chat template marks the text that the assistant writes."""
+    return bool(re.search(r"\{%-?\s*generation\s*-?%\}", template))
+
+
+def marked_token_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **arguments: Any
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and the mask of transformers' `return_assistant_tokens_mask`; else as `render_chat`.
+
+    Needs a tokenizer that knows the characters of its tokens, and a template with generation markers.
+    """
+    with bounded_rendering():
+        encoding = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **arguments
+        )
+    return list(encoding["input_ids"]), list(map(bool, encoding["assistant_masks"]))
 
 
 @lru_cache(maxsize=8)

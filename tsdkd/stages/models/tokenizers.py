@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.models.chat_format import set_chat_format
-from tsdkd.stages.models.chat_rendering import render_chat, require_compilable
+from tsdkd.stages.models.chat_rendering import marked_token_ids, render_chat, require_compilable
 from tsdkd.stages.models.config_files import require_readable_config
 from tsdkd.stages.models.custom_code import custom_code_error
 from tsdkd.stages.models.paths import base_directory, model_directory
@@ -73,6 +73,47 @@ def chat_token_ids(
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+class ConversationWriter:
+    """Writes conversations in a model's chat template, and their token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
+        """`day`: as for `day_arguments`. Raises InputError without a valid chat template."""
+        require_chat_template(tokenizer)
+        self.tokenizer = tokenizer
+        self.special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._day = day
+
+    def prompt(self, messages: Messages, tools: Tools | None) -> str:
+        """The text that a model reads before it responds to the messages."""
+        return _render(self.tokenizer, messages, tools, self._day)
+
+    def conversation(self, messages: Messages, tools: Tools | None) -> str:
+        """The text of messages that end with a response, with all that the template writes after it."""
+        return _render(self.tokenizer, messages, tools, self._day, prompted=False)
+
+    def require_complete(self, text: str, messages: Messages, tools: Tools | None) -> None:
+        """Raises InputError, as `chat_token_ids`, if `text`, that of `conversation`, lacks a part of the messages."""
+        _require_complete(self.tokenizer, text, messages, tools, self._day, prompted=False)
+        try:
+            is_ignored = text == self.conversation([*messages[:-1], messages[-1] | {"content": ""}], tools)
+        except InputError:
+            return
+        if is_ignored:
+            raise InputError(
+                "The chat template ignores the text of the last response.", "Use a model whose template writes it."
+            )
+
+    def marked(self, messages: Messages, tools: Tools | None) -> tuple[list[int], list[bool]]:
+        """The ids of `conversation`, and the mask of those between the template's generation markers."""
+        return marked_token_ids(self.tokenizer, messages, tools=tools, **day_arguments(self._day))
+
+    def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        """The ids of texts; of a text that is too long for `max_tokens`, the first ones: at least `max_tokens` + 1."""
+        start = (max_tokens + 1) * _longest_token(self.tokenizer)
+        ids: list[list[int]] = self.tokenizer([text[:start] for text in texts], add_special_tokens=False).input_ids
+        return ids
+
+
 @lru_cache(maxsize=8)
 def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """An upper bound of the characters of one token's text; vocabularies write bytes or characters."""
@@ -111,10 +152,11 @@ def _render(
     messages: Messages,
     tools: Tools | None,
     day: str | None,
+    prompted: bool = True,
 ) -> str:
     try:
         with _same_draws() if _draws_words(tokenizer) else nullcontext():
-            return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=True, **day_arguments(day))
+            return render_chat(tokenizer, messages, tools=tools, add_generation_prompt=prompted, **day_arguments(day))
     except InputError:
         raise
     except Exception as error:  # a template is a program
@@ -143,7 +185,12 @@ def _same_draws() -> Iterator[None]:
 
 
 def _require_complete(
-    tokenizer: PreTrainedTokenizerBase, text: str, messages: Messages, tools: Tools | None, day: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    messages: Messages,
+    tools: Tools | None,
+    day: str | None,
+    prompted: bool = True,
 ) -> None:
     """Raises InputError if the template ignores a part of the prompt, or writes None or a list as Python does.
 
@@ -152,7 +199,7 @@ def _require_complete(
 
     def render(messages: Messages, tools: Tools | None) -> str:
         try:
-            return _render(tokenizer, messages, tools, day)
+            return _render(tokenizer, messages, tools, day, prompted)
         except InputError:
             return ""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.generate import AUTHORS, GenerateConfig
+from tsdkd.stages.config.generate import AUTHORS, GIVEN, GenerateConfig, require_effective
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.prompts import Prompts
@@ -50,8 +50,10 @@ class Planner:
     def generate(
         self, prompts: Prompts, models: GivenModels, output: Path, config: GenerateConfig, overwrite: bool
     ) -> PlanRow:
-        config = replace(config, engine=choose_engine(config))
-        require_engine_options(config.engine, config)
+        require_effective(config)
+        if config.policy != GIVEN:
+            config = replace(config, engine=choose_engine(config))
+            require_engine_options(config.engine, config)
         roles = _resolve_roles(models, {})
         inputs = f"{_short_names(roles)}\n{prompts.path.name}"
         if is_complete(output) and not overwrite:
@@ -61,6 +63,8 @@ class Planner:
         workload = prompts_alone.with_responses(config.samples_per_prompt, config.response_limit)
         self.chain.written_rollouts[path_key(output)] = workload
         self.chain.written_roles[path_key(output)] = roles
+        if config.policy == GIVEN:
+            return PlanRow("generate", inputs, None, "records given responses")
         fraction_of = {"student": config.student_fraction, "teacher": 1 - config.student_fraction}
         one_author = len(AUTHORS[config.policy]) == 1
         fractions = [1.0 if one_author else fraction_of[role] for role in planned]

@@ -7,6 +7,7 @@ from typing import Any
 
 from tsdkd.artifacts.manifest import HUB_DATASET, MADE_BY, Manifest, flatten
 from tsdkd.core.config import TERMS
+from tsdkd.stages.config.generate import GIVEN
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.metrics.names import METRICS
 from tsdkd.stages.report.runs import Run, RunArtifact
@@ -85,6 +86,11 @@ def base_name(name: str) -> str:
 def _describe_rollouts(artifact: RunArtifact) -> str:
     manifest = artifact.manifest
     config, summary = manifest.config, manifest.summary
+    sources = [parent.path for parent in manifest.parents if parent.kind in {"prompts", HUB_DATASET}]
+    prompts = f"{summary['prompts']:,} prompts" if summary else "prompts"
+    prompts += f" of {base_name(sources[0])}" if sources else ""
+    if config["policy"] == GIVEN:
+        return _describe_given(prompts, summary)
     roles = {config["policy"]} & {"student", "teacher"} or {"student", "teacher"}
     authors = " and ".join(f"the {m.role} {base_name(m.name)}" for m in manifest.models if m.role in roles)
     policies = {
@@ -92,9 +98,6 @@ def _describe_rollouts(artifact: RunArtifact) -> str:
         "speculative": f", token by token (student tokens accepted in the teacher's top {config['accept_k']}),",
         "teacher-mixed": f", token by token (teacher fraction {config['teacher_fraction']:g}),",
     }
-    sources = [parent.path for parent in manifest.parents if parent.kind in {"prompts", HUB_DATASET}]
-    prompts = f"{summary['prompts']:,} prompts" if summary else "prompts"
-    prompts += f" of {base_name(sources[0])}" if sources else ""
     samples = config["samples_per_prompt"]
     settings = [
         *([f"{samples} responses per prompt"] if samples > 1 else []),
@@ -113,6 +116,16 @@ def _describe_rollouts(artifact: RunArtifact) -> str:
     return f"{text} {summary['responses']:,} responses, {summary['truncated']:,} truncated." if summary else text
 
 
+def _describe_given(prompts: str, summary: dict[str, Any]) -> str:
+    if not summary:
+        return f"The responses to {prompts} were given."
+    return (
+        f"The responses to {prompts} were given: {summary['responses']:,} responses with {summary['turns']:,} turns, "
+        f"{summary['response_tokens']:,} tokens that are learned and {summary['context_tokens']:,} of context between "
+        f"turns; {summary['truncated']:,} responses without an end token."
+    )
+
+
 def _describe_scores(artifact: RunArtifact) -> str:
     config = artifact.manifest.config
     teacher, student = (base_name(artifact.manifest.model(role).name) for role in ("teacher", "student"))
@@ -129,12 +142,13 @@ def _describe_checkpoint(artifact: RunArtifact) -> str:
     if "objective" not in config:
         layers = ", ".join(map(str, manifest.summary.get("dropped_layers", ())))
         return f"{base_name(manifest.model('teacher').name)} without its layers {layers or '(not chosen yet)'}."
-    teacher, student = (base_name(manifest.model(role).name) for role in ("teacher", "student"))
+    student, *teachers = (base_name(model.name) for model in manifest.models)
+    teacher = f"from the teacher {teachers[0]}" if teachers else "from given responses"
     steps = f"{manifest.summary['steps']:,} steps" if manifest.summary else "Steps"
     epochs = f"{config['epochs']:g} epoch" + "s" * (config["epochs"] != 1)
     weights = "all weights" if config["lora"] is None else f"LoRA adapters of rank {config['lora']['rank']}"
     return (
-        f"The student {student} learned from the teacher {teacher}, {_describe_data(manifest)}. "
+        f"The student {student} learned {teacher}, {_describe_data(manifest)}. "
         f"{steps} of {config['batch_size']:,} responses, {epochs}, seed {manifest.seed}. "
         f"Trained: {weights}, learning rate {config['learning_rate']:g}, {config['schedule']} schedule, "
         f"{_percent(config['warmup_ratio'])} warmup, forward pass in {config['precision']}. "

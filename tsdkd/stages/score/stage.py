@@ -22,6 +22,7 @@ from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
+from tsdkd.stages.config.generate import GIVEN
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.offline import TEACHER_END_IDS
 from tsdkd.stages.data.readable import require_readable
@@ -110,7 +111,7 @@ def _manifest(
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
         scorer = next(model for model in models if model.role == author.role)
-        if author.weights != scorer.weights:
+        if author.weights != scorer.weights and parent.manifest.config["policy"] != GIVEN:
             observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",

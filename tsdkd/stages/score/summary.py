@@ -10,6 +10,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS
 from tsdkd.stages.data.score_cost import ScoreWorkload, score_cost, score_workload
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, head_shape
+from tsdkd.stages.data.turns import response_turns
 
 COLUMNS = ["student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob"]
 """Columns with one value per response token, of every signal."""
@@ -25,19 +26,21 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
 
     A lossy signal adds the student's divergence from the full teacher distribution (`divergence`), from the recorded
     signal (`signal_divergence`), and their mean absolute difference (`divergence_error`). "topk" adds the teacher's
-    probability mass in its top K (`captured_mass`).
+    probability mass in its top K (`captured_mass`). Rollouts with masks add the number of `turns`.
     """
-    head, workload = head_shape(scores.path / HEAD_FILE), ScoreWorkload()
+    head, workload, turns = head_shape(scores.path / HEAD_FILE), ScoreWorkload(), 0
     sums: dict[str, float] = {}
     mass_histogram = np.zeros(MASS_BINS, dtype=np.int64)
     for part, parent in zip(sorted(scores.tables, key=lambda part: part.file), rollouts.tables, strict=True):
-        workload += score_workload(rollouts.read_part(parent, LENGTH_COLUMNS), config, head)
+        rows = rollouts.read_part(parent, LENGTH_COLUMNS)
+        workload += score_workload(rows, config, head)
+        turns += sum(len(response_turns(len(mask), mask)) for mask in rows["response_mask"].to_pylist() if mask)
         for name, values in _token_values(scores, part, config).items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
             if name == "captured_mass":
                 mass_histogram += np.histogram(values, MASS_BINS, (0, 1))[0]
     tokens = workload.response_tokens
-    summary = {name: total / tokens for name, total in sums.items()}
+    summary = {name: total / tokens for name, total in sums.items()} | ({"turns": turns} if turns else {})
     if config.signal == "topk":
         summary["captured_mass_p01"] = float((mass_histogram.cumsum() < MASS_QUANTILE * tokens).sum() / MASS_BINS)
     expected = score_cost(config, head, tokens).bytes

@@ -65,7 +65,8 @@ class TrainingInputs:
     """The inputs of `run_training`, for offline and online training alike."""
 
     student: ModelRecord
-    teacher: ModelRecord
+    teacher: ModelRecord | None
+    """None for given responses without scores."""
     parents: tuple[Parent, ...]
     max_length: int
     """Tokens of the longest prompt with its response."""
@@ -88,11 +89,11 @@ def run_training(
     precision = forward_precision(config.precision)
     arguments = training_arguments(config, precision, seed, output)
     _require_full_weights(inputs.student)
-    loaded = (inputs.student, inputs.teacher) if config.online else (inputs.student,)
-    require_attention(config.attention, [model.name for model in loaded])
+    models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
+    require_attention(config.attention, [model.name for model in (models if config.online else models[:1])])
     if config.compile:
         require_compiler(default_device())
-    manifest = checkpoint_manifest((inputs.student, inputs.teacher), inputs.parents, config, seed, inputs.day)
+    manifest = checkpoint_manifest(models, inputs.parents, config, seed, inputs.day)
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
         if load_manifest(directory).state == "complete":
             observer.info(f"{output} is complete: nothing to do.")
@@ -126,13 +127,13 @@ def run_training(
 
 
 def checkpoint_manifest(
-    models: tuple[ModelRecord, ModelRecord],
+    models: tuple[ModelRecord, ...],
     parents: tuple[Parent, ...],
     config: TrainConfig,
     seed: int,
     day: str | None = None,
 ) -> Manifest:
-    """`models`: student and teacher."""
+    """`models`: the student, and the teacher if there is one."""
     return Manifest(
         kind="checkpoint",
         config=recorded_settings(config) | {"precision": forward_precision(config.precision)},
@@ -164,7 +165,8 @@ def _require_full_weights(student: ModelRecord) -> None:
 def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str, observer: Observer) -> None:
     """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
     student = load_config(inputs.student.name)
-    teacher = load_config(inputs.teacher.name) if find_method(config.method).needs_teacher else None
+    needed = inputs.teacher if find_method(config.method).needs_teacher else None
+    teacher = load_config(needed.name) if needed else None
     estimate = memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
     advice = memory.require_memory(estimate, config)
     observer.table("Memory needed for training", estimate.rows())

@@ -16,7 +16,8 @@ MAX_ROWS = 12
 
 def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluations: Sequence[dict[str, float]]) -> str:
     """README.md of a checkpoint, from its manifest and its log's steps and held-out measurements."""
-    student, teacher = (manifest.model(role) for role in ("student", "teacher"))
+    student, *teachers = manifest.models
+    origin = f"distilled from {escape_markdown(_last_part(teachers[0].name))}" if teachers else "from given responses"
     adapter = manifest.config["lora"] and not manifest.config["lora"]["merge"]
     library = "peft" if adapter else "transformers"
     data = ModelCardData(
@@ -26,7 +27,7 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
     method = find_method(manifest.config["method"])
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {escape_markdown(_last_part(student.name))}, distilled from {escape_markdown(_last_part(teacher.name))}",
+        f"# {escape_markdown(_last_part(student.name))}, {origin}",
         f"Distilled by {method.full_name}: {method.description}. Made with tsdkd; load with {library}.",
         "## Made from",
         _table(

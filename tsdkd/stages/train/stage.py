@@ -63,7 +63,7 @@ def train_offline(
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Distil the teacher that recorded scores describe; without scores, learn from the teacher's responses alone.
+    """Distil the teacher that recorded scores describe; without scores, learn from the responses alone.
 
     Raises InputError before anything is written, KeyboardInterrupt after an interrupted step is finished and saved,
     TsdkdError when the loss or the gradient is not finite.
@@ -84,7 +84,7 @@ def train_offline(
     method.require_unmodified_sampling(source.rollouts.manifest.config)
     if method.objective.policy_gradient_weight:
         _require_scored_samplers(source)
-    require_same_tokenizer(record, source.teacher)
+    require_same_tokenizer(record, source.teacher or source.rollouts.manifest.model("student"))
     spec = load_spec(student)
     require_readable(source.rollouts, [spec])
     indices, held_out = split_held_out(source, config)
@@ -223,9 +223,7 @@ def _require_readable_samples(samples: list[Sample], max_length: int, specs: Ite
 def _require_responses(online: OnlineConfig, method: Method, recorded: Artifact | None) -> None:
     """Raise InputError unless the method learns from these responses, sampled and recorded, and they exist."""
     if not method.needs_teacher:
-        raise InputError(
-            f"{method.name} learns from the teacher's responses alone.", "Give --rollouts, without --teacher."
-        )
+        raise InputError(f"{method.name} learns from recorded responses alone.", "Give --rollouts, without --teacher.")
     method.require_student_fraction(online.student_fraction)
     method.require_unmodified_sampling(asdict(online.sampling))
     if method.objective.policy_gradient_weight and online.student_fraction < 1:

@@ -27,7 +27,7 @@ from tsdkd.core.config import TERMS
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.data.batches import Batch, predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
-from tsdkd.stages.data.source import Sample, ScoringSnapshot, Source, collate, empty_batch
+from tsdkd.stages.data.source import Sample, ScoringSnapshot, Source, collate, empty_batch, turns_as_samples
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
@@ -149,8 +149,8 @@ class DistillationTrainer(Trainer):
     def _collate(self, samples: list[Sample]) -> Batch:
         if not samples:  # the last samples of the epoch are on other ranks; this rank runs the forward with them
             return empty_batch() | {"samples": []}
-        fields = [{name: s[name] for name in ("sample_id", "response_ids", "finish_reason")} for s in samples]
-        return collate(samples, self.source) | {"samples": fields}
+        turns = [turn for sample in samples for turn in turns_as_samples(sample)]
+        return collate(samples, self.source) | {"samples": turns}
 
     def compute_loss(
         self,
@@ -179,7 +179,7 @@ class DistillationTrainer(Trainer):
         terms = [name for name in TERMS if not metrics.get(name, loss.new_zeros(())).isfinite()]
         raise TsdkdError(
             f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(terms) or 'sum'}), "
-            f"samples {', '.join(sample['sample_id'] for sample in samples)}.",
+            f"samples {', '.join(dict.fromkeys(sample['sample_id'] for sample in samples))}.",
             "Lower --learning-rate, or inspect these samples. The last saved step is kept.",
         )
 
