@@ -139,8 +139,9 @@ def predicting_hidden(language_model: LanguageModel, batch: Batch) -> Tensor:
     device = language_model.device
     if batch["attention_mask"] is None and language_model.packing_problem:
         return _padded_predicting_hidden(language_model, batch)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    hidden = language_model.hidden(*(value if value is None else value.to(device) for value in inputs.values()))
+    mask = batch["attention_mask"]
+    mask = mask if mask is None else mask.to(device)
+    hidden = language_model.hidden(batch["input_ids"].to(device), mask, batch["position_ids"].to(device))
     return hidden[batch["predicting"].to(hidden.device)]
 
 
@@ -151,7 +152,8 @@ def _padded_predicting_hidden(language_model: LanguageModel, batch: Batch) -> Te
     for indices in batches_by_length(lengths, tokens=sum(lengths)):
         rows, mask = (value.to(language_model.device) for value in pad_right([ids[i].tolist() for i in indices]))
         hidden = language_model.hidden(rows, mask)
-        by_sequence |= {i: row[: lengths[i]][predicting[i].to(row.device)] for i, row in zip(indices, hidden, strict=True)}
+        for i, row in zip(indices, hidden, strict=True):
+            by_sequence[i] = row[: lengths[i]][predicting[i].to(row.device)]
     return torch.cat([by_sequence[i] for i in range(len(lengths))])
 
 

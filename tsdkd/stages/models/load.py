@@ -1,5 +1,6 @@
 """A causal language model in memory: loaded by name, read as hidden states and an output head."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -15,12 +16,13 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.models.allocator import keep_freed_memory
-from tsdkd.stages.models.attention import PROBE_TOKENS, TOLERANCE, check_attention, difference_from_eager
+from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.cache import padding_error, require_padding_support
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.new_adapters import base_with_adapters
-from tsdkd.stages.models.packed_attention import PACKED, has_variable_length, packed_sequences
+from tsdkd.stages.models.packed_attention import packed_sequences
+from tsdkd.stages.models.packing_check import find_packing_problem
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.saved_adapters import attach_adapter
@@ -34,8 +36,6 @@ hf_logging.set_verbosity_error()
 
 PROBE_LOGIT = 100.0
 """Exceeds every softcap in use."""
-PACKED_LENGTHS = [7, 4, 9]
-"""Of three sequences that show whether a model reads packed batches."""
 PADDING_TOLERANCE = 0.01
 """Relative change of hidden states by other padding. Masked padding changes nothing but the rounding of 16 bits."""
 
@@ -106,8 +106,7 @@ class LanguageModel:
     @cached_property
     def packing_problem(self) -> str | None:
         """Why the model cannot read packed batches, as a predicate of its name; None: it can."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return _packing_problem(self)
+        return find_packing_problem(self.model, decoder_of(self.model).config, self.device, self.hidden)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """As `hidden_states`."""
@@ -129,14 +128,15 @@ def hidden_states(
     whose positions start at 0 in each sequence.
     """
     decoder = decoder_of(model)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if attention_mask is not None:
-        positions = position_ids(attention_mask) if positions is None else positions
-        hidden: Tensor = decoder(**inputs, position_ids=positions).last_hidden_state
-        return hidden
-    assert positions is not None
-    with packed_sequences(decoder.config, sequence_lengths(positions), input_ids.device) as arguments:
-        hidden = decoder(**inputs, position_ids=positions, **arguments).last_hidden_state
+    packed: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    if attention_mask is None:
+        assert positions is not None
+        packed = packed_sequences(decoder.config, sequence_lengths(positions), input_ids.device)
+    elif positions is None:
+        positions = position_ids(attention_mask)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+    with packed as arguments:
+        hidden: Tensor = decoder(**inputs, use_cache=False, **arguments).last_hidden_state
     return hidden
 
 
@@ -262,41 +262,6 @@ def _check_hidden_states(language_model: LanguageModel) -> None:
         raise not_finite_error(language_model)
     if (first - second).norm() > PADDING_TOLERANCE * first.norm():
         raise padding_error(language_model.name)
-
-
-def _packing_problem(language_model: LanguageModel) -> str | None:
-    """Compares packed sequences with padded ones, and with the same sequences around another one."""
-    model, device, eps = language_model.model, language_model.device, torch.finfo(language_model.model.dtype).eps
-    if getattr(model.config.get_text_config(), "attn_temperature_tuning", False):  # too weak in a short batch
-        return "scales attention by a token's place in the batch"
-    lengths, longest = torch.tensor(PACKED_LENGTHS, device=device), max(PACKED_LENGTHS)
-    mask = (torch.arange(longest, device=device) < lengths.unsqueeze(-1)).long()
-    ids, positions = torch.arange(mask.numel(), device=device).view_as(mask), position_ids(mask)
-
-    def read(padded: Tensor) -> tuple[Tensor, ...]:
-        row, row_positions = (value[mask.bool()].unsqueeze(0) for value in (padded, positions))
-        return language_model.hidden(row, None, row_positions)[0].float().split(PACKED_LENGTHS)
-
-    try:
-        config = decoder_of(model).config
-        if not has_variable_length(config):
-            with packed_sequences(config, [PROBE_TOKENS], device):
-                if difference_from_eager(model, PACKED) > TOLERANCE:
-                    return "computes another attention in packed batches"
-        packed, changed = read(ids), read(ids + torch.tensor([[0], [1], [0]], device=device))
-        padded = language_model.hidden(ids, mask).float()
-    except Exception as error:  # models use masks and arguments in many ways
-        return f"does not read packed batches ({first_line(error)})"
-    if any(_difference(changed[i], packed[i]) > max(2 * eps, 1e-4) for i in (0, 2)):
-        return "mixes the sequences of a packed batch"
-    if any(_difference(row[: len(own)], own) > max(16 * eps, 1e-3) for row, own in zip(padded, packed, strict=True)):
-        return "ignores the positions of a packed batch"
-    return None
-
-
-def _difference(value: Tensor, expected: Tensor) -> float:
-    """The norm of the difference, in units of the expected value's norm."""
-    return float((value - expected).norm() / expected.norm())
 
 
 def not_finite_error(language_model: LanguageModel) -> TsdkdError:

@@ -42,7 +42,9 @@ class PackedMask:
 
 
 @contextmanager
-def packed_sequences(config: PreTrainedConfig, lengths: Sequence[int], device: torch.device) -> Iterator[dict[str, Any]]:
+def packed_sequences(
+    config: PreTrainedConfig, lengths: Sequence[int], device: torch.device
+) -> Iterator[dict[str, Any]]:
     """Inside, a model with this config reads a row of sequences of these lengths; yields arguments of its forward."""
     if has_variable_length(config):
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
@@ -134,19 +136,20 @@ def packed_attention(
     if not isinstance(attention_mask, PackedMask):
         raise NotImplementedError("the model makes a mask of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if fused := softcap is None and s_aux is None:
-        attend = partial(_fused, dropout=dropout, scale=scale)
-    else:
+    fused = softcap is None and s_aux is None
+    attend: Callable[..., Tensor] = partial(_fused, dropout=dropout, scale=scale)
+    if not fused:
         attend = partial(_in_steps, dropout=dropout, scale=scale, softcap=softcap, sinks=s_aux)
     width = value.shape[-1]
     value = pad(value, (0, query.shape[-1] - width))  # fused kernels need values as wide as keys
-    results = []
-    for piece in zip(*(tensor.split(attention_mask.pieces, dim=2) for tensor in (query, key, value)), strict=True):
-        window = attention_mask.window or piece[0].shape[2]
-        if fused and window >= piece[0].shape[2]:
-            results.append(attend(*piece, None))
+    queries, keys, values = (tensor.split(attention_mask.pieces, dim=2) for tensor in (query, key, value))
+    results: list[Tensor] = []
+    for piece, length in enumerate(attention_mask.pieces):
+        tensors, window = (queries[piece], keys[piece], values[piece]), attention_mask.window or length
+        if fused and window >= length:
+            results.append(attend(*tensors, None))
         else:
-            results += [attend(*block) for block in _blocks(*piece, window)]
+            results += [attend(*block) for block in _blocks(*tensors, window)]
     return torch.cat([result[..., :width].transpose(1, 2) for result in results], dim=1), None
 
 

@@ -31,7 +31,7 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
     sums: dict[str, float] = {}
     mass_histogram = np.zeros(MASS_BINS, dtype=np.int64)
     for part, parent in zip(sorted(scores.tables, key=lambda part: part.file), rollouts.tables, strict=True):
-        workload += score_workload(rollouts.read_part(parent, LENGTH_COLUMNS), config, head)
+        workload += score_workload(rollouts.read_part(parent, LENGTH_COLUMNS))
         for name, values in _token_values(scores, part, config).items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
             if name == "captured_mass":
@@ -41,7 +41,7 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
     if config.signal == "topk":
         summary["captured_mass_p01"] = float((mass_histogram.cumsum() < MASS_QUANTILE * tokens).sum() / MASS_BINS)
     expected = score_cost(config, head, tokens).bytes
-    return {"response_tokens": tokens, "padding_fraction": workload.padding, "expected_bytes": expected, **summary}
+    return {"response_tokens": tokens, "expected_bytes": expected, **summary}
 
 
 def _token_values(scores: Artifact, part: Part, config: ScoreConfig) -> dict[str, Column]:

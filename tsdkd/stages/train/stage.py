@@ -34,6 +34,7 @@ from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
+from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
 from tsdkd.stages.engines.online import LocalSampler
@@ -177,6 +178,8 @@ def train_online(
         device, device_map = (None, "auto") if spread else (online.teacher_device, None)
         reader = load_model(teacher, online.teacher_dtype, device, device_map, config.attention, observer)
         reader = replace(reader, shared_vocab=vocab)
+        if config.micro_batch_tokens:
+            report_padded_reading([reader], observer)
         with _open_sampler(student, reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
