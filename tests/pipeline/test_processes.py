@@ -147,6 +147,7 @@ def offline(run: Path) -> list[object]:
 
 def online(run: Path, student: Path, teacher: Path) -> list[object]:
     sampling = ["--engine", "transformers", "--sample-temperature", 0, "--max-new-tokens", 12]
+    sampling += ["--max-prompt-tokens", 100]
     return ["--prompts", run / "prompts.jsonl", "--student", student, "--teacher", teacher, *sampling]
 
 

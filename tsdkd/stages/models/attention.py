@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.models.attributes import replaced_attribute
+from tsdkd.stages.models.packed_attention import PACKED
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
 
@@ -88,7 +89,7 @@ def _implementations() -> dict[str, bool]:
         f"flash_attention_{version}": entry["general_availability_check"]()
         for version, entry in FLASH_ATTENTION_COMPATIBILITY_MATRIX.items()
     }
-    names = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name]
+    names = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name and name != PACKED]
     return {name: bool(flash.get(name, True)) for name in sorted([EAGER, *names])}
 
 
