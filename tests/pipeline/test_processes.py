@@ -168,9 +168,8 @@ def test_two_processes_with_sharded_weights_train_like_one(
     options = online(run, student, teacher) if way == "online" else offline(run)
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]
-    sharded = ("--micro-batch-tokens", 150) if way == "online" else ("--micro-batch-size", 2)
-    expected = learn(ONE, tmp_path / "one", *options, "--micro-batch-size", 2)
-    checkpoint = learn(SHARDED, tmp_path / "sharded", *options, *sharded)
+    options += ["--micro-batch-tokens", 150] if way == "online" else ["--micro-batch-size", 2]
+    expected, checkpoint = (learn(launcher, tmp_path / launcher[-1], *options) for launcher in (ONE, SHARDED))
     assert any("eval_kl" in entry for entry in expected[1])
     require_same(checkpoint, expected, student)
 
