@@ -1,6 +1,6 @@
 """Packed batches beside padded ones: differences, memory of a training step per token, and tokens per second.
 
-    python benchmarks/packing.py [RUN STUDENT TEACHER] [--tiny]
+    python -m benchmarks.packing [RUN STUDENT TEACHER] [--tiny]
 
 RUN is a run directory with rollouts and scores of STUDENT and TEACHER; without it there are no rates. Rates count
 tokens of prompts and responses; padded and packed measurements alternate, and the table has the fastest of each.
