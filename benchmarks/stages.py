@@ -31,7 +31,6 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.batches import batches_by_length, join_sequences, pad_left, pad_right
-from tsdkd.stages.data.score_cost import MAX_PADDING
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
@@ -90,13 +89,13 @@ def measure_score(run: Path, student: str, teacher: str) -> Measurement:
 
 
 def bare_forward(run: Path, student: str, teacher: str) -> Measurement:
-    """The forward of both models, with batches as `score` forms them; computes the logits of all positions."""
+    """The forward of both models, in padded batches of `--batch-tokens`; computes the logits of all positions."""
     config = _config(ScoreConfig, run / "scores")
     models = load_model(student, config.dtype), load_model(teacher, config.dtype)
     rows = read_artifact(run / "rollouts", "rollouts").table().select(["prompt_ids", "response_ids"]).to_pylist()
     start = time.perf_counter()
     lengths = [len(r["prompt_ids"]) + len(r["response_ids"]) for r in rows]
-    for batch in batches_by_length(lengths, tokens=config.batch_tokens, padding=MAX_PADDING):
+    for batch in batches_by_length(lengths, tokens=config.batch_tokens):
         ids, mask = pad_right([rows[i]["prompt_ids"] + rows[i]["response_ids"] for i in batch])
         with torch.inference_mode():
             for model in models:

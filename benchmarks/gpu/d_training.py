@@ -171,7 +171,8 @@ class Run:
 
     def __init__(self, name: str, options: Options, directory: str) -> None:
         self.options = options
-        size = {"batch_size": 4, "micro_batch_size": 2} if options.tiny else {}
+        self.packed = "micro_batch_tokens" in SETTINGS[name]
+        size = {"batch_size": 4, "micro_batch_size": None if self.packed else 2} if options.tiny else {}
         self.config = TrainConfig(epochs=1, precision="bfloat16", gradient_checkpointing=True, **size, **SETTINGS[name])
         lora = self.config.lora
         student = random_model("1.5B", options, torch.bfloat16 if lora else torch.float32)
@@ -182,7 +183,14 @@ class Run:
         arguments.save_strategy = "no"
         samples = range(len(self.source))
         self.trainer = DistillationTrainer(
-            student, self.source, samples, None, arguments, self.config.objective, self.config.compile
+            student,
+            self.source,
+            samples,
+            None,
+            arguments,
+            self.config.objective,
+            self.config.compile,
+            self.config.micro_batch_tokens,
         )
 
     def measure(self) -> Figure:
@@ -225,8 +233,11 @@ class Run:
     def compare_with_floor(self) -> Figure:
         """Forward, objective and backward of some micro-batches, in rounds with their floor."""
         loader, device = iter(self.trainer.get_train_dataloader()), self.trainer.args.device
-        batches, responses = self.trainer.get_batch_samples(loader, COMPARED_MICRO_BATCHES, device)
-        batches = send_to_device(batches, device)
+        count = 1 if self.packed else COMPARED_MICRO_BATCHES
+        entries, responses = self.trainer.get_batch_samples(loader, count, device)
+        step_batches = entries[0]["micro_batches"] if self.packed else entries
+        compared = range(min(len(step_batches), COMPARED_MICRO_BATCHES))
+        batches = [send_to_device(step_batches[i], device) for i in compared]
 
         def step() -> None:
             for batch in batches:
@@ -238,7 +249,8 @@ class Run:
 
         repeats = 1 if self.options.tiny else 3
         times = interleaved_seconds({"step": step, "floor": floor}, repeats, self.options.device)
-        micro_batches = self.trainer.args.gradient_accumulation_steps / len(batches)
+        whole_step = len(step_batches) if self.packed else self.trainer.args.gradient_accumulation_steps
+        micro_batches = whole_step / len(batches)
         return {
             "times floor": median(step / floor for step, floor in zip(times["step"], times["floor"], strict=True)),
             "seconds of the floor": median(times["floor"]) * micro_batches,
@@ -248,7 +260,7 @@ class Run:
         """The student's forward and backward with its head, and the product with the teacher's head."""
         model = self.trainer.student.model
         with torch.autocast(self.options.device, torch.bfloat16):
-            hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
+            hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["position_ids"])
         hidden = hidden[batch["predicting"]]
         leaf, recorded = hidden.detach().requires_grad_(), batch["recorded"]["hidden"]
         weight = model.get_output_embeddings().weight[: self.trainer.vocab]

@@ -147,6 +147,7 @@ def offline(run: Path) -> list[object]:
 
 def online(run: Path, student: Path, teacher: Path) -> list[object]:
     sampling = ["--engine", "transformers", "--sample-temperature", 0, "--max-new-tokens", 12]
+    sampling += ["--max-prompt-tokens", 100]
     return ["--prompts", run / "prompts.jsonl", "--student", student, "--teacher", teacher, *sampling]
 
 
@@ -156,16 +157,18 @@ def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path) 
     expected = learn(ONE, tmp_path / "one", *options, "--micro-batch-size", 4)
     for micro in (1, 2):
         require_same(learn(TWO, tmp_path / f"two{micro}", *options, "--micro-batch-size", micro), expected, student)
+    require_same(learn(TWO, tmp_path / "packed", *options, "--micro-batch-tokens", 150), expected, student)
 
 
 @pytest.mark.parametrize("way", ["online", "lora"])
 def test_two_processes_with_sharded_weights_train_like_one(
     run: Path, student: Path, teacher: Path, tmp_path: Path, way: str
 ) -> None:
-    """FSDP2: full training online, adapters offline; with measurements on held-out prompts."""
-    options = [*(online(run, student, teacher) if way == "online" else offline(run)), "--micro-batch-size", 2]
+    """FSDP2: full training online, packed, adapters offline; with measurements on held-out prompts."""
+    options = online(run, student, teacher) if way == "online" else offline(run)
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]
+    options += ["--micro-batch-tokens", 150] if way == "online" else ["--micro-batch-size", 2]
     expected, checkpoint = (learn(launcher, tmp_path / launcher[-1], *options) for launcher in (ONE, SHARDED))
     assert any("eval_kl" in entry for entry in expected[1])
     require_same(checkpoint, expected, student)

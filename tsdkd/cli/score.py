@@ -34,7 +34,6 @@ def command(
             ("student", models[0]),
             ("teacher", models[1]),
             ("response tokens", f"{summary['response_tokens']:,}"),
-            ("padding", f"{summary['padding_fraction']:.1%} of the tokens read"),
             ("entropy", entropies),
             *_signal_errors(summary),
             ("on disk", f"{size / 1e6:,.1f} MB ({size / summary['expected_bytes']:.1%} of the estimate)"),

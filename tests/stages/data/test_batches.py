@@ -5,7 +5,15 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdkd.stages.data.batches import batches_by_length, consecutive_blocks, join_sequences, pad_left
+from tsdkd.stages.data.batches import (
+    batches_by_length,
+    consecutive_blocks,
+    even_batches,
+    join_sequences,
+    packed_batches,
+    pad_left,
+    predicted_ids,
+)
 from tsdkd.stages.data.turns import response_turns
 
 PROMPTS, RESPONSES = [[5, 6, 7], [8]], [[1], [2, 3]]
@@ -26,13 +34,22 @@ def test_padded_tokens_do_not_exceed_the_limit(lengths: list[int], tokens: int) 
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= tokens
 
 
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=50), st.sampled_from([0.0, 0.1, 0.5]))
-def test_padding_does_not_exceed_its_fraction(lengths: list[int], padding: float) -> None:
-    batches = list(batches_by_length(lengths, tokens=10_000, padding=padding))
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
+def test_packed_batches_hold_every_sequence_once_and_at_most_the_tokens(lengths: list[int], tokens: int) -> None:
+    batches = list(packed_batches(lengths, tokens))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        padded = len(batch) * max(lengths[i] for i in batch)
-        assert padded - sum(lengths[i] for i in batch) <= padding * padded
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= tokens for batch in batches)
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(50, 200), st.integers(1, 4))
+def test_even_batches_differ_by_at_most_one_sequence(lengths: list[int], tokens: int, ranks: int) -> None:
+    batches = even_batches(lengths, tokens, ranks)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert len(batches) % ranks == 0
+    sizes = [sum(lengths[i] for i in batch) for batch in batches]
+    assert max(sizes) <= tokens
+    assert max(sizes) - min(sizes) <= max(lengths)
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 120))
@@ -58,6 +75,17 @@ def test_sequences_start_in_the_first_column() -> None:
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 2]]
     assert batch["predicting"].tolist() == [[False, False, True, False], [True, True, False, False]]
     assert batch["response_mask"].tolist() == [[True, False], [True, True]]
+
+
+def test_packed_sequences_share_a_row_without_padding() -> None:
+    turns = [[range(1)], [range(2)]]
+    batch = join_sequences(PROMPTS, RESPONSES, turns, packed=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 1, 8, 2, 3]]
+    assert batch["attention_mask"] is None
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert batch["predicting"].tolist() == [[False, False, True, False, True, True, False]]
+    assert predicted_ids(batch).tolist() == [1, 2, 3]
+    assert batch["response_mask"].tolist() == join_sequences(PROMPTS, RESPONSES, turns)["response_mask"].tolist()
 
 
 @given(st.lists(st.booleans(), max_size=12))

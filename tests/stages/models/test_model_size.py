@@ -1,5 +1,6 @@
 """Shapes are counted on the model that transformers builds, not on names in its config."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,9 @@ def test_estimates_of_dense_models_follow_from_their_configs(architecture: str, 
     assert memory.activations == 2 * trained
     assert memory.state == size.parameters * 18
     assert memory.teacher == config.vocab_size * width * 2
+    packed = replace(train, micro_batch_size=None, micro_batch_tokens=1000)  # of any length, and no scores are kept
+    memory = estimate_training_memory(config, config, 100, packed, "bfloat16")
+    assert memory.activations == 2 * 1000 * (2 * (8 * width + 4 * inner) + 16 * width)
 
 
 TINY: dict[str, dict[str, int]] = {

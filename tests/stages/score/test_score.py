@@ -19,7 +19,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import score_cost, scoring
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score import stage
 from tsdkd.stages.score.stage import score
@@ -45,7 +45,7 @@ def test_columns_equal_bare_forwards(
     rows = read_artifact(rollouts, "rollouts").table().to_pylist()
     assert len(samples) == len(rows) == artifact.manifest.rows
     for i, row in enumerate(rows):
-        sample = samples[i]
+        sample = samples[i] | {name: values.numpy() for name, values in samples.recorded([samples[i]]).items()}
         q, p = (bare_logits(model, row) for model in models)
         token = torch.tensor(row["response_ids"]).unsqueeze(-1)
         close = {"rtol": 1e-4, "atol": 1e-5}
@@ -82,7 +82,7 @@ def offline_and_online_loss(
     q.requires_grad_()
     online, _ = tsdkd_loss(q, p, mask, config)
     (online_grad,) = torch.autograd.grad(online, q)
-    signal = samples.decoder.decode(samples.decoder.tensors(chosen))
+    signal = samples.decoder.decode(samples.recorded(chosen))
     offline, _ = token_selective_loss(q[mask], signal, mask, config)
     (offline_grad,) = torch.autograd.grad(offline, q)
     difference = (offline_grad - online_grad).abs().max() / online_grad.abs().max()
@@ -241,22 +241,21 @@ def test_small_blocks_and_small_parts_do_not_change_a_value(
     whole = score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG).table()
     monkeypatch.setattr(score_cost, "BLOCK_BYTES", 1)
     one = score(rollouts, str(student), str(teacher), tmp_path / "one", CONFIG)
-    assert one.manifest.summary["padding_fraction"] == 0
     assert whole["sample_id"] == one.table()["sample_id"] == read_artifact(rollouts, "rollouts").table()["sample_id"]
     assert whole["candidates"] == one.table()["candidates"]
 
 
-def test_the_padding_fraction_counts_each_batch(
+def test_a_model_that_cannot_pack_is_named_and_scores_the_same(
     rollouts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of 4, 4 and 2 responses, one batch each: every row is as long as the longest of its part."""
-    monkeypatch.setattr(score_cost, "MAX_PADDING", 1.0)
-    config = replace(CONFIG, batch_tokens=10_000)
-    summary = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
-    rows = read_artifact(rollouts, "rollouts").table().to_pylist()
-    sizes = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows]
-    read_tokens = sum(len(part) * max(part) for part in (sizes[:4], sizes[4:8], sizes[8:]))
-    assert summary["padding_fraction"] == pytest.approx(1 - sum(sizes) / read_tokens)
+    packed = score(rollouts, str(student), str(teacher), tmp_path / "packed", CONFIG).table()
+    monkeypatch.setattr(LanguageModel, "packing_problem", "mixes sequences")
+    observer = RecordingObserver()
+    padded = score(rollouts, str(student), str(teacher), tmp_path / "padded", CONFIG, observer=observer).table()
+    assert f"{teacher} reads padded batches: it mixes sequences." in observer.messages
+    assert padded["candidates"] == packed["candidates"]
+    a, b = (table["teacher_entropy"].combine_chunks().flatten().to_numpy() for table in (packed, padded))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_int8_stores_a_byte_per_value_and_measures_its_error(
@@ -266,13 +265,15 @@ def test_int8_stores_a_byte_per_value_and_measures_its_error(
     config = replace(CONFIG, signal="hidden8")
     summary = score(rollouts, str(student), str(teacher), tmp_path / "s", config).manifest.summary
     samples = OfflineSource(rollouts, tmp_path / "s")
-    assert all(len(samples[i]["hidden"]) == 48 * len(samples[i]["response_ids"]) for i in range(len(samples)))
+    for i in range(len(samples)):
+        hidden = samples.recorded([samples[i]])["hidden"]
+        assert (hidden.dtype, hidden.shape) == (torch.int8, (len(samples[i]["response_ids"]), 48))
     models = load_model(str(student)), load_model(str(teacher))
     exact, recorded = [], []
     for i in range(len(samples)):
         q, p = (bare_logits(model, samples[i]) for model in models)
         exact.append(generalized_jsd(q, p, TSDKDConfig.beta))
-        signal = samples.decoder.decode(samples.decoder.tensors([samples[i]])).materialized()
+        signal = samples.decoder.decode(samples.recorded([samples[i]])).materialized()
         recorded.append(signal.divergence(q.log_softmax(-1), TSDKDConfig().formula, 1.0))
     error = (torch.cat(exact) - torch.cat(recorded)).abs().mean()
     assert summary["divergence"] == pytest.approx(float(torch.cat(exact).mean()), rel=1e-4)

@@ -35,8 +35,11 @@ from tsdkd.stages.train.resume import STATE_FILE, StateCallback, find_intact_ste
 Contents = Callable[[Path], dict[str, bytes]]
 
 
-@pytest.mark.parametrize("opener", [0.1, "adaptive"])
-@pytest.mark.parametrize("cut_at", [0, 1, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("cut_at", "opener", "tokens"),
+    [(i, opener, None) for i in (0, 1, 3, 4, 5) for opener in (0.1, "adaptive")]
+    + [(3, 0.1, 150), (3, "adaptive", 150)],
+)
 def test_a_cut_run_ends_with_the_same_bytes(
     run: Path,
     student: Path,
@@ -45,9 +48,11 @@ def test_a_cut_run_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     cut_at: int,
     opener: float | str,
+    tokens: int | None,
 ) -> None:
     """Cut inside one of the six steps, or while step 4 is saved."""
     config = replace(CONFIG, objective=replace(OBJECTIVE, opener=opener))
+    config = replace(config, micro_batch_size=None if tokens else 2, micro_batch_tokens=tokens)
     learn(run, student, tmp_path / "whole", config)
     cut(monkeypatch, cut_at, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):

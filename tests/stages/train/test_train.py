@@ -103,8 +103,8 @@ def test_neither_order_nor_padding_change_the_update(
     config = replace(CONFIG, batch_size=10, micro_batch_size=5)
     expected = learn(run, student, tmp_path / "one", config)
 
-    def wider(*sequences: list[Any]) -> dict[str, torch.Tensor]:
-        batch = join_sequences(*sequences)
+    def wider(*sequences: list[Any], packed: bool) -> dict[str, torch.Tensor]:
+        batch = join_sequences(*sequences, packed=packed)
         mask = batch.pop("response_mask")
         return {name: pad(value, sides) for name, value in batch.items()} | {"response_mask": pad(mask, (0, sides[1]))}
 

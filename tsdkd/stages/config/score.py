@@ -23,7 +23,9 @@ class ScoreConfig:
     )
     k: int = option(TSDKDConfig.k, "Candidates per position.", group=SCORING, min_=2, common=True)
     top_k: int = option(64, "topk: teacher log-probabilities recorded per token.", group=SCORING, min_=1, common=True)
-    batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
+    batch_tokens: int = option(
+        8192, "Tokens per forward; a longer sequence is read alone.", group=ENGINE, min_=1, common=True
+    )
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()
     chat: ChatConfig = nested(ChatConfig)

@@ -23,6 +23,7 @@ def _default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
 
 
 MAX_EPOCHS = 1_000_000
+MICRO_BATCH_SIZE = 8
 ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
@@ -134,10 +135,21 @@ class TrainConfig:
     batch_size: int = option(
         128, "Responses per optimizer step, over all processes.", group=OPTIMIZER, min_=1, common=True
     )
-    micro_batch_size: int = option(
-        8, "Responses per forward and process; the result stays the same.", group=ENGINE, min_=1
+    micro_batch_size: int | None = option(
+        None,
+        "Responses per forward and process; the result stays the same.",
+        group=ENGINE,
+        min_=1,
+        shown=f"{MICRO_BATCH_SIZE}, without --micro-batch-tokens",
     )
     """Changes the result only with `objective.released`, whose opener and entropy terms span a micro-batch."""
+    micro_batch_tokens: int | None = option(
+        None,
+        "Tokens per forward and process, in place of --micro-batch-size: sequences are packed without padding.",
+        group=ENGINE,
+        min_=1,
+        shown="padded micro-batches",
+    )
     warmup_ratio: float = option(
         0.1, "Fraction of steps in which the learning rate rises.", group=OPTIMIZER, min_=0, max_=1
     )
@@ -191,6 +203,8 @@ class TrainConfig:
         ):
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}.", f"Choose a value {range_}.")
+        if self.micro_batch_size and self.micro_batch_tokens:
+            raise InputError("--micro-batch-size and --micro-batch-tokens are both given.", "Give one of them.")
         if bool(self.held_out) != bool(self.eval_steps):
             raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
         find_method(self.method).require_objective(self.objective)

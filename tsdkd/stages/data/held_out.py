@@ -6,13 +6,13 @@ from math import isfinite, isnan, nan, sqrt
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
 from tsdkd.core import Divergence, Head, TeacherSignal
 from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
-from tsdkd.stages.data.batches import batches_by_length, predicting_hidden
+from tsdkd.stages.data.batches import packed_batches, predicting_hidden
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.source import Sample, Source, collate, sample_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
@@ -20,7 +20,7 @@ from tsdkd.stages.models.load import LanguageModel, not_finite_error
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at a time."""
 BATCH_TOKENS = 8192
-"""Tokens per forward pass, padding included."""
+"""Tokens per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def measure_held_out(
     Raises TsdkdError if the divergence is not finite.
     """
     source, indices = held_out.source, held_out.indices
-    batches = list(batches_by_length([source.length(i) for i in indices], tokens=batch_tokens))
+    batches = list(packed_batches([source.length(i) for i in indices], batch_tokens))
     totals: dict[int, tuple[int, Tensor]] = {}
     for batch in batches[rank::world_size]:
         samples = [source[indices[i]] for i in batch]
@@ -91,9 +91,7 @@ def require_hidden_signal(samples: OfflineSource) -> None:
 def _measure_batch(language_model: LanguageModel, head: Head, source: Source, samples: list[Sample]) -> Tensor:
     """(tokens, 4) on the CPU: KL, agreement (NaN if unknown), the model's entropy, the teacher's entropy."""
     device = language_model.device
-    batch = collate(samples, source)
-    batch = {name: value if name == "recorded" else value.to(device) for name, value in batch.items()}
-    batch["recorded"] = {name: value.to(device) for name, value in batch["recorded"].items()}
+    batch = send_to_device(collate(samples, source, packed=True), device)
     with torch.no_grad():
         hidden = predicting_hidden(language_model, batch)
         teacher = source.signal(batch)

@@ -94,7 +94,7 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
 
 
 class OfflineSource(RolloutSource):
-    """Sample i joins row i of the rollouts with row i of the scores, which is read from disk on access."""
+    """Sample i is row i of the rollouts; `recorded` reads row i of the scores from disk."""
 
     def __init__(self, rollouts: Path, scores: Path) -> None:
         """Raises ArtifactError if either is missing, broken or unfinished, or the scores are of other rollouts."""
@@ -155,16 +155,19 @@ class OfflineSource(RolloutSource):
         return super().end_ids(tokenizer).union(self.scores.manifest.config.get(TEACHER_END_IDS, ()))
 
     def __getitem__(self, index: int) -> Sample:
+        return super().__getitem__(index) | {"row": index}
+
+    def _scores_row(self, index: int) -> dict[str, Any]:
         part, row_group = self._rows[index]
         with translate_arrow_errors(self.scores.path / part.file):
             row = self._open(part).read_row_group(row_group, columns=list(self.decoder.columns))
         if "hidden" in row.column_names:
             file = self.scores.path / part.file
             check_hidden(file, row["hidden"], len(row["student_entropy"][0]), self._limits)
-        return {name: _single_value(row[name]) for name in row.column_names} | super().__getitem__(index)
+        return {name: _single_value(row[name]) for name in row.column_names}
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        return self.decoder.tensors(samples)
+        return self.decoder.tensors([self._scores_row(sample["row"]) for sample in samples])
 
     def signal(self, batch: Batch) -> TeacherSignal:
         return self._decoder_on(batch["input_ids"].device).decode(batch["recorded"])

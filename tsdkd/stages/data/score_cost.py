@@ -7,15 +7,12 @@ import pyarrow as pa
 
 from tsdkd.core import Head
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import batches_by_length, consecutive_blocks
+from tsdkd.stages.data.batches import consecutive_blocks, packed_batches
 from tsdkd.stages.data.rollout_lengths import sequence_lengths, trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, bytes_per_token
 
 BLOCK_BYTES = 2**30
 """Bytes of the scores in one block, which is written as a unit. Memory holds two blocks."""
-
-MAX_PADDING = 0.1
-"""Fraction of a batch's tokens; batches of very different lengths get smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +55,14 @@ class ScoreWorkload:
     tokens: int = 0
     """Tokens of prompts and responses."""
     response_tokens: int = 0
-    padded_tokens: int = 0
-    """Tokens of prompts and responses, and padding."""
 
     def __add__(self, other: "ScoreWorkload") -> "ScoreWorkload":
-        return ScoreWorkload(
-            tokens=self.tokens + other.tokens,
-            response_tokens=self.response_tokens + other.response_tokens,
-            padded_tokens=self.padded_tokens + other.padded_tokens,
-        )
-
-    @property
-    def padding(self) -> float:
-        """The padding's fraction of `padded_tokens`."""
-        return 1 - self.tokens / self.padded_tokens
+        return ScoreWorkload(self.tokens + other.tokens, self.response_tokens + other.response_tokens)
 
 
-def score_workload(table: pa.Table, config: ScoreConfig, head: Head) -> ScoreWorkload:
-    """The workload of one part of the rollouts, in the batches that score forms."""
-    lengths, responses = sequence_lengths(table), trained_lengths(table)
-    padded_tokens = sum(
-        len(batch) * lengths[batch[0]]
-        for block in score_blocks(table, config, head)
-        for batch in score_batches(lengths, block, config)
-    )
-    return ScoreWorkload(sum(lengths), sum(responses), padded_tokens)
+def score_workload(table: pa.Table) -> ScoreWorkload:
+    """The workload of one part of the rollouts."""
+    return ScoreWorkload(sum(sequence_lengths(table)), sum(trained_lengths(table)))
 
 
 def score_blocks(table: pa.Table, config: ScoreConfig, head: Head) -> Iterator[range]:
@@ -94,7 +74,7 @@ def score_blocks(table: pa.Table, config: ScoreConfig, head: Head) -> Iterator[r
 def score_batches(lengths: list[int], block: range, config: ScoreConfig) -> Iterator[list[int]]:
     """Batches of a block's rows; `lengths` are the tokens of the part's sequences."""
     sizes = lengths[block.start : block.stop]
-    for batch in batches_by_length(sizes, tokens=config.batch_tokens, padding=MAX_PADDING):
+    for batch in packed_batches(sizes, config.batch_tokens):
         yield [block[i] for i in batch]
 
 

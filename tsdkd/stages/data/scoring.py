@@ -3,7 +3,7 @@
 Memory holds the logits of one chunk, never (batch, seq, vocab).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
 from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
+from tsdkd.stages.observer import Observer
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Bytes of one model's logits in float32 that are formed at a time."""
@@ -35,6 +36,13 @@ CompareChunk = Callable[[Tensor, Tensor, Tensor, tuple[Head, Head]], dict[str, T
 """Hidden states of student and teacher (tokens, width), sampled ids (tokens,), both heads -> columns (tokens, ...)."""
 
 
+def report_padded_reading(models: Iterable[LanguageModel], observer: Observer) -> None:
+    """Name the models that read padded batches, because they cannot read packed ones."""
+    for model in models:
+        if model.packing_problem:
+            observer.info(f"{model.name} reads padded batches: it {model.packing_problem}.")
+
+
 def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: ScoreConfig) -> list[ScoreRow]:
     """Rows of rollouts, read as one batch -> their rows of scores; columns are tensors (tokens, ...) on the CPU.
 
@@ -47,7 +55,7 @@ def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chu
     """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
     responses = [row["response_ids"] for row in rollouts]
     turns = [response_turns(len(row["response_ids"]), row.get("response_mask")) for row in rollouts]
-    batch = join_sequences([row["prompt_ids"] for row in rollouts], responses, turns)
+    batch = join_sequences([row["prompt_ids"] for row in rollouts], responses, turns, packed=True)
     with torch.inference_mode():
         student, teacher = (predicting_hidden(model, batch) for model in models)
         columns = _compare_chunks(student, teacher, predicted_ids(batch), models, compare_chunk)

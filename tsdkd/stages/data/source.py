@@ -45,7 +45,7 @@ class Source(Protocol):
         """
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """The scores' columns as tensors (tokens, ...); empty without scores."""
+        """The scores' columns as tensors (tokens, ...), read from disk; empty without scores."""
 
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's signal for the batch's response tokens."""
@@ -85,11 +85,16 @@ class ScoringSnapshot:
         return {"candidate_overlap": proposed_again.float().mean(), "drift": drift.mean()}
 
 
-def collate(samples: list[Sample], source: Source) -> Batch:
-    """At least one sample -> a batch."""
-    responses = [s["response_ids"] for s in samples]
-    turns = [sample_turns(sample) for sample in samples]
-    return join_sequences([s["prompt_ids"] for s in samples], responses, turns) | {"recorded": source.recorded(samples)}
+def collate(samples: list[Sample], source: Source, *, packed: bool = False) -> Batch:
+    """At least one sample -> a batch, padded or packed."""
+    prompts, responses = ([sample[name] for sample in samples] for name in ("prompt_ids", "response_ids"))
+    joined = join_sequences(prompts, responses, list(map(sample_turns, samples)), packed=packed)
+    return joined | {"recorded": source.recorded(samples)}
+
+
+def sample_length(sample: Sample) -> int:
+    """Tokens of a prompt with its response."""
+    return len(sample["prompt_ids"]) + len(sample["response_ids"])
 
 
 def sample_turns(sample: Sample) -> list[range]:
@@ -111,8 +116,8 @@ def turns_as_samples(sample: Sample) -> list[Sample]:
     ]
 
 
-def empty_batch() -> Batch:
+def empty_batch(*, packed: bool = False) -> Batch:
     """A batch without samples, for a rank that has none left but must take part in the step."""
     ones = torch.ones(1, 1, dtype=torch.long)
-    inputs = {"input_ids": 0 * ones, "attention_mask": ones, "position_ids": 0 * ones}
+    inputs = {"input_ids": 0 * ones, "attention_mask": None if packed else ones, "position_ids": 0 * ones}
     return inputs | {"predicting": ~ones.bool(), "response_mask": ones[:0].bool(), "recorded": {}}

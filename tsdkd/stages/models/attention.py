@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.models.attributes import replaced_attribute
+from tsdkd.stages.models.packed_attention import PACKED
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
 
@@ -65,7 +66,7 @@ def check_attention(name: str, model: PreTrainedModel, requested: str | None, ob
     if kernel == EAGER:
         return
     try:
-        difference = _difference_from_eager(model)
+        difference = difference_from_eager(model, kernel)
     except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
         problem = f"does not run ({first_line(error)})"
     else:
@@ -88,7 +89,7 @@ def _implementations() -> dict[str, bool]:
         f"flash_attention_{version}": entry["general_availability_check"]()
         for version, entry in FLASH_ATTENTION_COMPATIBILITY_MATRIX.items()
     }
-    names = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name]
+    names = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name and name != PACKED]
     return {name: bool(flash.get(name, True)) for name in sorted([EAGER, *names])}
 
 
@@ -103,12 +104,12 @@ class _Call:
     """The float32 results by the factor that scales the query."""
 
 
-def _difference_from_eager(model: PreTrainedModel) -> float:
-    """The largest difference between a model's kernel and eager attention, in units of the largest value.
+def difference_from_eager(model: PreTrainedModel, kernel: str) -> float:
+    """The largest difference between a kernel and a model's eager attention, in units of the largest value.
 
-    Eager attention reads a few tokens. In every layer, the kernel then gets the same queries, keys and values.
+    Eager attention reads `PROBE_TOKENS`. In every layer, the kernel then gets the same queries, keys and values.
     """
-    kernel = _kernel(model)
+    before = _kernel(model)
     calls: list[_Call] = []
     differences = [0.0]
 
@@ -129,10 +130,11 @@ def _difference_from_eager(model: PreTrainedModel) -> float:
     model.set_attn_implementation(EAGER)
     try:
         _read_probe(model, record)
-    finally:
         model.set_attn_implementation(kernel)
-    recorded = iter(calls)
-    _read_probe(model, compare)
+        recorded = iter(calls)
+        _read_probe(model, compare)
+    finally:
+        model.set_attn_implementation(before)
     return max(differences)
 
 

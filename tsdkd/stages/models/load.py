@@ -1,8 +1,10 @@
 """A causal language model in memory: loaded by name, read as hidden states and an output head."""
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from tsdkd.stages.models.config_files import GENERATION_CONFIG
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.new_adapters import base_with_adapters
+from tsdkd.stages.models.packed_attention import packed_sequences
+from tsdkd.stages.models.packing_check import find_packing_problem
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.saved_adapters import attach_adapter
@@ -105,7 +109,12 @@ class LanguageModel:
             )
         return head
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+    @cached_property
+    def packing_problem(self) -> str | None:
+        """Why the model cannot read packed batches, as a predicate of its name; None: it can."""
+        return find_packing_problem(self.model, decoder_of(self.model).config, self.device, self.hidden)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """As `hidden_states`."""
         return hidden_states(self.model, input_ids, attention_mask, positions)
 
@@ -117,18 +126,30 @@ def share_vocab(student: LanguageModel, teacher: LanguageModel) -> tuple[Languag
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None = None
 ) -> Tensor:
     """Hidden states after the last norm: ids, mask and positions (batch, seq) -> (batch, seq, width).
 
-    `positions`: by default those of `position_ids`.
+    `positions`: by default those of `position_ids`. `attention_mask`: None for a packed batch, one row of sequences,
+    whose positions start at 0 in each sequence.
     """
-    positions = position_ids(attention_mask) if positions is None else positions
-    output = decoder_of(model)(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-    )
-    hidden: Tensor = output.last_hidden_state
+    decoder = decoder_of(model)
+    packed: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    if attention_mask is None:
+        assert positions is not None
+        packed = packed_sequences(decoder.config, sequence_lengths(positions), input_ids.device)
+    elif positions is None:
+        positions = position_ids(attention_mask)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+    with packed as arguments:
+        hidden: Tensor = decoder(**inputs, use_cache=False, **arguments).last_hidden_state
     return hidden
+
+
+def sequence_lengths(positions: Tensor) -> list[int]:
+    """The lengths of the sequences of a packed batch, from its positions (1, tokens)."""
+    starts = (positions[0] == 0).nonzero().flatten().tolist()
+    return [stop - start for start, stop in pairwise([*starts, positions.shape[1]])]
 
 
 def decoder_of(model: PreTrainedModel) -> Any:

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_CHUNKS
 from tsdkd.errors import InputError
-from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.config.train import MICRO_BATCH_SIZE, TrainConfig
 from tsdkd.stages.models.device import auto_dtype, available_memory, default_device, total_memory
 from tsdkd.stages.models.model_size import ModelSize, model_size
 
@@ -21,7 +21,7 @@ class TrainingMemory:
     state: int
     """Weights, gradients and AdamW's two moments: independent of the batch."""
     activations: int
-    """One micro-batch of the longest sequences."""
+    """One micro-batch: of the longest sequences, or of as many tokens as are packed."""
     objective: int
     """One chunk of the student's and the teacher's logits."""
     teacher: int
@@ -80,7 +80,8 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
         )
     if memory.total > memory.available:
         options = ["--lora"] if config.lora is None else []
-        options += ["a smaller --micro-batch-size", "--gradient-checkpointing"]
+        limit = "--micro-batch-tokens" if config.micro_batch_tokens else "--micro-batch-size"
+        options += [f"a smaller {limit}", "--gradient-checkpointing"]
         return f"This may not fit ({memory.total / 1e9:.1f} GB). Options that save memory: {', '.join(options)}."
     return None
 
@@ -100,8 +101,10 @@ def _teacher_bytes(teacher: PreTrainedConfig, config: TrainConfig) -> int:
 
 
 def _activation_bytes(student: ModelSize, longest: int, config: TrainConfig, itemsize: int) -> int:
-    tokens = config.micro_batch_size * longest
+    packed = config.micro_batch_tokens
+    tokens = packed or (config.micro_batch_size or MICRO_BATCH_SIZE) * longest
     eager = config.attention == "eager" or (config.attention is None and default_device() == "cpu")
+    eager = eager and not packed  # packed attention keeps no scores
     attention = eager * tokens * longest * student.attention_heads * (2 * FLOAT32_BYTES + itemsize)
     # Inputs and outputs of matrix products in the forward's precision; norms and residuals in float32.
     layers = [

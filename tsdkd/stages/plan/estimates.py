@@ -84,10 +84,10 @@ def estimate_score(
     student: PlannedModel, teacher: PlannedModel, workload: Workload, config: ScoreConfig, rates: Rates
 ) -> Estimate:
     written = score_cost(config, teacher.head(config.dtype), workload.total_response_tokens)
-    batch = max(1, config.batch_tokens // workload.max_tokens)
+    sequences = max(1, config.batch_tokens / workload.max_tokens)
     models = (student, teacher)
     memory = sum(model.weight_bytes(config.dtype) for model in models)
-    memory += batch * max(model.sequence_bytes(config.dtype, workload.max_tokens, 0) for model in models)
+    memory += int(sequences * max(model.sequence_bytes(config.dtype, workload.max_tokens, 0) for model in models))
     memory += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written.bytes)
     flops = FORWARD_FLOPS * (student.size.matmul_parameters + teacher.size.matmul_parameters) * workload.total_tokens
     work = f"{_bound_sign(workload)}{workload.total_tokens:,.0f} tokens"

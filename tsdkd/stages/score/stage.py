@@ -36,7 +36,7 @@ from tsdkd.stages.data.score_cost import (
     score_cost,
     score_workload,
 )
-from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
+from tsdkd.stages.data.scoring import ModelPair, ScoreRow, report_padded_reading, score_responses
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score_table
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import load_model, share_vocab
@@ -78,6 +78,7 @@ def score(
         if missing:
             models = _load_models(student, teacher, config, observer)
             if ranks.is_main:
+                report_padded_reading(models, observer)
                 _report_cost(models, parent, missing, config, writer.path, observer)
             ranks.wait()
             _score_parts(models, parent, writer, config, observer)
@@ -184,7 +185,7 @@ def _report_cost(
     """Report bytes, tokens and expected time of the missing parts. Raises TsdkdError when the disk is too small."""
     workload = ScoreWorkload()
     for part in missing:
-        workload += score_workload(parent.read_part(part, COLUMNS), config, models[1].head)
+        workload += score_workload(parent.read_part(part, COLUMNS))
     cost = score_cost(config, models[1].head, workload.response_tokens)
     free = shutil.disk_usage(directory).free
     rate = world_size() * _tokens_per_second(models, parent.read_part(missing[0], COLUMNS), config)
@@ -195,7 +196,6 @@ def _report_cost(
             *cost.rows(),
             ("free on disk", format_bytes(free)),
             ("tokens to read", f"{workload.tokens:,}"),
-            ("padding", f"{workload.padding:.1%} of the tokens read"),
             ("expected time", f"{minutes:,.1f} min" + (f" in {world_size()} processes" if world_size() > 1 else "")),
         ],
     )

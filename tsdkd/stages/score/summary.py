@@ -33,7 +33,7 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
     mass_histogram = np.zeros(MASS_BINS, dtype=np.int64)
     for part, parent in zip(sorted(scores.tables, key=lambda part: part.file), rollouts.tables, strict=True):
         rows = rollouts.read_part(parent, LENGTH_COLUMNS)
-        workload += score_workload(rows, config, head)
+        workload += score_workload(rows)
         turns += sum(len(response_turns(len(mask), mask)) for mask in rows["response_mask"].to_pylist() if mask)
         for name, values in _token_values(scores, part, config).items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
@@ -44,7 +44,7 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
     if config.signal == "topk":
         summary["captured_mass_p01"] = float((mass_histogram.cumsum() < MASS_QUANTILE * tokens).sum() / MASS_BINS)
     expected = score_cost(config, head, tokens).bytes
-    return {"response_tokens": tokens, "padding_fraction": workload.padding, "expected_bytes": expected, **summary}
+    return {"response_tokens": tokens, "expected_bytes": expected, **summary}
 
 
 def _token_values(scores: Artifact, part: Part, config: ScoreConfig) -> dict[str, Column]:

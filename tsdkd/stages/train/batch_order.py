@@ -1,9 +1,9 @@
-"""How ranks divide an optimizer batch, and the adaptive opener over the samples of all ranks.
+"""How ranks divide an optimizer batch into micro-batches, and the adaptive opener over the samples of all ranks.
 
 Optimizer batches and openers do not depend on the number of ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ import torch
 from accelerate.utils import gather_object
 
 from tsdkd.core import AdaptiveOpener
+from tsdkd.stages.data.batches import Batch, consecutive_blocks, even_batches
+from tsdkd.stages.data.source import Sample
 
 
 class MicroBatches(torch.utils.data.Sampler[list[int]]):
@@ -36,6 +38,34 @@ class MicroBatches(torch.utils.data.Sampler[list[int]]):
         for start in range(0, self.samples, self.size * self.world_size):
             first = start + self.rank * self.size
             yield order[first : first + self.size]
+
+
+class LazyBatches(Sequence[Batch]):
+    """Micro-batches whose tensors are made, and whose scores are read from disk, one micro-batch at a time."""
+
+    def __init__(self, samples: list[list[Sample]], collate: Callable[[list[Sample]], Batch]) -> None:
+        self.samples = samples
+        self._collate = collate
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._collate(self.samples[index])
+
+
+def pack_samples(lengths: Sequence[int], tokens: int, rank: int, world_size: int, *, in_order: bool) -> list[list[int]]:
+    """One rank's packed micro-batches of an optimizer batch, as indices of samples; some may be empty.
+
+    Every rank gets as many micro-batches, of about equal numbers of tokens. `in_order`: round by round, the
+    micro-batches of all ranks hold the samples in their order, as the adaptive opener needs it.
+    """
+    if in_order:
+        batches = [list(block) for block in consecutive_blocks(lengths, tokens)]
+        batches += [[] for _ in range(-len(batches) % world_size)]
+    else:
+        batches = even_batches(lengths, tokens, world_size)
+    return batches[rank::world_size]
 
 
 class EpochLoader(torch.utils.data.DataLoader[Any]):

@@ -14,7 +14,7 @@ from tsdkd.errors import InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.chat import recorded_config
 from tsdkd.stages.config.generate import recorded_sampling
-from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.config.train import MICRO_BATCH_SIZE, TrainConfig
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import default_device
 
@@ -36,13 +36,7 @@ def training_arguments(config: TrainConfig, precision: str, seed: int, directory
 
     Raises InputError for a batch size that micro-batches and processes do not divide, and for an unknown tracker.
     """
-    processes = world_size()
-    micro = min(config.micro_batch_size, config.batch_size // processes)
-    if not micro or config.batch_size % (micro * processes):
-        raise InputError(
-            f"Micro-batches of {micro} in {processes} processes do not divide a batch of {config.batch_size}.",
-            "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
-        )
+    micro, processes = _micro_batch(config)
     evaluation = {
         "eval_strategy": "steps",
         "eval_steps": config.eval_steps,
@@ -77,6 +71,23 @@ def training_arguments(config: TrainConfig, precision: str, seed: int, directory
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel: one process uses one GPU
     return arguments
+
+
+def _micro_batch(config: TrainConfig) -> tuple[int, int]:
+    """The responses of a micro-batch, and the processes that divide the optimizer batch into micro-batches.
+
+    With `micro_batch_tokens` the whole optimizer batch counts as one, which the trainer packs.
+    """
+    if config.micro_batch_tokens:
+        return config.batch_size, 1
+    processes = world_size()
+    micro = min(config.micro_batch_size or MICRO_BATCH_SIZE, config.batch_size // processes)
+    if not micro or config.batch_size % (micro * processes):
+        raise InputError(
+            f"Micro-batches of {micro} in {processes} processes do not divide a batch of {config.batch_size}.",
+            "Choose a --batch-size that is a multiple of --micro-batch-size times the number of processes.",
+        )
+    return micro, processes
 
 
 def _require_trackers(names: Sequence[str]) -> None:

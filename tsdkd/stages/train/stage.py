@@ -36,6 +36,7 @@ from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
+from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
 from tsdkd.stages.engines.ends import require_stop_support
@@ -184,10 +185,7 @@ def train_online(
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
-        spread = online.teacher_device == "auto"
-        device, device_map = (None, "auto") if spread else (online.teacher_device, None)
-        reader = load_model(teacher, online.teacher_dtype, device, device_map, config.attention, observer)
-        reader = replace(reader, shared_vocab=vocab, pair_end_ids=ends)
+        reader = replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
         with _open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
@@ -200,6 +198,17 @@ def train_online(
     memory_length = sampling.max_prompt_tokens + sampling.response_limit
     inputs = TrainingInputs(*models, (parent, *chat_parents), memory_length, vocab, ends, open_data, day, chat)
     return run_training(inputs, output, config, seed, observer, overwrite)
+
+
+def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> LanguageModel:
+    assert config.online is not None
+    online = config.online
+    spread = online.teacher_device == "auto"
+    device, device_map = (None, "auto") if spread else (online.teacher_device, None)
+    teacher = load_model(name, online.teacher_dtype, device, device_map, config.attention, observer)
+    if config.micro_batch_tokens:
+        report_padded_reading([teacher], observer)
+    return teacher
 
 
 def _ends(specs: tuple[ModelSpec, ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:

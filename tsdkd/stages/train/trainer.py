@@ -8,7 +8,7 @@ the names of the weights in saved steps.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -27,15 +27,26 @@ from tsdkd.core.config import TERMS
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.data.batches import Batch, predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
-from tsdkd.stages.data.source import Sample, ScoringSnapshot, Source, collate, empty_batch, turns_as_samples
+from tsdkd.stages.data.source import (
+    Sample,
+    ScoringSnapshot,
+    Source,
+    collate,
+    empty_batch,
+    sample_length,
+    sample_turns,
+    turns_as_samples,
+)
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
+from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
-from tsdkd.stages.models.load import LanguageModel, hidden_states, output_head
+from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
 from tsdkd.stages.models.new_adapters import base_with_adapters
+from tsdkd.stages.models.packed_attention import training_attention
 from tsdkd.stages.models.save import weights_only
-from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, MicroBatches
+from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, LazyBatches, MicroBatches, pack_samples
 from tsdkd.stages.train.resume import require_intact
 
 
@@ -51,13 +62,20 @@ class DistillationTrainer(Trainer):
         arguments: TrainingArguments,
         objective: TSDKDConfig,
         compiled: bool = False,
+        packed_tokens: int | None = None,
     ) -> None:
-        """`indices`: the source's samples that are trained on. Raises InputError for an unsupported strategy."""
+        """`indices`: the source's samples that are trained on. Raises InputError for an unsupported strategy.
+
+        `packed_tokens`: the most tokens of a packed micro-batch; None: micro-batches are padded.
+        """
         self.student = student
         self.source = source
         self.held_out = held_out
         self.objective = objective
         self.compiled = compiled
+        self.packed_tokens = packed_tokens
+        self._decoder_config = decoder_of(student.model).config
+        self._inference_attention = self._decoder_config._attn_implementation  # noqa: SLF001
         self.untrained_config = deepcopy(student.model.config)
         """The student's config as it was loaded; Trainer switches its cache off."""
         self.vocab = student.vocab
@@ -67,6 +85,8 @@ class DistillationTrainer(Trainer):
         self._counts: Counter[str] = Counter()
         """The responses that each metric is a mean over; a micro-batch with empty openers has no rank agreement."""
         self._inference_forward = student.model.forward
+        if packed_tokens:
+            self._decoder_config._attn_implementation = training_attention(self._decoder_config)  # noqa: SLF001
         # The loss is part of the forward, where wrappers such as DDP and FSDP expect every use of a weight.
         student.model.forward = partial(self.training_forward, student.model)
         samples: Any = torch.utils.data.Subset(source, indices)  # type: ignore[arg-type]  # a Source is a Dataset
@@ -81,7 +101,7 @@ class DistillationTrainer(Trainer):
         self,
         model: PreTrainedModel,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         position_ids: Tensor,
         predicting: Tensor,
         response_mask: Tensor,
@@ -119,38 +139,76 @@ class DistillationTrainer(Trainer):
         training, training_forward = self.student.model.training, self.student.model.forward
         self.student.model.forward = self._inference_forward
         self.student.model.eval()
+        attention = replaced_attribute(self._decoder_config, "_attn_implementation", self._inference_attention)
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            with attention, torch.no_grad(), self.accelerator.autocast():
                 yield replace(self.student, model=model)
         finally:
             self.student.model.forward = training_forward
             self.student.model.train(training)
 
     def get_train_dataloader(self) -> EpochLoader:
-        args = self.args
-        batches = MicroBatches(
-            len(self.train_dataset), args.train_batch_size, args.seed, args.process_index, args.world_size
-        )
+        args = self.args  # packed micro-batches are made from whole optimizer batches, on every rank
+        ranks = (0, 1) if self.packed_tokens else (args.process_index, args.world_size)
+        batches = MicroBatches(len(self.train_dataset), args.train_batch_size, args.seed, *ranks)
         return EpochLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, with responses, and the number of responses over all ranks."""
+    ) -> tuple[Sequence[Any], Any]:
+        """The micro-batches of one optimizer step, with responses, and the number of responses over all ranks.
+
+        All packed micro-batches of a step are one entry, because Trainer expects as many entries in every step.
+        """
         micro_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        samples = [sample for micro_batch in micro_batches for sample in micro_batch]
+        if self.packed_tokens:
+            packed = self._pack(self._with_responses_on_all_ranks(samples), self.packed_tokens)
+            return [{"micro_batches": packed}], self._count_responses(packed.samples, device)
+        with_responses = iter(self._with_responses(samples))
+        padded = [[next(with_responses) for _ in micro_batch] for micro_batch in micro_batches]
+        return LazyBatches(padded, self._collate), self._count_responses(padded, device)
+
+    def _with_responses(self, samples: list[Sample]) -> list[Sample]:
         with self.inference_student() as student:
             key, progress = (self.args.seed, self.state.global_step), self.state.global_step / self.state.max_steps
-            samples = [sample for micro_batch in micro_batches for sample in micro_batch]
-            with_responses = iter(self.source.with_responses(samples, student, key, progress))
-        batches = [self._collate([next(with_responses) for _ in micro_batch]) for micro_batch in micro_batches]
-        responses = torch.tensor(sum(len(batch["response_mask"]) for batch in batches), device=device)
-        return batches, self.accelerator.reduce(responses, reduction="sum")
+            return self.source.with_responses(samples, student, key, progress)
+
+    def _with_responses_on_all_ranks(self, samples: list[Sample]) -> list[Sample]:
+        """All samples on every rank; each rank samples the responses of its part."""
+        ranks = self.args.world_size
+        start, stop = (len(samples) * rank // ranks for rank in (self.args.process_index, self.args.process_index + 1))
+        own = self._with_responses(samples[start:stop])
+        return gather_object(own) if ranks > 1 else own
+
+    def _pack(self, samples: list[Sample], tokens: int) -> LazyBatches:
+        ranks = self.args.process_index, self.args.world_size
+        batches = pack_samples(list(map(sample_length, samples)), tokens, *ranks, in_order=self.adaptive is not None)
+        return LazyBatches([[samples[i] for i in batch] for batch in batches], self._collate)
+
+    def _count_responses(self, micro_batches: list[list[Sample]], device: torch.device) -> Any:
+        """The turns of all ranks' samples."""
+        turns = sum(len(sample_turns(sample)) for micro_batch in micro_batches for sample in micro_batch)
+        return self.accelerator.reduce(torch.tensor(turns, device=device), reduction="sum")
 
     def _collate(self, samples: list[Sample]) -> Batch:
+        packed = self.packed_tokens is not None
         if not samples:  # the last samples of the epoch are on other ranks; this rank runs the forward with them
-            return empty_batch() | {"samples": []}
+            return empty_batch(packed=packed) | {"samples": []}
         turns = [turn for sample in samples for turn in turns_as_samples(sample)]
-        return collate(samples, self.source) | {"samples": turns}
+        return collate(samples, self.source, packed=packed) | {"samples": turns}
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one padded micro-batch, or of all packed ones of the step."""
+        if "micro_batches" not in inputs:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        batches, losses = inputs["micro_batches"], []
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):  # ranks exchange gradients once
+                losses.append(super().training_step(model, batch, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,

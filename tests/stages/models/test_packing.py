@@ -1,0 +1,160 @@
+"""Packed batches: each sequence is read as if it were alone, or the model is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.families import FAMILIES, PACKING_CASES, RECURRENT, tiny
+from tsdkd.stages.data.batches import join_sequences, predicting_hidden
+from tsdkd.stages.models import packed_attention
+from tsdkd.stages.models.load import LanguageModel, hidden_states
+from tsdkd.stages.models.packed_attention import PACKED, PackedMask, packed_mask, packed_sequences
+
+LENGTHS = [12, 7, 3]
+POSITIONS = torch.cat([torch.arange(length) for length in LENGTHS]).unsqueeze(0)
+Gradients = dict[str, torch.Tensor]
+
+
+def sequences() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(258, (1, length), generator=generator) for length in LENGTHS]
+
+
+def eager(family: str, **config: object) -> LanguageModel:
+    """With eager attention, which has all features of a family."""
+    language_model = tiny(family, **(PACKING_CASES.get(family, {}) | config))
+    language_model.model.set_attn_implementation("eager")
+    return language_model
+
+
+def read_and_differentiate(model: Any, read: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Gradients]:
+    """Hidden states (1, tokens, width), and the gradients of a weighted sum of them."""
+    hidden = read()
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2))
+    (hidden * weights).sum().backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    return hidden.detach(), gradients
+
+
+def require_equal(found: tuple[torch.Tensor, Gradients], expected: tuple[torch.Tensor, Gradients]) -> None:
+    assert float((found[0] - expected[0]).norm() / expected[0].norm()) < 1e-5
+    assert found[1].keys() == expected[1].keys()
+    total = torch.cat([value.flatten() for value in expected[1].values()]).norm()
+    for name, value in expected[1].items():
+        assert float((found[1][name] - value).norm() / total) < 1e-5, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt_oss", "gpt2", "olmo3"])
+def test_packed_sequences_are_read_as_alone(family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states and gradients, with windows and blocks that are shorter than the sequences."""
+    monkeypatch.setattr(packed_attention, "BLOCK", 5)
+    language_model = eager(family)
+    assert language_model.packing_problem is None
+    model, ids = language_model.model, sequences()
+    alone = read_and_differentiate(
+        model, lambda: torch.cat([hidden_states(model, row, torch.ones_like(row)) for row in ids], 1)
+    )
+    model.config._attn_implementation = PACKED
+    if checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable()
+    packed = read_and_differentiate(model, lambda: hidden_states(model, torch.cat(ids, 1), None, POSITIONS))
+    require_equal(packed, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_and_hybrid_models_cannot_pack(family: str, dtype: torch.dtype) -> None:
+    assert tiny(family, dtype).packing_problem == "mixes the sequences of a packed batch"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "qwen3_moe"])
+def test_packing_is_recognised_in_bfloat16(family: str) -> None:
+    language_model = tiny(family, torch.bfloat16)
+    language_model.model.set_attn_implementation("eager")
+    assert language_model.packing_problem is None
+
+
+def test_a_model_with_biases_of_its_own_cannot_pack() -> None:
+    problem = tiny("mpt", d_model=32, n_heads=4, n_layers=2).packing_problem
+    assert problem
+    assert problem.startswith("does not read packed batches (")
+
+
+def test_a_model_that_ignores_positions_cannot_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model = tiny("gpt2")
+    decoder = language_model.model.transformer
+    forward = decoder.forward
+
+    def ignoring(*inputs: Any, position_ids: Any = None, **more: Any) -> Any:
+        return forward(*inputs, **more)
+
+    monkeypatch.setattr(decoder, "forward", ignoring)
+    assert language_model.packing_problem == "ignores the positions of a packed batch"
+
+
+def test_scaling_by_the_place_in_the_batch_cannot_pack() -> None:
+    """Llama 4 scales attention by the row's position, from the 8,192nd token on."""
+    problem = tiny("llama4_text", attn_temperature_tuning=True).packing_problem
+    assert problem == "scales attention by a token's place in the batch"
+
+
+def test_a_soft_cap_that_packed_attention_ignores_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model = eager("gemma2")
+    steps = packed_attention._steps
+    monkeypatch.setattr(packed_attention, "_steps", lambda *inputs, **more: steps(*inputs, **more | {"softcap": 1e6}))
+    assert language_model.packing_problem == "computes another attention in packed batches"
+
+
+def test_a_model_that_cannot_pack_reads_padded_batches() -> None:
+    language_model = tiny("mamba", state_size=8)
+    prompts, responses = [[5, 6, 7], [8], [9, 9]], [[1], [2, 3, 4, 5], [6, 7]]
+    turns = [[range(1)], [range(4)], [range(2)]]
+    with torch.no_grad():
+        padded, packed = (
+            predicting_hidden(language_model, join_sequences(prompts, responses, turns, packed=packed))
+            for packed in (False, True)
+        )
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+
+
+def mask_of(function: Callable[..., Any], lengths: list[int], local_size: int | None = None) -> PackedMask:
+    total = sum(lengths)
+    sizes: dict[str, Any] = {"batch_size": 1, "q_length": total, "kv_length": total}
+    with packed_sequences(tiny("llama").model.config, lengths, torch.device("cpu")):
+        return packed_mask(**sizes, mask_function=function, local_size=local_size)
+
+
+def test_masks_become_lengths_and_windows() -> None:
+    def causal(_b: Any, _h: Any, query: Any, key: Any) -> torch.Tensor:
+        return key <= query
+
+    def sliding(_b: Any, _h: Any, query: Any, key: Any) -> torch.Tensor:
+        return (key <= query) & (key > query - 3)
+
+    def chunked(_b: Any, _h: Any, query: Any, key: Any) -> torch.Tensor:
+        return (key <= query) & (key // 3 == query // 3)
+
+    assert mask_of(causal, [5, 2]) == PackedMask((5, 2), None)
+    assert mask_of(sliding, [5, 2], 3) == PackedMask((5, 2), 3)
+    assert mask_of(sliding, [2, 3], 3) == PackedMask((2, 3), None)
+    assert mask_of(chunked, [5, 2], 3) == PackedMask((3, 2, 2), None)
+    with pytest.raises(NotImplementedError, match="later tokens"):
+        mask_of(lambda _b, _h, query, key: key <= query + 1, [5, 2])
+    with pytest.raises(NotImplementedError, match="unknown"):
+        mask_of(lambda _b, _h, query, key: (key <= query) & (key > query - 4), [5, 2], 3)
+    with pytest.raises(NotImplementedError, match="unknown"):
+        mask_of(lambda _b, _h, query, key: (key <= query) & ((query - key) % 2 == 0), [5, 2])
+
+
+def test_no_length_by_length_mask_exists() -> None:
+    """A mask of 200,000 tokens would take 40 GB."""
+
+    def causal(_b: Any, _h: Any, query: Any, key: Any) -> torch.Tensor:
+        return key <= query
+
+    assert mask_of(causal, [150_000, 50_000]).pieces == (150_000, 50_000)

@@ -1,0 +1,116 @@
+"""Packed micro-batches: the update of padded ones, whatever the tokens of a micro-batch and the ranks."""
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.helpers.models import byte_tokenizer
+from tests.helpers.training import CONFIG, SAMPLING, RecordingObserver, learn, metrics, same_update, weights
+from tsdkd.artifacts.json_files import read_json
+from tsdkd.errors import InputError
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.train import trainer as trainer_module
+from tsdkd.stages.train.batch_order import pack_samples
+from tsdkd.stages.train.stage import train_online
+
+
+def packed(config: TrainConfig = CONFIG, tokens: int = 150) -> TrainConfig:
+    return replace(config, micro_batch_size=None, micro_batch_tokens=tokens)
+
+
+@pytest.mark.parametrize("change", ["fixed opener", "adaptive opener", "checkpointing, held out"])
+def test_packed_micro_batches_give_the_update_of_padded_ones(
+    run: Path, student: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student reads sequences in rows of at most 150 tokens, and no padding."""
+    config = CONFIG
+    if change == "adaptive opener":
+        config = replace(CONFIG, objective=replace(CONFIG.objective, opener="adaptive"))
+    if "held out" in change:
+        config = replace(CONFIG, gradient_checkpointing=True, held_out=0.3, eval_steps=2)
+    expected = learn(run, student, tmp_path / "padded", config)
+    read: list[torch.Size] = []
+    hidden_states = trainer_module.hidden_states
+
+    def spy(model: object, ids: torch.Tensor, mask: object, positions: torch.Tensor) -> torch.Tensor:
+        assert mask is None
+        read.append(ids.shape)
+        return hidden_states(model, ids, mask, positions)
+
+    monkeypatch.setattr(trainer_module, "hidden_states", spy)
+    found = learn(run, student, tmp_path / "packed", packed(config))
+    assert same_update(found, expected, weights(student))
+    for entry, other in zip(metrics(tmp_path / "packed"), metrics(tmp_path / "padded"), strict=True):
+        for name in ("drift", "candidate_overlap"):  # read on 64 tokens of each micro-batch
+            entry.pop(name, None), other.pop(name, None)
+        assert entry == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert all(rows == 1 and tokens <= 150 for rows, tokens in read)
+    assert max(tokens for _, tokens in read) > 60  # several sequences
+    assert "tsdkd" not in str(read_json(tmp_path / "packed" / "config.json"))
+
+
+def test_packed_adapters_learn_the_same(run: Path, student: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, lora=LoRAConfig(rank=4, merge=True), epochs=1)
+    expected, found = (
+        learn(run, student, tmp_path / name, c) for name, c in (("padded", config), ("packed", packed(config)))
+    )
+    assert same_update(found, expected, weights(student))
+
+
+def test_packed_online_training_samples_and_learns_the_same(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Responses are sampled from padded prompts; a teacher that cannot pack reads padded sequences."""
+    sampling = replace(SAMPLING, temperature=0, max_prompt_tokens=100)
+    config = replace(CONFIG, online=OnlineConfig(sampling=sampling), epochs=1)
+    problem = property(lambda model: "mixes sequences" if model.name == str(teacher) else None)
+    monkeypatch.setattr(LanguageModel, "packing_problem", problem)
+    found: list[dict[str, torch.Tensor]] = []
+    observer = RecordingObserver()
+    for name, each in (("padded", config), ("packed", packed(config))):
+        train_online(prompts, str(student), str(teacher), tmp_path / name, each, observer=observer)
+        found.append(weights(tmp_path / name))
+    assert same_update(found[1], found[0], weights(student))
+    assert observer.messages.count(f"{teacher} reads padded batches: it mixes sequences.") == 1
+
+
+def test_both_limits_are_refused() -> None:
+    with pytest.raises(InputError, match="both given"):
+        replace(CONFIG, micro_batch_tokens=100)
+
+
+def test_a_longer_sequence_is_refused_before_anything_is_written(run: Path, student: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="more than --micro-batch-tokens 20") as caught:
+        learn(run, student, tmp_path / "c", packed(tokens=20))
+    assert "Raise it to" in caught.value.remedy
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_student_that_cannot_pack_is_refused(run: Path, tmp_path: Path) -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=264, hidden_size=32, num_hidden_layers=2, state_size=8)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
+    byte_tokenizer().save_pretrained(tmp_path / "mamba")
+    with pytest.raises(InputError, match="mixes the sequences of a packed batch") as caught:
+        learn(run, tmp_path / "mamba", tmp_path / "c", packed())
+    assert "--micro-batch-size" in caught.value.remedy
+    assert not list((tmp_path / "c").glob("*.safetensors"))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 4), st.booleans())
+def test_ranks_share_an_optimizer_batch(lengths: list[int], ranks: int, in_order: bool) -> None:
+    by_rank = [pack_samples(lengths, 60, rank, ranks, in_order=in_order) for rank in range(ranks)]
+    rounds = [list(chain.from_iterable(batches)) for batches in zip(*by_rank, strict=True)]
+    assert sorted(chain.from_iterable(rounds)) == list(range(len(lengths)))
+    tokens = [sum(lengths[i] for batch in batches for i in batch) for batches in by_rank]
+    if in_order:
+        assert list(chain.from_iterable(rounds)) == list(range(len(lengths)))
+    else:
+        assert max(tokens) - min(tokens) <= max(lengths) * len(rounds)
