@@ -17,7 +17,7 @@ from recipes.study.measures import LAST_STEPS
 from tsdkd.core import TSDKDConfig, token_selective_loss
 from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource
-from tsdkd.stages.data.source import collate, predicting_hidden
+from tsdkd.stages.data.source import collate
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 from tsdkd.stages.models.load import hidden_states, load_model
 
@@ -35,7 +35,7 @@ def held_out_masses(model: Path, samples: OfflineSource, k: int = 5) -> dict[str
     """Both models' probability outside the model's k candidates, means over the tokens of held-out responses."""
     student, batch = load_model(str(model)), collate([samples[i] for i in range(len(samples))], samples)
     hidden = hidden_states(student.model, batch["input_ids"], batch["attention_mask"])
-    logits = student.head.logits(predicting_hidden(hidden, batch["response_mask"]))
+    logits = student.head.logits(hidden[batch["predicting"]])
     every_token = TSDKDConfig(k=k, opener=1.0)
     _, metrics = token_selective_loss(logits, samples.signal(batch), batch["response_mask"], every_token)
     return {name: float(metrics[name]) for name in MASSES}

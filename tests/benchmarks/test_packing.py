@@ -6,11 +6,17 @@ import pytest
 from rich.console import Console
 
 from benchmarks import packing
+from tests.helpers.scored_runs import scored_run
 
 
 def test_tables_of_packing(
-    run: Path, student: Path, teacher: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    run = scored_run(tmp_path, student, teacher)
     monkeypatch.setattr(packing, "peak", lambda _attention, tokens, _part: 1000 * tokens)
     console = Console(width=120)
     packing.show_differences(console)

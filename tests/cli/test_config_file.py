@@ -31,16 +31,16 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.config.option import ConfigOption, build, config_options
 from tsdkd.stages.config.prune import PruneConfig
-from tsdkd.stages.config.recorded import CONFIGS, config_values
+from tsdkd.stages.config.recorded import CONFIGS, config_values, options_text
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import ONLINE_SAMPLING, LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.methods import METHODS, Method, find_method
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
 
-def context(command: str, file: Path, content: object, *words: object) -> Any:
+def context(command: str, file: Path, content: str | dict[str, Any], *words: object) -> Any:
     """A command, parsed with a file."""
-    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    file.write_text(content if isinstance(content, str) else options_text(content), encoding="utf-8")
     return load_command(command).make_context(command, ["--config", str(file), *map(str, words)])
 
 
@@ -276,6 +276,7 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
 
     method = find_method(draw(st.sampled_from(sorted(METHODS))))
     own = {name: value for name, value in some("").items() if name not in {"method", "lora"}}
+    own[draw(st.sampled_from(["micro_batch_size", "micro_batch_tokens"]))] = None
     if draw(st.booleans()) and not method.uses_replay:
         own |= {"held_out": 0.0, "eval_steps": 0}
     else:

@@ -47,7 +47,8 @@ COMMANDS = {
         STAGES,
     ),
     "eval": CommandEntry(
-        "Measure models on the paper's benchmarks, and compare them: checkpoint or any model -> results.", STAGES
+        "Measure models on the paper's ten or other benchmarks, and compare them: checkpoint or any model -> results.",
+        STAGES,
     ),
     "inspect": CommandEntry(
         "Show one response token by token, or all responses together: entropies, ranks and selected tokens.", MORE

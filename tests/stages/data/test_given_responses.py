@@ -47,11 +47,10 @@ def find(
     tools: Any = None,
     turns: Any = "all",
     limits: tuple[int, int] = (500, 500),
-    **prompt: Any,
 ) -> GivenConversation:
     ends = tokenizer.convert_tokens_to_ids(["<|end|>", "<|text_end|>"])
     finder = ResponseFinder(ConversationWriter(tokenizer, None), ends, turns, *limits)
-    return finder.find(Prompt("id", "source", messages, tools, "rows.jsonl, line 1", **prompt))
+    return finder.find(Prompt("id", "source", messages, tools, "rows.jsonl, line 1"))
 
 
 def texts(response: GivenResponse, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -307,10 +306,10 @@ def test_a_turn_without_an_end_token_in_the_template() -> None:
     assert not response.has_end
 
 
-def test_an_added_system_message_joins_the_user_where_the_template_refuses_it() -> None:
+def test_a_system_message_joins_the_user_where_the_template_refuses_it() -> None:
     tokenizer = tokenizer_of("instructions")
     messages = [{"role": "system", "content": "Be kind."}, *TWO_TURNS]
-    (response,) = find(tokenizer, messages, system_added=True).responses
+    (response,) = find(tokenizer, messages).responses
     assert texts(response, tokenizer)[:2] == ["<|start|>[INST] Be kind.\n\nHi? [/INST]", " Hello.<|end|>"]
 
 

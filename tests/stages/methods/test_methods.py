@@ -188,9 +188,8 @@ def test_minillm_online_samples_from_both_current_models(
     _, first, second = seen
     rows = [row | {"author": "mixture"} for row in first]
     together = BothModelsEngine(load_model(str(student)), load_model(str(teacher)), sampling)
-    assert [row["response_ids"] for row in rows] == sample_requests(
-        together, [make_request(row, (0, 0)) for row in first]
-    )
+    sampled = sample_requests(together, [make_request(row, (0, 0)) for row in first])
+    assert [row["response_ids"] for row in rows] == [response.ids for response in sampled]
     assert [row["response_ids"] for row in first] != [row["response_ids"] for row in second]
     assert logged["loss"] == pytest.approx(formula("minillm", rows, student, teacher), rel=1e-4)
     assert "drift" not in later

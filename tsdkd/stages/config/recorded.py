@@ -111,8 +111,6 @@ def default_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_text(path: Path, manifest: Manifest) -> str:
     """The content of config.yaml: `--config` reads it back to the same identity. Paths are absolute."""
-    import yaml
-
     options = recorded_options(path, manifest, lambda name: (path / name).resolve())
     plain = {
         name: list(value) if isinstance(value, tuple) else value
@@ -122,10 +120,25 @@ def config_text(path: Path, manifest: Manifest) -> str:
     head = (
         f"# tsdkd {command_of(manifest)} --config FILE makes this artifact again; written by tsdkd {manifest.tsdkd}.\n"
     )
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = options_text(plain, allow_unicode=True)
     if escape_controls(text) != text:
-        text = yaml.safe_dump(plain, sort_keys=False)  # writes such characters in YAML's own way
+        text = options_text(plain)  # writes such characters in YAML's own way
     return head + text
+
+
+def options_text(options: Mapping[str, Any], *, allow_unicode: bool = False) -> str:
+    """Options as YAML. Words that `--config` would read as numbers, such as 0E0, are in quotes."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def write_word(dumper: yaml.SafeDumper, word: str) -> yaml.ScalarNode:
+        style = "'" if word.strip("+-.0123456789eE") == "" else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", word, style)
+
+    Dumper.add_representer(str, write_word)
+    return yaml.dump(dict(options), Dumper=Dumper, sort_keys=False, allow_unicode=allow_unicode)
 
 
 def write_config(path: Path, manifest: Manifest) -> None:
