@@ -52,7 +52,7 @@ Data = Annotated[
         metavar="DIR", help="Local copies of the datasets: DIR/gsm8k, ...", show_default="the hub", rich_help_panel=DATA
     ),
 ]
-HeldOut = Annotated[
+HeldOutRun = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
@@ -114,7 +114,7 @@ def command(
     model: Models = None,
     also: MoreModels = None,
     data: Data = None,
-    held_out: HeldOut = None,
+    held_out: HeldOutRun = None,
     results: Results = None,
     checkpoint: options.Checkpoint = None,
     overwrite: options.Overwrite = False,

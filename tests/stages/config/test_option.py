@@ -8,12 +8,14 @@ import pytest
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
+from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.groups import COMMON, GROUPS
 from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import config_options
 from tsdkd.stages.config.recorded import CONFIGS
+from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import ONLINE_SAMPLING, TrainConfig
 
 KINDS = {**CONFIGS, "inspect": InspectConfig}
@@ -80,3 +82,18 @@ def test_configurations_load_without_the_command_line() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_the_shown_chat_format_is_the_one_that_a_stage_takes() -> None:
+    shown = {
+        kind.__name__: [o.option.shown for o in config_options(kind) if o.name.startswith("chat-template")]
+        for kind in (GenerateConfig, ScoreConfig, TrainConfig, InspectConfig, EvalConfig)
+    }
+    own, recorded = ["the model's own", "none"], ["as recorded"] * 2
+    assert shown == {
+        "GenerateConfig": own,
+        "ScoreConfig": recorded,
+        "TrainConfig": ["as recorded, else the model's own", "as recorded, else none"],
+        "InspectConfig": recorded,
+        "EvalConfig": own,
+    }

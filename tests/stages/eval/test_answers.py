@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tsdkd.stages.eval.answers import choice_of, extract_boxed_answers, last_box, score_mathematics
-from tsdkd.stages.eval.thinking import MARKERS, remove_thought
 
 
 @pytest.mark.parametrize(
@@ -75,20 +74,3 @@ def test_a_choice_is_found(response: str) -> None:
 @pytest.mark.parametrize("response", ["", "I cannot decide.", "All of them: A, B, C"])
 def test_a_response_without_a_choice_has_none(response: str) -> None:
     assert choice_of(response) == ""
-
-
-@pytest.mark.parametrize("marker", MARKERS)
-def test_thoughts_of_all_families(marker: str) -> None:
-    end = MARKERS[marker]
-    assert remove_thought("Question", f"{marker}a{end}\n\nb") == ("b", True)
-    assert remove_thought("Question", f"{marker}a{end}b{marker}c{end}d") == ("d", True)
-    assert remove_thought(f"Question {marker}\n", f"a{end} b") == ("b", True)
-    assert remove_thought(f"Question {marker}\n\n{end}\n\n", "b") == ("b", True)
-    for prompt, response in (
-        (f"Question {marker}\n", "a"),
-        ("Question", f"\n{marker}a"),
-        ("", f"{marker}{end}{marker}a"),
-    ):
-        assert remove_thought(prompt, response) == ("", False)
-    for response in ("", " b ", f"It writes {marker} in the text", f"In {marker} x"):
-        assert remove_thought("Question", response) == (response, True)

@@ -226,10 +226,10 @@ def test_the_seed_decides_the_samples(student: Path, rows: Path, tmp_path: Path)
 
 def test_sampled_tokens_have_the_probabilities_of_the_nucleus() -> None:
     from tsdkd.stages.engines.transformers_engine import nucleus_logits
-    from tsdkd.stages.eval.sampled_tokens import SampledTokens
+    from tsdkd.stages.eval.seeded_sampling import SeededSampling
 
     logits, count = torch.tensor([2.0, 1.5, 1.0, 0.0, -3.0]), 20_000
-    sampler = SampledTokens(range(count), temperature=0.7, top_p=0.9, device=torch.device("cpu"))
+    sampler = SeededSampling(range(count), temperature=0.7, top_p=0.9, device=torch.device("cpu"))
     frequencies = sampler(torch.empty(0), logits.expand(count, -1)).argmax(-1).bincount(minlength=5) / count
     expected = nucleus_logits((logits / 0.7).unsqueeze(0), 0.9)[0].softmax(-1)
     assert (expected == 0).tolist() == [False, False, False, True, True]

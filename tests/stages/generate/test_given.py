@@ -22,6 +22,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.batches import predicting_hidden
 from tsdkd.stages.data.online import OnlineSource, samples_from_rollouts
+from tsdkd.stages.data.requests import Response
 from tsdkd.stages.data.scoring import score_responses
 from tsdkd.stages.data.source import Sample, collate, turns_as_samples
 from tsdkd.stages.data.turns import response_turns
@@ -231,8 +232,8 @@ def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[
     assert [sample["response_mask"] for sample in samples] == [row["response_mask"] for row in rows_of(run)]
 
     class Sampler:
-        def sample(self, student: LanguageModel, requests: list[Any]) -> list[list[int]]:
-            return [[*[5] * 80, 257] for _ in requests]
+        def sample(self, student: LanguageModel, requests: list[Any]) -> list[Response]:
+            return [Response([*[5] * 80, 257], "stop") for _ in requests]
 
     teacher = load_model(pair[1])
     sampled = OnlineSource(samples, teacher, Sampler(), 1.0).with_responses(samples, teacher, (0,))

@@ -105,8 +105,10 @@ def test_scaling_by_the_place_in_the_batch_cannot_pack() -> None:
 
 def test_a_soft_cap_that_packed_attention_ignores_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = eager("gemma2")
-    steps = packed_attention._steps
-    monkeypatch.setattr(packed_attention, "_steps", lambda *inputs, **more: steps(*inputs, **more | {"softcap": 1e6}))
+    unfused = packed_attention._unfused
+    monkeypatch.setattr(
+        packed_attention, "_unfused", lambda *inputs, **more: unfused(*inputs, **more | {"softcap": 1e6})
+    )
     assert language_model.packing_problem == "computes another attention in packed batches"
 
 

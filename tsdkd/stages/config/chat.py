@@ -6,7 +6,7 @@ from typing import Any
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.groups import CHAT
-from tsdkd.stages.config.option import option
+from tsdkd.stages.config.option import Option, option, reuse
 
 PLAIN = "plain"
 """The word for the plain chat format."""
@@ -57,6 +57,14 @@ class ChatConfig:
     def file(self) -> str | None:
         """The template's file, if it is one."""
         return None if self.template == PLAIN else self.template
+
+
+def recorded_chat_options(*, without_rollouts: bool = False) -> dict[str, Option]:
+    """The options of a stage that takes the format of its rollouts; `without_rollouts`: it may have none."""
+    shown = {"template": "as recorded", "kwargs": "as recorded"}
+    if without_rollouts:
+        shown = {"template": "as recorded, else the model's own", "kwargs": "as recorded, else none"}
+    return reuse(ChatConfig, tuple(shown), CHAT, **{name: {"shown": words} for name, words in shown.items()})
 
 
 def _read_keywords(text: str) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.config.groups import OPTIMIZER, SAMPLING
+from tsdkd.stages.config.generate import PROMPT_COLUMNS, GenerateConfig
+from tsdkd.stages.config.groups import DATA, OPTIMIZER, SAMPLING
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
-from tsdkd.stages.config.option import declared_options, nested, option
+from tsdkd.stages.config.option import declared_options, nested, option, reuse
 from tsdkd.stages.config.train import TrainConfig
 
 CPU_SAMPLE_TOKENS = 64
@@ -33,7 +33,9 @@ class DoctorConfig:
         shown=f"--max-new-tokens; on a CPU at most {CPU_SAMPLE_TOKENS}",
     )
     sampling: GenerateConfig = nested(
-        GenerateConfig, options={name: declared_options(GenerateConfig)[name] for name in SAMPLING_FIELDS}
+        GenerateConfig,
+        options={name: declared_options(GenerateConfig)[name] for name in SAMPLING_FIELDS}
+        | reuse(GenerateConfig, ("column",), DATA, column={"shown": PROMPT_COLUMNS}),
     )
     """The options of `generate`; doctor samples with transformers."""
     chat: ChatConfig = nested(ChatConfig)

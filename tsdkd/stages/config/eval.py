@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.groups import BENCHMARKS, CHAT, COMMON, ENGINE, SAMPLING
+from tsdkd.stages.config.groups import BENCHMARKS, CHAT, ENGINE, SAMPLING
 from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine, attention_option
 
@@ -34,7 +34,7 @@ class EvalConfig:
     chat: ChatConfig = nested(ChatConfig)
     """Of every model."""
     max_new_tokens: int | None = option(
-        None, "Longest response, in tokens.", group=BENCHMARKS, min_=1, shown="the benchmark's limit"
+        None, "Longest response, in tokens.", group=SAMPLING, min_=1, shown="the benchmark's limit"
     )
     temperature: float | None = option(
         None, "Sampling temperature; 0: greedy.", group=SAMPLING, min_=0, shown="0; reasoning suite: 0.6"
@@ -45,7 +45,7 @@ class EvalConfig:
     samples: int | None = option(
         None, "Responses per document.", group=SAMPLING, min_=1, shown="1; reasoning suite: 16 or 4"
     )
-    seed: int = option(0, "Seed of sampled responses.", group=COMMON, min_=0)
+    seed: int = option(0, "Seed of sampled responses.", group=SAMPLING, min_=0, common=True)
     """The manifest's seed."""
     max_length: int | None = option(
         None, "Longest prompt with response, in tokens.", group=ENGINE, min_=1, shown="the model's context"
@@ -67,4 +67,7 @@ class EvalConfig:
         if not self.tasks:
             raise InputError("--tasks names no benchmark.", "Name some, or leave it out for the paper's ten.")
         if self.chat.is_set and self.chat_template is False:
-            raise InputError("The chat template is switched off and given.", "Leave out --no-chat.")
+            raise InputError(
+                "--no-chat switches the chat template off that --chat-template or --chat-template-kwargs sets.",
+                "Leave out --no-chat, or the other option.",
+            )

@@ -21,6 +21,8 @@ AUTHORS = {
 """Authors of the responses, by policy."""
 GIVEN = "given"
 """The policy, and the author, of responses that the prompts' rows hold."""
+PROMPT_COLUMNS = "messages, else prompt"
+"""The default of --column, in words."""
 JOINT_AUTHORS = ("both", "mixture")
 """Authors that combine both models in one response."""
 
@@ -73,7 +75,9 @@ class GenerateConfig:
     max_prompt_tokens: int = option(512, "Longer prompts are skipped.", group=SAMPLING, min_=1)
     """With 512 new tokens, sequences reach the length of Table 10: 1024."""
     limit: int | None = option(None, "Use only the first N prompts.", group=DATA, min_=1, common=True)
-    column: str | None = option(None, "Column with messages or text.", group=DATA, shown="messages, else prompt")
+    column: str | None = option(
+        None, "Column with messages or text.", group=DATA, shown=f"{PROMPT_COLUMNS}; given: or conversations"
+    )
     config_name: str | None = option(
         None, "Configuration of a dataset.", group=DATA, metavar="NAME", shown="the only one"
     )
@@ -94,7 +98,7 @@ class GenerateConfig:
         "Responses per part; an interruption loses one part.",
         group=ENGINE,
         min_=1,
-        shown="256; vLLM: 2048",
+        shown="256; vLLM, given: 2048",
     )
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()

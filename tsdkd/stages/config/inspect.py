@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config.chat import ChatConfig
+from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
 from tsdkd.stages.config.groups import OBJECTIVE, RESPONSES
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import nested, option
@@ -48,7 +48,7 @@ class InspectConfig:
     tau: float | None = _objective_option("tau")
     k: int | None = _objective_option("k")
     attention: str | None = attention_option()
-    chat: ChatConfig = nested(ChatConfig)
+    chat: ChatConfig = nested(ChatConfig, options=recorded_chat_options())
     """That of the rollouts, or unset, which stands for it."""
 
     def objective(self, recorded: TSDKDConfig, max_k: int | None = None) -> TSDKDConfig:

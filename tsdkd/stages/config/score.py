@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.stages.config.chat import ChatConfig
+from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
 from tsdkd.stages.config.groups import ENGINE, SCORING
 from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
@@ -28,7 +28,7 @@ class ScoreConfig:
     )
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()
-    chat: ChatConfig = nested(ChatConfig)
+    chat: ChatConfig = nested(ChatConfig, options=recorded_chat_options())
     """That of the rollouts, or unset, which stands for it; not recorded."""
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE

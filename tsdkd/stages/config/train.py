@@ -6,8 +6,8 @@ from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
-from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
+from tsdkd.stages.config.generate import PROMPT_COLUMNS, GenerateConfig
 from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.option import Option, nested, option, reuse
@@ -31,6 +31,7 @@ ONLINE_SAMPLING = reuse(
         *("max_prompt_tokens", "batch_size", "teacher_fraction", "engine", "memory_fraction"),
     ),
     ONLINE,
+    column={"shown": PROMPT_COLUMNS},
     temperature={"name": "sample-temperature"},
     batch_size={"name": "sample-batch-size"},
     teacher_fraction={
@@ -128,7 +129,7 @@ class TrainConfig:
         LoRAConfig, default=None, switch=Option("Train LoRA adapters instead of all weights.", LORA, common=True)
     )
     """None: all weights are trained."""
-    chat: ChatConfig = nested(ChatConfig)
+    chat: ChatConfig = nested(ChatConfig, options=recorded_chat_options(without_rollouts=True))
     """With rollouts: theirs, or unset, which stands for it. The checkpoint's tokenizer gets it."""
     learning_rate: float = option(5e-6, "Peak learning rate of AdamW.", group=OPTIMIZER, min_=0, common=True)
     epochs: float = option(3.0, "Passes over the data, above 0.", group=OPTIMIZER, common=True)

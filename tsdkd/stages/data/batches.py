@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsdkd.stages.models.load import LanguageModel, position_ids, sequence_lengths
+from tsdkd.stages.models.load import LanguageModel, packed_lengths, position_ids
 
 Ids = Sequence[int]
 Batch = dict[str, Any]
@@ -135,7 +135,7 @@ def predicting_hidden(language_model: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _padded_predicting_hidden(language_model: LanguageModel, batch: Batch) -> Tensor:
-    lengths = sequence_lengths(batch["position_ids"])
+    lengths = packed_lengths(batch["position_ids"])
     ids, predicting = (batch[name][0].split(lengths) for name in ("input_ids", "predicting"))
     by_sequence: dict[int, Tensor] = {}
     for indices in batches_by_length(lengths, tokens=sum(lengths)):

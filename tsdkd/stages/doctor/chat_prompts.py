@@ -1,6 +1,5 @@
 """Findings from the chat templates of both models and from prompts that they write."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompt
+from tsdkd.stages.data.thoughts import THOUGHT_START
 from tsdkd.stages.doctor.findings import Finding, finding
 from tsdkd.stages.doctor.model_files import ModelFiles, Pair
 from tsdkd.stages.models.chat import adds_system, keeps_system
@@ -22,8 +22,6 @@ from tsdkd.stages.models.vocabulary import require_known_ids
 
 SWITCHES = ("enable_thinking", "thinking")
 """Variables of chat templates that switch thinking on and off."""
-THOUGHT = re.compile(r"\s*(<think>|<thinking>|<seed:think>|\[THINK\]|<\|channel\|>analysis)\s*")
-"""The start of a thought."""
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -43,8 +41,7 @@ def check_chat_template(pair: Pair) -> Finding:
     if student.chat_template is None:
         raise InputError(
             "The student has no chat template.",
-            "Give --chat-template plain (a format for base models), use an instruction-tuned student, or give "
-            "--chat-template FILE and add the token that ends its turns to eos_token_id in its generation_config.json.",
+            "Give --chat-template plain (a format for base models) or FILE, or use an instruction-tuned student.",
         )
     require_chat_template(student)
     values = {
@@ -96,7 +93,7 @@ def _thinking_mode(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         return "none"
     default = _hello(tokenizer)
-    if any(thought.end() == len(default) for thought in THOUGHT.finditer(default)):
+    if any(thought.end() == len(default) for thought in THOUGHT_START.finditer(default)):
         return "opened"
     for switch in SWITCHES:
         on, off = (_hello(tokenizer, **{switch: value}) for value in (True, False))

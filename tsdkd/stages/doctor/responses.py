@@ -17,7 +17,8 @@ from tsdkd.stages.data.batches import batches_by_length
 from tsdkd.stages.data.randomness import random_integer
 from tsdkd.stages.data.requests import Request, RequestBatch, Response
 from tsdkd.stages.data.scoring import ScoreRow, compare_responses
-from tsdkd.stages.doctor.chat_prompts import THOUGHT, SampledPrompts
+from tsdkd.stages.data.thoughts import THOUGHT_START
+from tsdkd.stages.doctor.chat_prompts import SampledPrompts
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
 from tsdkd.stages.metrics.health import is_repeating
 from tsdkd.stages.models.chat import pair_end_ids
@@ -158,6 +159,6 @@ def _measure(
         [len(response.ids) for response in responses],
         truncated=sum(response.finish_reason == "length" for response in responses) / count,
         repeating=sum(is_repeating(response.ids) for response in responses) / count,
-        thinking=sum(THOUGHT.match(text) is not None for text in texts) / count,
+        thinking=sum(THOUGHT_START.match(text) is not None for text in texts) / count,
         limit=limit,
     )

@@ -18,8 +18,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.data.batches import Ids
-from tsdkd.stages.eval.sampled_tokens import SampledTokens, response_seed
-from tsdkd.stages.eval.thinking import MARKERS, remove_thought
+from tsdkd.stages.data.thoughts import THOUGHT_MARKERS, remove_thought
+from tsdkd.stages.eval.seeded_sampling import SeededSampling, response_seed
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.chat_rendering import render_chat
@@ -193,7 +193,7 @@ class ResponseTracking:
 
 
 class TransformersModel(ResponseTracking, HFLM):
-    """lm-eval's class for transformers. Its greedy decoding samples with `SampledTokens`; the memory decides the batch
+    """lm-eval's class for transformers. Its greedy decoding samples with `SeededSampling`; the memory decides the batch
     size."""
 
     def __init__(
@@ -213,7 +213,7 @@ class TransformersModel(ResponseTracking, HFLM):
         self._language_model, self._fixed_batch_size = language_model, batch_size
         self._end_ids = sorted({*language_model.end_ids, *turn_end_ids})
         added = tokenizer.added_tokens_decoder
-        texts = {*MARKERS, *MARKERS.values()}
+        texts = {*THOUGHT_MARKERS, *THOUGHT_MARKERS.values()}
         self._thought_markers = {i: str(t) for i, t in added.items() if t.special and str(t) in texts}
         self._greedy = GenerationConfig(
             eos_token_id=self._end_ids or None,
@@ -251,8 +251,8 @@ class TransformersModel(ResponseTracking, HFLM):
         if self.sampling.temperature:
             mask = settings["attention_mask"].bool()
             seeds = self.next_seeds([ids[kept].tolist() for ids, kept in zip(context, mask, strict=True)])
-            noise = SampledTokens(seeds, self.sampling.temperature, self.sampling.top_p, context.device)
-            settings["logits_processor"] = LogitsProcessorList([noise])
+            sampling = SeededSampling(seeds, self.sampling.temperature, self.sampling.top_p, context.device)
+            settings["logits_processor"] = LogitsProcessorList([sampling])
         # The model's own config would fill in every unset value, such as a repetition penalty.
         with replaced_attribute(self.model, "generation_config", self._greedy), self._token_count_shown():
             output: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)

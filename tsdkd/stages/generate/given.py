@@ -27,7 +27,7 @@ from tsdkd.stages.data.messages import prompt_content, text_messages
 from tsdkd.stages.data.prompts import Prompt
 from tsdkd.stages.data.recorded_chat import add_template, template_parents
 from tsdkd.stages.data.turns import response_turns
-from tsdkd.stages.models.chat import turn_end_ids
+from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.record import chat_day, library_versions, model_record
 from tsdkd.stages.models.spec import load_spec
@@ -35,8 +35,7 @@ from tsdkd.stages.models.tokenizers import ConversationWriter
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer
 
-PART_SIZE = 2048
-"""Conversations per part."""
+CONVERSATIONS_PER_PART = 2048
 SCHEMA = schema_of("rollouts", ["response_mask"])
 SKIPPED = {
     "empty": "empty",
@@ -111,7 +110,8 @@ def record_given(
     prompts: Path, student: str, output: Path, config: GenerateConfig, seed: int, observer: Observer, overwrite: bool
 ) -> Artifact:
     """Write given responses as rollouts. Raises InputError before anything is written."""
-    config = replace(config, part_size=config.part_size or PART_SIZE)
+    part_size = config.part_size or CONVERSATIONS_PER_PART
+    config = replace(config, part_size=part_size)
     record, spec = model_record("student", student, chat=config.chat), load_spec(student, config.chat)
     source = Conversations(
         *(prompts, config.column, config.limit, config.system, config.config_name, config.split),
@@ -126,7 +126,7 @@ def record_given(
         libraries=library_versions(),
     )
     manifest = replace(manifest, day=chat_day(spec.tokenizer, output, manifest, overwrite))
-    ends = {*spec.end_ids, *turn_end_ids(spec.tokenizer)}
+    ends = pair_end_ids(spec.tokenizer, spec.end_ids)
     conversations = ConversationWriter(spec.tokenizer, manifest.day)
     finder = ResponseFinder(conversations, ends, config.turns, config.max_prompt_tokens, config.max_new_tokens)
     counts = _count(source, finder)
@@ -145,7 +145,7 @@ def record_given(
         add_template(writer, config.chat)
         _report(counts, config, observer)
         with observer.progress("responses recorded", counts.responses, "responses", writer.manifest.rows) as advance:
-            _write_parts(source, finder, config.part_size or PART_SIZE, spec.tokenizer, writer, advance)
+            _write_parts(source, finder, part_size, spec.tokenizer, writer, advance)
         return writer.finish(counts.summary(), observer.info)
 
 

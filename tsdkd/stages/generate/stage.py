@@ -99,11 +99,7 @@ def generate(
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         add_template(writer, config.chat)
-        if not ends and not config.stop:
-            named = f"The {' and the '.join(models)} {'has' if len(models) == 1 else 'have'}"
-            observer.warning(f"{named} no end token: every response has {config.response_limit} tokens.")
-        if counts.skipped:
-            observer.warning(f"Prompts skipped: {format_skipped(counts.skipped, config.max_prompt_tokens)}.")
+        _warn(models, counts, config, observer)
         alone = config.policy in {"student", "teacher"}
         label = f"{config.policy} responds ({engine})" if alone else f"{' and '.join(models)} respond ({engine})"
         total = counts.total * config.samples_per_prompt
@@ -112,6 +108,15 @@ def generate(
                 missing = (part for part in requests.parts(author, counts) if not writer.has(part.file))
                 _sample_parts(missing, author, models, config, max_tokens, writer, advance, observer)
         return writer.finish(_summary(writer.artifact, counts), observer.info)
+
+
+def _warn(models: Mapping[str, ModelSpec], counts: PromptCounts, config: GenerateConfig, observer: Observer) -> None:
+    """Warn of responses without an end, and of skipped prompts."""
+    if not config.stop and not any(spec.end_ids for spec in models.values()):
+        named = f"The {' and the '.join(models)} {'has' if len(models) == 1 else 'have'}"
+        observer.warning(f"{named} no end token: every response has {config.response_limit} tokens.")
+    if counts.skipped:
+        observer.warning(f"Prompts skipped: {format_skipped(counts.skipped, config.max_prompt_tokens)}.")
 
 
 def _manifest(

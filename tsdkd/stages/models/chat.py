@@ -63,12 +63,12 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
-def pair_end_ids(template: PreTrainedTokenizerBase, *own: Iterable[int]) -> list[int]:
+def pair_end_ids(tokenizer: PreTrainedTokenizerBase, *own: Iterable[int]) -> list[int]:
     """Ids that end a response: the `own` ones of each model of a pair, and the one that ends a turn in the template.
 
-    `template`: the tokenizer whose chat template writes the prompts.
+    `tokenizer`: the one whose chat template writes the prompts.
     """
-    return sorted({*turn_end_ids(template), *chain(*own)})
+    return sorted({*turn_end_ids(tokenizer), *chain(*own)})
 
 
 @lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def hidden_states(
     packed: AbstractContextManager[dict[str, Any]] = nullcontext({})
     if attention_mask is None:
         assert positions is not None
-        packed = packed_sequences(decoder.config, sequence_lengths(positions), input_ids.device)
+        packed = packed_sequences(decoder.config, packed_lengths(positions), input_ids.device)
     elif positions is None:
         positions = position_ids(attention_mask)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
@@ -146,7 +147,7 @@ def hidden_states(
     return hidden
 
 
-def sequence_lengths(positions: Tensor) -> list[int]:
+def packed_lengths(positions: Tensor) -> list[int]:
     """The lengths of the sequences of a packed batch, from its positions (1, tokens)."""
     starts = (positions[0] == 0).nonzero().flatten().tolist()
     return [stop - start for start, stop in pairwise([*starts, positions.shape[1]])]
@@ -230,10 +231,7 @@ def load_model(
         )
         require_all_tensors(str(base or name), model, report)
         if base:
-            require_recorded_base(directory, base)
-            model = attach_adapter(model, directory).get_base_model()
-            if (directory / GENERATION_CONFIG).is_file():
-                model.generation_config = GenerationConfig.from_pretrained(directory)
+            model = _with_adapter(model, directory, base)
     except InputError:
         raise
     except Exception as error:  # transformers, safetensors and peft raise errors of many types
@@ -258,6 +256,15 @@ def load_model(
             "Check that its config.json belongs to its weights.",
         ) from error
     return loaded
+
+
+def _with_adapter(model: Any, directory: Path, base: Path) -> Any:
+    """The base model with an adapter and the adapter's generation config. Raises as `require_recorded_base`."""
+    require_recorded_base(directory, base)
+    model = attach_adapter(model, directory).get_base_model()
+    if (directory / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    return model
 
 
 def _check_hidden_states(language_model: LanguageModel) -> None:

@@ -46,7 +46,7 @@ def packed_sequences(
     config: PreTrainedConfig, lengths: Sequence[int], device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """Inside, a model with this config reads a row of sequences of these lengths; yields arguments of its forward."""
-    if has_variable_length(config):
+    if has_packed_kernels(config):
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
         longest = max(lengths)
         yield {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
@@ -61,10 +61,10 @@ def packed_sequences(
 
 def training_attention(config: PreTrainedConfig) -> str:
     """The implementation under which a model trains on packed batches; a backward pass may call it again."""
-    return str(config._attn_implementation) if has_variable_length(config) else PACKED  # noqa: SLF001
+    return str(config._attn_implementation) if has_packed_kernels(config) else PACKED  # noqa: SLF001
 
 
-def has_variable_length(config: PreTrainedConfig) -> bool:
+def has_packed_kernels(config: PreTrainedConfig) -> bool:
     """Whether the model's attention implementation has kernels for packed sequences."""
     return "flash" in str(config._attn_implementation)  # noqa: SLF001  # transformers has no other name
 
@@ -139,7 +139,7 @@ def packed_attention(
     fused = softcap is None and s_aux is None
     attend: Callable[..., Tensor] = partial(_fused, dropout=dropout, scale=scale)
     if not fused:
-        attend = partial(_in_steps, dropout=dropout, scale=scale, softcap=softcap, sinks=s_aux)
+        attend = partial(_recomputed, dropout=dropout, scale=scale, softcap=softcap, sinks=s_aux)
     width = value.shape[-1]
     value = pad(value, (0, query.shape[-1] - width))  # fused kernels need values as wide as keys
     queries, keys, values = (tensor.split(attention_mask.pieces, dim=2) for tensor in (query, key, value))
@@ -174,15 +174,15 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, dr
     )
 
 
-def _in_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **settings: Any) -> Tensor:
+def _recomputed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **settings: Any) -> Tensor:
     """Attention with a soft-cap or sinks, which fused kernels do not have; the backward computes scores again."""
     if torch.is_grad_enabled() and query.requires_grad:
-        again: Tensor = checkpoint(_steps, query, key, value, mask, use_reentrant=False, **settings)
+        again: Tensor = checkpoint(_unfused, query, key, value, mask, use_reentrant=False, **settings)
         return again
-    return _steps(query, key, value, mask, **settings)
+    return _unfused(query, key, value, mask, **settings)
 
 
-def _steps(
+def _unfused(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from tsdkd.errors import first_line
 from tsdkd.stages.models.attention import PROBE_TOKENS, TOLERANCE, difference_from_eager
-from tsdkd.stages.models.packed_attention import PACKED, has_variable_length, packed_sequences
+from tsdkd.stages.models.packed_attention import PACKED, has_packed_kernels, packed_sequences
 
 LENGTHS = [7, 4, 9]
 """Of the sequences that are compared."""
@@ -30,7 +30,7 @@ def find_packing_problem(
         return "scales attention by a token's place in the batch"
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            if not has_variable_length(decoder):
+            if not has_packed_kernels(decoder):
                 with packed_sequences(decoder, [PROBE_TOKENS], device):
                     if difference_from_eager(model, PACKED) > TOLERANCE:
                         return "computes another attention in packed batches"

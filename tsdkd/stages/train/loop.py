@@ -46,6 +46,7 @@ from tsdkd.stages.train.callbacks import (
     ReplayCallback,
 )
 from tsdkd.stages.train.checkpoint import save_checkpoint
+from tsdkd.stages.train.packing import require_packed_length, require_packing
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
 from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
@@ -91,7 +92,7 @@ def run_training(
     _require_full_weights(inputs.student)
     models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
     require_attention(config.attention, [model.name for model in (models if config.online else models[:1])])
-    _require_packed_length(inputs.max_length, config)
+    require_packed_length(inputs.max_length, config)
     if config.compile:
         require_compiler(default_device())
     manifest = checkpoint_manifest(models, inputs.parents, config, seed, inputs.day)
@@ -112,7 +113,7 @@ def run_training(
         student = replace(student, shared_vocab=inputs.vocab, pair_end_ids=inputs.end_ids)
         _ = student.head  # raises InputError for a head that the objective does not support
         if config.micro_batch_tokens:
-            _require_packing(student)
+            require_packing(student)
         with inputs.open_data(student) as data:
             if config.lora:
                 student = add_lora(student, config.lora, seed)
@@ -164,27 +165,6 @@ def _require_full_weights(student: ModelRecord) -> None:
         raise InputError(
             f"{student.name} is an adapter, but training starts from full weights.",
             "Train it with --lora --merge, or merge it into its model, and name the merged model.",
-        )
-
-
-def _require_packed_length(longest: int, config: TrainConfig) -> None:
-    """Raises InputError for a sequence that no packed micro-batch holds: its memory would exceed the limit."""
-    tokens = config.micro_batch_tokens
-    if tokens and longest > tokens:
-        reach, others = "reach", ""
-        if config.online:
-            reach, others = "can reach", ", or lower --max-new-tokens or --max-prompt-tokens"
-        raise InputError(
-            f"A prompt and its response {reach} {longest:,} tokens, more than --micro-batch-tokens {tokens:,}.",
-            f"Raise it to {longest}{others}.",
-        )
-
-
-def _require_packing(student: LanguageModel) -> None:
-    if student.packing_problem:
-        raise InputError(
-            f"{student.name} {student.packing_problem}, but --micro-batch-tokens packs batches.",
-            "Give --micro-batch-size in its place.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Seeds of sampled responses, and tokens that depend on a response's own seed alone."""
+"""Sampling in which the tokens of a response depend on its own seed alone, not on its batch."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -17,7 +17,7 @@ def response_seed(seed: int, prompt_ids: Ids, sample: int) -> int:
     return int.from_bytes(digest[:8]) >> 1
 
 
-class SampledTokens(LogitsProcessor):
+class SeededSampling(LogitsProcessor):
     """Makes greedy decoding sample: the maximum of logits with Gumbel noise has the probabilities of their softmax.
 
     Each response draws from a generator of its own, so that it does not depend on its batch.
