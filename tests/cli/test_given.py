@@ -53,5 +53,8 @@ def test_conversations_with_tools_from_the_file_to_the_report(tmp_path: Path) ->
 
 def test_a_teacher_has_no_part_in_given_responses(tmp_path: Path) -> None:
     rows = write_conversations(tmp_path / "rows.jsonl", 1)
-    cause, _ = refuse("generate", "--policy", "given", "--teacher", "t", "--prompts", rows, "--run", tmp_path / "run")
+    cause, remedy = refuse(
+        "generate", "--policy", "given", "--teacher", "t", "--prompts", rows, "--run", tmp_path / "run"
+    )
     assert "does not use the teacher t" in cause
+    assert "give it to tsdkd score" in remedy

@@ -1,12 +1,14 @@
 """One chat format from prompts to results: recorded, taken by later stages, or refused with the difference."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 from tests.helpers.chat_templates import NO_SYSTEM, THINKING
 from tests.helpers.commands import refuse, run
@@ -15,6 +17,7 @@ from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.files import CHAT_TEMPLATE_FILE, CONFIG_FILE
 from tsdkd.artifacts.manifest import Manifest, load_manifest
 from tsdkd.artifacts.reader import read_artifact, verify_artifact
+from tsdkd.cli import app
 from tsdkd.stages.models.chat_format import template_defaults
 
 OFF, ON = '{"enable_thinking": false}', '{"enable_thinking": true}'
@@ -181,6 +184,13 @@ def test_an_engine_gets_the_ids_of_one_bos_token(models: dict[str, Path], tmp_pa
     assert text == "<|start|><turn>user\nBe brief.\n\nHow?<|end|>\n<turn>model\n"
 
 
+def test_the_next_command_after_training_measures_in_its_format(off: Path) -> None:
+    shown = run("train", "--run", off, "--k", 4, *SHAPE)
+    (command,) = [line.removeprefix("next: ") for line in shown.splitlines() if line.startswith("next: ")]
+    chat = ("--chat-template", str(off / "rollouts" / CHAT_TEMPLATE_FILE), "--chat-template-kwargs", OFF)
+    assert shlex.split(command) == ["tsdkd", "eval", "--run", str(off), *chat]
+
+
 def test_eval_measures_every_model_in_one_format(
     off: Path, models: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
@@ -191,8 +201,10 @@ def test_eval_measures_every_model_in_one_format(
     assert f"with {OFF}" in cause
     assert f"with {ON}" in cause
     assert "--results" in remedy
-    output = run(*words, *student, *trained, "--run", off)
-    assert "another chat template" in output
+    result = CliRunner().invoke(app, [str(word) for word in (*words, *student, *trained, "--run", off)])
+    assert "another chat template" in result.stdout
+    assert f"{models['student']} is prompted with its chat template." in " ".join(result.stderr.split())
+    assert f"checkpoint is prompted with its chat template with {OFF}." in " ".join(result.stderr.split())
     shutil.rmtree(off / "results")
     same = ("--chat-template", off / "copy.jinja", "--chat-template-kwargs", OFF)
     output = run(*words, *student, *trained, "--run", off, *same)

@@ -17,9 +17,10 @@ def require_used_models(config: GenerateConfig, student: str | None, teacher: st
     """Raises InputError for a named model that has no effect: it would be neither read nor recorded."""
     for role, policy, name in (("student", "teacher", student), ("teacher", GIVEN, teacher)):
         if name and config.policy == policy:
+            elsewhere = " and give it to tsdkd score" if policy == GIVEN else ""
             raise InputError(
                 f"The policy {policy!r} does not use the {role} {name}.",
-                f"Leave out --{role}, or choose another --policy, such as student or mixed.",
+                f"Leave out --{role}{elsewhere}, or choose another --policy, such as student or mixed.",
             )
 
 

@@ -12,6 +12,7 @@ from typer.models import OptionInfo
 
 from tsdkd.cli.config_file import config_file_parameter
 from tsdkd.errors import InputError
+from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.groups import COMMON, DATA, GROUPS
 from tsdkd.stages.config.option import ConfigOption, build, config_options, union_members
 
@@ -206,3 +207,9 @@ def run_option(run: Path) -> str:
 def path_option(option: str, path: Path | None) -> str:
     """The option by which the next command names an artifact that is not at its default path."""
     return "" if path is None else f" {option} {shlex.quote(str(path))}"
+
+
+def chat_options(chat: ChatConfig) -> str:
+    """The options by which the next command has this chat format."""
+    options = (("--chat-template", chat.template), ("--chat-template-kwargs", chat.kwargs))
+    return "".join(f" {option} {shlex.quote(value)}" for option, value in options if value)

@@ -54,14 +54,20 @@ def command(
 
     With --prompts, --teacher or --lambda, training is online: the student responds as it learns.
     """
-    output, observer = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain)
+    from tsdkd.artifacts.reader import read_artifact
+    from tsdkd.stages.data.recorded_chat import chat_of_rollouts
+
+    output, observer, chat = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain), config.chat
     if config.online:
         artifact = _train_online(config, rollouts, prompts, student, teacher, output, seed, observer, overwrite)
     else:
         recorded, scored = rollouts or run / "rollouts", scores_path(config, scores, run)
         artifact = _train_offline(config, recorded, scored, student, output, seed, observer, overwrite)
     show_pairs("checkpoint", [("path", str(artifact.path)), *_summary(config, artifact.manifest)])
-    show_next(f"tsdkd eval{options.run_option(run)}{options.path_option('--checkpoint', checkpoint)}")
+    if not config.online or rollouts:
+        chat = chat_of_rollouts(read_artifact(rollouts or run / "rollouts", "rollouts", hashed=False), config.chat)
+    paths = f"{options.run_option(run)}{options.path_option('--checkpoint', checkpoint)}"
+    show_next(f"tsdkd eval{paths}{options.chat_options(chat)}")
 
 
 def _train_online(

@@ -23,6 +23,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval import stage
 from tsdkd.stages.eval.answers import shuffle_choices
+from tsdkd.stages.eval.harness import load_tasks
 from tsdkd.stages.eval.lm_eval_transformers import HFLM, TransformersModel
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
@@ -295,6 +296,14 @@ def test_gated_data_needs_a_token_or_a_copy(student: Path, tmp_path: Path, monke
     assert "hf auth login" in caught.value.remedy
     assert "copy as gpqa/ with --data" in caught.value.remedy
     assert not (tmp_path / "r").exists()
+
+
+def test_the_error_for_a_missing_column_says_which_columns_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "math500").mkdir()
+    (tmp_path / "math500" / "test.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    with pytest.raises(InputError, match="solution") as caught:
+        load_tasks(*choose_benchmarks(["math-500"]), tmp_path, None)
+    assert "the split test, with the columns of the hub's dataset" in caught.value.remedy
 
 
 def test_choices_have_the_same_order_in_every_run() -> None:

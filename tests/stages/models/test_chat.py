@@ -7,7 +7,8 @@ import pytest
 from tests.helpers.chat_templates import TEMPLATES
 from tests.helpers.models import CHAT, byte_tokenizer
 from tsdkd.errors import InputError
-from tsdkd.stages.models.chat import fit_system, pair_end_ids, require_turns, turn_end_ids
+from tsdkd.stages.models.chat import adds_system, fit_system, pair_end_ids, require_turns, turn_end_ids
+from tsdkd.stages.models.chat_format import PLAIN_TEMPLATE
 
 FOLDED = {"refused", "dropped", "alternating"}
 MESSAGES: list[dict[str, Any]] = [
@@ -79,6 +80,21 @@ def test_a_conversation_that_needs_more_than_texts_keeps_its_system_message() ->
     for template, kept in ((CHAT, True), (TEMPLATES["refused"], False)):
         tokenizer.chat_template = refused + template
         assert (fit_system(tokenizer, messages) is messages) == kept
+
+
+@pytest.mark.parametrize(
+    ("template", "adds"),
+    [
+        (TEMPLATES["default system"], True),
+        (CHAT, False),
+        (PLAIN_TEMPLATE, False),  # writes a system message without a heading, as DeepSeek's templates do
+        ("{{ bos_token }}" + PLAIN_TEMPLATE, False),
+    ],
+)
+def test_a_heading_of_the_user_is_no_system_message(template: str, adds: bool) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    assert adds_system(tokenizer) is adds
 
 
 def test_a_template_that_drops_a_turn_is_refused() -> None:

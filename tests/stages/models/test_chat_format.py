@@ -127,6 +127,22 @@ def test_keywords_that_are_no_json_object_of_names_are_refused(kwargs: str) -> N
         ChatConfig(kwargs=kwargs)
 
 
+@pytest.mark.parametrize("value", ["true", "False"])
+def test_a_truth_value_as_text_is_refused(value: str) -> None:
+    """Qwen3's template asks whether the keyword is false, and no text is: it would think."""
+    with pytest.raises(InputError, match="has the text") as caught:
+        ChatConfig(kwargs=json.dumps({"enable_thinking": value}))
+    assert caught.value.remedy == f"Write {value.lower()} without quotes."
+
+
+def test_a_misspelled_keyword_is_answered_with_the_names_of_keywords() -> None:
+    """Without what the template sets for itself, which jinja also counts where only a branch sets it."""
+    own = "{% for m in messages %}{% if m.content is string %}{% set c = m.content %}{% endif %}{{ c }}{% endfor %}"
+    with pytest.raises(InputError) as caught:
+        set_chat_format(tokenizer_with(THINKING_BY_DEFAULT + own), ChatConfig(kwargs='{"thinking": false}'))
+    assert caught.value.remedy.endswith("the template reads: enable_thinking.")
+
+
 def test_one_format_has_one_text() -> None:
     assert ChatConfig(kwargs='{"b":1,"a":2}') == ChatConfig(kwargs='{"a": 2, "b": 1}')
     assert not ChatConfig(kwargs="{}").is_set
@@ -173,6 +189,9 @@ def test_the_plain_format() -> None:
     assert tokenizer.decode(marked) == "Hi.<|end|>"
     with pytest.raises(InputError, match="roles system, user and assistant"):
         chat_token_ids(tokenizer, [*TURNS, {"role": "tool", "content": "1"}])
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(InputError, match="no tool calls"):
+        chat_token_ids(tokenizer, [*HELLO, call])
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="the tokenizer has none"):
         set_chat_format(tokenizer, ChatConfig("plain"))

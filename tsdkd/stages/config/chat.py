@@ -85,6 +85,12 @@ def _read_keywords(text: str) -> dict[str, Any]:
             raise InputError(f"--chat-template-kwargs has the keyword {name!r}.", "Name a variable of the template.")
         if name in RESERVED:
             raise InputError(f"--chat-template-kwargs has the keyword {name}.", "Leave it out: each prompt sets it.")
+        value = keywords[name]
+        if isinstance(value, str) and value.lower() in {"true", "false"}:  # templates ask `is false`, which no text is
+            raise InputError(
+                f"--chat-template-kwargs has the text {json.dumps(value)} for {name}.",
+                f"Write {value.lower()} without quotes.",
+            )
     return keywords
 
 

@@ -63,8 +63,8 @@ def load_tasks(benchmark: Benchmark, data: Path | None, max_new_tokens: int | No
                 f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}).",
                 gated_remedy(benchmark)
                 if benchmark.gated and dataset is None
-                else f"It needs the split {benchmark.split}{_name_variants(benchmark)}. "
-                "Without a network, name local copies with --data.",
+                else f"It needs the split {benchmark.split}{_name_variants(benchmark)}, with the columns of the hub's "
+                "dataset. Without a network, name local copies with --data.",
             ) from None
     for task in tasks.values():
         task.set_fewshot_seed(SHOTS_SEED)

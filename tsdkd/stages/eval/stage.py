@@ -112,7 +112,7 @@ def evaluate(
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
             require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
-            template = _template_in_words(config.chat) if chat else "no chat template"
+            template = _template_in_words(model, config.chat) if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
             evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
         for benchmark in incomplete:
@@ -254,9 +254,11 @@ def _defaults_in_words(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"the chat template {digest}{keywords}"
 
 
-def _template_in_words(chat: ChatConfig) -> str:
+def _template_in_words(model: str, chat: ChatConfig) -> str:
+    """Names the keywords of the command, and those that a checkpoint's template has from its training."""
     template = f"the chat template {chat.template}" if chat.template else "its chat template"
-    return f"{template} with {chat.kwargs}" if chat.kwargs else template
+    keywords = template_defaults(load_tokenizer(model, chat).chat_template)
+    return f"{template} with {json.dumps(keywords, sort_keys=True)}" if keywords else template
 
 
 def _measure_held_out(

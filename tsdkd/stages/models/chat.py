@@ -32,9 +32,12 @@ def keeps_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 def adds_system(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes a system message of its own in front of a user message alone."""
     markers = _markers(2)
-    before_system, marker, _ = _render(tokenizer, ("system", "user"), markers).partition(markers[0])
+    before_system, marker, rest = _render(tokenizer, ("system", "user"), markers).partition(markers[0])
+    between, _, _ = rest.partition(markers[1])
     before_user, _, _ = _render(tokenizer, ("user",), markers[1:]).partition(markers[1])
-    return bool(marker and before_user.startswith(before_system) and before_user[len(before_system) :].strip())
+    own = before_user.removeprefix(before_system)
+    # A template without a heading for system messages writes only the user's heading there.
+    return bool(marker and before_user.startswith(before_system) and own.strip() and not between.endswith(own))
 
 
 def require_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> None:

@@ -4,11 +4,12 @@ All that renders prompts reads the tokenizer's template, so that a changed templ
 """
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import meta
+from jinja2 import meta, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -22,7 +23,9 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
     "{% elif message['role'] == 'user' %}{{ 'User:\\n' + message['content'] + '\\n\\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'Assistant:\\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{% if message['tool_calls'] %}{{ raise_exception('the plain format has no tool calls') }}{% endif %}"
+    "{{ 'Assistant:\\n' }}"
     "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ raise_exception('the plain format has the roles system, user and assistant') }}{% endif %}"
     "{% endfor %}"
@@ -118,7 +121,7 @@ def _require_keywords(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, An
             f"--chat-template-kwargs has the keyword {special[0]}.", "Leave it out: the tokenizer sets it."
         )
     if unread:
-        listed = ", ".join(sorted(names - set(tokenizer.special_tokens_map))) or "none"
+        listed = ", ".join(sorted(names - _own_names(tokenizer) - set(tokenizer.special_tokens_map))) or "none"
         raise InputError(
             f"The chat template does not read the keyword {', '.join(unread)} of --chat-template-kwargs.",
             f"Leave it out, or correct its name; the template reads: {listed}.",
@@ -127,14 +130,25 @@ def _require_keywords(tokenizer: PreTrainedTokenizerBase, keywords: dict[str, An
 
 def _read_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The variables that a tokenizer's templates read and no prompt sets."""
+    return set().union(*map(meta.find_undeclared_variables, _parse_templates(tokenizer))) - RESERVED
+
+
+def _own_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The variables that a tokenizer's templates set themselves, without asking whether the caller sets them."""
+    set_here, asked = set[str](), set[str]()
+    for template in _parse_templates(tokenizer):
+        set_here |= {name.name for name in template.find_all(nodes.Name) if name.ctx == "store"}
+        tests = (test for test in template.find_all(nodes.Test) if test.name in {"defined", "undefined"})
+        asked |= {test.node.name for test in tests if isinstance(test.node, nodes.Name)}
+    return set_here - asked
+
+
+def _parse_templates(tokenizer: PreTrainedTokenizerBase) -> Iterator[nodes.Template]:
     templates = tokenizer.chat_template or ""
-    names = set[str]()
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         require_compilable(template)
         with bounded_rendering():
-            environment = _compile_jinja_template(template).environment
-            names |= meta.find_undeclared_variables(environment.parse(_without_defaults(template)))
-    return names - RESERVED
+            yield _compile_jinja_template(template).environment.parse(_without_defaults(template))
 
 
 def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
