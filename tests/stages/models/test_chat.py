@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.chat_templates import TEMPLATES
 from tests.helpers.models import CHAT, byte_tokenizer
@@ -125,3 +127,10 @@ def test_the_token_that_ends_the_last_turn_is_not_the_one_between_messages() -> 
         "'<|end|>\n'", "('<|return|>' if loop.last and m['role'] == 'assistant' else '<|end|>')"
     )
     assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|return|>")]
+
+
+def test_a_tokenizer_need_not_know_the_words_of_the_search() -> None:
+    """A vocabulary of words fails on all others."""
+    backend = Tokenizer(models.WordLevel({"user": 0, "assistant": 1, "<|end|>": 2}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=CHAT)
+    assert turn_end_ids(tokenizer) == [2]

@@ -56,13 +56,13 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     The end token of a base model may differ: its responses would continue with the next turns.
     """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for roles in (("user", "assistant"), ("user", "assistant", "user")):  # some end their last turn with no token
         markers = _markers(len(roles))
         _, marker, rest = _render(tokenizer, roles, markers, continued=False).partition(markers[1])
-        ids = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids[:1] if marker else []
-        if special.issuperset(ids) and ids:
-            return list(ids)
+        found = [text for text in special if marker and rest.lstrip().startswith(text)]
+        if found:
+            return [special[max(found, key=len)]]
     return []
 
 
