@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.chat_templates import CONVERSATIONS
 from tests.helpers.models import save_tiny_model
-from tests.helpers.training import RecordingObserver
+from tests.helpers.training import RecordingObserver, learn, metrics, same_update, weights
 from tsdkd.artifacts.manifest import ArtifactKind, load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig, token_selective_loss_from_hidden
@@ -19,7 +19,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.config.train import OnlineConfig, TrainConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.data.batches import predicting_hidden
 from tsdkd.stages.data.online import OnlineSource, samples_from_rollouts
 from tsdkd.stages.data.requests import Response
@@ -223,6 +223,23 @@ def test_methods_of_sampled_responses_refuse_given_ones(
     config = replace(TRAIN, method=method, objective=find_method(method).objective)
     with pytest.raises(InputError, match=f"{method} does not learn from responses by given"):
         train_offline(run / "rollouts", run / "scores", pair[0], tmp_path / "c", config)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2, merge=True)], ids=["full", "lora"])
+def test_packed_conversations_give_the_update_of_padded_ones(
+    run: Path, pair: tuple[str, str], tmp_path: Path, lora: LoRAConfig | None
+) -> None:
+    """Masks, prompts and turns of many lengths; the last optimizer batch is smaller."""
+    config = replace(TRAIN, batch_size=5, precision="float32", learning_rate=1e-3, epochs=2, lora=lora)
+    packed = replace(config, micro_batch_size=None, micro_batch_tokens=300, gradient_checkpointing=True)
+    padded = replace(config, micro_batch_size=5)
+    expected, found = (
+        learn(run, Path(pair[0]), tmp_path / name, each) for name, each in (("padded", padded), ("packed", packed))
+    )
+    assert len(rows_of(run)) % 5
+    assert same_update(found, expected, weights(Path(pair[0])))
+    one, other = (metrics(tmp_path / name) for name in ("packed", "padded"))
+    assert [step["response_length"] for step in one] == pytest.approx([step["response_length"] for step in other])
 
 
 def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[str, str], tmp_path: Path) -> None:

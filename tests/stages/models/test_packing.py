@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.helpers.families import FAMILIES, PACKING_CASES, RECURRENT, tiny
+from tests.helpers.families import FAMILIES, PACKING_CASES, RECURRENT, SIZES, tiny
+from tests.helpers.models import byte_tokenizer
 from tsdkd.stages.data.batches import join_sequences, predicting_hidden
 from tsdkd.stages.models import packed_attention
 from tsdkd.stages.models.load import LanguageModel, hidden_states
@@ -66,6 +68,22 @@ def test_packed_sequences_are_read_as_alone(family: str, checkpointing: bool, mo
     require_equal(packed, alone)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_packed_attention_drops_weights_in_training_alone(family: str) -> None:
+    """Fused, with a window, and with a soft-cap; the second forward of checkpointing drops the same weights."""
+    model, ids = eager(family, attention_dropout=0.5).model, torch.cat(sequences(), 1)
+    model.config._attn_implementation = PACKED
+
+    def read() -> tuple[torch.Tensor, Gradients]:
+        torch.manual_seed(3)
+        return read_and_differentiate(model, lambda: hidden_states(model, ids, None, POSITIONS))
+
+    evaluated, expected = read()[0], model.train() and read()
+    assert float((expected[0] - evaluated).norm() / evaluated.norm()) > 0.01
+    model.gradient_checkpointing_enable()
+    require_equal(read(), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", RECURRENT)
 def test_recurrent_and_hybrid_models_cannot_pack(family: str, dtype: torch.dtype) -> None:
@@ -83,6 +101,18 @@ def test_a_model_with_biases_of_its_own_cannot_pack() -> None:
     problem = tiny("mpt", d_model=32, n_heads=4, n_layers=2).packing_problem
     assert problem
     assert problem.startswith("does not read packed batches (")
+
+
+def test_the_check_restores_the_attention_of_all_parts() -> None:
+    """A text model inside a larger one: the packed implementation would stay in the others."""
+    text = SIZES | {"model_type": "gemma3_text", "query_pre_attn_scalar": 8}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision | {"image_size": 14})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.set_attn_implementation({"": "eager", "text_config": "sdpa", "vision_config": "eager"})
+    assert LanguageModel("gemma3", model, byte_tokenizer()).packing_problem is None
+    found = [each._attn_implementation for each in (config, config.text_config, config.vision_config)]
+    assert found == ["eager", "sdpa", "eager"]
 
 
 def test_a_model_that_ignores_positions_cannot_pack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,11 @@ from tests.helpers.models import byte_tokenizer
 from tests.helpers.training import CONFIG, SAMPLING, RecordingObserver, learn, metrics, same_update, weights
 from tsdkd.artifacts.json_files import read_json
 from tsdkd.errors import InputError
+from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.data.batches import even_batches
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.train import trainer as trainer_module
 from tsdkd.stages.train.batch_order import pack_samples
@@ -79,6 +83,26 @@ def test_packed_online_training_samples_and_learns_the_same(
         found.append(weights(tmp_path / name))
     assert same_update(found[1], found[0], weights(student))
     assert observer.messages.count(f"{teacher} reads padded batches: it mixes sequences.") == 1
+
+
+def test_recorded_responses_are_measured_by_their_own_lengths(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Not by the limits of sampled ones: longer responses would fit in no micro-batch, shorter ones be refused."""
+    sampling = GenerateConfig(policy="teacher", max_new_tokens=30, engine="transformers")
+    recorded = generate(prompts, str(teacher), tmp_path / "r", sampling)
+    longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in recorded.table().to_pylist())
+    for limit in (5, 500):
+        online = OnlineConfig(sampling=replace(SAMPLING, max_prompt_tokens=limit), student_fraction=0.0)
+        config = replace(CONFIG, epochs=1, method="gkd", objective=find_method("gkd").objective, online=online)
+        with pytest.raises(InputError, match=f"reach {longest} tokens, more than --micro-batch-tokens 40"):
+            train_online(recorded.path, str(student), str(teacher), tmp_path / "c", packed(config, 40))
+        train_online(recorded.path, str(student), str(teacher), tmp_path / str(limit), packed(config, longest))
+
+
+def test_a_longer_sequence_ends_the_search_for_batches() -> None:
+    with pytest.raises(ValueError, match="longer than 5 tokens"):
+        even_batches([3, 6, 2], 5, 2)
 
 
 def test_both_limits_are_refused() -> None:

@@ -4,7 +4,6 @@ The padding id is 0; masks exclude it everywhere.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import count
 from math import ceil
 from typing import Any
 
@@ -48,7 +47,7 @@ def even_batches(lengths: Sequence[int], tokens: int, ranks: int) -> list[list[i
 
     The number of batches is a multiple of `ranks`; some may be empty. No sequence may be longer than `tokens`.
     """
-    for rounds in count(max(1, ceil(sum(lengths) / (tokens * ranks)))):
+    for rounds in range(max(1, ceil(sum(lengths) / (tokens * ranks))), len(lengths) + 1):
         batches: list[list[int]] = [[] for _ in range(rounds * ranks)]
         sizes = [0] * len(batches)
         for index in _longest_first(lengths):
@@ -57,7 +56,7 @@ def even_batches(lengths: Sequence[int], tokens: int, ranks: int) -> list[list[i
             sizes[smallest] += lengths[index]
         if max(sizes) <= tokens:
             return batches
-    raise AssertionError
+    raise ValueError(f"a sequence is longer than {tokens} tokens")
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:

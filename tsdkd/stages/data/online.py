@@ -18,7 +18,7 @@ from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, Response
-from tsdkd.stages.data.source import Sample
+from tsdkd.stages.data.source import Sample, sample_length
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
 
@@ -59,7 +59,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         return self.samples[index]
 
     def length(self, index: int) -> int:
-        return len(self.samples[index]["prompt_ids"]) + len(self.samples[index]["response_ids"])
+        return sample_length(self.samples[index])
 
     def prompt_id(self, index: int) -> str:
         return str(self.samples[index]["prompt_id"])

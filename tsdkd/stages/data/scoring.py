@@ -16,7 +16,7 @@ from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
-from tsdkd.stages.data.turns import response_turns
+from tsdkd.stages.data.source import sample_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
 from tsdkd.stages.observer import Observer
 
@@ -54,7 +54,7 @@ def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: Score
 def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chunk: CompareChunk) -> list[ScoreRow]:
     """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
     responses = [row["response_ids"] for row in rollouts]
-    turns = [response_turns(len(row["response_ids"]), row.get("response_mask")) for row in rollouts]
+    turns = list(map(sample_turns, rollouts))
     batch = join_sequences([row["prompt_ids"] for row in rollouts], responses, turns, packed=True)
     with torch.inference_mode():
         student, teacher = (predicting_hidden(model, batch) for model in models)

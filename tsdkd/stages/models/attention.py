@@ -4,7 +4,8 @@ Some kernels ignore features that they do not support: sdpa ignores the soft-cap
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -109,7 +110,6 @@ def difference_from_eager(model: PreTrainedModel, kernel: str) -> float:
 
     Eager attention reads `PROBE_TOKENS`. In every layer, the kernel then gets the same queries, keys and values.
     """
-    before = _kernel(model)
     calls: list[_Call] = []
     differences = [0.0]
 
@@ -127,15 +127,25 @@ def difference_from_eager(model: PreTrainedModel, kernel: str) -> float:
             differences.append(float((values - expected).abs().max() / call.inputs[2].abs().max().clamp(min=1e-6)))
         return call.result
 
-    model.set_attn_implementation(EAGER)
-    try:
+    with _restored_attention(model):
+        model.set_attn_implementation(EAGER)
         _read_probe(model, record)
         model.set_attn_implementation(kernel)
         recorded = iter(calls)
         _read_probe(model, compare)
-    finally:
-        model.set_attn_implementation(before)
     return max(differences)
+
+
+@contextmanager
+def _restored_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Restores the implementation of each part of a model: those of a vision tower and of its text model differ."""
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in configs.values()]  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for config, name in before:  # a config is set before its parts, which it changes too
+            config._attn_implementation = name  # noqa: SLF001
 
 
 def _read_probe(model: PreTrainedModel, call: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifes
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import SAVED_STEPS
 from tsdkd.artifacts.writer import Writer
-from tsdkd.errors import InputError, TsdkdError
+from tsdkd.errors import TsdkdError
 from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import TrainConfig
@@ -29,12 +29,10 @@ from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 from tsdkd.stages.metrics.names import SUMMARY_METRICS
 from tsdkd.stages.models import memory
-from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.new_adapters import add_lora
-from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import library_versions
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
@@ -47,6 +45,7 @@ from tsdkd.stages.train.callbacks import (
 )
 from tsdkd.stages.train.checkpoint import save_checkpoint
 from tsdkd.stages.train.packing import require_packed_length, require_packing
+from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
 from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
@@ -89,7 +88,7 @@ def run_training(
     """Train, or resume, and write the checkpoint. Raises the errors of `train_offline` and `train_online`."""
     precision = forward_precision(config.precision)
     arguments = training_arguments(config, precision, seed, output)
-    _require_full_weights(inputs.student)
+    require_full_weights(inputs.student)
     models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
     require_attention(config.attention, [model.name for model in (models if config.online else models[:1])])
     require_packed_length(inputs.max_length, config)
@@ -158,14 +157,6 @@ def _open_directory(output: Path, manifest: Manifest, overwrite: bool) -> Iterat
     with Writer.open(output, manifest, overwrite=overwrite) if rank() == 0 else nullcontext() as writer:
         (directory,) = broadcast_object_list([writer and writer.path])
         yield writer, directory
-
-
-def _require_full_weights(student: ModelRecord) -> None:
-    if is_adapter(model_directory(student.name)):
-        raise InputError(
-            f"{student.name} is an adapter, but training starts from full weights.",
-            "Train it with --lora --merge, or merge it into its model, and name the merged model.",
-        )
 
 
 def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str, observer: Observer) -> None:

@@ -5,9 +5,9 @@ padding do not change the update. A run that is killed at any moment resumes fro
 same weights.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -41,16 +41,15 @@ from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
 from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.online import LocalSampler
-from tsdkd.stages.methods import Method, find_method
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
-from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.device import forward_precision, require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
-from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
+from tsdkd.stages.train.prerequisites import require_readable_samples, require_responses, require_scored_samplers
 
 
 @reading_inputs()
@@ -84,7 +83,7 @@ def train_offline(
     method.require_authors(response_authors(source.rollouts))
     method.require_unmodified_sampling(source.rollouts.manifest.config)
     if method.objective.policy_gradient_weight:
-        _require_scored_samplers(source)
+        require_scored_samplers(source)
     require_same_tokenizer(record, source.teacher or source.rollouts.manifest.model("student"))
     spec = load_spec(student)
     require_readable(source.rollouts, [spec])
@@ -121,18 +120,6 @@ def _scored_source(
     return source
 
 
-def _require_scored_samplers(source: RolloutSource) -> None:
-    """Raise InputError unless the models that sampled the responses are those that were scored."""
-    *_, scores = source.parents
-    scored = {model.role: model for model in scores.manifest.models}
-    for sampler in source.rollouts.manifest.models:
-        if sampler.weights != scored[sampler.role].weights:
-            raise InputError(
-                f"These scores are of another {sampler.role} than the one that sampled ({sampler.name}).",
-                f"Score with --{sampler.role} {sampler.name}.",
-            )
-
-
 @reading_inputs()
 def train_online(
     data: Path,
@@ -167,7 +154,7 @@ def train_online(
         if author.role == "teacher" and author.weights != models[1].weights:
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
-    _require_responses(online, find_method(config.method), recorded)
+    require_responses(online, find_method(config.method), recorded)
     specs = load_spec(student, chat), load_spec(teacher)
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
     config, sampling = replace(config, online=online), online.sampling
@@ -180,7 +167,7 @@ def train_online(
     else:
         samples = samples_from_rollouts(recorded, sampling.limit)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
-    _require_readable_samples(samples, max_length, specs)
+    require_readable_samples(samples, max_length, specs)
     ends = _ends(specs, online, observer)
 
     @contextmanager
@@ -195,8 +182,7 @@ def train_online(
                 source = ReplaySource(samples, reader, sampler, ReplaySchedule(online.replay))
             yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
-    memory_length = sampling.max_prompt_tokens + sampling.response_limit
-    inputs = TrainingInputs(*models, (parent, *chat_parents), memory_length, vocab, ends, open_data, day, chat)
+    inputs = TrainingInputs(*models, (parent, *chat_parents), max_length, vocab, ends, open_data, day, chat)
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
@@ -219,37 +205,6 @@ def _ends(specs: tuple[ModelSpec, ModelSpec], online: OnlineConfig, observer: Ob
     if not ends and not sampling.stop and (online.student_fraction or online.replay):
         observer.warning(f"The models have no end token: responses have {sampling.response_limit} tokens.")
     return ends
-
-
-def _require_readable_samples(samples: list[Sample], max_length: int, specs: Iterable[ModelSpec]) -> None:
-    """Raises InputError for a model whose context is shorter than `max_length`, or that does not know an id."""
-    require_context(specs, max_length)
-    largest_id = max(max(sample["prompt_ids"] + sample["response_ids"]) for sample in samples)
-    for spec in specs:
-        require_known_ids(spec.name, spec.vocab, largest_id)
-
-
-def _require_responses(online: OnlineConfig, method: Method, recorded: Artifact | None) -> None:
-    """Raise InputError unless the method learns from these responses, sampled and recorded, and they exist."""
-    if not method.needs_teacher:
-        raise InputError(f"{method.name} learns from recorded responses alone.", "Give --rollouts, without --teacher.")
-    method.require_student_fraction(online.student_fraction)
-    method.require_unmodified_sampling(asdict(online.sampling))
-    if method.objective.policy_gradient_weight and online.student_fraction < 1:
-        raise InputError(
-            f"Online, {method.name} learns only from responses that are sampled during training.",
-            "Give --lambda 1, or leave out --lambda.",
-        )
-    if recorded is None and online.student_fraction < 1:
-        alternative = ", or --lambda 1" if method.online_responses and not method.uses_replay else ""
-        raise InputError(
-            f"lambda is {online.student_fraction}, but the other prompts have no recorded responses.",
-            f"Give --rollouts in place of --prompts{alternative}.",
-        )
-    if recorded is not None and online.student_fraction < 1:
-        method.require_authors(response_authors(recorded))
-    if online.replay and world_size() > 1:
-        raise InputError(f"{method.name} trains in one process: its replay is not distributed.", "Start one process.")
 
 
 def _with_engine(online: OnlineConfig, precision: str, observer: Observer) -> OnlineConfig:

@@ -6,7 +6,6 @@ the names of the weights in saved steps.
 """
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -40,6 +39,7 @@ from tsdkd.stages.data.source import (
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
+from tsdkd.stages.metrics.step_means import StepMeans
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
@@ -81,9 +81,7 @@ class DistillationTrainer(Trainer):
         self.vocab = student.vocab
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if objective.opener == "adaptive" else None
-        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.tensor(0.0))
-        self._counts: Counter[str] = Counter()
-        """The responses that each metric is a mean over; a micro-batch with empty openers has no rank agreement."""
+        self._means = StepMeans()
         self._inference_forward = student.model.forward
         if packed_tokens:
             self._decoder_config._attn_implementation = training_attention(self._decoder_config)  # noqa: SLF001
@@ -228,9 +226,8 @@ class DistillationTrainer(Trainer):
             self._raise_not_finite(loss, metrics, samples)
         responses = len(inputs["response_mask"])
         metrics = square_grad_norms(metrics, responses)
-        for name, value in (metrics | response_health(samples) if samples else {}).items():
-            self._counts[name] += responses
-            self._sums[name] = responses * value + self._sums[name].to(getattr(value, "device", "cpu"))
+        if samples:
+            self._means.add(metrics | response_health(samples), responses)
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
 
     def _raise_not_finite(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
@@ -294,12 +291,6 @@ class DistillationTrainer(Trainer):
                 "Lower --learning-rate or --max-grad-norm. Nothing of this step was saved.",
             )
         if is_step(logs):
-            own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
-            by_rank = gather_object([own]) if self.args.world_size > 1 else [own]
-            for name in {name: None for rank_sums in by_rank for name in rank_sums}:
-                totals, counts = zip(*(rank_sums.get(name, (0.0, 0)) for rank_sums in by_rank), strict=True)
-                logs[name] = sum(totals) / sum(counts)
+            logs.update(self._means.pop(self.args.world_size))
             logs.update(pop_grad_shares(logs))
-            self._sums.clear()
-            self._counts.clear()
         super().log(logs, start_time)

@@ -1,0 +1,70 @@
+"""What training needs of its inputs, beside files that fit together: responses, lengths and models."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.reader import Artifact
+from tsdkd.errors import InputError
+from tsdkd.processes import world_size
+from tsdkd.stages.config.train import OnlineConfig
+from tsdkd.stages.data.offline import RolloutSource, response_authors
+from tsdkd.stages.data.source import Sample
+from tsdkd.stages.methods import Method
+from tsdkd.stages.models.adapters import is_adapter
+from tsdkd.stages.models.context import require_context
+from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.spec import ModelSpec
+from tsdkd.stages.models.vocabulary import require_known_ids
+
+
+def require_full_weights(student: ModelRecord) -> None:
+    """Raises InputError for an adapter."""
+    if is_adapter(model_directory(student.name)):
+        raise InputError(
+            f"{student.name} is an adapter, but training starts from full weights.",
+            "Train it with --lora --merge, or merge it into its model, and name the merged model.",
+        )
+
+
+def require_scored_samplers(source: RolloutSource) -> None:
+    """Raises InputError unless the models that sampled the responses are those that were scored."""
+    *_, scores = source.parents
+    scored = {model.role: model for model in scores.manifest.models}
+    for sampler in source.rollouts.manifest.models:
+        if sampler.weights != scored[sampler.role].weights:
+            raise InputError(
+                f"These scores are of another {sampler.role} than the one that sampled ({sampler.name}).",
+                f"Score with --{sampler.role} {sampler.name}.",
+            )
+
+
+def require_readable_samples(samples: list[Sample], max_length: int, specs: Iterable[ModelSpec]) -> None:
+    """Raises InputError for a model whose context is shorter than `max_length`, or that does not know an id."""
+    require_context(specs, max_length)
+    largest_id = max(max(sample["prompt_ids"] + sample["response_ids"]) for sample in samples)
+    for spec in specs:
+        require_known_ids(spec.name, spec.vocab, largest_id)
+
+
+def require_responses(online: OnlineConfig, method: Method, recorded: Artifact | None) -> None:
+    """Raises InputError unless the method learns from these responses, sampled and recorded, and they exist."""
+    if not method.needs_teacher:
+        raise InputError(f"{method.name} learns from recorded responses alone.", "Give --rollouts, without --teacher.")
+    method.require_student_fraction(online.student_fraction)
+    method.require_unmodified_sampling(asdict(online.sampling))
+    if method.objective.policy_gradient_weight and online.student_fraction < 1:
+        raise InputError(
+            f"Online, {method.name} learns only from responses that are sampled during training.",
+            "Give --lambda 1, or leave out --lambda.",
+        )
+    if recorded is None and online.student_fraction < 1:
+        alternative = ", or --lambda 1" if method.online_responses and not method.uses_replay else ""
+        raise InputError(
+            f"lambda is {online.student_fraction}, but the other prompts have no recorded responses.",
+            f"Give --rollouts in place of --prompts{alternative}.",
+        )
+    if recorded is not None and online.student_fraction < 1:
+        method.require_authors(response_authors(recorded))
+    if online.replay and world_size() > 1:
+        raise InputError(f"{method.name} trains in one process: its replay is not distributed.", "Start one process.")
