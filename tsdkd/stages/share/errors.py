@@ -1,0 +1,44 @@
+"""Errors of file systems and of the hub, as one line of cause and one of remedy, without secrets."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tsdkd.artifacts.disk import disk_failure
+from tsdkd.errors import InputError, TsdkdError, first_line
+
+CREDENTIALS = {
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+    "hf": "Set HF_TOKEN, or run `hf auth login`",
+}
+"""How a library finds its credentials, by protocol."""
+AGAIN = "Run the same command again; parts that are there already are not copied again."
+_QUERY = re.compile(r"(\w+://[^\s?'\"<>]+)\?[^\s'\"<>]*")
+"""The query of a URL may hold a signature."""
+
+
+@contextmanager
+def translate_errors(url: str) -> Iterator[None]:
+    """Raise InputError or TsdkdError for an error of the file system or of the hub that holds `url`."""
+    try:
+        yield
+    except TsdkdError:
+        raise
+    except Exception as error:
+        raise _described(url, error) from error
+
+
+def _described(url: str, error: Exception) -> TsdkdError:
+    if failure := disk_failure(error):
+        return failure
+    reason = _QUERY.sub(r"\1", first_line(error)).rstrip(".")
+    login = CREDENTIALS.get(url.split("://", maxsplit=1)[0], "Check its credentials and permissions")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if re.search("Credential|TokenNotFound", type(error).__name__):
+        return InputError(f"{url} needs credentials, and none were found ({reason}).", f"{login}.")
+    if isinstance(error, PermissionError) or status in {401, 403}:
+        return InputError(f"{url} refuses access ({reason}).", f"{login}, and check their permissions.")
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return InputError(f"{url} does not exist ({reason}).", "Check its name; make a bucket or branch first.")
+    return TsdkdError(f"{url} failed ({type(error).__name__}: {reason}).", AGAIN)
