@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tsdkd.artifacts.disk import disk_failure
+from tsdkd.artifacts.disk import causes, disk_failure
 from tsdkd.errors import InputError, TsdkdError, first_line
 
 CREDENTIALS = {
@@ -32,13 +32,24 @@ def translate_errors(url: str) -> Iterator[None]:
 def _described(url: str, error: Exception) -> TsdkdError:
     if failure := disk_failure(error):
         return failure
-    reason = _QUERY.sub(r"\1", first_line(error)).rstrip(".")
     login = CREDENTIALS.get(url.split("://", maxsplit=1)[0], "Check its credentials and permissions")
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    for cause in causes(error):
+        if found := _refusal(url, cause, login):
+            return found
+    return TsdkdError(f"{url} failed ({type(error).__name__}: {_reason(error)}).", AGAIN)
+
+
+def _reason(error: BaseException) -> str:
+    return _QUERY.sub(r"\1", first_line(error)).rstrip(".")
+
+
+def _refusal(url: str, error: BaseException, login: str) -> InputError | None:
+    """The error for missing credentials or permissions, or for a missing place; None for another."""
+    reason, status = _reason(error), getattr(getattr(error, "response", None), "status_code", None)
     if re.search("Credential|TokenNotFound", type(error).__name__):
         return InputError(f"{url} needs credentials, and none were found ({reason}).", f"{login}.")
     if isinstance(error, PermissionError) or status in {401, 403}:
         return InputError(f"{url} refuses access ({reason}).", f"{login}, and check their permissions.")
     if isinstance(error, FileNotFoundError) or status == 404:
         return InputError(f"{url} does not exist ({reason}).", "Check its name; make a bucket or branch first.")
-    return TsdkdError(f"{url} failed ({type(error).__name__}: {reason}).", AGAIN)
+    return None
