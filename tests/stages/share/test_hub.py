@@ -1,18 +1,17 @@
 """The hub by a small server on loopback (tests/helpers/hub_server.py), through huggingface_hub's own client."""
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from huggingface_hub import HfApi
 
 from tests.helpers.artifacts import RESULTS, add, write_parts
 from tests.helpers.commands import refuse, run
-from tests.helpers.hub_server import TOKEN, FakeHub, client_of, hub_server
+from tests.helpers.deaths import die_at, killed
+from tests.helpers.hub_server import FakeHub, client_of, hub_server
 from tests.helpers.runs import make_run
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
@@ -22,11 +21,12 @@ from tsdkd.stages.share.hub import HubAddress
 from tsdkd.stages.share.stage import pull, push
 
 Contents = Callable[[Path], dict[str, bytes]]
-DATA, PLACE = "datasets/me/data", "hf://datasets/me/data/scores"
+DATA, STORE = "datasets/me/data", "hf://datasets/me/data/scores"
 
 
 @pytest.fixture
-def hub() -> Iterator[FakeHub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     with hub_server() as hub, client_of(hub):
         yield hub
 
@@ -39,75 +39,66 @@ def artifact(tmp_path: Path) -> Path:
 def test_a_push_is_one_commit_to_a_private_dataset(
     tmp_path: Path, hub: FakeHub, artifact: Path, contents: Contents
 ) -> None:
-    shown = run("artifact", "push", artifact, PLACE)
+    shown = run("artifact", "push", artifact, STORE)
     assert hub.private == {DATA: True}
     commit, tree = hub.commits[DATA][-1]
     assert len(hub.commits[DATA]) == 2
     assert {*tree} == {".gitattributes", "scores/README.md", *(f"scores/{name}" for name in contents(artifact))}
     assert f"tsdkd artifact pull hf://datasets/me/data@{commit}/scores DIR" in shown
-    run("artifact", "pull", PLACE, tmp_path / "back")
+    run("artifact", "pull", STORE, tmp_path / "back")
     assert contents(tmp_path / "back") == contents(artifact)
     assert not (tmp_path / "back" / "README.md").exists()
-    push(artifact, PLACE)
+    push(artifact, STORE)
     assert len(hub.commits[DATA]) == 2
 
 
 def test_a_pull_reads_the_commit_that_is_there_now(
     tmp_path: Path, hub: FakeHub, artifact: Path, contents: Contents
 ) -> None:
-    pinned = push(artifact, PLACE)
+    pinned = push(artifact, STORE)
     with patch("tsdkd.stages.share.stage._require_parts", lambda *_: hub.write(DATA, "scores/part-0.bin", b"later")):
-        pull(PLACE, tmp_path / "back")
+        pull(STORE, tmp_path / "back")
     assert contents(tmp_path / "back") == contents(artifact)
-    cause, remedy = refuse("artifact", "pull", PLACE, tmp_path / "later")
+    cause, remedy = refuse("artifact", "pull", STORE, tmp_path / "later")
     assert cause.startswith("part-0.bin has 5 bytes, not 3,000 at hf://datasets/me/data@")
     assert "another revision" in remedy
     pull(pinned, tmp_path / "later")
-    repository, _, path = PLACE.rpartition("/")
+    repository, _, path = STORE.rpartition("/")
     pull(f"{repository}/{path}@{pinned.partition('@')[2].partition('/')[0]}", tmp_path / "at_the_end")
 
 
-def test_an_interrupted_push_sends_no_large_file_twice(
-    hub: FakeHub, artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_push_sends_no_large_file_twice(hub: FakeHub, artifact: Path) -> None:
     hub.refuse_uploads_after = 2
-    cause, remedy = refuse("artifact", "push", artifact, PLACE)
-    assert cause.startswith(f"{PLACE} refuses access (")
+    cause, remedy = refuse("artifact", "push", artifact, STORE)
+    assert cause.startswith(f"{STORE} refuses access (")
     assert "secret-signature" not in cause
     assert remedy.startswith("Set HF_TOKEN, or run `hf auth login`")
     assert MANIFEST_FILE not in str(hub.tree(DATA))
     hub.refuse_uploads_after = None
-    push(artifact, PLACE)
+    push(artifact, STORE)
     assert len(hub.uploads) == len({*hub.uploads}) == 4
 
 
 def test_a_killed_push_is_completed(tmp_path: Path, hub: FakeHub, artifact: Path, contents: Contents) -> None:
-    program = (
-        "import os, signal\nfrom tsdkd.cli import main\nfrom huggingface_hub import HfApi\n"
-        "HfApi.create_commit = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\nmain()"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
-    command = [sys.executable, "-c", program, "artifact", "push", str(artifact), PLACE]
-    found = subprocess.run(command, capture_output=True, check=False, env=environment)
-    assert found.returncode == -signal.SIGKILL, found.stderr
-    refuse("artifact", "pull", PLACE, tmp_path / "back")
+    killed(lambda: push(artifact, STORE), die_at(HfApi, "create_commit", 1))
+    refuse("artifact", "pull", STORE, tmp_path / "back")
     sent = list(hub.uploads)
     assert len(sent) == 4
-    push(artifact, PLACE)
-    pull(PLACE, tmp_path / "back")
+    push(artifact, STORE)
+    pull(STORE, tmp_path / "back")
     assert hub.uploads == sent
     assert contents(tmp_path / "back") == contents(artifact)
 
 
 def test_overwriting_is_one_commit(tmp_path: Path, hub: FakeHub, artifact: Path, contents: Contents) -> None:
-    push(artifact, PLACE)
+    push(artifact, STORE)
     card = hub.contents[hub.tree(DATA)["scores/README.md"]]
     hub.write(DATA, "scores/README.md", card.replace(b"---\n", b"---\nlicense: mit\n", 1))
     other = write_parts(tmp_path / "other", 3, seed=1).path
-    cause, _ = refuse("artifact", "push", other, PLACE)
+    cause, _ = refuse("artifact", "push", other, STORE)
     assert "holds other results" in cause
     assert len(hub.commits[DATA]) == 3
-    run("artifact", "push", other, PLACE, "--overwrite")
+    run("artifact", "push", other, STORE, "--overwrite")
     assert len(hub.commits[DATA]) == 4
     tree = hub.tree(DATA)
     assert {*tree} == {".gitattributes", "scores/README.md", *(f"scores/{name}" for name in contents(other))}
@@ -122,8 +113,8 @@ def test_a_checkpoint_keeps_its_model_card(tmp_path: Path, hub: FakeHub, content
     assert b"tsdkd artifact pull hf://me/model " in hub.contents[hub.tree("models/me/model")["README.md"]]
     pull("hf://me/model", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(checkpoint)
-    cause, _ = refuse("artifact", "push", checkpoint, PLACE)
-    assert cause == f"{PLACE} is a dataset on the hub, and checkpoint cannot go there."
+    cause, _ = refuse("artifact", "push", checkpoint, STORE)
+    assert cause == f"{STORE} is a dataset on the hub, and checkpoint cannot go there."
 
 
 def test_a_card_that_is_a_part_is_sent_as_it_is(tmp_path: Path, hub: FakeHub) -> None:
@@ -137,20 +128,20 @@ def test_a_card_that_is_a_part_is_sent_as_it_is(tmp_path: Path, hub: FakeHub) ->
 def test_other_bytes_on_the_hub_are_an_error(hub: FakeHub, artifact: Path) -> None:
     store = hub.store
     hub.store = lambda content: store(content[:-1] + b"!") if content.endswith(b"\4" * 9) else store(content)  # type: ignore[method-assign]
-    cause, _ = refuse("artifact", "push", artifact, PLACE, code=1)
+    cause, _ = refuse("artifact", "push", artifact, STORE, code=1)
     assert "holds other bytes of more/last.txt than were sent" in cause
 
 
 def test_what_the_hub_refuses(tmp_path: Path, hub: FakeHub, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cause, _ = refuse("artifact", "pull", PLACE, tmp_path / "back")
-    assert cause.startswith(f"{PLACE} does not exist (")
-    push(artifact, PLACE)
+    cause, _ = refuse("artifact", "pull", STORE, tmp_path / "back")
+    assert cause.startswith(f"{STORE} does not exist (")
+    push(artifact, STORE)
     cause, _ = refuse("artifact", "pull", "hf://datasets/me/data@v9/scores", tmp_path / "back")
     assert cause.startswith("hf://datasets/me/data@v9/scores does not exist (")
     cause, _ = refuse("artifact", "pull", "hf://datasets/me/data/none", tmp_path / "back")
     assert "holds no finished artifact" in cause
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_secret")
-    for command in (("push", artifact, PLACE), ("pull", PLACE, tmp_path / "back")):
+    for command in (("push", artifact, STORE), ("pull", STORE, tmp_path / "back")):
         cause, remedy = refuse("artifact", *command)
         assert "401" in cause
         assert "hf_wrong_secret" not in cause + remedy

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 
 from tests.helpers.artifacts import RESULTS, add, write_parts
 from tests.helpers.commands import refuse, run
+from tests.helpers.deaths import die_at, killed
 from tests.helpers.runs import make_run
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
@@ -23,9 +23,9 @@ from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
-from tsdkd.stages.share import place as place_module
-from tsdkd.stages.share.place import Place, block_of, stored_checksum_is
+from tsdkd.stages.share import store as store_module
 from tsdkd.stages.share.stage import pull, push
+from tsdkd.stages.share.store import Store, block_of, stored_checksum_is
 from tsdkd.stages.share.transfer import Transfer
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -33,7 +33,8 @@ PARTS = ["more/last.txt", "part-0.bin", "part-1.bin", "part-2.bin", "part-3.bin"
 
 
 @pytest.fixture(autouse=True)
-def empty_memory() -> Iterator[None]:
+def empty_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     yield
     fsspec.filesystem("memory").store.clear()
 
@@ -52,10 +53,10 @@ def there(tmp_path: Path, artifact: Path) -> Path:
 
 @pytest.fixture
 def sent() -> Iterator[list[str]]:
-    """The names of the files that are written at a place, in their order."""
+    """The names of the files that are written at a store, in their order."""
     names: list[str] = []
-    writing = Place._writing
-    with patch.object(Place, "_writing", lambda self, name, size: names.append(name) or writing(self, name, size)):
+    writing = Store._writing
+    with patch.object(Store, "_writing", lambda self, name, size: names.append(name) or writing(self, name, size)):
         yield names
 
 
@@ -79,9 +80,9 @@ def parts_of(there: Path) -> list[dict[str, object]]:
 def test_a_pulled_artifact_has_the_bytes_of_the_pushed_one(
     tmp_path: Path, artifact: Path, contents: Contents, scheme: str
 ) -> None:
-    place = f"{scheme}://{tmp_path}/there"
-    run("artifact", "push", artifact, place)
-    shown = run("artifact", "pull", place, tmp_path / "back")
+    store = f"{scheme}://{tmp_path}/there"
+    run("artifact", "push", artifact, store)
+    shown = run("artifact", "pull", store, tmp_path / "back")
     assert load_manifest(artifact).fingerprint[:12] in shown
     assert contents(tmp_path / "back") == contents(artifact)
     run("artifact", "verify", tmp_path / "back")
@@ -141,28 +142,6 @@ def test_a_push_without_its_manifest_is_unfinished(tmp_path: Path, there: Path) 
     assert not (tmp_path / "back").exists()
 
 
-def die_at(call: int, name: str = "copy", cls: type = Transfer) -> object:
-    """SIGKILL this process when a method is called for the `call`th time; parts are then half written."""
-    calls, method = iter(range(1, 1000)), getattr(cls, name)
-
-    def wrapped(*args: object, **more: object) -> object:
-        if next(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return method(*args, **more)
-
-    return patch.object(cls, name, wrapped)
-
-
-def killed(work: Callable[[], object], at: object) -> None:
-    """Run `work` in a process that is killed."""
-    child = os.fork()
-    if child == 0:
-        with at:  # type: ignore[attr-defined]
-            work()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-
 @pytest.mark.parametrize(
     "at",
     [("_count", 1), ("_count", 4), ("_count", 5), ("read_manifest", 1)],
@@ -172,7 +151,7 @@ def test_a_killed_push_is_completed_by_the_same_command(
     tmp_path: Path, artifact: Path, sent: list[str], contents: Contents, at: tuple[str, int]
 ) -> None:
     there = tmp_path / "there"
-    killed(lambda: push(artifact, url(there)), die_at(at[1], at[0], Transfer if at[0] == "_count" else Place))
+    killed(lambda: push(artifact, url(there)), die_at(Transfer if at[0] == "_count" else Store, *at))
     if at[0] == "_count":
         with pytest.raises(ArtifactError, match="no finished artifact"):
             pull(url(there), tmp_path / "back")
@@ -188,7 +167,7 @@ def test_a_killed_pull_is_completed_by_the_same_command(
     tmp_path: Path, artifact: Path, there: Path, contents: Contents, at: int
 ) -> None:
     back = tmp_path / "back"
-    killed(lambda: run("artifact", "pull", url(there), back), die_at(at, "add_file", Writer))
+    killed(lambda: run("artifact", "pull", url(there), back), die_at(Writer, "add_file", at))
     assert len(load_manifest(back).parts) == at - 1
     with pytest.raises(ArtifactError, match="is not finished") as raised:
         read_artifact(back, "results")
@@ -204,7 +183,7 @@ def test_an_unfinished_pull_names_the_command_that_completes_it(
 ) -> None:
     command = ["artifact", "pull", url(there), str(tmp_path / "back")]
     monkeypatch.setattr(sys, "argv", ["tsdkd", *command])
-    killed(lambda: run(*command), die_at(2, "add_file", Writer))
+    killed(lambda: run(*command), die_at(Writer, "add_file", 2))
     cause, remedy = refuse("artifact", "push", tmp_path / "back", url(tmp_path / "other"))
     assert cause.endswith("back is not finished: 1 parts are written.")
     assert remedy == f"Run `tsdkd {' '.join(command)}` again to complete it."
@@ -274,7 +253,7 @@ def test_other_bytes_than_were_sent_are_an_error(tmp_path: Path, artifact: Path)
             self.stream.write(bytes(len(data)))  # type: ignore[attr-defined]
 
     with (
-        patch.object(place_module, "_Translated", Flipping),
+        patch.object(store_module, "_Translated", Flipping),
         pytest.raises(TsdkdError, match=r"other bytes of .* than"),
     ):
         push(artifact, url(tmp_path / "there"))
@@ -329,7 +308,7 @@ def test_a_killed_overwriting_pull_keeps_the_old_artifact(
 ) -> None:
     other = write_parts(tmp_path / "other", 3, seed=1).path
     before = contents(other)
-    killed(lambda: pull(url(there), other, overwrite=True), die_at(3, "add_file", Writer))
+    killed(lambda: pull(url(there), other, overwrite=True), die_at(Writer, "add_file", 3))
     assert contents(other) == before
     pull(url(there), other, overwrite=True)
     assert contents(other) == contents(artifact)
@@ -367,15 +346,15 @@ def test_a_hostile_manifest(tmp_path: Path, there: Path, change: dict[str, objec
 
 
 def test_a_part_that_grows_or_shrinks_while_it_is_fetched(tmp_path: Path, there: Path) -> None:
-    files = Place.files
+    files = Store.files
     for size in (2999, 3001):
 
-        def change(self: Place, size: int = size) -> object:
+        def change(self: Store, size: int = size) -> object:
             found = files(self)
             (there / "part-0.bin").write_bytes(bytes(size))
             return found
 
-        with patch.object(Place, "files", change), pytest.raises(TsdkdError, match=r"A file has (more|less) than"):
+        with patch.object(Store, "files", change), pytest.raises(TsdkdError, match=r"A file has (more|less) than"):
             pull(url(there), tmp_path / "back")
         (there / "part-0.bin").write_bytes(bytes(3000))
 
@@ -392,7 +371,7 @@ def test_unlisted_files_and_links_are_not_fetched(tmp_path: Path, there: Path) -
 
 def test_a_link_at_the_destination_leads_nowhere(tmp_path: Path, there: Path) -> None:
     (tmp_path / "outside").mkdir()
-    killed(lambda: pull(url(there), tmp_path / "back"), die_at(2, "add_file", Writer))
+    killed(lambda: pull(url(there), tmp_path / "back"), die_at(Writer, "add_file", 2))
     if (tmp_path / "back" / "more").is_dir():
         for file in (tmp_path / "back" / "more").iterdir():
             file.unlink()
@@ -428,12 +407,16 @@ def test_a_disk_that_is_too_small(tmp_path: Path, there: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "cause"),
+    ("store", "cause"),
     [
         ("s3://me:secret@bucket/path", "The URL holds a user name or a password."),
         ("s3://bucket/path?X-Amz-Signature=secret", "The URL holds a query (?...), which may be a key."),
-        ("bucket/path", "bucket/path is not the URL of a directory."),
-        ("simplecache::s3://bucket/path", "simplecache::s3://bucket/path is not the URL of a directory."),
+        ("hf://me:secret@host/data", "The URL holds a user name or a password."),
+        ("secret@bucket/path", "An artifact is pushed to and pulled from the URL of a directory, and this is none."),
+        (
+            "simplecache::s3://me:secret@bucket/path",
+            "An artifact is pushed to and pulled from the URL of a directory, and this is none.",
+        ),
         ("what://bucket/path", "what://bucket/path cannot be opened (Protocol not known: what)."),
         ("hf://alone", "hf://alone names no repository of the hub."),
         ("hf://datasets/me/../data", "hf://datasets/me/../data names no repository of the hub."),
@@ -442,8 +425,8 @@ def test_a_disk_that_is_too_small(tmp_path: Path, there: Path) -> None:
         ("hf://me/data", "hf://me/data is a model on the hub, and results cannot go there."),
     ],
 )
-def test_urls_that_are_refused(artifact: Path, place: str, cause: str) -> None:
-    found, remedy = refuse("artifact", "push", artifact, place)
+def test_urls_that_are_refused(artifact: Path, store: str, cause: str) -> None:
+    found, remedy = refuse("artifact", "push", artifact, store)
     assert found == cause
     assert "secret" not in found + remedy
 

@@ -44,7 +44,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refusal(url: str, error: BaseException, login: str) -> InputError | None:
-    """The error for missing credentials or permissions, or for a missing place; None for another."""
+    """The error for missing credentials or permissions, or for a missing store; None for another."""
     reason, status = _reason(error), getattr(getattr(error, "response", None), "status_code", None)
     if re.search("Credential|TokenNotFound", type(error).__name__):
         return InputError(f"{url} needs credentials, and none were found ({reason}).", f"{login}.")

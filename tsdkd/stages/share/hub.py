@@ -21,7 +21,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.share.card import CARD_FILE, artifact_card
 from tsdkd.stages.share.errors import translate_errors
-from tsdkd.stages.share.place import Place
+from tsdkd.stages.share.store import Store
 from tsdkd.stages.share.transfer import WORKERS, Transfer
 
 BATCH_BYTES, BATCH_FILES = 1 << 30, 64
@@ -66,7 +66,7 @@ class HubAddress:
         return f"{self.path}/{name}" if self.path else name
 
 
-class HubPlace(Place):
+class HubStore(Store):
     """A directory of a repository at a revision."""
 
     def __init__(self, url: str, address: HubAddress) -> None:
@@ -75,16 +75,16 @@ class HubPlace(Place):
         self.api = HfApi()
 
     @classmethod
-    def to_read(cls, url: str) -> "HubPlace":
-        """A place at the commit that the URL means now."""
+    def to_read(cls, url: str) -> "HubStore":
+        """A store at the commit that the URL means now."""
         address = HubAddress.parse(url)
         with translate_errors(url):
             commit = HfApi().repo_info(address.repository, repo_type=address.kind, revision=address.revision).sha
         return cls(*_at_commit(address, str(commit)))
 
     @classmethod
-    def to_write(cls, url: str, kind: ArtifactKind, observer: Observer) -> "HubPlace":
-        """A place in a repository of the type that `kind` needs. A missing repository is made, private."""
+    def to_write(cls, url: str, kind: ArtifactKind, observer: Observer) -> "HubStore":
+        """A store in a repository of the type that `kind` needs. A missing repository is made, private."""
         address = HubAddress.parse(url)
         if (address.kind == "model") != (kind == "checkpoint"):
             raise InputError(f"{url} is a {address.kind} on the hub, and {kind} cannot go there.", f"Name {FORMS}.")
@@ -139,11 +139,11 @@ class HubPlace(Place):
                 revision=address.revision,
                 num_threads=WORKERS,
             )
-        sent = HubPlace(*_at_commit(address, str(commit.oid)))
+        sent = HubStore(*_at_commit(address, str(commit.oid)))
         self._require_arrived(sent, source, manifest)
         return sent.url
 
-    def _require_arrived(self, sent: "HubPlace", source: Path, manifest: Manifest) -> None:
+    def _require_arrived(self, sent: "HubStore", source: Path, manifest: Manifest) -> None:
         files, transfer = sent.files(), Transfer()
         for part in manifest.parts:
             if not sent.holds(files.get(part.file), part, part_path(source, part), transfer):

@@ -19,8 +19,8 @@ from tsdkd.artifacts.reader import Artifact, check_parts, part_path, read_artifa
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.share.hub import HubPlace
-from tsdkd.stages.share.place import Info, Place, require_plain_url
+from tsdkd.stages.share.hub import HubStore
+from tsdkd.stages.share.store import Info, Store, require_plain_url
 from tsdkd.stages.share.transfer import Transfer
 
 
@@ -39,24 +39,24 @@ def push(source: Path, destination: str, observer: Observer | None = None, overw
     read_artifact(source, manifest.kind, hashed=False)
     require_own_hash(parse_json((source / MANIFEST_FILE).read_bytes(), dict[str, Any]), source)
     _verify(source, manifest, observer)
-    place = HubPlace.to_write(url, manifest.kind, observer) if url.startswith("hf://") else Place.open(url)
-    found = place.files()
-    older = _manifest_at(place, found, overwrite)
+    store = HubStore.to_write(url, manifest.kind, observer) if url.startswith("hf://") else Store.open(url)
+    found = store.files()
+    older = _manifest_at(store, found, overwrite)
     replaces = older is not None and older.fingerprint != manifest.fingerprint
     if older and replaces and not overwrite:
         raise ArtifactError(
-            f"{place.url} holds other {older.kind} ({older.fingerprint[:12]}) than {source} "
+            f"{store.url} holds other {older.kind} ({older.fingerprint[:12]}) than {source} "
             f"({manifest.fingerprint[:12]}).",
             "Choose another destination, or replace it with --overwrite.",
         )
-    missing = _missing_parts(place, found, source, manifest, observer)
+    missing = _missing_parts(store, found, source, manifest, observer)
     if older == manifest and not missing:
-        observer.info(f"{place.url} holds this artifact: nothing to do.")
-        return place.url
+        observer.info(f"{store.url} holds this artifact: nothing to do.")
+        return store.url
     kept = {part.file for part in manifest.parts}
     stale = [part.file for part in (older.parts if older else ()) if part.file not in kept and part.file in found]
     stale += [MANIFEST_FILE] if MANIFEST_FILE in found else []
-    return place.send(source, manifest, missing, stale, replaces, observer)
+    return store.send(source, manifest, missing, stale, replaces, observer)
 
 
 def _verify(source: Path, manifest: Manifest, observer: Observer) -> None:
@@ -73,12 +73,12 @@ def _check_part(source: Path, manifest: Manifest, part: Part) -> Part:
     return part
 
 
-def _manifest_at(place: Place, found: Collection[str], overwrite: bool) -> Manifest | None:
-    """The manifest of the artifact at a place; None without one, or for an unreadable one that is overwritten."""
+def _manifest_at(store: Store, found: Collection[str], overwrite: bool) -> Manifest | None:
+    """The manifest of the artifact at a store; None without one, or for an unreadable one that is overwritten."""
     if MANIFEST_FILE not in found:
         return None
     try:
-        return _parse(place.read_manifest(), place.url)
+        return _parse(store.read_manifest(), store.url)
     except ArtifactError as error:
         if overwrite:
             return None
@@ -86,16 +86,16 @@ def _manifest_at(place: Place, found: Collection[str], overwrite: bool) -> Manif
 
 
 def _missing_parts(
-    place: Place, found: dict[str, Info], source: Path, manifest: Manifest, observer: Observer
+    store: Store, found: dict[str, Info], source: Path, manifest: Manifest, observer: Observer
 ) -> list[Part]:
-    """The parts that a place does not hold; those of the right size are compared by their content."""
+    """The parts that a store does not hold; those of the right size are compared by their content."""
     present = [part for part in manifest.parts if found.get(part.file, {}).get("size") == part.bytes]
     if not present:
         return list(manifest.parts)
     transfer, held = Transfer(), set[str]()
 
     def compare(part: Part) -> tuple[Part, bool]:
-        return part, place.holds(found[part.file], part, part_path(source, part), transfer)
+        return part, store.holds(found[part.file], part, part_path(source, part), transfer)
 
     with observer.progress("comparing", sum(part.bytes for part in present), "bytes") as advance:
         for part, same in transfer.each(compare, present):
@@ -115,12 +115,12 @@ def pull(source: str, output: Path, observer: Observer | None = None, overwrite:
     """
     observer = observer or SilentObserver()
     url = require_plain_url(source)
-    place = HubPlace.to_read(url) if url.startswith("hf://") else Place.open(url)
-    content = place.read_manifest()
-    manifest = _parse(content, place.url)
-    _require_parts(place, manifest)
-    if place.url != url:
-        observer.info(f"Pulling {place.url}")
+    store = HubStore.to_read(url) if url.startswith("hf://") else Store.open(url)
+    content = store.read_manifest()
+    manifest = _parse(content, store.url)
+    _require_parts(store, manifest)
+    if store.url != url:
+        observer.info(f"Pulling {store.url}")
     if existing := _same_at(output, manifest):
         observer.info(f"{output} holds this artifact: nothing to do.")
         _keep_bytes(existing, content)
@@ -129,12 +129,12 @@ def pull(source: str, output: Path, observer: Observer | None = None, overwrite:
     with Writer.open(output, wanted, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete or not set(writer.manifest.parts) <= set(manifest.parts):
             raise ArtifactError(
-                f"{output} holds {manifest.kind} of the same configuration, with other content than {place.url}.",
+                f"{output} holds {manifest.kind} of the same configuration, with other content than {store.url}.",
                 "Choose another directory, or replace it with --overwrite.",
             )
         missing = [part for part in manifest.parts if part not in writer.manifest.parts]
         _require_space(writer.path, sum(part.bytes for part in missing))
-        _fetch(place, writer, missing, observer)
+        _fetch(store, writer, missing, observer)
         artifact = writer.finish(manifest.summary, observer.info)
         _keep_bytes(artifact, content)
     return Artifact(output, manifest)
@@ -153,15 +153,15 @@ def _parse(content: bytes, url: str) -> Manifest:
     return manifest
 
 
-def _require_parts(place: Place, manifest: Manifest) -> None:
-    """Raises ArtifactError if a place lacks a part, or holds one of another size."""
-    files = place.files()
+def _require_parts(store: Store, manifest: Manifest) -> None:
+    """Raises ArtifactError if a store lacks a part, or holds one of another size."""
+    files = store.files()
     for part in manifest.parts:
         size = files.get(part.file, {}).get("size")
         if size != part.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes, not {part.bytes:,}"
             raise ArtifactError(
-                f"{part.file} {found} at {place.url}.", "Push the artifact again, or name another revision of it."
+                f"{part.file} {found} at {store.url}.", "Push the artifact again, or name another revision of it."
             )
 
 
@@ -186,19 +186,19 @@ def _require_space(directory: Path, size: int) -> None:
         )
 
 
-def _fetch(place: Place, writer: Writer, parts: Collection[Part], observer: Observer) -> None:
+def _fetch(store: Store, writer: Writer, parts: Collection[Part], observer: Observer) -> None:
     with observer.progress("fetching", sum(part.bytes for part in parts), "bytes") as advance:
         transfer = Transfer(advance)
 
         def fetch(part: Part) -> Part:
             temporary = writer.temporary_path(part.file)
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            with place.reading(part.file) as stream, temporary.open("wb") as file:
+            with store.reading(part.file) as stream, temporary.open("wb") as file:
                 digest = transfer.copy(stream, file, part.bytes)
             if digest != part.sha256:
                 temporary.unlink()
                 raise ArtifactError(
-                    f"{part.file} at {place.url} has a hash that differs from the manifest.",
+                    f"{part.file} at {store.url} has a hash that differs from the manifest.",
                     "Push the artifact again, or name another revision of it.",
                 )
             return part

@@ -30,20 +30,21 @@ Info = dict[str, Any]
 
 
 def require_plain_url(url: str) -> str:
-    """Raises InputError unless `url` names one place and holds no secret, which the message does not repeat."""
+    """Raises InputError unless `url` names one store and holds no secret. The message repeats no part of the URL."""
     split = urlsplit(url)
-    if "@" in split.netloc and split.scheme != "hf":
+    if "@" in split.netloc:
         raise InputError("The URL holds a user name or a password.", "Give credentials by the environment.")
-    if split.query:
+    if "?" in url:
         raise InputError("The URL holds a query (?...), which may be a key.", "Give credentials by the environment.")
     if "://" not in url or "::" in url:
         raise InputError(
-            f"{url} is not the URL of a directory.", "Name it as hf://..., s3://bucket/path, gs://... or file:///path."
+            "An artifact is pushed to and pulled from the URL of a directory, and this is none.",
+            "Name it as hf://..., s3://bucket/path, gs://bucket/path or file:///path.",
         )
     return url.rstrip("/") if split.path.strip("/") or split.netloc else url
 
 
-class Place:
+class Store:
     """A directory of a file system."""
 
     def __init__(self, url: str, fs: AbstractFileSystem, root: str) -> None:
@@ -53,7 +54,7 @@ class Place:
         self.root = root.rstrip("/")
 
     @classmethod
-    def open(cls, url: str) -> "Place":
+    def open(cls, url: str) -> "Store":
         """Raises InputError for a protocol that is unknown, or whose package is missing."""
         protocol = url.split("://", maxsplit=1)[0]
         with translate_errors(url):
@@ -99,7 +100,7 @@ class Place:
             raise
 
     def holds(self, info: Info | None, part: Part, file: Path, transfer: Transfer) -> bool:
-        """Whether the place holds a part of the artifact that `file` belongs to, by size and content.
+        """Whether the store holds a part of the artifact that `file` belongs to, by size and content.
 
         The checksum that the store computed is compared; of a store without one, the part is read back.
         """
@@ -123,7 +124,7 @@ class Place:
 
         `manifest`: that of the artifact at `source`. `replaces`: whether another artifact is there.
 
-        Without its manifest, the place holds no finished artifact.
+        Without its manifest, the store holds no finished artifact.
         """
         with translate_errors(self.url):
             for name in stale:
@@ -155,7 +156,7 @@ class Place:
 
     @contextmanager
     def _writing(self, name: str, size: int) -> Iterator[Target]:
-        """A file of the place; after an error, a file system that can discards it."""
+        """A file of the store; after an error, a file system that can discards it."""
         path = self.path(name)
         with translate_errors(self.url):
             if OBJECT_STORES.isdisjoint([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol):
@@ -175,7 +176,7 @@ class Place:
 
 
 class _Translated:
-    """A file whose errors name the place."""
+    """A file whose errors name the store."""
 
     def __init__(self, stream: Any, url: str) -> None:
         self._stream, self._url = stream, url
