@@ -113,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif words == ["api", "repos", "create"]:
             self.create(json.loads(body))
         elif words == ["api", "validate-yaml"]:
-            self.respond(200, {"errors": [], "warnings": []})
+            wrong = "base_model: /" in json.loads(body)["content"]
+            errors = [{"message": "Error: base_model is not valid."}] if wrong else []
+            self.respond(400 if wrong else 200, {"errors": errors, "warnings": []})
         else:
             is_whole = words[0] in {"api", "datasets"}
             self.route(words[words[0] == "api" :] if is_whole else ["models", *words], body)

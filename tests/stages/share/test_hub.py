@@ -125,6 +125,15 @@ def test_a_card_that_is_a_part_is_sent_as_it_is(tmp_path: Path, hub: FakeHub) ->
     assert hub.contents[hub.tree(DATA)["README.md"]] == b"# A card"
 
 
+def test_a_card_that_the_hub_refuses(tmp_path: Path, hub: FakeHub) -> None:
+    with Writer.open(tmp_path / "a", RESULTS) as writer:
+        add(writer, "README.md", "---\nbase_model: /home/somebody/small\n---\n")
+        writer.finish({})
+    cause, remedy = refuse("artifact", "push", tmp_path / "a", "hf://datasets/me/data")
+    assert cause.endswith("refuses the card (Invalid metadata in README.md. - Error: base_model is not valid.).")
+    assert "README.md" in remedy
+
+
 def test_other_bytes_on_the_hub_are_an_error(hub: FakeHub, artifact: Path) -> None:
     store = hub.store
     hub.store = lambda content: store(content[:-1] + b"!") if content.endswith(b"\4" * 9) else store(content)  # type: ignore[method-assign]
@@ -144,6 +153,7 @@ def test_what_the_hub_refuses(tmp_path: Path, hub: FakeHub, artifact: Path, monk
     for command in (("push", artifact, STORE), ("pull", STORE, tmp_path / "back")):
         cause, remedy = refuse("artifact", *command)
         assert "401" in cause
+        assert cause.count("\n") == 0
         assert "hf_wrong_secret" not in cause + remedy
     assert not (tmp_path / "back").exists()
 

@@ -314,6 +314,32 @@ def test_a_killed_overwriting_pull_keeps_the_old_artifact(
     assert contents(other) == contents(artifact)
 
 
+def test_a_killed_overwriting_push_leaves_nothing_finished(tmp_path: Path, there: Path, contents: Contents) -> None:
+    other = write_parts(tmp_path / "other", 3, seed=1).path
+    killed(lambda: push(other, url(there), overwrite=True), die_at(Store, "_send_part", 2))
+    with pytest.raises(ArtifactError, match="no finished artifact"):
+        pull(url(there), tmp_path / "back")
+    push(other, url(there), overwrite=True)
+    assert contents(there) == contents(other)
+
+
+def test_an_unfinished_artifact_of_other_content_at_the_destination_of_a_pull(
+    tmp_path: Path, there: Path, contents: Contents
+) -> None:
+    with Writer.open(tmp_path / "back", RESULTS) as writer:
+        add(writer, "part-0.bin", "other")
+    before = contents(tmp_path / "back")
+    cause, _ = refuse("artifact", "pull", url(there), tmp_path / "back")
+    assert "with other content than" in cause
+    assert contents(tmp_path / "back") == before
+
+
+def test_a_store_with_a_partial_manifest(tmp_path: Path, there: Path) -> None:
+    change_manifest(there, state="partial")
+    cause, _ = refuse("artifact", "pull", url(there), tmp_path / "back")
+    assert cause == f"{url(there)} is not finished."
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -40,7 +40,9 @@ def _described(url: str, error: Exception) -> TsdkdError:
 
 
 def _reason(error: BaseException) -> str:
-    return _QUERY.sub(r"\1", first_line(error)).rstrip(".")
+    """The first two lines of a message: the hub's second line names the cause."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [first_line(error)]
+    return _QUERY.sub(r"\1", " ".join(lines[:2])).rstrip(".")
 
 
 def _refusal(url: str, error: BaseException, login: str) -> InputError | None:

@@ -130,7 +130,7 @@ class HubStore(Store):
                         free_memory=False,
                     )
                 advance(sum(sizes[operation.path_in_repo] for operation in batch))
-        with _no_bars(), translate_errors(self.url):
+        with _no_bars(), translate_errors(self.url), _card_errors(self.url):
             commit = self.api.create_commit(
                 address.repository,
                 [*uploads, *(CommitOperationDelete(name) for name in deleted), *others],
@@ -175,6 +175,20 @@ def _batches(
             batch = []
     if batch:
         yield batch
+
+
+@contextmanager
+def _card_errors(url: str) -> Iterator[None]:
+    """Raise InputError for a card whose front matter the hub refuses; huggingface_hub asks before it commits."""
+    try:
+        yield
+    except ValueError as error:
+        if "Invalid metadata" not in str(error):
+            raise
+        raise InputError(
+            f"{url} refuses the card ({' '.join(str(error).split())}).",
+            "Correct README.md on the hub; for a checkpoint, train it again: its card is one of its parts.",
+        ) from None
 
 
 @contextmanager
