@@ -483,6 +483,12 @@ def test_checksums_that_stores_compute(artifact: Path) -> None:
     assert stored_checksum_is({"lfs": {"sha256": "0"}}, replace(part, sha256="1" * 64), file) is False
 
 
+def test_a_part_of_another_size_is_not_there(artifact: Path, there: Path) -> None:
+    part = load_manifest(artifact).parts[1]
+    for info, there_ in ((None, False), ({"size": 2999}, False), ({"size": 3000}, True)):
+        assert Store.open(url(there)).holds(info, part, artifact / part.file, Transfer()) is there_
+
+
 def test_large_files_have_at_most_10_000_blocks() -> None:
     assert block_of(1) == block_of(10_000 << 24) == 1 << 24
     assert -(-(1 << 40) // block_of(1 << 40)) <= 10_000

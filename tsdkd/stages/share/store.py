@@ -72,12 +72,11 @@ class Store:
         return f"{self.root}/{name}"
 
     def files(self) -> dict[str, Info]:
-        """What the file system knows of each file, by its name below this directory; asked anew."""
+        """What the file system knows of each file, by its name below this directory; asked anew. Links do not count."""
         with translate_errors(self.url):
             self.fs.invalidate_cache()
             found: dict[str, Info] = self.fs.find(self.root, detail=True)
-        plain = {name: info for name, info in found.items() if info["type"] == "file" and not info.get("islink")}
-        return {name[len(self.root) :].lstrip("/"): info for name, info in plain.items()}
+        return {name[len(self.root) :].lstrip("/"): info for name, info in found.items() if info["type"] == "file"}
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Source]:
