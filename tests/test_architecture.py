@@ -34,7 +34,7 @@ ROOMS = (
     "stages.results",
 )
 """Each room imports only rooms listed before it; commands import all of them, and no other command."""
-STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan", "doctor")
+STAGES = ("generate", "score", "train", "eval", "prune", "inspect", "report", "plan", "doctor", "share")
 COMMANDS = tuple(f"stages.{name}" for name in STAGES)
 
 

@@ -45,6 +45,20 @@ def test_a_long_history_is_thinned_and_its_range_is_not() -> None:
     assert history.points[-1] == pytest.approx(sum(values[99_968:]) / 31)
 
 
+def test_bytes_are_shown_as_megabytes() -> None:
+    clock = [0.0]
+    bar = Progress(RateColumn(), get_time=lambda: clock[0])
+    bar.add_task("sending", total=10**9, completed=0, unit="bytes", initial=0)
+    clock[0] = 2.0
+    bar.advance(bar.tasks[0].id, 10**8)
+    assert bar.columns[0].render(bar.tasks[0]).plain == "50.0 MB/s"
+    log = Console(file=io.StringIO(), width=200)
+    lines = progress.ProgressLines(log, "sending", 10**9, "bytes", 0)
+    lines.start = lines.last_line = lines.start - 120
+    lines.advance(10**8)
+    assert log.file.getvalue() == "sending: 100 of 1,000 MB, 50.0 a minute, 18 min left\n"
+
+
 def test_the_rate_is_the_mean_since_the_start() -> None:
     """A batch of ten requests ends after a minute; four requests were complete before."""
     clock = [0.0]

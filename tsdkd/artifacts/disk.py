@@ -36,7 +36,7 @@ def disk_failure(error: BaseException, directory: Path | None = None) -> TsdkdEr
     """
     if not isinstance(error, Exception) or isinstance(error, TsdkdError):
         return None
-    for cause in _chain(error):
+    for cause in causes(error):
         if reason := _reason(cause):
             file = getattr(cause, "filename", None) or directory
             verb = "read or written" if reason == os.strerror(errno.EIO) else "written"
@@ -78,7 +78,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp")
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """An error and its causes."""
     seen: list[BaseException] = []
     while error not in seen:

@@ -47,7 +47,7 @@ def read_json(path: Path, annotation: Any = Any, remedy: str = REMEDY) -> Any:
         raise unreadable_error(path, error, remedy) from None
 
 
-def unreadable_error(path: Path, error: Exception, remedy: str = REMEDY) -> ArtifactError:
+def unreadable_error(path: Path | str, error: Exception, remedy: str = REMEDY) -> ArtifactError:
     """The error for a file with wrong content."""
     return ArtifactError(f"{path} cannot be read ({error}).", remedy)
 

@@ -123,8 +123,12 @@ def load_manifest(path: Path) -> Manifest:
 
     Raises ArtifactError for a directory without a manifest, an unreadable manifest, and another format.
     """
-    raw = read_raw_manifest(path)
-    file, format_ = path / MANIFEST_FILE, raw.get("format")
+    return check_manifest(read_raw_manifest(path), path)
+
+
+def check_manifest(raw: dict[str, Any], path: Path | str) -> Manifest:
+    """The manifest of the artifact at `path`, which may be a URL, from its JSON. Raises ArtifactError."""
+    file, format_ = f"{path}/{MANIFEST_FILE}", raw.get("format")
     if type(format_) is int and format_ != FORMAT:
         raise _format_error(path, format_, raw)
     try:
@@ -137,7 +141,17 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _format_error(path: Path, format_: int, raw: dict[str, Any]) -> ArtifactError:
+def require_own_hash(raw: dict[str, Any], path: Path | str) -> None:
+    """Raises ArtifactError for the JSON of a manifest that was changed after it was written."""
+    content = {key: value for key, value in raw.items() if key != "sha256"}
+    if raw.get("sha256") not in (None, json_digest(content)):  # None: written by an earlier tsdkd
+        raise ArtifactError(
+            f"{path}/{MANIFEST_FILE} was changed after it was written.",
+            f"Restore it, or run `{MADE_BY.get(str(raw.get('kind')), 'the stage')}` again with --overwrite.",
+        )
+
+
+def _format_error(path: Path | str, format_: int, raw: dict[str, Any]) -> ArtifactError:
     if format_ > FORMAT:
         return ArtifactError(f"{path} has format {format_}; this tsdkd reads format {FORMAT}.", "Update tsdkd.")
     return ArtifactError(

@@ -5,7 +5,7 @@ Of its tables, the columns that a stage reads are checked as it reads them.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tsdkd.artifacts.files import MANIFEST_FILE
-from tsdkd.artifacts.hashing import content_digest, file_digest, json_digest
+from tsdkd.artifacts.hashing import content_digest, file_digest
+from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.locks import reading_inputs, register_input
 from tsdkd.artifacts.manifest import (
     HUB_DATASET,
@@ -27,6 +28,7 @@ from tsdkd.artifacts.manifest import (
     load_manifest,
     read_raw_manifest,
     relative_path,
+    require_own_hash,
 )
 from tsdkd.artifacts.replacing import delete_unused_leftovers, restore_missing
 from tsdkd.artifacts.schemas import OPTIONAL
@@ -122,7 +124,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
     if manifest.state != "complete":
         raise ArtifactError(
             f"{path} is not finished: {len(manifest.parts)} parts are written.",
-            f"Run `{command}` again to complete it.",
+            f"Run `{_pulled_by(path) or command}` again to complete it.",
         )
     delete_unused_leftovers(path)
     if kind in {"rollouts", "scores"} and not manifest.rows:
@@ -130,6 +132,14 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
     if hashed:
         check_parts(path, manifest)
     return Artifact(path, manifest)
+
+
+def _pulled_by(path: Path) -> str:
+    """The command that pulls an unfinished artifact; "" if a stage writes it."""
+    with suppress(ArtifactError):
+        commands = [session.command for session in read_sessions(path)]
+        return commands[-1] if commands and commands[-1].startswith("tsdkd artifact pull ") else ""
+    return ""
 
 
 @reading_inputs()
@@ -154,12 +164,7 @@ def verify_artifact(path: Path) -> tuple[Manifest, list[Parent]]:
                 f"{path / parent.path} ({parent.kind}) changed after {path} was made from it.",
                 f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
             )
-    content = read_raw_manifest(path)
-    if content.pop("sha256", None) not in (None, json_digest(content)):  # None: written by an earlier tsdkd
-        raise ArtifactError(
-            f"{path / MANIFEST_FILE} was changed after it was written.",
-            f"Restore it, or run `{MADE_BY[manifest.kind]}` again with --overwrite.",
-        )
+    require_own_hash(read_raw_manifest(path), path)
     return manifest, outside
 
 

@@ -134,12 +134,15 @@ class Writer:
         """The file that is locked while a rank writes a part; a library that replaces the part would lose its lock."""
         return self.path / f"{file}.claim.tmp"
 
-    def add_file(self, file: str, rows: int | None = None) -> None:
-        """Make a part of the file at `temporary_path(file)`; `rows` if it is a table."""
+    def add_file(self, file: str, rows: int | None = None, sha256: str | None = None) -> None:
+        """Make a part of the file at `temporary_path(file)`; `rows` if it is a table.
+
+        `sha256`: its hash, if the caller computed it while it wrote the file.
+        """
         temporary = self.temporary_path(file)
         temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         fsync(temporary)
-        part = Part(file, rows, temporary.stat().st_size, file_digest(temporary))
+        part = Part(file, rows, temporary.stat().st_size, sha256 or file_digest(temporary))
         with self._locked_manifest():
             temporary.replace(self.path / file)
             fsync((self.path / file).parent)

@@ -65,7 +65,7 @@ COMMANDS = {
         "Make a student from a teacher by removing layers, for a family without a small model: teacher -> student.",
         MORE,
     ),
-    "artifact": CommandEntry("Look at artifacts: show, verify, lineage.", MORE),
+    "artifact": CommandEntry("Look at artifacts, and share them: show, verify, lineage, push, pull.", MORE),
 }
 
 

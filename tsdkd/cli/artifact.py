@@ -1,7 +1,8 @@
-"""tsdkd artifact: look at the artifacts that stages write."""
+"""tsdkd artifact: look at the artifacts that stages write, and share them."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,15 +12,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 import tsdkd.stages  # noqa: F401 - adds the check of recorded configurations
-from tsdkd.cli.console import show_pairs, show_text, show_tree
+from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs, show_text, show_tree
 from tsdkd.printable import escape_controls
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest, Parent
 
-app = typer.Typer(no_args_is_help=True, help="Look at artifacts: show, verify, lineage.")
+app = typer.Typer(no_args_is_help=True, help="Look at artifacts, and share them: show, verify, lineage, push, pull.")
 MAX_EXPANDED = 200
 """The largest number of artifacts in a lineage."""
+STORE = "hf://[datasets/]USER/NAME[/PATH], s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH, or another URL of fsspec"
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", show_default=False)]
 
 
@@ -69,6 +71,43 @@ def verify(path: Directory) -> None:
     )
     for parent in outside:
         show_text(f"{parent.kind} at {_parent_path(path, parent)}: outside the run, not checked")
+
+
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Directory of an artifact.", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help=f"Where it goes: {STORE}.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another artifact at DEST.")] = False,
+) -> None:
+    """Send an artifact to the hub, a bucket or another directory, with hashes checked on both sides.
+
+    An interrupted push continues with the same command. Credentials come from the environment.
+    """
+    from tsdkd.stages.share.stage import push as push_artifact
+
+    url = push_artifact(source, destination, ConsoleObserver(), overwrite)
+    show_text(f"{source} is at {url}")
+    show_next(shlex.join(["tsdkd", "artifact", "pull", url, "DIR"]))
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help=f"Where it is: {STORE}; the hub's names take @REVISION.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="DEST", help="Directory of the artifact.", show_default=False)],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another artifact at DEST when the new one is complete.")
+    ] = False,
+) -> None:
+    """Fetch an artifact from the hub, a bucket or another directory; its fingerprint stays the same.
+
+    An interrupted pull continues with the same command. Credentials come from the environment.
+    """
+    from tsdkd.stages.share.stage import pull as pull_artifact
+
+    artifact = pull_artifact(source, output, ConsoleObserver(), overwrite)
+    show_text(f"{output}: {artifact.manifest.kind}, fingerprint {artifact.fingerprint[:12]}")
 
 
 @app.command()

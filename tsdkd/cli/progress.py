@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -50,7 +51,9 @@ class ProgressLines:
         self.last_line = now
         rate = 60 * (self.done - self.initial) / (now - self.start)
         left = (self.total - self.done) / rate
-        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.1f} a minute, {left:,.0f} min left"
+        size, unit = (10**6, "MB") if self.unit == "bytes" else (1, self.unit)
+        done, total = (f"{round(count / size):,}" for count in (self.done, self.total))
+        line = f"{self.what}: {done} of {total} {unit}, {rate / size:,.1f} a minute, {left:,.0f} min left"
         metrics = "".join(f", {name} {value:.4g}" for name, value in self.latest.items())
         self.console.print(line + metrics, soft_wrap=True)
 
@@ -120,6 +123,8 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         rate = _rate(task)
+        if task.fields["unit"] == "bytes":
+            return Text(f"{rate / 1e6:,.1f} MB/s" if rate else "", style="cyan")
         shown, per = (rate, "s") if rate >= 1 else (60 * rate, "min")
         return Text(f"{shown:,.1f} {task.fields['unit']}/{per}" if rate else "", style="cyan")
 
@@ -144,7 +149,7 @@ def progress_bar(
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if unit == "bytes" else MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
         LeftColumn(),

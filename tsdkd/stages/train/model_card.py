@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from tsdkd.artifacts.manifest import Manifest, flatten
 from tsdkd.printable import escape_markdown
@@ -21,7 +22,7 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
     adapter = manifest.config["lora"] and not manifest.config["lora"]["merge"]
     library = "peft" if adapter else "transformers"
     data = ModelCardData(
-        base_model=student.name, library_name=library, tags=["distillation", manifest.config["method"]]
+        base_model=_hub_id(student.name), library_name=library, tags=["distillation", manifest.config["method"]]
     )
     settings = {name: value for name, value in flatten(manifest.config).items() if value not in (None, [], ())}
     method = find_method(manifest.config["method"])
@@ -62,6 +63,15 @@ def _evaluation_table(evaluations: Sequence[dict[str, float]]) -> str:
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _hub_id(name: str) -> str | None:
+    """The name of a model if the hub accepts it in a card: it refuses cards that name a path."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def _last_part(name: str) -> str:
