@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         fake = self.fake
         fake.paths.append(self.path)
         if self._refused():
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         card = {"id": fake.model, "owned_by": fake.kind, "max_model_len": fake.max_model_len}
         self._answer(200, {"data": [card]})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         fake = self.fake
         fake.paths.append(self.path)
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -127,7 +127,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
         data = json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "content-type": "application/json",
+            "content-length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if cut else data)
@@ -157,13 +161,22 @@ class _Handler(BaseHTTPRequestHandler):
             raise ValueError(
                 f"Requested prompt logprobs of {count}, which is greater than max allowed: {self.fake.max_logprobs}"
             )
-        return [int(token) for token in np.argsort(-row, kind="stable")[: count - (self.fake.fault == "fewer")]]
+        order: list[int] = np.argsort(-row, kind="stable")[: count - (self.fake.fault == "fewer")].tolist()
+        return order
 
     def _prompt_logprobs(self, ids: list[int], count: int, temperature: float) -> list[dict[int, Any] | None]:
         entries: list[dict[int, Any] | None] = [None]
         for token, row in zip(ids[1:], self._rows(ids, temperature)[1:], strict=True):
-            order = [token, *(other for other in self._top(row, count) if other != token)]
-            entries.append({i: {"logprob": float(row[i]), "rank": 1 + int((row > row[i]).sum())} for i in order})
+            entry = {token: {"logprob": float(row[token]), "rank": 1 + int((row > row[token]).sum())}}
+            top = self._top(row, count)
+            values = row[top].tolist()
+            entries.append(
+                entry
+                | {
+                    i: {"logprob": value, "rank": rank}
+                    for rank, (i, value) in enumerate(zip(top, values, strict=True), 1)
+                }
+            )
         return entries
 
     def _completions(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             "prompt_token_ids": ids[1:] if self.fake.fault == "other-ids" else ids,
             "prompt_logprobs": self._prompt_logprobs(ids, count, body["temperature"]),
             "logprobs": {
-                "top_logprobs": [{f"token_id:{i}": float(following[i]) for i in self._top(following, body.get("logprobs", 1))}]
+                "top_logprobs": [
+                    {f"token_id:{i}": float(following[i]) for i in self._top(following, body.get("logprobs", 1))}
+                ]
             },
         }
         if self.fake.fault == "no-log-probs":
@@ -186,7 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer: dict[str, Any] = {"model": self.fake.model, "prompt_token_ids": ids}
         answer["prompt_logprobs"] = self._prompt_logprobs(ids, sampling["prompt_logprobs"], sampling["temperature"])
         following = self.fake.log_probs(ids)[-1]
-        top = [{"token_id": i, "logprob": float(following[i])} for i in self._top(following, sampling.get("logprobs", 1))]
+        top = [
+            {"token_id": i, "logprob": float(following[i])} for i in self._top(following, sampling.get("logprobs", 1))
+        ]
         answer["choices"] = [{"logprobs": {"content": [{"top_logprobs": top}]}}]
         if fixed is not None:
             first = sampling["prompt_logprob_start"] + 1
@@ -209,7 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
 
         following, after = self.fake.log_probs(ids)[-1], range(start + 1, len(ids))
         info: dict[str, Any] = {
-            "input_token_logprobs": [[None, ids[start], None], *([float(rows[i][ids[i]]), ids[i], None] for i in after)],
+            "input_token_logprobs": [
+                [None, ids[start], None],
+                *([float(rows[i][ids[i]]), ids[i], None] for i in after),
+            ],
             "input_top_logprobs": [None, *(entries(rows[i], self._top(rows[i], count)) for i in after)],
             "output_top_logprobs": [entries(following, self._top(following, count))],
             "input_token_ids_logprobs": [None, *(entries(rows[i], body.get("token_ids_logprob") or []) for i in after)],

@@ -9,7 +9,7 @@ UPPER_WEIGHT = 0.4
 
 
 def entropy_bounds(top_log_probs: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-    """The least and the greatest entropy over `vocab` tokens: log-probabilities (..., K), best first -> nats (...) each.
+    """The least and the greatest entropy over `vocab` tokens: log-probabilities (..., K), best first -> nats (...).
 
     Each other token has at most the probability p of the K-th. Entropy is concave, so it is least where as many of them
     as possible have p, one has the rest and all others have 0; it is greatest where all have the same probability.

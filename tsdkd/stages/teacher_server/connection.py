@@ -61,7 +61,8 @@ class Connection:
             return self._parse(self._client.get(self.url + path))
         except httpx2.TransportError as error:
             raise InputError(
-                f"No server responds at {self.url} ({self._quote(error)}).", "Check --teacher-url, and start the server."
+                f"No server responds at {self.url} ({self._quote(error)}).",
+                "Check --teacher-url, and start the server.",
             ) from None
 
     def post(self, path: str, body: Json) -> Json:

@@ -93,7 +93,7 @@ def _top(row: LogProbs, asked: int, top_k: int, vocab: int) -> LogProbs:
     if len(known) < top_k:
         raise TsdkdError(
             f"Of the server's {asked} most likely tokens, the student knows only {len(known)}; {top_k} are recorded.",
-            f"Give a smaller --top-k, or start vLLM with --max-logprobs {asked + SPARE} or more.",
+            "Give a smaller --top-k.",
         )
     return {token: value for value, token in known[:top_k]}
 

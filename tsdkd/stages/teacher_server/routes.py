@@ -27,9 +27,7 @@ class Route(Protocol):
     ranks_all: bool
     """Whether it gives the log-probabilities of fixed ids, so that all candidates are ranked."""
 
-    def read(
-        self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0
-    ) -> RawReading:
+    def read(self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0) -> RawReading:
         """Log-probabilities of the `top` most likely tokens at each position. Raises TsdkdError."""
 
 
@@ -41,9 +39,7 @@ class CompletionsRoute:
     def __init__(self, connection: Connection, model: str) -> None:
         self._connection, self._model = connection, model
 
-    def read(
-        self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0
-    ) -> RawReading:
+    def read(self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0) -> RawReading:
         body = {"model": self._model, "prompt": request.ids, "add_special_tokens": False, "max_tokens": 1}
         body |= {"prompt_logprobs": top, "return_token_ids": True, "temperature": temperature, **NEUTRAL, "top_k": 0}
         if next_row:
@@ -66,9 +62,7 @@ class TokensRoute:
     def __init__(self, connection: Connection, model: str) -> None:
         self._connection, self._model = connection, model
 
-    def read(
-        self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0
-    ) -> RawReading:
+    def read(self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0) -> RawReading:
         sampling = {"max_tokens": 1, "prompt_logprobs": top, "temperature": temperature, "detokenize": False, **NEUTRAL}
         if next_row:
             sampling["logprobs"] = top
@@ -100,9 +94,7 @@ class SglangRoute:
     def __init__(self, connection: Connection, model: str) -> None:
         self._connection = connection
 
-    def read(
-        self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0
-    ) -> RawReading:
+    def read(self, request: ReadRequest, top: int, *, next_row: bool = False, temperature: float = 1.0) -> RawReading:
         with _expected_form():
             info = self._generate(request, {"top_logprobs_num": top}, temperature)
             own = info["input_token_logprobs"]

@@ -43,29 +43,28 @@ def test_requests(tokenizer: PreTrainedTokenizerBase, longest: int | None) -> li
     return [ReadRequest(ids, list(range(1, len(ids)))) for ids in texts]
 
 
-def answers_fingerprint(requests: list[ReadRequest], read: Reader) -> str:
-    """The fingerprint of a server's answers to the self-test's texts."""
-    values = torch.cat([read(request)[0].token_log_probs for request in requests])
-    if len(values) < VALUES:
-        raise InputError(
-            f"The server's context holds too few tokens for the self-test: {len(values)}.",
-            "Serve the teacher with a longer --max-model-len.",
-        )
-    return fingerprint(values)
+def check_server(requests: list[ReadRequest], read: Reader) -> str:
+    """The fingerprint of the teacher.
 
-
-def check_server(requests: list[ReadRequest], read: Reader) -> None:
-    """Raises TsdkdError where the server's answers have none of the properties of log-probabilities."""
-    for request in requests:
-        reading = read(request)[0]
+    Raises TsdkdError where the server's answers lack a property of log-probabilities, InputError for a short context.
+    """
+    readings = [read(request)[0] for request in requests]
+    for request, reading in zip(requests, readings, strict=True):
         _check_own_tokens(request, reading)
         _check_alignment(request, reading, read)
     warm = read(requests[0], temperature=OTHER_TEMPERATURE)[0]
-    if float((read(requests[0])[0].top_log_probs - warm.top_log_probs).abs().mean()) > TOLERANCE:
+    if float((readings[0].top_log_probs - warm.top_log_probs).abs().mean()) > TOLERANCE:
         raise TsdkdError(
             "The teacher's server divides logits by the temperature before it gives log-probabilities.",
             "Start vLLM with --logprobs-mode raw_logprobs, and send requests to it directly.",
         )
+    own = torch.cat([reading.token_log_probs for reading in readings])
+    if len(own) < VALUES:
+        raise InputError(
+            f"The server's context holds too few tokens for the self-test: {len(own)}.",
+            "Serve the teacher with a longer --max-model-len.",
+        )
+    return fingerprint(own)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, tokenize: Callable[[str], list[int]]) -> None:
@@ -89,7 +88,8 @@ def _check_own_tokens(request: ReadRequest, reading: Reading) -> None:
 
 def _check_alignment(request: ReadRequest, reading: Reading, read: Reader) -> None:
     """The row of a token is the row that the text before it alone gives for the next token."""
-    rows = [dict(zip(*pair, strict=True)) for pair in zip(reading.top_ids.tolist(), reading.top_log_probs.tolist())]
+    tops = zip(reading.top_ids.tolist(), reading.top_log_probs.tolist(), strict=True)
+    rows = [dict(zip(*top, strict=True)) for top in tops]
     count = len(request.ids)
     for position in sorted({max(2, count * part // (PREFIXES + 1)) for part in range(1, PREFIXES + 1)}):
         following = read(ReadRequest(request.ids[:position], [position - 1]), next_row=True)[1]

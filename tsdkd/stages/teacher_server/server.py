@@ -5,17 +5,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages.teacher_server.connection import Connection, Json, RefusedError
-from tsdkd.stages.teacher_server.fingerprint import difference, same_teacher
+from tsdkd.stages.observer import Observer
+from tsdkd.stages.teacher_server.connection import KEY_VARIABLE, Connection, Json, RefusedError
+from tsdkd.stages.teacher_server.fingerprint import difference, fingerprint, same_teacher
 from tsdkd.stages.teacher_server.reading import SPARE, LogProbs, Reading, ReadRequest, check_reading
 from tsdkd.stages.teacher_server.routes import CompletionsRoute, Route, SglangRoute, TokensRoute
-from tsdkd.stages.teacher_server.self_test import answers_fingerprint, check_server, check_tokenizer, test_requests
+from tsdkd.stages.teacher_server.self_test import check_server, check_tokenizer, test_requests
 
 REQUESTS = 16
 """Requests at the same time, unless the user chooses."""
+LONGEST_NAME = 200
+"""Characters of a model's name."""
 
 
 class TeacherServer:
@@ -53,8 +57,7 @@ class TeacherServer:
             self.route = self._choose_route(str(card.get("owned_by")), k)
             self._asked = self._probe_top_k(k)
             self.tokenizer_checked = self._check_tokenizer(tokenizer)
-            check_server(self._tests, self._read_one)
-            self.fingerprint = answers_fingerprint(self._tests, self._read_one)
+            self.fingerprint = check_server(self._tests, self._read_one)
         except BaseException:
             self.close()
             raise
@@ -63,6 +66,10 @@ class TeacherServer:
     def sends_key_in_clear(self) -> bool:
         """Whether the key travels without TLS to another machine."""
         return self._connection.sends_key_in_clear
+
+    @property
+    def url(self) -> str:
+        return self._connection.url
 
     def require_length(self, longest: int) -> None:
         """Raises InputError unless the server reads sequences of `longest` tokens."""
@@ -88,7 +95,7 @@ class TeacherServer:
             for future in futures:
                 readings.append(future.result()[0])
                 done(1)
-            self._require_same(answers_fingerprint(self._tests, self._read_one))
+            self._require_same(self._fingerprint_now())
             return readings
         except BaseException:
             for future in futures:
@@ -112,18 +119,22 @@ class TeacherServer:
         raw = self.route.read(request, self._asked, next_row=next_row, temperature=temperature)
         return check_reading(request, raw, self._asked, self.top_k, self._vocab), raw.next_row
 
-    def _require_same(self, fingerprint: str) -> None:
-        if not same_teacher(self.fingerprint, fingerprint):
+    def _fingerprint_now(self) -> str:
+        own = [torch.tensor(self.route.read(request, 1).token_log_probs) for request in self._tests]
+        return fingerprint(torch.cat(own))
+
+    def _require_same(self, other: str) -> None:
+        if not same_teacher(self.fingerprint, other):
             raise TsdkdError(
                 f"The server answers as another teacher than before: its log-probabilities of the self-test differ by "
-                f"{difference(self.fingerprint, fingerprint):.2f} nats per token.",
+                f"{difference(self.fingerprint, other):.2f} nats per token.",
                 f"Serve the same weights of {self.model} again, or start anew with --overwrite.",
             )
 
     def _find_model(self, name: str | None) -> Json:
         """The model's entry of /v1/models."""
         cards = self._connection.get("/v1/models").get("data")
-        if not isinstance(cards, list) or not all(isinstance(card, dict) and "id" in card for card in cards):
+        if not isinstance(cards, list) or not all(map(_is_card, cards)):
             raise InputError("The server lists no models at /v1/models.", "It must be vLLM or SGLang.")
         names = [card["id"] for card in cards]
         if name is None and len(cards) == 1:
@@ -177,3 +188,31 @@ class TeacherServer:
         except RefusedError:
             return False
         return True
+
+
+def _is_card(card: object) -> bool:
+    """Whether an entry of /v1/models has a name that a manifest can record."""
+    name = card.get("id") if isinstance(card, dict) else None
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
+
+
+def open_server(
+    url: str,
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocab: int,
+    top_k: int,
+    k: int,
+    observer: Observer,
+    requests: int = REQUESTS,
+) -> TeacherServer:
+    """A tested server, described to the user; arguments and errors as for `TeacherServer`."""
+    server = TeacherServer(url, name, tokenizer, vocab=vocab, top_k=top_k, k=k, requests=requests)
+    if server.sends_key_in_clear:
+        observer.warning(f"The key of {KEY_VARIABLE} travels without TLS to {server.url}.")
+    if not server.tokenizer_checked:
+        observer.warning("The server does not show its tokenizer, so it is not compared with the student's.")
+    ranked = "all candidates are ranked" if server.route.ranks_all else f"candidates outside the top {top_k} are tied"
+    observer.info(f"{server.model} is read by {server.route.name}: {ranked}. It passed the self-test.")
+    return server
