@@ -192,7 +192,7 @@ def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str,
     """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
     student = load_config(inputs.student.name)
     needed = inputs.teacher if find_method(config.method).needs_teacher else None
-    teacher = load_config(needed.name) if needed else None
+    teacher = load_config(needed.name) if needed and not needed.served else None
     estimate = memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
     advice = memory.require_memory(estimate, config)
     observer.table("Memory needed for training", estimate.rows())
