@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
+
+from tsdkd.stages.models.load import load_model
 
 LogProbs = Callable[[list[int]], np.ndarray]
 """Token ids -> log-probabilities (len(ids), vocab) of the token after each."""
@@ -25,6 +29,20 @@ def random_model(vocab: int, seed: int = 0) -> LogProbs:
         before = [0, *ids[:-1]]
         logits = tables[0, ids] + tables[1, before] + tables[2, np.arange(len(ids)) % vocab]
         values: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return values
+
+    return log_probs
+
+
+def model_at(path: Path) -> LogProbs:
+    """The model at a path; its padding rows are as improbable as those of a trained model."""
+    model = load_model(str(path), "float32")
+
+    def log_probs(ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            logits = model.model(torch.tensor([ids])).logits[0]
+        logits[:, model.vocab :] = -40
+        values: np.ndarray = logits.log_softmax(-1).numpy()
         return values
 
     return log_probs

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from tests.helpers.teacher_server import FakeServer, LogProbs, random_model, serve
+from tests.helpers.teacher_server import FakeServer, model_at, random_model, serve
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
@@ -17,7 +16,6 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
@@ -28,20 +26,6 @@ Contents = Callable[[Path], dict[str, bytes]]
 CONFIG = ScoreConfig(signal="topk", k=4, top_k=64)
 VOCAB = 258
 KEY = "sk-Not-A-Secret-0123"
-
-
-def model_at(path: Path) -> LogProbs:
-    """The model at a path; its padding rows are as improbable as those of a trained model."""
-    model = load_model(str(path), "float32")
-
-    def log_probs(ids: list[int]) -> np.ndarray:
-        with torch.no_grad():
-            logits = model.model(torch.tensor([ids])).logits[0]
-        logits[:, model.vocab :] = -40
-        values: np.ndarray = logits.log_softmax(-1).numpy()
-        return values
-
-    return log_probs
 
 
 @pytest.fixture(scope="module")

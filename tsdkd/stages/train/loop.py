@@ -90,7 +90,8 @@ def run_training(
     arguments = training_arguments(config, precision, seed, output)
     _require_full_weights(inputs.student)
     models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
-    require_attention(config.attention, [model.name for model in (models if config.online else models[:1])])
+    loaded = [model for model in models if config.online and not model.served] or [inputs.student]
+    require_attention(config.attention, [model.name for model in loaded])
     _require_packed_length(inputs.max_length, config)
     if config.compile:
         require_compiler(default_device())
