@@ -1,5 +1,7 @@
 """Reading a teacher from a server: all routes against the model itself, faults, keys, and servers that come back."""
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,9 +188,43 @@ def test_rounding_does_not_change_the_teacher(fake: FakeServer) -> None:
 
 
 def test_requests_at_the_same_time_are_bounded(fake: FakeServer) -> None:
-    fake.failures = []
-    with connect(fake, requests=1) as server:
-        assert len(server.read(requests(3))) == 3
+    running, most, lock = 0, 0, threading.Lock()
+
+    def counting(ids: list[int]) -> np.ndarray:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return MODEL(ids)
+
+    with connect(fake, requests=2) as server:
+        fake.log_probs = counting
+        assert len(server.read(requests(8))) == 8
+    assert most == 2
+
+
+def test_an_interrupt_does_not_wait_for_answers(fake: FakeServer) -> None:
+    answer = threading.Event()
+
+    def stuck(ids: list[int]) -> np.ndarray:
+        started.set()
+        answer.wait()
+        return MODEL(ids)
+
+    def interrupt(_: int) -> None:
+        started.wait()
+        raise KeyboardInterrupt
+
+    started = threading.Event()
+    server = connect(fake, timeout=600)
+    fake.log_probs = lambda ids: MODEL(ids) if len(ids) == 9 else stuck(ids)
+    with pytest.raises(KeyboardInterrupt):
+        server.read(requests(3), interrupt)
+    assert not answer.is_set()
+    answer.set()
 
 
 def test_redirects_are_refused(fake: FakeServer) -> None:

@@ -2,9 +2,12 @@
 
 import os
 import random
+import socket
 import threading
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import httpx2
 
@@ -48,6 +51,7 @@ class Connection:
         limits = httpx2.Limits(max_connections=requests)
         self._client = httpx2.Client(headers=headers, limits=limits, timeout=timeout, follow_redirects=False)
         self._closed = threading.Event()
+        self._sockets = WeakSet[socket.socket]()
 
     @property
     def sends_key_in_clear(self) -> bool:
@@ -58,7 +62,7 @@ class Connection:
     def get(self, path: str) -> Json:
         """The JSON object at a path, asked for once. Raises InputError where no server responds."""
         try:
-            return self._parse(self._client.get(self.url + path))
+            return self._parse(self._client.get(self.url + path, extensions={"trace": self._trace}))
         except httpx2.TransportError as error:
             raise InputError(
                 f"No server responds at {self.url} ({self._quote(error)}).",
@@ -74,7 +78,7 @@ class Connection:
         for attempt in range(self._attempts):
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
             try:
-                response = self._client.post(self.url + path, json=body)
+                response = self._client.post(self.url + path, json=body, extensions={"trace": self._trace})
             except httpx2.TransportError as error:
                 cause = self._quote(error)
             else:
@@ -82,7 +86,7 @@ class Connection:
                     return self._parse(response)
                 cause = f"status {response.status_code}: {self._quote(_message(response))}"
                 pause = max(pause, _retry_after(response))
-            if attempt + 1 < self._attempts and self._closed.wait(pause):
+            if attempt + 1 == self._attempts or self._closed.wait(pause):
                 break
         raise TsdkdError(
             f"The teacher's server at {self.url} failed {self._attempts} times ({cause}).",
@@ -90,9 +94,17 @@ class Connection:
         )
 
     def close(self) -> None:
-        """End all requests; those that wait to be repeated are not sent again."""
+        """End all requests at once, also those that wait for an answer."""
         self._closed.set()
+        for connected in list(self._sockets):
+            with suppress(OSError):  # closed, or replaced by its TLS socket
+                connected.shutdown(socket.SHUT_RDWR)
         self._client.close()
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Remember the sockets of connections: closing the client alone does not wake a thread that reads one."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def _parse(self, response: httpx2.Response) -> Json:
         status = response.status_code
