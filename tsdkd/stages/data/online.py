@@ -30,7 +30,7 @@ class ResponseSampler(Protocol):
         """One response per request."""
 
 
-class RemoteTeacher(Protocol):
+class UnloadedTeacher(Protocol):
     """A teacher that is not in memory."""
 
     @property
@@ -46,7 +46,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def __init__(
         self,
         samples: list[Sample],
-        teacher: LanguageModel | RemoteTeacher,
+        teacher: LanguageModel | UnloadedTeacher,
         sampler: ResponseSampler,
         student_fraction: float,
         teacher_fraction: float = 0.0,

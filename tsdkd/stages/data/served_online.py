@@ -15,7 +15,7 @@ from tsdkd.stages.teacher_server.server import TeacherServer
 
 @dataclass(frozen=True, slots=True)
 class ServedTeacher:
-    """A `RemoteTeacher`, whose signal is its top K."""
+    """A `UnloadedTeacher`, whose signal is its top K."""
 
     server: TeacherServer
     vocab: int
