@@ -33,9 +33,6 @@ class ResponseSampler(Protocol):
 class UnloadedTeacher(Protocol):
     """A teacher that is not in memory."""
 
-    @property
-    def end_ids(self) -> list[int]: ...
-
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's signal for the batch's response tokens."""
 
@@ -97,14 +94,15 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         if not isinstance(teacher, LanguageModel):
             return teacher.signal(batch)
         with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
-            return TeacherHidden(predicting_hidden(teacher, batch).to(device), self._head(teacher, device))
+            return TeacherHidden(predicting_hidden(teacher, batch).to(device), self._head(device))
 
     def scoring_snapshot(self, batch: Batch) -> None:
         return None
 
     @lru_cache(maxsize=1)  # noqa: B019  a run has one source
-    def _head(self, teacher: LanguageModel, device: torch.device) -> Head:
-        return teacher.head.to(device)
+    def _head(self, device: torch.device) -> Head:
+        assert isinstance(self.teacher, LanguageModel)
+        return self.teacher.head.to(device)
 
 
 def make_request(sample: Sample, key: Sequence[int]) -> Request:

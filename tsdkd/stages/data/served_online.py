@@ -1,6 +1,6 @@
 """The teacher of online training behind a server, which reads each batch; no weight of it is in memory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from tsdkd.core.entropy_bounds import entropy_bounds, estimated_entropy
 from tsdkd.core.recorded_signals import TeacherTopK, TopKRanks
 from tsdkd.stages.data.batches import Batch
 from tsdkd.stages.data.served_scoring import require_captured_mass
+from tsdkd.stages.models.load import sequence_lengths
 from tsdkd.stages.teacher_server.reading import ReadRequest
 from tsdkd.stages.teacher_server.server import TeacherServer
 
@@ -20,7 +21,6 @@ class ServedTeacher:
     server: TeacherServer
     vocab: int
     """Ids that the student knows."""
-    end_ids: list[int] = field(default_factory=list)
 
     def signal(self, batch: Batch) -> TeacherTopK:
         """Raises TsdkdError where the server fails, or its K tokens hold too little probability."""
@@ -35,9 +35,13 @@ class ServedTeacher:
 
 
 def batch_requests(batch: Batch) -> list[ReadRequest]:
-    """The sequences of a batch, and the tokens that its predicting positions predict."""
-    requests = []
-    for ids, mask, predicting in zip(*(batch[n] for n in ("input_ids", "attention_mask", "predicting")), strict=True):
-        positions = (predicting.nonzero().squeeze(-1) + 1).tolist()
-        requests.append(ReadRequest(ids[mask.bool()].tolist(), positions))
-    return requests
+    """The sequences of a batch, padded or packed, and the tokens that its predicting positions predict."""
+    ids, predicting, mask = (batch[name] for name in ("input_ids", "predicting", "attention_mask"))
+    if mask is None:
+        lengths = sequence_lengths(batch["position_ids"])
+        rows = zip(ids[0].split(lengths), predicting[0].split(lengths), strict=True)
+    else:
+        rows = zip(
+            *([row[kept] for row, kept in zip(t, mask.bool(), strict=True)] for t in (ids, predicting)), strict=True
+        )
+    return [ReadRequest(row.tolist(), (at.nonzero().squeeze(-1) + 1).tolist()) for row, at in rows]

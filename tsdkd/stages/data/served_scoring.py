@@ -10,8 +10,9 @@ from tsdkd.core.entropy_bounds import entropy_bounds, estimated_entropy
 from tsdkd.core.ranking import propose
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden, response_turns
+from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden
 from tsdkd.stages.data.scoring import RolloutRow, ScoreRow, chunk_tokens
+from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
 from tsdkd.stages.teacher_server.reading import Reading, ReadRequest, teacher_ranks
 
@@ -27,7 +28,8 @@ def student_scores(rollouts: list[RolloutRow], student: LanguageModel, k: int) -
     Raises TsdkdError for a student whose entropies are not finite.
     """
     turns = [_turns(row) for row in rollouts]
-    batch = join_sequences([row["prompt_ids"] for row in rollouts], [row["response_ids"] for row in rollouts], turns)
+    prompts, responses = ([row[name] for row in rollouts] for name in ("prompt_ids", "response_ids"))
+    batch = join_sequences(prompts, responses, turns, packed=True)
     with torch.inference_mode():
         hidden, ids = predicting_hidden(student, batch), predicted_ids(batch)
         chunk = chunk_tokens(student.head)

@@ -21,8 +21,10 @@ from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
+from tsdkd.stages.config.generate import GIVEN
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.readable import require_readable
+from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.data.score_cost import (
     ScoreWorkload,
@@ -32,7 +34,7 @@ from tsdkd.stages.data.score_cost import (
     score_cost,
     score_workload,
 )
-from tsdkd.stages.data.scoring import ScoreRow
+from tsdkd.stages.data.scoring import ScoreRow, report_padded_reading
 from tsdkd.stages.data.served_scoring import (
     SERVED_COLUMNS,
     read_request,
@@ -110,15 +112,17 @@ def _require_supported(config: ScoreConfig) -> None:
 def _manifest(
     parent: Artifact, student: str, server: TeacherServer, output: Path, config: ScoreConfig, observer: Observer
 ) -> Manifest:
-    learner = model_record("student", student)
+    chat = chat_of_rollouts(parent, config.chat) if parent.manifest.models[0].role == "student" else None
+    learner = model_record("student", student, chat=chat)
     models = learner, served_record(server, learner, output)
     for author in parent.manifest.models:
         require_same_tokenizer(author, learner)
-        if author.role == "student" and author.weights != learner.weights:
+        given = parent.manifest.config["policy"] == GIVEN
+        if author.role == "student" and author.weights != learner.weights and not given:
             observer.warning(f"Another student sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
-        config={name: value for name, value in asdict(config).items() if name != "device_map"},
+        config={name: value for name, value in asdict(config).items() if name not in {"device_map", "chat"}},
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,
@@ -130,7 +134,9 @@ def _manifest(
 def _load_student(spec: ModelSpec, config: ScoreConfig, observer: Observer) -> LanguageModel:
     device_map = None if config.device_map == "one" else config.device_map
     settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
-    return replace(load_model(spec.name, config.dtype, **settings), shared_vocab=spec.vocab)
+    student = replace(load_model(spec.name, config.dtype, **settings), shared_vocab=spec.vocab)
+    report_padded_reading([student], observer)
+    return student
 
 
 def _score_parts(
@@ -186,7 +192,7 @@ def _report_cost(
     """Report bytes, tokens and the server's time of the missing parts. Raises TsdkdError when the disk is too small."""
     workload = ScoreWorkload()
     for part in missing:
-        workload += score_workload(parent.read_part(part, LENGTH_COLUMNS), config, NO_HEAD)
+        workload += score_workload(parent.read_part(part, LENGTH_COLUMNS))
     cost, free = score_cost(config, NO_HEAD, workload.response_tokens), shutil.disk_usage(directory).free
     timed = [read_request(row) for row in first.slice(0, TIMED_SEQUENCES).to_pylist()]
     start = time.perf_counter()

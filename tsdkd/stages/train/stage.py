@@ -156,8 +156,7 @@ def train_online(
     """
     observer = observer or SilentObserver()
     assert config.online is not None
-    server = None if isinstance(teacher, str) else teacher
-    online = _with_signal(config, config.online, server)
+    online = _with_signal(config, config.online, teacher)
     if online.teacher_device not in {None, "auto"}:
         require_device(online.teacher_device)
     online = _with_engine(online, forward_precision(config.precision), observer)
@@ -188,17 +187,12 @@ def train_online(
     else:
         samples = samples_from_rollouts(recorded, sampling.limit)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
-    _require_readable_samples(samples, max_length, specs)
-    if server:
-        server.require_length(max_length)
+    _require_readable_samples(samples, max_length, specs, teacher)
     ends = _ends(specs, online, observer)
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
-        if isinstance(teacher, str):
-            reader = replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
-        else:
-            reader = ServedTeacher(teacher, vocab)
+        reader = _open_teacher(teacher, config, vocab, ends, observer)
         with _open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
@@ -235,17 +229,19 @@ def train_with_server(
 def _records(
     student: str, teacher: str | TeacherServer, chat: ChatConfig, output: Path
 ) -> tuple[ModelRecord, ModelRecord]:
+    """The records of student and teacher."""
     learner = model_record("student", student, chat=chat)
-    served = isinstance(teacher, TeacherServer)
-    return learner, served_record(teacher, learner, output) if served else model_record("teacher", teacher)
+    if isinstance(teacher, str):
+        return learner, model_record("teacher", teacher)
+    return learner, served_record(teacher, learner, output)
 
 
-def _with_signal(config: TrainConfig, online: OnlineConfig, server: TeacherServer | None) -> OnlineConfig:
+def _with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | TeacherServer) -> OnlineConfig:
     """With the number of log-probabilities that a server gives.
 
     Raises InputError for an objective or an option that needs more of a served teacher, or a served one.
     """
-    if server is None:
+    if isinstance(teacher, str):
         if online.teacher_top_k is not None:
             raise InputError("--teacher-top-k is of a served teacher.", "Give --teacher-url, or leave it out.")
         return online
@@ -258,7 +254,16 @@ def _with_signal(config: TrainConfig, online: OnlineConfig, server: TeacherServe
         )
     if online.teacher_device is not None:
         raise InputError("--teacher-device is of a loaded teacher.", "Leave it out, or leave out --teacher-url.")
-    return replace(online, teacher_top_k=server.top_k)
+    return replace(online, teacher_top_k=teacher.top_k)
+
+
+def _open_teacher(
+    teacher: str | TeacherServer, config: TrainConfig, vocab: int, ends: list[int], observer: Observer
+) -> LanguageModel | ServedTeacher:
+    """The teacher, loaded or served, cut to the ids that student and teacher know."""
+    if isinstance(teacher, str):
+        return replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
+    return ServedTeacher(teacher, vocab)
 
 
 def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> LanguageModel:
@@ -272,7 +277,7 @@ def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> Languag
     return teacher
 
 
-def _ends(specs: Sequence[ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
+def _ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
     """The ids that end a response. Warns without any; raises InputError for stop strings that cannot be found."""
     tokenizer, sampling = specs[0].tokenizer, online.sampling
     require_stop_support(sampling, tokenizer)
@@ -282,12 +287,16 @@ def _ends(specs: Sequence[ModelSpec], online: OnlineConfig, observer: Observer) 
     return ends
 
 
-def _require_readable_samples(samples: list[Sample], max_length: int, specs: Iterable[ModelSpec]) -> None:
+def _require_readable_samples(
+    samples: list[Sample], max_length: int, specs: Iterable[ModelSpec], teacher: str | TeacherServer
+) -> None:
     """Raises InputError for a model whose context is shorter than `max_length`, or that does not know an id."""
     require_context(specs, max_length)
     largest_id = max(max(sample["prompt_ids"] + sample["response_ids"]) for sample in samples)
     for spec in specs:
         require_known_ids(spec.name, spec.vocab, largest_id)
+    if not isinstance(teacher, str):
+        teacher.require_length(max_length)
 
 
 def _require_responses(online: OnlineConfig, method: Method, recorded: Artifact | None) -> None:
