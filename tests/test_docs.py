@@ -26,7 +26,9 @@ SHELLS = {"bash", "sh", "shell", "console"}
 OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ">", ">>", "<"}
 FOREIGN = {
     "torchrun": "--nproc-per-node",
-    "vllm": "--host --port --served-model-name --enable-lora --max-lora-rank --lora-modules",
+    "vllm": "--host --port --served-model-name --enable-lora --max-lora-rank --lora-modules"
+    " --max-logprobs --enable-scale-out --enforce-eager --generation-config",
+    "sglang": "--model-path --context-length",
     "llama.cpp": "--outfile --outtype",
     "hf": "--repo-type --local-dir",
     "zensical": "--clean --strict",

@@ -16,6 +16,7 @@ from tsdkd.core import (
     TeacherTopK,
     generalized_jsd,
 )
+from tsdkd.core.recorded_signals import TopKRanks
 from tsdkd.core.teacher_signals import argmax
 from tsdkd.errors import InputError
 
@@ -31,6 +32,18 @@ def signals() -> list[TeacherSignal]:
     ranks = TeacherRanks(torch.ones(5), ids, torch.arange(4).expand(5, 4))
     top = TeacherTopK(ranks, ids, logits.log_softmax(-1).gather(-1, ids))
     return [TeacherHidden(hidden, Head(weight)), TeacherLogits(logits), ranks, top, TeacherTokens(ids[:, 0])]
+
+
+def test_the_top_k_ranks_any_candidates() -> None:
+    """The student proposes 3, 0, 4, 2, 1; the teacher's top 2 are 2 and 0, the others are tied."""
+    student = torch.tensor([[3.0, 0.0, 1.0, 4.0, 2.0]])
+    top = TopKRanks(torch.ones(1), torch.tensor([[2, 0]]), torch.tensor([[-0.5, -1.5]]))
+    assert top.ranked_candidates(student, 4).tolist() == [[2, 0, 3, 4]]
+    assert TeacherTopK(top, top.top_ids, top.top_log_probs).take(slice(1)).ranked_candidates(student, 2).tolist() == [
+        [0, 3]
+    ]
+    with pytest.raises(InputError, match="temperature 1"):
+        top.entropy(2.0)
 
 
 @pytest.mark.parametrize("signal", signals(), ids=lambda signal: type(signal).__name__)

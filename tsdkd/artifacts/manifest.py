@@ -52,6 +52,9 @@ class Parent:
     path: PathText
 
 
+SERVED = "served"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
     """A model that made the artifact, by its name and by fingerprints of weights, tokenizer and chat template."""
@@ -61,6 +64,12 @@ class ModelRecord:
     weights: Word
     tokenizer: Word
     chat_template: Word
+    """`SERVED` for a teacher that a server reads; `weights` is then the fingerprint of its answers."""
+
+    @property
+    def served(self) -> bool:
+        """Whether a server read the model, so that its files may not be here."""
+        return self.chat_template == SERVED
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,13 @@ OPTIONAL = {
     "rollouts": pa.schema(
         [("response_mask", pa.list_(pa.bool_()))]  # False at context between turns, such as tool results
     ),
+    "scores": pa.schema(  # of a served teacher; teacher_entropy is then an estimate
+        [
+            ("teacher_entropy_low", pa.list_(pa.float32())),
+            ("teacher_entropy_high", pa.list_(pa.float32())),
+            ("tied_candidates", pa.list_(pa.int16())),  # outside the top K: ranked last, in the student's order
+        ]
+    ),
     "results": pa.schema([("sample", pa.int32())]),  # the number of the response among those to the document
 }
 """Columns that only some artifacts of a kind have; readers get nulls where they are absent."""
@@ -85,5 +92,6 @@ NOT_EMPTY = {"messages", "prompt_ids", "response_ids", "student_entropy"}
 PER_TOKEN = {
     *("student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob"),
     *("hidden_scale", "divergence", "signal_divergence"),
+    *("teacher_entropy_low", "teacher_entropy_high", "tied_candidates"),
 }
 """Columns of scores with one value per token."""

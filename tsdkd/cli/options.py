@@ -69,6 +69,14 @@ Student = Annotated[
 Teacher = Annotated[
     str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
 ]
+TeacherUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="vLLM or SGLang server that serves the teacher; --teacher is then the model's name there.",
+        rich_help_panel=COMMON,
+    ),
+]
 FirstStudent = Annotated[str | None, model_option("Student: model directory or hub id.", "embedded-student")]
 FirstTeacher = Annotated[str | None, model_option("Teacher: model directory or hub id.", "embedded-teacher")]
 """Of commands that read no artifact, so that none has recorded a model."""

@@ -11,6 +11,7 @@ def command(
     run: options.Run = options.DEFAULT_RUN,
     student: options.Student = None,
     teacher: options.Teacher = None,
+    teacher_url: options.TeacherUrl = None,
     rollouts: options.Rollouts = None,
     scores: options.Scores = None,
     overwrite: options.Overwrite = False,
@@ -21,10 +22,16 @@ def command(
     parent = rollouts or run / "rollouts"
     recorded = read_artifact(parent, "rollouts", hashed=False).manifest
 
-    from tsdkd.stages.score.stage import score
+    learner, output, observer = defaults.student(student, recorded), scores or run / "scores", ConsoleObserver()
+    if teacher_url:
+        from tsdkd.stages.score.served import score_served
 
-    models = defaults.student(student, recorded), defaults.teacher(teacher, recorded)
-    artifact = score(parent, *models, scores or run / "scores", config, ConsoleObserver(), overwrite)
+        artifact = score_served(parent, learner, teacher_url, teacher, output, config, observer, overwrite)
+    else:
+        from tsdkd.stages.score.stage import score
+
+        artifact = score(parent, learner, defaults.teacher(teacher, recorded), output, config, observer, overwrite)
+    models = [artifact.manifest.model(role).name for role in ("student", "teacher")]
     summary, size = artifact.manifest.summary, sum(part.bytes for part in artifact.manifest.parts)
     entropies = f"student {summary['student_entropy']:.2f}, teacher {summary['teacher_entropy']:.2f} nats a token"
     show_pairs(
@@ -35,12 +42,24 @@ def command(
             ("teacher", models[1]),
             ("response tokens", f"{summary['response_tokens']:,}"),
             ("entropy", entropies),
+            *_served(summary),
             *_signal_errors(summary),
             ("on disk", f"{size / 1e6:,.1f} MB ({size / summary['expected_bytes']:.1%} of the estimate)"),
         ],
     )
     named = options.path_option("--rollouts", rollouts) + options.path_option("--scores", scores)
     show_next(f"tsdkd train{options.run_option(run)}{named}")
+
+
+def _served(summary: dict[str, float]) -> list[tuple[str, str]]:
+    """What is not exact about a served teacher."""
+    if "tied_candidates" not in summary:
+        return []
+    low, high = summary["teacher_entropy_low"], summary["teacher_entropy_high"]
+    return [
+        ("teacher's entropy", f"estimated, between {low:.2f} and {high:.2f} nats a token"),
+        ("tied candidates", f"{summary['tied_candidates']:.2f} a token, outside the server's top K"),
+    ]
 
 
 def _signal_errors(summary: dict[str, float]) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ def command(
             "Teacher of online training: model directory or hub id.", "as recorded, else embedded-teacher"
         ),
     ] = None,
+    teacher_url: options.TeacherUrl = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +60,8 @@ def command(
 
     output, observer, chat = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain), config.chat
     if config.online:
-        artifact = _train_online(config, rollouts, prompts, student, teacher, output, seed, observer, overwrite)
+        data = rollouts, prompts
+        artifact = _train_online(config, *data, student, teacher, teacher_url, output, seed, observer, overwrite)
     else:
         recorded, scored = rollouts or run / "rollouts", scores_path(config, scores, run)
         artifact = _train_offline(config, recorded, scored, student, output, seed, observer, overwrite)
@@ -76,17 +78,21 @@ def _train_online(
     prompts: Path | None,
     student: str | None,
     teacher: str | None,
+    teacher_url: str | None,
     output: Path,
     seed: int,
     observer: ConsoleObserver,
     overwrite: bool,
 ) -> Artifact:
     from tsdkd.artifacts.reader import read_artifact
-    from tsdkd.stages.train.stage import train_online
+    from tsdkd.stages.train.stage import train_online, train_with_server
 
     recorded = read_artifact(rollouts, "rollouts", hashed=False).manifest if rollouts else None
-    models = defaults.student(student, recorded), defaults.teacher(teacher, recorded)
-    return train_online(rollouts or prompts or defaults.PROMPTS, *models, output, config, seed, observer, overwrite)
+    data, learner = rollouts or prompts or defaults.PROMPTS, defaults.student(student, recorded)
+    more = output, config, seed, observer, overwrite
+    if teacher_url:
+        return train_with_server(data, learner, teacher_url, teacher, *more)
+    return train_online(data, learner, defaults.teacher(teacher, recorded), *more)
 
 
 def _train_offline(

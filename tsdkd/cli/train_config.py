@@ -48,10 +48,12 @@ def _online(context: typer.Context, method: Method) -> OnlineConfig | None:
     inputs = context.params
     given = _given(context, "online.")
     replay = _replay(method, {name: given.pop(name) for name in list(given) if name.startswith("replay.")})
-    if inputs["prompts"] is None and inputs["teacher"] is None and "student_fraction" not in given:
+    selecting = (inputs["prompts"], inputs["teacher"], inputs["teacher_url"])
+    if selecting == (None, None, None) and "student_fraction" not in given:
         if given:
             raise InputError(
-                "Options of online training are given without it.", "Give --prompts, --teacher or --lambda."
+                "Options of online training are given without it.",
+                "Give --prompts, --teacher, --teacher-url or --lambda.",
             )
         return None
     values = option_values(context, TrainConfig, prefix="online.")

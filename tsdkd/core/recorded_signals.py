@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of
+from tsdkd.core.ranking import best_first, propose
 from tsdkd.core.teacher_signals import argmax
 from tsdkd.errors import InputError
 
@@ -59,12 +60,7 @@ class TeacherRanks(RecordedSignal):
         return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
 
     def entropy(self, temperature: float) -> Tensor:
-        if temperature != 1:
-            raise InputError(
-                f"Recorded entropies hold at temperature 1, not {temperature}.",
-                "Score with --signal hidden, or train at temperature 1.",
-            )
-        return self.entropies
+        return _at_temperature_1(self.entropies, temperature)
 
     def top1_agreement(self, student_logits: Tensor) -> None:
         return None  # the teacher's most likely token need not be among the candidates
@@ -86,13 +82,44 @@ class TeacherRanks(RecordedSignal):
 
 
 @dataclass(frozen=True, slots=True)
+class TopKRanks:
+    """Entropies, and the order that the teacher's K most likely tokens give to any candidates.
+
+    Candidates outside the K come last, in the student's order: they are tied, and the student's order is the one whose
+    Plackett-Luce likelihood it finds greatest.
+    """
+
+    entropies: Tensor
+    """(tokens,), at temperature 1"""
+    top_ids: Tensor
+    """(tokens, K)"""
+    top_log_probs: Tensor
+    """(tokens, K), at temperature 1"""
+
+    def __len__(self) -> int:
+        return len(self.entropies)
+
+    def take(self, tokens: Tensor | slice) -> "TopKRanks":
+        return TopKRanks(self.entropies[tokens], self.top_ids[tokens], self.top_log_probs[tokens])
+
+    def entropy(self, temperature: float) -> Tensor:
+        return _at_temperature_1(self.entropies, temperature)
+
+    def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
+        candidates = propose(student_logits, k)
+        found = candidates.unsqueeze(-1) == self.top_ids.unsqueeze(-2)
+        known = self.top_log_probs.unsqueeze(-2).where(found, -torch.inf).amax(-1)
+        return best_first(candidates, known)
+
+
+@dataclass(frozen=True, slots=True)
 class TeacherTopK(RecordedSignal):
-    """Recorded ranks, and the teacher's K most likely tokens with one bucket for all other tokens.
+    """Ranks, and the teacher's K most likely tokens with one bucket for all other tokens.
 
     Merging tokens loses information, so the divergence is a lower bound of the true one (data processing inequality).
     """
 
-    recorded: TeacherRanks
+    recorded: TeacherRanks | TopKRanks
     top_ids: Tensor
     """(tokens, K), most likely first"""
     top_log_probs: Tensor
@@ -147,6 +174,15 @@ class TeacherTokens(RecordedSignal):
         if formula != Divergence.jsd(0):
             raise InputError("From responses alone only forward KL can be formed.", "Give beta 0.")
         return -student_log_probs.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _at_temperature_1(entropies: Tensor, temperature: float) -> Tensor:
+    if temperature != 1:
+        raise InputError(
+            f"Recorded entropies hold at temperature 1, not {temperature}.",
+            "Score with --signal hidden, or train at temperature 1.",
+        )
+    return entropies
 
 
 def _with_tail(top_log_probs: Tensor) -> Tensor:

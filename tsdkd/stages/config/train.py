@@ -99,6 +99,9 @@ class OnlineConfig:
     teacher_device: str | None = option(
         None, "Device of the teacher, such as cpu. auto: spread over all.", group=ONLINE, shown="the student's"
     )
+    teacher_top_k: int | None = option(
+        None, "With --teacher-url: teacher log-probabilities per token.", group=ONLINE, min_=1, shown="20"
+    )
     replay: ReplayConfig | None = nested(ReplayConfig, default=None)
     """Decides when the student responds, in place of `student_fraction`; None: no response is replayed."""
 

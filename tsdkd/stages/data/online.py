@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.core import Head, TeacherHidden
+from tsdkd.core import Head, TeacherHidden, TeacherSignal
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data.batches import Batch, predicting_hidden
@@ -30,13 +30,20 @@ class ResponseSampler(Protocol):
         """One response per request."""
 
 
+class UnloadedTeacher(Protocol):
+    """A teacher that is not in memory."""
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        """The teacher's signal for the batch's response tokens."""
+
+
 class OnlineSource(torch.utils.data.Dataset[Sample]):
     """Samples whose responses are recorded or sampled: each step draws which prompts the student responds to."""
 
     def __init__(
         self,
         samples: list[Sample],
-        teacher: LanguageModel,
+        teacher: LanguageModel | UnloadedTeacher,
         sampler: ResponseSampler,
         student_fraction: float,
         teacher_fraction: float = 0.0,
@@ -82,16 +89,19 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
 
-    def signal(self, batch: Batch) -> TeacherHidden:
-        device = batch["input_ids"].device
-        with torch.no_grad(), torch.autocast(self.teacher.device.type, enabled=False):
-            return TeacherHidden(predicting_hidden(self.teacher, batch).to(device), self._head(device))
+    def signal(self, batch: Batch) -> TeacherSignal:
+        teacher, device = self.teacher, batch["input_ids"].device
+        if not isinstance(teacher, LanguageModel):
+            return teacher.signal(batch)
+        with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
+            return TeacherHidden(predicting_hidden(teacher, batch).to(device), self._head(device))
 
     def scoring_snapshot(self, batch: Batch) -> None:
         return None
 
     @lru_cache(maxsize=1)  # noqa: B019  a run has one source
     def _head(self, device: torch.device) -> Head:
+        assert isinstance(self.teacher, LanguageModel)
         return self.teacher.head.to(device)
 
 

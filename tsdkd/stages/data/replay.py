@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from tsdkd.stages.config.train import ReplayConfig
-from tsdkd.stages.data.online import OnlineSource, ResponseSampler
+from tsdkd.stages.data.online import OnlineSource, ResponseSampler, UnloadedTeacher
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.models.load import LanguageModel
@@ -63,7 +63,11 @@ class ReplaySource(OnlineSource):
     """Recorded samples; the schedule replaces their responses by sampled ones, or the samples by replayed ones."""
 
     def __init__(
-        self, samples: list[Sample], teacher: LanguageModel, sampler: ResponseSampler, schedule: ReplaySchedule
+        self,
+        samples: list[Sample],
+        teacher: LanguageModel | UnloadedTeacher,
+        sampler: ResponseSampler,
+        schedule: ReplaySchedule,
     ) -> None:
         super().__init__(samples, teacher, sampler, student_fraction=1.0)
         self.schedule = schedule

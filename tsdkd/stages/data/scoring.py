@@ -75,7 +75,7 @@ def _compare_chunks(
 ) -> dict[str, Tensor]:
     """Both models' hidden states (tokens, width), sampled ids (tokens,) -> columns (tokens, ...) on the CPU."""
     heads = models[0].head, models[1].head
-    chunk = _chunk_tokens(heads[1])
+    chunk = chunk_tokens(heads[1])
     pieces = [
         {name: value.cpu() for name, value in compare_chunk(*tensors, heads).items()}
         for tensors in zip(student.split(chunk), teacher.split(chunk), sampled.split(chunk), strict=True)
@@ -111,10 +111,11 @@ def _score_chunk(
     return columns
 
 
-def _chunk_tokens(head: Head) -> int:
-    """A constant on CPUs, so that every run writes the same bytes; on a GPU limited by its free memory.
+def chunk_tokens(head: Head) -> int:
+    """Tokens whose logits are formed at a time; on a GPU limited by its free memory.
 
-    A chunk needs about eight tensors of its size; the limit leaves half of the free memory unused.
+    On CPUs it is a constant, so that every run writes the same bytes. A chunk needs about eight tensors of its size;
+    the limit leaves half of the free memory unused.
     """
     vocab, device = head.vocab, head.weight.device
     if device.type == "cpu":

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tsdkd.artifacts.schemas import SCHEMAS, SIGNAL_COLUMNS
+from tsdkd.artifacts.schemas import SIGNAL_COLUMNS, schema_of
 from tsdkd.core import Head, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
@@ -54,7 +54,7 @@ def score_table(row: dict[str, Any]) -> pa.Table:
         name: _as_bytes(value) if name == "hidden" else value.flatten().numpy() if isinstance(value, Tensor) else value
         for name, value in row.items()
     }
-    return pa.Table.from_pylist([values], SCHEMAS["scores"])
+    return pa.Table.from_pylist([values], schema_of("scores", values))
 
 
 def _as_bytes(hidden: Tensor) -> bytes:

@@ -9,6 +9,7 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS
 from tsdkd.stages.data.score_cost import ScoreWorkload, score_cost, score_workload
+from tsdkd.stages.data.served_scoring import SERVED_COLUMNS
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, head_shape
 from tsdkd.stages.data.turns import response_turns
 
@@ -26,7 +27,8 @@ def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict
 
     A lossy signal adds the student's divergence from the full teacher distribution (`divergence`), from the recorded
     signal (`signal_divergence`), and their mean absolute difference (`divergence_error`). "topk" adds the teacher's
-    probability mass in its top K (`captured_mass`). Rollouts with masks add the number of `turns`.
+    probability mass in its top K (`captured_mass`). A served teacher adds the bounds of its entropy, and the mean
+    number of candidates that are tied (`tied_candidates`). Rollouts with masks add the number of `turns`.
     """
     head, workload, turns = head_shape(scores.path / HEAD_FILE), ScoreWorkload(), 0
     sums: dict[str, float] = {}
@@ -51,9 +53,9 @@ def _token_values(scores: Artifact, part: Part, config: ScoreConfig) -> dict[str
     """The values of a part to average, (response tokens,) each, by name."""
     lossy = ["divergence", "signal_divergence"] if config.signal in LOSSY_SIGNALS else []
     top = ["top_log_probs"] if config.signal == "topk" else []
-    table = scores.read_part(part, [*COLUMNS, *lossy, *top])
-    values = {name: _flat(table[name]) for name in table.column_names}
-    if lossy:
+    table = scores.read_part(part, [*COLUMNS, *SERVED_COLUMNS, *lossy, *top])
+    values = {name: _flat(table[name]) for name in table.column_names if not table[name].null_count}
+    if "divergence" in values:
         values["divergence_error"] = np.abs(values["divergence"] - values["signal_divergence"])
     if top:
         mass = np.exp(values.pop("top_log_probs")).reshape(-1, config.top_k).sum(-1)

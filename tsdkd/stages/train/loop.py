@@ -90,7 +90,8 @@ def run_training(
     arguments = training_arguments(config, precision, seed, output)
     require_full_weights(inputs.student)
     models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
-    require_attention(config.attention, [model.name for model in (models if config.online else models[:1])])
+    loaded = [model for model in models if config.online and not model.served] or [inputs.student]
+    require_attention(config.attention, [model.name for model in loaded])
     require_packed_length(inputs.max_length, config)
     if config.compile:
         require_compiler(default_device())
@@ -163,7 +164,7 @@ def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str,
     """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
     student = load_config(inputs.student.name)
     needed = inputs.teacher if find_method(config.method).needs_teacher else None
-    teacher = load_config(needed.name) if needed else None
+    teacher = load_config(needed.name) if needed and not needed.served else None
     estimate = memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
     advice = memory.require_memory(estimate, config)
     observer.table("Memory needed for training", estimate.rows())

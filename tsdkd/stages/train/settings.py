@@ -28,6 +28,8 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     if config.online:
         del settings["online"]["teacher_device"]
         settings["online"]["sampling"] = recorded_sampling(config.online.sampling)
+        if config.online.teacher_top_k is None:  # the teacher is loaded
+            del settings["online"]["teacher_top_k"]
     return settings
 
 

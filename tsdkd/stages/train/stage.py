@@ -37,6 +37,7 @@ from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.scoring import report_padded_reading
+from tsdkd.stages.data.served_online import ServedTeacher
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
 from tsdkd.stages.engines.ends import require_stop_support
@@ -48,8 +49,13 @@ from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
+from tsdkd.stages.teacher_server.record import served_record
+from tsdkd.stages.teacher_server.server import TeacherServer, open_server
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
 from tsdkd.stages.train.prerequisites import require_readable_samples, require_responses, require_scored_samplers
+
+SERVED_TOP_K = 20
+"""Log-probabilities per token of a served teacher: the most that vLLM gives unless it is told otherwise."""
 
 
 @reading_inputs()
@@ -124,22 +130,23 @@ def _scored_source(
 def train_online(
     data: Path,
     student: str,
-    teacher: str,
+    teacher: str | TeacherServer,
     output: Path,
     config: TrainConfig,
     seed: int = 0,
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Distil a loaded teacher: the student responds to a fraction `config.online.student_fraction` of the prompts.
+    """Distil a loaded or served teacher: the student responds to `config.online.student_fraction` of the prompts.
 
     `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. Raises as `train_offline`.
     """
     observer = observer or SilentObserver()
     assert config.online is not None
-    if config.online.teacher_device not in {None, "auto"}:
-        require_device(config.online.teacher_device)
-    online = _with_engine(config.online, forward_precision(config.precision), observer)
+    online = _with_signal(config, config.online, teacher)
+    if online.teacher_device not in {None, "auto"}:
+        require_device(online.teacher_device)
+    online = _with_engine(online, forward_precision(config.precision), observer)
     config = replace(config, online=online)
     sampling = online.sampling
     recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
@@ -147,7 +154,7 @@ def train_online(
     if recorded is not None:
         chat, chat_parents = chat_of_rollouts(recorded, config.chat), ()
         config = replace(config, chat=ChatConfig())  # the parent records it
-    models = model_record("student", student, chat=chat), model_record("teacher", teacher)
+    models = _records(student, teacher, chat, output)
     require_same_tokenizer(*models)
     for author in recorded.manifest.models if recorded else ():
         require_same_tokenizer(author, models[0])
@@ -155,7 +162,7 @@ def train_online(
             observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
     require_responses(online, find_method(config.method), recorded)
-    specs = load_spec(student, chat), load_spec(teacher)
+    specs = [load_spec(student, chat), *([load_spec(teacher)] if isinstance(teacher, str) else [])]
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
     config, sampling = replace(config, online=online), online.sampling
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
@@ -168,11 +175,13 @@ def train_online(
         samples = samples_from_rollouts(recorded, sampling.limit)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
     require_readable_samples(samples, max_length, specs)
+    if not isinstance(teacher, str):
+        teacher.require_length(max_length)
     ends = _ends(specs, online, observer)
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
-        reader = replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
+        reader = _open_teacher(teacher, config, vocab, ends, observer)
         with _open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
@@ -186,6 +195,65 @@ def train_online(
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
+def train_with_server(
+    data: Path,
+    student: str,
+    url: str,
+    teacher: str | None,
+    output: Path,
+    config: TrainConfig,
+    seed: int = 0,
+    observer: Observer | None = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """As `train_online`, with the teacher that a server at `url` serves; `teacher`: its name there."""
+    assert config.online is not None
+    observer, spec = observer or SilentObserver(), load_spec(student)
+    top_k = config.online.teacher_top_k or SERVED_TOP_K
+    with open_server(url, teacher, spec.tokenizer, vocab=spec.vocab, top_k=top_k, k=1, observer=observer) as server:
+        return train_online(data, student, server, output, config, seed, observer, overwrite)
+
+
+def _records(
+    student: str, teacher: str | TeacherServer, chat: ChatConfig, output: Path
+) -> tuple[ModelRecord, ModelRecord]:
+    """The records of student and teacher."""
+    learner = model_record("student", student, chat=chat)
+    if isinstance(teacher, str):
+        return learner, model_record("teacher", teacher)
+    return learner, served_record(teacher, learner, output)
+
+
+def _with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | TeacherServer) -> OnlineConfig:
+    """With the number of log-probabilities that a server gives.
+
+    Raises InputError for an objective or an option that needs more of a served teacher, or a served one.
+    """
+    if isinstance(teacher, str):
+        if online.teacher_top_k is not None:
+            raise InputError("--teacher-top-k is of a served teacher.", "Give --teacher-url, or leave it out.")
+        return online
+    objective = config.objective
+    if online.teacher_fraction or objective.policy_gradient_weight or objective.temperature != 1 or config.compile:
+        raise InputError(
+            "A served teacher gives its most likely tokens at temperature 1: no mixture, no policy gradient, no "
+            "--compile and no other temperature.",
+            "Leave these out, or load the teacher with --teacher.",
+        )
+    if online.teacher_device is not None:
+        raise InputError("--teacher-device is of a loaded teacher.", "Leave it out, or leave out --teacher-url.")
+    return replace(online, teacher_top_k=teacher.top_k)
+
+
+def _open_teacher(
+    teacher: str | TeacherServer, config: TrainConfig, vocab: int, ends: list[int], observer: Observer
+) -> LanguageModel | ServedTeacher:
+    """The teacher, loaded or served, cut to the ids that student and teacher know."""
+    if isinstance(teacher, str):
+        return replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
+    return ServedTeacher(teacher, vocab)
+
+
 def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> LanguageModel:
     assert config.online is not None
     online = config.online
@@ -197,7 +265,7 @@ def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> Languag
     return teacher
 
 
-def _ends(specs: tuple[ModelSpec, ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
+def _ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
     """The ids that end a response. Warns without any; raises InputError for stop strings that cannot be found."""
     tokenizer, sampling = specs[0].tokenizer, online.sampling
     require_stop_support(sampling, tokenizer)
@@ -230,10 +298,11 @@ def _samples(
 
 
 def _open_sampler(
-    student: ModelSpec, teacher: LanguageModel, sampling: GenerateConfig, max_length: int
+    student: ModelSpec, teacher: LanguageModel | ServedTeacher, sampling: GenerateConfig, max_length: int
 ) -> AbstractContextManager[ResponseSampler]:
     if sampling.engine == "transformers":
-        return nullcontext(LocalSampler(sampling, teacher if sampling.policy == "teacher-mixed" else None))
+        mixed = teacher if isinstance(teacher, LanguageModel) and sampling.policy == "teacher-mixed" else None
+        return nullcontext(LocalSampler(sampling, mixed))
     from tsdkd.stages.engines.online_vllm import open_vllm_sampler
 
     return open_vllm_sampler(student, sampling, max_length)

@@ -1,0 +1,83 @@
+"""Online training with a served teacher: its update beside that of the loaded one, and refusals."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.teacher_server import FakeServer, model_at, random_model, serve
+from tests.helpers.training import CONFIG, SAMPLING, metrics
+from tsdkd.core import TSDKDConfig
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.stages.config.train import OnlineConfig
+from tsdkd.stages.data import served_scoring
+from tsdkd.stages.data.batches import join_sequences
+from tsdkd.stages.data.served_online import batch_requests
+from tsdkd.stages.teacher_server import connection
+from tsdkd.stages.train import stage
+from tsdkd.stages.train.stage import train_online, train_with_server
+
+ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING, teacher_top_k=200), batch_size=10, epochs=1)
+
+
+@pytest.fixture
+def fake(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(served_scoring, "MIN_CAPTURED_MASS", 0.3)  # the tiny teacher spreads its probability
+    with serve(FakeServer(model_at(teacher), max_logprobs=250)) as server:
+        yield server
+
+
+def test_a_served_teacher_gives_nearly_the_update_of_a_loaded_one(
+    fake: FakeServer, prompts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = replace(ONLINE, online=OnlineConfig(sampling=SAMPLING))
+    train_online(prompts, str(student), str(teacher), tmp_path / "loaded", loaded)
+    monkeypatch.setattr(stage, "_load_teacher", pytest.fail)
+    checkpoint = train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
+    (exact,), (served,) = metrics(tmp_path / "loaded"), metrics(tmp_path / "served")
+    assert served["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K
+    assert served["entropy"] == pytest.approx(exact["entropy"], rel=1e-5)
+    assert served["teacher_entropy"] == pytest.approx(exact["teacher_entropy"], rel=0.02)
+    assert served["direct"] == pytest.approx(exact["direct"], rel=0.1)
+    manifest = checkpoint.manifest
+    assert manifest.model("teacher").name == "served/teacher"
+    assert manifest.config["online"]["teacher_top_k"] == 200
+
+
+def test_another_teacher_stops_the_run(
+    fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_sampler = stage._open_sampler
+
+    def exchange(*given: object) -> object:
+        fake.log_probs = random_model(258)
+        return open_sampler(*given)
+
+    monkeypatch.setattr(stage, "_open_sampler", exchange)
+    with pytest.raises(TsdkdError, match="as another teacher"):
+        train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
+
+
+@pytest.mark.parametrize("refused", [{"objective": TSDKDConfig(k=4, temperature=2.0)}, {"compile": True}])
+def test_objectives_that_need_more_than_a_server_gives_are_refused(
+    fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, refused: dict[str, object]
+) -> None:
+    with pytest.raises(InputError, match="load the teacher with --teacher"):
+        train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", replace(ONLINE, **refused))
+    assert not (tmp_path / "served").exists()
+
+
+def test_the_top_k_of_a_loaded_teacher_is_refused(prompts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Give --teacher-url"):
+        train_online(prompts, str(student), str(teacher), tmp_path / "c", ONLINE)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_requests_are_the_sequences_of_a_batch(packed: bool) -> None:
+    prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
+    batch = join_sequences(prompts, responses, [[range(2)], [range(1), range(2, 4)]], packed=packed)
+    first, second = batch_requests(batch)
+    assert (first.ids, first.positions) == ([1, 2, 3, 5, 6], [3, 4])
+    assert (second.ids, second.positions) == ([4, 7, 8, 9, 10], [1, 3, 4])

@@ -1,0 +1,173 @@
+"""JSON over HTTP to one server: a bounded number of connections, retries, and messages that never show the key."""
+
+import os
+import random
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+import httpx2
+
+from tsdkd.errors import InputError, TsdkdError
+from tsdkd.printable import escape_line
+
+KEY_VARIABLE = "TSDKD_TEACHER_API_KEY"
+"""The environment variable of the key. A key for another service is never sent."""
+ATTEMPTS = 10
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds between attempts; each pause is twice the one before. All attempts take about two minutes of pauses."""
+TIMEOUT = httpx2.Timeout(600, connect=10)
+"""Seconds. A server with a long queue answers late."""
+REPEATED_STATUS = {408, 429, *range(500, 600)}
+LONGEST_QUOTE = 300
+"""Characters of a server's message that an error repeats."""
+
+Json = dict[str, Any]
+
+
+class RefusedError(TsdkdError):
+    """The server refuses a request (status 4xx); the same request is not sent again."""
+
+    def __init__(self, status: int, message: str, remedy: str) -> None:
+        super().__init__(message, remedy)
+        self.status = status
+
+
+class Connection:
+    """One server by its URL. Thread-safe; a context manager."""
+
+    def __init__(self, url: str, requests: int, *, attempts: int = ATTEMPTS, timeout: Any = TIMEOUT) -> None:
+        """`url`: with or without the final /v1. `requests`: sent at the same time at most.
+
+        Raises InputError for a URL that is no plain http(s) address, and for a key that no header can carry.
+        """
+        self.url = _base_url(url)
+        self._attempts = attempts
+        self._key = _key()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx2.Limits(max_connections=requests)
+        self._client = httpx2.Client(headers=headers, limits=limits, timeout=timeout, follow_redirects=False)
+        self._closed = threading.Event()
+        self._sockets = WeakSet[socket.socket]()
+
+    @property
+    def sends_key_in_clear(self) -> bool:
+        """Whether a key travels without TLS to another machine."""
+        parts = urlsplit(self.url)
+        return bool(self._key) and parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}
+
+    def get(self, path: str) -> Json:
+        """The JSON object at a path, asked for once. Raises InputError where no server responds."""
+        try:
+            return self._parse(self._client.get(self.url + path, extensions={"trace": self._trace}))
+        except httpx2.TransportError as error:
+            raise InputError(
+                f"No server responds at {self.url} ({self._quote(error)}).",
+                "Check --teacher-url, and start the server.",
+            ) from None
+
+    def post(self, path: str, body: Json) -> Json:
+        """The JSON object that answers a request.
+
+        Repeats it after a lost connection, a timeout, and a status of `REPEATED_STATUS`. Raises RefusedError for
+        another status of 4xx, TsdkdError after the last attempt.
+        """
+        for attempt in range(self._attempts):
+            pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+            try:
+                response = self._client.post(self.url + path, json=body, extensions={"trace": self._trace})
+            except httpx2.TransportError as error:
+                cause = self._quote(error)
+            else:
+                if response.status_code not in REPEATED_STATUS:
+                    return self._parse(response)
+                cause = f"status {response.status_code}: {self._quote(_message(response))}"
+                pause = max(pause, _retry_after(response))
+            if attempt + 1 == self._attempts or self._closed.wait(pause):
+                break
+        raise TsdkdError(
+            f"The teacher's server at {self.url} failed {self._attempts} times ({cause}).",
+            "Start it again, then run the same command: what is complete is kept.",
+        )
+
+    def close(self) -> None:
+        """End all requests at once, also those that wait for an answer."""
+        self._closed.set()
+        for connected in list(self._sockets):
+            with suppress(OSError):  # closed, or replaced by its TLS socket
+                connected.shutdown(socket.SHUT_RDWR)
+        self._client.close()
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Remember the sockets of connections: closing the client alone does not wake a thread that reads one."""
+        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
+
+    def _parse(self, response: httpx2.Response) -> Json:
+        status = response.status_code
+        if response.is_redirect:
+            host = urlsplit(response.headers.get("location", "")).netloc or "another path"
+            raise InputError(
+                f"The server at {self.url} redirects to {self._quote(host)}.",
+                "Redirects are refused: give the address of the server itself as --teacher-url.",
+            )
+        if status in {401, 403}:
+            cause = f"The server at {self.url} refuses access ({status}: {self._quote(_message(response))})."
+            raise RefusedError(status, cause, f"Set {KEY_VARIABLE} to the server's key.")
+        if status >= 400:
+            cause = f"The server at {self.url} refuses a request ({status}: {self._quote(_message(response))})."
+            raise RefusedError(status, cause, "Read the server's log.")
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise TsdkdError(
+                f"The server at {self.url} does not answer with a JSON object.",
+                "Check that --teacher-url names a vLLM or SGLang server.",
+            )
+        return content
+
+    def _quote(self, text: object) -> str:
+        """A server's text for a message: one line, printable, without the key."""
+        line = str(text) or type(text).__name__
+        if self._key:
+            line = line.replace(self._key, "***")
+        return escape_line(line[:LONGEST_QUOTE]).rstrip(".")
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InputError("--teacher-url is no http(s) address.", "Give one such as http://localhost:8000.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            "--teacher-url has a user name, a password, a query or a fragment.",
+            f"Give the address alone; a key belongs in the environment variable {KEY_VARIABLE}.",
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _key() -> str:
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key.isascii() or any(character.isspace() or not character.isprintable() for character in key):
+        raise InputError(f"{KEY_VARIABLE} holds characters that no header can carry.", "Set it to the key alone.")
+    return key
+
+
+def _message(response: httpx2.Response) -> str:
+    """The message of an error in OpenAI's form, else the text."""
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        return response.text
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    """Seconds that the server asks to wait for, at most `LONGEST_PAUSE`; 0 where it asks for none."""
+    seconds = response.headers.get("retry-after", "")
+    return min(float(seconds), LONGEST_PAUSE) if seconds.isdecimal() else 0.0
