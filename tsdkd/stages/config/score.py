@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.stages.config.groups import ENGINE, SCORING
+from tsdkd.stages.config.groups import ENGINE, SCORING, VLLM
 from tsdkd.stages.config.option import option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
 
@@ -22,9 +22,27 @@ class ScoreConfig:
     )
     k: int = option(TSDKDConfig.k, "Candidates per position.", group=SCORING, min_=2, common=True)
     top_k: int = option(64, "topk: teacher log-probabilities recorded per token.", group=SCORING, min_=1, common=True)
+    engine: Literal["transformers", "vllm"] = option(
+        "transformers", "Engine that reads both models.", group=ENGINE, common=True
+    )
     batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
     )
+    tensor_parallel: int = option(1, "GPUs of the teacher; the student is on one.", group=VLLM, min_=1)
+    memory_fraction: float = option(
+        0.9,
+        "Fraction of the GPU's memory (or the machine's) for both models' weights and caches.",
+        group=VLLM,
+        min_=0,
+        max_=1,
+    )
+    quantization: str | None = option(
+        None, "Quantisation of the teacher's weights, such as fp8.", group=VLLM, metavar="NAME", shown="as saved"
+    )
+
+
+SPEED_ONLY_FIELDS = ("device_map", "memory_fraction")
+"""Fields of `ScoreConfig` that scores do not record."""
