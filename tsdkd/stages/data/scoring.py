@@ -3,7 +3,7 @@
 Memory holds the logits of one chunk, never (batch, seq, vocab).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from tsdkd.core import Head, TSDKDConfig
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden, response_turns
+from tsdkd.stages.data.batches import Batch, join_sequences, predicted_ids, predicting_hidden, response_turns
+from tsdkd.stages.data.hidden_reader import HiddenReader
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
 
@@ -28,7 +29,7 @@ RECORDED_DIVERGENCE = TSDKDConfig().formula
 
 RolloutRow = dict[str, Any]
 ScoreRow = dict[str, Any]
-ModelPair = tuple[LanguageModel, LanguageModel]
+ModelPair = tuple[LanguageModel, LanguageModel] | tuple[HiddenReader, HiddenReader]
 """Student and teacher."""
 CompareChunk = Callable[[Tensor, Tensor, Tensor, tuple[Head, Head]], dict[str, Tensor]]
 """Hidden states of student and teacher (tokens, width), sampled ids (tokens,), both heads -> columns (tokens, ...)."""
@@ -42,18 +43,70 @@ def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: Score
     return compare_responses(rollouts, models, partial(_score_chunk, config=config))
 
 
+def score_in_turn(
+    batches: Iterable[list[RolloutRow]], models: ModelPair, config: ScoreConfig
+) -> Iterator[list[ScoreRow]]:
+    """As `score_responses` for each batch. Readers read the next batch while the previous one is compared."""
+    compare_chunk, remaining = partial(_score_chunk, config=config), iter(batches)
+    rollouts = next(remaining, None)
+    if rollouts:
+        _start_readers(models, rollouts)
+    while rollouts:
+        batch, hidden = _read(models, rollouts)
+        following = next(remaining, None)
+        if following:
+            _start_readers(models, following)
+        yield _compare(rollouts, batch, hidden, models, compare_chunk)
+        rollouts = following
+
+
 def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chunk: CompareChunk) -> list[ScoreRow]:
     """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
-    responses = [row["response_ids"] for row in rollouts]
-    turns = [response_turns(len(row["response_ids"]), row.get("response_mask")) for row in rollouts]
-    batch = join_sequences([row["prompt_ids"] for row in rollouts], responses, turns)
+    _start_readers(models, rollouts)
+    batch, hidden = _read(models, rollouts)
+    return _compare(rollouts, batch, hidden, models, compare_chunk)
+
+
+def _start_readers(models: ModelPair, rollouts: list[RolloutRow]) -> None:
+    for model in models:
+        if isinstance(model, HiddenReader):
+            model.start([[*row["prompt_ids"], *row["response_ids"]] for row in rollouts])
+
+
+def _read(models: ModelPair, rollouts: list[RolloutRow]) -> tuple[Batch, tuple[Tensor, Tensor]]:
+    """Rows of rollouts as one batch, and both models' hidden states (tokens, width) of its predicting positions."""
+    prompts, responses = ([row[name] for row in rollouts] for name in ("prompt_ids", "response_ids"))
+    batch = join_sequences(prompts, responses, _turns(rollouts))
     with torch.inference_mode():
-        student, teacher = (predicting_hidden(model, batch) for model in models)
-        columns = _compare_chunks(student, teacher, predicted_ids(batch), models, compare_chunk)
-    for name, model in zip(("student_entropy", "teacher_entropy"), models, strict=True):
+        student, teacher = (
+            _finish(model, batch) if isinstance(model, HiddenReader) else predicting_hidden(model, batch)
+            for model in models
+        )
+    return batch, (student, teacher)
+
+
+def _turns(rollouts: list[RolloutRow]) -> list[list[range]]:
+    return [response_turns(len(row["response_ids"]), row.get("response_mask")) for row in rollouts]
+
+
+def _finish(reader: HiddenReader, batch: Batch) -> Tensor:
+    predicting = batch["predicting"][batch["attention_mask"].bool()]
+    return torch.cat(reader.finish())[predicting].to(reader.head.weight.device)
+
+
+def _compare(
+    rollouts: list[RolloutRow],
+    batch: Batch,
+    hidden: tuple[Tensor, Tensor],
+    models: ModelPair,
+    compare_chunk: CompareChunk,
+) -> list[ScoreRow]:
+    with torch.inference_mode():
+        columns = _compare_chunks(*hidden, predicted_ids(batch), models, compare_chunk)
+    for name, model in (("student_entropy", models[0]), ("teacher_entropy", models[1])):
         if not columns[name].isfinite().all():
-            raise not_finite_error(model)
-    lengths = [sum(map(len, ranges)) for ranges in turns]
+            raise not_finite_error(model.name, model.head.weight.dtype)
+    lengths = [sum(map(len, ranges)) for ranges in _turns(rollouts)]
     by_response = {name: values.split(lengths) for name, values in columns.items()}
     return [
         {"sample_id": row["sample_id"]} | {name: values[i] for name, values in by_response.items()}

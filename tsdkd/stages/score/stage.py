@@ -8,6 +8,7 @@ previous block.
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
-from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.score import SPEED_ONLY_FIELDS, ScoreConfig
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.data.score_cost import (
@@ -33,8 +34,9 @@ from tsdkd.stages.data.score_cost import (
     score_cost,
     score_workload,
 )
-from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_responses
+from tsdkd.stages.data.scoring import ModelPair, ScoreRow, score_in_turn, score_responses
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score_table
+from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import load_model, share_vocab
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
@@ -73,11 +75,11 @@ def score(
         parent = read_artifact(rollouts, "rollouts", hashed=False)
         missing = [part for part in parent.tables if not writer.has(part.file)]
         if missing:
-            models = _load_models(student, teacher, config, observer)
-            if ranks.is_main:
-                _report_cost(models, parent, missing, config, writer.path, observer)
-            ranks.wait()
-            _score_parts(models, parent, writer, config, observer)
+            with _open_models(student, teacher, parent, missing[0], config, observer) as models:
+                if ranks.is_main:
+                    _report_cost(models, parent, missing, config, writer.path, observer)
+                ranks.wait()
+                _score_parts(models, parent, writer, config, observer)
         ranks.wait()
         if ranks.is_main:
             written = Artifact(writer.path, load_manifest(writer.path))
@@ -90,6 +92,14 @@ def _manifest(
     rollouts: Path, student: str, teacher: str, output: Path, config: ScoreConfig, observer: Observer
 ) -> Manifest:
     """The manifest of the scores. Raises InputError where models, rollouts and config do not fit together."""
+    require_engine_options(config.engine, config)
+    if config.engine == "vllm":
+        require_vllm()
+        if world_size() > 1:
+            raise InputError(
+                "--engine vllm works with a single process only.",
+                "Start one process; --tensor-parallel uses more GPUs.",
+            )
     if config.device_map != "one" and world_size() > 1:
         raise InputError(
             "--device-map works with a single process only.", "Start one process, or leave out --device-map."
@@ -108,11 +118,12 @@ def _manifest(
             observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
-        config={name: value for name, value in asdict(config).items() if name != "device_map"},
+        config={name: value for name, value in asdict(config).items() if name not in SPEED_ONLY_FIELDS},
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,
-        libraries=library_versions(),
+        engine=config.engine,
+        libraries=library_versions() | engine_version(config.engine),
     )
 
 
@@ -124,10 +135,23 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
             )
 
 
-def _load_models(student: str, teacher: str, config: ScoreConfig, observer: Observer) -> ModelPair:
+@contextmanager
+def _open_models(
+    student: str, teacher: str, parent: Artifact, first: Part, config: ScoreConfig, observer: Observer
+) -> Iterator[ModelPair]:
+    """Both models; vLLM's are checked on sequences of the part `first`."""
+    if config.engine == "vllm":
+        from tsdkd.stages.engines.vllm_reader import open_readers
+
+        longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
+        rows = parent.read_part(first, LENGTH_COLUMNS).to_pylist()
+        sequences = [row["prompt_ids"] + row["response_ids"] for row in rows]
+        with open_readers(student, teacher, config, longest, sequences, observer) as readers:
+            yield readers
+        return
     device_map = None if config.device_map == "one" else config.device_map
     settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
-    return share_vocab(load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings))
+    yield share_vocab(load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings))
 
 
 def _score_parts(models: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
@@ -159,8 +183,10 @@ def _score_blocks(
     lengths = sequence_lengths(table)
     for block in score_blocks(table, config, models[1].head):
         rows: dict[int, ScoreRow] = {}
-        for batch in score_batches(lengths, block, config):
-            rows.update(zip(batch, score_responses(table.take(batch).to_pylist(), models, config), strict=True))
+        batches = list(score_batches(lengths, block, config))
+        scored = score_in_turn((table.take(batch).to_pylist() for batch in batches), models, config)
+        for batch, batch_rows in zip(batches, scored, strict=True):
+            rows.update(zip(batch, batch_rows, strict=True))
             advance(len(batch))
         yield [rows[i] for i in block]
 
