@@ -47,30 +47,34 @@ def score_in_turn(
     batches: Iterable[list[RolloutRow]], models: ModelPair, config: ScoreConfig
 ) -> Iterator[list[ScoreRow]]:
     """As `score_responses` for each batch. Readers read the next batch while the previous one is compared."""
-    compare_chunk, remaining = partial(_score_chunk, config=config), iter(batches)
-    rollouts = next(remaining, None)
-    if rollouts:
-        _start_readers(models, rollouts)
-    while rollouts:
-        batch, hidden = _read(models, rollouts)
-        following = next(remaining, None)
-        if following:
-            _start_readers(models, following)
-        yield _compare(rollouts, batch, hidden, models, compare_chunk)
-        rollouts = following
+    return _compare_in_turn(batches, models, partial(_score_chunk, config=config))
 
 
 def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chunk: CompareChunk) -> list[ScoreRow]:
     """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
-    _start_readers(models, rollouts)
-    batch, hidden = _read(models, rollouts)
-    return _compare(rollouts, batch, hidden, models, compare_chunk)
+    return next(_compare_in_turn([rollouts], models, compare_chunk))
 
 
-def _start_readers(models: ModelPair, rollouts: list[RolloutRow]) -> None:
+def _compare_in_turn(
+    batches: Iterable[list[RolloutRow]], models: ModelPair, compare_chunk: CompareChunk
+) -> Iterator[list[ScoreRow]]:
+    remaining = iter(batches)
+    following = _start(models, remaining)
+    while rollouts := following:
+        batch, hidden = _read(models, rollouts)
+        following = _start(models, remaining)
+        rows = _compare(rollouts, batch, hidden, models, compare_chunk)
+        del hidden  # frees the memory for the next batch
+        yield rows
+
+
+def _start(models: ModelPair, batches: Iterator[list[RolloutRow]]) -> list[RolloutRow] | None:
+    """Take the next batch, which readers begin to read; None after the last one."""
+    rollouts = next(batches, None)
     for model in models:
-        if isinstance(model, HiddenReader):
+        if rollouts and isinstance(model, HiddenReader):
             model.start([[*row["prompt_ids"], *row["response_ids"]] for row in rollouts])
+    return rollouts
 
 
 def _read(models: ModelPair, rollouts: list[RolloutRow]) -> tuple[Batch, tuple[Tensor, Tensor]]:
@@ -79,7 +83,7 @@ def _read(models: ModelPair, rollouts: list[RolloutRow]) -> tuple[Batch, tuple[T
     batch = join_sequences(prompts, responses, _turns(rollouts))
     with torch.inference_mode():
         student, teacher = (
-            _finish(model, batch) if isinstance(model, HiddenReader) else predicting_hidden(model, batch)
+            _finish(model, rollouts) if isinstance(model, HiddenReader) else predicting_hidden(model, batch)
             for model in models
         )
     return batch, (student, teacher)
@@ -89,9 +93,13 @@ def _turns(rollouts: list[RolloutRow]) -> list[list[range]]:
     return [response_turns(len(row["response_ids"]), row.get("response_mask")) for row in rollouts]
 
 
-def _finish(reader: HiddenReader, batch: Batch) -> Tensor:
-    predicting = batch["predicting"][batch["attention_mask"].bool()]
-    return torch.cat(reader.finish())[predicting].to(reader.head.weight.device)
+def _finish(reader: HiddenReader, rollouts: list[RolloutRow]) -> Tensor:
+    """As `predicting_hidden`."""
+    predicting = [
+        states[[len(row["prompt_ids"]) - 1 + i for turn in turns for i in turn]]
+        for states, row, turns in zip(reader.finish(), rollouts, _turns(rollouts), strict=True)
+    ]
+    return torch.cat(predicting).to(reader.head.weight.device)
 
 
 def _compare(
