@@ -22,11 +22,11 @@ class ScoreConfig:
     )
     k: int = option(TSDKDConfig.k, "Candidates per position.", group=SCORING, min_=2, common=True)
     top_k: int = option(64, "topk: teacher log-probabilities recorded per token.", group=SCORING, min_=1, common=True)
+    batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
+    dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     engine: Literal["transformers", "vllm"] = option(
         "transformers", "Engine that reads both models.", group=ENGINE, common=True
     )
-    batch_tokens: int = option(8192, "Tokens per forward, padding included.", group=ENGINE, min_=1, common=True)
-    dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
