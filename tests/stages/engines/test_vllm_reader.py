@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.adapters import save_adapter
-from tests.helpers.dying_child import announce_and_end
+from tests.helpers.dying_child import end_early
 from tests.helpers.prompts import write_prompts
 from tests.helpers.readers import ReadingProcess
 from tests.helpers.training import RecordingObserver
@@ -215,13 +215,13 @@ def test_a_run_whose_vllm_is_killed_resumes_to_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_a_child_that_dies_between_shape_and_states_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real process; its reply ends without an error."""
+@pytest.mark.parametrize("end", ["before the message is read", "before the states", "within the states"])
+def test_a_child_that_dies_is_named(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """A real process, whose pipe fails in another way each time."""
     monkeypatch.setattr(vllm_reader, "EngineProcess", EngineProcess)
-    monkeypatch.setattr(vllm_reader, "read_hidden", announce_and_end)
-    head = Head(torch.zeros(5, 4))
+    monkeypatch.setattr(vllm_reader, "read_hidden", end_early)
     spec: Any = SimpleNamespace(name="model")
-    with VllmReader(spec, head, {}) as reader:
+    with VllmReader(spec, Head(torch.zeros(5, 4)), {"end": end}) as reader:
         reader.start([[1, 2, 3]])
         with pytest.raises(TsdkdError, match="vLLM failed: its process ended with status 0") as caught:
             reader.finish()

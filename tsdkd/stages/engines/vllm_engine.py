@@ -26,6 +26,8 @@ from tsdkd.stages.models.spec import ModelSpec
 MASK_PADDING_ROWS = "tsdkd.stages.engines.vllm_logits:MaskPaddingRows"
 """vLLM's name of the logits processor, which reads `VOCAB_SIZE_KEY` from vLLM's `additional_config`."""
 VOCAB_SIZE_KEY = "tsdkd_vocab_size"
+CLOSED_PIPE = (EOFError, OSError)
+"""What a pipe raises when its other end died: between messages, within one, or with one that it had not read."""
 MEMORY_REMEDY = "Change --memory-fraction, lower --max-model-len, or raise --tensor-parallel"
 
 
@@ -129,7 +131,7 @@ class EngineProcess:
         """Raises TsdkdError when vLLM failed or died."""
         try:
             self.pipe.send(message)
-        except BrokenPipeError:
+        except CLOSED_PIPE:
             self.receive()  # the error that ended the process
             raise
 
@@ -137,7 +139,7 @@ class EngineProcess:
         """The number of responses just finished, or all outputs. Raises TsdkdError when vLLM failed or died."""
         try:
             message = self.pipe.recv()
-        except EOFError:
+        except CLOSED_PIPE:
             raise self._death() from None
         if isinstance(message, str):
             raise self._failure(message)
@@ -154,7 +156,7 @@ class EngineProcess:
         tensor = torch.empty(shape, dtype=dtype)
         try:
             self.pipe.recv_bytes_into(tensor.flatten().view(torch.uint8).numpy())
-        except EOFError:
+        except CLOSED_PIPE:
             raise self._death() from None
         return tensor
 
