@@ -134,7 +134,7 @@ def _mean_kl(model: LanguageModel, reference: list[Tensor], sequences: list[list
     ]
     kl = float(sum(divergences)) / sum(map(len, sequences))
     if not isfinite(kl):
-        raise not_finite_error(model)
+        raise not_finite_error(model.name, model.model.dtype)
     return kl
 
 

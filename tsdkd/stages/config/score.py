@@ -1,11 +1,11 @@
 """Configuration of `tsdkd score`."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
-from tsdkd.stages.config.groups import ENGINE, SCORING
+from tsdkd.stages.config.groups import ENGINE, SCORING, VLLM
 from tsdkd.stages.config.option import nested, option
 from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
 
@@ -27,9 +27,31 @@ class ScoreConfig:
         8192, "Tokens per forward; a longer sequence is read alone.", group=ENGINE, min_=1, common=True
     )
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
+    engine: Literal["transformers", "vllm"] = option(
+        "transformers", "Engine that reads both models.", group=ENGINE, common=True
+    )
     attention: str | None = attention_option()
     chat: ChatConfig = nested(ChatConfig, options=recorded_chat_options())
     """That of the rollouts, or unset, which stands for it; not recorded."""
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
     )
+    tensor_parallel: int = option(1, "GPUs of the teacher; the student is on one.", group=VLLM, min_=1)
+    memory_fraction: float = option(
+        0.9,
+        "Fraction of the GPU's memory (or the machine's) for both models' weights and caches.",
+        group=VLLM,
+        min_=0,
+        max_=1,
+    )
+    quantization: str | None = option(
+        None, "Quantisation of the teacher's weights, such as fp8.", group=VLLM, metavar="NAME", shown="as saved"
+    )
+
+
+def recorded_scoring(config: ScoreConfig) -> dict[str, Any]:
+    """The settings that scores record; those of vLLM only where it is the engine."""
+    unrecorded = {"device_map", "memory_fraction", "chat"}
+    if config.engine != "vllm":
+        unrecorded |= {"engine", "tensor_parallel", "quantization"}
+    return {name: value for name, value in asdict(config).items() if name not in unrecorded}

@@ -74,7 +74,7 @@ def measure_held_out(
         "teacher_entropy": float(means[3]),
     }
     if not isfinite(measured["kl"]):
-        raise not_finite_error(language_model)
+        raise not_finite_error(language_model.name, language_model.model.dtype)
     if isnan(measured["top1_agreement"]):
         del measured["top1_agreement"]
     return measured

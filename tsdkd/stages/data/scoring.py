@@ -3,7 +3,7 @@
 Memory holds the logits of one chunk, never (batch, seq, vocab).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from tsdkd.core import Head, TSDKDConfig
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden
+from tsdkd.stages.data.batches import Batch, join_sequences, predicted_ids, predicting_hidden
+from tsdkd.stages.data.hidden_reader import HiddenReader
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
 from tsdkd.stages.data.source import sample_turns
 from tsdkd.stages.models.load import LanguageModel, not_finite_error
@@ -30,7 +31,7 @@ RECORDED_DIVERGENCE = TSDKDConfig().formula
 
 RolloutRow = dict[str, Any]
 ScoreRow = dict[str, Any]
-ModelPair = tuple[LanguageModel, LanguageModel]
+ModelPair = tuple[LanguageModel, LanguageModel] | tuple[HiddenReader, HiddenReader]
 """Student and teacher."""
 CompareChunk = Callable[[Tensor, Tensor, Tensor, tuple[Head, Head]], dict[str, Tensor]]
 """Hidden states of student and teacher (tokens, width), sampled ids (tokens,), both heads -> columns (tokens, ...)."""
@@ -51,18 +52,74 @@ def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: Score
     return compare_responses(rollouts, models, partial(_score_chunk, config=config))
 
 
+def score_in_turn(
+    batches: Iterable[list[RolloutRow]], models: ModelPair, config: ScoreConfig
+) -> Iterator[list[ScoreRow]]:
+    """As `score_responses` for each batch. Readers read the next batch while the previous one is compared."""
+    return _compare_in_turn(batches, models, partial(_score_chunk, config=config))
+
+
 def compare_responses(rollouts: list[RolloutRow], models: ModelPair, compare_chunk: CompareChunk) -> list[ScoreRow]:
     """As `score_responses`, with the columns that `compare_chunk` returns, among them both entropies."""
-    responses = [row["response_ids"] for row in rollouts]
-    turns = list(map(sample_turns, rollouts))
-    batch = join_sequences([row["prompt_ids"] for row in rollouts], responses, turns, packed=True)
+    return next(_compare_in_turn([rollouts], models, compare_chunk))
+
+
+def _compare_in_turn(
+    batches: Iterable[list[RolloutRow]], models: ModelPair, compare_chunk: CompareChunk
+) -> Iterator[list[ScoreRow]]:
+    remaining = iter(batches)
+    following = _start(models, remaining)
+    while rollouts := following:
+        batch, hidden = _read(models, rollouts)
+        following = _start(models, remaining)
+        rows = _compare(rollouts, batch, hidden, models, compare_chunk)
+        del hidden  # frees the memory for the next batch
+        yield rows
+
+
+def _start(models: ModelPair, batches: Iterator[list[RolloutRow]]) -> list[RolloutRow] | None:
+    """Take the next batch, which readers begin to read; None after the last one."""
+    rollouts = next(batches, None)
+    for model in models:
+        if rollouts and isinstance(model, HiddenReader):
+            model.start([[*row["prompt_ids"], *row["response_ids"]] for row in rollouts])
+    return rollouts
+
+
+def _read(models: ModelPair, rollouts: list[RolloutRow]) -> tuple[Batch, tuple[Tensor, Tensor]]:
+    """Rows of rollouts as one batch, and both models' hidden states (tokens, width) of its predicting positions."""
+    prompts, responses = ([row[name] for row in rollouts] for name in ("prompt_ids", "response_ids"))
+    batch = join_sequences(prompts, responses, list(map(sample_turns, rollouts)), packed=True)
     with torch.inference_mode():
-        student, teacher = (predicting_hidden(model, batch) for model in models)
-        columns = _compare_chunks(student, teacher, predicted_ids(batch), models, compare_chunk)
-    for name, model in zip(("student_entropy", "teacher_entropy"), models, strict=True):
+        student, teacher = (
+            _finish(model, rollouts) if isinstance(model, HiddenReader) else predicting_hidden(model, batch)
+            for model in models
+        )
+    return batch, (student, teacher)
+
+
+def _finish(reader: HiddenReader, rollouts: list[RolloutRow]) -> Tensor:
+    """As `predicting_hidden`."""
+    predicting = [
+        states[[len(row["prompt_ids"]) - 1 + i for turn in turns for i in turn]]
+        for states, row, turns in zip(reader.finish(), rollouts, map(sample_turns, rollouts), strict=True)
+    ]
+    return torch.cat(predicting).to(reader.head.weight.device)
+
+
+def _compare(
+    rollouts: list[RolloutRow],
+    batch: Batch,
+    hidden: tuple[Tensor, Tensor],
+    models: ModelPair,
+    compare_chunk: CompareChunk,
+) -> list[ScoreRow]:
+    with torch.inference_mode():
+        columns = _compare_chunks(*hidden, predicted_ids(batch), models, compare_chunk)
+    for name, model in (("student_entropy", models[0]), ("teacher_entropy", models[1])):
         if not columns[name].isfinite().all():
-            raise not_finite_error(model)
-    lengths = [sum(map(len, ranges)) for ranges in turns]
+            raise not_finite_error(model.name, model.head.weight.dtype)
+    lengths = [sum(map(len, ranges)) for ranges in map(sample_turns, rollouts)]
     by_response = {name: values.split(lengths) for name, values in columns.items()}
     return [
         {"sample_id": row["sample_id"]} | {name: values[i] for name, values in by_response.items()}

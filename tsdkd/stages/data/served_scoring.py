@@ -38,7 +38,7 @@ def student_scores(rollouts: list[RolloutRow], student: LanguageModel, k: int) -
         ]
     columns = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
     if not columns["student_entropy"].isfinite().all():
-        raise not_finite_error(student)
+        raise not_finite_error(student.name, student.head.weight.dtype)
     lengths = [sum(map(len, ranges)) for ranges in turns]
     split = {name: values.split(lengths) for name, values in columns.items()}
     return [

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.types import EngineName
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
@@ -33,21 +34,27 @@ def choose_engine(config: GenerateConfig) -> EngineName:
         raise InputError(
             f"{config.policy.capitalize()} responses need the transformers engine.", "Leave out --engine vllm."
         )
-    if config.engine == "vllm" and not has_vllm():
-        raise InputError(
-            "vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or sample with --engine transformers."
-        )
+    if config.engine == "vllm":
+        require_vllm()
     return config.engine
 
 
-def require_engine_options(engine: EngineName, config: GenerateConfig) -> None:
+def require_vllm() -> None:
+    """Raises InputError where vLLM is not installed."""
+    if not has_vllm():
+        raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
+
+
+def require_engine_options(engine: EngineName, config: GenerateConfig | ScoreConfig) -> None:
     """Raises InputError for an option that the engine would ignore."""
-    defaults = GenerateConfig()
-    for name in ("tensor_parallel", "data_parallel", "max_model_len", "quantization"):
-        if engine == "transformers" and getattr(config, name) != getattr(defaults, name):
-            raise InputError(f"--{name.replace('_', '-')} works with vLLM only.", "Add --engine vllm.")
-    if engine == "vllm" and config.attention:
-        raise InputError("--attention works with transformers only.", "Add --engine transformers.")
+    ignored = {
+        "transformers": ("tensor_parallel", "data_parallel", "max_model_len", "quantization"),
+        "vllm": ("attention", "device_map"),
+    }
+    defaults, other = type(config)(), "vLLM" if engine == "transformers" else "transformers"
+    for name in ignored[engine]:
+        if getattr(config, name, None) != getattr(defaults, name, None):
+            raise InputError(f"--{name.replace('_', '-')} works with {other} only.", f"Add --engine {other.lower()}.")
 
 
 def with_supported_draft(config: GenerateConfig, models: Iterable[ModelSpec], observer: Observer) -> GenerateConfig:

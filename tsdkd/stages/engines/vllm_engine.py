@@ -12,18 +12,24 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self, cast
 
+import torch
+from torch import Tensor
+
 from tsdkd.artifacts.disk import disk_failure
 from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import finish_reason
-from tsdkd.stages.engines.vllm_process import EngineOutput, TokenRequest, serve
+from tsdkd.stages.engines.vllm_process import EngineOutput, Reply, TokenRequest, sample_and_reply, serve
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 
 MASK_PADDING_ROWS = "tsdkd.stages.engines.vllm_logits:MaskPaddingRows"
 """vLLM's name of the logits processor, which reads `VOCAB_SIZE_KEY` from vLLM's `additional_config`."""
 VOCAB_SIZE_KEY = "tsdkd_vocab_size"
+CLOSED_PIPE = (EOFError, OSError)
+"""What a pipe raises when its other end died: between messages, within one, or with one that it had not read."""
+MEMORY_REMEDY = "Change --memory-fraction, lower --max-model-len, or raise --tensor-parallel"
 
 
 class VllmEngine:
@@ -103,23 +109,35 @@ class VllmEngine:
 
 
 class EngineProcess:
-    """The parent's handle on one child process."""
+    """The parent's handle on one child process, which `reply` runs in."""
 
-    def __init__(self, arguments: dict[str, Any], adapter: Path | None, devices: str | None) -> None:
+    def __init__(
+        self,
+        arguments: dict[str, Any],
+        adapter: Path | None = None,
+        devices: str | None = None,
+        reply: Reply = sample_and_reply,
+        memory_remedy: str = MEMORY_REMEDY,
+    ) -> None:
+        self._memory_remedy = memory_remedy
         handle, log = tempfile.mkstemp(prefix="tsdkd-vllm-", suffix=".log")
         os.close(handle)
         self._log, self._failed = Path(log), False
         context = multiprocessing.get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
-        self._process = context.Process(target=serve, args=(child_pipe, arguments, adapter, devices, self._log))
+        self._process = context.Process(target=serve, args=(child_pipe, arguments, adapter, devices, self._log, reply))
         self._process.start()
         child_pipe.close()
 
     def send_requests(self, requests: list[Request], sampling: dict[str, Any]) -> None:
         tokens: list[TokenRequest] = [(request.prompt_ids, request.seed) for request in requests]
+        self.send((tokens, sampling))
+
+    def send(self, message: Any) -> None:
+        """Raises TsdkdError when vLLM failed or died."""
         try:
-            self.pipe.send((tokens, sampling))
-        except BrokenPipeError:
+            self.pipe.send(message)
+        except CLOSED_PIPE:
             self.receive()  # the error that ended the process
             raise
 
@@ -127,9 +145,8 @@ class EngineProcess:
         """The number of responses just finished, or all outputs. Raises TsdkdError when vLLM failed or died."""
         try:
             message = self.pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise self._failure(f"its process ended with status {self._process.exitcode}") from None
+        except CLOSED_PIPE:
+            raise self._death() from None
         if isinstance(message, str):
             raise self._failure(message)
         return cast("int | list[EngineOutput]", message)
@@ -139,6 +156,15 @@ class EngineProcess:
         while isinstance(message := self.receive(), int):
             pass
         return message
+
+    def receive_tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor that the child sent as bytes. Raises TsdkdError when vLLM died."""
+        tensor = torch.empty(shape, dtype=dtype)
+        try:
+            self.pipe.recv_bytes_into(tensor.flatten().view(torch.uint8).numpy())
+        except CLOSED_PIPE:
+            raise self._death() from None
+        return tensor
 
     def terminate(self) -> None:
         self._process.terminate()
@@ -152,9 +178,15 @@ class EngineProcess:
         if not self._failed:
             self._log.unlink()
 
+    def _death(self) -> TsdkdError:
+        self._process.join()
+        return self._failure(f"its process ended with status {self._process.exitcode}")
+
     def _failure(self, cause: str) -> TsdkdError:
         self._failed = True
-        return TsdkdError(f"vLLM failed: {cause.rstrip('.')}.", f"{_remedy(cause)}; its log is {self._log}.")
+        return TsdkdError(
+            f"vLLM failed: {cause.rstrip('.')}.", f"{_remedy(cause, self._memory_remedy)}; its log is {self._log}."
+        )
 
 
 def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> dict[str, Any]:
@@ -206,10 +238,10 @@ def translate_vllm_errors() -> Iterator[None]:
         ) from error
 
 
-def _remedy(cause: str) -> str:
+def _remedy(cause: str, memory_remedy: str = MEMORY_REMEDY) -> str:
     cause = cause.lower()
     if any(words in cause for words in ("memory", "kv cache", "status -9")):
-        return "Change --memory-fraction, lower --max-model-len, or raise --tensor-parallel"
+        return memory_remedy
     if any(words in cause for words in ("not supported", "unsupported", "architectures", "is not available")):
         return "Use --engine transformers"
     return "Use --engine transformers, or fix the error in the log"

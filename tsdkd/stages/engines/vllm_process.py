@@ -1,9 +1,9 @@
 """The child process of the vLLM engine: it holds one `LLM` and replies to each message of its parent.
 
-The parent sends requests with sampling parameters, or a directory of new weights. The child sends the number of
-responses just finished (int), the outputs of all requests (list, empty after a load), or an error (str). It reads no
-artifact. Scheduling is synchronous and the prefix cache is emptied before each message, so that a batch always gets the
-same responses.
+A child that samples gets requests with sampling parameters, or a directory of new weights. It sends the number of
+responses just finished (int), the outputs of all requests (list, empty after a load), or an error (str). A child that
+reads is in `vllm_reading`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
+each message, so that a batch always gets the same responses.
 """
 
 import multiprocessing
@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,8 @@ ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WAR
 
 TokenRequest = tuple[list[int], int]
 """Prompt ids and seed."""
+Reply = Callable[[Connection, dict[str, Any], Path | None], None]
+"""Loads an `LLM` with its arguments and adapter, reports that it is ready, and replies to messages forever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,10 @@ class EngineOutput:
     """Whether an end token or a stop string ended the response, not its limit."""
 
 
-def serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path) -> None:
-    """Load an `LLM`, report that it is ready, and reply to messages until the parent ends."""
+def serve(
+    pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path, reply: Reply
+) -> None:
+    """Load an `LLM` and reply to messages until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
     signal.signal(signal.SIGTERM, _raise_system_exit)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -45,13 +50,14 @@ def serve(pipe: Connection, arguments: dict[str, Any], adapter: Path | None, dev
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     try:
-        _load_and_reply(pipe, arguments, adapter)
+        reply(pipe, arguments, adapter)
     except Exception as error:  # the parent raises it
         traceback.print_exc()
         pipe.send((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def _load_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path | None) -> None:
+def sample_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path | None) -> None:
+    """A `Reply` that samples responses and loads new weights."""
     from tqdm import tqdm
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest

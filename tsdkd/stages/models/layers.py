@@ -129,6 +129,13 @@ def _has_length(config: PreTrainedConfig) -> bool:
     return True
 
 
+def config_of_layers(config: PreTrainedConfig, kept: Sequence[int]) -> PreTrainedConfig:
+    """The config of a model that has these layers of another."""
+    described = deepcopy(config)
+    _describe(described, config, kept)
+    return described
+
+
 def _describe(config: PreTrainedConfig, whole: PreTrainedConfig, kept: Sequence[int]) -> None:
     """Make a config describe a model of the layers `kept`; `whole` is the config of all layers."""
     text = config.get_text_config()

@@ -276,15 +276,15 @@ def _check_hidden_states(language_model: LanguageModel) -> None:
     with torch.no_grad():
         first, second = language_model.hidden(ids, attention)[:, padding:].float()
     if not first.isfinite().all():
-        raise not_finite_error(language_model)
+        raise not_finite_error(language_model.name, language_model.model.dtype)
     if (first - second).norm() > PADDING_TOLERANCE * first.norm():
         raise padding_error(language_model.name)
 
 
-def not_finite_error(language_model: LanguageModel) -> TsdkdError:
+def not_finite_error(name: str, dtype: torch.dtype) -> TsdkdError:
     """The error for a model whose weights are finite, and whose activations or logits are not."""
-    precision = str(language_model.model.dtype).removeprefix("torch.")
+    precision = str(dtype).removeprefix("torch.")
     return TsdkdError(
-        f"{language_model.name} computes NaN or infinite values in {precision}.",
+        f"{name} computes NaN or infinite values in {precision}.",
         "Load it in another precision: --dtype bfloat16 or float32.",
     )

@@ -120,6 +120,11 @@ def weight_files(directory: Path) -> list[Path]:
     raise InputError(f"{directory} has no weights.", "Name a directory with model.safetensors (or its shards).")
 
 
+def weight_bytes(directory: Path) -> int:
+    """The bytes of a model's weights as they are saved."""
+    return sum(file.stat().st_size for file in weight_files(directory))
+
+
 def saved_tensors(files: Iterable[Path], device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
     """The tensors of some files by name, one at a time; on the device "meta" without their data."""
     for file in files:

@@ -7,7 +7,7 @@ scores, so a killed run continues with the first part that is missing.
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import GIVEN
-from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.score import ScoreConfig, recorded_scoring
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
@@ -122,7 +122,7 @@ def _manifest(
             observer.warning(f"Another student sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
-        config={name: value for name, value in asdict(config).items() if name not in {"device_map", "chat"}},
+        config=recorded_scoring(config),
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,

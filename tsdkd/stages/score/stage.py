@@ -8,7 +8,8 @@ previous block.
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import GIVEN
-from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.score import ScoreConfig, recorded_scoring
 from tsdkd.stages.data.offline import TEACHER_END_IDS
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
@@ -36,8 +37,9 @@ from tsdkd.stages.data.score_cost import (
     score_cost,
     score_workload,
 )
-from tsdkd.stages.data.scoring import ModelPair, ScoreRow, report_padded_reading, score_responses
+from tsdkd.stages.data.scoring import ModelPair, ScoreRow, report_padded_reading, score_in_turn, score_responses
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score_table
+from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import load_model, share_vocab
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
@@ -76,12 +78,11 @@ def score(
         parent = read_artifact(rollouts, "rollouts", hashed=False)
         missing = [part for part in parent.tables if not writer.has(part.file)]
         if missing:
-            models = _load_models(student, teacher, config, observer)
-            if ranks.is_main:
-                report_padded_reading(models, observer)
-                _report_cost(models, parent, missing, config, writer.path, observer)
-            ranks.wait()
-            _score_parts(models, parent, writer, config, observer)
+            with _open_models(student, teacher, parent, missing[0], config, observer) as models:
+                if ranks.is_main:
+                    _report_cost(models, parent, missing, config, writer.path, observer)
+                ranks.wait()
+                _score_parts(models, parent, writer, config, observer)
         ranks.wait()
         if ranks.is_main:
             written = Artifact(writer.path, load_manifest(writer.path))
@@ -94,6 +95,14 @@ def _manifest(
     rollouts: Path, student: str, teacher: str, output: Path, config: ScoreConfig, observer: Observer
 ) -> Manifest:
     """The manifest of the scores. Raises InputError where models, rollouts and config do not fit together."""
+    require_engine_options(config.engine, config)
+    if config.engine == "vllm":
+        require_vllm()
+        if world_size() > 1:
+            raise InputError(
+                "--engine vllm works with a single process only.",
+                "Start one process; --tensor-parallel uses more GPUs.",
+            )
     if config.device_map != "one" and world_size() > 1:
         raise InputError(
             "--device-map works with a single process only.", "Start one process, or leave out --device-map."
@@ -116,12 +125,13 @@ def _manifest(
             observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(
         kind="scores",
-        config={name: value for name, value in asdict(config).items() if name not in {"device_map", "chat"}}
+        config=recorded_scoring(config)
         | ({TEACHER_END_IDS: ends} if (ends := sorted({*specs[1].end_ids} - {*specs[0].end_ids})) else {}),
         seed=parent.manifest.seed,
         parents=(parent.as_parent_of(output),),
         models=models,
-        libraries=library_versions(),
+        engine=config.engine,
+        libraries=library_versions() | (engine_version("vllm") if config.engine == "vllm" else {}),
     )
 
 
@@ -133,10 +143,25 @@ def _require_candidates(config: ScoreConfig, vocab: int) -> None:
             )
 
 
-def _load_models(student: str, teacher: str, config: ScoreConfig, observer: Observer) -> ModelPair:
+@contextmanager
+def _open_models(
+    student: str, teacher: str, parent: Artifact, first: Part, config: ScoreConfig, observer: Observer
+) -> Iterator[ModelPair]:
+    """Both models; vLLM's are checked on sequences of the part `first`."""
+    if config.engine == "vllm":
+        from tsdkd.stages.engines.vllm_reader import open_readers
+
+        longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
+        rows = parent.read_part(first, LENGTH_COLUMNS).to_pylist()
+        sequences = [row["prompt_ids"] + row["response_ids"] for row in rows]
+        with open_readers(student, teacher, config, longest, sequences, observer) as readers:
+            yield readers
+        return
     device_map = None if config.device_map == "one" else config.device_map
     settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
-    return share_vocab(load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings))
+    models = share_vocab(load_model(student, config.dtype, **settings), load_model(teacher, config.dtype, **settings))
+    report_padded_reading(models, observer)
+    yield models
 
 
 def _score_parts(models: ModelPair, parent: Artifact, writer: Writer, config: ScoreConfig, observer: Observer) -> None:
@@ -168,8 +193,10 @@ def _score_blocks(
     lengths = sequence_lengths(table)
     for block in score_blocks(table, config, models[1].head):
         rows: dict[int, ScoreRow] = {}
-        for batch in score_batches(lengths, block, config):
-            rows.update(zip(batch, score_responses(table.take(batch).to_pylist(), models, config), strict=True))
+        batches = list(score_batches(lengths, block, config))
+        scored = score_in_turn((table.take(batch).to_pylist() for batch in batches), models, config)
+        for batch, batch_rows in zip(batches, scored, strict=True):
+            rows.update(zip(batch, batch_rows, strict=True))
             advance(len(batch))
         yield [rows[i] for i in block]
 
