@@ -124,6 +124,31 @@ def test_artifacts_without_the_options_record_nothing_of_them(
     assert "with the model's own chat template, and this command runs with --chat-template plain" in cause
 
 
+def test_a_students_own_template_that_changed_after_the_prompts_is_refused(
+    models: dict[str, Path], prompts: Path, tmp_path: Path
+) -> None:
+    """A student with other weights may have another template."""
+    student = shutil.copytree(models["student"], tmp_path / "student")
+    words = ("--student", student, "--run", tmp_path)
+    pair = (*words, "--teacher", models["teacher"])
+    run("generate", *words, "--prompts", prompts, *SAMPLING)
+    run("score", *pair, "--k", 4)
+    own = student_template(load_manifest(tmp_path / "rollouts"))
+    (student / CHAT_TEMPLATE_FILE).write_text(THINKING + "{{ '' }}")
+    online = ("train", *pair, "--rollouts", tmp_path / "rollouts", "--lambda", 0, *SHAPE, *SAMPLING, "--k", 4)
+    for command in (
+        ("score", *pair, "--k", 4, "--scores", tmp_path / "again"),
+        ("train", *words, "--k", 4, *SHAPE),
+        (*online, "--checkpoint", tmp_path / "online"),
+    ):
+        cause, remedy = refuse(*command)
+        assert "student's chat template was changed" in cause
+        assert f"it was {own[:12]} ({student}), and is " in cause
+        assert "Restore the model's chat template" in remedy
+    other = ("--student", models["base"], "--teacher", models["teacher"], "--scores", tmp_path / "other")
+    run("score", "--run", tmp_path, *other, "--k", 4)
+
+
 def test_a_changed_copy_or_record_of_the_format_is_refused(off: Path, models: dict[str, Path], tmp_path: Path) -> None:
     rollouts = shutil.copytree(off / "rollouts", tmp_path / "rollouts")
     words = ("train", "--rollouts", rollouts, "--scores", off / "scores", "--checkpoint", tmp_path / "c", *SHAPE)

@@ -164,6 +164,48 @@ def test_a_template_that_removes_earlier_thoughts_splits_the_conversation() -> N
     assert (first.messages, second.messages) == (messages[:1], messages[:3])
 
 
+MARKED_THOUGHTS = CONVERSATIONS["thoughts"].replace("{% if loop.index0 >", "{% generation %}{% if loop.index0 >")
+MARKED_THOUGHTS = MARKED_THOUGHTS.replace("+ '<|end|>\n' }}", "+ '<|end|>' }}{% endgeneration %}{{ '\n' }}")
+
+
+def test_markers_around_text_without_earlier_thoughts_split_the_conversation() -> None:
+    """As in the template without markers; the mask of the whole conversation would teach answers without thoughts."""
+    tokenizer, unmarked = tokenizer_of("thoughts"), tokenizer_of("thoughts")
+    tokenizer.chat_template = MARKED_THOUGHTS
+    thoughts = ["<think>\nGreet.\n</think>\n\nHello.", "<think>\nAdd.\n</think>\n\nFour."]
+    messages = [TWO_TURNS[0], TWO_TURNS[1] | {"content": thoughts[0]}, TWO_TURNS[2], TWO_TURNS[3]]
+    messages[3] = TWO_TURNS[3] | {"content": thoughts[1]}
+    found = find(tokenizer, messages)
+    assert [texts(response, tokenizer)[1:] for response in found.responses] == [[f"{t}<|end|>"] for t in thoughts]
+    assert found == find(unmarked, messages)
+    assert not find(tokenizer, [TWO_TURNS[0], messages[1], {"role": "tool", "content": "ok"}, messages[3]]).is_split
+    assert len(find(tokenizer, TWO_TURNS).responses) == 1
+
+
+@pytest.mark.parametrize("template", ["chatml", "marked"])
+@pytest.mark.parametrize("fields", [{"reasoning_content": "I greet."}, {"thinking": "I greet."}])
+def test_a_thought_that_the_template_does_not_write_is_refused(template: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"line 1: .* leaves out a thought or a text of message 2"):
+        find(tokenizer_of(template), [TWO_TURNS[0], TWO_TURNS[1] | fields, *TWO_TURNS[2:]])
+    tokenizer = tokenizer_of(template)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] or '' }}", "{{ (m['content'] or '').split('</think>')[-1] }}"
+    )
+    messages = [*TWO_TURNS[:3], TWO_TURNS[3] | {"content": "<think>Add.</think>Four."}]
+    with pytest.raises(InputError, match="leaves out a thought or a text of message 4"):
+        find(tokenizer, messages)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
+def test_a_thought_of_a_field_is_learned_where_the_template_writes_it(field: str) -> None:
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] or '' }}", f"{{{{ '<think>' + (m['{field}'] or '') + '</think>' + (m['content'] or '') }}}}"
+    )
+    (response,) = find(tokenizer, [TWO_TURNS[0], TWO_TURNS[1] | {field: "I  greet."}]).responses
+    assert texts(response, tokenizer)[1:] == ["<think>I  greet.</think>Hello.<|end|>"]
+
+
 def test_turns_after_one_user_message_keep_their_thoughts_and_stay_together() -> None:
     tokenizer = tokenizer_of("thoughts")
     messages = [*TWO_TURNS[:2], {"role": "tool", "content": "ok"}, TWO_TURNS[3]]

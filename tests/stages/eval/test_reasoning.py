@@ -225,6 +225,16 @@ def test_the_seed_decides_the_samples(student: Path, rows: Path, tmp_path: Path)
     assert not {r for responses in other for r in responses} & {r for responses in first for r in responses}
 
 
+def test_a_benchmark_has_the_same_samples_after_another_one(student: Path, rows: Path, tmp_path: Path) -> None:
+    """Their prompts are the same here: an interrupted suite resumes with the bytes of an uninterrupted one."""
+    settings: dict[str, Any] = {"samples": 2, "limit": 2, "max_new_tokens": 5}
+    together, _ = measure(student, tmp_path / "together", rows, tasks=("aime24", "aime25"), **settings)
+    measure(student, tmp_path / "apart", rows, tasks=("aime24",), **settings)
+    apart, _ = measure(student, tmp_path / "apart", rows, tasks=("aime24", "aime25"), **settings)
+    for file in ("aime24.parquet", "aime25.parquet"):
+        assert (together.path / file).read_bytes() == (apart.path / file).read_bytes()
+
+
 def test_sampled_tokens_have_the_probabilities_of_the_nucleus() -> None:
     from tsdkd.stages.engines.transformers_engine import nucleus_logits
     from tsdkd.stages.eval.seeded_sampling import SeededSampling

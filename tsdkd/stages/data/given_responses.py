@@ -14,8 +14,9 @@ from typing import Any
 from tsdkd.errors import InputError
 from tsdkd.stages.config.types import Turns
 from tsdkd.stages.data.conversations import learned_messages, template_messages
-from tsdkd.stages.data.messages import Messages, Tools, located
+from tsdkd.stages.data.messages import Message, Messages, Tools, located
 from tsdkd.stages.data.prompts import Prompt
+from tsdkd.stages.data.thoughts import message_texts
 from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.chat_rendering import has_generation_markers
@@ -87,17 +88,37 @@ class ResponseFinder:
             messages = fitted
             text = self.writer.conversation(messages, tools)
             self.writer.require_complete(text, messages, tools)
-            return self._find_marked(messages, tools, learned) or self._find_by_prefixes(messages, tools, learned, text)
+            marked = self._find_marked(messages, tools, learned, text)
+            return marked or self._find_by_prefixes(messages, tools, learned, text)
 
     @property
     def _longest(self) -> int:
         return self.max_prompt_tokens + self.max_new_tokens
 
-    def _find_marked(self, messages: Messages, tools: Tools | None, learned: list[int]) -> GivenConversation | None:
+    def _find_marked(
+        self, messages: Messages, tools: Tools | None, learned: list[int], whole_text: str
+    ) -> GivenConversation | None:
         """By the template's markers; None unless they mark one piece of the text for each assistant message."""
         tokenizer: Any = self.writer.tokenizer
         if not (tokenizer.is_fast and has_generation_markers(tokenizer.get_chat_template(None, tools))):
             return None
+        is_whole = all(_writes(whole_text, messages[i]) for i in learned)
+        groups = [learned] if is_whole else [[i] for i in learned]
+        skipped, responses = Counter[str](), list[GivenResponse]()
+        for group in groups:
+            through = messages[: group[-1] + 1]
+            if not is_whole:
+                _require_written(self.writer.conversation(through, tools), through)
+            found = self._marked_turns(through, tools, group)
+            if found is None:
+                return None
+            responses += self._join(through, *found, skipped)
+        return GivenConversation(responses, skipped, is_split=len(groups) > 1)
+
+    def _marked_turns(
+        self, messages: Messages, tools: Tools | None, learned: list[int]
+    ) -> tuple[list[int], list[GivenTurn]] | None:
+        """The ids of the messages, and their turns."""
         ids, mask = self.writer.marked(messages, tools)
         pieces = response_turns(len(ids), mask)
         by_assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -108,8 +129,7 @@ class ResponseFinder:
             if i in learned:
                 end, has_end = self._turn_end(ids[: piece.stop], piece.start)
                 turns.append(GivenTurn(i, piece.start, end if has_end else piece.stop, has_end))
-        skipped = Counter[str]()
-        return GivenConversation(self._join(messages, ids, turns, skipped), skipped)
+        return ids, turns
 
     def _find_by_prefixes(
         self, messages: Messages, tools: Tools | None, learned: list[int], whole_text: str
@@ -123,6 +143,7 @@ class ResponseFinder:
                     f"The chat template writes message {i + 1}, an assistant's, in another way than it prompts for it.",
                     "Use a chat template whose text of a conversation continues the prompt, or leave out the row.",
                 )
+            _require_written(text[len(prompt) :], messages[: i + 1])
         ids = self.writer.ids([*prompts, *texts], self._longest)
         whole, turns = ids[-1], list[tuple[list[int], GivenTurn]]()
         for i, prompt_ids, through in zip(learned, ids[: len(learned)], ids[len(learned) :], strict=True):
@@ -175,3 +196,18 @@ class ResponseFinder:
         if token in self.end_ids or token in self.writer.special_ids:
             return True
         return not self.writer.tokenizer.decode([token]).strip()
+
+
+def _writes(text: str, message: Message) -> bool:
+    """Whether a text holds all thoughts and answers of a message, whatever the white space."""
+    squeezed = "".join(text.split())
+    return all("".join(part.split()) in squeezed for part in message_texts(message))
+
+
+def _require_written(text: str, messages: Messages) -> None:
+    """Raises InputError unless a text, which ends with the last of the messages, holds all that it says."""
+    if not _writes(text, messages[-1]):
+        raise InputError(
+            f"The chat template leaves out a thought or a text of message {len(messages)}, an assistant's.",
+            "Use a model or a --chat-template that writes it, or remove it from the row.",
+        )

@@ -125,6 +125,21 @@ def require_same_tokenizer(first: ModelRecord, second: ModelRecord) -> None:
     )
 
 
+def require_same_template(author: ModelRecord, model: ModelRecord) -> None:
+    """Raises InputError where the model that wrote the prompts has got another chat template since.
+
+    `author`: of the rollouts, the model whose template wrote them; `model`: the one of a later stage, which may have
+    another template if its role or its weights are others.
+    """
+    is_same_model = (author.role, author.weights) == (model.role, model.weights)
+    if is_same_model and author.chat_template != model.chat_template:
+        raise InputError(
+            f"The {model.role}'s chat template was changed after it wrote the prompts of the rollouts: it was "
+            f"{author.chat_template[:12]} ({author.name}), and is {model.chat_template[:12]} ({model.name}).",
+            "Restore the model's chat template, or run `tsdkd generate` with the new one.",
+        )
+
+
 def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {i: token for token, i in tokenizer.get_vocab().items()}
 

@@ -42,7 +42,7 @@ from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import load_model, share_vocab
-from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.record import library_versions, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.background import BackgroundWriter
@@ -121,6 +121,8 @@ def _manifest(
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
         scorer = next(model for model in models if model.role == author.role)
+        if author.role == template_role:
+            require_same_template(author, scorer)
         if author.weights != scorer.weights and parent.manifest.config["policy"] != GIVEN:
             observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
     return Manifest(

@@ -46,7 +46,7 @@ from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import forward_precision, require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.record import chat_day, model_record, require_same_tokenizer
+from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.teacher_server.record import served_record
@@ -91,6 +91,7 @@ def train_offline(
     if method.objective.policy_gradient_weight:
         require_scored_samplers(source)
     require_same_tokenizer(record, source.teacher or source.rollouts.manifest.model("student"))
+    require_same_template(source.rollouts.manifest.models[0], record)
     spec = load_spec(student)
     require_readable(source.rollouts, [spec])
     indices, held_out = split_held_out(source, config)
@@ -156,6 +157,8 @@ def train_online(
         config = replace(config, chat=ChatConfig())  # the parent records it
     models = _records(student, teacher, chat, output)
     require_same_tokenizer(*models)
+    if recorded:
+        require_same_template(recorded.manifest.models[0], models[0])
     for author in recorded.manifest.models if recorded else ():
         require_same_tokenizer(author, models[0])
         if author.role == "teacher" and author.weights != models[1].weights:
