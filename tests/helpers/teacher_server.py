@@ -61,7 +61,8 @@ class FakeServer:
     max_model_len: int = 512
     key: str = ""
     fault: str = ""
-    """shift, fewer, nan, above-1, temperature, other-ids, no-log-probs, redirect or leak: at every request."""
+    """At every request: shift, fewer, nan, above-1, temperature, shifted-candidates, nan-candidates, other-ids,
+    no-log-probs, redirect or leak."""
     failures: list[str] = field(default_factory=list)
     """A status, cut or slow: of the next requests, one each."""
     url: str = ""
@@ -229,16 +230,23 @@ class _Handler(BaseHTTPRequestHandler):
             if len(fixed) != len(ids) - first:
                 raise ValueError(f"prompt_logprob_token_ids has {len(fixed)} rows")
             rows, asked = self._rows(ids, sampling["temperature"])[first:], np.array(fixed)
-            scores = np.where(asked < 0, -np.inf, np.take_along_axis(rows, asked.clip(0), -1))
+            scores = np.where(asked < 0, -np.inf, np.take_along_axis(self._fixed(rows), asked.clip(0), -1))
             with io.BytesIO() as buffer:
                 np.save(buffer, scores.astype(np.float32))
                 answer["prompt_token_id_logprobs"] = base64.b64encode(buffer.getvalue()).decode()
         return answer
 
+    def _fixed(self, rows: np.ndarray) -> np.ndarray:
+        """The rows that give the log-probabilities of fixed ids."""
+        if self.fake.fault == "shifted-candidates":
+            return np.roll(rows, 1, axis=0)
+        return np.full_like(rows, np.nan) if self.fake.fault == "nan-candidates" else rows
+
     def _sglang(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, start = body["input_ids"], body["logprob_start_len"]
         temperature = body["sampling_params"]["temperature"]
         rows, count = self._rows(ids, temperature), body.get("top_logprobs_num", 0)
+        fixed, asked = self._fixed(rows), body.get("token_ids_logprob") or []
 
         def entries(row: np.ndarray, chosen: list[int]) -> list[list[Any]]:
             return [[float(row[i]), i, None] for i in chosen]
@@ -251,6 +259,6 @@ class _Handler(BaseHTTPRequestHandler):
             ],
             "input_top_logprobs": [None, *(entries(rows[i], self._top(rows[i], count)) for i in after)],
             "output_top_logprobs": [entries(following, self._top(following, count))],
-            "input_token_ids_logprobs": [None, *(entries(rows[i], body.get("token_ids_logprob") or []) for i in after)],
+            "input_token_ids_logprobs": [None, *(entries(fixed[i], asked) for i in after)],
         }
         return {"text": "", "meta_info": info}

@@ -18,7 +18,7 @@ def entropy_bounds(top_log_probs: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     known = (probs * -top_log_probs).sum(-1)
     tail = 1 - probs.sum(-1)
     tail = tail.where(tail > MIN_TAIL, 0)
-    others = vocab - top_log_probs.shape[-1]
+    others = max(vocab - top_log_probs.shape[-1], 1)  # 1: the K are all tokens, and the tail is rounding
     greatest = tail * (others / tail.clamp(min=MIN_TAIL)).log()
     largest = probs[..., -1].maximum(tail / others).clamp(min=MIN_TAIL / vocab)
     full = (tail / largest).floor()

@@ -146,6 +146,10 @@ def test_bad_input_is_refused_before_anything_is_written(
         (replace(CONFIG, signal="hidden"), "Give --signal topk"),
         (replace(CONFIG, top_k=200), "--max-logprobs"),
         (replace(CONFIG, k=258), "smaller --k"),
+        (replace(CONFIG, top_k=258), "smaller --top-k"),
+        (replace(CONFIG, engine="vllm"), "Leave out --engine"),
+        (replace(CONFIG, tensor_parallel=2), "--tensor-parallel works with vLLM only"),
+        (replace(CONFIG, quantization="fp8"), "--quantization works with vLLM only"),
     ):
         with pytest.raises(InputError, match=message):
             score_served(rollouts, str(student), fake.url, None, output, config)

@@ -123,6 +123,19 @@ def test_wrong_answers_are_refused(fake: FakeServer, fault: str, message: str, k
 
 @pytest.mark.parametrize(
     ("fault", "message"),
+    [("shifted-candidates", "candidates belong to other tokens or positions"), ("nan-candidates", "no finite number")],
+)
+@pytest.mark.parametrize(("kind", "scale_out"), [("vllm", True), ("sglang", False)])
+def test_wrong_log_probs_of_candidates_are_refused(
+    fake: FakeServer, fault: str, message: str, kind: str, scale_out: bool
+) -> None:
+    fake.fault, fake.kind, fake.scale_out = fault, kind, scale_out
+    with pytest.raises(TsdkdError, match=message):
+        connect(fake)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
     [("other-ids", "read other token ids"), ("no-log-probs", "without the log-probabilities of the prompt")],
 )
 def test_proxies_that_change_requests_are_refused(fake: FakeServer, fault: str, message: str) -> None:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
 from tsdkd.stages.config.groups import ENGINE, SCORING, VLLM
 from tsdkd.stages.config.option import nested, option
@@ -55,3 +56,12 @@ def recorded_scoring(config: ScoreConfig) -> dict[str, Any]:
     if config.engine != "vllm":
         unrecorded |= {"engine", "tensor_parallel", "quantization"}
     return {name: value for name, value in asdict(config).items() if name not in unrecorded}
+
+
+def require_candidates(config: ScoreConfig, vocab: int) -> None:
+    """Raises InputError unless `vocab` ids are more than are recorded per token."""
+    for name, value in (("--k", config.k), ("--top-k", config.top_k if config.signal == "topk" else 0)):
+        if value >= vocab:
+            raise InputError(
+                f"{name} is {value}, but the vocabulary has only {vocab} tokens.", f"Choose a smaller {name}."
+            )

@@ -22,7 +22,7 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import GIVEN
-from tsdkd.stages.config.score import ScoreConfig, recorded_scoring
+from tsdkd.stages.config.score import ScoreConfig, recorded_scoring, require_candidates
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
@@ -43,6 +43,7 @@ from tsdkd.stages.data.served_scoring import (
     teacher_columns,
 )
 from tsdkd.stages.data.signal_storage import score_table
+from tsdkd.stages.engines.choice import require_engine_options
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
@@ -80,8 +81,7 @@ def score_served(
     parent, spec = read_artifact(rollouts, "rollouts"), load_spec(student)
     require_attention(config.attention, (student,))
     require_readable(parent, [spec])
-    if config.k >= spec.vocab:
-        raise InputError(f"--k is {config.k}, but the student knows only {spec.vocab} tokens.", "Choose a smaller --k.")
+    require_candidates(config, spec.vocab)
     with open_server(
         url, teacher, spec.tokenizer, vocab=spec.vocab, top_k=config.top_k, k=config.k, observer=observer
     ) as server:
@@ -105,6 +105,11 @@ def _require_supported(config: ScoreConfig) -> None:
             f"A server gives no hidden states, which --signal {config.signal} needs.",
             "Give --signal topk, or --signal ranks.",
         )
+    if config.engine != "transformers":
+        raise InputError(
+            f"With --teacher-url, transformers reads the student, not {config.engine}.", "Leave out --engine."
+        )
+    require_engine_options(config.engine, config)
     if world_size() > 1:
         raise InputError("--teacher-url works with a single process only.", "Start one process.")
 

@@ -24,7 +24,7 @@ from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.generate import GIVEN
-from tsdkd.stages.config.score import ScoreConfig, recorded_scoring
+from tsdkd.stages.config.score import ScoreConfig, recorded_scoring, require_candidates
 from tsdkd.stages.data.offline import TEACHER_END_IDS
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
@@ -116,7 +116,7 @@ def _manifest(
     require_same_tokenizer(*models)
     require_attention(config.attention, (student, teacher))
     specs = load_spec(student), load_spec(teacher)
-    _require_candidates(config, min(spec.vocab for spec in specs))
+    require_candidates(config, min(spec.vocab for spec in specs))
     require_readable(parent, specs)
     for author in parent.manifest.models:
         require_same_tokenizer(author, models[0])
@@ -135,14 +135,6 @@ def _manifest(
         engine=config.engine,
         libraries=library_versions() | (engine_version("vllm") if config.engine == "vllm" else {}),
     )
-
-
-def _require_candidates(config: ScoreConfig, vocab: int) -> None:
-    for option, value in (("--k", config.k), ("--top-k", config.top_k if config.signal == "topk" else 0)):
-        if value >= vocab:
-            raise InputError(
-                f"{option} is {value}, but the vocabulary has only {vocab} tokens.", f"Choose a smaller {option}."
-            )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a server is asked about a sequence, and what it answers: the form that all routes share."""
 
 from dataclasses import dataclass, field
-from math import isfinite
+from itertools import chain
+from math import isfinite, isnan
 
 import torch
 from torch import Tensor
@@ -73,6 +74,8 @@ def check_reading(request: ReadRequest, raw: RawReading, asked: int, top_k: int,
     if candidates is None:
         pairs = zip(tops, request.candidates or [[]] * len(tops), strict=True)
         candidates = [[top.get(token, UNKNOWN) for token in proposed] for top, proposed in pairs]
+    elif any(map(isnan, chain.from_iterable(candidates))):
+        raise _wrong("a log-probability that is no finite number")
     return Reading(
         top_ids=torch.tensor([list(top) for top in tops], dtype=torch.long).reshape(-1, top_k),
         top_log_probs=torch.tensor([list(top.values()) for top in tops]).reshape(-1, top_k),

@@ -5,6 +5,7 @@ before it is sent; log-probabilities do not depend on the temperature; probabili
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -51,6 +52,7 @@ def check_server(requests: list[ReadRequest], read: Reader) -> str:
     readings = [read(request)[0] for request in requests]
     for request, reading in zip(requests, readings, strict=True):
         _check_own_tokens(request, reading)
+        _check_candidates(request, reading, read)
         _check_alignment(request, reading, read)
     warm = read(requests[0], temperature=OTHER_TEMPERATURE)[0]
     if float((readings[0].top_log_probs - warm.top_log_probs).abs().mean()) > TOLERANCE:
@@ -84,6 +86,16 @@ def _check_own_tokens(request: ReadRequest, reading: Reading) -> None:
     apart = (reading.top_log_probs - reading.token_log_probs.unsqueeze(-1))[found].abs()
     if len(apart) and float(apart.mean()) > TOLERANCE:
         raise _misaligned("rows of the most likely tokens belong to other positions than the tokens themselves")
+
+
+def _check_candidates(request: ReadRequest, reading: Reading, read: Reader) -> None:
+    """The log-probabilities of candidates are those of the same tokens without candidates."""
+    pairs = zip(request.positions, reading.top_ids[:, 0].tolist(), strict=True)
+    asked = replace(request, candidates=[[top, request.ids[position]] for position, top in pairs])
+    found = read(asked)[0].candidate_log_probs
+    expected = torch.stack([reading.top_log_probs[:, 0], reading.token_log_probs], -1)
+    if float((found - expected).abs().nanmean()) > TOLERANCE:  # NaN: outside the top K
+        raise _misaligned("log-probabilities of candidates belong to other tokens or positions")
 
 
 def _check_alignment(request: ReadRequest, reading: Reading, read: Reader) -> None:

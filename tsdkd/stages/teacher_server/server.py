@@ -55,7 +55,7 @@ class TeacherServer:
             """Tokens of the longest sequence, one generated token included."""
             self._tests = test_requests(tokenizer, self.longest and self.longest - 1)
             self.route = self._choose_route(str(card.get("owned_by")), k)
-            self._asked = self._probe_top_k(k)
+            self._asked = self._probe_top_k()
             self.tokenizer_checked = self._check_tokenizer(tokenizer)
             self.fingerprint = check_server(self._tests, self._read_one)
         except BaseException:
@@ -156,7 +156,7 @@ class TeacherServer:
             return CompletionsRoute(self._connection, self.model)
         return exact
 
-    def _probe_top_k(self, k: int) -> int:
+    def _probe_top_k(self) -> int:
         """Log-probabilities to ask for: the K that are kept, and spare ones where the server allows them."""
         request = ReadRequest(self._tests[0].ids[:2], [1])
         try:
