@@ -64,7 +64,7 @@ class FakeServer:
     """At every request: shift, fewer, nan, above-1, temperature, shifted-candidates, nan-candidates, other-ids,
     no-log-probs, redirect or leak."""
     failures: list[str] = field(default_factory=list)
-    """A status, cut or slow: of the next requests, one each."""
+    """A status, cut, garbled or slow: of the next requests, one each."""
     url: str = ""
     paths: list[str] = field(default_factory=list)
     """Of the requests so far."""
@@ -125,8 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path not in routes:
             self._answer(404, {"error": {"message": "Not Found"}})
             return
+        garbled = {"content-encoding": "gzip"} if failure == "garbled" else None
         try:
-            self._answer(200, routes[self.path](body), cut=failure == "cut")
+            self._answer(200, routes[self.path](body), garbled, cut=failure == "cut")
         except ValueError as error:
             self._answer(400, {"error": {"message": str(error)}})
 

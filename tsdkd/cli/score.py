@@ -23,7 +23,7 @@ def command(
     recorded = read_artifact(parent, "rollouts", hashed=False).manifest
 
     learner, output, observer = defaults.student(student, recorded), scores or run / "scores", ConsoleObserver()
-    if teacher_url:
+    if teacher_url is not None:
         from tsdkd.stages.score.served import score_served
 
         artifact = score_served(parent, learner, teacher_url, teacher, output, config, observer, overwrite)

@@ -90,7 +90,7 @@ def _train_online(
     recorded = read_artifact(rollouts, "rollouts", hashed=False).manifest if rollouts else None
     data, learner = rollouts or prompts or defaults.PROMPTS, defaults.student(student, recorded)
     more = output, config, seed, observer, overwrite
-    if teacher_url:
+    if teacher_url is not None:
         return train_with_server(data, learner, teacher_url, teacher, *more)
     return train_online(data, learner, defaults.teacher(teacher, recorded), *more)
 

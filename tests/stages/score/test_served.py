@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.commands import refuse
 from tests.helpers.teacher_server import FakeServer, model_at, random_model, serve
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig
@@ -156,6 +157,18 @@ def test_bad_input_is_refused_before_anything_is_written(
     fake.max_model_len = 40
     with pytest.raises(InputError, match="--max-model-len"):
         score_served(rollouts, str(student), fake.url, None, output, CONFIG)
+    assert not output.exists()
+
+
+def test_an_empty_address_is_refused(rollouts: Path, student: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    models = "--student", student, "--teacher-url", ""
+    prompts = rollouts.parent / "prompts.jsonl"
+    for command in (
+        ("score", "--signal", "topk", "--rollouts", rollouts, "--scores", output, *models),
+        ("train", "--prompts", prompts, "--checkpoint", output, *models),
+    ):
+        assert refuse(*command)[0] == "--teacher-url is no http(s) address."
     assert not output.exists()
 
 

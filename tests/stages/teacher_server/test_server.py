@@ -144,7 +144,7 @@ def test_proxies_that_change_requests_are_refused(fake: FakeServer, fault: str, 
         connect(fake)
 
 
-@pytest.mark.parametrize("failure", ["500", "503", "429", "cut", "slow"])
+@pytest.mark.parametrize("failure", ["500", "503", "429", "cut", "garbled", "slow"])
 def test_failed_requests_are_repeated(fake: FakeServer, failure: str) -> None:
     with connect(fake, timeout=0.5) as server:
         expected = server.read(requests(2))
@@ -259,7 +259,13 @@ def test_keys_come_from_the_environment_and_reach_no_message(fake: FakeServer, m
     assert KEY not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "https://user:secret@host", "https://host?key=secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:8000", "ftp://host", "http://host:port", "http://[::1", "http://host/\x00"),
+        *("https://user:secret@host", "https://host?key=secret", "https://host#secret"),
+    ],
+)
 def test_urls_are_plain_addresses(url: str) -> None:
     with pytest.raises(InputError, match="--teacher-url") as error:
         connect(FakeServer(MODEL, url=url))

@@ -63,7 +63,7 @@ class Connection:
         """The JSON object at a path, asked for once. Raises InputError where no server responds."""
         try:
             return self._parse(self._client.get(self.url + path, extensions={"trace": self._trace}))
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise InputError(
                 f"No server responds at {self.url} ({self._quote(error)}).",
                 "Check --teacher-url, and start the server.",
@@ -79,7 +79,7 @@ class Connection:
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
             try:
                 response = self._client.post(self.url + path, json=body, extensions={"trace": self._trace})
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 cause = self._quote(error)
             else:
                 if response.status_code not in REPEATED_STATUS:
@@ -140,10 +140,13 @@ class Connection:
 
 
 def _base_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parts = httpx2.URL()
+    if parts.scheme not in {"http", "https"} or not parts.host:
         raise InputError("--teacher-url is no http(s) address.", "Give one such as http://localhost:8000.")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if parts.userinfo or {"?", "#"} & {*url}:
         raise InputError(
             "--teacher-url has a user name, a password, a query or a fragment.",
             f"Give the address alone; a key belongs in the environment variable {KEY_VARIABLE}.",
