@@ -13,10 +13,12 @@ from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.inspect.stage import inspect_scores
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
@@ -89,6 +91,16 @@ def test_a_student_trains_from_them(fake: FakeServer, rollouts: Path, student: P
     config = TrainConfig(batch_size=4, epochs=1.0, objective=TSDKDConfig(k=4))
     checkpoint = train_offline(rollouts, tmp_path / "scores", str(student), tmp_path / "checkpoint", config)
     assert checkpoint.manifest.model("teacher").name == "served/teacher"
+
+
+def test_scores_are_inspected_without_loading_the_teacher(
+    fake: FakeServer, rollouts: Path, student: Path, tmp_path: Path
+) -> None:
+    score_served(rollouts, str(student), fake.url, None, tmp_path / "scores", CONFIG)
+    config = InspectConfig(k=4)
+    assert inspect_scores(tmp_path / "scores", config, rollouts).tokens
+    with pytest.raises(InputError, match="A server read served/teacher"):
+        inspect_scores(tmp_path / "scores", config, rollouts, after=str(student))
 
 
 @pytest.mark.parametrize("fault", ["gone", "other"])

@@ -68,6 +68,12 @@ def inspect_scores(
     selection = _select(before, rollout, objective, _earlier_turns(rollouts_reader, scores_reader, index, objective))
     scores_after = None
     if after:
+        teacher = scores_reader.model("teacher")
+        if teacher.served:
+            raise InputError(
+                f"A server read {teacher.name}, the teacher of these scores; --after needs it loaded.",
+                "Give --teacher with its directory or hub id, in place of the scores.",
+            )
         from tsdkd.stages.inspect.models import score_with_models
 
         recorded = scores_reader.artifact.manifest.config
@@ -77,8 +83,7 @@ def inspect_scores(
             dtype=recorded["dtype"],
             attention=config.attention or recorded.get("attention"),
         )
-        teacher = scores_reader.model("teacher").name
-        (scores_after,) = score_with_models(rollout, [after], teacher, scoring, observer)
+        (scores_after,) = score_with_models(rollout, [after], teacher.name, scoring, observer)
     return build_response(rollout, texts, objective, selection, before, scores_after, after)
 
 
