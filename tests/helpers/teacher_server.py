@@ -62,7 +62,7 @@ class FakeServer:
     key: str = ""
     fault: str = ""
     """At every request: shift, fewer, nan, above-1, temperature, shifted-candidates, nan-candidates, other-ids,
-    no-log-probs, redirect or leak."""
+    no-log-probs, no-fixed-ids, redirect or leak."""
     failures: list[str] = field(default_factory=list)
     """A status, cut, garbled or slow: of the next requests, one each."""
     url: str = ""
@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             {"token_id": i, "logprob": float(following[i])} for i in self._top(following, sampling.get("logprobs", 1))
         ]
         answer["choices"] = [{"logprobs": {"content": [{"top_logprobs": top}]}}]
-        if fixed is not None:
+        if fixed is not None and self.fake.fault != "no-fixed-ids":
             first = sampling["prompt_logprob_start"] + 1
             if len(fixed) != len(ids) - first:
                 raise ValueError(f"prompt_logprob_token_ids has {len(fixed)} rows")

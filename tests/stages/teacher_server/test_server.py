@@ -86,6 +86,12 @@ def test_server_is_probed(fake: FakeServer) -> None:
         connect(fake, "other")
 
 
+def test_a_server_without_fixed_ids_is_read_by_completions(fake: FakeServer) -> None:
+    fake.scale_out, fake.fault = True, "no-fixed-ids"
+    with connect(fake) as server:
+        assert server.route.name == "/v1/completions"
+
+
 def test_more_log_probs_than_the_server_gives_are_refused(fake: FakeServer) -> None:
     fake.max_logprobs = 10
     with connect(fake, top_k=10, vocab=VOCAB + 2):

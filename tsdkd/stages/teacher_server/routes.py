@@ -20,6 +20,10 @@ NEUTRAL: Json = {"top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Beside these, penalties that are 0 by default, whatever a model's generation_config.json says."""
 
 
+class MalformedError(TsdkdError):
+    """An answer lacks what was asked for."""
+
+
 class Route(Protocol):
     """One way to read log-probabilities from a server."""
 
@@ -180,8 +184,8 @@ def _expected_form() -> Iterator[None]:
         raise _malformed(f"{type(error).__name__}: {error}") from None
 
 
-def _malformed(what: str) -> TsdkdError:
-    return TsdkdError(
+def _malformed(what: str) -> MalformedError:
+    return MalformedError(
         f"The teacher's server answers without the log-probabilities of the prompt ({what}).",
         "It must be vLLM or SGLang; a proxy may drop them.",
     )

@@ -13,7 +13,7 @@ from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.connection import KEY_VARIABLE, Connection, Json, RefusedError
 from tsdkd.stages.teacher_server.fingerprint import difference, fingerprint, same_teacher
 from tsdkd.stages.teacher_server.reading import SPARE, LogProbs, Reading, ReadRequest, check_reading
-from tsdkd.stages.teacher_server.routes import CompletionsRoute, Route, SglangRoute, TokensRoute
+from tsdkd.stages.teacher_server.routes import CompletionsRoute, MalformedError, Route, SglangRoute, TokensRoute
 from tsdkd.stages.teacher_server.self_test import check_server, check_tokenizer, test_requests
 
 REQUESTS = 16
@@ -152,7 +152,7 @@ class TeacherServer:
         exact, ids = TokensRoute(self._connection, self.model), self._tests[0].ids
         try:
             exact.read(ReadRequest(ids[:2], [1], [list(range(min(k, self._vocab)))]), 1)
-        except RefusedError:
+        except (RefusedError, MalformedError):  # earlier versions of the route ignore fixed ids
             return CompletionsRoute(self._connection, self.model)
         return exact
 
