@@ -32,7 +32,7 @@ FOREIGN = {
     "llama.cpp": "--outfile --outtype",
     "hf": "--repo-type --local-dir",
     "zensical": "--clean --strict",
-    "benchmarks": "--profile --markdown --out --seconds --tiny --work --trials",
+    "benchmarks": "--profile --markdown --megabytes --out --seconds --tiny --work --trials",
     "tsdkd.cli.reference": "--check",
 }
 """Options of other programs that the pages name."""
