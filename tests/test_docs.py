@@ -32,7 +32,7 @@ FOREIGN = {
     "llama.cpp": "--outfile --outtype",
     "hf": "--repo-type --local-dir",
     "zensical": "--clean --strict",
-    "benchmarks": "--profile --markdown --out --seconds --tiny --work --trials",
+    "benchmarks": "--profile --markdown --out --seconds --tiny --work --trials --megabytes",
     "tsdkd.cli.reference": "--check",
 }
 """Options of other programs that the pages name."""
