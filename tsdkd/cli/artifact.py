@@ -77,7 +77,9 @@ def verify(path: Directory) -> None:
 def push(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Directory of an artifact.", show_default=False)],
     destination: Annotated[str, typer.Argument(metavar="DEST", help=f"Where it goes: {STORE}.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another artifact at DEST.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another artifact at DEST, and files with the names of parts.")
+    ] = False,
 ) -> None:
     """Send an artifact to the hub, a bucket or another directory, with hashes checked on both sides.
 

@@ -110,6 +110,16 @@ class Store:
         with self.reading(part.file) as stream:
             return transfer.copy(stream, None, part.bytes) == part.sha256
 
+    def holds_beginning(self, info: Info, part: Part, file: Path) -> bool:
+        """Whether the store holds a beginning of the part `file`, and no other bytes."""
+        if info["size"] >= part.bytes:
+            return False
+        with self.reading(part.file) as stream, file.open("rb") as own:
+            while data := stream.read(BLOCK):
+                if own.read(len(data)) != data:
+                    return False
+        return True
+
     def send(
         self,
         source: Path,
