@@ -498,11 +498,12 @@ def test_a_disk_that_is_too_small(tmp_path: Path, there: Path) -> None:
         ("s3://me:secret@bucket/path", "The URL holds a user name or a password."),
         ("s3://bucket/path?X-Amz-Signature=secret", "The URL holds a query (?...), which may be a key."),
         ("hf://me:secret@host/data", "The URL holds a user name or a password."),
-        ("secret@bucket/path", "An artifact is pushed to and pulled from the URL of a directory, and this is none."),
+        ("secret@bucket/path", "This is not the URL of a directory."),
         (
             "simplecache::s3://me:secret@bucket/path",
-            "An artifact is pushed to and pulled from the URL of a directory, and this is none.",
+            "This is not the URL of a directory.",
         ),
+        ("s3://", "This is not the URL of a directory."),
         ("what://bucket/path", "what://bucket/path cannot be opened (Protocol not known: what)."),
         ("hf://alone", "hf://alone names no repository of the hub."),
         ("hf://datasets/me/../data", "hf://datasets/me/../data names no repository of the hub."),
@@ -527,7 +528,7 @@ def test_a_destination_without_permission(tmp_path: Path, artifact: Path) -> Non
     with patch.object(fsspec.filesystem("memory").__class__, "_open", side_effect=PermissionError("no")):
         cause, remedy = refuse("artifact", "push", artifact, f"memory://{tmp_path}/there")
     assert cause == f"memory://{tmp_path}/there refuses access (no)."
-    assert remedy == "Check its credentials and permissions, and check their permissions."
+    assert remedy == "Check its credentials, and check their permissions."
 
 
 def test_checksums_that_stores_compute(artifact: Path) -> None:

@@ -32,7 +32,7 @@ def translate_errors(url: str) -> Iterator[None]:
 def _described(url: str, error: Exception) -> TsdkdError:
     if failure := disk_failure(error):
         return failure
-    login = CREDENTIALS.get(url.split("://", maxsplit=1)[0], "Check its credentials and permissions")
+    login = CREDENTIALS.get(url.split("://", maxsplit=1)[0], "Check its credentials")
     for cause in causes(error):
         if found := _refusal(url, cause, login):
             return found

@@ -36,12 +36,12 @@ def require_plain_url(url: str) -> str:
         raise InputError("The URL holds a user name or a password.", "Give credentials by the environment.")
     if "?" in url:
         raise InputError("The URL holds a query (?...), which may be a key.", "Give credentials by the environment.")
-    if "://" not in url or "::" in url:
+    if "://" not in url or "::" in url or not (split.netloc or split.path.strip("/")):
         raise InputError(
-            "An artifact is pushed to and pulled from the URL of a directory, and this is none.",
+            "This is not the URL of a directory.",
             "Name it as hf://..., s3://bucket/path, gs://bucket/path or file:///path.",
         )
-    return url.rstrip("/") if split.path.strip("/") or split.netloc else url
+    return url.rstrip("/")
 
 
 class Store:
