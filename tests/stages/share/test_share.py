@@ -187,6 +187,22 @@ def test_files_of_others_at_the_destination_of_a_push(
     assert contents(tmp_path / "there") == contents(artifact)
 
 
+@pytest.mark.parametrize("name", ["part-0.bin", MANIFEST_FILE, "more"])
+def test_a_link_at_the_destination_of_a_push_is_not_followed(tmp_path: Path, artifact: Path, name: str) -> None:
+    there, outside = tmp_path / "there", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "part-0.bin").write_bytes(b"of somebody else")
+    there.mkdir()
+    (tmp_path / "linked").symlink_to(there)
+    (there / name).symlink_to(outside if name == "more" else outside / "part-0.bin")
+    for options in ([], ["--overwrite"]):
+        cause, _ = refuse("artifact", "push", artifact, url(tmp_path / "linked"), *options)
+        assert "is a link" in cause
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == {"part-0.bin": b"of somebody else"}
+    (there / name).unlink()
+    push(artifact, url(tmp_path / "linked"))
+
+
 def test_a_killed_repair_is_completed_by_the_same_command(artifact: Path, there: Path, contents: Contents) -> None:
     (there / "part-0.bin").write_bytes(bytes(2999) + b"1")
     (there / "part-1.bin").write_bytes(bytes(3001))
@@ -553,3 +569,18 @@ def test_a_part_of_another_size_is_not_there(artifact: Path, there: Path) -> Non
 def test_large_files_have_at_most_10_000_blocks() -> None:
     assert block_of(1) == block_of(10_000 << 24) == 1 << 24
     assert -(-(1 << 40) // block_of(1 << 40)) <= 10_000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "https://host/x?sig=secret&se=1 failed",
+        "no connection to http://me:secret@proxy:3128",
+        "Max retries exceeded with url: /bucket/x?X-Amz-Signature=secret",
+    ],
+)
+def test_messages_of_libraries_are_shown_without_secrets(tmp_path: Path, artifact: Path, message: str) -> None:
+    with patch.object(fsspec.filesystem("memory").__class__, "_open", side_effect=OSError(message)):
+        cause, remedy = refuse("artifact", "push", artifact, f"memory://{tmp_path}/there", code=1)
+    assert "secret" not in cause + remedy
+    assert ("proxy:3128" if "proxy" in message else "/x") in cause

@@ -14,8 +14,8 @@ CREDENTIALS = {
 }
 """How a library finds its credentials, by protocol."""
 AGAIN = "Run the same command again; parts that are there already are not copied again."
-_QUERY = re.compile(r"(\w+://[^\s?'\"<>]+)\?[^\s'\"<>]*")
-"""The query of a URL may hold a signature."""
+_SECRETS = re.compile(r"(?<=://)[^\s/@'\"<>]+@|(?<=/)([^\s/?'\"<>]*)\?[^\s'\"<>]*")
+"""The user of a URL may have a password, and its query may hold a signature."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def _described(url: str, error: Exception) -> TsdkdError:
 def _reason(error: BaseException) -> str:
     """The first two lines of a message: the hub's second line names the cause."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [first_line(error)]
-    return _QUERY.sub(r"\1", " ".join(lines[:2])).rstrip(".")
+    return _SECRETS.sub(r"\1", " ".join(lines[:2])).rstrip(".")
 
 
 def _refusal(url: str, error: BaseException, login: str) -> InputError | None:

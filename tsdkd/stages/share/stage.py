@@ -50,6 +50,7 @@ def push(source: Path, destination: str, observer: Observer | None = None, overw
             f"({manifest.fingerprint[:12]}).",
             "Choose another destination, or replace it with --overwrite.",
         )
+    store.require_no_links([MANIFEST_FILE, *(part.file for part in manifest.parts)])
     missing = _missing_parts(store, found, source, manifest, observer)
     if older == manifest and not missing:
         observer.info(f"{store.url} holds this artifact: nothing to do.")

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from tsdkd.artifacts.files import MANIFEST_FILE
@@ -109,6 +110,18 @@ class Store:
             return same
         with self.reading(part.file) as stream:
             return transfer.copy(stream, None, part.bytes) == part.sha256
+
+    def require_no_links(self, names: Collection[str]) -> None:
+        """Raises ArtifactError for a link below this directory, through which a push would write a file elsewhere."""
+        if not isinstance(self.fs, LocalFileSystem):
+            return
+        root = Path(self.root).resolve()
+        for name in names:
+            if (root / name).resolve() != root / name:
+                raise ArtifactError(
+                    f"{self.path(name)} is a link or lies in a linked directory.",
+                    "Remove the link, or choose another destination.",
+                )
 
     def holds_beginning(self, info: Info, part: Part, file: Path) -> bool:
         """Whether the store holds a beginning of the part `file`, and no other bytes."""
