@@ -46,7 +46,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refusal(url: str, error: BaseException, login: str) -> InputError | None:
-    """The error for missing credentials or permissions, or for a missing store; None for another."""
+    """The error for missing credentials or permissions, for a missing or a changed store; None for another."""
     reason, status = _reason(error), getattr(getattr(error, "response", None), "status_code", None)
     if re.search("Credential|TokenNotFound", type(error).__name__):
         return InputError(f"{url} needs credentials, and none were found ({reason}).", f"{login}.")
@@ -54,4 +54,6 @@ def _refusal(url: str, error: BaseException, login: str) -> InputError | None:
         return InputError(f"{url} refuses access ({reason}).", f"{login}, and check their permissions.")
     if isinstance(error, FileNotFoundError) or status == 404:
         return InputError(f"{url} does not exist ({reason}).", "Check its name; make a bucket or branch first.")
+    if status == 412:
+        return InputError(f"{url} changed during the push ({reason}).", AGAIN)
     return None
