@@ -2,7 +2,7 @@
 
     python benchmarks/share.py --parts 4 --megabytes 200
 
-Parts hold random bytes. Memory is the peak of the command's process; the first line of each place is an artifact of
+Parts hold random bytes. Memory is the peak of the command's process; the first line of each store is an artifact of
 1 kB, so the difference is what the parts cost. moto keeps objects in its own process.
 """
 
@@ -69,16 +69,16 @@ def main() -> None:
                 "1 kB": (1, 1000),
                 f"{options.parts} x {options.megabytes} MB": (options.parts, options.megabytes * 10**6),
             }
-            print(f"{'place':8} {'artifact':>14} {'push, s':>8} {'MB':>6} {'pull, s':>8} {'MB':>6}")
-            for place in (f"file://{folder}/there", "s3://bucket"):
+            print(f"{'store':8} {'artifact':>14} {'push, s':>8} {'MB':>6} {'pull, s':>8} {'MB':>6}")
+            for store in (f"file://{folder}/there", "s3://bucket"):
                 for number, (name, size) in enumerate(sizes.items()):
                     artifact = folder / f"artifact-{number}"
                     if not artifact.exists():
                         write_artifact(artifact, *size)
-                    pushed = measure("push", str(artifact), f"{place}/{number}")
-                    pulled = measure("pull", f"{place}/{number}", str(folder / f"back-{place[:4]}-{number}"))
+                    pushed = measure("push", str(artifact), f"{store}/{number}")
+                    pulled = measure("pull", f"{store}/{number}", str(folder / f"back-{store[:4]}-{number}"))
                     numbers = f"{pushed[0]:8.1f} {pushed[1]:6.0f} {pulled[0]:8.1f} {pulled[1]:6.0f}"
-                    print(f"{place.split(':')[0]:8} {name:>14} {numbers}")
+                    print(f"{store.split(':')[0]:8} {name:>14} {numbers}")
     finally:
         server.kill()
         server.wait()

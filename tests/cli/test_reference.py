@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import run
 from tsdkd.cli import reference
 from tsdkd.cli.app import COMMANDS
 
@@ -37,3 +38,9 @@ def test_every_option_is_on_the_page() -> None:
                 or f"`{max(parameter.opts, key=len) if parameter.param_type_name == 'option' else parameter.metavar}`"
                 in section
             )
+
+
+def test_every_command_shows_its_help() -> None:
+    for title in reference.render().split("\n## tsdkd ")[1:]:
+        name = title.split("\n", maxsplit=1)[0]
+        assert f" {name} [OPTIONS]" in run(*name.split(), "--help")

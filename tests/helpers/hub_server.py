@@ -169,10 +169,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.respond(200, {})
 
     def on_commit(self, repository: str, revision: str, path: str, body: bytes) -> None:
-        tree = self.state.tree(repository, revision)
+        tree, latest = self.state.tree(repository, revision), self.state.commits[repository][-1][0]
         for line in body.splitlines():
             item = json.loads(line)
             value = item["value"]
+            if item["key"] == "header" and value.get("parentCommit", latest) != latest:
+                self.respond(412, {"error": "A commit has happened since. Please refresh and try again."})
+                return
             if item["key"] == "file":
                 tree[value["path"]] = self.state.store(b64decode(value["content"]))
             elif item["key"] == "lfsFile":

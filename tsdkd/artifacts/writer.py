@@ -153,6 +153,16 @@ class Writer:
             self._claim_path(file).unlink()
             claim.close()
 
+    def remove(self, parts: Collection[Part]) -> None:
+        """Delete parts that do not belong to the artifact."""
+        if not parts:
+            return
+        with self._locked_manifest():
+            self.manifest = replace(self.manifest, parts=tuple(p for p in self.manifest.parts if p not in parts))
+            save_manifest(self.path, self.manifest)
+        for part in parts:
+            (self.path / part.file).unlink(missing_ok=True)
+
     def add_directory(self, directory: Path) -> None:
         """Move every file of a directory into the artifact as a part."""
         for source in sorted(file for file in directory.rglob("*") if file.is_file()):

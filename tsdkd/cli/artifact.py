@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at artifacts, and share them: show, verify, lineage, push, pull.")
 MAX_EXPANDED = 200
 """The largest number of artifacts in a lineage."""
-STORE = "hf://[datasets/]USER/NAME[/PATH], s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH, or another URL of fsspec"
+STORE = (
+    "hf://datasets/USER/NAME/PATH, hf://USER/NAME for a checkpoint, s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH, "
+    "or another URL of fsspec"
+)
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of an artifact.", show_default=False)]
 
 
@@ -77,7 +80,9 @@ def verify(path: Directory) -> None:
 def push(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Directory of an artifact.", show_default=False)],
     destination: Annotated[str, typer.Argument(metavar="DEST", help=f"Where it goes: {STORE}.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another artifact at DEST.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another artifact at DEST, and files with the names of parts.")
+    ] = False,
 ) -> None:
     """Send an artifact to the hub, a bucket or another directory, with hashes checked on both sides.
 
@@ -92,9 +97,7 @@ def push(
 
 @app.command()
 def pull(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help=f"Where it is: {STORE}; the hub's names take @REVISION.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=f"Where it is: {STORE}; NAME may be NAME@REVISION.")],
     output: Annotated[Path, typer.Argument(metavar="DEST", help="Directory of the artifact.", show_default=False)],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another artifact at DEST when the new one is complete.")

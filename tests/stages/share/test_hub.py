@@ -17,7 +17,7 @@ from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.writer import Writer
 from tsdkd.stages.share.card import artifact_card
-from tsdkd.stages.share.hub import HubAddress
+from tsdkd.stages.share.hub import HubAddress, HubStore
 from tsdkd.stages.share.stage import pull, push
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -105,6 +105,22 @@ def test_overwriting_is_one_commit(tmp_path: Path, hub: FakeHub, artifact: Path,
     card = hub.contents[tree["scores/README.md"]]
     assert b"license: mit" in card
     assert load_manifest(other).fingerprint[:16].encode() in card
+
+
+def test_a_push_does_not_replace_one_that_came_meanwhile(tmp_path: Path, hub: FakeHub, artifact: Path) -> None:
+    other, send = write_parts(tmp_path / "other", 3, seed=1).path, HubStore.send
+
+    def second(*args: object) -> str:
+        with patch.object(HubStore, "send", send):
+            push(other, STORE)
+        return send(*args)  # type: ignore[arg-type]
+
+    with patch.object(HubStore, "send", second):
+        cause, remedy = refuse("artifact", "push", artifact, STORE)
+    assert cause.startswith(f"{STORE} changed during the push (")
+    assert remedy.startswith("Run the same command again")
+    pull(STORE, tmp_path / "back")
+    assert load_manifest(tmp_path / "back") == load_manifest(other)
 
 
 def test_a_checkpoint_keeps_its_model_card(tmp_path: Path, hub: FakeHub, contents: Contents) -> None:

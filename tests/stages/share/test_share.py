@@ -162,6 +162,55 @@ def test_a_killed_push_is_completed_by_the_same_command(
     assert {*sent} - {MANIFEST_FILE} == {*PARTS} - there_before
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_push_that_is_killed_while_it_writes_its_manifest(
+    tmp_path: Path, artifact: Path, there: Path, contents: Contents, size: int
+) -> None:
+    (there / MANIFEST_FILE).write_bytes((there / MANIFEST_FILE).read_bytes()[:size])
+    refuse("artifact", "pull", url(there), tmp_path / "back")
+    run("artifact", "push", artifact, url(there))
+    assert contents(there) == contents(artifact)
+
+
+@pytest.mark.parametrize("content", [b"of somebody else", bytes(2000) + b"1", bytes(2999) + b"1", bytes(4000), b""])
+def test_files_of_others_at_the_destination_of_a_push(
+    tmp_path: Path, artifact: Path, contents: Contents, content: bytes
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "part-0.bin").write_bytes(content)
+    if content:
+        cause, remedy = refuse("artifact", "push", artifact, url(tmp_path / "there"))
+        assert cause == f"{url(tmp_path / 'there')} holds another part-0.bin, and no finished artifact."
+        assert "--overwrite" in remedy
+        assert contents(tmp_path / "there") == {"part-0.bin": content}
+    run("artifact", "push", artifact, url(tmp_path / "there"), *(["--overwrite"] if content else []))
+    assert contents(tmp_path / "there") == contents(artifact)
+
+
+@pytest.mark.parametrize("name", ["part-0.bin", MANIFEST_FILE, "more"])
+def test_a_link_at_the_destination_of_a_push_is_not_followed(tmp_path: Path, artifact: Path, name: str) -> None:
+    there, outside = tmp_path / "there", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "part-0.bin").write_bytes(b"of somebody else")
+    there.mkdir()
+    (tmp_path / "linked").symlink_to(there)
+    (there / name).symlink_to(outside if name == "more" else outside / "part-0.bin")
+    for options in ([], ["--overwrite"]):
+        cause, _ = refuse("artifact", "push", artifact, url(tmp_path / "linked"), *options)
+        assert "is a link" in cause
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == {"part-0.bin": b"of somebody else"}
+    (there / name).unlink()
+    push(artifact, url(tmp_path / "linked"))
+
+
+def test_a_killed_repair_is_completed_by_the_same_command(artifact: Path, there: Path, contents: Contents) -> None:
+    (there / "part-0.bin").write_bytes(bytes(2999) + b"1")
+    (there / "part-1.bin").write_bytes(bytes(3001))
+    killed(lambda: push(artifact, url(there)), die_at(Store, "_send_part", 1))
+    run("artifact", "push", artifact, url(there))
+    assert contents(there) == contents(artifact)
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_killed_pull_is_completed_by_the_same_command(
     tmp_path: Path, artifact: Path, there: Path, contents: Contents, at: int
@@ -314,6 +363,33 @@ def test_a_killed_overwriting_pull_keeps_the_old_artifact(
     assert contents(other) == contents(artifact)
 
 
+def test_a_pull_that_is_killed_before_it_replaces_an_artifact(
+    tmp_path: Path, artifact: Path, there: Path, contents: Contents
+) -> None:
+    other = write_parts(tmp_path / "other", 3, seed=1).path
+    killed(lambda: pull(url(there), other, overwrite=True), die_at(Writer, "finish", 1))
+    pending = tmp_path / ".other.tsdkd-new"
+    with Writer.open(pending, replace(load_manifest(pending))) as writer:
+        writer.finish({})
+    run("artifact", "pull", url(there), other, "--overwrite")
+    assert contents(other) == contents(artifact)
+    assert not pending.exists()
+
+
+@pytest.mark.parametrize("begun", ["other", "new"])
+def test_an_overwriting_pull_replaces_parts_of_a_begun_one(
+    tmp_path: Path, artifact: Path, there: Path, contents: Contents, begun: str
+) -> None:
+    output = write_parts(tmp_path / "other", 3, seed=1).path.with_name(begun)
+    same_configuration = write_parts(tmp_path / "same", 7, size=4000).path
+    push(same_configuration, url(tmp_path / "earlier"))
+    killed(lambda: pull(url(tmp_path / "earlier"), output, overwrite=True), die_at(Writer, "finish", 1))
+    cause, _ = refuse("artifact", "pull", url(there), output)
+    assert "other content" in cause
+    run("artifact", "pull", url(there), output, "--overwrite")
+    assert contents(output) == contents(artifact)
+
+
 def test_a_killed_overwriting_push_leaves_nothing_finished(tmp_path: Path, there: Path, contents: Contents) -> None:
     other = write_parts(tmp_path / "other", 3, seed=1).path
     killed(lambda: push(other, url(there), overwrite=True), die_at(Store, "_send_part", 2))
@@ -408,7 +484,7 @@ def test_a_link_at_the_destination_leads_nowhere(tmp_path: Path, there: Path) ->
     assert list((tmp_path / "outside").iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"format": 2}', b'{"format": 99}', bytes(1 << 20)])
+@pytest.mark.parametrize("content", [b" ", b"{}", b"[1]", b'{"format": 2}', b'{"format": 99}', bytes(1 << 20)])
 def test_a_manifest_that_is_none(tmp_path: Path, artifact: Path, there: Path, content: bytes) -> None:
     (there / MANIFEST_FILE).write_bytes(content)
     refuse("artifact", "pull", url(there), tmp_path / "back")
@@ -438,11 +514,12 @@ def test_a_disk_that_is_too_small(tmp_path: Path, there: Path) -> None:
         ("s3://me:secret@bucket/path", "The URL holds a user name or a password."),
         ("s3://bucket/path?X-Amz-Signature=secret", "The URL holds a query (?...), which may be a key."),
         ("hf://me:secret@host/data", "The URL holds a user name or a password."),
-        ("secret@bucket/path", "An artifact is pushed to and pulled from the URL of a directory, and this is none."),
+        ("secret@bucket/path", "This is not the URL of a directory."),
         (
             "simplecache::s3://me:secret@bucket/path",
-            "An artifact is pushed to and pulled from the URL of a directory, and this is none.",
+            "This is not the URL of a directory.",
         ),
+        ("s3://", "This is not the URL of a directory."),
         ("what://bucket/path", "what://bucket/path cannot be opened (Protocol not known: what)."),
         ("hf://alone", "hf://alone names no repository of the hub."),
         ("hf://datasets/me/../data", "hf://datasets/me/../data names no repository of the hub."),
@@ -467,7 +544,7 @@ def test_a_destination_without_permission(tmp_path: Path, artifact: Path) -> Non
     with patch.object(fsspec.filesystem("memory").__class__, "_open", side_effect=PermissionError("no")):
         cause, remedy = refuse("artifact", "push", artifact, f"memory://{tmp_path}/there")
     assert cause == f"memory://{tmp_path}/there refuses access (no)."
-    assert remedy == "Check its credentials and permissions, and check their permissions."
+    assert remedy == "Check its credentials, and check their permissions."
 
 
 def test_checksums_that_stores_compute(artifact: Path) -> None:
@@ -492,3 +569,18 @@ def test_a_part_of_another_size_is_not_there(artifact: Path, there: Path) -> Non
 def test_large_files_have_at_most_10_000_blocks() -> None:
     assert block_of(1) == block_of(10_000 << 24) == 1 << 24
     assert -(-(1 << 40) // block_of(1 << 40)) <= 10_000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "https://host/x?sig=secret&se=1 failed",
+        "no connection to http://me:secret@proxy:3128",
+        "Max retries exceeded with url: /bucket/x?X-Amz-Signature=secret",
+    ],
+)
+def test_messages_of_libraries_are_shown_without_secrets(tmp_path: Path, artifact: Path, message: str) -> None:
+    with patch.object(fsspec.filesystem("memory").__class__, "_open", side_effect=OSError(message)):
+        cause, remedy = refuse("artifact", "push", artifact, f"memory://{tmp_path}/there", code=1)
+    assert "secret" not in cause + remedy
+    assert ("proxy:3128" if "proxy" in message else "/x") in cause

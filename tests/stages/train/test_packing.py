@@ -22,6 +22,7 @@ from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.train import trainer as trainer_module
 from tsdkd.stages.train.batch_order import pack_samples
+from tsdkd.stages.train.settings import recorded_settings
 from tsdkd.stages.train.stage import train_online
 
 
@@ -138,3 +139,12 @@ def test_ranks_share_an_optimizer_batch(lengths: list[int], ranks: int, in_order
         assert list(chain.from_iterable(rounds)) == list(range(len(lengths)))
     else:
         assert max(tokens) - min(tokens) <= max(lengths) * len(rounds)
+
+
+def test_the_default_size_of_micro_batches_is_recorded_as_a_number() -> None:
+    """So a checkpoint does not depend on whether the default is given, and one of an earlier version continues."""
+    config = TrainConfig(batch_size=8)
+    recorded = recorded_settings(config)
+    assert recorded == recorded_settings(replace(config, micro_batch_size=8))
+    assert "micro_batch_tokens" not in recorded
+    assert recorded_settings(replace(config, micro_batch_tokens=64))["micro_batch_tokens"] == 64

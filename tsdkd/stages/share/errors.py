@@ -14,8 +14,8 @@ CREDENTIALS = {
 }
 """How a library finds its credentials, by protocol."""
 AGAIN = "Run the same command again; parts that are there already are not copied again."
-_QUERY = re.compile(r"(\w+://[^\s?'\"<>]+)\?[^\s'\"<>]*")
-"""The query of a URL may hold a signature."""
+_SECRETS = re.compile(r"(?<=://)[^\s/@'\"<>]+@|(?<=/)([^\s/?'\"<>]*)\?[^\s'\"<>]*")
+"""The user of a URL may have a password, and its query may hold a signature."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def translate_errors(url: str) -> Iterator[None]:
 def _described(url: str, error: Exception) -> TsdkdError:
     if failure := disk_failure(error):
         return failure
-    login = CREDENTIALS.get(url.split("://", maxsplit=1)[0], "Check its credentials and permissions")
+    login = CREDENTIALS.get(url.split("://", maxsplit=1)[0], "Check its credentials")
     for cause in causes(error):
         if found := _refusal(url, cause, login):
             return found
@@ -42,11 +42,11 @@ def _described(url: str, error: Exception) -> TsdkdError:
 def _reason(error: BaseException) -> str:
     """The first two lines of a message: the hub's second line names the cause."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [first_line(error)]
-    return _QUERY.sub(r"\1", " ".join(lines[:2])).rstrip(".")
+    return _SECRETS.sub(r"\1", " ".join(lines[:2])).rstrip(".")
 
 
 def _refusal(url: str, error: BaseException, login: str) -> InputError | None:
-    """The error for missing credentials or permissions, or for a missing store; None for another."""
+    """The error for missing credentials or permissions, for a missing or a changed store; None for another."""
     reason, status = _reason(error), getattr(getattr(error, "response", None), "status_code", None)
     if re.search("Credential|TokenNotFound", type(error).__name__):
         return InputError(f"{url} needs credentials, and none were found ({reason}).", f"{login}.")
@@ -54,4 +54,6 @@ def _refusal(url: str, error: BaseException, login: str) -> InputError | None:
         return InputError(f"{url} refuses access ({reason}).", f"{login}, and check their permissions.")
     if isinstance(error, FileNotFoundError) or status == 404:
         return InputError(f"{url} does not exist ({reason}).", "Check its name; make a bucket or branch first.")
+    if status == 412:
+        return InputError(f"{url} changed during the push ({reason}).", AGAIN)
     return None

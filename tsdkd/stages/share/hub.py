@@ -69,18 +69,17 @@ class HubAddress:
 class HubStore(Store):
     """A directory of a repository at a revision."""
 
-    def __init__(self, url: str, address: HubAddress) -> None:
-        super().__init__(url, HfFileSystem(skip_instance_cache=True), address.at(address.revision))
-        self.address = address
+    def __init__(self, url: str, address: HubAddress, commit: str) -> None:
+        """`commit`: what is read, and what a push follows."""
+        super().__init__(url, HfFileSystem(skip_instance_cache=True), address.at(commit))
+        self.address, self.commit = address, commit
         self.api = HfApi()
 
     @classmethod
     def to_read(cls, url: str) -> "HubStore":
         """A store at the commit that the URL means now."""
         address = HubAddress.parse(url)
-        with translate_errors(url):
-            commit = HfApi().repo_info(address.repository, repo_type=address.kind, revision=address.revision).sha
-        return cls(*_at_commit(address, str(commit)))
+        return cls._at_commit(address, _commit_now(url, address))
 
     @classmethod
     def to_write(cls, url: str, kind: ArtifactKind, observer: Observer) -> "HubStore":
@@ -93,7 +92,11 @@ class HubStore(Store):
             if not api.repo_exists(address.repository, repo_type=address.kind):
                 api.create_repo(address.repository, repo_type=address.kind, private=True, exist_ok=True)
                 observer.info(f"Made the private {address.kind} {address.repository} on the hub.")
-        return cls(url, address)
+        return cls(url, address, _commit_now(url, address))
+
+    @classmethod
+    def _at_commit(cls, address: HubAddress, commit: str) -> "HubStore":
+        return cls(f"hf://{address.at(commit)}", address, commit)
 
     def send(
         self,
@@ -105,6 +108,8 @@ class HubStore(Store):
         observer: Observer,
     ) -> str:
         """Commit the deletion of `stale` files, `parts`, the manifest and a card. Returns the URL at this commit.
+
+        The hub refuses it after another commit since this store was opened, which may hold another artifact.
 
         A card that is there stays, unless the commit `replaces` another artifact; then its front matter stays.
         """
@@ -137,9 +142,10 @@ class HubStore(Store):
                 commit_message=f"{manifest.kind} {manifest.fingerprint[:12]}, by tsdkd artifact push",
                 repo_type=address.kind,
                 revision=address.revision,
+                parent_commit=self.commit,
                 num_threads=WORKERS,
             )
-        sent = HubStore(*_at_commit(address, str(commit.oid)))
+        sent = HubStore._at_commit(address, str(commit.oid))
         self._require_arrived(sent, source, manifest)
         return sent.url
 
@@ -159,9 +165,9 @@ class HubStore(Store):
         return CommitOperationAdd(self.address.name_in_repository(name), content)
 
 
-def _at_commit(address: HubAddress, commit: str) -> tuple[str, HubAddress]:
-    """The URL and the address at a commit."""
-    return f"hf://{address.at(commit)}", HubAddress(address.kind, address.repository, commit, address.path)
+def _commit_now(url: str, address: HubAddress) -> str:
+    with translate_errors(url):
+        return str(HfApi().repo_info(address.repository, repo_type=address.kind, revision=address.revision).sha)
 
 
 def _batches(

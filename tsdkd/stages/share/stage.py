@@ -28,9 +28,10 @@ from tsdkd.stages.share.transfer import Transfer
 def push(source: Path, destination: str, observer: Observer | None = None, overwrite: bool = False) -> str:
     """Send a complete artifact to a directory of a file system or of the hub. Returns the URL to pull it from.
 
-    Parts that the destination holds are not sent again. `overwrite` replaces another artifact there.
+    Parts that the destination holds are not sent again. `overwrite` replaces another artifact there, and files with the
+    names of parts.
 
-    Raises ArtifactError for an artifact that is partial or changed, and for another artifact at the destination;
+    Raises ArtifactError for an artifact that is partial or changed, and for such files at the destination;
     InputError for a destination that cannot be reached; TsdkdError if other bytes arrive than were sent.
     """
     observer = observer or SilentObserver()
@@ -41,7 +42,7 @@ def push(source: Path, destination: str, observer: Observer | None = None, overw
     _verify(source, manifest, observer)
     store = HubStore.to_write(url, manifest.kind, observer) if url.startswith("hf://") else Store.open(url)
     found = store.files()
-    older = _manifest_at(store, found, overwrite)
+    older = _manifest_at(store, found, source, overwrite)
     replaces = older is not None and older.fingerprint != manifest.fingerprint
     if older and replaces and not overwrite:
         raise ArtifactError(
@@ -49,11 +50,14 @@ def push(source: Path, destination: str, observer: Observer | None = None, overw
             f"({manifest.fingerprint[:12]}).",
             "Choose another destination, or replace it with --overwrite.",
         )
+    store.require_no_links([MANIFEST_FILE, *(part.file for part in manifest.parts)])
     missing = _missing_parts(store, found, source, manifest, observer)
     if older == manifest and not missing:
         observer.info(f"{store.url} holds this artifact: nothing to do.")
         return store.url
-    kept = {part.file for part in manifest.parts}
+    if older is None and not overwrite:
+        _require_own_files(store, found, source, missing)
+    kept = {part.file for part in manifest.parts if part not in missing}
     stale = [part.file for part in (older.parts if older else ()) if part.file not in kept and part.file in found]
     stale += [MANIFEST_FILE] if MANIFEST_FILE in found else []
     return store.send(source, manifest, missing, stale, replaces, observer)
@@ -73,14 +77,18 @@ def _check_part(source: Path, manifest: Manifest, part: Part) -> Part:
     return part
 
 
-def _manifest_at(store: Store, found: Collection[str], overwrite: bool) -> Manifest | None:
-    """The manifest of the artifact at a store; None without one, or for an unreadable one that is overwritten."""
+def _manifest_at(store: Store, found: Collection[str], source: Path, overwrite: bool) -> Manifest | None:
+    """The manifest of the artifact at a store; None without a readable one that may be replaced.
+
+    It may if `overwrite` is set, or if it is the beginning of that at `source`, from a push that was killed.
+    """
     if MANIFEST_FILE not in found:
         return None
+    content = store.read_manifest()
     try:
-        return _parse(store.read_manifest(), store.url)
+        return _parse(content, store.url)
     except ArtifactError as error:
-        if overwrite:
+        if overwrite or (source / MANIFEST_FILE).read_bytes().startswith(content):
             return None
         raise ArtifactError(error.cause, "Choose another destination, or replace it with --overwrite.") from None
 
@@ -102,6 +110,16 @@ def _missing_parts(
             held |= {part.file} if same else set()
             advance(part.bytes)
     return [part for part in manifest.parts if part.file not in held]
+
+
+def _require_own_files(store: Store, found: dict[str, Info], source: Path, missing: Collection[Part]) -> None:
+    """Raises ArtifactError for a file that a part would replace; a killed push may leave the beginning of the part."""
+    for part in missing:
+        if part.file in found and not store.holds_beginning(found[part.file], part, part_path(source, part)):
+            raise ArtifactError(
+                f"{store.url} holds another {part.file}, and no finished artifact.",
+                "Choose another destination, or replace files that have the names of parts with --overwrite.",
+            )
 
 
 def pull(source: str, output: Path, observer: Observer | None = None, overwrite: bool = False) -> Artifact:
@@ -127,12 +145,14 @@ def pull(source: str, output: Path, observer: Observer | None = None, overwrite:
         return existing
     wanted = replace(manifest, state="partial", parts=(), summary={})
     with Writer.open(output, wanted, overwrite=overwrite) as writer, observer.writing(writer.path):
-        if writer.complete or not set(writer.manifest.parts) <= set(manifest.parts):
+        others = [part for part in writer.manifest.parts if part not in manifest.parts]
+        missing = [part for part in manifest.parts if part not in writer.manifest.parts]
+        if (others and not overwrite) or (writer.complete and (others or missing)):
             raise ArtifactError(
                 f"{output} holds {manifest.kind} of the same configuration, with other content than {store.url}.",
                 "Choose another directory, or replace it with --overwrite.",
             )
-        missing = [part for part in manifest.parts if part not in writer.manifest.parts]
+        writer.remove(others)
         _require_space(writer.path, sum(part.bytes for part in missing))
         _fetch(store, writer, missing, observer)
         artifact = writer.finish(manifest.summary, observer.info)

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from tsdkd.artifacts.files import MANIFEST_FILE
@@ -36,12 +37,12 @@ def require_plain_url(url: str) -> str:
         raise InputError("The URL holds a user name or a password.", "Give credentials by the environment.")
     if "?" in url:
         raise InputError("The URL holds a query (?...), which may be a key.", "Give credentials by the environment.")
-    if "://" not in url or "::" in url:
+    if "://" not in url or "::" in url or not (split.netloc or split.path.strip("/")):
         raise InputError(
-            "An artifact is pushed to and pulled from the URL of a directory, and this is none.",
+            "This is not the URL of a directory.",
             "Name it as hf://..., s3://bucket/path, gs://bucket/path or file:///path.",
         )
-    return url.rstrip("/") if split.path.strip("/") or split.netloc else url
+    return url.rstrip("/")
 
 
 class Store:
@@ -109,6 +110,28 @@ class Store:
             return same
         with self.reading(part.file) as stream:
             return transfer.copy(stream, None, part.bytes) == part.sha256
+
+    def require_no_links(self, names: Collection[str]) -> None:
+        """Raises ArtifactError for a link below this directory, through which a push would write a file elsewhere."""
+        if not isinstance(self.fs, LocalFileSystem):
+            return
+        root = Path(self.root).resolve()
+        for name in names:
+            if (root / name).resolve() != root / name:
+                raise ArtifactError(
+                    f"{self.path(name)} is a link or lies in a linked directory.",
+                    "Remove the link, or choose another destination.",
+                )
+
+    def holds_beginning(self, info: Info, part: Part, file: Path) -> bool:
+        """Whether the store holds a beginning of the part `file`, and no other bytes."""
+        if info["size"] >= part.bytes:
+            return False
+        with self.reading(part.file) as stream, file.open("rb") as own:
+            while data := stream.read(BLOCK):
+                if own.read(len(data)) != data:
+                    return False
+        return True
 
     def send(
         self,

@@ -23,6 +23,9 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that change the result; the manifest records them, and a resumed run must have the same."""
     settings = recorded_config(config)
     del settings["trackers"]
+    if config.micro_batch_tokens is None:
+        settings["micro_batch_size"] = config.micro_batch_size or MICRO_BATCH_SIZE
+        del settings["micro_batch_tokens"]
     if not config.stop_on_degeneration:  # a run that degenerates goes back to a saved step
         del settings["save_steps"]
     if config.online:
