@@ -16,6 +16,7 @@ from tsdkd.stages.data.batches import join_sequences
 from tsdkd.stages.data.served_online import batch_requests
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import stage
+from tsdkd.stages.train import teacher as online_teacher
 from tsdkd.stages.train.stage import train_online, train_with_server
 
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING, teacher_top_k=200), batch_size=10, epochs=1)
@@ -34,7 +35,7 @@ def test_a_served_teacher_gives_nearly_the_update_of_a_loaded_one(
 ) -> None:
     loaded = replace(ONLINE, online=OnlineConfig(sampling=SAMPLING))
     train_online(prompts, str(student), str(teacher), tmp_path / "loaded", loaded)
-    monkeypatch.setattr(stage, "_load_teacher", pytest.fail)
+    monkeypatch.setattr(online_teacher, "_load_teacher", pytest.fail)
     checkpoint = train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
     (exact,), (served,) = metrics(tmp_path / "loaded"), metrics(tmp_path / "served")
     assert served["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K

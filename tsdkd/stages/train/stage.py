@@ -36,7 +36,6 @@ from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
-from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.data.served_online import ServedTeacher
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
@@ -45,14 +44,14 @@ from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import forward_precision, require_device
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer, open_server
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
 from tsdkd.stages.train.prerequisites import require_readable_samples, require_responses, require_scored_samplers
+from tsdkd.stages.train.teacher import model_records, open_teacher, with_signal
 
 SERVED_TOP_K = 20
 """Log-probabilities per token of a served teacher: the most that vLLM gives unless it is told otherwise."""
@@ -144,7 +143,7 @@ def train_online(
     """
     observer = observer or SilentObserver()
     assert config.online is not None
-    online = _with_signal(config, config.online, teacher)
+    online = with_signal(config, config.online, teacher)
     if online.teacher_device not in {None, "auto"}:
         require_device(online.teacher_device)
     online = _with_engine(online, forward_precision(config.precision), observer)
@@ -155,7 +154,7 @@ def train_online(
     if recorded is not None:
         chat, chat_parents = chat_of_rollouts(recorded, config.chat), ()
         config = replace(config, chat=ChatConfig())  # the parent records it
-    models = _records(student, teacher, chat, output)
+    models = model_records(student, teacher, chat, output)
     require_same_tokenizer(*models)
     if recorded:
         require_same_template(recorded.manifest.models[0], models[0])
@@ -184,7 +183,7 @@ def train_online(
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
-        reader = _open_teacher(teacher, config, vocab, ends, observer)
+        reader = open_teacher(teacher, config, vocab, ends, observer)
         with _open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
@@ -215,57 +214,6 @@ def train_with_server(
     top_k = config.online.teacher_top_k or SERVED_TOP_K
     with open_server(url, teacher, spec.tokenizer, vocab=spec.vocab, top_k=top_k, k=1, observer=observer) as server:
         return train_online(data, student, server, output, config, seed, observer, overwrite)
-
-
-def _records(
-    student: str, teacher: str | TeacherServer, chat: ChatConfig, output: Path
-) -> tuple[ModelRecord, ModelRecord]:
-    """The records of student and teacher."""
-    learner = model_record("student", student, chat=chat)
-    if isinstance(teacher, str):
-        return learner, model_record("teacher", teacher)
-    return learner, served_record(teacher, learner, output)
-
-
-def _with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | TeacherServer) -> OnlineConfig:
-    """With the number of log-probabilities that a server gives.
-
-    Raises InputError for an objective or an option that needs more of a served teacher, or a served one.
-    """
-    if isinstance(teacher, str):
-        if online.teacher_top_k is not None:
-            raise InputError("--teacher-top-k is of a served teacher.", "Give --teacher-url, or leave it out.")
-        return online
-    objective = config.objective
-    if online.teacher_fraction or objective.policy_gradient_weight or objective.temperature != 1 or config.compile:
-        raise InputError(
-            "A served teacher gives its most likely tokens at temperature 1: no mixture, no policy gradient, no "
-            "--compile and no other temperature.",
-            "Leave these out, or load the teacher with --teacher.",
-        )
-    if online.teacher_device is not None:
-        raise InputError("--teacher-device is of a loaded teacher.", "Leave it out, or leave out --teacher-url.")
-    return replace(online, teacher_top_k=teacher.top_k)
-
-
-def _open_teacher(
-    teacher: str | TeacherServer, config: TrainConfig, vocab: int, ends: list[int], observer: Observer
-) -> LanguageModel | ServedTeacher:
-    """The teacher, loaded or served, cut to the ids that student and teacher know."""
-    if isinstance(teacher, str):
-        return replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
-    return ServedTeacher(teacher, vocab)
-
-
-def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> LanguageModel:
-    assert config.online is not None
-    online = config.online
-    spread = online.teacher_device == "auto"
-    device, device_map = (None, "auto") if spread else (online.teacher_device, None)
-    teacher = load_model(name, online.teacher_dtype, device, device_map, config.attention, observer)
-    if config.micro_batch_tokens:
-        report_padded_reading([teacher], observer)
-    return teacher
 
 
 def _ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
