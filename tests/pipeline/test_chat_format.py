@@ -245,4 +245,4 @@ def test_eval_measures_every_model_in_one_format(
     run(*words, *trained, "--results", tmp_path / "on", "--chat-template-kwargs", ON)
     run(*words, "--model", f"base={models['base']}", "--results", tmp_path / "plain", "--chat-template", "plain")
     cause, _ = refuse(*words, *student, "--results", tmp_path / "x", "--no-chat", "--chat-template", "plain")
-    assert "switched off" in cause
+    assert "--no-chat switches the chat template off" in cause

@@ -28,7 +28,7 @@ def refused(*_: object, **__: object) -> None:
     ("command", "function"),
     [
         ("generate", "generate.stage.check_engine"),
-        ("score", "score.stage._load_models"),
+        ("score", "score.stage._open_models"),
         ("score", "score.stage._score_parts"),
         ("train", "train.loop._require_memory"),
         ("train", "train.loop.DistillationTrainer.get_batch_samples"),

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -143,7 +144,10 @@ class CommandGroup(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or type(error).__module__.startswith(("typer", "click")):
                 raise
-            raise typer.Exit(_show_failure(error)) from None
+            code = _show_failure(error)
+            with suppress(OSError):  # what cannot be written is discarded, so that the status is this one
+                _flush_output()
+            raise typer.Exit(code) from None
 
 
 def _flush_output() -> None:

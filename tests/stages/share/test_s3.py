@@ -1,8 +1,11 @@
 """S3 by moto's server on loopback, an emulator: its ETags, multipart uploads and errors, through s3fs."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,19 +21,21 @@ from tsdkd.stages.share.stage import pull, push
 from tsdkd.stages.share.store import Store
 from tsdkd.stages.share.transfer import Transfer
 
-moto = pytest.importorskip("moto.server", reason="needs moto with flask (pip install 'tsdkd[dev]')")
-pytest.importorskip("s3fs", reason="needs s3fs (pip install 'tsdkd[s3]')")
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, ("moto", "flask", "s3fs"))), reason="needs moto, flask and s3fs (pip install 'tsdkd[dev]')"
+)
 Contents = Callable[[Path], dict[str, bytes]]
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
+    command = [sys.executable, "-m", "tests.helpers.s3_server"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
     nowhere = str(tmp_path_factory.mktemp("aws") / "none")
     environment = {
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+        "AWS_ENDPOINT_URL": server.stdout.readline().strip(),
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret-key",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -40,7 +45,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     with patch.dict(os.environ, environment), patch("os.fsync"):
         yield
-    server.stop()
+    server.communicate()
 
 
 @pytest.fixture
