@@ -51,13 +51,8 @@ def command(
     """Show one response token by token, or all responses together: entropies, ranks and selected tokens."""
     shown = _parse_positions(positions)
     options.require_page(html)
-    if aggregate and (
-        after or teacher or student or rollouts or positions or config.sample_id != InspectConfig.sample_id
-    ):
-        raise InputError(
-            "--aggregate shows all responses of the scores.",
-            "Leave out --sample-id, --positions, --after, --student, --teacher and --rollouts.",
-        )
+    if aggregate:
+        _require_all_responses(config, after, teacher, student, rollouts, positions)
     from tsdkd.artifacts.disk import replace_text, translate_disk_errors
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.cli import show_inspection
@@ -84,6 +79,15 @@ def command(
         with translate_disk_errors(html):
             replace_text(html, content)
         show_text(str(html))
+
+
+def _require_all_responses(config: InspectConfig, *options_of_one: object) -> None:
+    """Raises InputError for options that choose or compare one response."""
+    if any(options_of_one) or config.sample_id != InspectConfig.sample_id:
+        raise InputError(
+            "--aggregate shows all responses of the scores.",
+            "Leave out --sample-id, --positions, --after, --student, --teacher and --rollouts.",
+        )
 
 
 def _response(

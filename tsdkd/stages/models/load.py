@@ -214,22 +214,8 @@ def load_model(
     if device == "cpu":
         keep_freed_memory()
         attention = attention or "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
-    source = base or directory
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        require_padding_support(name, config)  # before the weights are read
-        if dtype == "auto" and device_map is None:
-            dtype = auto_dtype(config, device)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation=attention,
-            device_map=device_map,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
-        require_all_tensors(str(base or name), model, report)
+        model = _read_weights(str(base or name), base or directory, dtype, device, device_map, attention)
         if base:
             model = _with_adapter(model, directory, base)
     except InputError:
@@ -256,6 +242,35 @@ def load_model(
             "Check that its config.json belongs to its weights.",
         ) from error
     return loaded
+
+
+def _read_weights(
+    name: str,
+    source: Path,
+    dtype: DType,
+    device: str,
+    device_map: str | dict[str, str] | None,
+    attention: str | None,
+) -> Any:
+    """The model in the directory `source`; `name`: in messages.
+
+    Raises InputError for missing or other tensors, and transformers' errors.
+    """
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    require_padding_support(name, config)  # before the weights are read
+    if dtype == "auto" and device_map is None:
+        dtype = auto_dtype(config, device)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation=attention,
+        device_map=device_map,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+    )
+    require_all_tensors(name, model, report)
+    return model
 
 
 def _with_adapter(model: Any, directory: Path, base: Path) -> Any:

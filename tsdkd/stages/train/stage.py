@@ -43,7 +43,7 @@ from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
-from tsdkd.stages.models.device import forward_precision, require_device
+from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_spec
@@ -144,8 +144,6 @@ def train_online(
     observer = observer or SilentObserver()
     assert config.online is not None
     online = with_signal(config, config.online, teacher)
-    if online.teacher_device not in {None, "auto"}:
-        require_device(online.teacher_device)
     online = _with_engine(online, forward_precision(config.precision), observer)
     config = replace(config, online=online)
     sampling = online.sampling
@@ -156,12 +154,8 @@ def train_online(
         config = replace(config, chat=ChatConfig())  # the parent records it
     models = model_records(student, teacher, chat, output)
     require_same_tokenizer(*models)
-    if recorded:
-        require_same_template(recorded.manifest.models[0], models[0])
-    for author in recorded.manifest.models if recorded else ():
-        require_same_tokenizer(author, models[0])
-        if author.role == "teacher" and author.weights != models[1].weights:
-            observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
+    if recorded is not None:
+        _require_same_authors(recorded, *models, observer)
     prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
     require_responses(online, find_method(config.method), recorded)
     specs = [load_spec(student, chat), *([load_spec(teacher)] if isinstance(teacher, str) else [])]
@@ -214,6 +208,15 @@ def train_with_server(
     top_k = config.online.teacher_top_k or SERVED_TOP_K
     with open_server(url, teacher, spec.tokenizer, vocab=spec.vocab, top_k=top_k, k=1, observer=observer) as server:
         return train_online(data, student, server, output, config, seed, observer, overwrite)
+
+
+def _require_same_authors(rollouts: Artifact, student: ModelRecord, teacher: ModelRecord, observer: Observer) -> None:
+    """Raises InputError where the rollouts' tokenizer or template is another one; warns of another teacher."""
+    require_same_template(rollouts.manifest.models[0], student)
+    for author in rollouts.manifest.models:
+        require_same_tokenizer(author, student)
+        if author.role == "teacher" and author.weights != teacher.weights:
+            observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
 
 
 def _ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:

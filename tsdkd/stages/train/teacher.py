@@ -9,6 +9,7 @@ from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.data.served_online import ServedTeacher
+from tsdkd.stages.models.device import require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.observer import Observer
@@ -27,13 +28,15 @@ def model_records(
 
 
 def with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | TeacherServer) -> OnlineConfig:
-    """With the number of log-probabilities that a server gives.
+    """The settings with the number of log-probabilities that a server gives; of a loaded teacher, unchanged.
 
-    Raises InputError for an objective or an option that needs more of a served teacher, or a served one.
+    Raises InputError for an objective or an option that the teacher does not support.
     """
     if isinstance(teacher, str):
         if online.teacher_top_k is not None:
-            raise InputError("--teacher-top-k is of a served teacher.", "Give --teacher-url, or leave it out.")
+            raise InputError("--teacher-top-k needs a served teacher.", "Give --teacher-url, or leave it out.")
+        if online.teacher_device not in {None, "auto"}:
+            require_device(online.teacher_device)
         return online
     objective = config.objective
     if online.teacher_fraction or objective.policy_gradient_weight or objective.temperature != 1 or config.compile:
@@ -43,7 +46,7 @@ def with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | Teache
             "Leave these out, or load the teacher with --teacher.",
         )
     if online.teacher_device is not None:
-        raise InputError("--teacher-device is of a loaded teacher.", "Leave it out, or leave out --teacher-url.")
+        raise InputError("--teacher-device needs a loaded teacher.", "Leave it out, or leave out --teacher-url.")
     return replace(online, teacher_top_k=teacher.top_k)
 
 
