@@ -1,5 +1,7 @@
 """The objective from hidden states: value and gradients of `token_selective_loss` without the logits of all tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -109,8 +111,8 @@ def token_selective_loss_from_hidden(
         sizes = chunk_sizes(student.hidden, student.vocab, config.k, teacher.width, chunk)
         passes = TwoPasses(student, teacher, response_mask, config, sampled, sizes, compiled)
         loss, metrics = passes.run(opener_fraction)
-    attached: Tensor = WithPrecomputedGradients.apply(loss, student.gradients, *leaves)  # type: ignore[no-untyped-call]
-    return attached, metrics
+    attach: Any = WithPrecomputedGradients.apply  # typed by some versions of torch only
+    return attach(loss, student.gradients, *leaves), metrics
 
 
 def _check_fit(hidden: Tensor, head: Head, teacher: TeacherSignal, response_mask: Tensor) -> None:
