@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from tests.helpers.chat_templates import CONVERSATIONS
 from tests.helpers.commands import refuse, run
 from tests.helpers.models import save_tiny_model
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.reader import read_artifact
 
 CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
 
@@ -49,6 +53,35 @@ def test_conversations_with_tools_from_the_file_to_the_report(tmp_path: Path) ->
     run("report", tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "The responses to 8 prompts of rows.jsonl were given: 8 responses with 16 turns" in page
+
+
+def test_conversations_in_a_chat_template_of_ones_own(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """The rollouts hold a copy of its file, which later stages and the checkpoint take; they refuse another one."""
+    rows, template = write_conversations(tmp_path / "rows.jsonl", 4), tmp_path / "own.jinja"
+    template.write_text(CONVERSATIONS["marked"].replace("{{ '<|start|>tools", "{{ '<|start|>functions"))
+    chain, pair = ("--run", tmp_path), ("--student", student, "--teacher", teacher, "--k", 4)
+    run("generate", "--policy", "given", *pair[:2], "--prompts", rows, *chain, "--chat-template", template)
+    template.unlink()
+    run("score", *pair, *chain)
+    run("train", "--k", 4, "--epochs", 1, "--batch-size", 4, *chain)
+    manifests = [load_manifest(tmp_path / kind) for kind in ("rollouts", "scores", "checkpoint")]
+    assert len({manifest.model("student").chat_template for manifest in manifests}) == 1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
+    (row, *_) = read_artifact(tmp_path / "rollouts", "rollouts").table().to_pylist()
+    messages, tools = (json.loads(rows.read_text().splitlines()[0])[name] for name in ("messages", "tools"))
+    whole = tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+    assert "functions" in tokenizer.decode(row["prompt_ids"])
+    assert row["prompt_ids"] + row["response_ids"] == whole["input_ids"][:-1]  # a line break follows the end token
+    assert row["response_mask"] == [bool(learned) for learned in whole["assistant_masks"][len(row["prompt_ids"]) : -1]]
+    for command in (
+        ("score", *pair, *chain, "--scores", tmp_path / "other"),
+        ("train", "--k", 4, *chain, "--checkpoint", tmp_path / "other"),
+        ("inspect", *chain),
+        ("inspect", "--rollouts", tmp_path / "rollouts", *pair),
+    ):
+        cause, _ = refuse(*command, "--chat-template", "plain")
+        assert "made with --chat-template chat_template.jinja" in cause
+        assert "this command runs with --chat-template plain" in cause
 
 
 def test_a_teacher_has_no_part_in_given_responses(tmp_path: Path) -> None:

@@ -235,6 +235,34 @@ def test_a_benchmark_has_the_same_samples_after_another_one(student: Path, rows:
         assert (together.path / file).read_bytes() == (apart.path / file).read_bytes()
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_benchmark_that_is_cut_within_its_samples_ends_with_the_same_bytes(
+    student: Path,
+    rows: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+) -> None:
+    """In the first or the second of two benchmarks, each of two batches."""
+    settings = {"tasks": ("aime24", "amc23"), "samples": 2, "limit": 2, "max_new_tokens": 5, "batch_size": 2}
+    measure(student, tmp_path / "whole", rows, **settings)
+    generate, batches = TransformersModel._model_generate, iter(range(9))
+
+    def interrupted(self: TransformersModel, *given: Any, **more: Any) -> torch.Tensor:
+        if next(batches) == batch:
+            raise KeyboardInterrupt
+        return generate(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersModel, "_model_generate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measure(student, tmp_path / "cut", rows, **settings)
+    assert len(list((tmp_path / "cut").glob("*.parquet"))) == batch // 2
+    measure(student, tmp_path / "cut", rows, **settings)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def test_sampled_tokens_have_the_probabilities_of_the_nucleus() -> None:
     from tsdkd.stages.engines.transformers_engine import nucleus_logits
     from tsdkd.stages.eval.seeded_sampling import SeededSampling

@@ -151,6 +151,31 @@ def test_a_cut_online_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_stop_strings_end_the_responses_of_a_step(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path, responses: list[list[Sample]], packed: bool
+) -> None:
+    """The text up to the stop string is learned, and counts as ended."""
+    config = replace(ONLINE, batch_size=10, epochs=1, online=OnlineConfig(sampling=SAMPLING))
+    config = replace(config, micro_batch_size=None, micro_batch_tokens=200) if packed else config
+    learn(prompts, student, teacher, tmp_path / "whole", config)
+    whole = {sample["sample_id"]: sample["response_ids"] for sample in responses[-1]}
+    tokenizer = load_model(str(student)).tokenizer
+    stop = next(text[2] for text in map(tokenizer.decode, whole.values()) if len(text) > 4 and text[2].isascii())
+    online = OnlineConfig(sampling=replace(SAMPLING, stop=(stop,)))
+    learn(prompts, student, teacher, tmp_path / "stopped", replace(config, online=online))
+    cut = [sample for sample in responses[-1] if stop in tokenizer.decode(sample["response_ids"])]
+    assert cut
+    for sample in responses[-1]:
+        ids = sample["response_ids"]
+        assert ids == whole[sample["sample_id"]][: len(ids)]
+        if sample in cut:
+            assert tokenizer.decode(ids).index(stop) == len(tokenizer.decode(ids)) - 1
+            assert sample["finish_reason"] == "stop"
+    (logged,) = metrics(tmp_path / "stopped")
+    assert logged["truncated"] == pytest.approx(sum(s["finish_reason"] == "length" for s in responses[-1]) / 10)
+
+
 def test_online_training_refuses(
     prompts: Path, student: Path, teacher: Path, other_family: Path, tmp_path: Path
 ) -> None:

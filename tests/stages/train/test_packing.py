@@ -1,5 +1,6 @@
 """Packed micro-batches: the update of padded ones, whatever the tokens of a micro-batch and the ranks."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.models import byte_tokenizer
-from tests.helpers.training import CONFIG, SAMPLING, RecordingObserver, learn, metrics, same_update, weights
+from tests.helpers.training import CONFIG, SAMPLING, RecordingObserver, cut, learn, metrics, same_update, weights
 from tsdkd.artifacts.json_files import read_json
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data.batches import even_batches
+from tsdkd.stages.data.replay import ReplaySchedule
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.load import LanguageModel
@@ -84,6 +86,44 @@ def test_packed_online_training_samples_and_learns_the_same(
         found.append(weights(tmp_path / name))
     assert same_update(found[1], found[0], weights(student))
     assert observer.messages.count(f"{teacher} reads padded batches: it mixes sequences.") == 1
+
+
+def test_packed_replay_learns_the_same_and_resumes(
+    prompts: Path,
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Responses of all three kinds have lengths of their own; held-out prompts are measured in every step."""
+    sampling = replace(SAMPLING, temperature=0, max_prompt_tokens=100)
+    recorded = generate(prompts, str(teacher), tmp_path / "r", GenerateConfig(policy="teacher", max_new_tokens=8)).path
+    replay, choices = ReplayConfig(phi=0.8, replay_capacity=4), list[str]()
+    online = OnlineConfig(sampling=sampling, student_fraction=0.0, replay=replay)
+    method = find_method("distillm")
+    config = replace(CONFIG, method=method.name, objective=method.objective, online=online, held_out=0.3, eval_steps=1)
+    choose = ReplaySchedule.choose_responses
+
+    def spy(self: ReplaySchedule, *given: float) -> str:
+        choices.append(choose(self, *given))
+        return choices[-1]
+
+    monkeypatch.setattr(ReplaySchedule, "choose_responses", spy)
+    found: list[dict[str, torch.Tensor]] = []
+    for name, each in (("padded", config), ("packed", packed(config, 120))):
+        train_online(recorded, str(student), str(teacher), tmp_path / name, each)
+        found.append(weights(tmp_path / name))
+    assert set(choices) == {"recorded", "sampled", "replayed"}
+    assert same_update(found[1], found[0], weights(student))
+    for entry, other in zip(metrics(tmp_path / "packed"), metrics(tmp_path / "padded"), strict=True):
+        assert entry == pytest.approx(other, rel=1e-3, abs=1e-6)
+    with monkeypatch.context() as patch:
+        cut(patch, 3)
+        with pytest.raises(RuntimeError, match="cut"):
+            train_online(recorded, str(student), str(teacher), tmp_path / "cut", packed(config, 120))
+    train_online(recorded, str(student), str(teacher), tmp_path / "cut", packed(config, 120))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "packed")
 
 
 def test_recorded_responses_are_measured_by_their_own_lengths(
