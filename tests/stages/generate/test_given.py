@@ -102,7 +102,7 @@ def rows_of(run: Path, kind: ArtifactKind = "rollouts") -> list[dict[str, Any]]:
 
 
 def split_into_turns(row: Sample) -> list[Sample]:
-    """Each turn of a rollout as a rollout of its own, whose prompt is all that precedes it."""
+    """Split a rollout into one rollout per turn; the prompt of each is everything before the turn."""
     return [
         {
             "sample_id": f"{row['sample_id']}.{turn.start}",
