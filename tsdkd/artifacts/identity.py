@@ -6,6 +6,11 @@ from typing import Any
 
 from tsdkd.artifacts.manifest import Manifest
 
+HASHED = ["weights", "tokenizer", "chat template"]
+"""What the hashes of a model in an identity stand for, in their order."""
+CHAT_FORMAT = ("config.chat.", "parent chat-template.")
+"""How keys of the chat format begin, with a dot at their ends. The format decides the chat templates of models."""
+
 
 def describe_differences(existing: Manifest, wanted: Manifest, may_differ: Collection[str] = ()) -> list[str]:
     """The differences between two identities, in words; also between versions if this run would add parts."""
@@ -15,11 +20,17 @@ def describe_differences(existing: Manifest, wanted: Manifest, may_differ: Colle
         for key in [key for key in identity if key.startswith(tuple(f"{group}." for group in switched))]:
             del identity[key]
     differing = [f"{key} was {was}, now {now}" for key, (was, now) in sorted(switched.items())]
-    differing += [
-        f"{key} was {_abbreviated(before.get(key))}, now {_abbreviated(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in may_differ
-    ]
+    keys = sorted((before.keys() | after.keys()) - {*may_differ})
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    has_other_format = any(f"{key}.".startswith(CHAT_FORMAT) for key in (*changed, *switched))
+    for key in changed:
+        was, now = before.get(key), after.get(key)
+        if isinstance(was, list) and isinstance(now, list) and key.startswith("model "):
+            names = [name for name, one, other in zip(HASHED, was, now, strict=True) if one != other]
+            if names != HASHED[-1:] or not has_other_format:
+                differing.append(f"{key} was another: different {' and '.join(names)}")
+        else:
+            differing.append(f"{key} was {_abbreviated(was)}, now {_abbreviated(now)}")
     versions = [{"tsdkd": manifest.tsdkd, **manifest.libraries} for manifest in (existing, wanted)]
     adds_parts = existing.state == "partial" or differ_in(existing, wanted, may_differ)
     if adds_parts and versions[0] != versions[1]:

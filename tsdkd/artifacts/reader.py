@@ -76,7 +76,7 @@ class Artifact:
         return table
 
     def read_part(self, part: Part, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-        """Columns of a table, checked; nulls for optional ones that it lacks. `filters`: the rows that are returned.
+        """Read columns of a part, checked; an optional column that the file lacks is null. `filters`: rows to return.
 
         Raises ArtifactError.
         """

@@ -17,15 +17,17 @@ _KINDS = {
 }
 
 
-def require_regular_file(path: Path, what: str = "file", largest: int | None = None) -> None:
+def require_regular_file(
+    path: Path, what: str = "file", largest: int | None = None, if_missing: str = "Check the path."
+) -> None:
     """Raises InputError unless `path` is a regular file, or a link to one, of at most `largest` bytes.
 
-    `what`: its name in the message.
+    `what`: its name in the message; `if_missing`: the remedy where it does not exist.
     """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"The {what} {path} does not exist.", "Check the path.") from None
+        raise InputError(f"The {what} {path} does not exist.", if_missing) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"The {what} {path} cannot be read ({reason}).", "Check the path.") from None

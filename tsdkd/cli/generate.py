@@ -82,12 +82,12 @@ def _given_rows(artifact: Artifact, config: GenerateConfig) -> list[tuple[str, s
     summary = artifact.manifest.summary
     skipped = format_counts(summary["prompts_skipped"], SKIPPED, config)
     skipped_turns = format_counts(summary["turns_skipped"], SKIPPED_TURNS, config)
-    per_turn = summary["response_tokens"] / summary["turns"]
+    split, per_turn = summary["split_conversations"], summary["response_tokens"] / summary["turns"]
     learned = f"{summary['response_tokens']:,} learned ({per_turn:.0f} a turn)"
     return [
         ("conversations", f"{summary['prompts']:,} (skipped: {skipped})"),
         ("responses", f"{summary['responses']:,}, {summary['truncated']:,} without an end token"),
         ("turns", f"{summary['turns']:,} (skipped: {skipped_turns})"),
-        ("split", f"{summary['split_conversations']:,} conversations into a response for each turn"),
+        *([("split", f"{split:,} conversations, into a response for each turn")] if split else []),
         ("tokens", f"{learned}, {summary['context_tokens']:,} of context between turns"),
     ]

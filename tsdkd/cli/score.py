@@ -4,6 +4,9 @@ from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.stages.config.score import ScoreConfig
 
+ESTIMATED_BYTES = 10_000_000
+"""The smallest estimate that is compared with the disk. It counts values; of small scores, most bytes are metadata."""
+
 
 @options.configured(ScoreConfig)
 def command(
@@ -33,6 +36,8 @@ def command(
         artifact = score(parent, learner, defaults.teacher(teacher, recorded), output, config, observer, overwrite)
     models = [artifact.manifest.model(role).name for role in ("student", "teacher")]
     summary, size = artifact.manifest.summary, sum(part.bytes for part in artifact.manifest.parts)
+    expected = summary["expected_bytes"]
+    ratio = f" ({size / expected:.1%} of the estimate)" if expected >= ESTIMATED_BYTES else ""
     entropies = f"student {summary['student_entropy']:.2f}, teacher {summary['teacher_entropy']:.2f} nats a token"
     show_pairs(
         "scores",
@@ -44,7 +49,7 @@ def command(
             ("entropy", entropies),
             *_served(summary),
             *_signal_errors(summary),
-            ("on disk", f"{size / 1e6:,.1f} MB ({size / summary['expected_bytes']:.1%} of the estimate)"),
+            ("on disk", f"{size / 1e6:,.1f} MB{ratio}"),
         ],
     )
     named = options.path_option("--rollouts", rollouts) + options.path_option("--scores", scores)

@@ -17,7 +17,7 @@ class NothingRecorded:
 
 
 def test_response_ids_and_the_positions_before_them() -> None:
-    batch = collate(SAMPLES, NothingRecorded())  # type: ignore[arg-type]
+    batch = collate(SAMPLES, NothingRecorded())
     assert predicted_ids(batch).tolist() == [1, 2, 3]
     assert batch["input_ids"][batch["predicting"]].tolist() == [7, 8, 2]
     assert batch["response_mask"].tolist() == [[True, False], [True, True]]
@@ -26,7 +26,7 @@ def test_response_ids_and_the_positions_before_them() -> None:
 def test_each_turn_of_a_mask_is_a_response() -> None:
     """The token 3 is context: it is read, and not learned."""
     conversation = {"prompt_ids": [5], "response_ids": [1, 2, 3, 4], "response_mask": [True, True, False, True]}
-    batch = collate([conversation, SAMPLES[0]], NothingRecorded())  # type: ignore[arg-type]
+    batch = collate([conversation, SAMPLES[0]], NothingRecorded())
     assert batch["input_ids"].tolist() == [[5, 1, 2, 3, 4], [5, 6, 7, 1, 0]]
     assert predicted_ids(batch).tolist() == [1, 2, 4, 1]
     assert batch["input_ids"][batch["predicting"]].tolist() == [5, 1, 3, 7]

@@ -22,7 +22,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.data.batches import predicting_hidden
 from tsdkd.stages.data.online import OnlineSource, samples_from_rollouts
-from tsdkd.stages.data.requests import Response
+from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.data.scoring import score_responses
 from tsdkd.stages.data.source import Sample, collate, turns_as_samples
 from tsdkd.stages.data.turns import response_turns
@@ -102,7 +102,7 @@ def rows_of(run: Path, kind: ArtifactKind = "rollouts") -> list[dict[str, Any]]:
 
 
 def split_into_turns(row: Sample) -> list[Sample]:
-    """Each turn of a rollout as a rollout of its own, whose prompt is all that precedes it."""
+    """Split a rollout into one rollout per turn; the prompt of each is everything before the turn."""
     return [
         {
             "sample_id": f"{row['sample_id']}.{turn.start}",
@@ -174,10 +174,15 @@ def as_float64(model: LanguageModel) -> LanguageModel:
     return model
 
 
+class NoSampler:
+    def sample(self, student: LanguageModel, requests: list[Request]) -> list[Response]:
+        raise AssertionError("given responses are not sampled")
+
+
 def loss_and_gradients(
     samples: list[Sample], student: LanguageModel, teacher: LanguageModel, objective: TSDKDConfig
 ) -> list[torch.Tensor]:
-    source = OnlineSource(samples, teacher, sampler=None, student_fraction=0.0)  # type: ignore[arg-type]
+    source = OnlineSource(samples, teacher, NoSampler(), student_fraction=0.0)
     batch = collate(samples, source)
     student.model.zero_grad()
     loss, _ = token_selective_loss_from_hidden(

@@ -4,10 +4,10 @@ import json
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.helpers.models import byte_tokenizer
 from tests.helpers.prompts import write_prompts
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.prompts import Prompts
@@ -16,23 +16,8 @@ from tsdkd.stages.generate.requests import PromptRequests
 CONFIG = GenerateConfig(policy="mixed", samples_per_prompt=2)
 
 
-class ByteTokenizer:
-    """One token per byte."""
-
-    chat_template = "any"
-
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
-        return messages[-1]["content"]
-
-    def get_vocab(self) -> dict[str, int]:
-        return {chr(byte): byte for byte in range(256)}
-
-    def __call__(self, text: str, **_: object) -> Any:
-        return type("Encoding", (), {"input_ids": list(text.encode())})
-
-
 def requests_of(file: Path, config: GenerateConfig = CONFIG, seed: int = 0) -> PromptRequests:
-    return PromptRequests(Prompts(file), ByteTokenizer(), config, 7, seed)  # type: ignore[arg-type]
+    return PromptRequests(Prompts(file), byte_tokenizer(), config, 7, seed)
 
 
 def prompts_by_author(requests: PromptRequests) -> dict[str, set[str]]:

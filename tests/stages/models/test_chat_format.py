@@ -178,6 +178,12 @@ def test_a_file_that_is_no_template_is_refused(content: bytes | None, cause: str
         set_chat_format(tokenizer_with(CHAT), ChatConfig(str(file)))
 
 
+def test_a_word_that_is_no_file_is_answered_with_plain() -> None:
+    with pytest.raises(InputError) as error:
+        set_chat_format(tokenizer_with(CHAT), ChatConfig("chatml"))
+    assert error.value.remedy == "Name a jinja file, or plain, the format for models without a chat template."
+
+
 def test_the_plain_format() -> None:
     tokenizer = tokenizer_with(None)
     set_chat_format(tokenizer, ChatConfig("plain"))

@@ -205,7 +205,7 @@ def _writes(text: str, message: Message) -> bool:
 
 
 def _require_written(text: str, messages: Messages) -> None:
-    """Raises InputError unless a text, which ends with the last of the messages, holds all that it says."""
+    """Raises InputError if the rendered `text` of the messages leaves out a thought or an answer of the last one."""
     if not _writes(text, messages[-1]):
         raise InputError(
             f"The chat template leaves out a thought or a text of message {len(messages)}, an assistant's.",

@@ -19,7 +19,14 @@ Sample = dict[str, Any]
 absent), "finish_reason", and the columns that a source adds."""
 
 
-class Source(Protocol):
+class RecordedColumns(Protocol):
+    """What recorded scores hold for samples."""
+
+    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """The scores' columns as tensors (tokens, ...), read from disk; empty without scores."""
+
+
+class Source(RecordedColumns, Protocol):
     """Samples by index, and the teacher's signal for them."""
 
     teacher_fraction: float
@@ -43,9 +50,6 @@ class Source(Protocol):
         `key` decides all random draws, so that a resumed step samples the same responses. `progress`: the fraction of
         all optimizer steps that are done.
         """
-
-    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """The scores' columns as tensors (tokens, ...), read from disk; empty without scores."""
 
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's signal for the batch's response tokens."""
@@ -85,7 +89,7 @@ class ScoringSnapshot:
         return {"candidate_overlap": proposed_again.float().mean(), "drift": drift.mean()}
 
 
-def collate(samples: list[Sample], source: Source, *, packed: bool = False) -> Batch:
+def collate(samples: list[Sample], source: RecordedColumns, *, packed: bool = False) -> Batch:
     """At least one sample -> a batch, padded or packed."""
     prompts, responses = ([sample[name] for sample in samples] for name in ("prompt_ids", "response_ids"))
     joined = join_sequences(prompts, responses, list(map(sample_turns, samples)), packed=packed)

@@ -164,7 +164,7 @@ def _count(source: Conversations, finder: ResponseFinder) -> GivenCounts:
 
 
 def _report(counts: GivenCounts, config: GenerateConfig, observer: Observer) -> None:
-    """Warn of all that is left out, split or without an end token."""
+    """Warn of skipped conversations and turns, of split conversations, and of responses without an end token."""
     if counts.skipped:
         observer.warning(f"Conversations skipped: {format_counts(counts.skipped, SKIPPED, config)}.")
     if any(counts.skipped_turns.values()):

@@ -163,7 +163,8 @@ def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _read_template(file: Path) -> str:
-    require_regular_file(file, "chat template", MAX_TEXT)
+    missing = f"Name a jinja file, or {PLAIN}, the format for models without a chat template."
+    require_regular_file(file, "chat template", MAX_TEXT, missing)
     register_input(file)
     try:
         template = file.read_text(encoding="utf-8")

@@ -88,11 +88,13 @@ class ConversationWriter:
         return _render(self.tokenizer, messages, tools, self._day)
 
     def conversation(self, messages: Messages, tools: Tools | None) -> str:
-        """The text of messages that end with a response, with all that the template writes after it."""
+        """The text of messages that end with a response, including what the template writes after the response."""
         return _render(self.tokenizer, messages, tools, self._day, prompted=False)
 
     def require_complete(self, text: str, messages: Messages, tools: Tools | None) -> None:
-        """Raises InputError, as `chat_token_ids`, if `text`, that of `conversation`, lacks a part of the messages."""
+        """Raises InputError if `text`, from `conversation`, leaves out a part of the messages; `chat_token_ids` checks
+        the same.
+        """
         _require_complete(self.tokenizer, text, messages, tools, self._day, prompted=False)
         try:
             is_ignored = text == self.conversation([*messages[:-1], messages[-1] | {"content": ""}], tools)

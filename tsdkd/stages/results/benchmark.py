@@ -16,6 +16,17 @@ class FunctionName(str):
     __slots__ = ()
 
 
+def mean_metrics(*names: str) -> list[dict[str, Any]]:
+    """lm-eval's `metric_list` for metrics whose mean over documents counts."""
+    return [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]
+
+
+def extraction(name: str, function: str) -> list[dict[str, Any]]:
+    """lm-eval's `filter_list` with one filter, in which our `function` extracts the answer from a response."""
+    steps = [{"function": "custom", "filter_fn": FunctionName(function)}, {"function": "take_first"}]
+    return [{"name": name, "filter": steps}]
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How responses are sampled; the defaults are one greedy response per document."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsdkd.errors import InputError
-from tsdkd.stages.results.benchmark import Benchmark, FunctionName
+from tsdkd.stages.results.benchmark import Benchmark, FunctionName, extraction, mean_metrics
 from tsdkd.stages.results.reasoning import REASONING_BENCHMARKS
 
 EMBEDDED_DATA = Path(__file__).parents[1] / "data" / "embedded"
@@ -40,10 +40,7 @@ MATH = Benchmark(
     overrides={
         "doc_to_target": "answer",  # the stock template parses "[-9,9]" as a list, and lm-eval crashes
         "process_results": FunctionName("tsdkd.stages.eval.scorers.score_hendrycks_math"),
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in ("exact_match", "math_verify")
-        ],
+        "metric_list": mean_metrics("exact_match", "math_verify"),
     },
 )
 # mbpp_instruct without lm-eval's file, which scores chat models 0: its extractor drops the code's `def`. At import it
@@ -68,16 +65,8 @@ MBPP = Benchmark(
         "target_delimiter": "",
         "generation_kwargs": {"until": ["\n```\n"], "do_sample": False},
         "process_results": FunctionName("tsdkd.stages.eval.scorers.score_mbpp"),
-        "metric_list": [{"metric": "pass_at_1", "aggregation": "mean", "higher_is_better": True}],
-        "filter_list": [
-            {
-                "name": "extract_code",
-                "filter": [
-                    {"function": "custom", "filter_fn": FunctionName("tsdkd.stages.eval.scorers.extract_code_blocks")},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
+        "metric_list": mean_metrics("pass_at_1"),
+        "filter_list": extraction("extract_code", "tsdkd.stages.eval.scorers.extract_code_blocks"),
     },
 )
 # lm-eval's README names the chain-of-thought tasks "bbh".

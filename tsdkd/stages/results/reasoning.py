@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from tsdkd.stages.results.benchmark import Benchmark, FunctionName, Sampling
+from tsdkd.stages.results.benchmark import Benchmark, FunctionName, Sampling, extraction, mean_metrics
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 MAX_NEW_TOKENS = 32_768
@@ -18,16 +18,8 @@ def _overrides(prompt: str, metric: str, extractor: str) -> dict[str, Any]:
         "doc_to_text": prompt,
         # The end of the turn ends a response. lm-eval's "Question:" would cut one that restates its prompt.
         "generation_kwargs": {"until": [], "do_sample": False},
-        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
-        "filter_list": [
-            {
-                "name": "boxed" if metric == "math_verify" else "choice",
-                "filter": [
-                    {"function": "custom", "filter_fn": FunctionName(f"{ANSWERS}.{extractor}")},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
+        "metric_list": mean_metrics(metric),
+        "filter_list": extraction("boxed" if metric == "math_verify" else "choice", f"{ANSWERS}.{extractor}"),
     }
 
 

@@ -13,7 +13,7 @@ CREDENTIALS = {
     "hf": "Set HF_TOKEN, or run `hf auth login`",
 }
 """How a library finds its credentials, by protocol."""
-AGAIN = "Run the same command again; parts that are there already are not copied again."
+AGAIN = "Run the same command again; it copies only the missing parts."
 _SECRETS = re.compile(r"(?<=://)[^\s/@'\"<>]+@|(?<=/)([^\s/?'\"<>]*)\?[^\s'\"<>]*")
 """The user of a URL may have a password, and its query may hold a signature."""
 

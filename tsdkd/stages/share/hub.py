@@ -109,9 +109,9 @@ class HubStore(Store):
     ) -> str:
         """Commit the deletion of `stale` files, `parts`, the manifest and a card. Returns the URL at this commit.
 
-        The hub refuses it after another commit since this store was opened, which may hold another artifact.
+        The hub refuses the commit if another one came after `self.commit`: it may hold another artifact.
 
-        A card that is there stays, unless the commit `replaces` another artifact; then its front matter stays.
+        An existing card stays. If the commit `replaces` another artifact, only the card's front matter stays.
         """
         uploads = [self._addition(part.file, part_path(source, part)) for part in parts]
         sizes = {self.address.name_in_repository(part.file): part.bytes for part in parts}

@@ -123,7 +123,7 @@ def _require_own_files(store: Store, found: dict[str, Info], source: Path, missi
 
 
 def pull(source: str, output: Path, observer: Observer | None = None, overwrite: bool = False) -> Artifact:
-    """Fetch an artifact from a directory of a file system or of the hub; of the hub, at the commit that is there now.
+    """Fetch an artifact from a directory of a file system or of the hub, where the newest commit of the URL is read.
 
     Its manifest keeps its bytes. Only files that the manifest lists are read, and only below `output` is written. An
     interrupted pull continues. `overwrite` replaces another artifact at `output` when the pulled one is complete.
