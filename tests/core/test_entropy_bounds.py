@@ -34,3 +34,15 @@ def test_a_sure_teacher_has_no_entropy(sure: float) -> None:
     least, greatest = entropy_bounds(torch.tensor([[sure, -50.0]]), 1000)
     assert float(least) == pytest.approx(0, abs=1e-5)
     assert float(greatest) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [1.5, 2.0])
+@pytest.mark.parametrize("k", [20, 64])
+def test_the_estimate_is_close_where_probabilities_fall_as_in_language(exponent: float, k: int) -> None:
+    """By a power of their rank. Either bound differs by more, at K = 20 the middle of both too."""
+    log_probs = (-exponent * torch.arange(1, 20_001).log()).log_softmax(-1).unsqueeze(0)
+    least, greatest = entropy_bounds(log_probs[:, :k], 20_000)
+    exact, estimate = entropy_of(log_probs), estimated_entropy(least, greatest)
+    assert float((estimate - exact).abs()) < 0.05
+    if k == 20:
+        assert float((estimate - exact).abs()) < float(((least + greatest) / 2 - exact).abs())

@@ -348,6 +348,24 @@ def test_a_turn_without_an_end_token_in_the_template() -> None:
     assert not response.has_end
 
 
+@pytest.mark.parametrize("template", ["chatml", "marked"])
+def test_special_tokens_after_the_end_token_are_context(template: str) -> None:
+    tokenizer = tokenizer_of(template)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|end|><|/head|>")
+    (response,) = find(tokenizer, TWO_TURNS).responses
+    assert texts(response, tokenizer)[1::2] == ["Hello.<|end|>", "Four.<|end|>"]
+    assert response.has_end
+
+
+def test_a_turn_of_end_tokens_alone_is_left_out() -> None:
+    """Its text is that of a special token: nothing of it could be learned."""
+    tokenizer = tokenizer_of("chatml")
+    found = find(tokenizer, [*TWO_TURNS[:3], TWO_TURNS[3] | {"content": "<|end|>"}])
+    assert texts(found.responses[0], tokenizer)[1:] == ["Hello.<|end|>"]
+    assert +found.skipped_turns == Counter(unaligned=1)
+    assert not find(tokenizer, [TWO_TURNS[0], TWO_TURNS[1] | {"content": "<|end|>"}]).responses
+
+
 def test_a_system_message_joins_the_user_where_the_template_refuses_it() -> None:
     tokenizer = tokenizer_of("instructions")
     messages = [{"role": "system", "content": "Be kind."}, *TWO_TURNS]

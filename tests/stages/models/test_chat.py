@@ -74,6 +74,14 @@ def test_all_leading_system_messages_are_joined() -> None:
     assert user["content"] == "Be brief.\n\nBe kind.\n\nOne?"
 
 
+def test_system_messages_are_joined_where_the_template_writes_the_first_alone() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATES["dropped"].replace("'system' %}", "'system' or loop.first %}", 1)
+    assert fit_system(tokenizer, MESSAGES) is MESSAGES
+    (user,) = fit_system(tokenizer, [MESSAGES[0], {"role": "system", "content": "Be brief."}, MESSAGES[1]])
+    assert user["content"] == "Answer in French.\n\nBe brief.\n\nOne?"
+
+
 def test_a_conversation_that_needs_more_than_texts_keeps_its_system_message() -> None:
     """The markers of a tool's result are refused, as they name no call; the messages before it decide."""
     tokenizer = byte_tokenizer()
@@ -127,6 +135,12 @@ def test_the_token_that_ends_the_last_turn_is_not_the_one_between_messages() -> 
         "'<|end|>\n'", "('<|return|>' if loop.last and m['role'] == 'assistant' else '<|end|>')"
     )
     assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|return|>")]
+
+
+def test_an_end_token_may_begin_with_the_text_of_another_one() -> None:
+    tokenizer = byte_tokenizer(("<|end|>\n",))
+    tokenizer.chat_template = CHAT
+    assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|end|>\n")]
 
 
 def test_a_tokenizer_need_not_know_the_words_of_the_search() -> None:

@@ -115,9 +115,12 @@ def test_the_check_restores_the_attention_of_all_parts() -> None:
     assert found == ["eager", "sdpa", "eager"]
 
 
-def test_a_model_that_ignores_positions_cannot_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", [1.0, 0.01])
+def test_a_model_that_ignores_positions_cannot_pack(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where positions change little."""
     language_model = tiny("gpt2")
     decoder = language_model.model.transformer
+    decoder.wpe.weight.data *= share
     forward = decoder.forward
 
     def ignoring(*inputs: Any, position_ids: Any = None, **more: Any) -> Any:
@@ -125,6 +128,20 @@ def test_a_model_that_ignores_positions_cannot_pack(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(decoder, "forward", ignoring)
     assert language_model.packing_problem == "ignores the positions of a packed batch"
+
+
+def test_a_model_that_mixes_sequences_a_little_cannot_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model = tiny("llama")
+    decoder = language_model.model.model
+    forward = decoder.forward
+
+    def mixing(*inputs: Any, **more: Any) -> Any:
+        output = forward(*inputs, **more)
+        output.last_hidden_state = output.last_hidden_state + 0.01 * output.last_hidden_state.mean(1, keepdim=True)
+        return output
+
+    monkeypatch.setattr(decoder, "forward", mixing)
+    assert language_model.packing_problem == "mixes the sequences of a packed batch"
 
 
 def test_scaling_by_the_place_in_the_batch_cannot_pack() -> None:
@@ -173,14 +190,28 @@ def test_masks_become_lengths_and_windows() -> None:
 
     assert mask_of(causal, [5, 2]) == PackedMask((5, 2), None)
     assert mask_of(sliding, [5, 2], 3) == PackedMask((5, 2), 3)
+    assert mask_of(sliding, [4, 2], 3) == PackedMask((4, 2), 3)
     assert mask_of(sliding, [2, 3], 3) == PackedMask((2, 3), None)
     assert mask_of(chunked, [5, 2], 3) == PackedMask((3, 2, 2), None)
     with pytest.raises(NotImplementedError, match="later tokens"):
         mask_of(lambda _b, _h, query, key: key <= query + 1, [5, 2])
-    with pytest.raises(NotImplementedError, match="unknown"):
-        mask_of(lambda _b, _h, query, key: (key <= query) & (key > query - 4), [5, 2], 3)
+    for other in (2, 4):
+        with pytest.raises(NotImplementedError, match="unknown"):
+            mask_of(lambda _b, _h, query, key, other=other: (key <= query) & (key > query - other), [5, 2], 3)
     with pytest.raises(NotImplementedError, match="unknown"):
         mask_of(lambda _b, _h, query, key: (key <= query) & ((query - key) % 2 == 0), [5, 2])
+
+
+def test_kernels_of_variable_length_get_the_ends_of_the_sequences() -> None:
+    config = AutoConfig.for_model("llama", attn_implementation="flash_attention_2")
+    with packed_sequences(config, [2, 5, 3], torch.device("cpu")) as arguments:
+        assert {name: value.tolist() for name, value in arguments.items() if "cu" in name} == {
+            "cu_seq_lens_q": [0, 2, 7, 10],
+            "cu_seq_lens_k": [0, 2, 7, 10],
+        }
+        assert arguments["cu_seq_lens_q"].dtype == torch.int32
+        assert arguments["max_length_q"] == arguments["max_length_k"] == 5
+        assert config._attn_implementation == "flash_attention_2"
 
 
 def test_no_length_by_length_mask_exists() -> None:
