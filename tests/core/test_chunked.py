@@ -14,6 +14,7 @@ from tests.helpers.objective_cases import MINILLM, TEACHER_WIDTH, VOCAB, WIDTH, 
 from tsdkd.core import (
     AdaptiveOpener,
     Head,
+    SeveralTeachers,
     TeacherHidden,
     TeacherLogits,
     TeacherRanks,
@@ -212,6 +213,29 @@ def test_recorded_teachers_give_the_reference(kind: str, chunk: int | None, dive
     expected.backward()
     for actual, desired in zip(chunked_case.leaves(), reference_case.leaves(), strict=True):
         torch.testing.assert_close(actual.grad, desired.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [TSDKDConfig(k=4, temperature=2.0), MINILLM], ids=["tsdkd", "minillm"])
+@pytest.mark.parametrize("chunk", [1, 5, None])
+def test_several_teachers_give_the_reference_of_their_logits(config: TSDKDConfig, chunk: int | None) -> None:
+    """Two responses have a teacher each, of other widths; chunks hold tokens of both."""
+    case = make([9, 4])
+    case.sampled = random_sampled(case) if config is MINILLM else None
+    narrow = Head(torch.randn(VOCAB, 3, dtype=torch.float64), logit_scale=0.5, softcap=3.0)
+    own = [case.teacher[0, :9], torch.randn(4, 3, dtype=torch.float64)]
+    teachers = [TeacherHidden(own[0], case.teacher_head), TeacherHidden(own[1], narrow)]
+    logits = torch.cat([teacher.materialized().logits for teacher in teachers])
+    signals = SeveralTeachers.of(teachers, torch.tensor([0] * 9 + [1] * 4)), TeacherLogits(logits)
+    results = []
+    for signal in signals:
+        copy = case.clone()
+        loss, metrics = token_selective_loss_from_hidden(
+            copy.student[copy.mask], copy.head, signal, copy.mask, config, None, chunk, sampled=case.sampled
+        )
+        loss.backward()
+        results.append([loss, *metrics.values(), *(leaf.grad for leaf in copy.leaves())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("config", [TSDKDConfig(k=4, temperature=2.0, alpha=0.3), MINILLM], ids=["tsdkd", "minillm"])

@@ -8,6 +8,7 @@ import torch
 from tsdkd.core import (
     Divergence,
     Head,
+    SeveralTeachers,
     TeacherHidden,
     TeacherLogits,
     TeacherRanks,
@@ -31,7 +32,12 @@ def signals() -> list[TeacherSignal]:
     ids = logits.topk(4).indices
     ranks = TeacherRanks(torch.ones(5), ids, torch.arange(4).expand(5, 4))
     top = TeacherTopK(ranks, ids, logits.log_softmax(-1).gather(-1, ids))
-    return [TeacherHidden(hidden, Head(weight)), TeacherLogits(logits), ranks, top, TeacherTokens(ids[:, 0])]
+    whole = TeacherHidden(hidden, Head(weight))
+    several = SeveralTeachers.of(
+        [whole.take(slice(0)), whole.take(torch.tensor([1, 4])), whole.take(torch.tensor([0, 2, 3]))],
+        torch.tensor([2, 1, 2, 2, 1]),
+    )
+    return [whole, TeacherLogits(logits), ranks, top, TeacherTokens(ids[:, 0]), several]
 
 
 def test_the_top_k_ranks_any_candidates() -> None:
@@ -87,6 +93,51 @@ def test_hidden_states_and_logits_give_the_same_results() -> None:
         (hidden.outside_mass(top, 2.0, None), logits.outside_mass(top, 2.0, None)),
         (hidden.outside_mass(top, 2.0, log_sum), logits.outside_mass(top, 2.0, None)),
         (logits.outside_mass(top, 2.0, log_sum), logits.outside_mass(top, 2.0, None)),
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kept", [slice(0, 7), slice(2, 3), torch.tensor([6, 0, 3])])
+def test_each_token_has_the_values_of_its_own_teacher(kept: slice | torch.Tensor) -> None:
+    """The teachers differ in width, scale, soft-cap and precision; one has no token."""
+    generator = torch.Generator().manual_seed(2)
+    heads = [
+        Head(
+            torch.randn(VOCAB + 3, width, generator=generator).to(dtype),
+            vocab_size=VOCAB,
+            logit_scale=scale,
+            softcap=cap,
+        )
+        for width, dtype, scale, cap in (
+            (3, torch.float32, 1.0, None),
+            (5, torch.bfloat16, 0.5, 2.0),
+            (4, torch.float32, 1.0, None),
+        )
+    ]
+    owners = torch.tensor([1, 0, 1, 0, 0, 1, 1])
+    teachers = [
+        TeacherHidden(torch.randn(int((owners == i).sum()), head.weight.shape[1], generator=generator), head)
+        for i, head in enumerate(heads)
+    ]
+    logits = torch.empty(7, VOCAB)
+    for i, teacher in enumerate(teachers):
+        logits[owners == i] = teacher.materialized().logits.float()
+    signal, expected = SeveralTeachers.of(teachers, owners).take(kept), TeacherLogits(logits[kept])
+    student = torch.randn(len(signal), VOCAB, generator=generator)
+    log_q, top, ids = student.log_softmax(-1), student.topk(4).indices, student.argmin(-1)
+    log_sum = (expected.logits / 2).logsumexp(-1)
+    assert (len(signal), signal.vocab, signal.width) == (len(expected), VOCAB, 5)
+    buffer = torch.full((7, VOCAB), torch.nan)
+    for one, other in (
+        (signal.linear_outputs(None).logits(), expected.logits),
+        (signal.linear_outputs(buffer).logits(), expected.logits),
+        (signal.entropy(2.0), expected.entropy(2.0)),
+        (signal.top1_agreement(student), expected.top1_agreement(student)),
+        (signal.ranked_candidates(student, 4), expected.ranked_candidates(student, 4)),
+        (signal.divergence(log_q, Divergence.jsd(0.5), 1.0), expected.divergence(log_q, Divergence.jsd(0.5), 1.0)),
+        (signal.log_probs_of(ids), expected.log_probs_of(ids)),
+        (signal.outside_mass(top, 2.0, None), expected.outside_mass(top, 2.0, None)),
+        (signal.outside_mass(top, 2.0, log_sum), expected.outside_mass(top, 2.0, None)),
     ):
         torch.testing.assert_close(one, other)
 

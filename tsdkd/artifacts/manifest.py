@@ -53,6 +53,8 @@ class Parent:
 
 
 SERVED = "served"
+NAMED_TEACHER = "teacher:"
+"""How the role of each of several teachers begins; its name follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,13 @@ class ModelRecord:
     def served(self) -> bool:
         """Whether a server read the model, so that its files may not be here."""
         return self.chat_template == SERVED
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The name of one of several teachers, "" for the only one; None for another role."""
+        if self.role.startswith(NAMED_TEACHER):
+            return self.role.removeprefix(NAMED_TEACHER)
+        return "" if self.role == "teacher" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,12 @@ class Manifest:
     def rows(self) -> int:
         return sum(part.rows or 0 for part in self.parts)
 
+    @property
+    def teachers(self) -> dict[str, ModelRecord]:
+        """The teachers by name, in the order of names; the name of an only teacher is ""."""
+        named = [(model.teacher_name, model) for model in self.models if model.teacher_name is not None]
+        return dict(sorted(named, key=lambda pair: pair[0]))
+
     def model(self, role: str) -> ModelRecord:
         """Raises ArtifactError if the artifact records no model of this role."""
         if record := next((model for model in self.models if model.role == role), None):
@@ -121,6 +136,11 @@ class Manifest:
         raise ArtifactError(
             f"The artifact {self.kind} records no {role} model.", f"Run `{MADE_BY[self.kind]}` again with --overwrite."
         )
+
+
+def teacher_role(name: str) -> str:
+    """The role of a teacher of this name; "" names an only teacher."""
+    return f"{NAMED_TEACHER}{name}" if name else "teacher"
 
 
 CONFIG_CHECKS: list[Callable[[ArtifactKind, Record], None]] = []

@@ -58,10 +58,15 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 OPTIONAL = {
     "rollouts": pa.schema(
-        [("response_mask", pa.list_(pa.bool_()))]  # False at context between turns, such as tool results
-    ),
-    "scores": pa.schema(  # of a served teacher; teacher_entropy is then an estimate
         [
+            ("response_mask", pa.list_(pa.bool_())),  # False at context between turns, such as tool results
+            ("teacher", pa.string()),  # the name of the prompt's teacher, of several
+        ]
+    ),
+    "scores": pa.schema(
+        [
+            ("teacher", pa.string()),  # the name of the teacher that read the row, of several
+            # of a served teacher, where teacher_entropy is an estimate:
             ("teacher_entropy_low", pa.list_(pa.float32())),
             ("teacher_entropy_high", pa.list_(pa.float32())),
             ("tied_candidates", pa.list_(pa.int16())),  # outside the top K: ranked last, in the student's order

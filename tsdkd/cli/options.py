@@ -17,6 +17,7 @@ from tsdkd.stages.config.groups import COMMON, DATA, GROUPS
 from tsdkd.stages.config.option import ConfigOption, build, config_options, union_members
 
 DEFAULT_RUN = Path("runs/default")
+MAX_TEACHER_NAME = 60
 _LAST = {"seed", "overwrite", "config_file"}
 """Common options that help shows after the others."""
 
@@ -69,6 +70,13 @@ Student = Annotated[
 Teacher = Annotated[
     str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
 ]
+Teachers = Annotated[
+    list[str] | None,
+    model_option(
+        "Teacher: model directory or hub id. Several: NAME=MODEL for each, and --teacher-by.",
+        "as recorded, else embedded-teacher",
+    ),
+]
 TeacherUrl = Annotated[
     str | None,
     typer.Option(
@@ -79,6 +87,12 @@ TeacherUrl = Annotated[
 ]
 FirstStudent = Annotated[str | None, model_option("Student: model directory or hub id.", "embedded-student")]
 FirstTeacher = Annotated[str | None, model_option("Teacher: model directory or hub id.", "embedded-teacher")]
+FirstTeachers = Annotated[
+    list[str] | None,
+    model_option(
+        "Teacher: model directory or hub id. Several: NAME=MODEL for each, and --teacher-by.", "embedded-teacher"
+    ),
+]
 """Of commands that read no artifact, so that none has recorded a model."""
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of sampling and order.", rich_help_panel=COMMON)
@@ -184,6 +198,29 @@ def _group_rank(parameter: inspect.Parameter) -> int:
     if not isinstance(declared, OptionInfo) or declared.rich_help_panel == COMMON:
         return -1 if parameter.name in _LAST else -2
     return GROUPS.index(str(declared.rich_help_panel))
+
+
+def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None) -> dict[str, str]:
+    """What each teacher is at, by name, in the order of names; an only teacher has the name "". Empty without values.
+
+    Raises InputError for several values that are not NAME=MODEL, and for a name that is given twice.
+    """
+    if not values:
+        return {}
+    if len(values) == 1 and teacher_by is None:
+        return {"": values[0]}
+    pairs = [value.partition("=") for value in values]
+    for name, equals, model in pairs:
+        if not (name and equals and model) or not name.isprintable() or len(name) > MAX_TEACHER_NAME:
+            raise InputError(
+                f"{option} {name + equals + model!r} is not NAME=MODEL, with a printable name of at most "
+                f"{MAX_TEACHER_NAME} characters.",
+                f"Write {option} NAME=MODEL for each teacher, such as math=models/a.",
+            )
+    names = [name for name, _, _ in pairs]
+    if len({*names}) < len(names):
+        raise InputError(f"{option} gives a name twice.", "Give every teacher its own name.")
+    return {name: model for name, _, model in sorted(pairs)}
 
 
 def require_page(html: Path | None) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tsdkd.core.selection import select as select
     from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
     from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
+    from tsdkd.core.several_teachers import SeveralTeachers as SeveralTeachers
     from tsdkd.core.teacher_signals import TeacherHidden as TeacherHidden
     from tsdkd.core.teacher_signals import TeacherLogits as TeacherLogits
     from tsdkd.core.teacher_signals import TeacherSignal as TeacherSignal
@@ -46,6 +47,7 @@ _NAMES = {
     "ranking": ["plackett_luce_nll", "ranking_nll"],
     "selection": ["TokenWeights", "opener_mask", "select", "top_entropy_mask", "uncertainty_gate"],
     "recorded_signals": ["TeacherRanks", "TeacherTokens", "TeacherTopK"],
+    "several_teachers": ["SeveralTeachers"],
     "teacher_signals": ["TeacherHidden", "TeacherLogits", "TeacherSignal"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

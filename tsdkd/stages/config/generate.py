@@ -85,6 +85,13 @@ class GenerateConfig:
     response_column: str | None = option(
         None, "Given: column with the response to the prompt.", group=DATA, shown="response, else completion"
     )
+    teacher_by: str | None = option(
+        None,
+        "Column that names the teacher of each prompt, such as source; with several --teacher NAME=MODEL.",
+        group=DATA,
+        metavar="COLUMN",
+        shown="one teacher",
+    )
     turns: Turns = option("all", "Given: the assistant's turns that are learned.", group=DATA)
     system: str | None = option(None, "System message for prompts without one.", group=SAMPLING, shown="none")
     chat: ChatConfig = nested(ChatConfig)
@@ -136,13 +143,13 @@ class GenerateConfig:
 
 SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
 """Fields of `GenerateConfig` that an artifact does not record."""
-RECORDED_IF_SET = ("stop", "rollout_tokens")
+RECORDED_IF_SET = ("stop", "rollout_tokens", "teacher_by")
 """Fields of `GenerateConfig` that artifacts of earlier versions lack."""
 GIVEN_ONLY_FIELDS = ("response_column", "turns")
 """Fields that only the policy "given" reads."""
 GIVEN_FIELDS = (
     *("policy", "max_new_tokens", "max_prompt_tokens", "limit", "column", "config_name", "split", "system", "chat"),
-    *("part_size", *GIVEN_ONLY_FIELDS),
+    *("part_size", "teacher_by", *GIVEN_ONLY_FIELDS),
 )
 """Fields that the policy "given" reads."""
 
@@ -150,9 +157,9 @@ GIVEN_FIELDS = (
 def recorded_sampling(config: GenerateConfig) -> dict[str, Any]:
     """The settings that an artifact records."""
     settings = recorded_config(config)
-    if config.policy == GIVEN:
-        return {name: value for name, value in settings.items() if name in GIVEN_FIELDS}
     unset = [name for name in RECORDED_IF_SET if not settings[name]]
+    if config.policy == GIVEN:
+        return {name: value for name, value in settings.items() if name in GIVEN_FIELDS and name not in unset}
     unrecorded = (*SPEED_ONLY_FIELDS, *GIVEN_ONLY_FIELDS, *unset)
     return {name: value for name, value in settings.items() if name not in unrecorded}
 

@@ -24,6 +24,13 @@ class ScoreConfig:
     )
     k: int = option(TSDKDConfig.k, "Candidates per position.", group=SCORING, min_=2, common=True)
     top_k: int = option(64, "topk: teacher log-probabilities recorded per token.", group=SCORING, min_=1, common=True)
+    teacher_by: str | None = option(
+        None,
+        "Column that names the teacher of each response; with several --teacher NAME=MODEL.",
+        group=SCORING,
+        metavar="COLUMN",
+        shown="as recorded",
+    )
     batch_tokens: int = option(
         8192, "Tokens per forward; a longer sequence is read alone.", group=ENGINE, min_=1, common=True
     )
@@ -53,6 +60,8 @@ class ScoreConfig:
 def recorded_scoring(config: ScoreConfig) -> dict[str, Any]:
     """The settings that scores record; those of vLLM only where it is the engine."""
     unrecorded = {"device_map", "memory_fraction", "chat"}
+    if config.teacher_by is None:
+        unrecorded.add("teacher_by")
     if config.engine != "vllm":
         unrecorded |= {"engine", "tensor_parallel", "quantization"}
     return {name: value for name, value in asdict(config).items() if name not in unrecorded}

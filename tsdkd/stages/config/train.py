@@ -28,7 +28,7 @@ ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
         *("limit", "column", "system", "temperature", "top_p", "max_new_tokens", "rollout_tokens", "stop"),
-        *("max_prompt_tokens", "batch_size", "teacher_fraction", "engine", "memory_fraction"),
+        *("max_prompt_tokens", "batch_size", "teacher_fraction", "teacher_by", "engine", "memory_fraction"),
     ),
     ONLINE,
     column={"shown": PROMPT_COLUMNS},
