@@ -135,20 +135,20 @@ class OfflineSource(RolloutSource):
     @cached_property
     def decoder(self) -> SignalDecoder:
         config = self.scores.manifest.config
-        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in SIGNALS_WITH_HEAD else None
-        return SignalDecoder(config["signal"], config["k"], config["top_k"], head)
+        heads = {"": load_head(self.scores.path / HEAD_FILE)} if config["signal"] in SIGNALS_WITH_HEAD else {}
+        return SignalDecoder(config["signal"], config["k"], config["top_k"], heads)
 
     def shared_vocab(self, student: ModelSpec) -> int:
         """The number of ids that the scores compare. Raises InputError if the student does not know all of them."""
-        head = self.decoder.head
-        if head is None:
+        vocab = self.decoder.vocab
+        if vocab is None:
             return student.vocab
-        if head.vocab > student.vocab:
+        if vocab > student.vocab:
             raise InputError(
-                f"The scores compare {head.vocab:,} ids; {student.name} knows {student.vocab:,}.",
+                f"The scores compare {vocab:,} ids; {student.name} knows {student.vocab:,}.",
                 f"Score with --student {student.name}.",
             )
-        return head.vocab
+        return vocab
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Also the teacher's end tokens, whose probabilities the scores hold."""

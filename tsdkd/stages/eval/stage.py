@@ -265,8 +265,8 @@ def _measure_held_out(
     language_model: LanguageModel, source: OfflineSource, config: EvalConfig, observer: Observer
 ) -> dict[str, Any]:
     """Divergence from the teacher on held-out responses, with one greedy response."""
-    if source.decoder.head is not None:
-        language_model = replace(language_model, shared_vocab=source.decoder.head.vocab)
+    if source.decoder.vocab is not None:
+        language_model = replace(language_model, shared_vocab=source.decoder.vocab)
     with observer.progress("held-out responses read", len(source), "responses") as advance:
         measures = measure_held_out(
             language_model,

@@ -114,7 +114,7 @@ def _scored_source(
     """Rollouts with their scores. Raises InputError when the scores do not suffice for the objective."""
     source = OfflineSource(rollouts, scores)
     source.decoder.require_support(config.objective, held_out=bool(config.held_out))
-    if config.compile and source.decoder.head is None:
+    if config.compile and not source.decoder.heads:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {source.decoder.signal!r}.",
             "Leave out --compile, or score with --signal hidden.",
