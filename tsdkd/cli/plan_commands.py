@@ -58,15 +58,15 @@ def _plan_train(context: typer.Context, planner: Planner) -> PlanRow:
 
 
 def _plan_eval(context: typer.Context, planner: Planner) -> PlanRow:
+    from tsdkd.stages.results.compare import run_models
+
     given = context.params
     if given["compare"]:
         return _plan_without_cost(context, planner)
     config, models = read_eval_config(context), parse_models("--model", list(given["model"] or ()))
     if not models:
         checkpoint = _path(given, "checkpoint")
-        roles = planner.chain.roles(checkpoint, "checkpoint")
-        models = {"teacher": roles["teacher"]} if "teacher" in roles else {}
-        models |= {"student": roles.get("student", str(checkpoint)), "distilled": str(checkpoint)}
+        models = run_models(planner.chain.roles(checkpoint, "checkpoint"), str(checkpoint))
     models |= parse_models("--also", list(given["also"] or ()))
     held_out = Path(given["held_out"]) if given["held_out"] else None
     return planner.evaluate(models, _path(given, "results"), held_out, config, given["overwrite"])
