@@ -143,11 +143,11 @@ def _describe_scores(artifact: RunArtifact) -> str:
     config = artifact.manifest.config
     student = base_name(artifact.manifest.model("student").name)
     signal = SIGNALS[config["signal"]].format(**config)
-    own = ", each by the teacher that it names" if len(artifact.manifest.teachers) > 1 else ""
+    own = ", each teacher its own" if len(artifact.manifest.teachers) > 1 else ""
     return (
         f"{_capitalize(_teachers(artifact.manifest))} and the student {student} scored every response{own}. "
-        f"Recorded for each token: both "
-        f"entropies, the student's {config['k']} candidates, the teacher's rank of each, and {signal}."
+        f"Recorded for each token: both entropies, the student's {config['k']} candidates, the teacher's rank of each, "
+        f"and {signal}."
     )
 
 
@@ -157,7 +157,7 @@ def _describe_checkpoint(artifact: RunArtifact) -> str:
     if "objective" not in config:
         layers = ", ".join(map(str, manifest.summary.get("dropped_layers", ())))
         return f"{base_name(manifest.model('teacher').name)} without its layers {layers or '(not chosen yet)'}."
-    student, *_ = (base_name(model.name) for model in manifest.models)
+    student = base_name(manifest.model("student").name)
     teacher = f"from {_teachers(manifest)}" if manifest.teachers else "from given responses"
     steps = f"{manifest.summary['steps']:,} steps" if manifest.summary else "Steps"
     epochs = f"{config['epochs']:g} epoch" + "s" * (config["epochs"] != 1)
