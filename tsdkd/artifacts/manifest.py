@@ -55,6 +55,8 @@ class Parent:
 SERVED = "served"
 NAMED_TEACHER = "teacher:"
 """How the role of each of several teachers begins; its name follows."""
+MAX_TEACHER_NAME = 40
+"""Characters; the results of a teacher are in a directory of its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,11 @@ class Manifest:
         raise ArtifactError(
             f"The artifact {self.kind} records no {role} model.", f"Run `{MADE_BY[self.kind]}` again with --overwrite."
         )
+
+
+def is_teacher_name(name: str) -> bool:
+    """Whether `--teacher NAME=MODEL` can name a teacher so."""
+    return 0 < len(name) <= MAX_TEACHER_NAME and name.isprintable() and "=" not in name
 
 
 def teacher_role(name: str) -> str:

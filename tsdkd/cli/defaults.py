@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsdkd.cli.console import ConsoleObserver
+from tsdkd.cli.options import parse_teachers
+from tsdkd.errors import InputError
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest
@@ -21,6 +23,29 @@ EMBEDDED_TEACHER, EMBEDDED_STUDENT = "embedded-teacher", "embedded-student"
 def teacher(name: str | None, recorded: Manifest | None = None) -> str:
     """The named teacher, else the recorded one, else the embedded one."""
     return model(name or _recorded_name(recorded, "teacher") or EMBEDDED_TEACHER)
+
+
+def teachers(values: list[str] | None, teacher_by: str | None, recorded: Manifest | None = None) -> dict[str, str]:
+    """The teachers by name: as --teacher gives them, else as recorded, else the embedded one, whose name is "".
+
+    `recorded`: the manifest of rollouts, whose `teacher_by` counts where none is given.
+    Raises InputError for several teachers without a column, and for a column without named teachers.
+    """
+    column = teacher_by or recorded_teacher_by(recorded)
+    names = parse_teachers("--teacher", values, column)
+    if not names and recorded:
+        names = {name: record.name for name, record in recorded.teachers.items()}
+    if column and not names.keys() - {""}:
+        raise InputError(
+            f"The column {column!r} names the teacher of each prompt, and no teacher has a name.",
+            "Give --teacher NAME=MODEL for each name in the column.",
+        )
+    return {name: model(at) for name, at in (names or {"": EMBEDDED_TEACHER}).items()}
+
+
+def recorded_teacher_by(rollouts: Manifest | None) -> str | None:
+    """The column of the prompts by which rollouts record teachers."""
+    return rollouts.config.get("teacher_by") if rollouts else None
 
 
 def student(name: str | None, recorded: Manifest | None = None) -> str:
@@ -49,7 +74,6 @@ def embedded_student() -> str:
     from tsdkd.artifacts.hashing import file_digest, json_digest
     from tsdkd.artifacts.locks import is_locked
     from tsdkd.artifacts.manifest import FORMAT, load_manifest
-    from tsdkd.errors import InputError
     from tsdkd.stages.config.prune import PruneConfig
     from tsdkd.stages.models.embedded import cache_dir
     from tsdkd.stages.prune import prune

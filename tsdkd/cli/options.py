@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.models import OptionInfo
 
+from tsdkd.artifacts.manifest import MAX_TEACHER_NAME, is_teacher_name
 from tsdkd.cli.config_file import config_file_parameter
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
@@ -17,7 +18,6 @@ from tsdkd.stages.config.groups import COMMON, DATA, GROUPS
 from tsdkd.stages.config.option import ConfigOption, build, config_options, union_members
 
 DEFAULT_RUN = Path("runs/default")
-MAX_TEACHER_NAME = 60
 _LAST = {"seed", "overwrite", "config_file"}
 """Common options that help shows after the others."""
 
@@ -203,7 +203,9 @@ def _group_rank(parameter: inspect.Parameter) -> int:
 def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None) -> dict[str, str]:
     """What each teacher is at, by name, in the order of names; an only teacher has the name "". Empty without values.
 
-    Raises InputError for several values that are not NAME=MODEL, and for a name that is given twice.
+    `teacher_by`: the column that names the teacher of each prompt, as given or recorded.
+    Raises InputError for several values that are not NAME=MODEL, for a name that is given twice, and for several
+    teachers without a column.
     """
     if not values:
         return {}
@@ -211,7 +213,7 @@ def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None
         return {"": values[0]}
     pairs = [value.partition("=") for value in values]
     for name, equals, model in pairs:
-        if not (name and equals and model) or not name.isprintable() or len(name) > MAX_TEACHER_NAME:
+        if not (is_teacher_name(name) and equals and model):
             raise InputError(
                 f"{option} {name + equals + model!r} is not NAME=MODEL, with a printable name of at most "
                 f"{MAX_TEACHER_NAME} characters.",
@@ -220,6 +222,11 @@ def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None
     names = [name for name, _, _ in pairs]
     if len({*names}) < len(names):
         raise InputError(f"{option} gives a name twice.", "Give every teacher its own name.")
+    if teacher_by is None:
+        raise InputError(
+            "Several teachers are given, and no column names the teacher of each prompt.",
+            "Add --teacher-by COLUMN, such as --teacher-by source.",
+        )
     return {name: model for name, _, model in sorted(pairs)}
 
 
