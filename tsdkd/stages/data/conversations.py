@@ -7,7 +7,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.types import Turns
 from tsdkd.stages.data.messages import Message, Messages, has_text, is_empty_prompt, located, read_conversation
 from tsdkd.stages.data.prompt_files import PromptRow
-from tsdkd.stages.data.prompts import OTHER_COLUMNS, Prompt, Prompts
+from tsdkd.stages.data.prompts import Prompt, Prompts
 
 CONVERSATION_COLUMNS = ("messages", "conversations", "prompt")
 RESPONSE_COLUMNS = ("response", "completion")
@@ -33,7 +33,7 @@ class Conversations(Prompts):
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        return (*self._prompt_columns, *self._response_columns, *OTHER_COLUMNS)
+        return (*self._prompt_columns, *self._response_columns, *self._other_columns)
 
     def _messages(self, row: PromptRow) -> Messages:
         messages = _first_filled(row, self._prompt_columns, "user")

@@ -5,13 +5,13 @@ Memory holds 16 bytes for each prompt, besides the rows of the reader.
 
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsdkd.artifacts.hashing import file_digest, json_digest
 from tsdkd.artifacts.locks import register_input
-from tsdkd.artifacts.manifest import HUB_DATASET, Parent, relative_path
+from tsdkd.artifacts.manifest import HUB_DATASET, MAX_TEACHER_NAME, Parent, is_teacher_name, relative_path
 from tsdkd.artifacts.regular_files import require_regular_file
 from tsdkd.errors import InputError
 from tsdkd.stages.data.hub import file_mode, read_hub_dataset
@@ -41,6 +41,8 @@ class Prompt:
     tools: Tools | None = None
     location: str = field(default="", compare=False)
     """The file and line or row, such as "prompts.jsonl, line 3"."""
+    teacher: str = ""
+    """The name of its teacher; empty if prompts name none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Prompts:
     """A dataset's configuration."""
     split: str | None = None
     """A dataset's split; None: train."""
+    teacher_by: str | None = None
+    """The column that names the teacher of each prompt; None: prompts name none."""
+    teachers: Collection[str] = ()
+    """The names of the teachers; empty: a prompt may name any."""
 
     def __iter__(self) -> Iterator[Prompt]:
         return self.read(Counter())
@@ -67,8 +73,8 @@ class Prompts:
         """Yields prompts; counts the rows that it skips as "empty" or "duplicate" in `skipped`.
 
         Columns `prompt_id` and `source` replace the defaults, a hash of messages and tools, and the file's name.
-        Raises InputError for a missing, empty or malformed file, an unknown column, a cell that is not a prompt, or
-        an id of two prompts.
+        Raises InputError for a missing, empty or malformed file, an unknown column, a cell that is not a prompt, an
+        id of two prompts, or a prompt that names no teacher or an unknown one.
         """
         contents: set[bytes] = set()
         ids: set[bytes] = set()
@@ -102,7 +108,14 @@ class Prompts:
         if self._is_file:
             next(iter(self), None)
             return Parent("prompts", file_digest(self.path), relative_path(self.path, output))
-        content = [[prompt.prompt_id, json_digest(prompt_content(prompt.messages, prompt.tools))] for prompt in self]
+        content = [
+            [
+                prompt.prompt_id,
+                json_digest(prompt_content(prompt.messages, prompt.tools)),
+                *filter(None, [prompt.teacher]),
+            ]
+            for prompt in self
+        ]
         return Parent(HUB_DATASET, json_digest(content), str(self.path))
 
     @property
@@ -119,7 +132,11 @@ class Prompts:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        return (*self._prompt_columns, *OTHER_COLUMNS)
+        return (*self._prompt_columns, *self._other_columns)
+
+    @property
+    def _other_columns(self) -> tuple[str, ...]:
+        return (*OTHER_COLUMNS, *([self.teacher_by] if self.teacher_by else []))
 
     def _messages(self, row: PromptRow) -> Messages:
         """The messages of a row; empty for an empty prompt."""
@@ -148,10 +165,35 @@ class Prompts:
         content = json_digest(prompt_content(messages, tools))
         prompt_id = _name(row, "prompt_id", content[:16])
         source = _name(row, "source", self.path.stem)
+        teacher = self._teacher(row, source) if messages else ""
         if self.system is None or not messages or messages[0]["role"] == "system":
-            return Prompt(prompt_id, source, messages, tools, location), content
+            return Prompt(prompt_id, source, messages, tools, location, teacher), content
         completed = [{"role": "system", "content": self.system}, *messages]
-        return Prompt(prompt_id, source, completed, tools, location), content
+        return Prompt(prompt_id, source, completed, tools, location, teacher), content
+
+    def _teacher(self, row: PromptRow, source: str) -> str:
+        """The name of a prompt's teacher. Raises InputError."""
+        column = self.teacher_by
+        if column is None:
+            return ""
+        name = source if column == "source" else _name(row, column, "")
+        if not name:
+            missing = "is empty" if column in row else "does not exist"
+            raise InputError(
+                f"the column {column!r} {missing}, so that the prompt names no teacher.",
+                f"Write a teacher's name, or choose with --teacher-by one of: {', '.join(row)}.",
+            )
+        if self.teachers and name not in self.teachers:
+            raise InputError(
+                f"the column {column!r} names the teacher {name!r}; the teachers are {', '.join(self.teachers)}.",
+                f"Add --teacher {name}=MODEL, or correct the row.",
+            )
+        if not is_teacher_name(name):
+            raise InputError(
+                f"the column {column!r} names the teacher {name[:60]!r}, which no option can name.",
+                f"Write at most {MAX_TEACHER_NAME} printable characters without =.",
+            )
+        return name
 
     def _no_prompts(self, names: list[str]) -> InputError:
         """The error for a file without a prompt column; `names`: its columns, empty for a file without rows."""
