@@ -85,6 +85,16 @@ TeacherUrl = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
+TeacherUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher-url",
+        metavar="URL",
+        help="vLLM or SGLang server that serves the teacher; --teacher is then the model's name there. Several: "
+        "NAME=URL for each, and --teacher-by.",
+        rich_help_panel=COMMON,
+    ),
+]
 FirstStudent = Annotated[str | None, model_option("Student: model directory or hub id.", "embedded-student")]
 FirstTeacher = Annotated[str | None, model_option("Teacher: model directory or hub id.", "embedded-teacher")]
 FirstTeachers = Annotated[

@@ -46,10 +46,10 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
         return (self.rollouts,)
 
     @property
-    def teacher(self) -> ModelRecord | None:
-        """None for given responses: the rollouts name no teacher."""
+    def teachers(self) -> tuple[ModelRecord, ...]:
+        """Empty for given responses: the rollouts record no teacher that wrote them."""
         manifest = self.rollouts.manifest
-        return None if manifest.config["policy"] == GIVEN else manifest.model("teacher")
+        return () if manifest.config["policy"] == GIVEN else manifest.require_teachers()
 
     def shared_vocab(self, student: ModelSpec) -> int:
         """The number of ids that both student and teacher know."""
@@ -132,8 +132,8 @@ class OfflineSource(RolloutSource):
         return (self.rollouts, self.scores)
 
     @property
-    def teacher(self) -> ModelRecord:
-        return self.scores.manifest.model("teacher")
+    def teachers(self) -> tuple[ModelRecord, ...]:
+        return self.scores.manifest.require_teachers()
 
     @cached_property
     def decoder(self) -> SignalDecoder:

@@ -103,13 +103,14 @@ def samples_from_prompts(
 ) -> tuple[list[Sample], int]:
     """Samples without responses for the prompts of 1 to `max_tokens` tokens, and the number of other prompts.
 
-    `day`: the day that the chat template writes.
+    A sample has the key "teacher" if prompts name their teachers. `day`: the day that the chat template writes.
 
     Raises InputError if no prompt fits.
     """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
         | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day, max_tokens)}
+        | ({"teacher": prompt.teacher} if prompt.teacher else {})
         for prompt in prompts
     ]
     fitting = [s for s in samples if 0 < len(s["prompt_ids"]) <= max_tokens]
@@ -121,11 +122,15 @@ def samples_from_prompts(
     return fitting, len(samples) - len(fitting)
 
 
-def samples_from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
-    """Samples with recorded responses, of the first `limit` prompts."""
-    rows = rollouts.table(ROLLOUT_COLUMNS).to_pylist()
+def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_column: str | None = None) -> list[Sample]:
+    """Samples with recorded responses, of the first `limit` prompts.
+
+    `teacher_column`: the column that names each one's teacher, of several; samples then have the key "teacher".
+    """
+    rows = rollouts.table([*ROLLOUT_COLUMNS, *([teacher_column] if teacher_column else [])]).to_pylist()
     prompt_ids = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
-    return [row for row in rows if row["prompt_id"] in prompt_ids]
+    kept = [row for row in rows if row["prompt_id"] in prompt_ids]
+    return [row | {"teacher": row.pop(teacher_column)} for row in kept] if teacher_column else kept
 
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:

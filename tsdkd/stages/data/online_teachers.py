@@ -3,7 +3,7 @@
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import lru_cache
 
 import torch
@@ -64,8 +64,6 @@ class TeachersInTurn(OnlineTeacher):
         self._observer = observer
         self._loaded: tuple[str, LanguageModel] | None = None
         self._heads: dict[str, Head] = {}
-        self.load_seconds: list[float] = []
-        """The seconds of each load."""
 
     def read_ahead(self, samples: list[Sample]) -> list[Sample]:
         read = list(samples)
@@ -96,17 +94,18 @@ class TeachersInTurn(OnlineTeacher):
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            start = time.perf_counter()
-            is_first = name not in self._heads
+            is_first, start = name not in self._heads, time.perf_counter()
             teacher = self._load(name, self._observer if is_first else SilentObserver())
             self._loaded = name, teacher
             if is_first:
                 self._heads[name] = teacher.head
-            self.load_seconds.append(time.perf_counter() - start)
+                self._observer.info(
+                    f"The teacher {name} ({teacher.name}) loads in {time.perf_counter() - start:.1f} s."
+                )
         return self._loaded[1]
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """"owners" (tokens,): the index of each token's teacher among the other keys, the teachers' hidden states."""
+        """ "owners" (tokens,): the index of each token's teacher among the other keys, the teachers' hidden states."""
         names = sorted({sample["teacher"] for sample in samples})
         indices = torch.tensor([names.index(sample["teacher"]) for sample in samples])
         owners = indices.repeat_interleave(torch.tensor([len(sample[HIDDEN]) for sample in samples]))

@@ -65,15 +65,15 @@ class TrainingInputs:
     """The inputs of `run_training`, for offline and online training alike."""
 
     student: ModelRecord
-    teacher: ModelRecord | None
-    """None for given responses without scores."""
+    teachers: tuple[ModelRecord, ...]
+    """Empty for given responses without scores."""
     parents: tuple[Parent, ...]
     max_length: int
     """Tokens of the longest prompt with its response."""
     vocab: int
-    """Ids that student and teacher both know."""
+    """Ids that student and teachers all know."""
     end_ids: list[int]
-    """Ids that end a response: the student's own, the teacher's and that of the chat template."""
+    """Ids that end a response: the student's own, those of the teachers and that of the chat template."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
     """Opens the data for the loaded student; closing it releases what it loaded."""
     day: str | None = None
@@ -89,7 +89,7 @@ def run_training(
     precision = forward_precision(config.precision)
     arguments = training_arguments(config, precision, seed, output)
     require_full_weights(inputs.student)
-    models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
+    models = (inputs.student, *inputs.teachers)
     loaded = [model for model in models if config.online and not model.served] or [inputs.student]
     require_attention(config.attention, [model.name for model in loaded])
     require_packed_length(inputs.max_length, config)
@@ -139,7 +139,7 @@ def checkpoint_manifest(
     seed: int,
     day: str | None = None,
 ) -> Manifest:
-    """`models`: the student, and the teacher if there is one."""
+    """`models`: the student and the teachers."""
     return Manifest(
         kind="checkpoint",
         config=recorded_settings(config) | {"precision": forward_precision(config.precision)},
@@ -163,9 +163,13 @@ def _open_directory(output: Path, manifest: Manifest, overwrite: bool) -> Iterat
 def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str, observer: Observer) -> None:
     """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
     student = load_config(inputs.student.name)
-    needed = inputs.teacher if find_method(config.method).needs_teacher else None
-    teacher = load_config(needed.name) if needed and not needed.served else None
-    estimate = memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
+    needed = inputs.teachers if find_method(config.method).needs_teacher else ()
+    estimates = [
+        memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
+        for teacher in [load_config(teacher.name) for teacher in needed if not teacher.served] or [None]
+    ]
+    in_memory = max if config.online else sum  # one teacher at a time; offline, the heads of all
+    estimate = replace(estimates[0], teacher=in_memory(estimate.teacher for estimate in estimates))
     advice = memory.require_memory(estimate, config)
     observer.table("Memory needed for training", estimate.rows())
     if advice:

@@ -46,7 +46,14 @@ from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, o
 from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.packed_attention import training_attention
 from tsdkd.stages.models.save import weights_only
-from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, LazyBatches, MicroBatches, grouped, pack_samples
+from tsdkd.stages.train.batch_order import (
+    DistributedOpener,
+    EpochLoader,
+    LazyBatches,
+    MicroBatches,
+    grouped,
+    pack_samples,
+)
 from tsdkd.stages.train.resume import require_intact
 
 
