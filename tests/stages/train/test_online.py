@@ -122,12 +122,8 @@ def test_lambda_is_the_fraction_of_prompts_that_the_student_responds_to(
         for i in range(200)
     ]
     for fraction, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
-        source = OnlineSource(
-            samples,
-            LoadedTeacher(load_model(str(teacher))),
-            LocalSampler(replace(SAMPLING, max_new_tokens=2)),
-            fraction,
-        )
+        sampler = LocalSampler(replace(SAMPLING, max_new_tokens=2))
+        source = OnlineSource(samples, LoadedTeacher(load_model(str(teacher))), sampler, fraction)
         steps = [source.with_responses(samples, reader, (0, step)) for step in (0, 1)]
         assert all((s["response_mask"] is None) == (s["response_ids"] != [7]) for step in steps for s in step)
         sampled = [{s["sample_id"] for s in step if s["response_ids"] != [7]} for step in steps]
