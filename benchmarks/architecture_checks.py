@@ -60,7 +60,9 @@ def check_speculative(workspace: Workspace) -> None:
         dtype="float32",
     )
     output = workspace.directory / "speculative"
-    rollouts = generate(workspace.prompts, str(workspace.student), output, config, teacher=str(workspace.teacher))
+    rollouts = generate(
+        workspace.prompts, str(workspace.student), output, config, teachers={"": str(workspace.teacher)}
+    )
     for row in rollouts.table().to_pylist():
         ids = list(row["prompt_ids"])
         with torch.no_grad():

@@ -28,7 +28,7 @@ from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.engines.vllm_process import ENVIRONMENT
 from tsdkd.stages.generate import stage
-from tsdkd.stages.generate.requests import PromptRequests
+from tsdkd.stages.generate.requests import Authorship, PromptRequests
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import SilentObserver
 
@@ -114,7 +114,7 @@ def measure_bare_vllm(prompts: Path, student: str, config: GenerateConfig) -> Me
 
     model = load_spec(student)
     source = PromptRequests(Prompts(prompts, limit=PART_SIZE), model.tokenizer, config, PART_SIZE, 0)
-    (part,) = source.parts("student", source.count())
+    (part,) = source.parts(Authorship("student"), source.count())
     max_tokens = max(len(request.prompt_ids) for request in part.requests) + config.max_new_tokens
     engine = VllmEngine(model, config, max_tokens)
     plain = ("model", "skip_tokenizer_init", "generation_config", "dtype", "gpu_memory_utilization", "max_model_len")

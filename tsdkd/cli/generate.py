@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from tsdkd.artifacts.reader import Artifact
 
 
-def require_used_models(config: GenerateConfig, student: str | None, teacher: str | None) -> None:
+def require_used_models(config: GenerateConfig, student: str | None, teachers: list[str] | None) -> None:
     """Raises InputError for a named model that has no effect: it would be neither read nor recorded."""
-    for role, policy, name in (("student", "teacher", student), ("teacher", GIVEN, teacher)):
-        if name and config.policy == policy:
+    for role, policy, names in (("student", "teacher", student and [student]), ("teacher", GIVEN, teachers)):
+        if names and config.policy == policy:
             elsewhere = " and give it to tsdkd score" if policy == GIVEN else ""
             raise InputError(
-                f"The policy {policy!r} does not use the {role} {name}.",
+                f"The policy {policy!r} does not use the {role} {names[0]}.",
                 f"Leave out --{role}{elsewhere}, or choose another --policy, such as student or mixed.",
             )
 
@@ -29,7 +29,7 @@ def command(
     config: GenerateConfig,
     run: options.Run = options.DEFAULT_RUN,
     student: options.FirstStudent = None,
-    teacher: options.FirstTeacher = None,
+    teacher: options.FirstTeachers = None,
     prompts: options.Prompts = None,
     rollouts: options.Rollouts = None,
     overwrite: options.Overwrite = False,
@@ -42,25 +42,25 @@ def command(
     from tsdkd.stages.generate.stage import generate
 
     require_used_models(config, student, teacher)
-    models = {} if config.policy == "teacher" else {"student": defaults.student(student)}
-    if config.policy not in {"student", GIVEN} or teacher:  # a student also ends at a named teacher's end tokens
-        models["teacher"] = defaults.teacher(teacher)
+    needs_teacher = config.policy not in {"student", GIVEN}
     artifact = generate(
         prompts or defaults.PROMPTS,
-        next(iter(models.values())),
+        None if config.policy == "teacher" else defaults.student(student),
         rollouts or run / "rollouts",
         config,
         seed,
         ConsoleObserver(),
         overwrite,
-        teacher=models.get("teacher"),
+        # a student also ends at a named teacher's end tokens
+        teachers=defaults.teachers(teacher, config.teacher_by) if needs_teacher or teacher else {},
     )
-    rows = _given_rows(artifact, config) if config.policy == GIVEN else _sampled_rows(artifact, config, models)
-    show_pairs("rollouts", [("path", str(artifact.path)), *models.items(), *rows])
+    rows = _given_rows(artifact, config) if config.policy == GIVEN else _sampled_rows(artifact, config)
+    models = [(model.role, model.name) for model in artifact.manifest.models]
+    show_pairs("rollouts", [("path", str(artifact.path)), *models, *rows])
     show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}")
 
 
-def _sampled_rows(artifact: Artifact, config: GenerateConfig, models: dict[str, str]) -> list[tuple[str, str]]:
+def _sampled_rows(artifact: Artifact, config: GenerateConfig) -> list[tuple[str, str]]:
     from tsdkd.stages.generate.stage import format_skipped
 
     manifest, summary = artifact.manifest, artifact.manifest.summary

@@ -33,7 +33,8 @@ def recorded(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFact
     """The teacher's rollouts."""
     path = tmp_path_factory.mktemp("recorded")
     prompts = write_prompts(path / "prompts.jsonl", 10)
-    generate(prompts, str(teacher), path / "rollouts", GenerateConfig(policy="teacher", max_new_tokens=12))
+    config = GenerateConfig(policy="teacher", max_new_tokens=12)
+    generate(prompts, None, path / "rollouts", config, teachers={"": str(teacher)})
     return path / "rollouts"
 
 

@@ -84,7 +84,7 @@ def test_blocks_equal_the_definition(
 ) -> None:
     """Block length and batch change nothing. With `accept_k` of the vocabulary, or fraction 0, no token is replaced."""
     config = replace(CONFIG, **changes)
-    artifact = generate(prompts, str(student), tmp_path / "r", config, teacher=str(teacher))
+    artifact = generate(prompts, str(student), tmp_path / "r", config, teachers={"": str(teacher)})
     rows = artifact.table().to_pylist()
     for row in rows:
         seed = random_integer(0, row["sample_id"])
@@ -166,7 +166,7 @@ def test_a_model_without_rollback_drafts_one_token_and_says_so(prompts: Path, tm
         tmp_path / "r",
         replace(CONFIG, limit=1, max_new_tokens=2),
         observer=observer,
-        teacher=str(tmp_path / "teacher"),
+        teachers={"": str(tmp_path / "teacher")},
     )
     assert rollouts.manifest.config["draft_tokens"] == 1
     assert any("drafts one token at a time" in message for message in observer.messages)
@@ -175,9 +175,11 @@ def test_a_model_without_rollback_drafts_one_token_and_says_so(prompts: Path, tm
 def test_accept_k_of_one_is_the_teachers_greedy_response(
     student: Path, teacher: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    speculative = generate(prompts, str(student), tmp_path / "s", replace(CONFIG, accept_k=1), teacher=str(teacher))
+    speculative = generate(
+        prompts, str(student), tmp_path / "s", replace(CONFIG, accept_k=1), teachers={"": str(teacher)}
+    )
     greedy = replace(CONFIG, policy="teacher", temperature=0.0)
-    teacher_only = generate(prompts, str(teacher), tmp_path / "t", greedy)
+    teacher_only = generate(prompts, None, tmp_path / "t", greedy, teachers={"": str(teacher)})
     assert speculative.table()["response_ids"] == teacher_only.table()["response_ids"]
 
 
@@ -241,7 +243,7 @@ def test_an_interrupted_teacher_mixed_run_resumes_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, write = replace(CONFIG, policy="teacher-mixed"), Writer.write_table
-    whole = generate(prompts, str(student), tmp_path / "whole", config, teacher=str(teacher))
+    whole = generate(prompts, str(student), tmp_path / "whole", config, teachers={"": str(teacher)})
 
     def interrupted(self: Writer, file: str, *args: object) -> None:
         if file == whole.tables[-1].file:
@@ -250,9 +252,9 @@ def test_an_interrupted_teacher_mixed_run_resumes_with_the_same_bytes(
 
     monkeypatch.setattr(Writer, "write_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+        generate(prompts, str(student), tmp_path / "cut", config, teachers={"": str(teacher)})
     monkeypatch.undo()
-    generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+    generate(prompts, str(student), tmp_path / "cut", config, teachers={"": str(teacher)})
     assert len(whole.tables) == 2
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -263,7 +265,7 @@ def test_policies_of_two_models_require_transformers_and_a_teacher(
 ) -> None:
     config = replace(CONFIG, policy=policy)
     with pytest.raises(InputError, match=f"{policy.capitalize()} responses need the transformers engine"):
-        generate(prompts, str(student), tmp_path / "r", replace(config, engine="vllm"), teacher=str(student))
+        generate(prompts, str(student), tmp_path / "r", replace(config, engine="vllm"), teachers={"": str(student)})
     with pytest.raises(InputError, match="needs a student and a teacher"):
         generate(prompts, str(student), tmp_path / "r", config)
     assert not (tmp_path / "r").exists()

@@ -28,7 +28,7 @@ from tsdkd.stages.data.requests import RequestBatch
 from tsdkd.stages.engines import choice, engine_check
 from tsdkd.stages.engines.transformers_engine import TransformersEngine, sample_responses
 from tsdkd.stages.engines.vllm_engine import VllmEngine
-from tsdkd.stages.generate.requests import PromptRequests
+from tsdkd.stages.generate.requests import Authorship, PromptRequests
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.spec import load_spec
@@ -146,7 +146,7 @@ def adapter(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batch(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> RequestBatch:
     prompts = Prompts(write_prompts(tmp_path_factory.mktemp("batch") / "p.jsonl", 6))
     requests = PromptRequests(prompts, load_spec(str(adapter)).tokenizer, CONFIG, 8, 0)
-    return next(requests.parts("student", requests.count()))
+    return next(requests.parts(Authorship("student"), requests.count()))
 
 
 @pytest.fixture(scope="module")

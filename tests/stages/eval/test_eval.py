@@ -41,7 +41,8 @@ def held_out(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFact
     """A run directory with the teacher's own responses."""
     directory = tmp_path_factory.mktemp("held_out")
     prompts = write_prompts(directory / "prompts.jsonl", 6)
-    generate(prompts, str(teacher), directory / "rollouts", GenerateConfig(policy="teacher", max_new_tokens=9))
+    config = GenerateConfig(policy="teacher", max_new_tokens=9)
+    generate(prompts, None, directory / "rollouts", config, teachers={"": str(teacher)})
     score(directory / "rollouts", str(student), str(teacher), directory / "scores", ScoreConfig(k=4))
     return directory
 

@@ -140,10 +140,12 @@ def test_mixed_rollouts_have_two_authors(
 ) -> None:
     """Each prompt gets the response of a run by its author alone; an interrupted run resumes."""
     config = replace(CONFIG, policy="mixed", temperature=0.0)
-    artifact = generate(prompts, str(student), tmp_path / "mixed", config, teacher=str(teacher))
+    artifact = generate(prompts, str(student), tmp_path / "mixed", config, teachers={"": str(teacher)})
     alone = {
-        policy: generate(prompts, str(model), tmp_path / policy, replace(config, policy=policy)).table().to_pylist()
-        for policy, model in (("student", student), ("teacher", teacher))
+        policy: generate(prompts, model, tmp_path / policy, replace(config, policy=policy), teachers=teachers)
+        .table()
+        .to_pylist()
+        for policy, model, teachers in (("student", str(student), {}), ("teacher", None, {"": str(teacher)}))
     }
     expected = {(author, row["sample_id"]): row["response_ids"] for author, rows in alone.items() for row in rows}
     rows = artifact.table().to_pylist()
@@ -163,9 +165,9 @@ def test_mixed_rollouts_have_two_authors(
 
     monkeypatch.setattr(stage.Writer, "write_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+        generate(prompts, str(student), tmp_path / "cut", config, teachers={"": str(teacher)})
     monkeypatch.undo()
-    generate(prompts, str(student), tmp_path / "cut", config, teacher=str(teacher))
+    generate(prompts, str(student), tmp_path / "cut", config, teachers={"": str(teacher)})
     assert contents(tmp_path / "cut") == contents(tmp_path / "mixed")
 
 
@@ -180,7 +182,7 @@ def test_a_response_ends_with_an_end_token_of_either_model(
     student_path = copy_with_ends(student, tmp_path / "student", range(20))
     teacher_path = copy_with_ends(teacher, tmp_path / "teacher", [*range(100, 120), 300])  # 300 is no token
     config = replace(CONFIG, policy=policy, samples_per_prompt=3)
-    artifact = generate(prompts, str(student_path), tmp_path / "r", config, teacher=str(teacher_path))
+    artifact = generate(prompts, str(student_path), tmp_path / "r", config, teachers={"": str(teacher_path)})
     rows, ends = artifact.table().to_pylist(), {*range(20), *range(100, 120), 257}
     for row in rows:
         assert ends.isdisjoint(row["response_ids"][:-1])
@@ -201,7 +203,7 @@ def test_a_student_that_responds_alone_ends_at_its_own_ends_and_at_the_end_of_a_
     ends = {row["response_ids"][-1] for row in alone.table().to_pylist() if row["finish_reason"] == "stop"}
     assert 257 in ends
     assert ends <= {*range(20), 257}
-    named = generate(prompts, str(base), tmp_path / "named", config, teacher=str(teacher))
+    named = generate(prompts, str(base), tmp_path / "named", config, teachers={"": str(teacher)})
     assert named.table() == alone.table()
     assert named.manifest.identity.keys() - alone.manifest.identity.keys() == {"model teacher"}
 
@@ -242,7 +244,7 @@ def test_models_without_an_end_token_respond_up_to_the_limit(
             tmp_path / policy,
             replace(small, policy=policy),
             observer=observer,
-            teacher=models[1] if both else None,
+            teachers={"": models[1]} if both else {},
         )
         assert any("no end token: every response has 6 tokens" in warning for warning in observer.warnings)
         assert {len(ids) for ids in rollouts.table()["response_ids"].to_pylist()} == {6}
@@ -269,7 +271,9 @@ def test_a_prompt_without_any_id_is_skipped_as_empty(student: Path, prompts: Pat
 
 def test_mixed_needs_one_vocabulary(student: Path, other_family: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="different tokenizers"):
-        generate(prompts, str(student), tmp_path / "r", replace(CONFIG, policy="mixed"), teacher=str(other_family))
+        generate(
+            prompts, str(student), tmp_path / "r", replace(CONFIG, policy="mixed"), teachers={"": str(other_family)}
+        )
 
 
 def test_the_engine_is_chosen_and_recorded(

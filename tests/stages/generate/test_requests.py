@@ -11,7 +11,7 @@ from tests.helpers.models import byte_tokenizer
 from tests.helpers.prompts import write_prompts
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.generate.requests import PromptRequests
+from tsdkd.stages.generate.requests import Authorship, PromptRequests
 
 CONFIG = GenerateConfig(policy="mixed", samples_per_prompt=2)
 
@@ -23,7 +23,7 @@ def requests_of(file: Path, config: GenerateConfig = CONFIG, seed: int = 0) -> P
 def prompts_by_author(requests: PromptRequests) -> dict[str, set[str]]:
     counts = requests.count()
     return {
-        author: {prompt.prompt_id for part in requests.parts(author, counts) for prompt in part.prompts}
+        author: {prompt.prompt_id for part in requests.parts(Authorship(author), counts) for prompt in part.prompts}
         for author in ("student", "teacher")
     }
 
@@ -31,12 +31,13 @@ def prompts_by_author(requests: PromptRequests) -> dict[str, set[str]]:
 def test_parts_have_one_author_and_follow_each_other(tmp_path: Path) -> None:
     requests = requests_of(write_prompts(tmp_path / "p.jsonl", 40))
     counts = requests.count()
-    parts = [part for author in ("student", "teacher") for part in requests.parts(author, counts)]
+    by_author = {author: list(requests.parts(Authorship(author), counts)) for author in ("student", "teacher")}
+    parts = [*by_author["student"], *by_author["teacher"]]
     assert [part.file for part in parts] == [f"part-{i:05d}.parquet" for i in range(len(parts))]
     ids = [request.sample_id for part in parts for request in part.requests]
     assert len(ids) == len(set(ids)) == 80 == 2 * counts.total
     assert len({request.seed for part in parts for request in part.requests}) == 80
-    assert all(len(part.requests) == 7 for part in parts[:-1] if part.author == parts[parts.index(part) + 1].author)
+    assert all(len(part.requests) == 7 for parts in by_author.values() for part in parts[:-1])
 
 
 def test_a_larger_student_fraction_only_adds_prompts_to_the_students(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, suffix: str) -> N
         requests = requests_of(file, GenerateConfig(max_prompt_tokens=5000))
         tracemalloc.start()
         counts = requests.count()
-        assert sum(len(part.requests) for part in requests.parts("student", counts)) == count
+        assert sum(len(part.requests) for part in requests.parts(Authorship("student"), counts)) == count
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most

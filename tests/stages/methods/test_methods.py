@@ -87,8 +87,8 @@ def unseen(student: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
 
 def write_rollouts(prompts: Path, student: Path, teacher: Path, run: Path, **changes: object) -> None:
     config = replace(GenerateConfig(max_new_tokens=12, accept_k=20, teacher_fraction=TEACHER_FRACTION), **changes)
-    model = teacher if config.policy == "teacher" else student
-    generate(prompts, str(model), run / "rollouts", config, teacher=str(teacher))
+    model = None if config.policy == "teacher" else str(student)
+    generate(prompts, model, run / "rollouts", config, teachers={"": str(teacher)})
 
 
 def settings(name: str, **more: object) -> TrainConfig:

@@ -55,7 +55,9 @@ def test_every_stage_cuts_both_models_to_the_ids_that_they_share(
     student, teacher = str(short_student), str(long_teacher)
     assert (load_spec(student).vocab, load_model(student).vocab, load_model(student).padding_ids) == (258, 258, [])
     assert (load_spec(teacher).vocab, load_model(teacher).vocab) == (259, 259)
-    rollouts = generate(prompts, student, tmp_path / "rollouts", replace(CONFIG, policy="mixed"), teacher=teacher)
+    rollouts = generate(
+        prompts, student, tmp_path / "rollouts", replace(CONFIG, policy="mixed"), teachers={"": teacher}
+    )
     scores = score(rollouts.path, student, teacher, tmp_path / "scores", ScoreConfig(k=4))
     config = replace(TRAIN, epochs=1)
     train_offline(rollouts.path, scores.path, student, tmp_path / "offline", config)
@@ -75,7 +77,11 @@ def test_a_prompt_with_an_unknown_id_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="contain the id 258"):
         generate(*arguments, CONFIG)
     rollouts = generate(
-        tmp_path / "prompts.jsonl", str(long_teacher), tmp_path / "t", replace(CONFIG, policy="teacher")
+        tmp_path / "prompts.jsonl",
+        None,
+        tmp_path / "t",
+        replace(CONFIG, policy="teacher"),
+        teachers={"": str(long_teacher)},
     )
     with pytest.raises(InputError, match="contain the id 258"):
         score(rollouts.path, str(short_student), str(long_teacher), tmp_path / "r", ScoreConfig())

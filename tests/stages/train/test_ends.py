@@ -54,7 +54,7 @@ def rollouts(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = GenerateConfig(policy="mixed", max_new_tokens=12, part_size=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tsdkd.stages.engines.transformers_engine.sample_responses", _with_planted_ends)
-        generate(prompts, str(pair[0]), directory / "rollouts", config, teacher=str(pair[1]))
+        generate(prompts, str(pair[0]), directory / "rollouts", config, teachers={"": str(pair[1])})
     score(directory / "rollouts", *map(str, pair), directory / "scores", ScoreConfig(k=4))
     return directory
 
@@ -124,12 +124,12 @@ def test_responses_teach_the_ends_of_a_teacher_that_nobody_names(pair: Pair, rol
     source = RolloutSource(rollouts / "rollouts")
     tokenizer = load_spec(str(pair[0])).tokenizer
     assert source.end_ids(tokenizer) == {BASE_END, TURN_END, TOOL_END}
-    stopped = GenerateConfig(max_new_tokens=30, temperature=0.0)
-    whole = generate(rollouts / "prompts.jsonl", str(pair[1]), tmp_path / "w", replace(stopped, policy="teacher"))
+    stopped, teachers = GenerateConfig(policy="teacher", max_new_tokens=30, temperature=0.0), {"": str(pair[1])}
+    whole = generate(rollouts / "prompts.jsonl", None, tmp_path / "w", stopped, teachers=teachers)
     texts = [row["response"] for row in whole.table().to_pylist()]
     stop = next(text[n] for text in texts for n in range(2, 20) if text[n].isascii())
-    config = replace(stopped, policy="teacher", stop=(stop,))
-    rows = generate(rollouts / "prompts.jsonl", str(pair[1]), tmp_path / "r", config).table().to_pylist()
+    config = replace(stopped, stop=(stop,))
+    rows = generate(rollouts / "prompts.jsonl", None, tmp_path / "r", config, teachers=teachers).table().to_pylist()
     assert any(row["finish_reason"] == "stop" and row["response_ids"][-1] < 256 for row in rows)
     assert all(i > 256 for i in RolloutSource(tmp_path / "r").end_ids(tokenizer))
     seqkd = replace(CONFIG, epochs=1, method="seqkd", objective=find_method("seqkd").objective)
@@ -188,7 +188,8 @@ def test_rollouts_that_are_cut_on_purpose_do_not_count_as_truncated(
     )
     data, changes = rollouts / "prompts.jsonl", {}
     if replay:
-        recorded = generate(data, str(pair[1]), tmp_path / "r", GenerateConfig(policy="teacher", max_new_tokens=8))
+        off_policy = GenerateConfig(policy="teacher", max_new_tokens=8)
+        recorded = generate(data, None, tmp_path / "r", off_policy, teachers={"": str(pair[1])})
         data, changes = recorded.path, {"method": "distillm", "held_out": 0.5, "eval_steps": 1}
         changes["objective"] = find_method("distillm").objective
     config = replace(CONFIG, epochs=1, online=online, **changes)

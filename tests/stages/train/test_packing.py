@@ -106,7 +106,8 @@ def test_packed_replay_learns_the_same_and_resumes(
 ) -> None:
     """Responses of all three kinds have lengths of their own; held-out prompts are measured in every step."""
     sampling = replace(SAMPLING, temperature=0, max_prompt_tokens=100)
-    recorded = generate(prompts, str(teacher), tmp_path / "r", GenerateConfig(policy="teacher", max_new_tokens=8)).path
+    off_policy = GenerateConfig(policy="teacher", max_new_tokens=8)
+    recorded = generate(prompts, None, tmp_path / "r", off_policy, teachers={"": str(teacher)}).path
     replay, choices = ReplayConfig(phi=0.8, replay_capacity=4), list[str]()
     online = OnlineConfig(sampling=sampling, student_fraction=0.0, replay=replay)
     method = find_method("distillm")
@@ -139,7 +140,7 @@ def test_recorded_responses_are_measured_by_their_own_lengths(
 ) -> None:
     """Not by the limits of sampled ones: longer responses would fit in no micro-batch, shorter ones be refused."""
     sampling = GenerateConfig(policy="teacher", max_new_tokens=30, engine="transformers")
-    recorded = generate(prompts, str(teacher), tmp_path / "r", sampling)
+    recorded = generate(prompts, None, tmp_path / "r", sampling, teachers={"": str(teacher)})
     longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in recorded.table().to_pylist())
     for limit in (5, 500):
         online = OnlineConfig(sampling=replace(SAMPLING, max_prompt_tokens=limit), student_fraction=0.0)

@@ -108,8 +108,7 @@ class SignalDecoder:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        named = ("teacher",) if len(self.heads) > 1 else ()
-        return (*BASE_COLUMNS, *SIGNAL_COLUMNS[self.signal], *named)
+        return (*BASE_COLUMNS, *SIGNAL_COLUMNS[self.signal])
 
     @property
     def vocab(self) -> int | None:
@@ -152,7 +151,7 @@ class SignalDecoder:
         Of several heads, each row names its "teacher"; "owners" (tokens,) is the index of each token's teacher, and
         "hidden-I" (tokens of teacher I, width) has its hidden states.
         """
-        flat = {name: _concatenate(rows, name) for name in self.columns if name not in {"hidden", "teacher"}}
+        flat = {name: _concatenate(rows, name) for name in self.columns if name != "hidden"}
         widths = {"candidates": self.k, "ranks": self.k, "top_ids": self.top_k, "top_log_probs": self.top_k}
         tensors = {name: value.reshape(-1, widths[name]) if name in widths else value for name, value in flat.items()}
         if len(self.heads) == 1:

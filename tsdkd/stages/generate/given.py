@@ -36,7 +36,6 @@ from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer
 
 CONVERSATIONS_PER_PART = 2048
-SCHEMA = schema_of("rollouts", ["response_mask"])
 SKIPPED = {
     "empty": "empty",
     "duplicate": "duplicate",
@@ -114,7 +113,7 @@ def record_given(
     config = replace(config, part_size=part_size)
     record, spec = model_record("student", student, chat=config.chat), load_spec(student, config.chat)
     source = Conversations(
-        *(prompts, config.column, config.limit, config.system, config.config_name, config.split),
+        *(prompts, config.column, config.limit, config.system, config.config_name, config.split, config.teacher_by),
         response_column=config.response_column,
     )
     manifest = Manifest(
@@ -188,13 +187,14 @@ def _write_parts(
     writer: Writer,
     advance: Callable[[int], None],
 ) -> None:
+    schema = schema_of("rollouts", ["response_mask", *(["teacher"] if source.teacher_by else [])])
     conversations, number = source.read(Counter()), 0
     while chunk := list(islice(conversations, size)):
         file = f"part-{number:05d}.parquet"
         if not writer.has(file):
             rows = [row for conversation in chunk for row in _rows(conversation, finder.find(conversation), tokenizer)]
             if rows:
-                writer.write_table(file, pa.Table.from_pylist(rows, SCHEMA))
+                writer.write_table(file, pa.Table.from_pylist(rows, schema))
             advance(len(rows))
         number += 1
 
@@ -217,6 +217,7 @@ def _rows(
             "author": GIVEN,
             "teacher_tokens": 0,
             "response_mask": response.mask,
+            "teacher": conversation.teacher,
         }
 
 

@@ -1,4 +1,4 @@
-"""Requests from prompts: each prompt's author and seeds, and the part of the rollouts that its responses belong to.
+"""Requests from prompts: each prompt's authorship and seeds, and the part of the rollouts that its responses belong to.
 
 A first pass over the prompts counts them, later passes form the parts. One part is in memory at a time. Prompts, config
 and seed alone decide the content of a part.
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,11 +19,21 @@ from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, RequestBatch
 
 
+class Authorship(NamedTuple):
+    """The models that write a response. The student's come first in order, then the teachers' by name."""
+
+    author: str
+    teacher: str = ""
+    """The name of the teacher that writes or takes part; "" for the student alone, and for an only teacher."""
+
+
 @dataclass(frozen=True, slots=True)
 class PromptCounts:
     """Prompts that a first pass counted."""
 
-    by_author: Counter[str]
+    by_authorship: Counter[Authorship]
+    by_teacher: Counter[str]
+    """By the name of the prompt's teacher, whoever responds."""
     skipped: Counter[str]
     """By reason: "empty", "duplicate", "too_long"."""
     longest: int
@@ -33,15 +44,14 @@ class PromptCounts:
     @property
     def total(self) -> int:
         """Prompts that are not skipped."""
-        return self.by_author.total()
+        return self.by_authorship.total()
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutPart(RequestBatch):
-    """Requests with one author, whose responses become one file of the rollouts."""
+    """Requests with one authorship, whose responses become one file of the rollouts."""
 
     file: str
-    author: str
     prompts: list[Prompt]
     """The prompt of each request."""
 
@@ -61,32 +71,33 @@ class PromptRequests:
 
     def count(self) -> PromptCounts:
         """Count the prompts. Raises InputError for prompts that cannot be read."""
-        by_author, skipped, longest, largest_id = Counter[str](), Counter[str](), 0, 0
+        by_authorship, by_teacher, skipped = Counter[Authorship](), Counter[str](), Counter[str]()
+        longest, largest_id = 0, 0
         for prompt, ids in self._tokenized_prompts(skipped):
-            by_author[self._author(prompt)] += 1
+            by_authorship[self._authorship(prompt)] += 1
+            by_teacher[prompt.teacher] += 1
             longest, largest_id = max(longest, len(ids)), max(largest_id, *ids)
-        return PromptCounts(by_author, skipped, longest, largest_id)
+        return PromptCounts(by_authorship, by_teacher, skipped, longest, largest_id)
 
-    def parts(self, author: str, counts: PromptCounts) -> Iterator[RolloutPart]:
-        """The parts of one author, in order; the student's are numbered before the teacher's."""
-        number = 0
-        for earlier in AUTHORS[self.config.policy]:
-            if earlier == author:
-                break
-            number += -(-counts.by_author[earlier] * self.config.samples_per_prompt // self.part_size)
-        requests = self._requests(author)
+    def parts(self, authorship: Authorship, counts: PromptCounts) -> Iterator[RolloutPart]:
+        """The parts of one authorship; they are numbered in the order of authorships."""
+        number = sum(
+            -(-count * self.config.samples_per_prompt // self.part_size)
+            for earlier, count in counts.by_authorship.items()
+            if earlier < authorship
+        )
+        requests = self._requests(authorship)
         while chunk := list(islice(requests, self.part_size)):
             yield RolloutPart(
                 [request for request, _ in chunk],
                 file=f"part-{number:05d}.parquet",
-                author=author,
                 prompts=[prompt for _, prompt in chunk],
             )
             number += 1
 
-    def _requests(self, author: str) -> Iterator[tuple[Request, Prompt]]:
+    def _requests(self, authorship: Authorship) -> Iterator[tuple[Request, Prompt]]:
         for prompt, ids in self._tokenized_prompts(Counter()):
-            if self._author(prompt) == author:
+            if self._authorship(prompt) == authorship:
                 for n in range(self.config.samples_per_prompt):
                     sample_id = f"{prompt.prompt_id}-{n}"
                     yield Request(sample_id, ids, random_integer(self.seed, sample_id)), prompt
@@ -102,12 +113,15 @@ class PromptRequests:
             else:
                 skipped["too_long"] += 1
 
-    def _author(self, prompt: Prompt) -> str:
-        """The author of a prompt's responses.
+    def _authorship(self, prompt: Prompt) -> Authorship:
+        """The authorship of a prompt's responses.
 
         With the policy "mixed", prompt and seed decide: a larger student fraction only adds prompts to the student's.
         """
-        if self.config.policy != "mixed":
-            return AUTHORS[self.config.policy][0]
-        by_student = random_uniform(self.seed, prompt.prompt_id) < self.config.student_fraction
-        return "student" if by_student else "teacher"
+        author, *_ = AUTHORS[self.config.policy]
+        if (
+            self.config.policy == "mixed"
+            and random_uniform(self.seed, prompt.prompt_id) >= self.config.student_fraction
+        ):
+            author = "teacher"
+        return Authorship(author, "" if author == "student" else prompt.teacher)

@@ -1,13 +1,16 @@
 """generate: prompts -> rollouts, sampled by the student (on-policy), by the teacher (off-policy), or by both.
 
+With several teachers, each prompt names its own. One engine is open at a time.
+
 Token ids are stored as the engine sampled them, with the end token. The content of a part depends on no earlier part,
 so that an interrupted run ends with the bytes of an uninterrupted one. One part is in memory at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -15,13 +18,13 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent
+from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, teacher_role
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.artifacts.schemas import SCHEMAS
+from tsdkd.artifacts.schemas import schema_of
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.generate import AUTHORS, GIVEN, GenerateConfig, recorded_sampling, require_effective
+from tsdkd.stages.config.generate import GIVEN, GenerateConfig, recorded_sampling, require_effective
 from tsdkd.stages.data.messages import text_messages
 from tsdkd.stages.data.prompts import Prompt, Prompts
 from tsdkd.stages.data.recorded_chat import add_template, template_parents
@@ -37,7 +40,7 @@ from tsdkd.stages.engines.choice import (
 from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.generate.given import record_given
-from tsdkd.stages.generate.requests import PromptCounts, PromptRequests, RolloutPart
+from tsdkd.stages.generate.requests import Authorship, PromptCounts, PromptRequests, RolloutPart
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.context import require_context
@@ -50,30 +53,31 @@ from tsdkd.stages.observer import Observer, SilentObserver
 @reading_inputs()
 def generate(
     prompts: Path,
-    model: str,
+    student: str | None,
     output: Path,
     config: GenerateConfig,
     seed: int = 0,
     observer: Observer | None = None,
     overwrite: bool = False,
     *,
-    teacher: str | None = None,
+    teachers: Mapping[str, str] = MappingProxyType({}),
 ) -> Artifact:
     """Sample responses to prompts and write rollouts; with the policy "given", record the responses that rows hold.
 
-    `model`: the student, or the teacher with the policy "teacher". `teacher`: needed by policies of both models; with
-    the policy "student", its end tokens end the student's responses, too.
+    `student`: None with the policy "teacher". `teachers`: by name, "" for an only one; with the policy "student", their
+    end tokens end the student's responses, too. `config.teacher_by` is the column that names each prompt's teacher.
     Raises InputError before anything is written, TsdkdError when the engine fails or disagrees with transformers.
     """
     observer = observer or SilentObserver()
     require_effective(config)
+    _require_models(config, student, teachers)
     if config.policy == GIVEN:
-        return record_given(prompts, model, output, config, seed, observer, overwrite)
+        return record_given(prompts, str(student), output, config, seed, observer, overwrite)
     engine = choose_engine(config)
     require_engine_options(engine, config)
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
-    records = _model_records(config, model, teacher)
+    records = _model_records(config, student, teachers)
     models = {record.role: load_spec(record.name, _chat_of(record.role, config)) for record in records}
     require_attention(config.attention, [record.name for record in records])
     vocab = min(spec.vocab for spec in models.values())
@@ -82,7 +86,8 @@ def generate(
     models = {role: replace(spec, vocab=vocab, end_ids=ends) for role, spec in models.items()}
     require_stop_support(config, tokenizer)
     config = with_supported_draft(config, models.values(), observer)
-    source = Prompts(prompts, config.column, config.limit, config.system, config.config_name, config.split)
+    columns = config.column, config.limit, config.system, config.config_name, config.split, config.teacher_by
+    source = Prompts(prompts, *columns, teachers)
     parents = source.parent(output), *template_parents(config.chat, output)
     manifest = _manifest(config, parents, records, seed)
     day = chat_day(tokenizer, output, manifest, overwrite)
@@ -99,22 +104,35 @@ def generate(
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         add_template(writer, config.chat)
-        _warn(models, counts, config, observer)
-        alone = config.policy in {"student", "teacher"}
-        label = f"{config.policy} responds ({engine})" if alone else f"{' and '.join(models)} respond ({engine})"
+        _warn(models, teachers, counts, config, observer)
         total = counts.total * config.samples_per_prompt
-        with observer.progress(label, total, "responses", writer.manifest.rows) as advance:
-            for author in AUTHORS[config.policy]:
-                missing = (part for part in requests.parts(author, counts) if not writer.has(part.file))
-                _sample_parts(missing, author, models, config, max_tokens, writer, advance, observer)
+        with observer.progress(_label(config, models), total, "responses", writer.manifest.rows) as advance:
+            for authorship in sorted(counts.by_authorship):
+                missing = (part for part in requests.parts(authorship, counts) if not writer.has(part.file))
+                _sample_parts(missing, authorship, models, config, max_tokens, writer, advance, observer)
         return writer.finish(_summary(writer.artifact, counts), observer.info)
 
 
-def _warn(models: Mapping[str, ModelSpec], counts: PromptCounts, config: GenerateConfig, observer: Observer) -> None:
-    """Warn of responses without an end, and of skipped prompts."""
+def _label(config: GenerateConfig, models: Mapping[str, ModelSpec]) -> str:
+    """Names the models that respond, with the engine."""
+    roles = ["student"] if config.policy == "student" else [*models]
+    return f"{' and '.join(roles)} respond{'s' * (len(roles) == 1)} ({config.engine})"
+
+
+def _warn(
+    models: Mapping[str, ModelSpec],
+    teachers: Iterable[str],
+    counts: PromptCounts,
+    config: GenerateConfig,
+    observer: Observer,
+) -> None:
+    """Warn of responses without an end, of teachers without a prompt, and of skipped prompts."""
     if not config.stop and not any(spec.end_ids for spec in models.values()):
         named = f"The {' and the '.join(models)} {'has' if len(models) == 1 else 'have'}"
         observer.warning(f"{named} no end token: every response has {config.response_limit} tokens.")
+    for name in teachers:
+        if not counts.by_teacher[name]:
+            observer.warning(f"No prompt has the teacher {name}: the column {config.teacher_by} does not name it.")
     if counts.skipped:
         observer.warning(f"Prompts skipped: {format_skipped(counts.skipped, config.max_prompt_tokens)}.")
 
@@ -150,18 +168,40 @@ def _chat_of(role: str, config: GenerateConfig) -> ChatConfig | None:
     return config.chat if role == "student" or config.policy == "teacher" else None
 
 
-def _model_records(config: GenerateConfig, model: str, teacher: str | None) -> tuple[ModelRecord, ...]:
-    if config.policy == "teacher" or (config.policy == "student" and teacher is None):
-        return (model_record(config.policy, model, chat=config.chat),)
-    if teacher is None:
-        raise InputError(f"The policy {config.policy!r} needs a student and a teacher.", "Name both.")
-    records = model_record("student", model, chat=config.chat), model_record("teacher", teacher)
-    require_same_tokenizer(*records)
-    return records
+def _require_models(config: GenerateConfig, student: str | None, teachers: Mapping[str, str]) -> None:
+    """Raises InputError for missing models, for unused ones, and for teachers that prompts cannot name."""
+    policy, given = config.policy, {role for role, name in (("student", student), ("teacher", teachers)) if name}
+    needed = {"student": {"student"}, "teacher": {"teacher"}, GIVEN: {"student"}}.get(policy, {"student", "teacher"})
+    if needed - given:
+        raise InputError(f"The policy {policy!r} needs a {' and a '.join(sorted(needed))}.", "Name every model.")
+    if policy in {"teacher", GIVEN} and given - needed:
+        raise InputError(f"The policy {policy!r} does not use the {min(given - needed)}.", "Leave it out.")
+    if teachers and ("" in teachers) == (config.teacher_by is not None):
+        raise InputError(
+            "Teachers have names exactly if a column names the teacher of each prompt.",
+            "Give --teacher-by COLUMN and --teacher NAME=MODEL for each name, or one teacher without both.",
+        )
+
+
+def _model_records(config: GenerateConfig, student: str | None, teachers: Mapping[str, str]) -> tuple[ModelRecord, ...]:
+    """The student, then the teachers by name."""
+    names = ({} if student is None else {"student": student}) | {
+        teacher_role(n): at for n, at in sorted(teachers.items())
+    }
+    first, *others = [model_record(role, name, chat=_chat_of(role, config)) for role, name in names.items()]
+    for other in others:
+        require_same_tokenizer(first, other)
+        if config.policy == "teacher" and other.chat_template != first.chat_template:
+            raise InputError(
+                f"{first.role} {first.name} and {other.role} {other.name} have different chat templates.",
+                "Give all the same one with --chat-template, or let the student's write the prompts: --policy mixed "
+                "--lambda 0.",
+            )
+    return first, *others
 
 
 def _require_prompts(counts: PromptCounts, config: GenerateConfig, prompts: Path) -> None:
-    if not counts.by_author:
+    if not counts.total:
         reasons = format_skipped(counts.skipped, config.max_prompt_tokens)
         remedy = "Raise --max-prompt-tokens, or correct" if counts.skipped["too_long"] else "Correct"
         raise InputError(f"Every prompt of {prompts} is skipped: {reasons}.", f"{remedy} the prompts.")
@@ -169,7 +209,7 @@ def _require_prompts(counts: PromptCounts, config: GenerateConfig, prompts: Path
 
 def _sample_parts(
     parts: Iterator[RolloutPart],
-    author: str,
+    authorship: Authorship,
     models: Mapping[str, ModelSpec],
     config: GenerateConfig,
     max_tokens: int,
@@ -177,22 +217,28 @@ def _sample_parts(
     advance: Callable[[int], None],
     observer: Observer,
 ) -> None:
-    """Sample and write parts of one author. Loads no model without a part."""
+    """Sample and write parts of one authorship. Loads no model without a part."""
     first = next(parts, None)
     if first is None:
         return
-    with open_engine(author, models, config, max_tokens, observer) as engine:
-        check_engine(engine, first.requests, models, author, config)
+    author, own = authorship.author, {"student": "student", "teacher": teacher_role(authorship.teacher)}
+    pair = {role: models[recorded] for role, recorded in own.items() if recorded in models}
+    with open_engine(author, pair, config, max_tokens, observer) as engine:
+        check_engine(engine, first.requests, pair, author, config)
         for part, responses in engine.sample(chain([first], parts), advance):
             sampled = zip(part.prompts, part.requests, responses, strict=True)
             rows = [_row(*row, author, _template_model(models).tokenizer) for row in sampled]
-            writer.write_table(part.file, pa.Table.from_pylist(rows, SCHEMAS["rollouts"]))
+            writer.write_table(part.file, pa.Table.from_pylist(rows, _schema(config)))
+
+
+def _schema(config: GenerateConfig) -> pa.Schema:
+    return schema_of("rollouts", ["teacher"] if config.teacher_by else [])
 
 
 def _row(
     prompt: Prompt, request: Request, response: Response, author: str, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """A row of the rollouts schema."""
+    """A row of the rollouts schema; "teacher" is none of its columns where prompts name no teacher."""
     return {
         "sample_id": request.sample_id,
         "prompt_id": prompt.prompt_id,
@@ -204,6 +250,7 @@ def _row(
         "finish_reason": response.finish_reason,
         "author": author,
         "teacher_tokens": len(response.ids) if author == "teacher" else response.replaced,
+        "teacher": prompt.teacher,
     }
 
 
