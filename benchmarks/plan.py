@@ -66,18 +66,18 @@ def main() -> None:
         add_row(
             "generate",
             lambda: generate(PROMPTS, student, rollouts, sampling),
-            lambda: estimates.estimate_generate([small], [1.0], workload(), sampling, rates),
+            lambda: estimates.estimate_generate([(small, 1.0)], workload(), sampling, rates),
         )
         add_row(
             "score",
             lambda: score(rollouts, student, teacher, scores, ScoreConfig()),
-            lambda: estimates.estimate_score(small, large, workload(), ScoreConfig(), rates),
+            lambda: estimates.estimate_score(small, [(large, 1.0)], workload(), ScoreConfig(), rates),
         )
         add_row(
             "train",
             lambda: train_offline(rollouts, scores, student, run / "checkpoint", TRAIN),
             lambda: estimates.estimate_train(
-                small, large, workload(), TRAIN, forward_precision(TRAIN.precision), rates
+                small, [(large, 1.0)], workload(), TRAIN, forward_precision(TRAIN.precision), rates
             ),
         )
         add_row(

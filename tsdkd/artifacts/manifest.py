@@ -78,9 +78,7 @@ class ModelRecord:
     @property
     def teacher_name(self) -> str | None:
         """The name of one of several teachers, "" for the only one; None for another role."""
-        if self.role.startswith(NAMED_TEACHER):
-            return self.role.removeprefix(NAMED_TEACHER)
-        return "" if self.role == "teacher" else None
+        return teacher_name(self.role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +150,13 @@ class Manifest:
 def is_teacher_name(name: str) -> bool:
     """Whether `--teacher NAME=MODEL` can name a teacher so."""
     return 0 < len(name) <= MAX_TEACHER_NAME and name.isprintable() and "=" not in name
+
+
+def teacher_name(role: str) -> str | None:
+    """The name of the teacher of a role, "" for the only one; None for another role."""
+    if role.startswith(NAMED_TEACHER):
+        return role.removeprefix(NAMED_TEACHER)
+    return "" if role == "teacher" else None
 
 
 def teacher_role(name: str) -> str:

@@ -31,16 +31,20 @@ def teachers(values: list[str] | None, teacher_by: str | None, recorded: Manifes
     `recorded`: the manifest of rollouts, whose `teacher_by` counts where none is given.
     Raises InputError for several teachers without a column, and for a column without named teachers.
     """
-    column = teacher_by or recorded_teacher_by(recorded)
-    names = parse_teachers("--teacher", values, column)
-    if not names and recorded:
-        names = {name: record.name for name, record in recorded.teachers.items()}
+    names = {name: record.name for name, record in recorded.teachers.items()} if recorded else {}
+    named = named_teachers(values, teacher_by or recorded_teacher_by(recorded), names)
+    return {name: model(at) for name, at in (named or {"": EMBEDDED_TEACHER}).items()}
+
+
+def named_teachers(values: list[str] | None, column: str | None, recorded: dict[str, str]) -> dict[str, str]:
+    """The teachers by name, as --teacher gives them, else as recorded. Raises InputError as `teachers` does."""
+    names = parse_teachers("--teacher", values, column) or recorded
     if column and not names.keys() - {""}:
         raise InputError(
             f"The column {column!r} names the teacher of each prompt, and no teacher has a name.",
             "Give --teacher NAME=MODEL for each name in the column.",
         )
-    return {name: model(at) for name, at in (names or {"": EMBEDDED_TEACHER}).items()}
+    return names
 
 
 def recorded_teacher_by(rollouts: Manifest | None) -> str | None:

@@ -187,11 +187,10 @@ def _models(model: list[str] | None, also: list[str] | None, checkpoint: Path) -
 
 def _run_models(checkpoint: Path) -> dict[str, str]:
     from tsdkd.artifacts.reader import read_artifact
+    from tsdkd.stages.results.compare import run_models
 
     manifest = read_artifact(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
-    names = {model.role: model.name for model in manifest.models}
-    teacher = {"teacher": names["teacher"]} if "teacher" in names else {}
-    return teacher | {"student": names.get("student", str(checkpoint)), "distilled": str(checkpoint)}
+    return run_models({model.role: model.name for model in manifest.models}, str(checkpoint))
 
 
 def _compare(artifacts: dict[str, Artifact], baselines: list[str | None], paper: str | None, format_: Format) -> None:

@@ -52,7 +52,7 @@ def test_a_tied_embedding_counts_as_the_head(small: PlannedModel) -> None:
 
 def test_scoring_costs_two_operations_per_weight_and_token(small: PlannedModel, large: PlannedModel) -> None:
     """250 tokens by both models; on disk 10 x 5 tokens of 16 + 10 x 6 + 48 x 4 bytes, and the teacher's head."""
-    estimate = estimates.estimate_score(small, large, WORKLOAD, ScoreConfig(k=10), COMPUTE_BOUND)
+    estimate = estimates.estimate_score(small, [(large, 1.0)], WORKLOAD, ScoreConfig(k=10), COMPUTE_BOUND)
     assert estimate.seconds == pytest.approx(2 * (MULTIPLIED + TEACHER) * 250 / 1e6)
     assert estimate.disk == 50 * (16 + 60 + 192) + 272 * 48 * 4
     assert estimate.work == "250 tokens"
@@ -67,7 +67,7 @@ def test_training_costs_six_operations_four_with_lora_and_two_more_with_gradient
 ) -> None:
     """Three epochs of 10 responses in batches of 4 are nine steps; the teacher's head computes 150 response tokens."""
     config = TrainConfig(batch_size=4, epochs=3, save_steps=8, **changes)
-    estimate = estimates.estimate_train(small, large, WORKLOAD, config, "float32", COMPUTE_BOUND)
+    estimate = estimates.estimate_train(small, [(large, 1.0)], WORKLOAD, config, "float32", COMPUTE_BOUND)
     assert estimate.work == "9 steps of 4"
     flops = operations * MULTIPLIED * 750 + 2 * 272 * 48 * 150
     assert estimate.seconds == pytest.approx(flops / 1e6)
@@ -83,7 +83,7 @@ def test_online_training_adds_sampling_and_the_teachers_forward_pass(small: Plan
     offline = TrainConfig(batch_size=4, epochs=1)
     online = TrainConfig(batch_size=4, epochs=1, online=OnlineConfig(sampling=GenerateConfig(engine="transformers")))
     offline_seconds, online_seconds = (
-        estimates.estimate_train(small, large, WORKLOAD, config, "float32", COMPUTE_BOUND).seconds
+        estimates.estimate_train(small, [(large, 1.0)], WORKLOAD, config, "float32", COMPUTE_BOUND).seconds
         for config in (offline, online)
     )
     teacher_flops = 2 * TEACHER * 250 - 2 * 272 * 48 * 50
@@ -100,7 +100,7 @@ def test_a_teacher_mixed_policy_adds_the_teachers_sampling(small: PlannedModel, 
         for policy in ("student", "teacher-mixed")
     )
     student_seconds, mixed_seconds = (
-        estimates.estimate_train(small, large, WORKLOAD, config, "float32", MEMORY_BOUND).seconds
+        estimates.estimate_train(small, [(large, 1.0)], WORKLOAD, config, "float32", MEMORY_BOUND).seconds
         for config in (student, mixed)
     )
     assert mixed_seconds > 2 * student_seconds
@@ -109,10 +109,10 @@ def test_a_teacher_mixed_policy_adds_the_teachers_sampling(small: PlannedModel, 
 def test_decoding_is_bound_by_compute_or_by_memory(small: PlannedModel) -> None:
     """Ten responses of five tokens, four at a time, are 15 steps; each moves the weights and four caches of 22.5."""
     config = GenerateConfig(engine="transformers", batch_size=4)
-    estimate = estimates.estimate_generate([small], [1.0], WORKLOAD, config, COMPUTE_BOUND)
+    estimate = estimates.estimate_generate([(small, 1.0)], WORKLOAD, config, COMPUTE_BOUND)
     assert estimate.seconds == pytest.approx(2 * MULTIPLIED * (200 + 15 * 4) / 1e6)
     cached = 2 * 2 * 2 * 8 * 4  # keys and values, two layers, two heads of 8, float32
-    estimate = estimates.estimate_generate([small], [1.0], WORKLOAD, config, MEMORY_BOUND)
+    estimate = estimates.estimate_generate([(small, 1.0)], WORKLOAD, config, MEMORY_BOUND)
     assert estimate.seconds == pytest.approx(15 * (4 * MULTIPLIED + 4 * 22.5 * cached) / 1e6, rel=1e-6)
     assert estimate.memory == 4 * STUDENT + 4 * small.sequence_bytes("float32", 30, 1)
 
@@ -120,7 +120,9 @@ def test_decoding_is_bound_by_compute_or_by_memory(small: PlannedModel) -> None:
 def test_two_fractions_cost_less_than_both_models_in_full(small: PlannedModel, large: PlannedModel) -> None:
     def seconds(*fractions: float) -> float:
         config = GenerateConfig(engine="transformers", policy="mixed", batch_size=1)
-        return estimates.estimate_generate([small, large], fractions, WORKLOAD, config, COMPUTE_BOUND).seconds
+        return estimates.estimate_generate(
+            [*zip((small, large), fractions, strict=True)], WORKLOAD, config, COMPUTE_BOUND
+        ).seconds
 
     assert seconds(0.5, 0.5) == pytest.approx((seconds(1, 0) + seconds(0, 1)) / 2)
     assert seconds(1, 1) == pytest.approx(seconds(1, 0) + seconds(0, 1))

@@ -151,11 +151,10 @@ def _inputs(path: Path, manifest: Manifest, resolve_path: ResolvePath) -> dict[s
     if command_of(manifest) == "eval":
         return _eval_inputs(path, manifest, resolve_path)
     online = manifest.config.get("online") is not None
-    options: dict[str, Any] = {
-        model.role: model.name
-        for model in manifest.models
-        if online or model.role == "student" or command_of(manifest) != "train"
-    }
+    options: dict[str, Any] = {model.role: model.name for model in manifest.models if model.role == "student"}
+    teachers = {name: record.name for name, record in manifest.teachers.items()}
+    if teachers and (online or command_of(manifest) != "train"):
+        options["teacher"] = teachers.get("") or [f"{name}={model}" for name, model in teachers.items()]
     for parent in manifest.parents:
         if parent.kind == HUB_DATASET:
             options["prompts"] = parent.path

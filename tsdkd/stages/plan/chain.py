@@ -1,9 +1,9 @@
 """The inputs of the commands of a plan: artifacts that exist, and artifacts that earlier commands will write."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tsdkd.artifacts.files import MANIFEST_FILE
@@ -34,6 +34,21 @@ class Workload:
     max_tokens: int
     """Tokens of the longest prompt with its response."""
     is_upper_bound: bool
+    teachers: Mapping[str, int] = field(default_factory=dict)
+    """Prompts by the name of their teacher; empty for prompts that are not read."""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """Prompts by their source; empty for prompts that are not read."""
+
+    def teacher_fractions(self, names: Sequence[str]) -> list[float]:
+        """The fraction of the prompts that each teacher has: of those that name it, else of its source's.
+
+        Equal fractions for prompts that are not read.
+        """
+        counts = self.teachers if any(self.teachers) else self.sources
+        total = sum(counts.values())
+        if len(names) == 1 or not total:
+            return [1 / len(names) for _ in names]
+        return [counts.get(name, 0) / total for name in names]
 
     @property
     def total_tokens(self) -> float:
@@ -45,8 +60,13 @@ class Workload:
 
     def with_responses(self, per_prompt: int, max_new_tokens: int) -> "Workload":
         """Prompts with responses of the largest length."""
-        max_tokens = self.max_tokens + max_new_tokens
-        return Workload(self.count * per_prompt, self.prompt_tokens, max_new_tokens, max_tokens, is_upper_bound=True)
+        return replace(
+            self,
+            count=self.count * per_prompt,
+            response_tokens=max_new_tokens,
+            max_tokens=self.max_tokens + max_new_tokens,
+            is_upper_bound=True,
+        )
 
 
 @dataclass
@@ -59,6 +79,8 @@ class Chain:
     """Assumed number of prompts of every hub dataset."""
     written_models: dict[Path, PlannedModel] = field(default_factory=dict)
     written_rollouts: dict[Path, Workload] = field(default_factory=dict)
+    written_teacher_by: dict[Path, str | None] = field(default_factory=dict)
+    """The column that names each prompt's teacher, of rollouts."""
     written_roles: dict[Path, dict[str, str]] = field(default_factory=dict)
     """Names of the models that an artifact is made from, by role."""
     loaded_models: dict[str, PlannedModel] = field(default_factory=dict)
@@ -84,18 +106,33 @@ class Chain:
             return written
         return {model.role: model.name for model in _load_manifest(path, kind).models}
 
+    def teacher_by(self, rollouts: Path) -> str | None:
+        """The column of the prompts by which rollouts record teachers."""
+        if path_key(rollouts) in self.written_rollouts:
+            return self.written_teacher_by[path_key(rollouts)]
+        column: str | None = _load_manifest(rollouts, "rollouts").config.get("teacher_by")
+        return column
+
     def rollouts(self, path: Path) -> Workload:
         """Raises ArtifactError for rollouts that neither exist nor are written by an earlier command."""
         if written := self.written_rollouts.get(path_key(path)):
             return written
         artifact = Artifact(path, _load_manifest(path, "rollouts"))
-        lengths = [
-            length for part in artifact.tables for length in sequence_lengths(artifact.read_part(part, LENGTH_COLUMNS))
-        ]
+        lengths, teachers, sources = list[int](), Counter[str](), Counter[str]()
+        for part in artifact.tables:
+            table = artifact.read_part(part, [*LENGTH_COLUMNS, "teacher", "source"])
+            lengths += sequence_lengths(table)
+            teachers.update(name or "" for name in table["teacher"].to_pylist())
+            sources.update(table["source"].to_pylist())
         count = len(lengths)
         response_tokens = int(artifact.manifest.summary["response_tokens"]) / count
         prompt_tokens = sum(lengths) / count - response_tokens
-        return Workload(count, prompt_tokens, response_tokens, max(lengths), is_upper_bound=False)
+        return Workload(
+            *(count, prompt_tokens, response_tokens, max(lengths)),
+            is_upper_bound=False,
+            teachers=teachers,
+            sources=sources,
+        )
 
     def prompts(self, source: Prompts, model: PlannedModel, max_prompt_tokens: int, chat: ChatConfig) -> Workload:
         """Prompts of up to `max_prompt_tokens` tokens in a chat format.
@@ -110,17 +147,21 @@ class Chain:
                     "Give it: tsdkd plan --prompts N.",
                 )
             return Workload(count, max_prompt_tokens, 0, max_prompt_tokens, is_upper_bound=True)
-        prompts, tokenizer = iter(source), deepcopy(model.load_tokenizer())  # planned models share a tokenizer
+        tokenizer = deepcopy(model.load_tokenizer())  # planned models share a tokenizer
         set_chat_format(tokenizer, chat)
-        lengths = [
-            min(max_prompt_tokens, len(prompt_token_ids(tokenizer, prompt, None, max_prompt_tokens)))
-            for prompt in islice(prompts, TOKENIZED_PROMPTS)
-        ]
-        count = len(lengths) + sum(1 for _ in prompts)
+        lengths, teachers, sources = list[int](), Counter[str](), Counter[str]()
+        for prompt in source:
+            teachers[prompt.teacher] += 1
+            sources[prompt.source] += 1
+            if len(lengths) < TOKENIZED_PROMPTS:
+                lengths.append(len(prompt_token_ids(tokenizer, prompt, None, max_prompt_tokens)))
+        count = teachers.total()
         if not count:
             raise InputError(f"All prompts of {source.path} are empty.", "Correct the file.")
+        lengths = [min(max_prompt_tokens, length) for length in lengths]
         mean = sum(lengths) / len(lengths)
-        return Workload(count, mean, 0, max(lengths), is_upper_bound=count > len(lengths))
+        is_upper_bound = count > len(lengths)
+        return Workload(count, mean, 0, max(lengths), is_upper_bound, teachers, sources)
 
 
 def is_complete(path: Path) -> bool:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import ceil
 
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
@@ -24,6 +24,8 @@ from tsdkd.stages.plan.models import PlannedModel
 from tsdkd.stages.plan.rates import Rates
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
+ModelFractions = Sequence[tuple[PlannedModel, float]]
+"""Each model with the fraction of the prompts that it responds to, or whose responses it reads."""
 FORWARD_FLOPS, FULL_TRAINING_FLOPS, LORA_TRAINING_FLOPS, CHECKPOINTING_FLOPS = 2, 6, 4, 2
 """Operations per weight and token; gradient checkpointing repeats the forward pass."""
 TOKEN_BYTES = 8
@@ -54,25 +56,22 @@ class Estimate:
     is_upper_bound: bool = False
 
 
-def estimate_generate(
-    models: Sequence[PlannedModel],
-    fractions: Sequence[float],
-    workload: Workload,
-    config: GenerateConfig,
-    rates: Rates,
-) -> Estimate:
-    """Each model responds to its fraction of the prompts; with a token-by-token policy each fraction is 1."""
+def estimate_generate(models: ModelFractions, workload: Workload, config: GenerateConfig, rates: Rates) -> Estimate:
+    """Each model responds to its fraction of the prompts, one model after the other.
+
+    With a token-by-token policy, the student, whose fraction is 1, and one teacher at a time are loaded.
+    """
     batch = VLLM_RESPONSES if config.engine == "vllm" else config.batch_size
     gpus = config.tensor_parallel * config.data_parallel
     seconds = sum(
-        _sampling_seconds(model, config.dtype, workload, fraction, batch, rates) / gpus
-        for model, fraction in zip(models, fractions, strict=True)
+        _sampling_seconds(model, config.dtype, workload, fraction, batch, rates) / gpus for model, fraction in models
     )
     needs = [
         model.weight_bytes(config.dtype) + batch * model.sequence_bytes(config.dtype, workload.max_tokens, 1)
-        for model in models
+        for model, _ in models
     ]
-    memory = sum(needs) if sum(fractions) > 1 else max(needs)
+    together = AUTHORS[config.policy][0] in JOINT_AUTHORS
+    memory = needs[0] + max(needs[1:]) if together else max(needs)
     if config.engine == "vllm":
         memory = int(config.memory_fraction * total_memory(rates.device))
     work = f"{_bound_sign(workload)}{workload.count:,} x {workload.response_tokens:,.0f} tokens"
@@ -81,34 +80,41 @@ def estimate_generate(
 
 
 def estimate_score(
-    student: PlannedModel, teacher: PlannedModel, workload: Workload, config: ScoreConfig, rates: Rates
+    student: PlannedModel, teachers: ModelFractions, workload: Workload, config: ScoreConfig, rates: Rates
 ) -> Estimate:
-    written = score_cost(config, teacher.head(config.dtype), workload.total_response_tokens)
+    """The student reads every response, each teacher its own; one teacher is loaded at a time."""
+    written = sum(
+        score_cost(config, teacher.head(config.dtype), round(fraction * workload.total_response_tokens)).bytes
+        for teacher, fraction in teachers
+    )
     sequences = max(1, config.batch_tokens / workload.max_tokens)
-    models = (student, teacher)
-    memory = sum(model.weight_bytes(config.dtype) for model in models)
+    models = [student, *(teacher for teacher, _ in teachers)]
+    memory = student.weight_bytes(config.dtype) + max(model.weight_bytes(config.dtype) for model in models[1:])
     memory += int(sequences * max(model.sequence_bytes(config.dtype, workload.max_tokens, 0) for model in models))
-    memory += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written.bytes)
-    flops = FORWARD_FLOPS * (student.size.matmul_parameters + teacher.size.matmul_parameters) * workload.total_tokens
+    memory += 8 * CHUNK_BYTES[rates.device] + 2 * min(BLOCK_BYTES, written)
+    weights = student.size.matmul_parameters + sum(
+        share * teacher.size.matmul_parameters for teacher, share in teachers
+    )
+    flops = FORWARD_FLOPS * weights * workload.total_tokens
     work = f"{_bound_sign(workload)}{workload.total_tokens:,.0f} tokens"
-    return Estimate(work, rates.seconds(flops), written.bytes, memory, is_upper_bound=workload.is_upper_bound)
+    return Estimate(work, rates.seconds(flops), written, memory, is_upper_bound=workload.is_upper_bound)
 
 
 def estimate_train(
     student: PlannedModel,
-    teacher: PlannedModel | None,
+    teachers: ModelFractions,
     workload: Workload,
     config: TrainConfig,
     precision: str,
     rates: Rates,
 ) -> Estimate:
-    """teacher: None for a method without a teacher signal. workload: online, with responses of the largest length."""
+    """teachers: empty for a method without a teacher signal. workload: online, with responses of the largest length."""
     held_out = round(config.held_out * workload.count)
     trained = workload.count - held_out
     steps = ceil(config.epochs * ceil(trained / config.batch_size))
-    seconds = rates.seconds(_training_flops(student, teacher, workload, config) * trained * config.epochs)
-    if config.online and teacher:
-        seconds += _online_sampling_seconds(student, teacher, workload, trained, config, precision, rates)
+    seconds = rates.seconds(_training_flops(student, teachers, workload, config) * trained * config.epochs)
+    if config.online and teachers:
+        seconds += _online_sampling_seconds(student, teachers, workload, trained, config, precision, rates)
     if config.eval_steps:
         tokens = workload.prompt_tokens + workload.response_tokens
         measurement = rates.seconds(FORWARD_FLOPS * student.size.matmul_parameters * tokens * held_out)
@@ -119,8 +125,10 @@ def estimate_train(
     disk = trained_weights * FLOAT32_BYTES if config.lora and not config.lora.merge else parameters * width
     saved_steps = min(MAX_SAVED_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
     temporary_disk = saved_steps * RESUME_BYTES * trained_weights
-    teacher_config = teacher.config if teacher else None
-    memory = estimate_training_memory(student.config, teacher_config, workload.max_tokens, config, precision).total
+    memory = max(
+        estimate_training_memory(student.config, teacher, workload.max_tokens, config, precision).total
+        for teacher in [teacher.config for teacher, _ in teachers] or [None]
+    )
     work = f"{steps:,} steps of {config.batch_size}"
     return Estimate(work, seconds, disk, memory, temporary_disk, workload.is_upper_bound)
 
@@ -170,24 +178,23 @@ def _bound_sign(workload: Workload) -> str:
     return "≤ " if workload.is_upper_bound else ""
 
 
-def _training_flops(
-    student: PlannedModel, teacher: PlannedModel | None, workload: Workload, config: TrainConfig
-) -> float:
+def _training_flops(student: PlannedModel, teachers: ModelFractions, workload: Workload, config: TrainConfig) -> float:
     """Operations per prompt with its response, without sampling."""
     tokens = workload.prompt_tokens + workload.response_tokens
     per_weight = LORA_TRAINING_FLOPS if config.lora else FULL_TRAINING_FLOPS
     per_weight += CHECKPOINTING_FLOPS * config.gradient_checkpointing
     flops = per_weight * student.size.matmul_parameters * tokens
-    if teacher and config.online:
-        flops += FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
-    elif teacher:
-        flops += FORWARD_FLOPS * teacher.head("auto").weight.numel() * workload.response_tokens
+    for teacher, fraction in teachers:
+        if config.online:
+            flops += fraction * FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
+        else:
+            flops += fraction * FORWARD_FLOPS * teacher.head("auto").weight.numel() * workload.response_tokens
     return flops
 
 
 def _online_sampling_seconds(
     student: PlannedModel,
-    teacher: PlannedModel,
+    teachers: ModelFractions,
     workload: Workload,
     trained: int,
     config: TrainConfig,
@@ -205,7 +212,7 @@ def _online_sampling_seconds(
         workload.max_tokens,
         is_upper_bound=True,
     )
-    models = (student, teacher) if config.online.teacher_fraction else (student,)
+    models = [student, *(teacher for teacher, _ in teachers if config.online.teacher_fraction)]
     return sum(_sampling_seconds(model, dtype, sampled, fraction, batch, rates) for model in models)
 
 

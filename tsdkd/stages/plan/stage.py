@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsdkd.artifacts.manifest import teacher_name
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.generate import AUTHORS, GIVEN, GenerateConfig, require_effective
+from tsdkd.stages.config.generate import GIVEN, GenerateConfig, require_effective
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.prompts import Prompts
@@ -16,7 +17,7 @@ from tsdkd.stages.models.layers import drop_error
 from tsdkd.stages.plan import estimates
 from tsdkd.stages.plan.chain import Chain, Workload, is_complete
 from tsdkd.stages.plan.estimates import Estimate
-from tsdkd.stages.plan.models import path_key
+from tsdkd.stages.plan.models import PlannedModel, path_key
 from tsdkd.stages.plan.rates import Rates
 
 GivenModels = Mapping[str, str | None]
@@ -58,6 +59,7 @@ class Planner:
         inputs = f"{_short_names(roles)}\n{prompts.path.name}"
         if is_complete(output) and not overwrite:
             return PlanRow.complete("generate", inputs)
+        self.chain.written_teacher_by[path_key(output)] = config.teacher_by
         planned = {role: self.chain.model(name) for role, name in roles.items()}
         prompts_alone = self.chain.prompts(prompts, next(iter(planned.values())), config.max_prompt_tokens, config.chat)
         workload = prompts_alone.with_responses(config.samples_per_prompt, config.response_limit)
@@ -65,10 +67,13 @@ class Planner:
         self.chain.written_roles[path_key(output)] = roles
         if config.policy == GIVEN:
             return PlanRow("generate", inputs, None, "records given responses")
-        fraction_of = {"student": config.student_fraction, "teacher": 1 - config.student_fraction}
-        one_author = len(AUTHORS[config.policy]) == 1
-        fractions = [1.0 if one_author else fraction_of[role] for role in planned]
-        estimate = estimates.estimate_generate(list(planned.values()), fractions, workload, config, self.rates)
+        by_student, by_teachers = 1.0, 1.0
+        if config.policy == "mixed":
+            by_student, by_teachers = config.student_fraction, 1 - config.student_fraction
+        responding = [(planned["student"], by_student)] if "student" in planned else []
+        if config.policy != "student":  # whose teachers only add end tokens
+            responding += [(model, by_teachers * fraction) for model, fraction in self._teachers(roles, workload)]
+        estimate = estimates.estimate_generate(responding, workload, config, self.rates)
         return PlanRow("generate", inputs, estimate)
 
     def score(self, rollouts: Path, models: GivenModels, output: Path, config: ScoreConfig, overwrite: bool) -> PlanRow:
@@ -77,9 +82,9 @@ class Planner:
         if is_complete(output) and not overwrite:
             return PlanRow.complete("score", inputs)
         self.chain.written_roles[path_key(output)] = roles
-        student, teacher = (self.chain.model(roles[role]) for role in ("student", "teacher"))
-        workload = self.chain.rollouts(rollouts)
-        return PlanRow("score", inputs, estimates.estimate_score(student, teacher, workload, config, self.rates))
+        student, workload = self.chain.model(roles["student"]), self.chain.rollouts(rollouts)
+        teachers = self._teachers(roles, workload)
+        return PlanRow("score", inputs, estimates.estimate_score(student, teachers, workload, config, self.rates))
 
     def train(
         self,
@@ -100,7 +105,6 @@ class Planner:
         if is_complete(output) and not overwrite:
             return PlanRow.complete("train", inputs)
         student = self.chain.model(roles["student"])
-        teacher = self.chain.model(roles["teacher"]) if find_method(config.method).needs_teacher else None
         self.chain.written_models[path_key(output)] = student.renamed(str(output))
         self.chain.written_roles[path_key(output)] = roles
         if config.online:
@@ -115,7 +119,8 @@ class Planner:
         if config.online:
             workload = _online_workload(workload, config)
         precision = forward_precision(config.precision)
-        estimate = estimates.estimate_train(student, teacher, workload, config, precision, self.rates)
+        teachers = self._teachers(roles, workload) if find_method(config.method).needs_teacher else []
+        estimate = estimates.estimate_train(student, teachers, workload, config, precision, self.rates)
         return PlanRow("train", inputs, estimate)
 
     def evaluate(
@@ -129,6 +134,12 @@ class Planner:
         planned = [self.chain.model(name) for name in names]
         held_out_workload = self.chain.rollouts(held_out / "rollouts") if held_out else None
         return PlanRow("eval", inputs, estimates.estimate_eval(planned, held_out_workload, config, self.rates))
+
+    def _teachers(self, roles: Mapping[str, str], workload: Workload) -> list[tuple[PlannedModel, float]]:
+        """Each teacher among the roles with the fraction of the prompts that are its own."""
+        named = {name: model for role, model in roles.items() if (name := teacher_name(role)) is not None}
+        models = [self.chain.model(model) for model in named.values()]
+        return list(zip(models, workload.teacher_fractions([*named]), strict=True))
 
     def prune(self, teacher: str | None, output: Path, drop: int) -> None:
         name = _resolve_roles({"teacher": teacher}, {})["teacher"]
@@ -154,7 +165,7 @@ def _online_workload(workload: Workload, config: TrainConfig) -> Workload:
         response_tokens = max(sampled, recorded)
     max_tokens = sampling.max_prompt_tokens + sampling.response_limit
     count = min(workload.count, sampling.limit or workload.count)
-    return Workload(count, workload.prompt_tokens, response_tokens, max_tokens, is_upper_bound=True)
+    return replace(workload, count=count, response_tokens=response_tokens, max_tokens=max_tokens, is_upper_bound=True)
 
 
 def _short_names(roles: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from tsdkd.artifacts.manifest import HUB_DATASET, MADE_BY, Manifest, flatten
+from tsdkd.artifacts.manifest import HUB_DATASET, MADE_BY, Manifest, ModelRecord, flatten
 from tsdkd.core.config import TERMS
 from tsdkd.stages.config.generate import GIVEN
 from tsdkd.stages.config.train import TrainConfig
@@ -91,8 +91,9 @@ def _describe_rollouts(artifact: RunArtifact) -> str:
     prompts += f" of {base_name(sources[0])}" if sources else ""
     if config["policy"] == GIVEN:
         return _describe_given(prompts, summary)
-    roles = {config["policy"]} & {"student", "teacher"} or {"student", "teacher"}
-    authors = " and ".join(f"the {m.role} {base_name(m.name)}" for m in manifest.models if m.role in roles)
+    authors = " and ".join(
+        _role_and_name(model) for model in manifest.models if config["policy"] != "student" or model.role == "student"
+    )
     policies = {
         "mixed": f" ({_percent(config['student_fraction'])} of the prompts to the student)",
         "speculative": f", token by token (student tokens accepted in the teacher's top {config['accept_k']}),",
@@ -109,11 +110,23 @@ def _describe_rollouts(artifact: RunArtifact) -> str:
         f"engine {manifest.engine}",
         f"seed {manifest.seed}",
     ]
-    text = (
-        f"{authors[:1].upper()}{authors[1:]}{policies.get(config['policy'], '')} responded to {prompts}: "
-        f"{', '.join(settings)}."
-    )
+    text = f"{_capitalize(authors)}{policies.get(config['policy'], '')} responded to {prompts}: {', '.join(settings)}."
     return f"{text} {summary['responses']:,} responses, {summary['truncated']:,} truncated." if summary else text
+
+
+def _teachers(manifest: Manifest) -> str:
+    return " and ".join(map(_role_and_name, manifest.teachers.values()))
+
+
+def _role_and_name(model: ModelRecord) -> str:
+    """Such as "the student small", or "the teacher large (math)" of several."""
+    if model.teacher_name:
+        return f"the teacher {base_name(model.name)} ({model.teacher_name})"
+    return f"the {model.role} {base_name(model.name)}"
+
+
+def _capitalize(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _describe_given(prompts: str, summary: dict[str, Any]) -> str:
@@ -128,11 +141,13 @@ def _describe_given(prompts: str, summary: dict[str, Any]) -> str:
 
 def _describe_scores(artifact: RunArtifact) -> str:
     config = artifact.manifest.config
-    teacher, student = (base_name(artifact.manifest.model(role).name) for role in ("teacher", "student"))
+    student = base_name(artifact.manifest.model("student").name)
     signal = SIGNALS[config["signal"]].format(**config)
+    own = ", each teacher its own" if len(artifact.manifest.teachers) > 1 else ""
     return (
-        f"The teacher {teacher} and the student {student} scored every response. Recorded for each token: both "
-        f"entropies, the student's {config['k']} candidates, the teacher's rank of each, and {signal}."
+        f"{_capitalize(_teachers(artifact.manifest))} and the student {student} scored every response{own}. "
+        f"Recorded for each token: both entropies, the student's {config['k']} candidates, the teacher's rank of each, "
+        f"and {signal}."
     )
 
 
@@ -142,8 +157,8 @@ def _describe_checkpoint(artifact: RunArtifact) -> str:
     if "objective" not in config:
         layers = ", ".join(map(str, manifest.summary.get("dropped_layers", ())))
         return f"{base_name(manifest.model('teacher').name)} without its layers {layers or '(not chosen yet)'}."
-    student, *teachers = (base_name(model.name) for model in manifest.models)
-    teacher = f"from the teacher {teachers[0]}" if teachers else "from given responses"
+    student = base_name(manifest.model("student").name)
+    teacher = f"from {_teachers(manifest)}" if manifest.teachers else "from given responses"
     steps = f"{manifest.summary['steps']:,} steps" if manifest.summary else "Steps"
     epochs = f"{config['epochs']:g} epoch" + "s" * (config["epochs"] != 1)
     weights = "all weights" if config["lora"] is None else f"LoRA adapters of rank {config['lora']['rank']}"

@@ -15,7 +15,7 @@ from tsdkd.artifacts.reader import Artifact, check_parents
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.methods import METHODS
 from tsdkd.stages.metrics.log import METRICS_FILE, read_log
-from tsdkd.stages.results.compare import MODEL_ORDER, shorten_paths
+from tsdkd.stages.results.compare import model_sort_key, shorten_paths
 
 LOG_FILES = (METRICS_FILE, f"resume/{METRICS_FILE}")
 """The log of a complete checkpoint, and of one that is still training."""
@@ -166,10 +166,8 @@ def _load_artifacts(run: Path) -> tuple[RunArtifact, ...]:
 
 
 def _sort_key(artifact: RunArtifact) -> tuple[int, int, int, str]:
-    kinds, results = list(MADE_BY), list(MODEL_ORDER)
-    name = artifact.path.name
-    result = results.index(name) if name in results else len(results)
-    return kinds.index(artifact.kind), artifact.name.count("/"), result, artifact.name
+    order, _ = model_sort_key(artifact.path)
+    return list(MADE_BY).index(artifact.kind), artifact.name.count("/"), order, artifact.name
 
 
 def _load_artifact(run: Path, path: Path) -> RunArtifact:

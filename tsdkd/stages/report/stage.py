@@ -10,7 +10,7 @@ from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.errors import InputError
 from tsdkd.stages.pages.charts import Chart, Series, dot_chart
 from tsdkd.stages.pages.page import render
-from tsdkd.stages.report import commands, costs, curves, descriptions, notes, responses
+from tsdkd.stages.report import commands, costs, curves, descriptions, groups, notes, responses
 from tsdkd.stages.report.runs import Run, RunArtifact, load_runs
 from tsdkd.stages.results.compare import Comparison, Score, compare, shorten_paths
 from tsdkd.stages.results.paired import Difference
@@ -63,6 +63,7 @@ def _run_values(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "descriptions": descriptions.describe_artifacts(run),
+        "group_tables": groups.group_tables(run),
         "differences_to_paper": descriptions.differences_to_paper(run),
         "settings": descriptions.all_settings(run),
         "missing": notes.missing_artifacts(run),

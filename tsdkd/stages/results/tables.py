@@ -117,9 +117,19 @@ def _difference_table(comparison: Comparison) -> Table:
 
 
 def held_out_tables(comparison: Comparison) -> list[Table]:
-    """Divergence from the teacher; no table when it was not measured."""
+    """Divergence from the teacher, and from each of several; no table when it was not measured."""
     rows = [[name, *_held_out_cells(measures)] for name, measures in comparison.held_out.items()]
-    return [("held-out responses, nats per token", ["model", *HELD_OUT_COLUMNS], rows)] if rows else []
+    of_teachers = [
+        [teacher, name, *_held_out_cells(measures)]
+        for name, of_model in comparison.held_out.items()
+        for teacher, measures in of_model.get("teachers", {}).items()
+    ]
+    of_teachers.sort(key=lambda row: row[0])
+    tables = [
+        ("held-out responses, nats per token", ["model", *HELD_OUT_COLUMNS], rows),
+        ("held-out responses by teacher", ["teacher", "model", *HELD_OUT_COLUMNS], of_teachers),
+    ]
+    return [table for table in tables if table[2]]
 
 
 def _held_out_cells(measures: dict[str, Any]) -> list[str]:

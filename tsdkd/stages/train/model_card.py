@@ -18,7 +18,8 @@ MAX_ROWS = 12
 def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluations: Sequence[dict[str, float]]) -> str:
     """README.md of a checkpoint, from its manifest and its log's steps and held-out measurements."""
     student, *teachers = manifest.models
-    origin = f"distilled from {escape_markdown(_last_part(teachers[0].name))}" if teachers else "from given responses"
+    names = " and ".join(escape_markdown(_last_part(teacher.name)) for teacher in teachers)
+    origin = f"distilled from {names}" if teachers else "from given responses"
     adapter = manifest.config["lora"] and not manifest.config["lora"]["merge"]
     library = "peft" if adapter else "transformers"
     data = ModelCardData(
