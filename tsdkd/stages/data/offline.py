@@ -28,7 +28,7 @@ from tsdkd.stages.models.spec import ModelSpec
 
 TEACHER_END_IDS = "teacher_end_ids"
 """The key of the scores' configuration that lists the teacher's end tokens which are not the student's."""
-ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason"]
+ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason", "teacher"]
 
 
 class RolloutSource(torch.utils.data.Dataset[Sample]):

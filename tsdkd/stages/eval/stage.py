@@ -201,7 +201,8 @@ def _manifest(
     settings = {name: value for name, value in recorded_config(config).items() if name not in NOT_IN_CONFIG}
     if source is not None:
         require_hidden_signal(source)
-        require_same_tokenizer(record, source.scores.manifest.model("teacher"))
+        for teacher in source.teachers:
+            require_same_tokenizer(record, teacher)
         spec = load_spec(model)
         require_readable(source.rollouts, [spec])
         source.shared_vocab(spec)

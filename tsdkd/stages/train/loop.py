@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -26,8 +26,8 @@ from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.replay import ReplaySource
 from tsdkd.stages.data.source import Source
 from tsdkd.stages.methods import find_method
-from tsdkd.stages.metrics.log import METRICS_FILE, is_step
-from tsdkd.stages.metrics.names import SUMMARY_METRICS
+from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, SUMMARY_METRICS, metric_teacher, teacher_metric
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
@@ -266,12 +266,30 @@ def _requesting_stop_on_ctrl_c(interrupt: InterruptCallback, observer: Observer)
         signal.signal(signal.SIGINT, before)
 
 
-def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, float]:
+def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, Any]:
     steps = list(filter(is_step, trainer.state.log_history))
-    summary: dict[str, float] = {"steps": len(steps)}
+    summary: dict[str, Any] = {"steps": len(steps)}
     for position, entry in (("first", steps[0]), ("last", steps[-1])):
         summary |= {f"{name}_{position}": entry[name] for name in SUMMARY_METRICS if name in entry}
     if trainer.state.best_metric is not None:
         name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
         summary |= {"best_step": trainer.state.best_global_step, f"best_{name}": trainer.state.best_metric}
+    summary |= {"teachers": teachers} if (teachers := _summary_by_teacher(trainer)) else {}
     return summary | ({} if degenerated_at is None else {"degenerated_at": degenerated_at})
+
+
+def _summary_by_teacher(trainer: DistillationTrainer) -> dict[str, dict[str, float]]:
+    """The first, the last and the best measurement on the held-out responses of each named teacher."""
+    entries = list(filter(is_evaluation, trainer.state.log_history))
+    if not entries:
+        return {}
+    best = next((entry for entry in entries if entry["step"] == trainer.state.best_global_step), entries[-1])
+    summary: dict[str, dict[str, float]] = {}
+    for name in filter(None, dict.fromkeys(map(metric_teacher, entries[0]))):
+        summary[name] = {"tokens": entries[0][teacher_metric("eval_tokens", name)]}
+        for metric in HELD_OUT_METRICS:
+            key = teacher_metric(metric, name)
+            if key in entries[0]:
+                summary[name] |= {f"{metric}_first": entries[0][key], f"{metric}_last": entries[-1][key]}
+                summary[name][metric.replace("eval_", "best_")] = best[key]
+    return summary
