@@ -30,6 +30,7 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.core import tsdkd_loss
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.data.online import OnlineSource
@@ -37,9 +38,10 @@ from tsdkd.stages.data.replay import ReplaySchedule
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
+from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import teacher as online_teacher
-from tsdkd.stages.train.stage import train_online, train_with_servers
+from tsdkd.stages.train.stage import train_offline, train_online, train_with_servers
 
 Contents = Callable[[Path], dict[str, bytes]]
 BY_FIELD = replace(SAMPLING, teacher_by="field")
@@ -158,6 +160,20 @@ def test_packed_micro_batches_give_the_update_of_padded_ones(
         assert entry == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
+def test_recorded_responses_give_the_same_update_online_and_offline(
+    recorded: Artifact, student: Path, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    score(recorded.path, str(student), teachers, tmp_path / "scores", ScoreConfig(k=4))
+    config = replace(CONFIG, held_out=0.3, eval_steps=2)
+    train_offline(recorded.path, tmp_path / "scores", str(student), tmp_path / "offline", config)
+    online = learn(recorded.path, student, teachers, tmp_path / "online", replace(config, online=RECORDED))
+    assert same_update(online, weights(tmp_path / "offline"), weights(student))
+    *_, offline_entry = metrics(tmp_path / "offline")
+    *_, online_entry = metrics(tmp_path / "online")
+    assert any("math" in key for key in online_entry)
+    assert online_entry == pytest.approx({key: offline_entry[key] for key in online_entry}, rel=1e-3)
+
+
 def test_one_model_under_two_names_gives_the_update_of_one_teacher(
     fields: Path, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -219,7 +235,7 @@ def test_recorded_responses_keep_their_teachers(
     _, rows = responses
     assert {row["sample_id"]: row["teacher"] for row in rows} == named
     assert 0 < sum(row["response_ids"] == written[row["sample_id"]] for row in rows) < len(rows)
-    assert "teacher_by" not in load_manifest(tmp_path / "c").config["online"]["sampling"]
+    assert load_manifest(tmp_path / "c").config["online"]["sampling"]["teacher_by"] == "field"
 
 
 def test_rollouts_without_names_are_divided_by_their_source(
@@ -234,11 +250,11 @@ def test_rollouts_without_names_are_divided_by_their_source(
     assert {row["sample_id"]: row["teacher"] for row in responses[-1]} == {
         row["sample_id"]: row["source"] for row in rollouts.table().to_pylist()
     }
-    for column, cause in ((None, "does not name"), ("field", "no column 'field'")):
+    for column, cause in ((None, "records none by name"), ("field", "does not record the column 'field'")):
         online = replace(RECORDED, sampling=replace(SAMPLING, teacher_by=column))
         with pytest.raises(InputError, match=cause) as caught:
             learn(rollouts.path, student, teachers, tmp_path / "d", replace(ONE_STEP, online=online))
-        assert "--teacher-by source" in caught.value.remedy
+        assert "`tsdkd generate`" in caught.value.remedy
     assert not (tmp_path / "d").exists()
 
 
@@ -328,8 +344,8 @@ def test_teachers_and_columns_that_do_not_fit_are_refused_before_anything_is_loa
         (recorded.path, one, RECORDED, "'math'; the teachers are code"),
         (fields, teachers, OnlineConfig(sampling=SAMPLING), "no column names"),
         (fields, teachers, OnlineConfig(sampling=replace(SAMPLING, teacher_by="topic")), "'topic' does not exist"),
-        (fields, {"": teachers["code"]}, ONLINE.online, "needs teachers with names"),
-        (recorded.path, teachers, replace(RECORDED, sampling=replace(SAMPLING, teacher_by="topic")), "by field"),
+        (fields, {"": teachers["code"]}, ONLINE.online, "no teacher has a name"),
+        (recorded.path, teachers, replace(RECORDED, sampling=replace(SAMPLING, teacher_by="topic")), "column 'topic'"),
         (fields, teachers, mixed, "the student samples alone"),
     ):
         config = replace(ONE_STEP, online=online)
@@ -352,13 +368,9 @@ def test_the_command_takes_teachers_by_name(
     assert "teacher math (online)" in shown
     run("train", "--config", tmp_path / "c" / "config.yaml", "--checkpoint", tmp_path / "c")  # another run is refused
     run("train", "--rollouts", recorded.path, *named, "--lambda", 0.5, *options, "--checkpoint", tmp_path / "d")
-    assert (
-        "no server"
-        in refuse(
-            *["train", "--prompts", fields, "--teacher-by", "field", "--teacher", "math=a", *options],
-            *["--teacher-url", "code=http://127.0.0.1:1", "--checkpoint", tmp_path / "e"],
-        )[0]
-    )
+    server = ["--teacher", "math=a", "--teacher-url", "code=http://127.0.0.1:1", "--teacher-by", "field"]
+    cause, _ = refuse("train", "--prompts", fields, *server, *options, "--checkpoint", tmp_path / "e")
+    assert "math has no --teacher-url" in cause
     cause, remedy = refuse("train", "--prompts", fields, *named, *options, "--checkpoint", tmp_path / "e")
     assert "no column names the teacher" in cause
     assert "--teacher-by" in remedy
