@@ -1,6 +1,6 @@
 """The names of an artifact's files: those of `NO_PARTS` stand beside its parts."""
 
-from re import fullmatch
+from re import fullmatch, sub
 
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
@@ -30,3 +30,8 @@ def teacher_index(table: str) -> int | None:
     """The `index` of the teacher whose scores a table holds."""
     named = fullmatch(r"part-\d+-(\d+)\.parquet", table)
     return int(named[1]) if named else None
+
+
+def rollouts_table(table: str) -> str:
+    """The table of the rollouts whose responses a table of scores has."""
+    return sub(r"^(part-\d+)-\d+\.", r"\1.", table)
