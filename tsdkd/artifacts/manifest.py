@@ -133,7 +133,16 @@ class Manifest:
         """Raises ArtifactError if the artifact records no model of this role."""
         if record := next((model for model in self.models if model.role == role), None):
             return record
-        raise ArtifactError(
+        raise self._without(role)
+
+    def require_teachers(self) -> tuple[ModelRecord, ...]:
+        """The teachers in the order of names. Raises ArtifactError if the artifact records none."""
+        if teachers := tuple(self.teachers.values()):
+            return teachers
+        raise self._without("teacher")
+
+    def _without(self, role: str) -> ArtifactError:
+        return ArtifactError(
             f"The artifact {self.kind} records no {role} model.", f"Run `{MADE_BY[self.kind]}` again with --overwrite."
         )
 

@@ -72,7 +72,7 @@ class Artifact:
         """Rows of a part, when their values are those that this artifact can hold. Raises ArtifactError."""
         file = self.path / part.file
         with translate_arrow_errors(file):
-            check_values(file, table, limits_of(self.path, self.manifest))
+            check_values(file, table, limits_of(self.path, self.manifest, part.file))
         return table
 
     def read_part(self, part: Part, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:

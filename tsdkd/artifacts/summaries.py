@@ -11,6 +11,11 @@ def _are_numbers(summary: dict[str, Any]) -> str:
     return f"has {wrong} {str(summary[wrong])[:60]!r}, not a number" if wrong else ""
 
 
+def _holds_numbers(summary: dict[str, Any]) -> str:
+    wrong = next((key for key, value in summary.items() if key != "teachers" and type(value) not in {int, float}), "")
+    return f"has {wrong[:60]} {str(summary[wrong])[:60]!r}, not a number" if wrong else ""
+
+
 class RolloutsSummary(TypedDict, total=False):
     """Counts of prompts, responses and tokens."""
 
@@ -26,6 +31,12 @@ class RolloutsSummary(TypedDict, total=False):
     context_tokens: Count
 
 
+class ScoresSummary(TypedDict, total=False):
+    """Counts and means per response token, all numbers; also of each teacher with a name."""
+
+    teachers: dict[str, dict[str, float]]
+
+
 class CheckpointSummary(TypedDict, total=False):
     """The summary of training or pruning; training adds the first, the last and the best value of each metric."""
 
@@ -35,6 +46,7 @@ class CheckpointSummary(TypedDict, total=False):
     layers: Count
     dropped_layers: list[Count]
     kl_after_each: list[float]
+    teachers: dict[str, dict[str, float]]
 
 
 class MeasuredSummary(TypedDict, total=False):
@@ -63,13 +75,14 @@ class MeasuredSummary(TypedDict, total=False):
     kl_stderr: float
     top1_agreement: float
     entropy: float
+    teachers: dict[str, dict[str, float]]
     prompt: str
     response: str
 
 
 SUMMARIES: dict[str, Any] = {
     "rollouts": RolloutsSummary,
-    "scores": dict[str, float],
+    "scores": Annotated[ScoresSummary, _holds_numbers],
     "checkpoint": Annotated[CheckpointSummary, _are_numbers],
     "results": dict[str, MeasuredSummary],
 }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts.files import HEAD_FILE
+from tsdkd.artifacts.files import HEAD_FILE, teacher_file, teacher_index
 from tsdkd.artifacts.json_files import conform, parse_json
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.artifacts.schemas import NOT_EMPTY, PER_TOKEN, SIGNAL_COLUMNS, UNRECORDED, schema_of
@@ -26,7 +26,7 @@ ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of the values in the tables of an artifact; None where no bound is known."""
+    """Bounds of the values in a table of an artifact; None where no bound is known."""
 
     kind: str
     signal: str = ""
@@ -37,20 +37,34 @@ class Limits:
     """Token ids and ranks are below it."""
     hidden: tuple[str, int] | None = None
     """Precision and width of the teacher's hidden states."""
+    teacher: str = ""
+    """The name of the only teacher of the table's rows."""
 
 
-def limits_of(path: Path, manifest: Manifest) -> Limits:
-    """Raises ArtifactError for a damaged head."""
+def limits_of(path: Path, manifest: Manifest, file: str) -> Limits:
+    """The limits of the table `file`. Raises ArtifactError for a damaged head, and for scores of no teacher."""
     if manifest.kind != "scores":
         return Limits(manifest.kind)
     config = manifest.config
     widths = {"candidates": config["k"], "ranks": config["k"]}
     widths |= dict.fromkeys(("top_ids", "top_log_probs"), config["top_k"])
-    if not any(part.file == HEAD_FILE for part in manifest.parts):
-        return Limits("scores", config["signal"], widths)
-    precision, (vocab, width) = _head_shape(path / HEAD_FILE)
+    teacher, head = teacher_of(path, manifest, file), teacher_file(HEAD_FILE, teacher_index(file))
+    if not any(part.file == head for part in manifest.parts):
+        return Limits("scores", config["signal"], widths, teacher=teacher)
+    precision, (vocab, width) = _head_shape(path / head)
     hidden = ("I8" if config["signal"] == "hidden8" else precision, width)
-    return Limits("scores", config["signal"], widths, vocab, hidden)
+    return Limits("scores", config["signal"], widths, vocab, hidden, teacher)
+
+
+def teacher_of(path: Path, manifest: Manifest, file: str) -> str:
+    """The name of the teacher whose scores a table holds, as its own name says; "" for an only teacher without a name.
+
+    Raises ArtifactError for a table of no recorded teacher.
+    """
+    names, index = list(manifest.teachers) or [""], teacher_index(file)
+    if (index is None) == (len(names) == 1) and (index or 0) < len(names):
+        return names[index or 0]
+    raise _damaged(path / file, "the scores of a teacher that the manifest does not record")
 
 
 @contextmanager
@@ -81,6 +95,8 @@ def check_values(file: Path, table: pa.Table, limits: Limits) -> None:
             raise _damaged(file, f"{problem} in the column {name}")
     if {"response_ids", "response_mask"} <= set(table.column_names) and not _masks_fit(table):
         raise _damaged(file, "entries in the column response_mask that do not fit the response")
+    if limits.kind == "scores" and {*_values(table, "teacher")} - {limits.teacher}:
+        raise _damaged(file, "the name of another teacher in the column teacher")
     if limits.kind == "scores" and (name := _wrong_length(table, limits)):
         raise _damaged(file, f"entries in the column {name} that do not fit the number of tokens")
 
@@ -140,7 +156,9 @@ def _number_problem(name: str, values: pa.ChunkedArray, vocab: int | None) -> st
 def _wrong_length(table: pa.Table, limits: Limits) -> str:
     """The first column of scores whose number of entries does not fit the tokens; "" if all fit."""
     lengths: dict[str, np.ndarray] = {
-        name: _lengths(table[name]) for name in table.column_names if name != "sample_id" and not table[name].null_count
+        name: _lengths(table[name])
+        for name in table.column_names
+        if not pa.types.is_string(table[name].type) and not table[name].null_count
     }
     tokens = next((lengths[name] for name in lengths if name in PER_TOKEN), None)
     widths = dict.fromkeys(PER_TOKEN, 1) | (limits.widths or {})
@@ -151,6 +169,11 @@ def _wrong_length(table: pa.Table, limits: Limits) -> str:
         if not np.array_equal(counts, counts // width * width if tokens is None else tokens * width):
             return name
     return ""
+
+
+def _values(table: pa.Table, name: str) -> list[Any]:
+    """The values of a column; empty where the table has none of this name."""
+    return list(table[name].to_pylist()) if name in table.column_names else []
 
 
 def _masks_fit(rollouts: pa.Table) -> bool:

@@ -85,6 +85,16 @@ TeacherUrl = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
+TeacherUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher-url",
+        metavar="URL",
+        help="vLLM or SGLang server that serves the teacher; --teacher is then the model's name there. Several: "
+        "NAME=URL for each, and --teacher-by.",
+        rich_help_panel=COMMON,
+    ),
+]
 FirstStudent = Annotated[str | None, model_option("Student: model directory or hub id.", "embedded-student")]
 FirstTeacher = Annotated[str | None, model_option("Teacher: model directory or hub id.", "embedded-teacher")]
 FirstTeachers = Annotated[
@@ -211,13 +221,14 @@ def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None
         return {}
     if len(values) == 1 and teacher_by is None:
         return {"": values[0]}
+    kind, example = ("URL", "http://host:8000") if option == "--teacher-url" else ("MODEL", "models/a")
     pairs = [value.partition("=") for value in values]
     for name, equals, model in pairs:
         if not (is_teacher_name(name) and equals and model):
             raise InputError(
-                f"{option} {name + equals + model!r} is not NAME=MODEL, with a printable name of at most "
+                f"{option} {name + equals + model!r} is not NAME={kind}, with a printable name of at most "
                 f"{MAX_TEACHER_NAME} characters.",
-                f"Write {option} NAME=MODEL for each teacher, such as math=models/a.",
+                f"Write {option} NAME={kind} for each teacher, such as math={example}.",
             )
     names = [name for name, _, _ in pairs]
     if len({*names}) < len(names):
@@ -228,6 +239,22 @@ def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None
             "Add --teacher-by COLUMN, such as --teacher-by source.",
         )
     return {name: model for name, _, model in sorted(pairs)}
+
+
+def parse_served(
+    urls: list[str], names: list[str] | None, teacher_by: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The servers' addresses and the models' names there, by teacher. Raises InputError as `parse_teachers`, and for
+    a teacher without a server."""
+    at, served = (
+        parse_teachers(option, values, teacher_by) for option, values in (("--teacher-url", urls), ("--teacher", names))
+    )
+    if alone := ", ".join(name for name in served if name not in at):
+        raise InputError(
+            f"The teacher {alone} has no --teacher-url: either all teachers are served, or all are loaded.",
+            "Give --teacher-url for each teacher, or for none.",
+        )
+    return at, served
 
 
 def require_page(html: Path | None) -> None:

@@ -1,5 +1,7 @@
 """tsdkd score"""
 
+from typing import Any
+
 from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.stages.config.score import ScoreConfig
@@ -13,8 +15,8 @@ def command(
     config: ScoreConfig,
     run: options.Run = options.DEFAULT_RUN,
     student: options.Student = None,
-    teacher: options.Teacher = None,
-    teacher_url: options.TeacherUrl = None,
+    teacher: options.Teachers = None,
+    teacher_url: options.TeacherUrls = None,
     rollouts: options.Rollouts = None,
     scores: options.Scores = None,
     overwrite: options.Overwrite = False,
@@ -26,27 +28,31 @@ def command(
     recorded = read_artifact(parent, "rollouts", hashed=False).manifest
 
     learner, output, observer = defaults.student(student, recorded), scores or run / "scores", ConsoleObserver()
-    if teacher_url is not None:
+    if teacher_url:
+        column = config.teacher_by or defaults.recorded_teacher_by(recorded)
+        served = options.parse_served(teacher_url, teacher, column)
+
         from tsdkd.stages.score.served import score_served
 
-        artifact = score_served(parent, learner, teacher_url, teacher, output, config, observer, overwrite)
+        artifact = score_served(parent, learner, *served, output, config, observer, overwrite)
     else:
+        teachers = defaults.teachers(teacher, config.teacher_by, recorded)
+
         from tsdkd.stages.score.stage import score
 
-        artifact = score(parent, learner, defaults.teacher(teacher, recorded), output, config, observer, overwrite)
-    models = [artifact.manifest.model(role).name for role in ("student", "teacher")]
+        artifact = score(parent, learner, teachers, output, config, observer, overwrite)
     summary, size = artifact.manifest.summary, sum(part.bytes for part in artifact.manifest.parts)
     expected = summary["expected_bytes"]
     ratio = f" ({size / expected:.1%} of the estimate)" if expected >= ESTIMATED_BYTES else ""
-    entropies = f"student {summary['student_entropy']:.2f}, teacher {summary['teacher_entropy']:.2f} nats a token"
     show_pairs(
         "scores",
         [
             ("path", str(artifact.path)),
-            ("student", models[0]),
-            ("teacher", models[1]),
+            ("student", artifact.manifest.model("student").name),
+            *((f"teacher {name}".rstrip(), record.name) for name, record in artifact.manifest.teachers.items()),
             ("response tokens", f"{summary['response_tokens']:,}"),
-            ("entropy", entropies),
+            ("entropy", _entropies(summary)),
+            *_by_teacher(summary),
             *_served(summary),
             *_signal_errors(summary),
             ("on disk", f"{size / 1e6:,.1f} MB{ratio}"),
@@ -54,6 +60,18 @@ def command(
     )
     named = options.path_option("--rollouts", rollouts) + options.path_option("--scores", scores)
     show_next(f"tsdkd train{options.run_option(run)}{named}")
+
+
+def _entropies(summary: dict[str, float]) -> str:
+    return f"student {summary['student_entropy']:.2f}, teacher {summary['teacher_entropy']:.2f} nats a token"
+
+
+def _by_teacher(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Responses and entropies of each teacher, where they have names."""
+    return [
+        (f"by {name}", f"{values['responses']:,} responses, entropy {_entropies(values)}")
+        for name, values in summary.get("teachers", {}).items()
+    ]
 
 
 def _served(summary: dict[str, float]) -> list[tuple[str, str]]:

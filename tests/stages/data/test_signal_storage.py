@@ -1,6 +1,7 @@
 """Teacher signals on disk: the saved head, the rounding of int8, and the bytes per token."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,14 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsdkd.artifacts.files import HEAD_FILE
-from tsdkd.core import Head
+from tsdkd.artifacts.schemas import SIGNAL_COLUMNS
+from tsdkd.core import Head, SeveralTeachers
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.signal_storage import (
+    BASE_COLUMNS,
+    SignalDecoder,
     bytes_per_token,
     encode_signal,
     head_shape,
     load_head,
     save_head,
+    score_table,
     to_int8,
 )
 
@@ -53,3 +58,34 @@ def test_bytes_per_token_count_the_encoded_columns(signal: str) -> None:
     encoded = sum(value[0].numel() * itemsize.get(name, value.element_size()) for name, value in columns.items())
     other = 4 * 4 + 4 * (4 + 2) + (8 if signal in {"hidden8", "topk"} else 0)
     assert bytes_per_token(config, 8, torch.float32) == encoded + other
+
+
+@pytest.mark.parametrize("signal", ["hidden", "hidden8"])
+@pytest.mark.parametrize("names", [["code", "math", "code"], ["math"]])
+def test_the_rows_of_several_teachers_decode_as_each_alone(signal: str, names: list[str]) -> None:
+    """Also where a teacher has no row; widths and precisions differ."""
+    torch.manual_seed(0)
+    heads = {"code": Head(torch.randn(7, 4).bfloat16()), "math": Head(torch.randn(7, 6), softcap=2.0)}
+    rows = [_row(heads[name], tokens, signal) | {"teacher": name} for tokens, name in enumerate(names, 1)]
+    decoder = SignalDecoder(signal, 3, 2, heads)
+    several, student = decoder.decode(decoder.tensors(rows)), torch.randn(sum(range(len(names) + 1)), 7)
+    assert isinstance(several, SeveralTeachers)
+    assert len(several) == len(student)
+    alone = [SignalDecoder(signal, 3, 2, {"": heads[row["teacher"]]}) for row in rows]
+    signals = [one.decode(one.tensors([row])) for one, row in zip(alone, rows, strict=True)]
+    assert torch.equal(several.entropy(1), torch.cat([one.entropy(1) for one in signals]))
+    rankings = [
+        one.ranked_candidates(own, 3) for one, own in zip(signals, student.split([*map(len, signals)]), strict=True)
+    ]
+    assert torch.equal(several.ranked_candidates(student, 3), torch.cat(rankings))
+
+
+def _row(head: Head, tokens: int, signal: str) -> dict[str, Any]:
+    """A row of scores as it is read from disk, whose other columns decide nothing here."""
+    hidden = torch.randn(tokens, head.weight.shape[1]).to(head.weight.dtype)
+    columns = {name: torch.zeros(tokens) for name in BASE_COLUMNS[:4]}
+    columns |= dict.fromkeys(BASE_COLUMNS[4:], torch.zeros(tokens, 3, dtype=torch.int32))
+    columns |= encode_signal(hidden, torch.empty(0), ScoreConfig(signal=signal))
+    table = score_table({"sample_id": "s"} | columns)
+    values = {name: table[name][0] for name in (*BASE_COLUMNS, *SIGNAL_COLUMNS[signal])}
+    return {name: value.as_py() if name == "hidden" else value.values.to_numpy() for name, value in values.items()}

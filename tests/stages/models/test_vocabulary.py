@@ -64,8 +64,7 @@ def test_every_stage_cuts_both_models_to_the_ids_that_they_share(
     online = OnlineConfig(sampling=replace(CONFIG, limit=4), student_fraction=1.0)
     train_online(prompts, student, teacher, tmp_path / "online", replace(config, online=online))
     source = OfflineSource(rollouts.path, scores.path)
-    assert source.decoder.head is not None
-    assert source.decoder.head.vocab == 258
+    assert source.decoder.vocab == 258
     assert _measure_held_out(load_model(teacher), source, EvalConfig(), SilentObserver())["kl"] == pytest.approx(0)
     score_with_models(rollouts.table().to_pylist()[0], [student], teacher, ScoreConfig(k=4), SilentObserver())
 

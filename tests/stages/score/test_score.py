@@ -21,7 +21,7 @@ from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.score import stage
+from tsdkd.stages.score import loop, stage
 from tsdkd.stages.score.stage import score
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -213,7 +213,7 @@ def test_a_small_disk_is_refused_before_scoring(
     class Disk:
         free = 1000
 
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: Disk)
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda _: Disk)
     with pytest.raises(TsdkdError, match="Scores need") as caught:
         score(rollouts, str(student), str(teacher), tmp_path / "s", CONFIG)
     assert not (tmp_path / "s").exists()

@@ -114,8 +114,7 @@ def test_a_stopped_run_continues_to_the_same_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "ATTEMPTS", 2)
-    whole = score_served(rollouts, str(student), fake.url, None, tmp_path / "whole", CONFIG)
-    right, calls, fails_after = fake.log_probs, 0, 60
+    right, calls, fails_after = fake.log_probs, 0, 1_000_000
     other = random_model(VOCAB, seed=1)
 
     def failing(ids: list[int]) -> np.ndarray:
@@ -126,6 +125,8 @@ def test_a_stopped_run_continues_to_the_same_scores(
         return other(ids) if calls > fails_after and fault == "other" else right(ids)
 
     fake.log_probs = failing
+    whole = score_served(rollouts, str(student), fake.url, None, tmp_path / "whole", CONFIG)
+    calls, fails_after = 0, calls * 4 // 5
     output = tmp_path / "stopped"
     with pytest.raises(TsdkdError, match="what is complete is kept" if fault == "gone" else "as another teacher"):
         score_served(rollouts, str(student), fake.url, None, output, CONFIG)

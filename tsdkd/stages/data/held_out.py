@@ -22,6 +22,9 @@ CHUNK_TOKENS = 512
 BATCH_TOKENS = 8192
 """Tokens per forward pass."""
 
+_Total = tuple[int, Tensor, str]
+"""The tokens of a response, the sums of their values, and the name of its teacher; "" for an only one."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -40,7 +43,7 @@ def measure_held_out(
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, Any]:
-    """Means per response token, in nats; "kl" is KL(teacher || model).
+    """Means per response token, in nats; "kl" is KL(teacher || model). "teachers" holds those of each named teacher.
 
     "top1_agreement" is absent if the source's signal does not know the teacher's most likely token.
 
@@ -51,17 +54,28 @@ def measure_held_out(
     """
     source, indices = held_out.source, held_out.indices
     batches = list(packed_batches([source.length(i) for i in indices], batch_tokens))
-    totals: dict[int, tuple[int, Tensor]] = {}
+    totals: dict[int, _Total] = {}
     for batch in batches[rank::world_size]:
         samples = [source[indices[i]] for i in batch]
         values = _measure_batch(language_model, head, source, samples)
         by_response = values.split([sum(map(len, sample_turns(s))) for s in samples])
-        totals.update({i: (len(tokens), tokens.sum(0)) for i, tokens in zip(batch, by_response, strict=True)})
+        for i, sample, tokens in zip(batch, samples, by_response, strict=True):
+            totals[i] = len(tokens), tokens.sum(0), sample.get("teacher") or ""
         advance(len(batch))
     if world_size > 1:
         totals = {i: total for rank_totals in gather_object([totals]) for i, total in rank_totals.items()}
-    counts = torch.tensor([float(totals[i][0]) for i in range(len(indices))], dtype=torch.float64)
-    sums = torch.stack([totals[i][1] for i in range(len(indices))]).double()
+    measured = _means([totals[i] for i in range(len(indices))])
+    if not isfinite(measured["kl"]):
+        raise not_finite_error(language_model.name, language_model.model.dtype)
+    names = sorted({name for _, _, name in totals.values()} - {""})
+    teachers = {name: _means([totals[i] for i in range(len(indices)) if totals[i][2] == name]) for name in names}
+    return measured | ({"teachers": teachers} if teachers else {})
+
+
+def _means(totals: list[_Total]) -> dict[str, Any]:
+    """Means per token over some responses."""
+    counts = torch.tensor([float(tokens) for tokens, _, _ in totals], dtype=torch.float64)
+    sums = torch.stack([values for _, values, _ in totals]).double()
     means = sums.sum(0) / counts.sum()
     variance = (sums[:, 0] - means[0] * counts).square().sum() * len(counts) / max(len(counts) - 1, 1)
     measured = {
@@ -73,8 +87,6 @@ def measure_held_out(
         "entropy": float(means[2]),
         "teacher_entropy": float(means[3]),
     }
-    if not isfinite(measured["kl"]):
-        raise not_finite_error(language_model.name, language_model.model.dtype)
     if isnan(measured["top1_agreement"]):
         del measured["top1_agreement"]
     return measured

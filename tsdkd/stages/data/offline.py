@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tsdkd.artifacts.files import HEAD_FILE
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.files import HEAD_FILE, teacher_file, teacher_index
+from tsdkd.artifacts.manifest import ModelRecord, Part
 from tsdkd.artifacts.reader import Artifact, read_artifact
-from tsdkd.artifacts.tables import check_hidden, limits_of, translate_arrow_errors
+from tsdkd.artifacts.tables import check_hidden, limits_of, teacher_of, translate_arrow_errors
 from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.config.generate import GIVEN
@@ -28,7 +28,7 @@ from tsdkd.stages.models.spec import ModelSpec
 
 TEACHER_END_IDS = "teacher_end_ids"
 """The key of the scores' configuration that lists the teacher's end tokens which are not the student's."""
-ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason"]
+ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason", "teacher"]
 
 
 class RolloutSource(torch.utils.data.Dataset[Sample]):
@@ -46,10 +46,10 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
         return (self.rollouts,)
 
     @property
-    def teacher(self) -> ModelRecord | None:
-        """None for given responses: the rollouts name no teacher."""
+    def teachers(self) -> tuple[ModelRecord, ...]:
+        """Empty for given responses: the rollouts record no teacher that wrote them."""
         manifest = self.rollouts.manifest
-        return None if manifest.config["policy"] == GIVEN else manifest.model("teacher")
+        return () if manifest.config["policy"] == GIVEN else manifest.require_teachers()
 
     def shared_vocab(self, student: ModelSpec) -> int:
         """The number of ids that both student and teacher know."""
@@ -94,77 +94,97 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
 
 
 class OfflineSource(RolloutSource):
-    """Sample i is row i of the rollouts; `recorded` reads row i of the scores from disk."""
+    """Sample i is row i of the rollouts, with the name of the "teacher" that read it; `recorded` reads its scores."""
 
     def __init__(self, rollouts: Path, scores: Path) -> None:
         """Raises ArtifactError if either is missing, broken or unfinished, or the scores are of other rollouts."""
         super().__init__(rollouts)
         self.scores = read_artifact(scores, "scores")
         self.scores.require_parent(self.rollouts)
-        self._limits = limits_of(self.scores.path, self.scores.manifest)
-        self._require_same_responses()
-        self._rows = [(part, row) for part in self.scores.tables for row in range(part.rows or 0)]
+        self._teacher_of = {
+            part.file: teacher_of(self.scores.path, self.scores.manifest, part.file) for part in self.scores.tables
+        }
+        self._limits = {
+            part.file: limits_of(self.scores.path, self.scores.manifest, part.file) for part in self.scores.tables
+        }
+        self._rows = self._find_rows()
         self._open = lru_cache(maxsize=64)(lambda part: pq.ParquetFile(self.scores.path / part.file))
 
-    def _require_same_responses(self) -> None:
-        """Check all columns except the hidden states, one part in memory at a time.
+    def _find_rows(self) -> list[tuple[Part, int]]:
+        """The part and the row group of the scores of each rollout.
 
-        Raises ArtifactError unless scores have the rows of the rollouts, each in a row group of its own.
+        Checks all columns except the hidden states, one part in memory at a time. Raises ArtifactError unless the
+        scores have one row for each rollout, as long as its response, in a row group of its own.
         """
-        columns = ["sample_id", *(name for name in self.decoder.columns if name != "hidden")]
-        row_groups, rows = 0, list[pa.Table]()
+        columns = ["sample_id", "teacher", *(name for name in self.decoder.columns if name != "hidden")]
+        found: dict[str, tuple[int, Part, int]] = {}
+        row_groups = 0
         for part in self.scores.tables:
             table = self.scores.read_part(part, columns)
             row_groups += pq.read_metadata(self.scores.path / part.file).num_row_groups
-            rows.append(_ids_and_lengths(table, pc.list_value_length(table["student_entropy"]).to_pylist()))
-        scored, sampled = pa.concat_tables(rows), _ids_and_lengths(self._table, trained_lengths(self._table))
-        if row_groups != len(scored) or scored != sampled:
+            lengths = pc.list_value_length(table["student_entropy"]).to_pylist()
+            rows = zip(table["sample_id"].to_pylist(), lengths, strict=True)
+            found |= {sample_id: (length, part, row) for row, (sample_id, length) in enumerate(rows)}
+        wanted = self._table["sample_id"].to_pylist()
+        matched = [found[sample_id] for sample_id in wanted if sample_id in found]
+        same_rows = len(wanted) == len(found) == self.scores.manifest.rows == row_groups
+        if not same_rows or [length for length, _, _ in matched] != trained_lengths(self._table):
             raise ArtifactError(
                 f"{self.scores.path} has scores of other responses than those of {self.rollouts.path}.",
                 "Run `tsdkd score` again with --overwrite.",
             )
+        return [(part, row) for _, part, row in matched]
 
     @property
     def parents(self) -> tuple[Artifact, ...]:
         return (self.rollouts, self.scores)
 
     @property
-    def teacher(self) -> ModelRecord:
-        return self.scores.manifest.model("teacher")
+    def teachers(self) -> tuple[ModelRecord, ...]:
+        return self.scores.manifest.require_teachers()
 
     @cached_property
     def decoder(self) -> SignalDecoder:
-        config = self.scores.manifest.config
-        head = load_head(self.scores.path / HEAD_FILE) if config["signal"] in SIGNALS_WITH_HEAD else None
-        return SignalDecoder(config["signal"], config["k"], config["top_k"], head)
+        config, heads = self.scores.manifest.config, {}
+        if config["signal"] in SIGNALS_WITH_HEAD:
+            files = {teacher_file(HEAD_FILE, teacher_index(part)): name for part, name in self._teacher_of.items()}
+            heads = {name: load_head(self.scores.path / file) for file, name in sorted(files.items())}
+        if len({head.vocab for head in heads.values()}) > 1:
+            raise ArtifactError(
+                f"The heads of {self.scores.path} compare different numbers of ids.",
+                "Run `tsdkd score` again with --overwrite.",
+            )
+        return SignalDecoder(config["signal"], config["k"], config["top_k"], heads)
 
     def shared_vocab(self, student: ModelSpec) -> int:
         """The number of ids that the scores compare. Raises InputError if the student does not know all of them."""
-        head = self.decoder.head
-        if head is None:
+        vocab = self.decoder.vocab
+        if vocab is None:
             return student.vocab
-        if head.vocab > student.vocab:
+        if vocab > student.vocab:
             raise InputError(
-                f"The scores compare {head.vocab:,} ids; {student.name} knows {student.vocab:,}.",
+                f"The scores compare {vocab:,} ids; {student.name} knows {student.vocab:,}.",
                 f"Score with --student {student.name}.",
             )
-        return head.vocab
+        return vocab
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Also the teacher's end tokens, whose probabilities the scores hold."""
         return super().end_ids(tokenizer).union(self.scores.manifest.config.get(TEACHER_END_IDS, ()))
 
     def __getitem__(self, index: int) -> Sample:
-        return super().__getitem__(index) | {"row": index}
+        part, _ = self._rows[index]
+        return super().__getitem__(index) | {"row": index, "teacher": self._teacher_of[part.file]}
 
     def _scores_row(self, index: int) -> dict[str, Any]:
         part, row_group = self._rows[index]
-        with translate_arrow_errors(self.scores.path / part.file):
+        file = self.scores.path / part.file
+        with translate_arrow_errors(file):
             row = self._open(part).read_row_group(row_group, columns=list(self.decoder.columns))
         if "hidden" in row.column_names:
-            file = self.scores.path / part.file
-            check_hidden(file, row["hidden"], len(row["student_entropy"][0]), self._limits)
-        return {name: _single_value(row[name]) for name in row.column_names}
+            check_hidden(file, row["hidden"], len(row["student_entropy"][0]), self._limits[part.file])
+        values = {name: _single_value(row[name]) for name in row.column_names}
+        return values | {"teacher": self._teacher_of[part.file]}
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return self.decoder.tensors([self._scores_row(sample["row"]) for sample in samples])
@@ -184,11 +204,6 @@ class OfflineSource(RolloutSource):
 def response_authors(rollouts: Artifact) -> set[str]:
     """The authors of a rollouts artifact's responses."""
     return {author for part in rollouts.tables for author in rollouts.read_part(part, ["author"])["author"].to_pylist()}
-
-
-def _ids_and_lengths(rows: pa.Table, lengths: list[int]) -> pa.Table:
-    """The sample of each row, beside a length."""
-    return pa.table({"sample_id": rows["sample_id"], "length": lengths})
 
 
 def _single_value(column: pa.ChunkedArray) -> Any:

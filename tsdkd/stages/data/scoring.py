@@ -159,8 +159,8 @@ def _score_chunk(
     }
     columns |= encode_signal(teacher.to(heads[1].weight.dtype), log_p, config)  # in the precision of the head's input
     if config.signal in LOSSY_SIGNALS:
-        head = heads[1] if config.signal in SIGNALS_WITH_HEAD else None
-        recorded = SignalDecoder(config.signal, config.k, config.top_k, head).decode(columns)
+        decoded = {"": heads[1]} if config.signal in SIGNALS_WITH_HEAD else {}
+        recorded = SignalDecoder(config.signal, config.k, config.top_k, decoded).decode(columns)
         columns |= {
             "divergence": divergence_of(log_p, log_q, RECORDED_DIVERGENCE),
             "signal_divergence": recorded.divergence(log_q, RECORDED_DIVERGENCE, 1.0),

@@ -84,10 +84,21 @@ def require_captured_mass(readings: list[Reading], top_k: int) -> None:
     mass = float(torch.cat([reading.top_log_probs for reading in readings]).exp().sum(-1).mean())
     if mass < MIN_CAPTURED_MASS:
         raise TsdkdError(
-            f"The teacher's {top_k} most likely tokens hold only {mass:.2f} of its probability; {MIN_CAPTURED_MASS} "
-            "is the least from which its entropy can be estimated.",
-            "Start vLLM with a larger --max-logprobs and give a larger --top-k.",
+            too_little_mass(mass, top_k), "Start vLLM with a larger --max-logprobs and give a larger --top-k."
         )
+
+
+def too_little_mass(mass: float, top_k: int, teacher: str = "") -> str:
+    """What is wrong with the captured mass of a teacher, which may have a name."""
+    named = (
+        f"The {top_k} most likely tokens of the teacher {teacher}"
+        if teacher
+        else (f"The teacher's {top_k} most likely tokens")
+    )
+    return (
+        f"{named} hold only {mass:.2f} of its probability; {MIN_CAPTURED_MASS} is the least from which its entropy can "
+        "be estimated."
+    )
 
 
 def _turns(row: dict[str, Any]) -> list[range]:

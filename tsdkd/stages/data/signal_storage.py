@@ -1,6 +1,7 @@
 """Teacher signals on disk: how rows of scores encode them, how they are decoded, and their bytes per token."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tsdkd.artifacts.schemas import SIGNAL_COLUMNS, schema_of
-from tsdkd.core import Head, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
+from tsdkd.core import Head, SeveralTeachers, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
 
@@ -102,21 +103,26 @@ class SignalDecoder:
     signal: str
     k: int
     top_k: int
-    head: Head | None
-    """The teacher's head, for the signals "hidden" and "hidden8"."""
+    heads: Mapping[str, Head]
+    """The head of each teacher by name, for the signals "hidden" and "hidden8"; an only teacher has the name ""."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (*BASE_COLUMNS, *SIGNAL_COLUMNS[self.signal])
 
+    @property
+    def vocab(self) -> int | None:
+        """The number of ids that the heads compare; None without heads."""
+        return min((head.vocab for head in self.heads.values()), default=None)
+
     def to(self, device: torch.device) -> "SignalDecoder":
-        return replace(self, head=None if self.head is None else self.head.to(device))
+        return replace(self, heads={name: head.to(device) for name, head in self.heads.items()})
 
     def require_support(self, objective: TSDKDConfig, *, held_out: bool) -> None:
         """Raises InputError if an objective, or held-out measurement, needs more than the signal records."""
-        max_k = self.head.weight.shape[0] - 1 if self.head is not None else self.k
+        max_k = self.k if self.vocab is None else self.vocab - 1
         if objective.alpha and objective.k > max_k:
-            remedy = "Lower --k." if self.head is not None else "Lower --k, or score again with a larger one."
+            remedy = "Lower --k, or score again with a larger one." if self.vocab is None else "Lower --k."
             raise InputError(f"k is {objective.k}, but these scores allow only {max_k}.", remedy)
         if self.signal == "ranks" and objective.direct_weight:
             raise InputError(
@@ -128,39 +134,63 @@ class SignalDecoder:
                 "Scores with the signal 'ranks' record no teacher distribution, which --held-out needs.",
                 "Leave out --held-out, or score with --signal hidden or topk.",
             )
-        if self.head is None and objective.policy_gradient_weight:
+        if not self.heads and objective.policy_gradient_weight:
             raise InputError(
                 f"Scores with the signal {self.signal!r} do not hold the teacher's probability of every token.",
                 "Score with --signal hidden.",
             )
-        if self.head is None and objective.temperature != 1:
+        if not self.heads and objective.temperature != 1:
             raise InputError(
                 f"Scores with the signal {self.signal!r} hold at temperature 1, not {objective.temperature}.",
                 "Score with --signal hidden, or train at temperature 1.",
             )
 
     def tensors(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows of scores -> tensors (tokens, ...) of all their tokens, row after row."""
+        """Rows of scores -> tensors (tokens, ...) of all their tokens, row after row.
+
+        Of several heads, each row names its "teacher"; "owners" (tokens,) is the index of each token's teacher, and
+        "hidden-I" (tokens of teacher I, width) has its hidden states.
+        """
         flat = {name: _concatenate(rows, name) for name in self.columns if name != "hidden"}
         widths = {"candidates": self.k, "ranks": self.k, "top_ids": self.top_k, "top_log_probs": self.top_k}
         tensors = {name: value.reshape(-1, widths[name]) if name in widths else value for name, value in flat.items()}
-        if self.head is not None:
-            dtype = torch.int8 if self.signal == "hidden8" else self.head.weight.dtype
-            hidden = torch.frombuffer(bytearray(b"".join(row["hidden"] for row in rows)), dtype=dtype)
-            tensors["hidden"] = hidden.reshape(-1, self.head.weight.shape[1])
+        if len(self.heads) == 1:
+            return tensors | {"hidden": self._hidden(rows, *self.heads.values())}
+        if self.heads:
+            names = list(self.heads)
+            owners = torch.tensor([names.index(row["teacher"]) for row in rows])
+            tensors["owners"] = owners.repeat_interleave(torch.tensor([len(row["student_entropy"]) for row in rows]))
+            for i, (name, head) in enumerate(self.heads.items()):
+                tensors[f"hidden-{i}"] = self._hidden([row for row in rows if row["teacher"] == name], head)
         return tensors
 
+    def _hidden(self, rows: list[dict[str, Any]], head: Head) -> Tensor:
+        """The hidden states (tokens, width) of one teacher's rows."""
+        dtype, content = torch.int8 if self.signal == "hidden8" else head.weight.dtype, bytearray()
+        for row in rows:
+            content += row["hidden"]
+        hidden = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return hidden.reshape(-1, head.weight.shape[1])
+
     def decode(self, tensors: dict[str, Tensor]) -> TeacherSignal:
-        """The result of `tensors`, on any device -> the teacher's signal."""
-        if self.head is not None:
-            hidden = tensors["hidden"]
-            if self.signal == "hidden8":
-                hidden = (hidden * tensors["hidden_scale"].unsqueeze(-1)).to(self.head.weight.dtype)
-            return TeacherHidden(hidden, self.head)
+        """The result of `tensors`, on any device -> the teacher's signal, `SeveralTeachers` with several heads."""
+        if len(self.heads) == 1:
+            return self._teacher_hidden(tensors["hidden"], tensors.get("hidden_scale"), *self.heads.values())
+        if self.heads:
+            owners, scale = tensors["owners"], tensors.get("hidden_scale")
+            teachers = [
+                self._teacher_hidden(tensors[f"hidden-{i}"], None if scale is None else scale[owners == i], head)
+                for i, head in enumerate(self.heads.values())
+            ]
+            return SeveralTeachers.of(teachers, owners)
         ranks = TeacherRanks(tensors["teacher_entropy"], tensors["candidates"], tensors["ranks"])
         if self.signal == "ranks":
             return ranks
         return TeacherTopK(ranks, tensors["top_ids"], tensors["top_log_probs"])
+
+    def _teacher_hidden(self, hidden: Tensor, scale: Tensor | None, head: Head) -> TeacherHidden:
+        """`scale` (tokens,): of the signal "hidden8"."""
+        return TeacherHidden(hidden if scale is None else (hidden * scale.unsqueeze(-1)).to(head.weight.dtype), head)
 
 
 def _concatenate(rows: list[dict[str, Any]], name: str) -> Tensor:

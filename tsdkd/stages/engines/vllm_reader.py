@@ -76,15 +76,22 @@ class VllmReader(HiddenReader):
 
 @contextmanager
 def open_readers(
-    student: str, teacher: str, config: ScoreConfig, longest: int, sequences: list[list[int]], observer: Observer
+    student: str,
+    teacher: str,
+    config: ScoreConfig,
+    longest: int,
+    sequences: list[list[int]],
+    observer: Observer,
+    vocab: int | None = None,
 ) -> Iterator[ReaderPair]:
     """Student and teacher, read by vLLM, for sequences of up to `longest` tokens; adapters are merged first.
 
-    Both are checked on some of `sequences` before they are returned. Raises InputError for a head that is not linear,
-    TsdkdError when vLLM cannot read a model, when both exceed the memory, and when a check fails.
+    `vocab`: the number of ids that are compared; None: of those that both models know. Both models are checked on some
+    of `sequences` before they are returned. Raises InputError for a head that is not linear, TsdkdError when vLLM
+    cannot read a model, when both exceed the memory, and when a check fails.
     """
     specs = load_spec(student), load_spec(teacher)
-    vocab, device = min(spec.vocab for spec in specs), default_device()
+    vocab, device = vocab or min(spec.vocab for spec in specs), default_device()
     checked = checked_sequences(sequences)
     with ExitStack() as stack:
         directories = [stack.enter_context(merged_model_directory(spec.name, config.dtype)) for spec in specs]

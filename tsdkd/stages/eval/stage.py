@@ -201,7 +201,8 @@ def _manifest(
     settings = {name: value for name, value in recorded_config(config).items() if name not in NOT_IN_CONFIG}
     if source is not None:
         require_hidden_signal(source)
-        require_same_tokenizer(record, source.scores.manifest.model("teacher"))
+        for teacher in source.teachers:
+            require_same_tokenizer(record, teacher)
         spec = load_spec(model)
         require_readable(source.rollouts, [spec])
         source.shared_vocab(spec)
@@ -265,8 +266,8 @@ def _measure_held_out(
     language_model: LanguageModel, source: OfflineSource, config: EvalConfig, observer: Observer
 ) -> dict[str, Any]:
     """Divergence from the teacher on held-out responses, with one greedy response."""
-    if source.decoder.head is not None:
-        language_model = replace(language_model, shared_vocab=source.decoder.head.vocab)
+    if source.decoder.vocab is not None:
+        language_model = replace(language_model, shared_vocab=source.decoder.vocab)
     with observer.progress("held-out responses read", len(source), "responses") as advance:
         measures = measure_held_out(
             language_model,

@@ -1,13 +1,12 @@
 """Statistics of the selection over all responses of a scores artifact, accumulated while they are read."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.stages.data.turns import Mask
 from tsdkd.stages.inspect.numpy_selection import (
     Array,
     gate_weights,
@@ -16,7 +15,7 @@ from tsdkd.stages.inspect.numpy_selection import (
     opener_length,
     ranks_of_first,
 )
-from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, ColumnBatch, ScoresReader
+from tsdkd.stages.inspect.recorded import ENTROPY_COLUMNS, ColumnBatch, MasksOf, ScoresReader
 from tsdkd.stages.inspect.response import describe_gate
 
 BINS = 10
@@ -165,16 +164,13 @@ class Aggregate:
 
 
 def aggregate_scores(
-    scores: ScoresReader, masks: Iterator[Mask], objective: TSDKDConfig, advance: Callable[[int], None]
+    scores: ScoresReader, masks_of: MasksOf, objective: TSDKDConfig, advance: Callable[[int], None]
 ) -> Aggregate:
-    """Aggregate all responses in the artifact's order; `advance` receives the number of responses just read.
-
-    `masks`: of all responses, in the same order.
-    """
+    """Aggregate all responses in the artifact's order; `advance` receives the number of responses just read."""
     config = scores.artifact.manifest.config
     top_columns = ["top_log_probs"] if config["signal"] == "topk" else []
     aggregate, choose_fraction = Aggregate(objective), opener_fraction_chooser(objective)
-    for batch in scores.stream([*ENTROPY_COLUMNS, "ranks", *top_columns], masks):
+    for batch in scores.stream([*ENTROPY_COLUMNS, "ranks", *top_columns], masks_of):
         ranks = ranks_of_first(batch.columns["ranks"].reshape(-1, scores.k), objective.k)
         aggregate.add(batch, ranks, choose_fraction)
         for name in top_columns:

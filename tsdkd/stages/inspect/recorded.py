@@ -3,16 +3,19 @@
 Files are not hashed, so that inspecting one response of a large artifact reads one row group.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tsdkd.artifacts.manifest import ModelRecord, Part
+from tsdkd.artifacts.files import rollouts_table
+from tsdkd.artifacts.manifest import ModelRecord, Part, teacher_role
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.artifacts.tables import teacher_of
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.data.turns import Mask, turn_lengths
 from tsdkd.stages.inspect.numpy_selection import Array, split_turns
@@ -20,6 +23,8 @@ from tsdkd.stages.inspect.numpy_selection import Array, split_turns
 Rollout = dict[str, Any]
 ENTROPY_COLUMNS = ("student_entropy", "teacher_entropy")
 ROLLOUT_COLUMNS = ["sample_id", "messages", "prompt_ids", "response_ids", "response_mask", "finish_reason", "author"]
+MasksOf = Callable[[str], Mapping[str, Mask]]
+"""A table of the rollouts -> the masks of its responses by sample; a response without one is a single turn."""
 STREAMED_ROWS = 64
 """Responses per `ColumnBatch`."""
 
@@ -42,6 +47,7 @@ class ResponseScores:
 class ColumnBatch:
     """Columns of several responses; the tokens of all responses are concatenated."""
 
+    sample_ids: list[str]
     turns: list[list[int]]
     """Tokens of each turn, by response."""
     columns: dict[str, Array]
@@ -73,10 +79,11 @@ class RolloutsReader:
             f"{self.artifact.path} has no response {sample_id}.", f"Name another, such as {', '.join(examples)}."
         )
 
-    def masks(self) -> Iterator[Mask]:
-        """The mask of each response, in order."""
-        for part in self.artifact.tables:
-            yield from self.artifact.read_part(part, ["finish_reason", "response_mask"])["response_mask"].to_pylist()
+    def masks(self, table: str) -> dict[str, Mask]:
+        """The masks of the responses of one table, by sample."""
+        columns = ["sample_id", "response_mask"]
+        rows = self.artifact.read_part(self.artifact.table_part(table), columns)
+        return dict(zip(*(rows[name].to_pylist() for name in columns), strict=True))
 
     def __getitem__(self, index: int) -> Rollout:
         part, row = _locate_row(self.artifact, index)
@@ -84,11 +91,20 @@ class RolloutsReader:
         return rollout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ScoresReader:
-    """Reads scores; a response has the same row number in scores and rollouts."""
+    """Reads scores by the sample ids of the rollouts."""
 
     artifact: Artifact
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Part, int]]:
+        """The part of each response, and its row there."""
+        return {
+            sample_id: (part, row)
+            for part in self.artifact.tables
+            for row, sample_id in enumerate(self.artifact.read_part(part, ["sample_id"])["sample_id"].to_pylist())
+        }
 
     @property
     def k(self) -> int:
@@ -101,8 +117,21 @@ class ScoresReader:
     def model(self, role: str) -> ModelRecord:
         return self.artifact.manifest.model(role)
 
-    def __getitem__(self, index: int) -> ResponseScores:
-        part, row = _locate_row(self.artifact, index)
+    def teacher(self, sample_id: str) -> ModelRecord:
+        """The teacher that read a response."""
+        part, _ = self._find(sample_id)
+        manifest = self.artifact.manifest
+        return manifest.model(teacher_role(teacher_of(self.artifact.path, manifest, part.file)))
+
+    def _find(self, sample_id: str) -> tuple[Part, int]:
+        if sample_id in self._places:
+            return self._places[sample_id]
+        raise ArtifactError(
+            f"{self.artifact.path} has no scores of {sample_id}.", "Run `tsdkd score` again with --overwrite."
+        )
+
+    def __getitem__(self, sample_id: str) -> ResponseScores:
+        part, row = self._find(sample_id)
         with self.artifact.open_part(part) as file:
             table = file.read_row_group(row, columns=[*ENTROPY_COLUMNS, "candidates", "ranks"])
         self.artifact.check(part, table)
@@ -111,15 +140,18 @@ class ScoresReader:
             *(_flatten(table[name]).reshape(-1, self.k) for name in ("candidates", "ranks")),
         )
 
-    def stream(self, columns: list[str], masks: Iterator[Mask]) -> Iterator[ColumnBatch]:
-        """All responses in order, `STREAMED_ROWS` at a time; `masks`: of the responses, in the same order."""
+    def stream(self, columns: list[str], masks_of: MasksOf) -> Iterator[ColumnBatch]:
+        """All responses in the order of the scores, `STREAMED_ROWS` at a time."""
         for part in self.artifact.tables:
+            masks = masks_of(rollouts_table(part.file))
             with self.artifact.open_part(part) as file:
-                for batch in file.iter_batches(STREAMED_ROWS, columns=columns, use_threads=False):
+                for batch in file.iter_batches(STREAMED_ROWS, columns=["sample_id", *columns], use_threads=False):
                     self.artifact.check(part, pa.Table.from_batches([batch]))
+                    sample_ids = batch.column("sample_id").to_pylist()
                     lengths = batch.column(columns[0]).value_lengths().to_pylist()
-                    turns = [turn_lengths(length, next(masks)) for length in lengths]
-                    yield ColumnBatch(turns, {name: batch.column(name).flatten().to_numpy() for name in columns})
+                    turns = [turn_lengths(n, masks.get(i)) for i, n in zip(sample_ids, lengths, strict=True)]
+                    values = {name: batch.column(name).flatten().to_numpy() for name in columns}
+                    yield ColumnBatch(sample_ids, turns, values)
 
 
 def open_scores(scores: Path, rollouts: Path | None = None) -> tuple[RolloutsReader, ScoresReader]:

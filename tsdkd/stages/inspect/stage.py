@@ -3,8 +3,7 @@
 Recorded scores are read without torch. Models are loaded for rollouts without scores, and for a student after training.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -64,11 +63,12 @@ def inspect_scores(
     objective = _objective(scores_reader, config, checkpoint, observer)
     texts = _load_texts(scores_reader, student, observer)
     index = _choose_index(rollouts_reader, scores_reader, config, objective, observer)
-    rollout, before = rollouts_reader[index], scores_reader[index]
+    rollout = rollouts_reader[index]
+    before = scores_reader[rollout["sample_id"]]
     selection = _select(before, rollout, objective, _earlier_turns(rollouts_reader, scores_reader, index, objective))
     scores_after = None
     if after:
-        teacher = scores_reader.model("teacher")
+        teacher = scores_reader.teacher(rollout["sample_id"])
         if teacher.served:
             raise InputError(
                 f"A server read {teacher.name}, the teacher of these scores; --after needs it loaded.",
@@ -130,10 +130,15 @@ def inspect_all(
         chat_of_rollouts(open_scores(scores)[0].artifact, config.chat)
     reader = ScoresReader(read_artifact(scores, "scores", hashed=False))
     has_masks = "turns" in reader.artifact.manifest.summary
-    masks: Iterator[Mask] = open_scores(scores)[0].masks() if has_masks else repeat(None)
+    masks_of = open_scores(scores)[0].masks if has_masks else _no_masks
     objective = _objective(reader, config, checkpoint, observer)
     with observer.progress("scores read", len(reader), "responses") as advance:
-        return aggregate_scores(reader, masks, objective, advance)
+        return aggregate_scores(reader, masks_of, objective, advance)
+
+
+def _no_masks(_: str) -> dict[str, Mask]:
+    """For scores without conversations, whose rollouts are not read."""
+    return {}
 
 
 def _objective(scores: ScoresReader, config: InspectConfig, checkpoint: Path | None, observer: Observer) -> TSDKDConfig:
@@ -193,18 +198,17 @@ def _index_of_largest(
     rollouts: RolloutsReader, scores: ScoresReader, measure: Callable[[Array, Array], float], observer: Observer
 ) -> int:
     """The response of the turn with the largest `measure(student_entropy, teacher_entropy)`; the first wins ties."""
-    largest, index_of_largest, rows_before = float("-inf"), 0, 0
+    largest, sample_of_largest = float("-inf"), ""
     with observer.progress("entropies read", len(scores), "responses") as advance:
-        for batch in scores.stream(list(ENTROPY_COLUMNS), rollouts.masks()):
-            rows = [row for row, lengths in enumerate(batch.turns, rows_before) for _ in lengths]
+        for batch in scores.stream(list(ENTROPY_COLUMNS), rollouts.masks):
+            samples = [name for name, lengths in zip(batch.sample_ids, batch.turns, strict=True) for _ in lengths]
             turns = zip(*(batch.split(batch.columns[name]) for name in ENTROPY_COLUMNS), strict=True)
-            for row, (student, teacher) in zip(rows, turns, strict=True):
+            for sample_id, (student, teacher) in zip(samples, turns, strict=True):
                 value = measure(student, teacher)
                 if value > largest:
-                    largest, index_of_largest = value, row
-            rows_before += len(batch.turns)
+                    largest, sample_of_largest = value, sample_id
             advance(len(batch.turns))
-    return index_of_largest
+    return rollouts.index_of(sample_of_largest)
 
 
 def _earlier_turns(
@@ -212,8 +216,8 @@ def _earlier_turns(
 ) -> list[tuple[Array, Array]]:
     """Both entropies of the turns before a response that an adaptive opener depends on."""
     before = WINDOW - 1 if objective.opener == "adaptive" else 0
-    rows = range(max(0, index - before), index)
-    return [turn for row in rows for turn in _turns(scores[row], rollouts[row])]
+    earlier = map(rollouts.__getitem__, range(max(0, index - before), index))
+    return [turn for rollout in earlier for turn in _turns(scores[rollout["sample_id"]], rollout)]
 
 
 def _turns(scores: ResponseScores, rollout: Rollout) -> list[tuple[Array, Array]]:

@@ -63,3 +63,13 @@ SCREEN_METRICS = (
 CARD_METRICS = (*TERM_METRICS, "student_entropy", "top1_agreement", "grad_norm")
 SUMMARY_METRICS = (*TERM_METRICS, "student_entropy", "candidate_overlap", "drift")
 """The first and last value of each is in a checkpoint's manifest."""
+
+
+def teacher_metric(name: str, teacher: str) -> str:
+    """The key of a metric of one of several teachers; trackers group keys at each slash."""
+    return f"{name}/{teacher}"
+
+
+def metric_teacher(key: str) -> str:
+    """The name of the teacher whose metric a key holds; "" for a metric of all responses."""
+    return key.partition("/")[2]

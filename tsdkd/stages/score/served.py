@@ -1,102 +1,98 @@
-"""score with a served teacher: rollouts -> scores. The student is read here, the teacher by its server.
+"""score with served teachers: rollouts -> scores. The student is read here, each teacher by its server.
 
-One process sends requests, as many at a time as the user allows. Each part of the rollouts becomes one part of the
-scores, so a killed run continues with the first part that is missing.
+One process sends requests, as many at a time as the user allows.
 """
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import torch
-
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, Part, load_manifest
+from tsdkd.artifacts.manifest import Manifest, teacher_role
 from tsdkd.artifacts.reader import Artifact, read_artifact
-from tsdkd.artifacts.writer import TableWriter, Writer
-from tsdkd.core import Head
-from tsdkd.errors import InputError, TsdkdError
+from tsdkd.errors import InputError
 from tsdkd.processes import world_size
-from tsdkd.stages.config.generate import GIVEN
-from tsdkd.stages.config.score import ScoreConfig, recorded_scoring, require_candidates
+from tsdkd.stages.config.score import ScoreConfig, require_candidates
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
-from tsdkd.stages.data.score_cost import (
-    ScoreWorkload,
-    format_bytes,
-    score_batches,
-    score_blocks,
-    score_cost,
-    score_workload,
-)
-from tsdkd.stages.data.scoring import ScoreRow, report_padded_reading
-from tsdkd.stages.data.served_scoring import (
-    SERVED_COLUMNS,
-    read_request,
-    require_captured_mass,
-    student_scores,
-    teacher_columns,
-)
-from tsdkd.stages.data.signal_storage import score_table
+from tsdkd.stages.data.scoring import report_padded_reading
+from tsdkd.stages.data.served_scoring import MIN_CAPTURED_MASS, too_little_mass
 from tsdkd.stages.engines.choice import require_engine_options
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.load import LanguageModel, load_model
-from tsdkd.stages.models.record import library_versions, model_record, require_same_tokenizer
+from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.score.summary import summarise
+from tsdkd.stages.score.distributed import RankGroup
+from tsdkd.stages.score.inputs import scores_manifest
+from tsdkd.stages.score.loop import Scoring
+from tsdkd.stages.score.readers import NO_HEAD, ServerReader, TeacherReader
+from tsdkd.stages.score.units import Unit
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer, open_server
-
-COLUMNS = ["sample_id", *LENGTH_COLUMNS]
-NO_HEAD = Head(torch.empty(0, 0, device="meta"))
-"""The teacher's head, whose size decides nothing here."""
-TIMED_SEQUENCES = 16
 
 
 @reading_inputs()
 def score_served(
     rollouts: Path,
     student: str,
-    url: str,
-    teacher: str | None,
+    urls: str | Mapping[str, str],
+    served_names: str | Mapping[str, str] | None,
     output: Path,
     config: ScoreConfig,
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Score rollouts with a student and the teacher that a server at `url` serves.
+    """Score rollouts with a student and the teacher that a server at `urls` serves, or with several by name.
 
-    `teacher`: the model's name at the server, needed where it serves several.
+    `served_names`: the model's name at the server, needed where it serves several; by the teachers' names.
 
-    Raises InputError before anything is written, TsdkdError when the server fails; what is complete is kept.
+    Raises InputError before anything is written, TsdkdError when a server fails; what is complete is kept.
     """
     observer = observer or SilentObserver()
+    by_name = {"": urls} if isinstance(urls, str) else dict(sorted(urls.items()))
+    names = {"": served_names} if isinstance(served_names, str) else dict(served_names or {})
     _require_supported(config)
     parent, spec = read_artifact(rollouts, "rollouts"), load_spec(student)
     require_attention(config.attention, (student,))
     require_readable(parent, [spec])
     require_candidates(config, spec.vocab)
-    with open_server(
-        url, teacher, spec.tokenizer, vocab=spec.vocab, top_k=config.top_k, k=config.k, observer=observer
-    ) as server:
-        server.require_length(max(max(_lengths(parent, part)) for part in parent.tables))
-        manifest = _manifest(parent, student, server, output, config, observer)
-        with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
+    longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
+    settings: Any = {"vocab": spec.vocab, "top_k": config.top_k, "k": config.k, "observer": observer}
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(open_server(url, names.get(name), spec.tokenizer, **settings))
+            for name, url in by_name.items()
+        }
+        for server in servers.values():
+            server.require_length(longest)
+        manifest, ranks = _manifest(parent, student, servers, output, config, observer), RankGroup()
+        config = replace(config, teacher_by=manifest.config.get("teacher_by"))
+        with ranks.open_writer(output, lambda: manifest, overwrite) as writer, observer.writing(writer.path):
             if writer.complete:
                 observer.info(f"{output} is complete: nothing to do.")
                 return writer.artifact
-            missing = [part for part in parent.tables if not writer.has(part.file)]
-            if missing:
-                _score_parts(_load_student(spec, config, observer), server, parent, missing, writer, config, observer)
-            written = Artifact(writer.path, load_manifest(writer.path))
-            writer.finish(summarise(written, parent, config), observer.info)
-        return read_artifact(output, "scores", hashed=False)
+            load_student = cache(lambda: _load_student(spec, config, observer))
+
+            @contextmanager
+            def open_reader(own: list[Unit]) -> Iterator[TeacherReader]:
+                yield ServerReader(load_student(), servers[own[0].teacher], config)
+
+            Scoring(parent, list(servers), lambda _: NO_HEAD, open_reader, writer, ranks, config, observer).run()
+        scores = read_artifact(output, "scores", hashed=False)
+        _warn_of_captured_mass(scores.manifest.summary, config, observer)
+        return scores
+
+
+def _warn_of_captured_mass(summary: dict[str, Any], config: ScoreConfig, observer: Observer) -> None:
+    """Warn where all responses of a teacher have less captured mass than is demanded of the first ones."""
+    for name, values in summary.get("teachers", {"": summary}).items():
+        if values.get("captured_mass", 1.0) < MIN_CAPTURED_MASS:
+            observer.warning(f"{too_little_mass(values['captured_mass'], config.top_k, name)} The scores are kept.")
 
 
 def _require_supported(config: ScoreConfig) -> None:
@@ -115,25 +111,18 @@ def _require_supported(config: ScoreConfig) -> None:
 
 
 def _manifest(
-    parent: Artifact, student: str, server: TeacherServer, output: Path, config: ScoreConfig, observer: Observer
+    parent: Artifact,
+    student: str,
+    servers: Mapping[str, TeacherServer],
+    output: Path,
+    config: ScoreConfig,
+    observer: Observer,
 ) -> Manifest:
     chat = chat_of_rollouts(parent, config.chat) if parent.manifest.models[0].role == "student" else None
     learner = model_record("student", student, chat=chat)
-    models = learner, served_record(server, learner, output)
-    for author in parent.manifest.models:
-        require_same_tokenizer(author, learner)
-        given = parent.manifest.config["policy"] == GIVEN
-        if author.role == "student" and author.weights != learner.weights and not given:
-            observer.warning(f"Another student sampled the rollouts: {author.name}.")
-    return Manifest(
-        kind="scores",
-        config=recorded_scoring(config),
-        seed=parent.manifest.seed,
-        parents=(parent.as_parent_of(output),),
-        models=models,
-        engine="server",
-        libraries=library_versions(),
-    )
+    records = (served_record(server, learner, output, teacher_role(name)) for name, server in servers.items())
+    manifest = scores_manifest(parent, (learner, *records), servers, output, config, observer)
+    return replace(manifest, engine="server")
 
 
 def _load_student(spec: ModelSpec, config: ScoreConfig, observer: Observer) -> LanguageModel:
@@ -142,82 +131,3 @@ def _load_student(spec: ModelSpec, config: ScoreConfig, observer: Observer) -> L
     student = replace(load_model(spec.name, config.dtype, **settings), shared_vocab=spec.vocab)
     report_padded_reading([student], observer)
     return student
-
-
-def _score_parts(
-    student: LanguageModel,
-    server: TeacherServer,
-    parent: Artifact,
-    missing: list[Part],
-    writer: Writer,
-    config: ScoreConfig,
-    observer: Observer,
-) -> None:
-    first = parent.read_part(missing[0], COLUMNS)
-    _report_cost(server, parent, missing, first, writer.path, config, observer)
-    rows = parent.manifest.rows
-    with observer.progress("student and server score", rows, "responses", writer.manifest.rows) as advance:
-        for part in missing:
-            table = parent.read_part(part, COLUMNS)
-            table_writer = TableWriter(writer, part.file, SERVED_COLUMNS)
-            for scored in _score_blocks(student, server, table, config, advance):
-                for row in scored:  # one response per row group, because training reads rows in random order
-                    table_writer.write(score_table(row))
-            table_writer.close()
-
-
-def _score_blocks(
-    student: LanguageModel, server: TeacherServer, table: pa.Table, config: ScoreConfig, advance: Callable[[int], None]
-) -> Iterator[list[ScoreRow]]:
-    """Yield rows of scores in order, block by block; the server reads the sequences of a block together."""
-    lengths = sequence_lengths(table)
-    for block in score_blocks(table, config, NO_HEAD):
-        rows: dict[int, ScoreRow] = {}
-        for batch in score_batches(lengths, block, config):
-            rows.update(zip(batch, student_scores(table.take(batch).to_pylist(), student, config.k), strict=True))
-        sequences = table.take(list(block)).to_pylist()
-        requests = [read_request(row, rows[i]["candidates"]) for i, row in zip(block, sequences, strict=True)]
-        readings = server.read(requests, advance)
-        require_captured_mass(readings, config.top_k)
-        yield [
-            rows[i] | teacher_columns(reading, student.vocab, config)
-            for i, reading in zip(block, readings, strict=True)
-        ]
-
-
-def _report_cost(
-    server: TeacherServer,
-    parent: Artifact,
-    missing: list[Part],
-    first: pa.Table,
-    directory: Path,
-    config: ScoreConfig,
-    observer: Observer,
-) -> None:
-    """Report bytes, tokens and the server's time of the missing parts. Raises TsdkdError when the disk is too small."""
-    workload = ScoreWorkload()
-    for part in missing:
-        workload += score_workload(parent.read_part(part, LENGTH_COLUMNS))
-    cost, free = score_cost(config, NO_HEAD, workload.response_tokens), shutil.disk_usage(directory).free
-    timed = [read_request(row) for row in first.slice(0, TIMED_SEQUENCES).to_pylist()]
-    start = time.perf_counter()
-    require_captured_mass(server.read(timed), config.top_k)
-    rate = sum(len(request.ids) for request in timed) / (time.perf_counter() - start)
-    observer.table(
-        "Cost of scoring",
-        [
-            *cost.rows(),
-            ("free on disk", format_bytes(free)),
-            ("tokens to read", f"{workload.tokens:,}"),
-            ("expected time of the server", f"{workload.tokens / rate / 60:,.1f} min"),
-        ],
-    )
-    if cost.bytes > free:
-        raise TsdkdError(
-            f"Scores need {format_bytes(cost.bytes)}, but {directory} has {format_bytes(free)} free.",
-            "Free space, choose another --scores directory, or use a smaller --top-k.",
-        )
-
-
-def _lengths(parent: Artifact, part: Part) -> list[int]:
-    return sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))

@@ -1,9 +1,12 @@
 """The summary of finished scores; reads them part by part, without the teacher signal's large columns."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
-from tsdkd.artifacts.files import HEAD_FILE
+from tsdkd.artifacts.files import HEAD_FILE, teacher_file, teacher_index
 from tsdkd.artifacts.manifest import Part
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.config.score import ScoreConfig
@@ -12,6 +15,7 @@ from tsdkd.stages.data.score_cost import ScoreWorkload, score_cost, score_worklo
 from tsdkd.stages.data.served_scoring import SERVED_COLUMNS
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, head_shape
 from tsdkd.stages.data.turns import response_turns
+from tsdkd.stages.score.units import Unit
 
 COLUMNS = ["student_entropy", "teacher_entropy", "student_log_prob", "teacher_log_prob"]
 """Columns with one value per response token, of every signal."""
@@ -20,33 +24,63 @@ MASS_QUANTILE = 0.01
 MASS_BINS = 10_000
 
 Column = np.ndarray[tuple[int], np.dtype[np.float64]]
+Histogram = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def summarise(scores: Artifact, rollouts: Artifact, config: ScoreConfig) -> dict[str, float]:
-    """Means over response tokens, in nats, with the counts of the work.
+def summarise(scores: Artifact, rollouts: Artifact, units: list[Unit], config: ScoreConfig) -> dict[str, Any]:
+    """Means over response tokens, in nats, with the counts of the work; `teachers` holds those of each named teacher.
 
     A lossy signal adds the student's divergence from the full teacher distribution (`divergence`), from the recorded
     signal (`signal_divergence`), and their mean absolute difference (`divergence_error`). "topk" adds the teacher's
     probability mass in its top K (`captured_mass`). A served teacher adds the bounds of its entropy, and the mean
     number of candidates that are tied (`tied_candidates`). Rollouts with masks add the number of `turns`.
     """
-    head, workload, turns = head_shape(scores.path / HEAD_FILE), ScoreWorkload(), 0
-    sums: dict[str, float] = {}
-    mass_histogram = np.zeros(MASS_BINS, dtype=np.int64)
-    for part, parent in zip(sorted(scores.tables, key=lambda part: part.file), rollouts.tables, strict=True):
-        rows = rollouts.read_part(parent, LENGTH_COLUMNS)
-        workload += score_workload(rows)
-        turns += sum(len(response_turns(len(mask), mask)) for mask in rows["response_mask"].to_pylist() if mask)
-        for name, values in _token_values(scores, part, config).items():
-            sums[name] = sums.get(name, 0.0) + float(values.sum())
+    overall, by_teacher, expected = Sums(), dict[str, Sums](), 0
+    for unit in units:
+        rows, values = unit.read(rollouts, LENGTH_COLUMNS), _token_values(scores, scores.table_part(unit.file), config)
+        for sums in (overall, by_teacher.setdefault(unit.teacher, Sums())):
+            sums.add(rows, values)
+    for unit in {unit.teacher: unit for unit in units}.values():
+        head = head_shape(scores.path / teacher_file(HEAD_FILE, teacher_index(unit.file)))
+        expected += score_cost(config, head, by_teacher[unit.teacher].workload.response_tokens).bytes
+    tokens = overall.workload.response_tokens
+    named = {name: sums.counts() | sums.means(config) for name, sums in by_teacher.items() if name}
+    summary: dict[str, Any] = {"response_tokens": tokens, "expected_bytes": expected, **overall.means(config)}
+    return summary | ({"teachers": named} if named else {})
+
+
+@dataclass
+class Sums:
+    """Sums over the response tokens of some rows."""
+
+    workload: ScoreWorkload = field(default_factory=ScoreWorkload)
+    responses: int = 0
+    turns: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    mass_histogram: Histogram = field(default_factory=lambda: np.zeros(MASS_BINS, dtype=np.int64))
+
+    def add(self, rows: pa.Table, values: dict[str, Column]) -> None:
+        """Take rows of rollouts, and the values of their tokens by name."""
+        self.workload += score_workload(rows)
+        self.responses += len(rows)
+        self.turns += sum(len(response_turns(len(mask), mask)) for mask in rows["response_mask"].to_pylist() if mask)
+        for name, column in values.items():
+            self.values[name] = self.values.get(name, 0.0) + float(column.sum())
             if name == "captured_mass":
-                mass_histogram += np.histogram(values, MASS_BINS, (0, 1))[0]
-    tokens = workload.response_tokens
-    summary = {name: total / tokens for name, total in sums.items()} | ({"turns": turns} if turns else {})
-    if config.signal == "topk":
-        summary["captured_mass_p01"] = float((mass_histogram.cumsum() < MASS_QUANTILE * tokens).sum() / MASS_BINS)
-    expected = score_cost(config, head, tokens).bytes
-    return {"response_tokens": tokens, "expected_bytes": expected, **summary}
+                self.mass_histogram += np.histogram(column, MASS_BINS, (0, 1))[0]
+
+    def counts(self) -> dict[str, float]:
+        return {"responses": self.responses, "response_tokens": self.workload.response_tokens}
+
+    def means(self, config: ScoreConfig) -> dict[str, float]:
+        """Per token, by name; with the number of turns of rows with masks."""
+        tokens = self.workload.response_tokens
+        means = {name: total / tokens for name, total in self.values.items()}
+        means |= {"turns": self.turns} if self.turns else {}
+        if config.signal == "topk":
+            below = self.mass_histogram.cumsum() < MASS_QUANTILE * tokens
+            means["captured_mass_p01"] = float(below.sum() / MASS_BINS)
+        return means
 
 
 def _token_values(scores: Artifact, part: Part, config: ScoreConfig) -> dict[str, Column]:

@@ -10,15 +10,15 @@ from tsdkd.stages.teacher_server.fingerprint import same_teacher
 from tsdkd.stages.teacher_server.server import TeacherServer
 
 
-def served_record(server: TeacherServer, student: ModelRecord, output: Path) -> ModelRecord:
+def served_record(server: TeacherServer, student: ModelRecord, output: Path, role: str = "teacher") -> ModelRecord:
     """The teacher's record for an artifact: its recorded fingerprint where a run continues with the same teacher.
 
     The tokenizer is the student's, as the self-test found it.
     """
     for directory in (output, pending_path(output.resolve())):
         with suppress(ArtifactError):
-            recorded = load_manifest(directory).model("teacher")
+            recorded = load_manifest(directory).model(role)
             ours = recorded.served and recorded.name == server.model
             if ours and same_teacher(recorded.weights, server.fingerprint):
                 server.continue_as(recorded.weights)
-    return ModelRecord("teacher", server.model, server.fingerprint, student.tokenizer, SERVED)
+    return ModelRecord(role, server.model, server.fingerprint, student.tokenizer, SERVED)

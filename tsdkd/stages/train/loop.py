@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -26,8 +26,8 @@ from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.replay import ReplaySource
 from tsdkd.stages.data.source import Source
 from tsdkd.stages.methods import find_method
-from tsdkd.stages.metrics.log import METRICS_FILE, is_step
-from tsdkd.stages.metrics.names import SUMMARY_METRICS
+from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, SUMMARY_METRICS, metric_teacher, teacher_metric
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
@@ -65,8 +65,8 @@ class TrainingInputs:
     """The inputs of `run_training`, for offline and online training alike."""
 
     student: ModelRecord
-    teacher: ModelRecord | None
-    """None for given responses without scores."""
+    teachers: tuple[ModelRecord, ...]
+    """Empty for given responses without scores."""
     parents: tuple[Parent, ...]
     max_length: int
     """Tokens of the longest prompt with its response."""
@@ -89,7 +89,7 @@ def run_training(
     precision = forward_precision(config.precision)
     arguments = training_arguments(config, precision, seed, output)
     require_full_weights(inputs.student)
-    models = (inputs.student, inputs.teacher) if inputs.teacher else (inputs.student,)
+    models = (inputs.student, *inputs.teachers)
     loaded = [model for model in models if config.online and not model.served] or [inputs.student]
     require_attention(config.attention, [model.name for model in loaded])
     require_packed_length(inputs.max_length, config)
@@ -139,7 +139,7 @@ def checkpoint_manifest(
     seed: int,
     day: str | None = None,
 ) -> Manifest:
-    """`models`: the student, and the teacher if there is one."""
+    """`models`: the student and the teachers."""
     return Manifest(
         kind="checkpoint",
         config=recorded_settings(config) | {"precision": forward_precision(config.precision)},
@@ -163,9 +163,13 @@ def _open_directory(output: Path, manifest: Manifest, overwrite: bool) -> Iterat
 def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str, observer: Observer) -> None:
     """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
     student = load_config(inputs.student.name)
-    needed = inputs.teacher if find_method(config.method).needs_teacher else None
-    teacher = load_config(needed.name) if needed and not needed.served else None
-    estimate = memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
+    needed = inputs.teachers if find_method(config.method).needs_teacher else ()
+    estimates = [
+        memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
+        for teacher in [load_config(teacher.name) for teacher in needed if not teacher.served] or [None]
+    ]
+    in_memory = max if config.online else sum  # one teacher at a time; offline, the heads of all
+    estimate = replace(estimates[0], teacher=in_memory(estimate.teacher for estimate in estimates))
     advice = memory.require_memory(estimate, config)
     observer.table("Memory needed for training", estimate.rows())
     if advice:
@@ -262,12 +266,30 @@ def _requesting_stop_on_ctrl_c(interrupt: InterruptCallback, observer: Observer)
         signal.signal(signal.SIGINT, before)
 
 
-def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, float]:
+def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, Any]:
     steps = list(filter(is_step, trainer.state.log_history))
-    summary: dict[str, float] = {"steps": len(steps)}
+    summary: dict[str, Any] = {"steps": len(steps)}
     for position, entry in (("first", steps[0]), ("last", steps[-1])):
         summary |= {f"{name}_{position}": entry[name] for name in SUMMARY_METRICS if name in entry}
     if trainer.state.best_metric is not None:
         name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
         summary |= {"best_step": trainer.state.best_global_step, f"best_{name}": trainer.state.best_metric}
+    summary |= {"teachers": teachers} if (teachers := _summary_by_teacher(trainer)) else {}
     return summary | ({} if degenerated_at is None else {"degenerated_at": degenerated_at})
+
+
+def _summary_by_teacher(trainer: DistillationTrainer) -> dict[str, dict[str, float]]:
+    """The first, the last and the best measurement on the held-out responses of each named teacher."""
+    entries = list(filter(is_evaluation, trainer.state.log_history))
+    if not entries:
+        return {}
+    best = next((entry for entry in entries if entry["step"] == trainer.state.best_global_step), entries[-1])
+    summary: dict[str, dict[str, float]] = {}
+    for name in filter(None, dict.fromkeys(map(metric_teacher, entries[0]))):
+        summary[name] = {"tokens": entries[0][teacher_metric("eval_tokens", name)]}
+        for metric in HELD_OUT_METRICS:
+            key = teacher_metric(metric, name)
+            if key in entries[0]:
+                summary[name] |= {f"{metric}_first": entries[0][key], f"{metric}_last": entries[-1][key]}
+                summary[name][metric.replace("eval_", "best_")] = best[key]
+    return summary

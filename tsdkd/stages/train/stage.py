@@ -89,7 +89,8 @@ def train_offline(
     method.require_unmodified_sampling(source.rollouts.manifest.config)
     if method.objective.policy_gradient_weight:
         require_scored_samplers(source)
-    require_same_tokenizer(record, source.teacher or source.rollouts.manifest.model("student"))
+    for model in source.teachers or (source.rollouts.manifest.model("student"),):
+        require_same_tokenizer(record, model)
     require_same_template(source.rollouts.manifest.models[0], record)
     spec = load_spec(student)
     require_readable(source.rollouts, [spec])
@@ -97,7 +98,7 @@ def train_offline(
     data = TrainingData(source, indices, HeldOut(source, held_out) if held_out else None)
     inputs = TrainingInputs(
         student=record,
-        teacher=source.teacher,
+        teachers=source.teachers,
         parents=tuple(parent.as_parent_of(output) for parent in source.parents),
         max_length=max(source.length(i) for i in indices),
         vocab=source.shared_vocab(spec),
@@ -114,7 +115,7 @@ def _scored_source(
     """Rollouts with their scores. Raises InputError when the scores do not suffice for the objective."""
     source = OfflineSource(rollouts, scores)
     source.decoder.require_support(config.objective, held_out=bool(config.held_out))
-    if config.compile and source.decoder.head is None:
+    if config.compile and not source.decoder.heads:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {source.decoder.signal!r}.",
             "Leave out --compile, or score with --signal hidden.",
@@ -187,7 +188,9 @@ def train_online(
                 source = ReplaySource(samples, reader, sampler, ReplaySchedule(online.replay))
             yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
-    inputs = TrainingInputs(*models, (parent, *chat_parents), max_length, vocab, ends, open_data, day, chat)
+    inputs = TrainingInputs(
+        models[0], models[1:], (parent, *chat_parents), max_length, vocab, ends, open_data, day, chat
+    )
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 

@@ -39,6 +39,7 @@ from tsdkd.stages.data.source import (
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import is_step
+from tsdkd.stages.metrics.names import teacher_metric
 from tsdkd.stages.metrics.step_means import StepMeans
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
@@ -249,6 +250,10 @@ class DistillationTrainer(Trainer):
         metrics = {str(self.args.metric_for_best_model): measured["kl"], "eval_student_entropy": measured["entropy"]}
         if "top1_agreement" in measured:
             metrics["eval_top1_agreement"] = measured["top1_agreement"]
+        for name, values in measured.get("teachers", {}).items():
+            own = {str(self.args.metric_for_best_model): values["kl"], "eval_tokens": values["tokens"]}
+            own |= {"eval_top1_agreement": values["top1_agreement"]} if "top1_agreement" in values else {}
+            metrics |= {teacher_metric(key, name): value for key, value in own.items()}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
