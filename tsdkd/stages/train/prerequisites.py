@@ -1,7 +1,8 @@
 """What training needs of its inputs, beside files that fit together: responses, lengths and models."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact
@@ -16,6 +17,7 @@ from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.vocabulary import require_known_ids
+from tsdkd.stages.observer import Observer
 
 
 def require_full_weights(student: ModelRecord) -> None:
@@ -32,10 +34,11 @@ def require_scored_samplers(source: RolloutSource) -> None:
     *_, scores = source.parents
     scored = {model.role: model for model in scores.manifest.models}
     for sampler in source.rollouts.manifest.models:
-        if sampler.weights != scored[sampler.role].weights:
+        name = sampler.teacher_name or ""
+        if sampler.role not in scored or sampler.weights != scored[sampler.role].weights:
             raise InputError(
                 f"These scores are of another {sampler.role} than the one that sampled ({sampler.name}).",
-                f"Score with --{sampler.role} {sampler.name}.",
+                f"Score with --{'teacher' if name else sampler.role} {name and f'{name}='}{sampler.name}.",
             )
 
 
@@ -68,3 +71,50 @@ def require_responses(online: OnlineConfig, method: Method, recorded: Artifact |
         method.require_authors(response_authors(recorded))
     if online.replay and world_size() > 1:
         raise InputError(f"{method.name} trains in one process: its replay is not distributed.", "Start one process.")
+
+
+def find_teacher_column(teachers: Collection[str], rollouts: Artifact | None, teacher_by: str | None) -> str | None:
+    """The column of the prompts, or of the rollouts, that names each response's teacher; None for an only teacher.
+
+    `teachers`: their names, "" for an only one. `teacher_by`: the column of --teacher-by. Raises InputError without a
+    column, and for one that rollouts do not hold.
+    """
+    if "" in teachers:
+        if teacher_by:
+            raise InputError(
+                "--teacher-by needs teachers with names.", "Give --teacher NAME=MODEL for each, or leave it out."
+            )
+        return None
+    if rollouts is None:
+        if teacher_by is None:
+            raise InputError(
+                "Several teachers are given, and no column names the one of each prompt.", "Give --teacher-by COLUMN."
+            )
+        return teacher_by
+    recorded = rollouts.manifest.config.get("teacher_by")
+    if recorded and teacher_by in {None, recorded}:
+        return "teacher"
+    if recorded:
+        raise InputError(
+            f"--teacher-by is {teacher_by}, but {rollouts.path} names the teachers by {recorded}.",
+            "Leave out --teacher-by, or run `tsdkd generate` again with it.",
+        )
+    if teacher_by != "source":
+        cause = f"holds no column {teacher_by!r}" if teacher_by else "does not name the teacher of each response"
+        raise InputError(
+            f"{rollouts.path} {cause}.", "Give --teacher-by source, or run `tsdkd generate` with --teacher-by COLUMN."
+        )
+    return "source"
+
+
+def require_known_teachers(data: Path, samples: list[Sample], teachers: Collection[str], observer: Observer) -> None:
+    """Raises InputError for a sample whose teacher is not among these names; warns of a teacher without samples."""
+    named = {sample.get("teacher", ""): sample["sample_id"] for sample in samples}
+    for name in sorted(named.keys() - {*teachers}):
+        raise InputError(
+            f"The response {named[name]} of {data} has the teacher {name!r}; the teachers are {', '.join(teachers)}.",
+            f"Add --teacher {name}=MODEL.",
+        )
+    for name in teachers:
+        if name not in named:
+            observer.warning(f"No prompt has the teacher {name}.")
