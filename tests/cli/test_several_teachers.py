@@ -116,3 +116,25 @@ def test_eval_measures_every_teacher(
     path = str(tmp_path / "checkpoint")
     assert found == {"teacher-a%2Fb%25": "models/a", "student": STUDENT.name, "distilled": path}
     assert parse_models("--also", [f"{name}={model}" for name, model in found.items()]) == found
+
+
+def test_a_chain_of_commands_tells_the_teachers_apart(
+    models: tuple[object, ...], fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores, training, results and the report, by teacher; plan reads the artifacts."""
+    monkeypatch.chdir(tmp_path)
+    run("generate", *models, "--teacher-by", "field", "--prompts", fields, "--max-new-tokens", 6)
+    run("score", "--k", 4)
+    shape = ("--k", 4, "--epochs", 1, "--batch-size", 2, "--precision", "float32", "--eval-steps", 1)
+    run("train", *shape, "--held-out", 0.5)
+    held_out = ("--held-out", "runs/default", "--tasks", "embedded", "--limit", 2)
+    run("eval", *held_out, "--no-chat")
+    results = sorted(path.name for path in (tmp_path / "runs" / "default" / "results").iterdir())
+    assert results == ["distilled", "student", "teacher-code%2Fpy", "teacher-math"]
+    run("report", "runs/default")
+    page = (tmp_path / "runs" / "default" / "report.html").read_text()
+    for text in ("Responses by teacher", "teacher entropy", "by teacher</figcaption>", "held-out responses by teacher"):
+        assert text in page
+    (tmp_path / "plan").write_text("tsdkd score --overwrite\ntsdkd eval --overwrite --tasks gsm8k\n")
+    planned = run("plan", "plan")
+    assert "teacher-math" in planned
