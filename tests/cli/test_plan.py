@@ -1,5 +1,6 @@
 """tsdkd plan: lines in, one table out, nothing run and nothing written."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,6 +75,48 @@ def test_prompts_are_counted_in_their_chat_format(student: Path, teacher: Path, 
         rows = {row["stage"]: row for row in plan(f"{line} {kwargs}", f"tsdkd score --teacher {teacher}")}
         counts.append(int(rows["score"]["work"].removeprefix("≤ ").removesuffix(" tokens").replace(",", "")))
     assert counts[1] - counts[0] == 10 * len("abcde")
+
+
+def test_several_teachers_are_planned(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Each has its own prompts; later commands know the teachers of earlier ones."""
+    names = ["a/b", "b", "b", "b"]
+    rows = [json.dumps({"prompt": f"What is {i}?", "field": name}) for i, name in enumerate(names)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    models = f"--teacher b={teacher} --teacher a/b={student}"
+    generate = f"tsdkd generate --student {student} --prompts prompts.jsonl --max-new-tokens 8"
+    train = "tsdkd train --epochs 1 --batch-size 2"
+    several = plan(
+        f"{generate} {models} --teacher-by field --policy mixed --lambda 0",
+        *("tsdkd score", train, "tsdkd eval --tasks gsm8k --limit 2"),
+        f"{train} --prompts prompts.jsonl --student {student} {models} --teacher-by field --checkpoint online",
+    )
+    alone = plan(f"{generate} --teacher {teacher} --policy mixed --lambda 0", "tsdkd score")
+    assert several[0]["work"] == alone[0]["work"] == "≤ 4 x 8 tokens"
+    assert [row["memory"] for row in several[:2]] == [row["memory"] for row in alone[:2]]
+    assert [row["models"] for row in several[3:5]] == ["teacher-a%2Fb", "student"]
+    known = f"{generate} {models} --teacher-by field --run c"  # the student responds; score takes these teachers
+    (tmp_path / "plan").write_text(f"{known}\ntsdkd score --run c\n")
+    scored = run("plan", tmp_path / "plan").split("score")[1].splitlines()[:3]
+    assert [line.replace("│", " ").split()[0] for line in scored] == ["student", "student", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("generate --teacher a=m --teacher b=m", "no column names the teacher"),
+        ("generate --teacher m --teacher n --teacher-by field", "'m' is not NAME=MODEL"),
+        ("generate --policy mixed --teacher-by field", "no teacher has a name"),
+        ("generate --teacher a=m --teacher b=m --teacher-by field --prompts p.jsonl", "names the teacher 'c'"),
+    ],
+)
+def test_a_plan_refuses_teachers_that_a_command_would_refuse(
+    line: str, cause: str, student: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "field": "c"}')
+    (tmp_path / "plan").write_text(f"tsdkd {line.replace('=m', f'={student}')} --student {student}\n")
+    found, _ = refuse("plan", tmp_path / "plan")
+    assert found.startswith("Line 1: ")
+    assert cause in found
 
 
 def test_existing_artifacts_are_read(student: Path, teacher: Path, tmp_path: Path) -> None:

@@ -162,9 +162,13 @@ def offline(run: Path) -> list[object]:
 
 
 def online(run: Path, student: Path, teacher: Path) -> list[object]:
+    """Two teachers; the other one has the student's weights."""
+    rows = [json.loads(line) for line in (run / "prompts.jsonl").read_text().splitlines()]
+    named = "".join(json.dumps(row | {"field": ["a", "b", "b"][i % 3]}) + "\n" for i, row in enumerate(rows))
+    (run / "fields.jsonl").write_text(named)
     sampling = ["--engine", "transformers", "--sample-temperature", 0, "--max-new-tokens", 12]
-    sampling += ["--max-prompt-tokens", 100]
-    return ["--prompts", run / "prompts.jsonl", "--student", student, "--teacher", teacher, *sampling]
+    sampling += ["--max-prompt-tokens", 100, "--teacher-by", "field", "--teacher", f"a={student}"]
+    return ["--prompts", run / "fields.jsonl", "--student", student, "--teacher", f"b={teacher}", *sampling]
 
 
 def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path) 
 def test_two_processes_with_sharded_weights_train_like_one(
     run: Path, student: Path, teacher: Path, tmp_path: Path, way: str
 ) -> None:
-    """FSDP2: full training online, packed, adapters offline; with measurements on held-out prompts."""
+    """FSDP2: full training online with two teachers, packed, adapters offline; measured on held-out prompts."""
     options = online(run, student, teacher) if way == "online" else offline(run)
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]

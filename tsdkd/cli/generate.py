@@ -57,7 +57,8 @@ def command(
     rows = _given_rows(artifact, config) if config.policy == GIVEN else _sampled_rows(artifact, config)
     models = [(model.role, model.name) for model in artifact.manifest.models]
     show_pairs("rollouts", [("path", str(artifact.path)), *models, *rows])
-    show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}")
+    unknown = " --teacher NAME=MODEL ..." if config.teacher_by and not artifact.manifest.teachers else ""
+    show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}{unknown}")
 
 
 def _sampled_rows(artifact: Artifact, config: GenerateConfig) -> list[tuple[str, str]]:

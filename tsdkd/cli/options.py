@@ -77,14 +77,6 @@ Teachers = Annotated[
         "as recorded, else embedded-teacher",
     ),
 ]
-TeacherUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="vLLM or SGLang server that serves the teacher; --teacher is then the model's name there.",
-        rich_help_panel=COMMON,
-    ),
-]
 TeacherUrls = Annotated[
     list[str] | None,
     typer.Option(

@@ -26,12 +26,13 @@ def command(
     run: options.Run = options.DEFAULT_RUN,
     student: options.Student = None,
     teacher: Annotated[
-        str | None,
+        list[str] | None,
         options.model_option(
-            "Teacher of online training: model directory or hub id.", "as recorded, else embedded-teacher"
+            "Teacher of online training: model directory or hub id. Several: NAME=MODEL for each, and --teacher-by.",
+            "as recorded, else embedded-teacher",
         ),
     ] = None,
-    teacher_url: options.TeacherUrl = None,
+    teacher_url: options.TeacherUrls = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -77,22 +78,26 @@ def _train_online(
     rollouts: Path | None,
     prompts: Path | None,
     student: str | None,
-    teacher: str | None,
-    teacher_url: str | None,
+    teacher: list[str] | None,
+    teacher_url: list[str] | None,
     output: Path,
     seed: int,
     observer: ConsoleObserver,
     overwrite: bool,
 ) -> Artifact:
     from tsdkd.artifacts.reader import read_artifact
-    from tsdkd.stages.train.stage import train_online, train_with_server
+    from tsdkd.stages.train.stage import train_online, train_with_servers
 
+    assert config.online is not None
     recorded = read_artifact(rollouts, "rollouts", hashed=False).manifest if rollouts else None
     data, learner = rollouts or prompts or defaults.PROMPTS, defaults.student(student, recorded)
     more = output, config, seed, observer, overwrite
-    if teacher_url is not None:
-        return train_with_server(data, learner, teacher_url, teacher, *more)
-    return train_online(data, learner, defaults.teacher(teacher, recorded), *more)
+    column = config.online.sampling.teacher_by
+    if teacher_url:
+        column = column or defaults.recorded_teacher_by(recorded)
+        urls, names = options.parse_served(teacher_url, teacher, column)
+        return train_with_servers(data, learner, urls, names, *more)
+    return train_online(data, learner, defaults.teachers(teacher, column, recorded), *more)
 
 
 def _train_offline(
@@ -122,7 +127,10 @@ def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
     summary = manifest.summary
     rows = [
         ("student", manifest.model("student").name),
-        *((f"teacher ({'online' if config.online else 'absent'})", teacher.name) for teacher in manifest.models[1:]),
+        *(
+            (f"teacher{name and f' {name}'} ({'online' if config.online else 'absent'})", teacher.name)
+            for name, teacher in manifest.teachers.items()
+        ),
         ("method", config.method),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]

@@ -48,8 +48,8 @@ def _online(context: typer.Context, method: Method) -> OnlineConfig | None:
     inputs = context.params
     given = _given(context, "online.")
     replay = _replay(method, {name: given.pop(name) for name in list(given) if name.startswith("replay.")})
-    selecting = (inputs["prompts"], inputs["teacher"], inputs["teacher_url"])
-    if selecting == (None, None, None) and "student_fraction" not in given:
+    selecting = any(inputs[name] for name in ("prompts", "teacher", "teacher_url"))
+    if not selecting and "student_fraction" not in given:
         if given:
             raise InputError(
                 "Options of online training are given without it.",

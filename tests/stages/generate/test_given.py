@@ -22,6 +22,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.data.batches import predicting_hidden
 from tsdkd.stages.data.online import OnlineSource, samples_from_rollouts
+from tsdkd.stages.data.online_teachers import LoadedTeacher
 from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.data.scoring import score_responses
 from tsdkd.stages.data.source import Sample, collate, turns_as_samples
@@ -182,7 +183,7 @@ class NoSampler:
 def loss_and_gradients(
     samples: list[Sample], student: LanguageModel, teacher: LanguageModel, objective: TSDKDConfig
 ) -> list[torch.Tensor]:
-    source = OnlineSource(samples, teacher, NoSampler(), student_fraction=0.0)
+    source = OnlineSource(samples, LoadedTeacher(teacher), NoSampler(), student_fraction=0.0)
     batch = collate(samples, source)
     student.model.zero_grad()
     loss, _ = token_selective_loss_from_hidden(
@@ -258,9 +259,11 @@ def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[
             return [Response([*[5] * 80, 257], "stop") for _ in requests]
 
     teacher = load_model(pair[1])
-    sampled = OnlineSource(samples, teacher, Sampler(), 1.0).with_responses(samples, teacher, (0,))
+    sampled = OnlineSource(samples, LoadedTeacher(teacher), Sampler(), 1.0).with_responses(samples, teacher, (0,))
     assert {len(turns_as_samples(sample)) for sample in sampled} == {1}
-    assert collate(sampled, OnlineSource(sampled, teacher, Sampler(), 1.0))["response_mask"].sum() == 81 * len(samples)
+    assert collate(sampled, OnlineSource(sampled, LoadedTeacher(teacher), Sampler(), 1.0))[
+        "response_mask"
+    ].sum() == 81 * len(samples)
     config = replace(TRAIN, method="gkd", objective=find_method("gkd").objective)
     online = replace(config, online=OnlineConfig(student_fraction=0.5, sampling=GenerateConfig(max_new_tokens=4)))
     train_online(run / "rollouts", *pair, tmp_path / "online", online)

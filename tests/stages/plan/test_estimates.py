@@ -1,5 +1,6 @@
 """Estimates for tiny models equal calculations by hand: operations per token, bytes on disk, time per decoding step."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.config.train import LoRAConfig, TrainConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.plan import estimates, rates
 from tsdkd.stages.plan.benchmark_lengths import benchmark_length
 from tsdkd.stages.plan.chain import Workload
@@ -166,3 +167,39 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "default_device", lambda: "cpu")
     measured = rates.measure_rates()
     assert (measured.flops_per_second, measured.bytes_per_second) == (pytest.approx(10_240), pytest.approx(2_000))
+
+
+def test_each_of_several_teachers_reads_its_own_responses_and_is_loaded_alone(
+    small: PlannedModel, large: PlannedModel
+) -> None:
+    """30 of the 50 response tokens have a teacher of width 32, 20 one of width 48."""
+    teachers = [(small, 0.6), (large, 0.4)]
+    estimate = estimates.estimate_score(small, teachers, WORKLOAD, ScoreConfig(k=10), COMPUTE_BOUND)
+    assert estimate.seconds == pytest.approx(2 * (1.6 * MULTIPLIED + 0.4 * TEACHER) * 250 / 1e6)
+    assert estimate.disk == 30 * (16 + 60 + 128) + 264 * 32 * 4 + 20 * (16 + 60 + 192) + 272 * 48 * 4
+    alone = estimates.estimate_score(small, [(large, 1.0)], WORKLOAD, ScoreConfig(k=10), COMPUTE_BOUND)
+    assert estimate.memory - 2 * estimate.disk == alone.memory - 2 * alone.disk
+    config = GenerateConfig(policy="speculative", engine="transformers")
+    joint = [(small, 1.0), *teachers]
+    memory = estimates.estimate_generate(joint, WORKLOAD, config, COMPUTE_BOUND).memory
+    assert memory == estimates.estimate_generate([(small, 1.0), (large, 1.0)], WORKLOAD, config, COMPUTE_BOUND).memory
+
+
+def test_the_fractions_of_teachers_are_counted_by_name_else_by_source() -> None:
+    by_name = replace(WORKLOAD, teachers={"a": 3, "b": 1}, sources={"a": 2, "c": 2})
+    assert by_name.teacher_fractions(["a", "b", "c"]) == [0.75, 0.25, 0]
+    assert replace(by_name, teachers={"": 4}).teacher_fractions(["a", "c"]) == [0.5, 0.5]
+    assert replace(by_name, teachers={"": 4}).teacher_fractions([""]) == [1]
+    assert WORKLOAD.teacher_fractions(["a", "b"]) == [0.5, 0.5]
+
+
+def test_training_keeps_the_heads_of_all_teachers_or_loads_one_teacher_at_a_time(
+    small: PlannedModel, large: PlannedModel
+) -> None:
+    def memory(config: TrainConfig, *teachers: PlannedModel) -> int:
+        fractions = [(teacher, 1 / len(teachers)) for teacher in teachers]
+        return estimates.estimate_train(small, fractions, WORKLOAD, config, "float32", COMPUTE_BOUND).memory
+
+    offline, online = TrainConfig(), TrainConfig(online=OnlineConfig(sampling=GenerateConfig(engine="transformers")))
+    assert memory(offline, small, large) - memory(offline, large) == 264 * 32 * 2
+    assert memory(online, small, large) == memory(online, large) > memory(online, small)

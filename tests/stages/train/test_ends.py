@@ -17,6 +17,7 @@ from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, ReplayConfig
 from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource
 from tsdkd.stages.data.online import OnlineSource
+from tsdkd.stages.data.online_teachers import LoadedTeacher
 from tsdkd.stages.data.source import Sample, Source, collate
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
@@ -146,7 +147,7 @@ def _offline(path: Path, pair: Pair) -> Source:
 
 def _online(path: Path, pair: Pair) -> Source:
     samples: list[Sample] = [*map(RolloutSource(path / "rollouts").__getitem__, range(12))]
-    return OnlineSource(samples, load_model(str(pair[1])), None, 0.0)  # type: ignore[arg-type]
+    return OnlineSource(samples, LoadedTeacher(load_model(str(pair[1]))), None, 0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("open_source", [_rollouts, _offline, _online])

@@ -15,6 +15,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.online import OnlineSource, samples_from_prompts
+from tsdkd.stages.data.online_teachers import LoadedTeacher
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.online import LocalSampler
@@ -121,9 +122,8 @@ def test_lambda_is_the_fraction_of_prompts_that_the_student_responds_to(
         for i in range(200)
     ]
     for fraction, least, most in ((0.0, 0, 0), (0.3, 40, 80), (1.0, 200, 200)):
-        source = OnlineSource(
-            samples, load_model(str(teacher)), LocalSampler(replace(SAMPLING, max_new_tokens=2)), fraction
-        )
+        sampler = LocalSampler(replace(SAMPLING, max_new_tokens=2))
+        source = OnlineSource(samples, LoadedTeacher(load_model(str(teacher))), sampler, fraction)
         steps = [source.with_responses(samples, reader, (0, step)) for step in (0, 1)]
         assert all((s["response_mask"] is None) == (s["response_ids"] != [7]) for step in steps for s in step)
         sampled = [{s["sample_id"] for s in step if s["response_ids"] != [7]} for step in steps]
@@ -225,10 +225,10 @@ def test_offline_training_logs_how_stale_its_scores_are(
 def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:
     reader = load_model(str(student))
     samples, _ = samples_from_prompts(Prompts(prompts), reader.tokenizer, 512)
-    source = OnlineSource(samples, reader, LocalSampler(SAMPLING), 1.0)
+    source = OnlineSource(samples, LoadedTeacher(reader), LocalSampler(SAMPLING), 1.0)
     trained, held_out = split_held_out(source, replace(ONLINE, held_out=0.5, eval_steps=1))
     assert sorted(trained + held_out) == list(range(10))
-    fewer = OnlineSource(samples[3:], reader, LocalSampler(SAMPLING), 1.0)
+    fewer = OnlineSource(samples[3:], LoadedTeacher(reader), LocalSampler(SAMPLING), 1.0)
     assert {fewer.prompt_id(i) for i in split_held_out(fewer, replace(ONLINE, held_out=0.5, eval_steps=1))[1]} == {
         source.prompt_id(i) for i in held_out if i >= 3
     }

@@ -17,7 +17,7 @@ from tsdkd.stages.data.served_online import batch_requests
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import stage
 from tsdkd.stages.train import teacher as online_teacher
-from tsdkd.stages.train.stage import train_online, train_with_server
+from tsdkd.stages.train.stage import train_online, train_with_servers
 
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING, teacher_top_k=200), batch_size=10, epochs=1)
 
@@ -36,7 +36,7 @@ def test_a_served_teacher_gives_nearly_the_update_of_a_loaded_one(
     loaded = replace(ONLINE, online=OnlineConfig(sampling=SAMPLING))
     train_online(prompts, str(student), str(teacher), tmp_path / "loaded", loaded)
     monkeypatch.setattr(online_teacher, "_load_teacher", pytest.fail)
-    checkpoint = train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
+    checkpoint = train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", ONLINE)
     (exact,), (served,) = metrics(tmp_path / "loaded"), metrics(tmp_path / "served")
     assert served["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K
     assert served["entropy"] == pytest.approx(exact["entropy"], rel=1e-5)
@@ -50,15 +50,15 @@ def test_a_served_teacher_gives_nearly_the_update_of_a_loaded_one(
 def test_another_teacher_stops_the_run(
     fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_sampler = stage._open_sampler
+    open_sampler = stage.open_sampler
 
     def exchange(*given: object) -> object:
         fake.log_probs = random_model(258)
         return open_sampler(*given)
 
-    monkeypatch.setattr(stage, "_open_sampler", exchange)
+    monkeypatch.setattr(stage, "open_sampler", exchange)
     with pytest.raises(TsdkdError, match="as another teacher"):
-        train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
+        train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", ONLINE)
 
 
 @pytest.mark.parametrize("refused", [{"objective": TSDKDConfig(k=4, temperature=2.0)}, {"compile": True}])
@@ -66,7 +66,7 @@ def test_objectives_that_need_more_than_a_server_gives_are_refused(
     fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, refused: dict[str, object]
 ) -> None:
     with pytest.raises(InputError, match="load the teacher with --teacher"):
-        train_with_server(prompts, str(student), fake.url, None, tmp_path / "served", replace(ONLINE, **refused))
+        train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", replace(ONLINE, **refused))
     assert not (tmp_path / "served").exists()
 
 

@@ -83,6 +83,9 @@ class RolloutSource(torch.utils.data.Dataset[Sample]):
     ) -> list[Sample]:
         return samples
 
+    def read_ahead(self, samples: list[Sample]) -> list[Sample]:
+        return samples
+
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         return {}
 

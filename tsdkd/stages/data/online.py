@@ -1,7 +1,6 @@
-"""Samples of online training: the current student samples responses, the loaded teacher gives their signal."""
+"""Samples of online training: the current student samples responses, the teacher gives their signal."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -9,15 +8,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.core import Head, TeacherHidden, TeacherSignal
+from tsdkd.core import TeacherSignal
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import OnlineConfig
-from tsdkd.stages.data.batches import Batch, predicting_hidden
+from tsdkd.stages.data.batches import Batch
 from tsdkd.stages.data.offline import ROLLOUT_COLUMNS
+from tsdkd.stages.data.online_teachers import OnlineTeacher
 from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, Response
+from tsdkd.stages.data.rollout_teachers import naming_column
 from tsdkd.stages.data.source import Sample, sample_length
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
@@ -30,20 +31,13 @@ class ResponseSampler(Protocol):
         """One response per request."""
 
 
-class UnloadedTeacher(Protocol):
-    """A teacher that is not in memory."""
-
-    def signal(self, batch: Batch) -> TeacherSignal:
-        """The teacher's signal for the batch's response tokens."""
-
-
 class OnlineSource(torch.utils.data.Dataset[Sample]):
     """Samples whose responses are recorded or sampled: each step draws which prompts the student responds to."""
 
     def __init__(
         self,
         samples: list[Sample],
-        teacher: LanguageModel | UnloadedTeacher,
+        teacher: OnlineTeacher,
         sampler: ResponseSampler,
         student_fraction: float,
         teacher_fraction: float = 0.0,
@@ -86,23 +80,17 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:
         return random_uniform(*key, "fresh", sample["sample_id"]) < self.student_fraction
 
+    def read_ahead(self, samples: list[Sample]) -> list[Sample]:
+        return self.teacher.read_ahead(samples)
+
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        return {}
+        return self.teacher.recorded(samples)
 
     def signal(self, batch: Batch) -> TeacherSignal:
-        teacher, device = self.teacher, batch["input_ids"].device
-        if not isinstance(teacher, LanguageModel):
-            return teacher.signal(batch)
-        with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
-            return TeacherHidden(predicting_hidden(teacher, batch).to(device), self._head(device))
+        return self.teacher.signal(batch)
 
     def scoring_snapshot(self, batch: Batch) -> None:
         return None
-
-    @lru_cache(maxsize=1)  # noqa: B019  a run has one source
-    def _head(self, device: torch.device) -> Head:
-        assert isinstance(self.teacher, LanguageModel)
-        return self.teacher.head.to(device)
 
 
 def make_request(sample: Sample, key: Sequence[int]) -> Request:
@@ -116,13 +104,14 @@ def samples_from_prompts(
 ) -> tuple[list[Sample], int]:
     """Samples without responses for the prompts of 1 to `max_tokens` tokens, and the number of other prompts.
 
-    `day`: the day that the chat template writes.
+    A sample has the key "teacher" if prompts name their teachers. `day`: the day that the chat template writes.
 
     Raises InputError if no prompt fits.
     """
     samples = [
         {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
         | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day, max_tokens)}
+        | ({"teacher": prompt.teacher} if prompt.teacher else {})
         for prompt in prompts
     ]
     fitting = [s for s in samples if 0 < len(s["prompt_ids"]) <= max_tokens]
@@ -134,11 +123,16 @@ def samples_from_prompts(
     return fitting, len(samples) - len(fitting)
 
 
-def samples_from_rollouts(rollouts: Artifact, limit: int | None) -> list[Sample]:
-    """Samples with recorded responses, of the first `limit` prompts."""
-    rows = rollouts.table(ROLLOUT_COLUMNS).to_pylist()
+def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_by: str | None = None) -> list[Sample]:
+    """Samples with recorded responses, of the first `limit` prompts.
+
+    With `teacher_by`, as `column_of_teachers` returns it, a sample has the key "teacher".
+    """
+    named = [naming_column(rollouts, teacher_by)] if teacher_by else []
+    rows = rollouts.table([*ROLLOUT_COLUMNS, *named]).to_pylist()
     prompt_ids = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
-    return [row for row in rows if row["prompt_id"] in prompt_ids]
+    kept = [row for row in rows if row["prompt_id"] in prompt_ids]
+    return [row | {"teacher": row.pop(name)} for row in kept for name in named] if named else kept
 
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:

@@ -10,7 +10,8 @@ from math import isfinite
 from typing import Any, Literal
 
 from tsdkd.stages.config.train import ReplayConfig
-from tsdkd.stages.data.online import OnlineSource, ResponseSampler, UnloadedTeacher
+from tsdkd.stages.data.online import OnlineSource, ResponseSampler
+from tsdkd.stages.data.online_teachers import OnlineTeacher
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.models.load import LanguageModel
@@ -65,7 +66,7 @@ class ReplaySource(OnlineSource):
     def __init__(
         self,
         samples: list[Sample],
-        teacher: LanguageModel | UnloadedTeacher,
+        teacher: OnlineTeacher,
         sampler: ResponseSampler,
         schedule: ReplaySchedule,
     ) -> None:

@@ -51,6 +51,10 @@ class Source(RecordedColumns, Protocol):
         all optimizer steps that are done.
         """
 
+    def read_ahead(self, samples: list[Sample]) -> list[Sample]:
+        """The samples of one optimizer step and rank, with responses, and with what `recorded` needs of teachers that
+        read them before the step."""
+
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's signal for the batch's response tokens."""
 
@@ -91,9 +95,13 @@ class ScoringSnapshot:
 
 def collate(samples: list[Sample], source: RecordedColumns, *, packed: bool = False) -> Batch:
     """At least one sample -> a batch, padded or packed."""
+    return join_samples(samples, packed=packed) | {"recorded": source.recorded(samples)}
+
+
+def join_samples(samples: list[Sample], *, packed: bool) -> Batch:
+    """At least one sample -> the tensors of `join_sequences`."""
     prompts, responses = ([sample[name] for sample in samples] for name in ("prompt_ids", "response_ids"))
-    joined = join_sequences(prompts, responses, list(map(sample_turns, samples)), packed=packed)
-    return joined | {"recorded": source.recorded(samples)}
+    return join_sequences(prompts, responses, list(map(sample_turns, samples)), packed=packed)
 
 
 def sample_length(sample: Sample) -> int:

@@ -4,13 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from tsdkd.stages.metrics.names import GRAD_SHARE_METRICS, METRICS, TERM_METRICS
+from tsdkd.stages.metrics.names import GRAD_SHARE_METRICS, METRICS, TERM_METRICS, metric_teacher, teacher_metric
 from tsdkd.stages.pages.charts import Chart, Series, line_chart
 from tsdkd.stages.report.runs import Run
 
 MAX_POINTS = 1200
 """Of all curves in a chart; each curve keeps at least `MIN_CURVE_POINTS`."""
 MIN_CURVE_POINTS = 60
+DIVERGENCE = "eval_kl"
+"""The log key of the divergence on held-out prompts, which is also measured for each of several teachers."""
 LogEntry = dict[str, float]
 
 
@@ -54,6 +56,16 @@ def load_logs(runs: list[Run]) -> dict[str, list[LogEntry]]:
             artifact_name = artifact.name if len(run.trained) > 1 or not run_name else ""
             logs[f"{run_name} {artifact_name}".strip()] = artifact.log
     return {name: log for name, log in logs.items() if log}
+
+
+def charts_by_teacher(logs: dict[str, list[LogEntry]]) -> list[MetricChart]:
+    """A chart of the divergence on held-out prompts with a curve for each of several teachers."""
+    keys = dict.fromkeys(key for log in logs.values() for entry in log for key in entry)
+    labels = {key: metric_teacher(key) for key in keys if key.startswith(teacher_metric(DIVERGENCE, ""))}
+    metric = METRICS[DIVERGENCE]
+    return (
+        [MetricChart(f"{metric.label[0].upper()}{metric.label[1:]} by teacher", metric.unit, labels)] if labels else []
+    )
 
 
 def draw_charts(charts: Iterable[MetricChart], logs: dict[str, list[LogEntry]]) -> list[Chart]:

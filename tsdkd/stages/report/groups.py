@@ -9,14 +9,13 @@ import pyarrow.compute as pc
 
 from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.metrics.names import METRICS
+from tsdkd.stages.report.curves import DIVERGENCE
 from tsdkd.stages.report.descriptions import base_name
 from tsdkd.stages.report.runs import Run, RunArtifact
 from tsdkd.stages.results.tables import Table
 
 SCORE_COLUMNS = ("student_entropy", "teacher_entropy", "divergence")
 """Means per token that scores record for each teacher; the divergence with lossy signals alone."""
-HELD_OUT = "eval_kl"
-"""The measurement of training that the table shows."""
 
 
 @dataclass(slots=True)
@@ -78,7 +77,7 @@ def _teacher_table(run: Run, groups: Mapping[str, Group], scores: RunArtifact | 
 def _label(column: str, *, many: bool) -> str:
     if column in SCORE_COLUMNS:
         return column.replace("_", " ")
-    return f"{METRICS[HELD_OUT].label}{f', {column}' if many else ''}"
+    return f"{METRICS[DIVERGENCE].label}{f', {column}' if many else ''}"
 
 
 def _by_teacher(artifact: RunArtifact | None) -> Mapping[str, Mapping[str, float]]:
@@ -88,7 +87,7 @@ def _by_teacher(artifact: RunArtifact | None) -> Mapping[str, Mapping[str, float
 
 
 def _first_to_best(measured: Mapping[str, float]) -> str:
-    first, last = measured.get(f"{HELD_OUT}_first"), measured.get("best_kl", measured.get(f"{HELD_OUT}_last"))
+    first, last = measured.get(f"{DIVERGENCE}_first"), measured.get("best_kl", measured.get(f"{DIVERGENCE}_last"))
     return "" if first is None or last is None else f"{first:.4f} \u2192 {last:.4f}"
 
 

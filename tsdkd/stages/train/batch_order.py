@@ -68,6 +68,12 @@ def pack_samples(lengths: Sequence[int], tokens: int, rank: int, world_size: int
     return batches[rank::world_size]
 
 
+def grouped(samples: list[Sample], like: Sequence[Sequence[Any]]) -> list[list[Sample]]:
+    """All samples, in groups of the sizes of those of `like`."""
+    remaining = iter(samples)
+    return [[next(remaining) for _ in group] for group in like]
+
+
 class EpochLoader(torch.utils.data.DataLoader[Any]):
     """A loader that passes the epoch on to its `MicroBatches`."""
 

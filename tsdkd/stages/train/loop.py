@@ -71,9 +71,9 @@ class TrainingInputs:
     max_length: int
     """Tokens of the longest prompt with its response."""
     vocab: int
-    """Ids that student and teacher both know."""
+    """Ids that student and teachers all know."""
     end_ids: list[int]
-    """Ids that end a response: the student's own, the teacher's and that of the chat template."""
+    """Ids that end a response: the student's own, those of the teachers and that of the chat template."""
     open_data: Callable[[LanguageModel], AbstractContextManager[TrainingData]]
     """Opens the data for the loaded student; closing it releases what it loaded."""
     day: str | None = None

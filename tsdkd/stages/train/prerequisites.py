@@ -1,7 +1,8 @@
 """What training needs of its inputs, beside files that fit together: responses, lengths and models."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact
@@ -9,6 +10,7 @@ from tsdkd.errors import InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data.offline import RolloutSource, response_authors
+from tsdkd.stages.data.rollout_teachers import unknown_teacher
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import Method
 from tsdkd.stages.models.adapters import is_adapter
@@ -16,6 +18,7 @@ from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.vocabulary import require_known_ids
+from tsdkd.stages.observer import Observer
 
 
 def require_full_weights(student: ModelRecord) -> None:
@@ -32,10 +35,11 @@ def require_scored_samplers(source: RolloutSource) -> None:
     *_, scores = source.parents
     scored = {model.role: model for model in scores.manifest.models}
     for sampler in source.rollouts.manifest.models:
-        if sampler.weights != scored[sampler.role].weights:
+        name = sampler.teacher_name or ""
+        if sampler.role not in scored or sampler.weights != scored[sampler.role].weights:
             raise InputError(
                 f"These scores are of another {sampler.role} than the one that sampled ({sampler.name}).",
-                f"Score with --{sampler.role} {sampler.name}.",
+                f"Score with --{'teacher' if name else sampler.role} {name and f'{name}='}{sampler.name}.",
             )
 
 
@@ -68,3 +72,13 @@ def require_responses(online: OnlineConfig, method: Method, recorded: Artifact |
         method.require_authors(response_authors(recorded))
     if online.replay and world_size() > 1:
         raise InputError(f"{method.name} trains in one process: its replay is not distributed.", "Start one process.")
+
+
+def require_known_teachers(data: Path, samples: list[Sample], teachers: Collection[str], observer: Observer) -> None:
+    """Raises InputError for a sample whose teacher is not among these names; warns of a teacher without samples."""
+    named = {sample.get("teacher") or "": sample["sample_id"] for sample in samples}
+    for name in sorted(named.keys() - {*teachers}):
+        raise unknown_teacher(data, named[name], name, teachers)
+    for name in teachers:
+        if name not in named:
+            observer.warning(f"No prompt has the teacher {name}.")

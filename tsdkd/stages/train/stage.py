@@ -5,10 +5,11 @@ padding do not change the update. A run that is killed at any moment resumes fro
 same weights.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,16 +18,12 @@ from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.config.train import OnlineConfig, TrainConfig
-from tsdkd.stages.config.types import DType
+from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_authors
 from tsdkd.stages.data.online import (
     OnlineSource,
-    ResponseSampler,
     longest_sequence,
     samples_from_prompts,
     samples_from_rollouts,
@@ -36,22 +33,26 @@ from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
-from tsdkd.stages.data.served_online import ServedTeacher
+from tsdkd.stages.data.rollout_teachers import column_of_teachers
 from tsdkd.stages.data.source import Sample, Source
-from tsdkd.stages.engines.choice import choose_engine, with_supported_draft
-from tsdkd.stages.engines.ends import require_stop_support
-from tsdkd.stages.engines.online import LocalSampler
+from tsdkd.stages.engines.choice import with_supported_draft
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
-from tsdkd.stages.models.spec import ModelSpec, load_spec
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.teacher_server.server import TeacherServer, open_server
+from tsdkd.stages.teacher_server.server import open_server
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
-from tsdkd.stages.train.prerequisites import require_readable_samples, require_responses, require_scored_samplers
-from tsdkd.stages.train.teacher import model_records, open_teacher, with_signal
+from tsdkd.stages.train.prerequisites import (
+    require_known_teachers,
+    require_readable_samples,
+    require_responses,
+    require_scored_samplers,
+)
+from tsdkd.stages.train.sampling import find_ends, open_sampler, with_engine
+from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
 
 SERVED_TOP_K = 20
 """Log-probabilities per token of a served teacher: the most that vLLM gives unless it is told otherwise."""
@@ -131,7 +132,7 @@ def _scored_source(
 def train_online(
     data: Path,
     student: str,
-    teacher: str | TeacherServer,
+    teachers: str | Teachers,
     output: Path,
     config: TrainConfig,
     seed: int = 0,
@@ -140,49 +141,54 @@ def train_online(
 ) -> Artifact:
     """Distil a loaded or served teacher: the student responds to `config.online.student_fraction` of the prompts.
 
-    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. Raises as `train_offline`.
+    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. `teachers`: several by name
+    read the responses to their own prompts. Raises as `train_offline`.
     """
     observer = observer or SilentObserver()
     assert config.online is not None
-    online = with_signal(config, config.online, teacher)
-    online = _with_engine(online, forward_precision(config.precision), observer)
+    teachers = {"": teachers} if isinstance(teachers, str) else teachers
+    online = with_signal(config, config.online, teachers)
+    online = with_engine(online, forward_precision(config.precision), observer)
+    recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
+    column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
+    online = replace(online, sampling=replace(online.sampling, teacher_by=column))
     config = replace(config, online=online)
     sampling = online.sampling
-    recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
     chat, chat_parents = config.chat, template_parents(config.chat, output)
     if recorded is not None:
         chat, chat_parents = chat_of_rollouts(recorded, config.chat), ()
         config = replace(config, chat=ChatConfig())  # the parent records it
-    models = model_records(student, teacher, chat, output)
-    require_same_tokenizer(*models)
-    if recorded is not None:
-        _require_same_authors(recorded, *models, observer)
-    prompts = Prompts(data, sampling.column, sampling.limit, sampling.system)
+    models = model_records(student, teachers, chat, output)
+    _require_same_authors(recorded, models, observer)
+    prompts = Prompts(
+        data, sampling.column, sampling.limit, sampling.system, teacher_by=sampling.teacher_by, teachers=[*teachers]
+    )
     require_responses(online, find_method(config.method), recorded)
-    specs = [load_spec(student, chat), *([load_spec(teacher)] if isinstance(teacher, str) else [])]
+    loaded = [model for model in teachers.values() if isinstance(model, str)]
+    specs = [load_spec(student, chat), *map(load_spec, loaded)]
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
     config, sampling = replace(config, online=online), online.sampling
     parent = prompts.parent(output) if recorded is None else recorded.as_parent_of(output)
-    day = None
+    manifest = checkpoint_manifest(models, (parent, *chat_parents), config, seed)
+    day = chat_day(specs[0].tokenizer, output, manifest, overwrite) if recorded is None else None
     if recorded is None:
-        manifest = checkpoint_manifest(models, (parent, *chat_parents), config, seed)
-        day = chat_day(specs[0].tokenizer, output, manifest, overwrite)
         samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, day, observer)
     else:
-        samples = samples_from_rollouts(recorded, sampling.limit)
+        samples = samples_from_rollouts(recorded, sampling.limit, column)
+    require_known_teachers(data, samples, teachers, observer)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
     require_readable_samples(samples, max_length, specs)
-    if not isinstance(teacher, str):
-        teacher.require_length(max_length)
-    ends = _ends(specs, online, observer)
+    require_served_length(teachers, max_length)
+    ends = find_ends(specs, online, observer)
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
-        reader = open_teacher(teacher, config, vocab, ends, observer)
-        with _open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
+        reader = open_teacher(teachers, config, vocab, ends, observer)
+        with open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
             source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
             indices, held_out = split_held_out(source, config)
             responses = source.with_responses([samples[i] for i in held_out], learner, (seed,))
+            responses = source.read_ahead(responses)
             measured = OnlineSource(responses, reader, sampler, online.student_fraction) if held_out else None
             if online.replay:
                 source = ReplaySource(samples, reader, sampler, ReplaySchedule(online.replay))
@@ -194,55 +200,49 @@ def train_online(
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
-def train_with_server(
+def train_with_servers(
     data: Path,
     student: str,
-    url: str,
-    teacher: str | None,
+    urls: Mapping[str, str],
+    names: Mapping[str, str],
     output: Path,
     config: TrainConfig,
     seed: int = 0,
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """As `train_online`, with the teacher that a server at `url` serves; `teacher`: its name there."""
+    """As `train_online`, with teachers that servers serve; the name of an only teacher is "".
+
+    `urls`: of each teacher's server; `names`: the model's name there, needed where a server serves several.
+    """
     assert config.online is not None
     observer, spec = observer or SilentObserver(), load_spec(student)
     top_k = config.online.teacher_top_k or SERVED_TOP_K
-    with open_server(url, teacher, spec.tokenizer, vocab=spec.vocab, top_k=top_k, k=1, observer=observer) as server:
-        return train_online(data, student, server, output, config, seed, observer, overwrite)
+    settings: Any = {"vocab": spec.vocab, "top_k": top_k, "k": 1, "observer": observer}
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(open_server(url, names.get(name), spec.tokenizer, **settings))
+            for name, url in urls.items()
+        }
+        return train_online(data, student, servers, output, config, seed, observer, overwrite)
 
 
-def _require_same_authors(rollouts: Artifact, student: ModelRecord, teacher: ModelRecord, observer: Observer) -> None:
-    """Raises InputError where the rollouts' tokenizer or template is another one; warns of another teacher."""
+def _require_same_authors(rollouts: Artifact | None, models: Sequence[ModelRecord], observer: Observer) -> None:
+    """Warns where rollouts are by other teachers. `models`: the student and the teachers.
+
+    Raises InputError where tokenizers differ, or the template of the rollouts is another one.
+    """
+    student, *teachers = models
+    for teacher in teachers:
+        require_same_tokenizer(student, teacher)
+    if rollouts is None:
+        return
     require_same_template(rollouts.manifest.models[0], student)
+    weights = {teacher.role: teacher.weights for teacher in teachers}
     for author in rollouts.manifest.models:
         require_same_tokenizer(author, student)
-        if author.role == "teacher" and author.weights != teacher.weights:
-            observer.warning(f"The rollouts are by another teacher ({author.name}) than the one that is loaded.")
-
-
-def _ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) -> list[int]:
-    """The ids that end a response. Warns without any; raises InputError for stop strings that cannot be found."""
-    tokenizer, sampling = specs[0].tokenizer, online.sampling
-    require_stop_support(sampling, tokenizer)
-    ends = pair_end_ids(tokenizer, *(spec.end_ids for spec in specs))
-    if not ends and not sampling.stop and (online.student_fraction or online.replay):
-        observer.warning(f"The models have no end token: responses have {sampling.response_limit} tokens.")
-    return ends
-
-
-def _with_engine(online: OnlineConfig, precision: str, observer: Observer) -> OnlineConfig:
-    """With the engine that samples, in the precision of the student's forward."""
-    engine = choose_engine(online.sampling)
-    if engine == "vllm" and world_size() > 1:
-        if online.sampling.engine == "vllm":
-            raise InputError("vLLM samples for one training process, not several.", "Leave out --engine vllm.")
-        engine = "transformers"
-    authors = "student and teacher together" if online.teacher_fraction else "the student"
-    observer.info(f"Responses are sampled from {authors} with {engine}.")
-    dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
-    return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
+        if author.teacher_name is not None and author.weights != weights.get(author.role):
+            observer.warning(f"The rollouts are by another {author.role} ({author.name}) than the one that is loaded.")
 
 
 def _samples(
@@ -252,17 +252,6 @@ def _samples(
     if skipped:
         observer.warning(f"Prompts skipped: {skipped:,} empty or longer than {max_tokens} tokens.")
     return samples
-
-
-def _open_sampler(
-    student: ModelSpec, teacher: LanguageModel | ServedTeacher, sampling: GenerateConfig, max_length: int
-) -> AbstractContextManager[ResponseSampler]:
-    if sampling.engine == "transformers":
-        mixed = teacher if isinstance(teacher, LanguageModel) and sampling.policy == "teacher-mixed" else None
-        return nullcontext(LocalSampler(sampling, mixed))
-    from tsdkd.stages.engines.online_vllm import open_vllm_sampler
-
-    return open_vllm_sampler(student, sampling, max_length)
 
 
 def split_held_out(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:

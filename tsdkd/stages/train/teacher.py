@@ -1,14 +1,16 @@
-"""The teacher of online training: loaded, or behind a server."""
+"""The teacher of online training, or several by name: loaded, or behind servers. The name of an only teacher is ""."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import ModelRecord, teacher_role
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
+from tsdkd.stages.data.online_teachers import LoadedTeacher, OnlineTeacher, TeachersInTurn
 from tsdkd.stages.data.scoring import report_padded_reading
-from tsdkd.stages.data.served_online import ServedTeacher
+from tsdkd.stages.data.served_online import ServedTeacher, ServedTeachers
 from tsdkd.stages.models.device import require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import model_record
@@ -16,23 +18,34 @@ from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer
 
+Teachers = Mapping[str, str] | Mapping[str, TeacherServer]
+"""The model of each teacher, or its server, by name."""
 
-def model_records(
-    student: str, teacher: str | TeacherServer, chat: ChatConfig, output: Path
-) -> tuple[ModelRecord, ModelRecord]:
-    """The records of student and teacher."""
+
+def model_records(student: str, teachers: Teachers, chat: ChatConfig, output: Path) -> tuple[ModelRecord, ...]:
+    """The records of the student and of each teacher."""
     learner = model_record("student", student, chat=chat)
-    if isinstance(teacher, str):
-        return learner, model_record("teacher", teacher)
-    return learner, served_record(teacher, learner, output)
+    records = (
+        model_record(teacher_role(name), teacher)
+        if isinstance(teacher, str)
+        else served_record(teacher, learner, output, teacher_role(name))
+        for name, teacher in teachers.items()
+    )
+    return learner, *records
 
 
-def with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | TeacherServer) -> OnlineConfig:
-    """The settings with the number of log-probabilities that a server gives; of a loaded teacher, unchanged.
+def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers) -> OnlineConfig:
+    """The settings with the number of log-probabilities that a server gives; of loaded teachers, unchanged.
 
-    Raises InputError for an objective or an option that the teacher does not support.
+    Raises InputError for an objective or an option that the teachers do not support.
     """
-    if isinstance(teacher, str):
+    if "" not in teachers and online.teacher_fraction:
+        raise InputError(
+            "With several teachers, the student samples alone: no teacher is in memory while it does.",
+            "Give --teacher-fraction 0.",
+        )
+    server = next((teacher for teacher in teachers.values() if not isinstance(teacher, str)), None)
+    if server is None:
         if online.teacher_top_k is not None:
             raise InputError("--teacher-top-k needs a served teacher.", "Give --teacher-url, or leave it out.")
         if online.teacher_device not in {None, "auto"}:
@@ -47,16 +60,31 @@ def with_signal(config: TrainConfig, online: OnlineConfig, teacher: str | Teache
         )
     if online.teacher_device is not None:
         raise InputError("--teacher-device needs a loaded teacher.", "Leave it out, or leave out --teacher-url.")
-    return replace(online, teacher_top_k=teacher.top_k)
+    return replace(online, teacher_top_k=server.top_k)
+
+
+def require_served_length(teachers: Teachers, longest: int) -> None:
+    """Raises InputError for a server that does not read sequences of `longest` tokens."""
+    for teacher in teachers.values():
+        if not isinstance(teacher, str):
+            teacher.require_length(longest)
 
 
 def open_teacher(
-    teacher: str | TeacherServer, config: TrainConfig, vocab: int, ends: list[int], observer: Observer
-) -> LanguageModel | ServedTeacher:
-    """The teacher, loaded or served, cut to the ids that student and teacher know."""
-    if isinstance(teacher, str):
-        return replace(_load_teacher(teacher, config, observer), shared_vocab=vocab, pair_end_ids=ends)
-    return ServedTeacher(teacher, vocab)
+    teachers: Teachers, config: TrainConfig, vocab: int, ends: list[int], observer: Observer
+) -> OnlineTeacher:
+    """The teachers, loaded or served, cut to the ids that they and the student know; several are loaded in turn."""
+    servers = {name: teacher for name, teacher in teachers.items() if not isinstance(teacher, str)}
+    if servers:
+        return ServedTeacher(servers[""], vocab) if "" in servers else ServedTeachers(servers, vocab)
+
+    def load(name: str, observer: Observer) -> LanguageModel:
+        teacher = replace(_load_teacher(str(teachers[name]), config, observer), shared_vocab=vocab, pair_end_ids=ends)
+        if name or config.micro_batch_tokens:
+            report_padded_reading([teacher], observer)
+        return teacher
+
+    return LoadedTeacher(load("", observer)) if "" in teachers else TeachersInTurn(load, observer)
 
 
 def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> LanguageModel:
@@ -64,7 +92,4 @@ def _load_teacher(name: str, config: TrainConfig, observer: Observer) -> Languag
     online = config.online
     spread = online.teacher_device == "auto"
     device, device_map = (None, "auto") if spread else (online.teacher_device, None)
-    teacher = load_model(name, online.teacher_dtype, device, device_map, config.attention, observer)
-    if config.micro_batch_tokens:
-        report_padded_reading([teacher], observer)
-    return teacher
+    return load_model(name, online.teacher_dtype, device, device_map, config.attention, observer)

@@ -47,7 +47,14 @@ from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, o
 from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.packed_attention import training_attention
 from tsdkd.stages.models.save import weights_only
-from tsdkd.stages.train.batch_order import DistributedOpener, EpochLoader, LazyBatches, MicroBatches, pack_samples
+from tsdkd.stages.train.batch_order import (
+    DistributedOpener,
+    EpochLoader,
+    LazyBatches,
+    MicroBatches,
+    grouped,
+    pack_samples,
+)
 from tsdkd.stages.train.resume import require_intact
 
 
@@ -162,11 +169,10 @@ class DistillationTrainer(Trainer):
         micro_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         samples = [sample for micro_batch in micro_batches for sample in micro_batch]
         if self.packed_tokens:
-            packed = self._pack(self._with_responses_on_all_ranks(samples), self.packed_tokens)
+            packed = self._read_ahead(self._pack(self._with_responses_on_all_ranks(samples), self.packed_tokens))
             return [{"micro_batches": packed}], self._count_responses(packed.samples, device)
-        with_responses = iter(self._with_responses(samples))
-        padded = [[next(with_responses) for _ in micro_batch] for micro_batch in micro_batches]
-        return LazyBatches(padded, self._collate), self._count_responses(padded, device)
+        padded = self._read_ahead(grouped(self._with_responses(samples), micro_batches))
+        return padded, self._count_responses(padded.samples, device)
 
     def _with_responses(self, samples: list[Sample]) -> list[Sample]:
         with self.inference_student() as student:
@@ -180,10 +186,15 @@ class DistillationTrainer(Trainer):
         own = self._with_responses(samples[start:stop])
         return gather_object(own) if ranks > 1 else own
 
-    def _pack(self, samples: list[Sample], tokens: int) -> LazyBatches:
+    def _pack(self, samples: list[Sample], tokens: int) -> list[list[Sample]]:
         ranks = self.args.process_index, self.args.world_size
         batches = pack_samples(list(map(sample_length, samples)), tokens, *ranks, in_order=self.adaptive is not None)
-        return LazyBatches([[samples[i] for i in batch] for batch in batches], self._collate)
+        return [[samples[i] for i in batch] for batch in batches]
+
+    def _read_ahead(self, micro_batches: list[list[Sample]]) -> LazyBatches:
+        """The micro-batches of this rank, which several teachers read one after the other."""
+        samples = self.source.read_ahead([sample for micro_batch in micro_batches for sample in micro_batch])
+        return LazyBatches(grouped(samples, micro_batches), self._collate)
 
     def _count_responses(self, micro_batches: list[list[Sample]], device: torch.device) -> Any:
         """The turns of all ranks' samples."""
