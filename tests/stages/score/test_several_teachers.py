@@ -24,7 +24,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.engines import reader_check, vllm_reader
 from tsdkd.stages.inspect.stage import inspect_all, inspect_scores
-from tsdkd.stages.score import loop, stage
+from tsdkd.stages.score import loop, readers, stage
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
@@ -121,7 +121,7 @@ def test_each_teacher_is_loaded_once_and_a_cut_run_ends_with_the_same_bytes(
     contents: Contents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded, load, close = list[str](), stage.load_model, loop.TableWriter.close
+    loaded, load, close = list[str](), readers.load_model, loop.TableWriter.close
 
     def recording(name: str, *arguments: Any, **settings: Any) -> Any:
         loaded.append(name)
@@ -132,7 +132,7 @@ def test_each_teacher_is_loaded_once_and_a_cut_run_ends_with_the_same_bytes(
             raise OSError("the disk is gone")
         close(writer)
 
-    monkeypatch.setattr(stage, "load_model", recording)
+    monkeypatch.setattr(readers, "load_model", recording)
     monkeypatch.setattr(loop.TableWriter, "close", cut)
     output = rollouts.parent / "cut"
     with pytest.raises(OSError, match="the disk is gone"):
@@ -341,3 +341,17 @@ def test_too_little_mass_at_the_end_warns_and_keeps_the_scores(
         f"The 2 most likely tokens of the teacher {name}" for name in ("code", "math")
     ]
     assert artifact.manifest.state == "complete"
+
+
+def test_all_teachers_compare_the_ids_that_all_models_know(tmp_path: Path) -> None:
+    """One teacher has no row for a token that was added to all tokenizers."""
+    known = {"student": 0, "code": 3, "math": -1}
+    models = {
+        name: save_tiny_model(tmp_path / name, seed=seed, padding_rows=rows, extra=("<|tool|>",))
+        for seed, (name, rows) in enumerate(known.items())
+    }
+    rollouts = sampled_run(tmp_path, models["student"]) / "rollouts"
+    named = {name: str(models[name]) for name in ("code", "math")}
+    several = score(rollouts, str(models["student"]), named, tmp_path / "s", CONFIG)
+    heads = OfflineSource(rollouts, several.path).decoder.heads
+    assert {name: head.vocab for name, head in heads.items()} == {"code": 258, "math": 258}

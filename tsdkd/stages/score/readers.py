@@ -13,7 +13,14 @@ from tsdkd.core import Head
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.rollout_lengths import sequence_lengths
 from tsdkd.stages.data.score_cost import score_batches, score_blocks
-from tsdkd.stages.data.scoring import ModelPair, RolloutRow, ScoreRow, score_in_turn, score_responses
+from tsdkd.stages.data.scoring import (
+    ModelPair,
+    RolloutRow,
+    ScoreRow,
+    report_padded_reading,
+    score_in_turn,
+    score_responses,
+)
 from tsdkd.stages.data.served_scoring import (
     SERVED_COLUMNS,
     read_request,
@@ -21,7 +28,8 @@ from tsdkd.stages.data.served_scoring import (
     student_scores,
     teacher_columns,
 )
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.server import TeacherServer
 
 PROBE_TOKENS = 2048
@@ -121,3 +129,12 @@ def score_table_rows(
         scored = reader.score((table.take(batch).to_pylist() for batch in batches), advance)
         rows = dict(zip(chain.from_iterable(batches), scored, strict=True))
         yield [rows[i] for i in block]
+
+
+def load_reading_model(name: str, vocab: int, config: ScoreConfig, observer: Observer) -> LanguageModel:
+    """A model that reads, cut to `vocab` ids. Raises InputError."""
+    device_map = None if config.device_map == "one" else config.device_map
+    model = load_model(name, config.dtype, device_map=device_map, attention=config.attention, observer=observer)
+    model = replace(model, shared_vocab=vocab)
+    report_padded_reading([model], observer)
+    return model

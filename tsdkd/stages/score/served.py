@@ -6,7 +6,7 @@ One process sends requests, as many at a time as the user allows.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,16 @@ from tsdkd.stages.config.score import ScoreConfig, require_candidates
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
-from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.data.served_scoring import MIN_CAPTURED_MASS, too_little_mass
 from tsdkd.stages.engines.choice import require_engine_options
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import model_record
-from tsdkd.stages.models.spec import ModelSpec, load_spec
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.distributed import RankGroup
 from tsdkd.stages.score.inputs import scores_manifest
 from tsdkd.stages.score.loop import Scoring
-from tsdkd.stages.score.readers import NO_HEAD, ServerReader, TeacherReader
+from tsdkd.stages.score.readers import NO_HEAD, ServerReader, TeacherReader, load_reading_model
 from tsdkd.stages.score.units import Unit
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer, open_server
@@ -76,7 +74,7 @@ def score_served(
             if writer.complete:
                 observer.info(f"{output} is complete: nothing to do.")
                 return writer.artifact
-            load_student = cache(lambda: _load_student(spec, config, observer))
+            load_student = cache(partial(load_reading_model, student, spec.vocab, config, observer))
 
             @contextmanager
             def open_reader(own: list[Unit]) -> Iterator[TeacherReader]:
@@ -123,11 +121,3 @@ def _manifest(
     records = (served_record(server, learner, output, teacher_role(name)) for name, server in servers.items())
     manifest = scores_manifest(parent, (learner, *records), servers, output, config, observer)
     return replace(manifest, engine="server")
-
-
-def _load_student(spec: ModelSpec, config: ScoreConfig, observer: Observer) -> LanguageModel:
-    device_map = None if config.device_map == "one" else config.device_map
-    settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
-    student = replace(load_model(spec.name, config.dtype, **settings), shared_vocab=spec.vocab)
-    report_padded_reading([student], observer)
-    return student

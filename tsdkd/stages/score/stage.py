@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,11 +23,9 @@ from tsdkd.stages.data.offline import TEACHER_END_IDS
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
-from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.model_size import model_size
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_config, load_spec
@@ -36,7 +33,7 @@ from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.distributed import RankGroup
 from tsdkd.stages.score.inputs import scores_manifest
 from tsdkd.stages.score.loop import OpenReader, Scoring
-from tsdkd.stages.score.readers import LoadedReader, TeacherReader
+from tsdkd.stages.score.readers import LoadedReader, TeacherReader, load_reading_model
 from tsdkd.stages.score.units import Unit
 
 
@@ -126,14 +123,7 @@ def _reader_opener(
     student: str, teachers: dict[str, str], vocab: int, parent: Artifact, config: ScoreConfig, observer: Observer
 ) -> OpenReader:
     """Opens student and teacher, cut to `vocab` ids; vLLM's are checked on sequences of the teacher's first unit."""
-    device_map = None if config.device_map == "one" else config.device_map
-    settings: Any = {"device_map": device_map, "attention": config.attention, "observer": observer}
-
-    def load(name: str) -> LanguageModel:
-        model = replace(load_model(name, config.dtype, **settings), shared_vocab=vocab)
-        report_padded_reading([model], observer)
-        return model
-
+    load = partial(load_reading_model, vocab=vocab, config=config, observer=observer)
     load_student = cache(partial(load, student))
 
     @contextmanager
