@@ -101,7 +101,7 @@ def test_held_out_values_by_teacher_are_those_of_its_responses_alone(several: Pa
 def test_the_log_and_the_summary_hold_the_held_out_values_of_each_teacher(
     several: Path, student: Path, tmp_path: Path
 ) -> None:
-    learn(several, student, tmp_path / "c", replace(CONFIG, held_out=0.5, eval_steps=1, epochs=2))
+    learn(several, student, tmp_path / "c", replace(CONFIG, held_out=0.7, eval_steps=1, epochs=2))
     evaluations = [entry for entry in metrics(tmp_path / "c") if "eval_kl" in entry]
     summary = load_manifest(tmp_path / "c").summary
     best = next(entry for entry in evaluations if entry["step"] == summary["best_step"])
