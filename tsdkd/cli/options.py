@@ -67,22 +67,11 @@ def model_option(help_: str, default: str, group: str = COMMON) -> Any:
 Student = Annotated[
     str | None, model_option("Student: model directory or hub id.", "as recorded, else embedded-student")
 ]
-Teacher = Annotated[
-    str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
-]
 Teachers = Annotated[
     list[str] | None,
     model_option(
         "Teacher: model directory or hub id. Several: NAME=MODEL for each, and --teacher-by.",
         "as recorded, else embedded-teacher",
-    ),
-]
-TeacherUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="vLLM or SGLang server that serves the teacher; --teacher is then the model's name there.",
-        rich_help_panel=COMMON,
     ),
 ]
 TeacherUrls = Annotated[

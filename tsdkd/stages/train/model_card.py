@@ -35,7 +35,10 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
         _table(
             ["role", "name", "fingerprint"],
             [
-                *[[model.role, escape_markdown(model.name), model.weights[:16]] for model in manifest.models],
+                *[
+                    [escape_markdown(model.role), escape_markdown(model.name), model.weights[:16]]
+                    for model in manifest.models
+                ],
                 *[[parent.kind, escape_markdown(parent.path), parent.fingerprint[:16]] for parent in manifest.parents],
             ],
         ),
