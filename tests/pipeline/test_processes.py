@@ -14,7 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
+from tests.helpers.scored_runs import sampled_run
 from tests.helpers.training import same_update
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.stages.config.generate import GenerateConfig
@@ -55,8 +57,10 @@ def many(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def scoring(many: Path, teacher: Path, output: Path, launcher: list[str]) -> subprocess.Popen[str]:
-    command = [*launcher, "score", "--teacher", teacher, "--scores", output, "--k", 4, "--batch-tokens", 60]
+def scoring(many: Path, teacher: Path | dict[str, str], output: Path, launcher: list[str]) -> subprocess.Popen[str]:
+    values = [f"{name}={model}" for name, model in teacher.items()] if isinstance(teacher, dict) else [teacher]
+    named = [word for value in values for word in ("--teacher", value)]
+    command = [*launcher, "score", *named, "--scores", output, "--k", 4, "--batch-tokens", 60]
     environment = os.environ | {"TSDKD_RUN": str(many), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
         [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -85,6 +89,18 @@ def test_two_processes_write_the_scores_of_one(
         manifest.pop("sha256")  # of a manifest with that path
     assert found == expected
     assert manifests[0] == manifests[1]
+
+
+def test_two_processes_score_with_several_teachers(
+    student: Path, teacher: Path, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    sampled_run(tmp_path, student)
+    models = {"code": str(teacher), "math": str(save_tiny_model(tmp_path / "math", seed=7, layers=3, width=64))}
+    expected = score(tmp_path / "rollouts", str(student), models, tmp_path / "one", ScoreConfig(k=4, batch_tokens=60))
+    done = scoring(tmp_path, models, tmp_path / "two", TWO)
+    _, stderr = done.communicate()
+    assert done.returncode == 0, stderr
+    assert contents(tmp_path / "two") == contents(expected.path)
 
 
 def test_one_process_resumes_what_two_began(

@@ -91,11 +91,11 @@ def _train_online(
     assert config.online is not None
     recorded = read_artifact(rollouts, "rollouts", hashed=False).manifest if rollouts else None
     data, learner = rollouts or prompts or defaults.PROMPTS, defaults.student(student, recorded)
-    more, column = (output, config, seed, observer, overwrite), config.online.sampling.teacher_by
+    more = output, config, seed, observer, overwrite
+    column = config.online.sampling.teacher_by
     if teacher_url:
         column = column or defaults.recorded_teacher_by(recorded)
-        urls = options.parse_teachers("--teacher-url", teacher_url, column)
-        names = options.parse_teachers("--teacher", teacher, column)
+        urls, names = options.parse_served(teacher_url, teacher, column)
         return train_with_servers(data, learner, urls, names, *more)
     return train_online(data, learner, defaults.teachers(teacher, column, recorded), *more)
 

@@ -30,16 +30,18 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.core import tsdkd_loss
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.data.online import OnlineSource
-from tsdkd.stages.data.replay import ReplaySchedule
+from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
+from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import teacher as online_teacher
-from tsdkd.stages.train.stage import train_online, train_with_servers
+from tsdkd.stages.train.stage import train_offline, train_online, train_with_servers
 
 Contents = Callable[[Path], dict[str, bytes]]
 BY_FIELD = replace(SAMPLING, teacher_by="field")
@@ -158,6 +160,20 @@ def test_packed_micro_batches_give_the_update_of_padded_ones(
         assert entry == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
+def test_recorded_responses_give_the_same_update_online_and_offline(
+    recorded: Artifact, student: Path, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    score(recorded.path, str(student), teachers, tmp_path / "scores", ScoreConfig(k=4))
+    config = replace(CONFIG, held_out=0.3, eval_steps=2)
+    train_offline(recorded.path, tmp_path / "scores", str(student), tmp_path / "offline", config)
+    online = learn(recorded.path, student, teachers, tmp_path / "online", replace(config, online=RECORDED))
+    assert same_update(online, weights(tmp_path / "offline"), weights(student))
+    *_, offline_entry = metrics(tmp_path / "offline")
+    *_, online_entry = metrics(tmp_path / "online")
+    assert any("math" in key for key in online_entry)
+    assert online_entry == pytest.approx({key: offline_entry[key] for key in online_entry}, rel=1e-3)
+
+
 def test_one_model_under_two_names_gives_the_update_of_one_teacher(
     fields: Path, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -219,7 +235,7 @@ def test_recorded_responses_keep_their_teachers(
     _, rows = responses
     assert {row["sample_id"]: row["teacher"] for row in rows} == named
     assert 0 < sum(row["response_ids"] == written[row["sample_id"]] for row in rows) < len(rows)
-    assert "teacher_by" not in load_manifest(tmp_path / "c").config["online"]["sampling"]
+    assert load_manifest(tmp_path / "c").config["online"]["sampling"]["teacher_by"] == "field"
 
 
 def test_rollouts_without_names_are_divided_by_their_source(
@@ -234,41 +250,34 @@ def test_rollouts_without_names_are_divided_by_their_source(
     assert {row["sample_id"]: row["teacher"] for row in responses[-1]} == {
         row["sample_id"]: row["source"] for row in rollouts.table().to_pylist()
     }
-    for column, cause in ((None, "does not name"), ("field", "no column 'field'")):
+    for column, cause in ((None, "records none by name"), ("field", "does not record the column 'field'")):
         online = replace(RECORDED, sampling=replace(SAMPLING, teacher_by=column))
         with pytest.raises(InputError, match=cause) as caught:
             learn(rollouts.path, student, teachers, tmp_path / "d", replace(ONE_STEP, online=online))
-        assert "--teacher-by source" in caught.value.remedy
+        assert "`tsdkd generate`" in caught.value.remedy
     assert not (tmp_path / "d").exists()
 
 
-def test_replay_keeps_the_teacher_of_each_response_and_resumes(
-    fields: Path,
-    student: Path,
-    teachers: dict[str, str],
-    tmp_path: Path,
-    contents: Contents,
-    monkeypatch: pytest.MonkeyPatch,
+def test_replayed_responses_keep_their_teachers(
+    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = GenerateConfig(policy="teacher", max_new_tokens=12, teacher_by="field")
-    data = generate(fields, None, tmp_path / "rollouts", written, teachers=teachers).path
+    data = generate(fields, None, tmp_path / "rollouts", written, teachers=teachers)
+    named = {row["sample_id"]: row["teacher"] for row in data.table().to_pylist()}
     replay = ReplayConfig(phi=0.6, replay_tolerance=0.0, replay_capacity=4)
     online = OnlineConfig(student_fraction=0, sampling=SAMPLING, replay=replay)
     changes = {"method": "distillm", "objective": find_method("distillm").objective, "online": online}
     config = replace(CONFIG, **changes, epochs=3, batch_size=2, held_out=0.3, eval_steps=3)
+    choose, respond = ReplaySchedule.choose_responses, ReplaySource.with_responses
     choices: list[str] = []
-    choose = ReplaySchedule.choose_responses
+    seen: list[Sample] = []
     monkeypatch.setattr(
         ReplaySchedule, "choose_responses", lambda *given: choices.append(choose(*given)) or choices[-1]
     )
-    learn(data, student, teachers, tmp_path / "whole", config)
+    monkeypatch.setattr(ReplaySource, "with_responses", lambda *given: seen.extend(s := respond(*given)) or s)
+    learn(data.path, student, teachers, tmp_path / "c", config)
     assert {*choices} == {"recorded", "sampled", "replayed"}
-    with monkeypatch.context() as patch:
-        cut(patch, 4)
-        with pytest.raises(RuntimeError, match="cut"):
-            learn(data, student, teachers, tmp_path / "cut", config)
-    learn(data, student, teachers, tmp_path / "cut", config)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert {(row["sample_id"], row["teacher"]) for row in seen} <= named.items()
 
 
 def test_served_teachers_read_their_own_responses(
@@ -328,9 +337,9 @@ def test_teachers_and_columns_that_do_not_fit_are_refused_before_anything_is_loa
         (recorded.path, one, RECORDED, "'math'; the teachers are code"),
         (fields, teachers, OnlineConfig(sampling=SAMPLING), "no column names"),
         (fields, teachers, OnlineConfig(sampling=replace(SAMPLING, teacher_by="topic")), "'topic' does not exist"),
-        (fields, {"": teachers["code"]}, ONLINE.online, "needs teachers with names"),
-        (recorded.path, teachers, replace(RECORDED, sampling=replace(SAMPLING, teacher_by="topic")), "by field"),
-        (fields, teachers, mixed, "the student samples alone"),
+        (fields, {"": teachers["code"]}, ONLINE.online, "no teacher has a name"),
+        (recorded.path, teachers, replace(RECORDED, sampling=replace(SAMPLING, teacher_by="topic")), "column 'topic'"),
+        (fields, teachers, mixed, "cannot sample in a mixture"),
     ):
         config = replace(ONE_STEP, online=online)
         if online is mixed:
@@ -352,13 +361,9 @@ def test_the_command_takes_teachers_by_name(
     assert "teacher math (online)" in shown
     run("train", "--config", tmp_path / "c" / "config.yaml", "--checkpoint", tmp_path / "c")  # another run is refused
     run("train", "--rollouts", recorded.path, *named, "--lambda", 0.5, *options, "--checkpoint", tmp_path / "d")
-    assert (
-        "no server"
-        in refuse(
-            *["train", "--prompts", fields, "--teacher-by", "field", "--teacher", "math=a", *options],
-            *["--teacher-url", "code=http://127.0.0.1:1", "--checkpoint", tmp_path / "e"],
-        )[0]
-    )
+    server = ["--teacher", "math=a", "--teacher-url", "code=http://127.0.0.1:1", "--teacher-by", "field"]
+    cause, _ = refuse("train", "--prompts", fields, *server, *options, "--checkpoint", tmp_path / "e")
+    assert "math has no --teacher-url" in cause
     cause, remedy = refuse("train", "--prompts", fields, *named, *options, "--checkpoint", tmp_path / "e")
     assert "no column names the teacher" in cause
     assert "--teacher-by" in remedy

@@ -18,6 +18,7 @@ from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, Response
+from tsdkd.stages.data.rollout_teachers import naming_column
 from tsdkd.stages.data.source import Sample, sample_length
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
@@ -122,15 +123,16 @@ def samples_from_prompts(
     return fitting, len(samples) - len(fitting)
 
 
-def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_column: str | None = None) -> list[Sample]:
+def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_by: str | None = None) -> list[Sample]:
     """Samples with recorded responses, of the first `limit` prompts.
 
-    `teacher_column`: the column that names each one's teacher, of several; samples then have the key "teacher".
+    With `teacher_by`, as `column_of_teachers` returns it, a sample has the key "teacher".
     """
-    rows = rollouts.table([*ROLLOUT_COLUMNS, *([teacher_column] if teacher_column else [])]).to_pylist()
+    named = [naming_column(rollouts, teacher_by)] if teacher_by else []
+    rows = rollouts.table([*ROLLOUT_COLUMNS, *named]).to_pylist()
     prompt_ids = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
     kept = [row for row in rows if row["prompt_id"] in prompt_ids]
-    return [row | {"teacher": row.pop(teacher_column)} for row in kept] if teacher_column else kept
+    return [row | {"teacher": row.pop(name)} for row in kept for name in named] if named else kept
 
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:

@@ -9,9 +9,10 @@ from tsdkd.artifacts.manifest import Manifest, ModelRecord
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.stages.config.generate import GIVEN
 from tsdkd.stages.config.score import ScoreConfig, recorded_scoring
+from tsdkd.stages.data.rollout_teachers import column_of_teachers
 from tsdkd.stages.models.record import library_versions, require_same_template, require_same_tokenizer
 from tsdkd.stages.observer import Observer
-from tsdkd.stages.score.units import column_of_teachers, divide_rollouts
+from tsdkd.stages.score.units import divide_rollouts
 
 
 def scores_manifest(

@@ -27,6 +27,7 @@ from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
+from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.model_size import model_size
 from tsdkd.stages.models.record import model_record
@@ -117,8 +118,8 @@ def _manifest(
 def _planned_head(teacher: str, vocab: int, config: ScoreConfig) -> Head:
     """The shape and dtype of a teacher's head, without its values."""
     _, width = model_size(load_config(teacher)).head_shape
-    dtype = getattr(torch, load_spec(teacher).resolve_dtype(config.dtype))
-    return Head(torch.empty(vocab, width, dtype=dtype, device="meta"))
+    dtype = auto_dtype(load_config(teacher), default_device()) if config.dtype == "auto" else config.dtype
+    return Head(torch.empty(vocab, width, dtype=getattr(torch, dtype), device="meta"))
 
 
 def _reader_opener(

@@ -8,10 +8,7 @@ import pyarrow as pa
 from tsdkd.artifacts.files import teacher_file
 from tsdkd.artifacts.manifest import Part
 from tsdkd.artifacts.reader import Artifact
-from tsdkd.errors import InputError
-
-SOURCE, TEACHER = "source", "teacher"
-"""The columns of rollouts that can name a row's teacher."""
+from tsdkd.stages.data.rollout_teachers import naming_column, unknown_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ def divide_rollouts(rollouts: Artifact, teachers: Collection[str], teacher_by: s
     """
     if "" in teachers:
         return [Unit(part, "", part.file, range(part.rows or 0)) for part in rollouts.tables]
-    column = SOURCE if teacher_by == SOURCE != rollouts.manifest.config.get("teacher_by") else TEACHER
+    column = naming_column(rollouts, teacher_by)
     units = [
         Unit(part, teacher, teacher_file(part.file, index if len(teachers) > 1 else None), rows)
         for part in rollouts.tables
@@ -50,34 +47,6 @@ def divide_rollouts(rollouts: Artifact, teachers: Collection[str], teacher_by: s
     return sorted(units, key=lambda unit: list(teachers).index(unit.teacher))
 
 
-def column_of_teachers(rollouts: Artifact, teachers: Collection[str], given: str | None) -> str | None:
-    """The column of the prompts that names each row's teacher, as given or as the rollouts record it; None where an
-    only teacher has no name.
-
-    Raises InputError for a column that the rollouts do not record, and where none is known.
-    """
-    recorded = rollouts.manifest.config.get("teacher_by")
-    if "" in teachers:
-        if given is None:
-            return None
-        raise InputError(
-            f"--teacher-by {given} names the teacher of each response, and no teacher has a name.",
-            "Give --teacher NAME=MODEL for each name, or leave out --teacher-by.",
-        )
-    column = given or recorded
-    if column is None:
-        raise InputError(
-            f"Several teachers are given, and {rollouts.path} records none by name.",
-            "Add --teacher-by source, or run `tsdkd generate` with --teacher-by COLUMN.",
-        )
-    if column not in {recorded, SOURCE}:
-        raise InputError(
-            f"{rollouts.path} does not record the column {column!r} of the prompts.",
-            f"Run `tsdkd generate` with --teacher-by {column}.",
-        )
-    return str(column)
-
-
 def _rows_by_teacher(
     rollouts: Artifact, part: Part, column: str, teachers: Collection[str]
 ) -> dict[str, Sequence[int]]:
@@ -85,11 +54,6 @@ def _rows_by_teacher(
     by_teacher: dict[str, list[int]] = {name: [] for name in teachers}
     for row, name in enumerate(table[column].to_pylist()):
         if name not in by_teacher:
-            named = f"names the teacher {name!r}" if name else "names no teacher"
-            raise InputError(
-                f"The response {table['sample_id'][row]} of {rollouts.path} {named}; the teachers are "
-                f"{', '.join(teachers)}.",
-                f"Add --teacher {name}=MODEL, or correct the prompts." if name else "Correct the prompts.",
-            )
+            raise unknown_teacher(rollouts.path, str(table["sample_id"][row]), name, teachers)
         by_teacher[name].append(row)
     return dict(by_teacher)

@@ -10,6 +10,7 @@ from tsdkd.errors import InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data.offline import RolloutSource, response_authors
+from tsdkd.stages.data.rollout_teachers import unknown_teacher
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import Method
 from tsdkd.stages.models.adapters import is_adapter
@@ -73,48 +74,11 @@ def require_responses(online: OnlineConfig, method: Method, recorded: Artifact |
         raise InputError(f"{method.name} trains in one process: its replay is not distributed.", "Start one process.")
 
 
-def find_teacher_column(teachers: Collection[str], rollouts: Artifact | None, teacher_by: str | None) -> str | None:
-    """The column of the prompts, or of the rollouts, that names each response's teacher; None for an only teacher.
-
-    `teachers`: their names, "" for an only one. `teacher_by`: the column of --teacher-by. Raises InputError without a
-    column, and for one that rollouts do not hold.
-    """
-    if "" in teachers:
-        if teacher_by:
-            raise InputError(
-                "--teacher-by needs teachers with names.", "Give --teacher NAME=MODEL for each, or leave it out."
-            )
-        return None
-    if rollouts is None:
-        if teacher_by is None:
-            raise InputError(
-                "Several teachers are given, and no column names the one of each prompt.", "Give --teacher-by COLUMN."
-            )
-        return teacher_by
-    recorded = rollouts.manifest.config.get("teacher_by")
-    if recorded and teacher_by in {None, recorded}:
-        return "teacher"
-    if recorded:
-        raise InputError(
-            f"--teacher-by is {teacher_by}, but {rollouts.path} names the teachers by {recorded}.",
-            "Leave out --teacher-by, or run `tsdkd generate` again with it.",
-        )
-    if teacher_by != "source":
-        cause = f"holds no column {teacher_by!r}" if teacher_by else "does not name the teacher of each response"
-        raise InputError(
-            f"{rollouts.path} {cause}.", "Give --teacher-by source, or run `tsdkd generate` with --teacher-by COLUMN."
-        )
-    return "source"
-
-
 def require_known_teachers(data: Path, samples: list[Sample], teachers: Collection[str], observer: Observer) -> None:
     """Raises InputError for a sample whose teacher is not among these names; warns of a teacher without samples."""
-    named = {sample.get("teacher", ""): sample["sample_id"] for sample in samples}
+    named = {sample.get("teacher") or "": sample["sample_id"] for sample in samples}
     for name in sorted(named.keys() - {*teachers}):
-        raise InputError(
-            f"The response {named[name]} of {data} has the teacher {name!r}; the teachers are {', '.join(teachers)}.",
-            f"Add --teacher {name}=MODEL.",
-        )
+        raise unknown_teacher(data, named[name], name, teachers)
     for name in teachers:
         if name not in named:
             observer.warning(f"No prompt has the teacher {name}.")

@@ -33,6 +33,7 @@ from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
+from tsdkd.stages.data.rollout_teachers import column_of_teachers
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import with_supported_draft
 from tsdkd.stages.methods import find_method
@@ -42,10 +43,9 @@ from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.teacher_server.server import TeacherServer, open_server
+from tsdkd.stages.teacher_server.server import open_server
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
 from tsdkd.stages.train.prerequisites import (
-    find_teacher_column,
     require_known_teachers,
     require_readable_samples,
     require_responses,
@@ -132,7 +132,7 @@ def _scored_source(
 def train_online(
     data: Path,
     student: str,
-    teacher: str | TeacherServer | Teachers,
+    teachers: str | Teachers,
     output: Path,
     config: TrainConfig,
     seed: int = 0,
@@ -141,18 +141,17 @@ def train_online(
 ) -> Artifact:
     """Distil a loaded or served teacher: the student responds to `config.online.student_fraction` of the prompts.
 
-    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. `teacher`: several by name,
-    of which each reads the responses to its own prompts. Raises as `train_offline`.
+    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. `teachers`: several by name
+    read the responses to their own prompts. Raises as `train_offline`.
     """
     observer = observer or SilentObserver()
     assert config.online is not None
-    teachers: Teachers = teacher if isinstance(teacher, Mapping) else {"": teacher}  # type: ignore[assignment]
+    teachers = {"": teachers} if isinstance(teachers, str) else teachers
     online = with_signal(config, config.online, teachers)
     online = with_engine(online, forward_precision(config.precision), observer)
     recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
-    teacher_column = find_teacher_column(teachers, recorded, online.sampling.teacher_by)
-    if teacher_column == "teacher":
-        online = replace(online, sampling=replace(online.sampling, teacher_by=None))  # the parent records it
+    column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
+    online = replace(online, sampling=replace(online.sampling, teacher_by=column))
     config = replace(config, online=online)
     sampling = online.sampling
     chat, chat_parents = config.chat, template_parents(config.chat, output)
@@ -175,7 +174,7 @@ def train_online(
     if recorded is None:
         samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, day, observer)
     else:
-        samples = samples_from_rollouts(recorded, sampling.limit, teacher_column)
+        samples = samples_from_rollouts(recorded, sampling.limit, column)
     require_known_teachers(data, samples, teachers, observer)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
     require_readable_samples(samples, max_length, specs)
@@ -217,8 +216,6 @@ def train_with_servers(
     `urls`: of each teacher's server; `names`: the model's name there, needed where a server serves several.
     """
     assert config.online is not None
-    if unserved := sorted(names.keys() - urls.keys()):
-        raise InputError(f"The teacher {unserved[0]} has no server.", f"Give --teacher-url {unserved[0]}=URL.")
     observer, spec = observer or SilentObserver(), load_spec(student)
     top_k = config.online.teacher_top_k or SERVED_TOP_K
     settings: Any = {"vocab": spec.vocab, "top_k": top_k, "k": 1, "observer": observer}
