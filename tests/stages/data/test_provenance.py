@@ -62,6 +62,8 @@ def facts(
         ("student", (OTHER,), None, "look", "Another student, models/b, sampled the responses."),
         ("student", (OTHER,), NEAR, "look", "Another student, models/b, sampled the responses."),
         ("teacher", (TEACHER,), None, "ok", "The teacher models/c sampled the responses, which are off-policy."),
+        ("teacher", (OTHER, TEACHER), None, "ok", "The teacher models/c sampled the responses, which are off-policy."),
+        ("teacher", (replace(TEACHER, chat_template=SERVED),), None, "unknown", "The scores are from the teacher"),
         ("teacher", (SECOND,), None, "look", "The scores are from the teacher models/c."),
         ("given", (STUDENT,), None, "ok", "The responses are given by the rows of the prompts."),
     ],

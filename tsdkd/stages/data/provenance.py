@@ -135,10 +135,14 @@ class Provenance:
     def _teacher_sampler(self, samplers: list[ModelRecord]) -> Fact:
         scorers = list(self.scores.teachers.values())
         text = _capitalised(f"{_names(samplers)} sampled the responses, which are off-policy.")
-        if all(_is_among(sampler, scorers) is not False for sampler in samplers):
+        found = [_is_among(sampler, scorers) for sampler in samplers]
+        if all(found):
             return Fact("sampler", "ok", text)
-        remedy = "Sample with the teacher that scores, or score with the one that sampled."
-        return Fact("sampler", "look", f"{text} The scores are from {_names(scorers)}.", remedy)
+        text = f"{text} The scores are from {_names(scorers)}."
+        if False in found:
+            remedy = "Sample with the teacher that scores, or score with the one that sampled."
+            return Fact("sampler", "look", text, remedy)
+        return Fact("sampler", "unknown", text, "Make sure that the server serves the teacher that sampled.")
 
     def _scored(self, staleness: Staleness | None) -> Fact:
         name, text = "staleness", f"The scores are of {self._describe(self.scored).rstrip(',')}"
