@@ -120,7 +120,9 @@ def test_the_history_of_a_student_is_followed_to_its_first_model(tmp_path: Path)
     assert [history.trainings_since(model.weights) for model in (second, first, pruned)] == [None, 1, 2]
     assert history.end == "models/c holds no manifest.json, so it is not an artifact"
     scored = facts(second, samplers=(first,), scorers=(first, TEACHER))
-    assert f"an earlier student, {first.name} (1 training before)" in scored["staleness"].text
+    assert scored["staleness"].text.startswith("The scores are of the student that sampled;")
+    rescored = facts(second, samplers=(OTHER,), scorers=(first, TEACHER))
+    assert f"The scores are of an earlier student, {first.name} (1 training before);" in rescored["staleness"].text
     assert f"An earlier student, {first.name} (1 training before), sampled" in scored["sampler"].text
     start = scored["start_teacher"]
     assert (start.status, start.text) == (

@@ -145,9 +145,12 @@ class Provenance:
         return Fact("sampler", "unknown", text, "Make sure that the server serves the teacher that sampled.")
 
     def _scored(self, staleness: Staleness | None) -> Fact:
-        name, text = "staleness", f"The scores are of {self._describe(self.scored).rstrip(',')}"
+        name = "staleness"
         if self.has_same_weights:
-            return Fact(name, "ok", f"{text}: they are fresh.")
+            return Fact(name, "ok", "The scores are of the student that is trained: they are fresh.")
+        has_sampled = self.scored.weights in {model.weights for model in self.samplers}
+        scored = "the student that sampled" if has_sampled else self._describe(self.scored).rstrip(",")
+        text = f"The scores are of {scored}"
         if staleness is None:
             return Fact(name, "unknown", f"{text}; how stale they are was not measured.", SAMPLE_AGAIN)
         text = f"{text}. The student that is trained has {staleness} (fresh: 1 and 0)."
