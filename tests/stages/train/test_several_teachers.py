@@ -236,6 +236,8 @@ def test_recorded_responses_keep_their_teachers(
     assert {row["sample_id"]: row["teacher"] for row in rows} == named
     assert 0 < sum(row["response_ids"] == written[row["sample_id"]] for row in rows) < len(rows)
     assert load_manifest(tmp_path / "c").config["online"]["sampling"]["teacher_by"] == "field"
+    learn(recorded.path, student, {"": teachers["code"]}, tmp_path / "one", replace(ONE_STEP, online=RECORDED))
+    assert {row["teacher"] for row in responses[-1]} == {None}  # one teacher reads all
 
 
 def test_rollouts_without_names_are_divided_by_their_source(
