@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from tests.helpers.commands import run
 from tests.helpers.prompts import write_prompts
-from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
 from tsdkd.cli import app, console
 from tsdkd.cli.console import ConsoleObserver
+from tsdkd.cli.train import _summary
 from tsdkd.core import TSDKDConfig
+from tsdkd.stages.config.train import TrainConfig
 
 
 @pytest.fixture
@@ -292,3 +294,14 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("overlap", "drift", "is_said"), [(0.95, 0.01, False), (0.7, 0.4, True)])
+def test_the_summary_of_training_says_if_scores_are_stale_by_now(overlap: float, drift: float, is_said: bool) -> None:
+    student = ModelRecord("student", "s", "w", "t", "c")
+    measured = {"candidate_overlap": overlap, "drift": drift}
+    summary = {"steps": 1} | {f"{name}_{at}": value for name, value in measured.items() for at in ("first", "last")}
+    manifest = Manifest("checkpoint", {"precision": "float32"}, 0, models=(student,), summary=summary)
+    rows = dict(_summary(TrainConfig(), manifest))
+    assert rows["drift"] == f"{drift:.3f} -> {drift:.3f}"
+    assert ("stale by now" in rows.get("scores", "")) == is_said

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.commands import refuse
 from tests.helpers.prompts import write_prompts
+from tests.helpers.scored_runs import scored_run
 from tsdkd.cli import app
 from tsdkd.cli.doctor import _plan_findings
 from tsdkd.stages.plan.estimates import Estimate
@@ -91,3 +92,19 @@ def test_memory_that_does_not_fit_names_options_of_the_command_that_needs_most(
 def test_wrong_options_are_refused() -> None:
     assert "k is 1" in refuse("doctor", "--k", "1")[0] or "--k" in refuse("doctor", "--k", "1")[0]
     assert "opener" in refuse("doctor", "--opener", "2")[0]
+
+
+def test_a_run_is_checked_in_place_of_a_pair(student: Path, teacher: Path, tmp_path: Path) -> None:
+    run = scored_run(tmp_path, student, teacher)
+    code, stdout, _ = examine("--run", run)
+    assert (code, [line.split()[:2] for line in stdout.splitlines()[:-1]]) == (
+        0,
+        [["ok", "sampler"], ["ok", "staleness"], ["look", "start"]],
+    )
+    code, stdout, _ = examine("--run", run, "--student", teacher, "--json")
+    found = {f["name"]: f for f in json.loads(stdout)}
+    assert (code, found["staleness"]["status"]) == (0, "look")
+    assert set(found["staleness"]["values"]) == {"candidate_overlap", "drift"}
+    assert examine("--run", tmp_path / "none")[0] == 2
+    cause, _ = refuse("doctor", "--run", str(run), "--teacher", str(teacher), "--prompts", "p.jsonl")
+    assert cause.endswith("does not read --teacher and --prompts.")

@@ -127,6 +127,9 @@ def test_a_chain_of_commands_tells_the_teachers_apart(
     run("score", "--k", 4)
     shape = ("--k", 4, "--epochs", 1, "--batch-size", 2, "--precision", "float32", "--eval-steps", 1)
     run("train", *shape, "--held-out", 0.5)
+    card = (tmp_path / "runs" / "default" / "checkpoint" / "README.md").read_text()
+    assert "# student, distilled from student and teacher\n" in card
+    assert "| teacher:code/py | " in card
     held_out = ("--held-out", "runs/default", "--tasks", "embedded", "--limit", 2)
     run("eval", *held_out, "--no-chat")
     results = sorted(path.name for path in (tmp_path / "runs" / "default" / "results").iterdir())

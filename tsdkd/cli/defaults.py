@@ -20,9 +20,9 @@ EMBEDDED_TEACHER, EMBEDDED_STUDENT = "embedded-teacher", "embedded-student"
 """The names of the embedded models, for every option that names a model."""
 
 
-def teacher(name: str | None, recorded: Manifest | None = None) -> str:
-    """The named teacher, else the recorded one, else the embedded one."""
-    return model(name or _recorded_name(recorded, "teacher") or EMBEDDED_TEACHER)
+def teacher(name: str | None) -> str:
+    """The named teacher, else the embedded one."""
+    return model(name or EMBEDDED_TEACHER)
 
 
 def teachers(values: list[str] | None, teacher_by: str | None, recorded: Manifest | None = None) -> dict[str, str]:
@@ -54,7 +54,9 @@ def recorded_teacher_by(rollouts: Manifest | None) -> str | None:
 
 def student(name: str | None, recorded: Manifest | None = None) -> str:
     """The named student, else the recorded one, else the embedded one."""
-    return model(name or _recorded_name(recorded, "student") or EMBEDDED_STUDENT)
+    models = recorded.models if recorded else ()
+    recorded_name = next((record.name for record in models if record.role == "student"), None)
+    return model(name or recorded_name or EMBEDDED_STUDENT)
 
 
 def model(name: str) -> str:
@@ -95,8 +97,3 @@ def embedded_student() -> str:
             )
         prune(teacher_, PROMPTS, output, config, ConsoleObserver())
     return str(output)
-
-
-def _recorded_name(manifest: Manifest | None, role: str) -> str | None:
-    models = manifest.models if manifest else ()
-    return next((model.name for model in models if model.role == role), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from tsdkd.cli.console import ConsoleObserver, out, show_text
 from tsdkd.cli.options import option_values
 from tsdkd.cli.plan import format_time
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.errors import InputError
 from tsdkd.stages.config.doctor import DoctorConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.groups import DATA
@@ -50,9 +52,22 @@ def read_doctor_config(context: typer.Context) -> DoctorConfig:
     return config
 
 
+RecordedRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="Check the rollouts and scores of this run for --student, in place of a pair and prompts.",
+        show_default="none",
+        rich_help_panel=options.COMMON,
+    ),
+]
+
+
 @options.configured(DoctorConfig, read_doctor_config)
 def command(
     config: DoctorConfig,
+    run: RecordedRun = None,
     student: options.FirstStudent = None,
     teacher: options.FirstTeacher = None,
     prompts: options.Prompts = None,
@@ -70,24 +85,52 @@ def command(
     ] = False,
     seed: options.Seed = 0,
 ) -> None:
-    """Check a student, a teacher and prompts before a run: one finding a line, ok, look or stop.
+    """Check a student, a teacher and prompts before a run, or recorded scores: one finding a line, ok, look or stop.
 
     Writes nothing. Exit code 2 if a finding stops.
     """
-    observer = ConsoleObserver()
-    names, data = (defaults.student(student), defaults.teacher(teacher)), prompts or defaults.PROMPTS
-
-    from tsdkd.stages.doctor.stage import diagnose
-
-    findings = diagnose(*names, data, config, benchmarks, seed, observer)
-    if not findings.stops:
-        _add_plan(findings, *names, data, config)
+    if run is None:
+        findings = _diagnose_pair(config, student, teacher, prompts, benchmarks, seed)
+    else:
+        findings = _diagnose_run(
+            config, run, student, {"teacher": teacher, "prompts": prompts, "benchmarks": benchmarks}
+        )
     if json_:
         show_text(json.dumps([asdict(finding) for finding in findings.all], indent=1))  # ASCII suits every terminal
     else:
         _show(findings)
     if findings.stops:
         raise typer.Exit(STOPPED)
+
+
+def _diagnose_pair(
+    config: DoctorConfig,
+    student: str | None,
+    teacher: str | None,
+    prompts: Path | None,
+    benchmarks: Path | None,
+    seed: int,
+) -> Findings:
+    from tsdkd.stages.doctor.stage import diagnose
+
+    names, data = (defaults.student(student), defaults.teacher(teacher)), prompts or defaults.PROMPTS
+    findings = diagnose(*names, data, config, benchmarks, seed, ConsoleObserver())
+    if not findings.stops:
+        _add_plan(findings, *names, data, config)
+    return findings
+
+
+def _diagnose_run(config: DoctorConfig, run: Path, student: str | None, others: Mapping[str, object]) -> Findings:
+    """Raises InputError for options of a pair."""
+    if given := [f"--{name}" for name, value in others.items() if value is not None]:
+        raise InputError(
+            f"With --run, doctor checks recorded rollouts and scores, and does not read {' and '.join(given)}.",
+            "Leave one of them out.",
+        )
+
+    from tsdkd.stages.doctor.recorded_run import diagnose_run
+
+    return diagnose_run(run, defaults.model(student) if student else None, config, ConsoleObserver())
 
 
 def _add_plan(findings: Findings, student: str, teacher: str, prompts: Path, config: DoctorConfig) -> None:

@@ -67,9 +67,6 @@ def model_option(help_: str, default: str, group: str = COMMON) -> Any:
 Student = Annotated[
     str | None, model_option("Student: model directory or hub id.", "as recorded, else embedded-student")
 ]
-Teacher = Annotated[
-    str | None, model_option("Teacher: model directory or hub id.", "as recorded, else embedded-teacher")
-]
 Teachers = Annotated[
     list[str] | None,
     model_option(

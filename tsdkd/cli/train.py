@@ -124,6 +124,8 @@ def _train_offline(
 
 
 def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
+    from tsdkd.stages.data.provenance import Staleness
+
     summary = manifest.summary
     rows = [
         ("student", manifest.model("student").name),
@@ -139,6 +141,8 @@ def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
             weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS else ""
             values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
             rows.append((f"{METRICS[name].label}{weight}", values))
+    if "drift_last" in summary and Staleness(summary["candidate_overlap_last"], summary["drift_last"]).is_stale:
+        rows.append(("scores", "stale by now: sample and score again before further training (docs/rounds.md)"))
     best = {name: summary.get(name.replace("eval_", "best_")) for name in HELD_OUT_METRICS}
     rows += [
         ("best step", f"{summary['best_step']}, {METRICS[name].label} {value:.4f}")

@@ -178,11 +178,13 @@ def test_a_card_names_no_path() -> None:
     models = (
         ModelRecord("student", "/home/somebody/small", "a" * 64, "t", "c"),
         ModelRecord("teacher", "org/large", "b", "t", "c"),
+        ModelRecord("teacher:a|<b>", "org/other", "b", "t", "c"),
     )
     parents = (Parent("prompts", "c" * 64, "../../home/somebody/p.jsonl"), Parent("dataset", "d", "org/prompts"))
     card = artifact_card(Manifest("rollouts", {}, 0, parents, models), "hf://datasets/me/data")
     assert "| student | small | " in card
     assert "| teacher | org/large | " in card
+    assert r"| teacher:a\|\<b\> | org/other | " in card
     assert "org/prompts" in card
     assert "somebody" not in card
     assert "license" not in card

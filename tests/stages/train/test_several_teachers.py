@@ -34,7 +34,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.data.online import OnlineSource
-from tsdkd.stages.data.replay import ReplaySchedule
+from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
@@ -236,6 +236,8 @@ def test_recorded_responses_keep_their_teachers(
     assert {row["sample_id"]: row["teacher"] for row in rows} == named
     assert 0 < sum(row["response_ids"] == written[row["sample_id"]] for row in rows) < len(rows)
     assert load_manifest(tmp_path / "c").config["online"]["sampling"]["teacher_by"] == "field"
+    learn(recorded.path, student, {"": teachers["code"]}, tmp_path / "one", replace(ONE_STEP, online=RECORDED))
+    assert {row["teacher"] for row in responses[-1]} == {None}  # one teacher reads all
 
 
 def test_rollouts_without_names_are_divided_by_their_source(
@@ -258,33 +260,26 @@ def test_rollouts_without_names_are_divided_by_their_source(
     assert not (tmp_path / "d").exists()
 
 
-def test_replay_keeps_the_teacher_of_each_response_and_resumes(
-    fields: Path,
-    student: Path,
-    teachers: dict[str, str],
-    tmp_path: Path,
-    contents: Contents,
-    monkeypatch: pytest.MonkeyPatch,
+def test_replayed_responses_keep_their_teachers(
+    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = GenerateConfig(policy="teacher", max_new_tokens=12, teacher_by="field")
-    data = generate(fields, None, tmp_path / "rollouts", written, teachers=teachers).path
+    data = generate(fields, None, tmp_path / "rollouts", written, teachers=teachers)
+    named = {row["sample_id"]: row["teacher"] for row in data.table().to_pylist()}
     replay = ReplayConfig(phi=0.6, replay_tolerance=0.0, replay_capacity=4)
     online = OnlineConfig(student_fraction=0, sampling=SAMPLING, replay=replay)
     changes = {"method": "distillm", "objective": find_method("distillm").objective, "online": online}
     config = replace(CONFIG, **changes, epochs=3, batch_size=2, held_out=0.3, eval_steps=3)
+    choose, respond = ReplaySchedule.choose_responses, ReplaySource.with_responses
     choices: list[str] = []
-    choose = ReplaySchedule.choose_responses
+    seen: list[Sample] = []
     monkeypatch.setattr(
         ReplaySchedule, "choose_responses", lambda *given: choices.append(choose(*given)) or choices[-1]
     )
-    learn(data, student, teachers, tmp_path / "whole", config)
+    monkeypatch.setattr(ReplaySource, "with_responses", lambda *given: seen.extend(s := respond(*given)) or s)
+    learn(data.path, student, teachers, tmp_path / "c", config)
     assert {*choices} == {"recorded", "sampled", "replayed"}
-    with monkeypatch.context() as patch:
-        cut(patch, 4)
-        with pytest.raises(RuntimeError, match="cut"):
-            learn(data, student, teachers, tmp_path / "cut", config)
-    learn(data, student, teachers, tmp_path / "cut", config)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert {(row["sample_id"], row["teacher"]) for row in seen} <= named.items()
 
 
 def test_served_teachers_read_their_own_responses(
@@ -346,7 +341,7 @@ def test_teachers_and_columns_that_do_not_fit_are_refused_before_anything_is_loa
         (fields, teachers, OnlineConfig(sampling=replace(SAMPLING, teacher_by="topic")), "'topic' does not exist"),
         (fields, {"": teachers["code"]}, ONLINE.online, "no teacher has a name"),
         (recorded.path, teachers, replace(RECORDED, sampling=replace(SAMPLING, teacher_by="topic")), "column 'topic'"),
-        (fields, teachers, mixed, "the student samples alone"),
+        (fields, teachers, mixed, "cannot sample in a mixture"),
     ):
         config = replace(ONE_STEP, online=online)
         if online is mixed:

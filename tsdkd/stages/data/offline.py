@@ -5,10 +5,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,15 +21,18 @@ from tsdkd.artifacts.tables import check_hidden, limits_of, teacher_of, translat
 from tsdkd.core import TeacherSignal, TeacherTokens
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.config.generate import GIVEN
-from tsdkd.stages.data.batches import Batch, predicted_ids
+from tsdkd.stages.data.batches import Batch, predicted_ids, predicting_hidden
+from tsdkd.stages.data.provenance import Staleness
 from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
-from tsdkd.stages.data.source import Sample, ScoringSnapshot
+from tsdkd.stages.data.source import Sample, ScoringSnapshot, collate
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
 TEACHER_END_IDS = "teacher_end_ids"
 """The key of the scores' configuration that lists the teacher's end tokens which are not the student's."""
+MEASURED_ROWS, MEASURED_TOKENS = 32, 32_768
+"""The most rows, and about the most tokens, that a student reads to measure how stale scores are."""
 ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason", "teacher"]
 
 
@@ -195,9 +200,23 @@ class OfflineSource(RolloutSource):
     def signal(self, batch: Batch) -> TeacherSignal:
         return self._decoder_on(batch["input_ids"].device).decode(batch["recorded"])
 
-    def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot | None:
+    def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot:
         recorded = batch["recorded"]
         return ScoringSnapshot(predicted_ids(batch), recorded["student_log_prob"], recorded["candidates"])
+
+    def measure_staleness(self, student: LanguageModel) -> Staleness:
+        """Compares a student with the one that was scored, on evenly spaced rows of about `MEASURED_TOKENS` tokens."""
+        mean_length = sum(map(self.length, range(len(self)))) / len(self)
+        count = max(1, min(MEASURED_ROWS, len(self), int(MEASURED_TOKENS / mean_length)))
+        weights, compared = [], []
+        for i in torch.linspace(0, len(self) - 1, count).long().tolist():
+            batch = send_to_device(collate([self[i]], self), student.device)
+            snapshot = self.scoring_snapshot(batch)
+            with torch.no_grad():
+                compared.append(snapshot.compare(predicting_hidden(student, batch), student.head))
+            weights.append(min(snapshot.COMPARED_TOKENS, len(snapshot.response_ids)))
+        means = {name: float(np.average([float(c[name]) for c in compared], weights=weights)) for name in compared[0]}
+        return Staleness(**means)
 
     @lru_cache(maxsize=1)  # noqa: B019  a run has one source
     def _decoder_on(self, device: torch.device) -> SignalDecoder:

@@ -18,7 +18,7 @@ from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, Response
-from tsdkd.stages.data.rollout_teachers import naming_column
+from tsdkd.stages.data.rollout_teachers import SOURCE, TEACHER, naming_column
 from tsdkd.stages.data.source import Sample, sample_length
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
@@ -126,13 +126,12 @@ def samples_from_prompts(
 def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_by: str | None = None) -> list[Sample]:
     """Samples with recorded responses, of the first `limit` prompts.
 
-    With `teacher_by`, as `column_of_teachers` returns it, a sample has the key "teacher".
+    "teacher" is the name of each one's teacher, None without `teacher_by`, which is as `column_of_teachers` returns it.
     """
-    named = [naming_column(rollouts, teacher_by)] if teacher_by else []
-    rows = rollouts.table([*ROLLOUT_COLUMNS, *named]).to_pylist()
+    rows = rollouts.table([*ROLLOUT_COLUMNS, SOURCE]).to_pylist()
     prompt_ids = set(list(dict.fromkeys(row["prompt_id"] for row in rows))[:limit])
-    kept = [row for row in rows if row["prompt_id"] in prompt_ids]
-    return [row | {"teacher": row.pop(name)} for row in kept for name in named] if named else kept
+    column = naming_column(rollouts, teacher_by) if teacher_by else None
+    return [row | {TEACHER: column and row[column]} for row in rows if row["prompt_id"] in prompt_ids]
 
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:

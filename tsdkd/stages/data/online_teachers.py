@@ -105,7 +105,7 @@ class TeachersInTurn(OnlineTeacher):
         return self._loaded[1]
 
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """ "owners" (tokens,): the index of each token's teacher among the other keys, the teachers' hidden states."""
+        """The hidden states of each teacher's tokens, and "owners" (tokens,), the index of each token's teacher."""
         names = sorted({sample["teacher"] for sample in samples})
         indices = torch.tensor([names.index(sample["teacher"]) for sample in samples])
         owners = indices.repeat_interleave(torch.tensor([len(sample[HIDDEN]) for sample in samples]))

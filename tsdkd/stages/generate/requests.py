@@ -96,15 +96,21 @@ class PromptRequests:
             number += 1
 
     def _requests(self, authorship: Authorship) -> Iterator[tuple[Request, Prompt]]:
-        for prompt, ids in self._tokenized_prompts(Counter()):
-            if self._authorship(prompt) == authorship:
-                for n in range(self.config.samples_per_prompt):
-                    sample_id = f"{prompt.prompt_id}-{n}"
-                    yield Request(sample_id, ids, random_integer(self.seed, sample_id)), prompt
+        for prompt, ids in self._tokenized_prompts(Counter(), authorship):
+            for n in range(self.config.samples_per_prompt):
+                sample_id = f"{prompt.prompt_id}-{n}"
+                yield Request(sample_id, ids, random_integer(self.seed, sample_id)), prompt
 
-    def _tokenized_prompts(self, skipped: Counter[str]) -> Iterator[tuple[Prompt, list[int]]]:
-        """Prompts of at most `max_prompt_tokens` with their ids; counts the others in `skipped`."""
+    def _tokenized_prompts(
+        self, skipped: Counter[str], authorship: Authorship | None = None
+    ) -> Iterator[tuple[Prompt, list[int]]]:
+        """Prompts of at most `max_prompt_tokens` with their ids; counts the others in `skipped`.
+
+        authorship: None for all prompts.
+        """
         for prompt in self.prompts.read(skipped):
+            if authorship not in {None, self._authorship(prompt)}:
+                continue
             ids = prompt_token_ids(self.tokenizer, prompt, self.day, self.config.max_prompt_tokens)
             if not ids:
                 skipped["empty"] += 1
@@ -118,10 +124,7 @@ class PromptRequests:
 
         With the policy "mixed", prompt and seed decide: a larger student fraction only adds prompts to the student's.
         """
-        author, *_ = AUTHORS[self.config.policy]
-        if (
-            self.config.policy == "mixed"
-            and random_uniform(self.seed, prompt.prompt_id) >= self.config.student_fraction
-        ):
-            author = "teacher"
+        author, *others = AUTHORS[self.config.policy]
+        if others and random_uniform(self.seed, prompt.prompt_id) >= self.config.student_fraction:
+            author = others[0]
         return Authorship(author, "" if author == "student" else prompt.teacher)

@@ -15,13 +15,10 @@ from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
 from tsdkd.artifacts.opening import find_continued
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.models.adapters import BASE, adapter_settings
+from tsdkd.stages.models.fingerprint import FINGERPRINTED_FILES, weights_fingerprint
 from tsdkd.stages.models.paths import base_directory, model_directory
 from tsdkd.stages.models.tokenizers import load_tokenizer, writes_day
 from tsdkd.stages.models.weights import check_saved_tensors
-
-FINGERPRINTED_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer.json")
-"""Patterns of the files that decide a model's output."""
 
 
 def model_record(role: str, name: str, *, hashed: bool = True, chat: ChatConfig | None = None) -> ModelRecord:
@@ -84,14 +81,13 @@ def chat_day(
 
 def _weights_fingerprint(directory: Path) -> str:
     """One hash of a model's files; for an adapter, of its files and its base model's."""
-    files = sorted({file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)})
-    content = [[file.name, _cached_digest(file, *_file_version(file))] for file in files]
+    files = {file for pattern in FINGERPRINTED_FILES for file in directory.glob(pattern)}
+    digests = {file.name: _cached_digest(file, *_file_version(file)) for file in files}
     base = base_directory(directory)
     if base is None:
-        return json_digest(content)
+        return weights_fingerprint(directory, digests)
     require_recorded_base(directory, base)
-    settings = adapter_settings(directory) | {BASE: _weights_fingerprint(base)}
-    return json_digest([content, settings])
+    return weights_fingerprint(directory, digests, _weights_fingerprint(base))
 
 
 def _file_version(file: Path) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def _teacher_table(run: Run, groups: Mapping[str, Group], scores: RunArtifact | 
 def _label(column: str, *, many: bool) -> str:
     if column in SCORE_COLUMNS:
         return column.replace("_", " ")
-    return f"{METRICS[DIVERGENCE].label}{f', {column}' if many else ''}"
+    return f"{METRICS[DIVERGENCE].label}, first \u2192 best{f' ({column})' if many else ''}"
 
 
 def _by_teacher(artifact: RunArtifact | None) -> Mapping[str, Mapping[str, float]]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from tsdkd.artifacts.journal import Session
-from tsdkd.artifacts.manifest import MADE_BY
+from tsdkd.artifacts.manifest import MADE_BY, Manifest
+from tsdkd.stages.data.provenance import Provenance, Staleness, report_lines
 from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
 from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.report.curves import LogEntry
@@ -44,6 +45,26 @@ def missing_artifacts(run: Run) -> list[str]:
         for kind, command in MADE_BY.items()
         if kind not in unneeded and not run.of_kind(kind)
     ]
+
+
+def provenance_notes(run: Run) -> list[str]:
+    """For each checkpoint that was trained from scores: from whom they are, and how stale at first and last step."""
+    notes = []
+    for artifact in (a for a in run.trained if a.manifest.config["online"] is None):
+        rollouts, scores = (_parent(run, artifact, kind) for kind in ("rollouts", "scores"))
+        if rollouts and scores:
+            provenance = Provenance(artifact.manifest.model("student"), rollouts, scores)
+            steps = [Staleness(e["candidate_overlap"], e["drift"]) for e in artifact.log if "drift" in e]
+            met, unmet = report_lines(provenance.facts(steps[0] if steps else None))
+            last = f"At the last step: {steps[-1]}." if steps else ""
+            notes.append(" ".join(filter(None, [f"{artifact.name}:", met, unmet, last])))
+    return notes
+
+
+def _parent(run: Run, child: RunArtifact, kind: str) -> Manifest | None:
+    """The manifest of the parent of this kind, if it is one of the run's artifacts."""
+    fingerprints = [parent.fingerprint for parent in child.manifest.parents if parent.kind == kind]
+    return next((a.manifest for a in run.of_kind(kind) if a.manifest.fingerprint in fingerprints), None)
 
 
 def run_warnings(run: Run) -> list[str]:

@@ -67,6 +67,7 @@ def _run_values(run: Run) -> dict[str, Any]:
         "differences_to_paper": descriptions.differences_to_paper(run),
         "settings": descriptions.all_settings(run),
         "missing": notes.missing_artifacts(run),
+        "provenance": notes.provenance_notes(run),
         "warnings": notes.run_warnings(run),
         "lineage": notes.lineage_rows(run),
         "costs": costs.cost_rows(run),

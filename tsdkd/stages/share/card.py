@@ -22,7 +22,10 @@ def artifact_card(manifest: Manifest, url: str, older: str = "") -> str:
         (parent.kind, parent.path if parent.kind == HUB_DATASET else "", parent.fingerprint)
         for parent in manifest.parents
     ]
-    rows = [f"| {kind} | {escape_markdown(name)} | {digest[:16]} |" for kind, name, digest in (*models, *parents)]
+    rows = [
+        f"| {escape_markdown(kind)} | {escape_markdown(name)} | {digest[:16]} |"
+        for kind, name, digest in (*models, *parents)
+    ]
     size = sum(part.bytes for part in manifest.parts) / 1e6
     return "\n".join(
         [

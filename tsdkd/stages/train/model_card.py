@@ -26,6 +26,10 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
         base_model=_hub_id(student.name), library_name=library, tags=["distillation", manifest.config["method"]]
     )
     settings = {name: value for name, value in flatten(manifest.config).items() if value not in (None, [], ())}
+    made_from = [
+        *((model.role, model.name, model.weights) for model in manifest.models),
+        *((parent.kind, parent.path, parent.fingerprint) for parent in manifest.parents),
+    ]
     method = find_method(manifest.config["method"])
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -34,10 +38,7 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
         "## Made from",
         _table(
             ["role", "name", "fingerprint"],
-            [
-                *[[model.role, escape_markdown(model.name), model.weights[:16]] for model in manifest.models],
-                *[[parent.kind, escape_markdown(parent.path), parent.fingerprint[:16]] for parent in manifest.parents],
-            ],
+            [[escape_markdown(role), escape_markdown(name), digest[:16]] for role, name, digest in made_from],
         ),
         "## Settings",
         _table(["setting", "value"], [[name, escape_markdown(str(value))] for name, value in settings.items()]),

@@ -6,7 +6,7 @@ same weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
+from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.held_out import HeldOut
@@ -51,6 +52,7 @@ from tsdkd.stages.train.prerequisites import (
     require_responses,
     require_scored_samplers,
 )
+from tsdkd.stages.train.provenance import report_provenance
 from tsdkd.stages.train.sampling import find_ends, open_sampler, with_engine
 from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
 
@@ -79,7 +81,7 @@ def train_offline(
     chat = chat_of_rollouts(read_artifact(rollouts, "rollouts", hashed=False), config.chat)
     config = replace(config, chat=ChatConfig())  # the parent records it
     record = model_record("student", student, chat=chat)
-    source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config, observer)
+    source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config)
     if scores is None and method.needs_teacher:
         raise InputError(f"{config.method} needs scores of these responses.", "Run `tsdkd score` first.")
     if scores is not None and not method.needs_teacher:
@@ -97,6 +99,12 @@ def train_offline(
     require_readable(source.rollouts, [spec])
     indices, held_out = split_held_out(source, config)
     data = TrainingData(source, indices, HeldOut(source, held_out) if held_out else None)
+
+    def open_data(learner: LanguageModel) -> AbstractContextManager[TrainingData]:
+        if isinstance(source, OfflineSource) and rank() == 0:
+            report_provenance(source, record, learner, observer)
+        return nullcontext(data)
+
     inputs = TrainingInputs(
         student=record,
         teachers=source.teachers,
@@ -104,15 +112,13 @@ def train_offline(
         max_length=max(source.length(i) for i in indices),
         vocab=source.shared_vocab(spec),
         end_ids=pair_end_ids(spec.tokenizer, spec.end_ids, source.end_ids(spec.tokenizer)),
-        open_data=lambda _: nullcontext(data),
+        open_data=open_data,
         chat=chat,
     )
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
-def _scored_source(
-    rollouts: Path, scores: Path, student: ModelRecord, config: TrainConfig, observer: Observer
-) -> OfflineSource:
+def _scored_source(rollouts: Path, scores: Path, student: ModelRecord, config: TrainConfig) -> OfflineSource:
     """Rollouts with their scores. Raises InputError when the scores do not suffice for the objective."""
     source = OfflineSource(rollouts, scores)
     source.decoder.require_support(config.objective, held_out=bool(config.held_out))
@@ -121,10 +127,7 @@ def _scored_source(
             f"--compile needs the teacher's hidden states, but these scores hold {source.decoder.signal!r}.",
             "Leave out --compile, or score with --signal hidden.",
         )
-    scored = source.scores.manifest.model("student")
-    require_same_tokenizer(student, scored)
-    if student.weights != scored.weights:
-        observer.warning(f"The scores are of another student ({scored.name}) than the one that is trained.")
+    require_same_tokenizer(student, source.scores.manifest.model("student"))
     return source
 
 

@@ -41,7 +41,7 @@ def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers) -
     """
     if "" not in teachers and online.teacher_fraction:
         raise InputError(
-            "With several teachers, the student samples alone: no teacher is in memory while it does.",
+            "Several teachers cannot sample in a mixture with the student: one of them is in memory.",
             "Give --teacher-fraction 0.",
         )
     server = next((teacher for teacher in teachers.values() if not isinstance(teacher, str)), None)
