@@ -138,6 +138,7 @@ def test_a_chain_of_commands_tells_the_teachers_apart(
     page = (tmp_path / "runs" / "default" / "report.html").read_text()
     for text in ("Responses by teacher", "teacher entropy", "by teacher</figcaption>", "held-out responses by teacher"):
         assert text in page
+    assert "teacher" in run("doctor", "--run", "runs/default")
     (tmp_path / "plan").write_text("tsdkd score --overwrite\ntsdkd eval --overwrite --tasks gsm8k\n")
     planned = run("plan", "plan")
     assert "teacher-math" in planned
