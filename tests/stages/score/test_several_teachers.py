@@ -240,13 +240,17 @@ def test_rows_of_another_teacher_are_damaged(scores: Path, tmp_path: Path, damag
 
 
 def test_the_disk_is_checked_for_all_teachers_before_anything_is_written(
-    rollouts: Path, student: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rollouts: Path,
+    student: Path,
+    teachers: dict[str, str],
+    scores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    only_code = rollouts_of_one(rollouts, "code", tmp_path / "rollouts")
-    one = score(only_code, str(student), {"code": teachers["code"]}, tmp_path / "one", CONFIG)
+    """The scores of the first teacher alone would fit."""
 
     class Disk:
-        free = one.manifest.summary["expected_bytes"] + 1000
+        free = read_artifact(scores, "scores").manifest.summary["expected_bytes"] - 1000
 
     monkeypatch.setattr(loop.shutil, "disk_usage", lambda _: Disk)
     with pytest.raises(TsdkdError, match="Scores need"):
