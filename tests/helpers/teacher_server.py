@@ -61,8 +61,8 @@ class FakeServer:
     max_model_len: int = 512
     key: str = ""
     fault: str = ""
-    """At every request: shift, fewer, nan, above-1, temperature, shifted-candidates, nan-candidates, other-ids,
-    no-log-probs, no-fixed-ids, redirect or leak."""
+    """At every request: shift, fewer, nan, null, next-nan, above-1, temperature, shifted-candidates, nan-candidates,
+    other-ids, no-log-probs, no-fixed-ids, redirect or leak."""
     failures: list[str] = field(default_factory=list)
     """A status, cut, garbled or slow: of the next requests, one each."""
     url: str = ""
@@ -147,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
         data = json.dumps(content).encode()
+        if self.fake.fault == "null":
+            data = data.replace(b"NaN", b"null")
         self.send_response(status)
         for name, value in {
             "content-type": "application/json",
@@ -172,10 +174,15 @@ class _Handler(BaseHTTPRequestHandler):
             values = values - np.log(np.exp(values).sum(-1, keepdims=True))
         if fake.fault == "above-1":
             values = values + 1
-        if fake.fault == "nan":
-            values = np.where(np.arange(len(values))[:, None] == 2, np.nan, values)
+        if fake.fault in {"nan", "null"}:
+            values = np.where(np.arange(len(values))[:, None] >= 2, np.nan, values)
         rows = np.roll(values, 1, axis=0)
         return np.roll(rows, 1, axis=0) if fake.fault == "shift" else rows
+
+    def _following(self, ids: list[int]) -> np.ndarray:
+        """Log-probabilities of the token after a text."""
+        row: np.ndarray = self.fake.log_probs(ids)[-1]
+        return np.full_like(row, np.nan) if self.fake.fault == "next-nan" else row
 
     def _top(self, row: np.ndarray, count: int) -> list[int]:
         if count > self.fake.max_logprobs:
@@ -202,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _completions(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, count = body["prompt"], body["prompt_logprobs"]
-        following = self.fake.log_probs(ids)[-1]
+        following = self._following(ids)
         choice: dict[str, Any] = {
             "prompt_token_ids": ids[1:] if self.fake.fault == "other-ids" else ids,
             "prompt_logprobs": self._prompt_logprobs(ids, count, body["temperature"]),
@@ -221,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         fixed = sampling.get("prompt_logprob_token_ids")
         answer: dict[str, Any] = {"model": self.fake.model, "prompt_token_ids": ids}
         answer["prompt_logprobs"] = self._prompt_logprobs(ids, sampling["prompt_logprobs"], sampling["temperature"])
-        following = self.fake.log_probs(ids)[-1]
+        following = self._following(ids)
         top = [
             {"token_id": i, "logprob": float(following[i])} for i in self._top(following, sampling.get("logprobs", 1))
         ]
@@ -252,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         def entries(row: np.ndarray, chosen: list[int]) -> list[list[Any]]:
             return [[float(row[i]), i, None] for i in chosen]
 
-        following, after = self.fake.log_probs(ids)[-1], range(start + 1, len(ids))
+        following, after = self._following(ids), range(start + 1, len(ids))
         info: dict[str, Any] = {
             "input_token_logprobs": [
                 [None, ids[start], None],
