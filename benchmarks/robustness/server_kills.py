@@ -53,7 +53,7 @@ from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train.stage import train_with_server
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([*PRELOADED, "benchmarks.robustness.server_kills"])
+PROCESSES.set_forkserver_preload([*PRELOADED, "tsdkd.stages.score.served"])
 PROMPTS, VOCAB, TOP_K = 24, 258, 64
 SECONDS_PER_REQUEST = 0.01
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12, part_size=4)
