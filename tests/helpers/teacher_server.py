@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
         rows = np.roll(values, 1, axis=0)
         return np.roll(rows, 1, axis=0) if fake.fault == "shift" else rows
 
-    def _following(self, ids: list[int]) -> np.ndarray:
-        """Log-probabilities of the token after a text."""
-        row: np.ndarray = self.fake.log_probs(ids)[-1]
-        return np.full_like(row, np.nan) if self.fake.fault == "next-nan" else row
+    def _following(self, ids: list[int], count: int) -> list[tuple[int, float]]:
+        """The most likely tokens after a text, with their log-probabilities."""
+        row = self.fake.log_probs(ids)[-1]
+        return [(i, nan if self.fake.fault == "next-nan" else float(row[i])) for i in self._top(row, count)]
 
     def _top(self, row: np.ndarray, count: int) -> list[int]:
         if count > self.fake.max_logprobs:
@@ -209,15 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _completions(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, count = body["prompt"], body["prompt_logprobs"]
-        following = self._following(ids)
+        following = self._following(ids, body.get("logprobs", 1))
         choice: dict[str, Any] = {
             "prompt_token_ids": ids[1:] if self.fake.fault == "other-ids" else ids,
             "prompt_logprobs": self._prompt_logprobs(ids, count, body["temperature"]),
-            "logprobs": {
-                "top_logprobs": [
-                    {f"token_id:{i}": float(following[i]) for i in self._top(following, body.get("logprobs", 1))}
-                ]
-            },
+            "logprobs": {"top_logprobs": [{f"token_id:{i}": value for i, value in following}]},
         }
         if self.fake.fault == "no-log-probs":
             del choice["prompt_logprobs"]
@@ -228,10 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         fixed = sampling.get("prompt_logprob_token_ids")
         answer: dict[str, Any] = {"model": self.fake.model, "prompt_token_ids": ids}
         answer["prompt_logprobs"] = self._prompt_logprobs(ids, sampling["prompt_logprobs"], sampling["temperature"])
-        following = self._following(ids)
-        top = [
-            {"token_id": i, "logprob": float(following[i])} for i in self._top(following, sampling.get("logprobs", 1))
-        ]
+        following = self._following(ids, sampling.get("logprobs", 1))
+        top = [{"token_id": i, "logprob": value} for i, value in following]
         answer["choices"] = [{"logprobs": {"content": [{"top_logprobs": top}]}}]
         if fixed is not None and self.fake.fault != "no-fixed-ids":
             first = sampling["prompt_logprob_start"] + 1
@@ -259,14 +254,14 @@ class _Handler(BaseHTTPRequestHandler):
         def entries(row: np.ndarray, chosen: list[int]) -> list[list[Any]]:
             return [[float(row[i]), i, None] for i in chosen]
 
-        following, after = self._following(ids), range(start + 1, len(ids))
+        following, after = self._following(ids, count), range(start + 1, len(ids))
         info: dict[str, Any] = {
             "input_token_logprobs": [
                 [None, ids[start], None],
                 *([float(rows[i][ids[i]]), ids[i], None] for i in after),
             ],
             "input_top_logprobs": [None, *(entries(rows[i], self._top(rows[i], count)) for i in after)],
-            "output_top_logprobs": [entries(following, self._top(following, count))],
+            "output_top_logprobs": [[[value, i, None] for i, value in following]],
             "input_token_ids_logprobs": [None, *(entries(fixed[i], asked) for i in after)],
         }
         return {"text": "", "meta_info": info}
