@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -152,8 +153,12 @@ def _send(sender: Any, work: Callable[..., dict[str, float]], *arguments: Any) -
     sender.send(result | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
 
 
+def table_of(*columns: str, title: str) -> Table:
+    return Table(*columns, title=title, box=MARKDOWN)
+
+
 def show_rates(results: dict[str, dict[str, float]], tokens: int) -> Table:
-    table = Table("teacher read by", "tokens/s", "tokens per CPU second", "before: s", title=f"{tokens:,} tokens")
+    table = table_of("teacher read by", "tokens/s", "tokens per CPU second", "before: s", title=f"{tokens:,} tokens")
     for reader, result in results.items():
         rates = [f"{tokens / result[clock]:,.0f}" for clock in ("seconds", "cpu")]
         table.add_row(reader, *rates, f"{result['loading']:.0f}")
@@ -163,7 +168,8 @@ def show_rates(results: dict[str, dict[str, float]], tokens: int) -> Table:
 def show_differences(run: Path, rollouts: Artifact) -> Table:
     """The differences of each column from the scores by transformers."""
     exact = _columns(read_artifact(run / EXACT, "scores"))
-    table = Table("column", *(f"{r}: {n}" for r in (VLLM, SERVER) for n in ("mean", "largest")), title="Differences")
+    statistics = (f"{reader}: {name}" for reader in (VLLM, SERVER) for name in ("mean", "largest"))
+    table = table_of("column", *statistics, title="Differences")
     others = [_columns(read_artifact(run / reader, "scores")) for reader in (VLLM, SERVER)]
     for name in (*VALUES, *LISTS):
         cells = []
@@ -190,9 +196,7 @@ def show_training(run: Path, student: str) -> Table:
     start, exact = _weights(student), _weights(run / f"student, {EXACT}, 0")
     trained = TRAINING.epochs * (len(source) - len(held_out.indices))
     title = f"about {trained:.0f} responses trained on, {len(held_out.indices)} held out"
-    table = Table(
-        "scores", "difference / weights", "difference / update", "held-out KL", "top-1 agreement", title=title
-    )
+    table = table_of("scores", "apart / weights", "apart / update", "held-out KL", "top-1 agreement", title=title)
     size, update = sum(float(w.square().sum()) for w in exact.values()) ** 0.5, distance(exact, start)
     names = {"student before": student, **{r: str(run / f"student, {r}, 0") for r in CONFIGS}}
     for name, path in {**names, f"{EXACT}, another seed": str(run / f"student, {EXACT}, 1")}.items():
@@ -211,7 +215,7 @@ def _weights(path: str | Path) -> dict[str, torch.Tensor]:
 def show_memory(results: dict[str, dict[str, float]], student: str, teacher: str) -> Table:
     sizes = [load_model(name).model.num_parameters() / 1e6 for name in (student, teacher)]
     title = f"student {sizes[0]:,.0f} million parameters, teacher {sizes[1]:,.0f}"
-    table = Table("training", "peak GB", "million parameters in the process", title=title)
+    table = table_of("training", "peak GB", "million parameters in the process", title=title)
     for name, result in results.items():
         table.add_row(name, f"{result['peak'] / 1e9:.2f}", f"{result['parameters'] / 1e6:,.0f}")
     return table

@@ -201,7 +201,8 @@ class Campaign:
         for number in range(trials):
             shutil.rmtree(self.output, ignore_errors=True)
             if victim == "client":
-                faults = self._kill_client(case, mean_seconds, counts, kills=1 + (number % 3 == 2))
+                faults = []
+                self._kill_client(case, mean_seconds, counts, kills=1 + (number % 3 == 2))
             else:
                 faults = self._kill_server(case, mean_seconds, counts, returns=number % 2 == 0)
             if code := self._client(case, self.output).end():
@@ -219,14 +220,13 @@ class Campaign:
         client.wait_for(self.random.randrange(1, case.units))
         time.sleep(self.random.uniform(0, mean_seconds))
 
-    def _kill_client(self, case: Case, mean_seconds: float, counts: Counter[str], kills: int) -> list[str]:
+    def _kill_client(self, case: Case, mean_seconds: float, counts: Counter[str], kills: int) -> None:
         for _ in range(kills):
             client = self._client(case, self.output)
             self._wait(case, client, mean_seconds)
             client.kill()
             counts["kills"] += client.end() == -signal.SIGKILL
             counts["resumed"] += self._is_partial()
-        return []
 
     def _kill_server(self, case: Case, mean_seconds: float, counts: Counter[str], *, returns: bool) -> list[str]:
         client = self._client(case, self.output, PATIENT if returns else HASTY)
@@ -248,7 +248,7 @@ class Campaign:
     def _is_partial(self) -> bool:
         """Whether the output holds complete parts or saved steps, and more are missing."""
         manifest = self.output / MANIFEST_FILE
-        found = [p for p in self.output.glob("*") if p.suffix == ".parquet" or p.name.startswith("checkpoint")]
+        found = [*self.output.glob("*.parquet"), *self.output.rglob("checkpoint-*")]
         return manifest.is_file() and load_manifest(self.output).state == "partial" and bool(found)
 
     def _differences(self, case: Case, whole: Path) -> list[str]:
