@@ -27,12 +27,12 @@ OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ">", ">>", "<"}
 FOREIGN = {
     "torchrun": "--nproc-per-node",
     "vllm": "--host --port --served-model-name --enable-lora --max-lora-rank --lora-modules"
-    " --max-logprobs --enable-scale-out --enforce-eager --generation-config",
+    " --max-logprobs --logprobs-mode --enable-scale-out --enforce-eager --generation-config",
     "sglang": "--model-path --context-length",
     "llama.cpp": "--outfile --outtype",
     "hf": "--repo-type --local-dir",
     "zensical": "--clean --strict",
-    "benchmarks": "--profile --markdown --megabytes --out --seconds --tiny --work --trials",
+    "benchmarks": "--profile --markdown --megabytes --out --page --seconds --tiny --work --trials",
     "tsdkd.cli.reference": "--check",
 }
 """Options of other programs that the pages name."""

@@ -121,6 +121,9 @@ class RandomSource:
     def with_responses(self, samples: list[Sample], *_: Any) -> list[Sample]:
         return samples
 
+    def read_ahead(self, samples: list[Sample]) -> list[Sample]:
+        return samples
+
     def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
         tokens = sum(len(sample["response_ids"]) for sample in samples)
         return {name: values[:tokens] for name, values in self.columns.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class FakeServer:
     max_model_len: int = 512
     key: str = ""
     fault: str = ""
-    """At every request: shift, fewer, nan, above-1, temperature, shifted-candidates, nan-candidates, other-ids,
-    no-log-probs, no-fixed-ids, redirect or leak."""
+    """At every request: shift, fewer, nan, null, next-nan, above-1, temperature, shifted-candidates, nan-candidates,
+    other-ids, no-log-probs, no-fixed-ids, redirect or leak."""
     failures: list[str] = field(default_factory=list)
     """A status, cut, garbled or slow: of the next requests, one each."""
     url: str = ""
@@ -147,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
         data = json.dumps(content).encode()
+        if self.fake.fault == "null":
+            data = data.replace(b"NaN", b"null")
         self.send_response(status)
         for name, value in {
             "content-type": "application/json",
@@ -172,10 +175,15 @@ class _Handler(BaseHTTPRequestHandler):
             values = values - np.log(np.exp(values).sum(-1, keepdims=True))
         if fake.fault == "above-1":
             values = values + 1
-        if fake.fault == "nan":
-            values = np.where(np.arange(len(values))[:, None] == 2, np.nan, values)
+        if fake.fault in {"nan", "null"}:
+            values = np.where(np.arange(len(values))[:, None] >= 2, np.nan, values)
         rows = np.roll(values, 1, axis=0)
         return np.roll(rows, 1, axis=0) if fake.fault == "shift" else rows
+
+    def _following(self, ids: list[int], count: int) -> list[tuple[int, float]]:
+        """The most likely tokens after a text, with their log-probabilities."""
+        row = self.fake.log_probs(ids)[-1]
+        return [(i, nan if self.fake.fault == "next-nan" else float(row[i])) for i in self._top(row, count)]
 
     def _top(self, row: np.ndarray, count: int) -> list[int]:
         if count > self.fake.max_logprobs:
@@ -202,15 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _completions(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, count = body["prompt"], body["prompt_logprobs"]
-        following = self.fake.log_probs(ids)[-1]
+        following = self._following(ids, body.get("logprobs", 1))
         choice: dict[str, Any] = {
             "prompt_token_ids": ids[1:] if self.fake.fault == "other-ids" else ids,
             "prompt_logprobs": self._prompt_logprobs(ids, count, body["temperature"]),
-            "logprobs": {
-                "top_logprobs": [
-                    {f"token_id:{i}": float(following[i]) for i in self._top(following, body.get("logprobs", 1))}
-                ]
-            },
+            "logprobs": {"top_logprobs": [{f"token_id:{i}": value for i, value in following}]},
         }
         if self.fake.fault == "no-log-probs":
             del choice["prompt_logprobs"]
@@ -221,10 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         fixed = sampling.get("prompt_logprob_token_ids")
         answer: dict[str, Any] = {"model": self.fake.model, "prompt_token_ids": ids}
         answer["prompt_logprobs"] = self._prompt_logprobs(ids, sampling["prompt_logprobs"], sampling["temperature"])
-        following = self.fake.log_probs(ids)[-1]
-        top = [
-            {"token_id": i, "logprob": float(following[i])} for i in self._top(following, sampling.get("logprobs", 1))
-        ]
+        following = self._following(ids, sampling.get("logprobs", 1))
+        top = [{"token_id": i, "logprob": value} for i, value in following]
         answer["choices"] = [{"logprobs": {"content": [{"top_logprobs": top}]}}]
         if fixed is not None and self.fake.fault != "no-fixed-ids":
             first = sampling["prompt_logprob_start"] + 1
@@ -252,14 +254,14 @@ class _Handler(BaseHTTPRequestHandler):
         def entries(row: np.ndarray, chosen: list[int]) -> list[list[Any]]:
             return [[float(row[i]), i, None] for i in chosen]
 
-        following, after = self.fake.log_probs(ids)[-1], range(start + 1, len(ids))
+        following, after = self._following(ids, count), range(start + 1, len(ids))
         info: dict[str, Any] = {
             "input_token_logprobs": [
                 [None, ids[start], None],
                 *([float(rows[i][ids[i]]), ids[i], None] for i in after),
             ],
             "input_top_logprobs": [None, *(entries(rows[i], self._top(rows[i], count)) for i in after)],
-            "output_top_logprobs": [entries(following, self._top(following, count))],
+            "output_top_logprobs": [[[value, i, None] for i, value in following]],
             "input_token_ids_logprobs": [None, *(entries(fixed[i], asked) for i in after)],
         }
         return {"text": "", "meta_info": info}

@@ -1,5 +1,6 @@
 """Shared by tests of training: a small configuration, a run of it, and its results."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -107,3 +108,8 @@ def logits_of_two_models(rows: list[Sample], student: Path, teacher: Path) -> tu
             mask[i, :length] = True
         logits.append(grid)
     return logits, mask
+
+
+def live_parameters() -> list[torch.nn.Parameter]:
+    """All parameters in this process."""
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.nn.Parameter)]

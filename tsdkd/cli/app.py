@@ -59,7 +59,8 @@ COMMANDS = {
         MORE,
     ),
     "doctor": CommandEntry(
-        "Check a student, a teacher and prompts before a run, or recorded scores: one finding a line, ok, look or stop.",
+        "Check a student, a teacher and prompts before a run, or recorded scores: one finding a line, "
+        "ok, look or stop.",
         MORE,
     ),
     "plan": CommandEntry("Estimate disk, memory and time of a chain of commands before it runs.", MORE),

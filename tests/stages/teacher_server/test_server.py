@@ -33,10 +33,12 @@ def fake() -> Iterator[FakeServer]:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(connection, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(connection, "ATTEMPTS", 4)
+    monkeypatch.setattr(connection, "TIMEOUT", 1.0)
 
 
 def connect(fake: FakeServer, name: str | None = None, top_k: int = 8, **more: Any) -> TeacherServer:
-    settings: dict[str, Any] = {"vocab": VOCAB, "top_k": top_k, "k": 4, "requests": 4, "attempts": 4, "timeout": 1.0}
+    settings: dict[str, Any] = {"vocab": VOCAB, "top_k": top_k, "k": 4, "requests": 4}
     return TeacherServer(fake.url, name, TOKENIZER, **settings | more)
 
 
@@ -116,6 +118,8 @@ def test_another_tokenizer_is_refused(fake: FakeServer) -> None:
         ("shift", "shifted by one position"),
         ("fewer", "11 log-probabilities of a token where 12 were asked for"),
         ("nan", "no finite number"),
+        ("null", "no finite number"),
+        ("next-nan", "other log-probabilities as part of a prompt"),
         ("above-1", "probabilities that sum to"),
         ("temperature", "divides logits by the temperature"),
     ],
@@ -152,7 +156,7 @@ def test_proxies_that_change_requests_are_refused(fake: FakeServer, fault: str, 
 
 @pytest.mark.parametrize("failure", ["500", "503", "429", "cut", "garbled", "slow"])
 def test_failed_requests_are_repeated(fake: FakeServer, failure: str) -> None:
-    with connect(fake, timeout=0.5) as server:
+    with connect(fake) as server:
         expected = server.read(requests(2))
         fake.failures = [failure] * 2
         for first, second in zip(expected, server.read(requests(2)), strict=True):
@@ -187,6 +191,13 @@ def test_another_model_after_a_restart_is_refused(fake: FakeServer) -> None:
             server.read(requests(1))
     with connect(fake) as server, pytest.raises(TsdkdError, match="answers as another teacher"):
         server.continue_as(recorded)
+
+
+def test_the_fingerprint_of_nan_is_refused(fake: FakeServer) -> None:
+    with connect(fake) as server:
+        fake.fault = "nan"
+        with pytest.raises(TsdkdError, match="no finite number"):
+            server.read([])
 
 
 def test_rounding_does_not_change_the_teacher(fake: FakeServer) -> None:
@@ -225,7 +236,8 @@ def test_requests_at_the_same_time_are_bounded(fake: FakeServer) -> None:
     assert most == 2
 
 
-def test_an_interrupt_does_not_wait_for_answers(fake: FakeServer) -> None:
+def test_an_interrupt_does_not_wait_for_answers(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TIMEOUT", 600)
     answer = threading.Event()
 
     def stuck(ids: list[int]) -> np.ndarray:
@@ -238,7 +250,7 @@ def test_an_interrupt_does_not_wait_for_answers(fake: FakeServer) -> None:
         raise KeyboardInterrupt
 
     started = threading.Event()
-    server = connect(fake, timeout=600)
+    server = connect(fake)
     fake.log_probs = lambda ids: MODEL(ids) if len(ids) == 9 else stuck(ids)
     with pytest.raises(KeyboardInterrupt):
         server.read(requests(3), interrupt)

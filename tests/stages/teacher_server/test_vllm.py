@@ -1,19 +1,13 @@
 """A real vLLM server on a CPU: its log-probabilities beside those of transformers, on both of its routes."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-import httpx2
 import pytest
 import torch
 
 from tests.helpers.models import save_tiny_model
+from tests.helpers.vllm_server import serve_vllm
 from tsdkd.errors import InputError
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.teacher_server.reading import ReadRequest, check_reading
@@ -33,31 +27,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def url(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.name, "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-logprobs", "24", "--enable-scale-out", "--generation-config", "vllm"]
-    settings = {"TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=file, stderr=file, start_new_session=True)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            while not _responds(address):
-                assert process.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.5)
-            yield address
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-
-
-def _responds(address: str) -> bool:
-    try:
-        return httpx2.get(f"{address}/health").is_success
-    except httpx2.TransportError:
-        return False
+    options = "--served-model-name", "tiny", "--max-logprobs", "24", "--enable-scale-out"
+    with serve_vllm(model.name, tmp_path_factory.mktemp("log") / "server.log", *options) as server:
+        yield server.url
 
 
 def connect(url: str, model: LanguageModel, top_k: int = 20) -> TeacherServer:

@@ -1,24 +1,28 @@
 """Online training with a served teacher: its update beside that of the loaded one, and refusals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.helpers.teacher_server import FakeServer, model_at, random_model, serve
-from tests.helpers.training import CONFIG, SAMPLING, metrics
+from tests.helpers.training import CONFIG, SAMPLING, cut, live_parameters, metrics
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.data.batches import join_sequences
 from tsdkd.stages.data.served_online import batch_requests
+from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import stage
 from tsdkd.stages.train import teacher as online_teacher
 from tsdkd.stages.train.stage import train_online, train_with_servers
 
+Files = Callable[[Path], dict[str, bytes]]
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING, teacher_top_k=200), batch_size=10, epochs=1)
 
 
@@ -45,6 +49,47 @@ def test_a_served_teacher_gives_nearly_the_update_of_a_loaded_one(
     manifest = checkpoint.manifest
     assert manifest.model("teacher").name == "served/teacher"
     assert manifest.config["online"]["teacher_top_k"] == 200
+
+
+class ParameterObserver(SilentObserver):
+    """Counts the parameters of the process after each step, without those that were there before."""
+
+    def __init__(self) -> None:
+        self.before, self.counts = live_parameters(), set[int]()
+
+    @contextmanager
+    def progress(self, *_: object) -> Iterator[Callable[[int], None]]:
+        yield lambda _: self.counts.add(self.new_parameters())
+
+    def new_parameters(self) -> int:
+        known = {id(parameter) for parameter in self.before}
+        return sum(parameter.numel() for parameter in live_parameters() if id(parameter) not in known)
+
+
+def test_no_weight_of_a_served_teacher_is_in_the_process(
+    fake: FakeServer, prompts: Path, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    sizes = [sum(w.numel() for w in load_file(path / "model.safetensors").values()) for path in (student, teacher)]
+    served, loaded = ParameterObserver(), ParameterObserver()
+    train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", ONLINE, 0, served)
+    assert served.counts == {sizes[0]}
+    config = replace(ONLINE, online=OnlineConfig(sampling=SAMPLING))
+    train_online(prompts, str(student), str(teacher), tmp_path / "loaded", config, 0, loaded)
+    assert loaded.counts == {sum(sizes)}
+
+
+def test_a_stopped_run_continues_to_the_same_weights(
+    fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, contents: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(ONLINE, batch_size=4, save_steps=1)
+    whole = train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "whole", config)
+    with monkeypatch.context() as patches:
+        cut(patches, step=1)
+        with pytest.raises(RuntimeError, match="cut"):
+            train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "stopped", config)
+    fake.url = fake.url.replace("127.0.0.1", "localhost")  # the address is no part of the identity
+    train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "stopped", config)
+    assert contents(tmp_path / "stopped") == contents(whole.path)
 
 
 def test_another_teacher_stops_the_run(

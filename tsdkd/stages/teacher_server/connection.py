@@ -39,17 +39,16 @@ class RefusedError(TsdkdError):
 class Connection:
     """One server by its URL. Thread-safe; a context manager."""
 
-    def __init__(self, url: str, requests: int, *, attempts: int = ATTEMPTS, timeout: Any = TIMEOUT) -> None:
+    def __init__(self, url: str, requests: int) -> None:
         """`url`: with or without the final /v1. `requests`: sent at the same time at most.
 
         Raises InputError for a URL that is no plain http(s) address, and for a key that no header can carry.
         """
         self.url = _base_url(url)
-        self._attempts = attempts
         self._key = _key()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=requests)
-        self._client = httpx2.Client(headers=headers, limits=limits, timeout=timeout, follow_redirects=False)
+        self._client = httpx2.Client(headers=headers, limits=limits, timeout=TIMEOUT, follow_redirects=False)
         self._closed = threading.Event()
         self._sockets = WeakSet[socket.socket]()
 
@@ -75,7 +74,7 @@ class Connection:
         Repeats it after a lost connection, a timeout, and a status of `REPEATED_STATUS`. Raises RefusedError for
         another status of 4xx, TsdkdError after the last attempt.
         """
-        for attempt in range(self._attempts):
+        for attempt in range(ATTEMPTS):
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
             try:
                 response = self._client.post(self.url + path, json=body, extensions={"trace": self._trace})
@@ -86,10 +85,10 @@ class Connection:
                     return self._parse(response)
                 cause = f"status {response.status_code}: {self._quote(_message(response))}"
                 pause = max(pause, _retry_after(response))
-            if attempt + 1 == self._attempts or self._closed.wait(pause):
+            if attempt + 1 == ATTEMPTS or self._closed.wait(pause):
                 break
         raise TsdkdError(
-            f"The teacher's server at {self.url} failed {self._attempts} times ({cause}).",
+            f"The teacher's server at {self.url} failed {ATTEMPTS} times ({cause}).",
             "Start it again, then run the same command: what is complete is kept.",
         )
 

@@ -1,5 +1,6 @@
 """What a server is asked about a sequence, and what it answers: the form that all routes share."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from math import isfinite, isnan
@@ -68,14 +69,13 @@ def check_reading(request: ReadRequest, raw: RawReading, asked: int, top_k: int,
     if not len(raw.rows) == len(raw.token_log_probs) == len(request.positions):
         raise _wrong(f"log-probabilities of {len(raw.rows)} tokens, not of {len(request.positions)}")
     tops = [_top(row, asked, top_k, vocab) for row in raw.rows]
-    if not all(map(isfinite, raw.token_log_probs)):
-        raise _wrong("a log-probability that is no finite number")
+    require_finite(raw.token_log_probs)
     candidates = raw.candidate_log_probs
     if candidates is None:
         pairs = zip(tops, request.candidates or [[]] * len(tops), strict=True)
         candidates = [[top.get(token, UNKNOWN) for token in proposed] for top, proposed in pairs]
     elif any(map(isnan, chain.from_iterable(candidates))):
-        raise _wrong("a log-probability that is no finite number")
+        raise _not_finite()
     return Reading(
         top_ids=torch.tensor([list(top) for top in tops], dtype=torch.long).reshape(-1, top_k),
         top_log_probs=torch.tensor([list(top.values()) for top in tops]).reshape(-1, top_k),
@@ -84,11 +84,16 @@ def check_reading(request: ReadRequest, raw: RawReading, asked: int, top_k: int,
     )
 
 
+def require_finite(log_probs: Iterable[float]) -> None:
+    """Raises TsdkdError for a log-probability that is NaN or infinite."""
+    if not all(map(isfinite, log_probs)):
+        raise _not_finite()
+
+
 def _top(row: LogProbs, asked: int, top_k: int, vocab: int) -> LogProbs:
     if len(row) < asked:
         raise _wrong(f"{len(row)} log-probabilities of a token where {asked} were asked for")
-    if not all(map(isfinite, row.values())):
-        raise _wrong("a log-probability that is no finite number")
+    require_finite(row.values())
     values = torch.tensor(list(row.values()))
     if (total := float(values.exp().sum())) > 1 + ROUNDING:
         raise _wrong(f"probabilities that sum to {total:.3g}")
@@ -105,6 +110,10 @@ def teacher_ranks(candidate_log_probs: Tensor) -> Tensor:
     """The teacher's ranks of candidates (tokens, k), 0 is the most likely; unknown ones come last, in their order."""
     known = candidate_log_probs.nan_to_num(nan=-torch.inf)
     return known.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+def _not_finite() -> TsdkdError:
+    return _wrong("a log-probability that is no finite number")
 
 
 def _wrong(what: str) -> TsdkdError:

@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +56,8 @@ class CompletionsRoute:
             _require_ids(choice["prompt_token_ids"], request.ids)
             rows, own = _prompt_rows(choice["prompt_logprobs"], request, top)
             following = choice["logprobs"]["top_logprobs"][0] if next_row else {}
-            return RawReading(rows, own, None, {int(key.split(":")[1]): value for key, value in following.items()})
+            after = {int(key.split(":")[1]): _number(value) for key, value in following.items()}
+            return RawReading(rows, own, None, after)
 
 
 class TokensRoute:
@@ -87,7 +89,8 @@ class TokensRoute:
                 values = np.load(io.BytesIO(encoded), allow_pickle=False)
                 candidates = values[[position - first for position in request.positions]].tolist()
             following = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] if next_row else []
-            return RawReading(rows, own, candidates, {entry["token_id"]: entry["logprob"] for entry in following})
+            after = {entry["token_id"]: _number(entry["logprob"]) for entry in following}
+            return RawReading(rows, own, candidates, after)
 
 
 class SglangRoute:
@@ -103,7 +106,7 @@ class SglangRoute:
             info = self._generate(request, {"top_logprobs_num": top}, temperature)
             own = info["input_token_logprobs"]
             rows = [_by_id(entries) for entries in _at_positions(info["input_top_logprobs"], request)]
-            own = [value for value, _, *_ in _at_positions(own, request)]
+            own = [_number(value) for value, _, *_ in _at_positions(own, request)]
             following = _by_id(info["output_top_logprobs"][0]) if next_row else {}
             return RawReading(rows, own, self._candidates(request, rows, temperature), following)
 
@@ -141,7 +144,7 @@ def _at_positions(entries: list[Any], request: ReadRequest) -> list[Any]:
 
 
 def _by_id(entries: list[Any]) -> LogProbs:
-    return {token: value for value, token, *_ in entries}
+    return {token: _number(value) for value, token, *_ in entries}
 
 
 def _prompt_rows(entries: list[Any], request: ReadRequest, top: int) -> tuple[list[LogProbs], list[float]]:
@@ -151,11 +154,16 @@ def _prompt_rows(entries: list[Any], request: ReadRequest, top: int) -> tuple[li
     rows, own = [], []
     for position in request.positions:
         entry, token = entries[position], request.ids[position]
-        own.append(entry[str(token)]["logprob"])
+        own.append(_number(entry[str(token)]["logprob"]))
         if (entry[str(token)].get("rank") or 0) > top:  # given beside the most likely tokens
             entry = {key: value for key, value in entry.items() if key != str(token)}
-        rows.append({int(key): value["logprob"] for key, value in entry.items()})
+        rows.append({int(key): _number(value["logprob"]) for key, value in entry.items()})
     return rows, own
+
+
+def _number(log_prob: float | None) -> float:
+    """NaN for null, which servers write for it because JSON has no NaN."""
+    return nan if log_prob is None else float(log_prob)
 
 
 def _require_ids(read: list[int], sent: list[int]) -> None:

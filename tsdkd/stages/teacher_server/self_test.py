@@ -106,7 +106,7 @@ def _check_alignment(request: ReadRequest, reading: Reading, read: Reader) -> No
     for position in sorted({max(2, count * part // (PREFIXES + 1)) for part in range(1, PREFIXES + 1)}):
         following = read(ReadRequest(request.ids[:position], [position - 1]), next_row=True)[1]
         apart = {shift: _distance(following, rows[position - 1 + shift]) for shift in (0, -1, 1)}
-        if apart[0] > TOLERANCE:
+        if not apart[0] <= TOLERANCE:  # or NaN
             shifted = min(apart, key=lambda shift: apart[shift])
             if shifted and apart[shifted] <= TOLERANCE:
                 raise _misaligned("log-probabilities of a prompt are shifted by one position")

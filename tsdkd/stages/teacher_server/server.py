@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +12,7 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.connection import KEY_VARIABLE, Connection, Json, RefusedError
 from tsdkd.stages.teacher_server.fingerprint import difference, fingerprint, same_teacher
-from tsdkd.stages.teacher_server.reading import SPARE, LogProbs, Reading, ReadRequest, check_reading
+from tsdkd.stages.teacher_server.reading import SPARE, LogProbs, Reading, ReadRequest, check_reading, require_finite
 from tsdkd.stages.teacher_server.routes import CompletionsRoute, MalformedError, Route, SglangRoute, TokensRoute
 from tsdkd.stages.teacher_server.self_test import check_server, check_tokenizer, test_requests
 
@@ -35,7 +35,6 @@ class TeacherServer:
         top_k: int,
         k: int,
         requests: int = REQUESTS,
-        **connection: Any,
     ) -> None:
         """Probe and test a server.
 
@@ -46,7 +45,7 @@ class TeacherServer:
         """
         self.top_k = top_k
         self._vocab = vocab
-        self._connection = Connection(url, requests, **connection)
+        self._connection = Connection(url, requests)
         self._threads = ThreadPoolExecutor(requests)
         try:
             card = self._find_model(name)
@@ -120,8 +119,9 @@ class TeacherServer:
         return check_reading(request, raw, self._asked, self.top_k, self._vocab), raw.next_row
 
     def _fingerprint_now(self) -> str:
-        own = [torch.tensor(self.route.read(request, 1).token_log_probs) for request in self._tests]
-        return fingerprint(torch.cat(own))
+        own = [value for request in self._tests for value in self.route.read(request, 1).token_log_probs]
+        require_finite(own)
+        return fingerprint(torch.tensor(own))
 
     def _require_same(self, other: str) -> None:
         if not same_teacher(self.fingerprint, other):
