@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from tests.helpers.recipes import PAIRS, PAPER, finish, start
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import Manifest, ModelRecord
 from tsdkd.cli import app
 from tsdkd.stages.results.published import find_table, published_tables
 
@@ -70,8 +70,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         reach(f"tsdkd.stages.{name}")
     reach("tsdkd.stages.report.stage.report")
     reach("tsdkd.artifacts.manifest.load_manifest")
-    models = [ModelRecord(role, role, "w", "t", "c") for role in ("teacher", "student")]
-    read = SimpleNamespace(manifest=SimpleNamespace(models=models))
+    models = tuple(ModelRecord(role, role, "w", "t", "c") for role in ("teacher", "student"))
+    read = SimpleNamespace(manifest=Manifest("checkpoint", config={}, seed=0, models=models))
     monkeypatch.setattr("tsdkd.artifacts.reader.read_artifact", lambda *_, **__: read)
     monkeypatch.setattr("tsdkd.stages.eval.stage.require_measurable", lambda *_: None)
     for role in ("teacher", "student"):

@@ -28,8 +28,8 @@ def refused(*_: object, **__: object) -> None:
     ("command", "function"),
     [
         ("generate", "generate.stage.check_engine"),
-        ("score", "score.stage._open_models"),
-        ("score", "score.stage._score_parts"),
+        ("score", "score.loop.Scoring._score_teacher"),
+        ("score", "score.loop.Scoring._report_cost"),
         ("train", "train.loop._require_memory"),
         ("train", "train.loop.DistillationTrainer.get_batch_samples"),
         ("train", "train.stage.samples_from_prompts"),
