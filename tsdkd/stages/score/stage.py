@@ -3,7 +3,6 @@
 Several teachers are loaded one after the other, beside the student; each reads the responses of its own prompts.
 """
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.device import auto_dtype, default_device
+from tsdkd.stages.models.device import auto_dtype, default_device, free_memory
 from tsdkd.stages.models.model_size import model_size
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_config, load_spec
@@ -142,10 +141,3 @@ def _reader_opener(
         yield LoadedReader((load_student(), load(teacher)), config)
 
     return open_reader
-
-
-def free_memory() -> None:
-    """Free the memory of models that nothing refers to."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
