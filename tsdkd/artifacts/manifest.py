@@ -19,7 +19,7 @@ from tsdkd.artifacts.rules import Count, Date, PartName, PathText, Sha256, Word,
 from tsdkd.artifacts.summaries import SUMMARIES
 from tsdkd.errors import ArtifactError
 
-T = TypeVar("T")
+Given = TypeVar("Given")
 
 FORMAT = 2
 """Increases when an older tsdkd would misread new artifacts, or this one would misread old artifacts."""
@@ -161,7 +161,7 @@ def teacher_name(role: str) -> str | None:
     return "" if role == "teacher" else None
 
 
-def teachers_by_name(given: str | Mapping[str, T]) -> dict[str, str | T]:
+def teachers_by_name(given: str | Mapping[str, Given]) -> dict[str, str | Given]:
     """What is given for each teacher, in the order of names; for an only one alone, its name is ""."""
     return {"": given} if isinstance(given, str) else dict(sorted(given.items()))
 

@@ -240,7 +240,7 @@ def parse_served(
     )
     if alone := ", ".join(name for name in served if name not in at):
         raise InputError(
-            f"The teacher {alone} has no --teacher-url: either all teachers are served, or all are loaded.",
+            f"No --teacher-url is given for {alone}: either all teachers are served, or all are loaded.",
             "Give --teacher-url for each teacher, or for none.",
         )
     return at, served

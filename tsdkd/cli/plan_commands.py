@@ -112,7 +112,7 @@ def _teachers(given: dict[str, Any], teacher_by: str | None, recorded: Mapping[s
 
 
 def _prompts(given: dict[str, Any], config: GenerateConfig, teachers: Iterable[str]) -> Prompts:
-    """teachers: their roles."""
+    """`teachers`: roles of the teachers that prompts may name."""
     from tsdkd.stages.data.conversations import Conversations
     from tsdkd.stages.data.prompts import Prompts
 

@@ -311,7 +311,7 @@ def test_servers_are_named_by_options_and_not_mixed_with_loaded_teachers(
     command = "score", "--rollouts", rollouts, "--student", student, "--scores", tmp_path / "s", "--signal", "topk"
     urls = [word for name, server in servers.items() for word in ("--teacher-url", f"{name}={server.url}")]
     cause, remedy = refuse(*command, *urls[:2], "--teacher", f"math={teachers['math']}")
-    assert "teacher math has no --teacher-url" in cause
+    assert "No --teacher-url is given for math" in cause
     assert "--teacher-url for each teacher" in remedy
     assert not (tmp_path / "s").exists()
     shown = run(*command, *urls, "--teacher", "math=served/math")

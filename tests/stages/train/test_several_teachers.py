@@ -365,7 +365,7 @@ def test_the_command_takes_teachers_by_name(
     run("train", "--rollouts", recorded.path, *named, "--lambda", 0.5, *options, "--checkpoint", tmp_path / "d")
     server = ["--teacher", "math=a", "--teacher-url", "code=http://127.0.0.1:1", "--teacher-by", "field"]
     cause, _ = refuse("train", "--prompts", fields, *server, *options, "--checkpoint", tmp_path / "e")
-    assert "math has no --teacher-url" in cause
+    assert "No --teacher-url is given for math" in cause
     cause, remedy = refuse("train", "--prompts", fields, *named, *options, "--checkpoint", tmp_path / "e")
     assert "no column names the teacher" in cause
     assert "--teacher-by" in remedy

@@ -55,7 +55,8 @@ class Scoring:
 
     def run(self) -> None:
         """Score the units that are missing, and complete the artifact. Raises TsdkdError when the disk is too small."""
-        writer, units = self.writer, divide_rollouts(self.rollouts, self.teachers, self.config.teacher_by)
+        writer = self.writer
+        units = divide_rollouts(self.rollouts, self.teachers, writer.manifest.config.get("teacher_by"))
         by_teacher = {name: [unit for unit in units if unit.teacher == name] for name in self.teachers}
         missing = [name for name, own in by_teacher.items() if own and not all(map(writer.has, self._files(own)))]
         for i, name in enumerate(missing):

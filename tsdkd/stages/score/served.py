@@ -64,7 +64,6 @@ def score_served(
         for server in servers.values():
             server.require_length(longest)
         manifest, ranks = _manifest(parent, student, servers, output, config, observer), RankGroup()
-        config = replace(config, teacher_by=manifest.config.get("teacher_by"))
         with ranks.open_writer(output, lambda: manifest, overwrite) as writer, observer.writing(writer.path):
             if writer.complete:
                 observer.info(f"{output} is complete: nothing to do.")

@@ -59,7 +59,6 @@ def score(
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         parent = read_artifact(rollouts, "rollouts", hashed=False)
-        config = replace(config, teacher_by=writer.manifest.config.get("teacher_by"))
         vocab = min(load_spec(name).vocab for name in (student, *by_name.values()))
         open_pair = _pair_opener(student, by_name, vocab, parent, config, observer)
         Scoring(
