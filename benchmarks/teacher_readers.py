@@ -49,7 +49,7 @@ from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.stage import split_held_out, train_offline, train_online, train_with_servers
+from tsdkd.stages.train.stage import split_held_out, train_offline, train_online, train_served
 
 EXACT, TOP_K, VLLM, SERVER = "transformers", "topk, transformers", "vLLM offline", "topk, server"
 SPARE = 4
@@ -130,7 +130,7 @@ def train_beside(teacher: str, served: bool, run: Path, student: str) -> dict[st
     config = replace(TRAINING, online=RECORDED, held_out=0, eval_steps=0)
     if served:
         config = replace(config, online=replace(RECORDED, teacher_top_k=CONFIGS[SERVER].top_k))
-        train_with_servers(run / "rollouts", student, {"": teacher}, {}, output, config, 0, observer, overwrite=True)
+        train_served(run / "rollouts", student, teacher, None, output, config, 0, observer, overwrite=True)
     else:
         train_online(run / "rollouts", student, teacher, output, config, 0, observer, overwrite=True)
     return {"parameters": observer.parameters}

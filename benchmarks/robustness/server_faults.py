@@ -1,4 +1,4 @@
-"""Shows what `tsdkd score --teacher-url` says about each fault of a server; a fault of tsdkd is a raw error.
+"""Shows the message of `tsdkd score --teacher-url` for each fault of a server; a raw error is a fault of tsdkd.
 
     python -m benchmarks.robustness.server_faults
     python -m benchmarks.robustness.server_faults --page docs/served_teacher.md
@@ -89,8 +89,8 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the command prints, and how many parts it keeps."""
+class FaultResult:
+    """The message of the command, and the number of parts that it keeps."""
 
     outcome: str
     """As `outcome_of` returns it."""
@@ -99,8 +99,8 @@ class Said:
     parts: int
 
 
-def run_faults(directory: Path, faults: Sequence[Fault] = FAULTS) -> dict[str, Said]:
-    """What the command says, by fault."""
+def run_faults(directory: Path, faults: Sequence[Fault] = FAULTS) -> dict[str, FaultResult]:
+    """The message of the command, and the parts that it keeps, by fault."""
     student = save_tiny_model(directory / "student", seed=2)
     prompts = write_prompts(directory / "prompts.jsonl", PARTS * RESPONSES)
     rollouts = directory / "rollouts"
@@ -112,14 +112,14 @@ def run_faults(directory: Path, faults: Sequence[Fault] = FAULTS) -> dict[str, S
     return {fault.name: _run(fault, command, directory / f"scores-{i}") for i, fault in enumerate(faults)}
 
 
-def _run(fault: Fault, command: list[str], output: Path) -> Said:
+def _run(fault: Fault, command: list[str], output: Path) -> FaultResult:
     times = {"FIRST_PAUSE": 0.001, "LONGEST_PAUSE": 0.001, "TIMEOUT": fault.time_limit}
     with patch.multiple(connection, **times), _faulty_server(fault, output) as fake:
         words = [*command, str(output), "--teacher-url", fake.url]
         result = CliRunner(env={"COLUMNS": "1000"}).invoke(app, words)
     lines = dict(re.findall("^(error|try): *(.*)$", result.stderr.replace(fake.url, ADDRESS), re.MULTILINE))
     outcome = outcome_of(result.exit_code, result.stderr)
-    return Said(outcome, lines.get("error", ""), lines.get("try", ""), len(list(output.glob("*.parquet"))))
+    return FaultResult(outcome, lines.get("error", ""), lines.get("try", ""), len(list(output.glob("*.parquet"))))
 
 
 @contextmanager
@@ -141,9 +141,9 @@ def _faulty_server(fault: Fault, output: Path) -> Iterator[FakeServer]:
         yield fake
 
 
-def table_of(said: dict[str, Said]) -> str:
+def table_of(results: dict[str, FaultResult]) -> str:
     """A Markdown table."""
-    return HEADER + "".join(f"| {name} | {one.cause} | {one.remedy} |\n" for name, one in said.items())
+    return HEADER + "".join(f"| {name} | {result.cause} | {result.remedy} |\n" for name, result in results.items())
 
 
 def replace_table(page: Path, table: str) -> None:
@@ -157,15 +157,15 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
     with TemporaryDirectory() as directory:
-        said = run_faults(Path(directory))
-    for name, one in said.items():
-        print(f"{name}: {one}")
+        results = run_faults(Path(directory))
+    for name, result in results.items():
+        print(f"{name}: {result}")
     if options.page:
-        replace_table(options.page, table_of(said))
+        replace_table(options.page, table_of(results))
     expected = {fault.name: int(fault.later) for fault in FAULTS}
     rows = [
-        Row(name, 1, int(one.outcome != "refused" or one.parts != expected[name]), {"parts kept": one.parts})
-        for name, one in said.items()
+        Row(name, 1, int(result.outcome != "refused" or result.parts != expected[name]), {"parts kept": result.parts})
+        for name, result in results.items()
     ]
     write_rows_and_exit("Faults of a teacher's server", rows, options.json)
 

@@ -50,7 +50,7 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.teacher_server import connection
-from tsdkd.stages.train.stage import train_with_servers
+from tsdkd.stages.train.stage import train_served
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([*PRELOADED, "tsdkd.stages.score.served"])
@@ -268,7 +268,7 @@ def _score(rollouts: Path, student: str, url: str, output: Path, observer: Obser
 
 
 def _train(prompts: Path, student: str, url: str, output: Path, observer: Observer) -> None:
-    train_with_servers(prompts, student, {"": url}, {}, output, TRAINING, 0, observer)
+    train_served(prompts, student, url, None, output, TRAINING, 0, observer)
 
 
 def _save_sharp_model(path: Path) -> str:

@@ -19,7 +19,7 @@ from tests.helpers.runs import STUDENT, make_run
 from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.json_files import read_regular_file
-from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.manifest import load_manifest, teachers_by_name
 from tsdkd.artifacts.reader import read_artifact, run_of
 from tsdkd.artifacts.rules import all_differ
 from tsdkd.artifacts.writer import Writer
@@ -298,3 +298,8 @@ def test_rollouts_and_scores_have_rows(run: Path, parts: list[Any] | None) -> No
     (run / "scores" / MANIFEST_FILE).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="lists no row"):
         read_artifact(run / "scores", "scores", hashed=False)
+
+
+def test_teachers_are_ordered_by_name_and_one_alone_has_none() -> None:
+    assert list(teachers_by_name({"math": "a", "code": "b"}).items()) == [("code", "b"), ("math", "a")]
+    assert teachers_by_name("a") == {"": "a"}

@@ -296,12 +296,12 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize(("overlap", "drift", "is_said"), [(0.95, 0.01, False), (0.7, 0.4, True)])
-def test_the_summary_of_training_says_if_scores_are_stale_by_now(overlap: float, drift: float, is_said: bool) -> None:
+@pytest.mark.parametrize(("overlap", "drift", "is_stale"), [(0.95, 0.01, False), (0.7, 0.4, True)])
+def test_the_summary_of_training_shows_if_scores_are_stale_by_now(overlap: float, drift: float, is_stale: bool) -> None:
     student = ModelRecord("student", "s", "w", "t", "c")
     measured = {"candidate_overlap": overlap, "drift": drift}
     summary = {"steps": 1} | {f"{name}_{at}": value for name, value in measured.items() for at in ("first", "last")}
     manifest = Manifest("checkpoint", {"precision": "float32"}, 0, models=(student,), summary=summary)
     rows = dict(_summary(TrainConfig(), manifest))
     assert rows["drift"] == f"{drift:.3f} -> {drift:.3f}"
-    assert ("stale by now" in rows.get("scores", "")) == is_said
+    assert ("stale by now" in rows.get("scores", "")) == is_stale

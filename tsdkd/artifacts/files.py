@@ -20,7 +20,7 @@ NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FIL
 def teacher_file(file: str, index: int | None) -> str:
     """The name of a part of scores that belongs to one of several teachers, such as `part-00000-1.parquet`.
 
-    `index`: the teacher's place in the order of names, from 0; None for an only teacher, whose parts are `file` itself.
+    `index`: of the teacher in the order of names, from 0; None for an only teacher, whose part is `file` itself.
     """
     stem, _, extension = file.partition(".")
     return file if index is None else f"{stem}-{index}.{extension}"

@@ -5,10 +5,10 @@ Manifests are untrusted: annotations limit the values of each field, and `load_m
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from tsdkd import __version__
 from tsdkd.artifacts.disk import replace_text
@@ -18,6 +18,8 @@ from tsdkd.artifacts.json_files import Record, conform, read_json, unreadable_er
 from tsdkd.artifacts.rules import Count, Date, PartName, PathText, Sha256, Word, all_differ
 from tsdkd.artifacts.summaries import SUMMARIES
 from tsdkd.errors import ArtifactError
+
+Given = TypeVar("Given")
 
 FORMAT = 2
 """Increases when an older tsdkd would misread new artifacts, or this one would misread old artifacts."""
@@ -157,6 +159,11 @@ def teacher_name(role: str) -> str | None:
     if role.startswith(NAMED_TEACHER):
         return role.removeprefix(NAMED_TEACHER)
     return "" if role == "teacher" else None
+
+
+def teachers_by_name(given: str | Mapping[str, Given]) -> dict[str, str | Given]:
+    """What is given for each teacher, in the order of names; for an only one alone, its name is ""."""
+    return {"": given} if isinstance(given, str) else dict(sorted(given.items()))
 
 
 def teacher_role(name: str) -> str:

@@ -38,7 +38,7 @@ class Limits:
     hidden: tuple[str, int] | None = None
     """Precision and width of the teacher's hidden states."""
     teacher: str = ""
-    """The name of the only teacher of the table's rows."""
+    """The name of the teacher that read the table's rows; "" for an only one."""
 
 
 def limits_of(path: Path, manifest: Manifest, file: str) -> Limits:
@@ -57,7 +57,7 @@ def limits_of(path: Path, manifest: Manifest, file: str) -> Limits:
 
 
 def teacher_of(path: Path, manifest: Manifest, file: str) -> str:
-    """The name of the teacher whose scores a table holds, as its own name says; "" for an only teacher without a name.
+    """The name of the teacher whose scores a table holds, which its file name decides; "" for an only teacher.
 
     Raises ArtifactError for a table of no recorded teacher.
     """

@@ -36,12 +36,12 @@ def teachers(values: list[str] | None, teacher_by: str | None, recorded: Manifes
     return {name: model(at) for name, at in (named or {"": EMBEDDED_TEACHER}).items()}
 
 
-def named_teachers(values: list[str] | None, column: str | None, recorded: dict[str, str]) -> dict[str, str]:
+def named_teachers(values: list[str] | None, teacher_by: str | None, recorded: dict[str, str]) -> dict[str, str]:
     """The teachers by name, as --teacher gives them, else as recorded. Raises InputError as `teachers` does."""
-    names = parse_teachers("--teacher", values, column) or recorded
-    if column and not names.keys() - {""}:
+    names = parse_teachers("--teacher", values, teacher_by) or recorded
+    if teacher_by and not names.keys() - {""}:
         raise InputError(
-            f"The column {column!r} names the teacher of each prompt, and no teacher has a name.",
+            f"The column {teacher_by!r} names the teacher of each prompt, and no teacher has a name.",
             "Give --teacher NAME=MODEL for each name in the column.",
         )
     return names

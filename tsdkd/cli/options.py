@@ -200,7 +200,7 @@ def _group_rank(parameter: inspect.Parameter) -> int:
 
 
 def parse_teachers(option: str, values: list[str] | None, teacher_by: str | None) -> dict[str, str]:
-    """What each teacher is at, by name, in the order of names; an only teacher has the name "". Empty without values.
+    """The model or address of each teacher, in the order of names; the name of an only one is "". Empty without values.
 
     `teacher_by`: the column that names the teacher of each prompt, as given or recorded.
     Raises InputError for several values that are not NAME=MODEL, for a name that is given twice, and for several
@@ -240,7 +240,7 @@ def parse_served(
     )
     if alone := ", ".join(name for name in served if name not in at):
         raise InputError(
-            f"The teacher {alone} has no --teacher-url: either all teachers are served, or all are loaded.",
+            f"No --teacher-url is given for {alone}: either all teachers are served, or all are loaded.",
             "Give --teacher-url for each teacher, or for none.",
         )
     return at, served

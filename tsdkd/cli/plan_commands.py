@@ -104,15 +104,15 @@ def _path(given: dict[str, Any], kind: str) -> Path:
     return Path(given[kind] or Path(given["run"]) / kind)
 
 
-def _teachers(given: dict[str, Any], column: str | None, recorded: Mapping[str, str]) -> dict[str, str | None]:
+def _teachers(given: dict[str, Any], teacher_by: str | None, recorded: Mapping[str, str]) -> dict[str, str | None]:
     """The teachers by role: as given, else those among the recorded roles; None for an only teacher without a name."""
     by_name = {name: model for role, model in recorded.items() if (name := teacher_name(role)) is not None}
-    named = defaults.named_teachers(list(given["teacher"] or ()), column, by_name)
+    named = defaults.named_teachers(list(given["teacher"] or ()), teacher_by, by_name)
     return {teacher_role(name): model for name, model in named.items()} or {"teacher": None}
 
 
 def _prompts(given: dict[str, Any], config: GenerateConfig, teachers: Iterable[str]) -> Prompts:
-    """teachers: their roles."""
+    """`teachers`: roles of the teachers that prompts may name."""
     from tsdkd.stages.data.conversations import Conversations
     from tsdkd.stages.data.prompts import Prompts
 

@@ -6,8 +6,8 @@ from tsdkd.cli import defaults, options
 from tsdkd.cli.console import ConsoleObserver, show_next, show_pairs
 from tsdkd.stages.config.score import ScoreConfig
 
-ESTIMATED_BYTES = 10_000_000
-"""The smallest estimate that is compared with the disk. It counts values; of small scores, most bytes are metadata."""
+MIN_ESTIMATED_BYTES = 10_000_000
+"""Smaller estimates are not compared with the disk: they count values, and most bytes of small scores are metadata."""
 
 
 @options.configured(ScoreConfig)
@@ -43,7 +43,7 @@ def command(
         artifact = score(parent, learner, teachers, output, config, observer, overwrite)
     summary, size = artifact.manifest.summary, sum(part.bytes for part in artifact.manifest.parts)
     expected = summary["expected_bytes"]
-    ratio = f" ({size / expected:.1%} of the estimate)" if expected >= ESTIMATED_BYTES else ""
+    ratio = f" ({size / expected:.1%} of the estimate)" if expected >= MIN_ESTIMATED_BYTES else ""
     show_pairs(
         "scores",
         [
@@ -75,7 +75,7 @@ def _by_teacher(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _served(summary: dict[str, float]) -> list[tuple[str, str]]:
-    """What is not exact about a served teacher."""
+    """The bounds of a served teacher's entropy, and its tied candidates."""
     if "tied_candidates" not in summary:
         return []
     low, high = summary["teacher_entropy_low"], summary["teacher_entropy_high"]

@@ -86,7 +86,7 @@ def _train_online(
     overwrite: bool,
 ) -> Artifact:
     from tsdkd.artifacts.reader import read_artifact
-    from tsdkd.stages.train.stage import train_online, train_with_servers
+    from tsdkd.stages.train.stage import train_online, train_served
 
     assert config.online is not None
     recorded = read_artifact(rollouts, "rollouts", hashed=False).manifest if rollouts else None
@@ -96,7 +96,7 @@ def _train_online(
     if teacher_url:
         column = column or defaults.recorded_teacher_by(recorded)
         urls, names = options.parse_served(teacher_url, teacher, column)
-        return train_with_servers(data, learner, urls, names, *more)
+        return train_served(data, learner, urls, names, *more)
     return train_online(data, learner, defaults.teachers(teacher, column, recorded), *more)
 
 

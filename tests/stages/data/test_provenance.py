@@ -1,4 +1,4 @@
-"""From whom responses and scores are, by manifests; how stale, by the student's own predictions."""
+"""Provenance follows from manifests, staleness from the student's own predictions."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""diagnose_run: from whom a run's rollouts and scores are, and how stale."""
+"""diagnose_run: the provenance of a run's rollouts and scores, and how stale they are."""
 
 import shutil
 from pathlib import Path

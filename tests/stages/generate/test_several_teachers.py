@@ -1,4 +1,4 @@
-"""generate with several teachers: each prompt is answered by its own, and the rollouts name it."""
+"""generate with several teachers: each responds to its own prompts, and the rollouts name it."""
 
 import json
 import shutil

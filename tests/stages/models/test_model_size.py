@@ -8,7 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from tests.helpers.models import byte_tokenizer
-from tsdkd.stages.config.train import LoRAConfig, TrainConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.models.device import default_device, total_memory
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.model_size import model_size
@@ -67,14 +69,20 @@ def test_estimates_of_dense_models_follow_from_their_configs(architecture: str, 
     assert size.sequence_bytes(2, 100, 3, eager=True) == cache * 100 + logits + layer + attention
     tokens = 4 * 100
     train = TrainConfig(micro_batch_size=4, attention="eager")
-    memory = estimate_training_memory(config, config, 100, train, "bfloat16")
+    memory = estimate_training_memory(config, [config], 100, train, "bfloat16")
     trained = tokens * (2 * (8 * width + 4 * inner) + 16 * width) + tokens * 100 * heads * 10
     assert memory.activations == 2 * trained
     assert memory.state == size.parameters * 18
     assert memory.teacher == config.vocab_size * width * 2
     packed = replace(train, micro_batch_size=None, micro_batch_tokens=1000)  # of any length, and no scores are kept
-    memory = estimate_training_memory(config, config, 100, packed, "bfloat16")
+    memory = estimate_training_memory(config, [config], 100, packed, "bfloat16")
     assert memory.activations == 2 * 1000 * (2 * (8 * width + 4 * inner) + 16 * width)
+
+
+def test_vllm_takes_memory_beside_a_served_teacher() -> None:
+    online = OnlineConfig(sampling=GenerateConfig(engine="vllm", memory_fraction=0.5))
+    memory = estimate_training_memory(config_of("llama"), [], 100, TrainConfig(online=online), "float32")
+    assert memory.teacher == int(0.5 * total_memory(default_device()))
 
 
 TINY: dict[str, dict[str, int]] = {

@@ -21,7 +21,7 @@ from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.observer import SilentObserver
-from tsdkd.stages.score import loop, readers
+from tsdkd.stages.score import loop, pairs
 from tsdkd.stages.score.stage import score
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -202,7 +202,7 @@ def test_an_interrupted_finish_resumes_without_loading_models(
     with pytest.raises(KeyboardInterrupt):
         score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
     monkeypatch.undo()
-    monkeypatch.setattr(readers, "load_model", interrupted)
+    monkeypatch.setattr(pairs, "load_model", interrupted)
     score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 

@@ -24,7 +24,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.engines import reader_check, vllm_reader
 from tsdkd.stages.inspect.stage import inspect_all, inspect_scores
-from tsdkd.stages.score import loop, readers, stage
+from tsdkd.stages.score import loop, pairs, stage
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
@@ -121,7 +121,7 @@ def test_each_teacher_is_loaded_once_and_a_cut_run_ends_with_the_same_bytes(
     contents: Contents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded, load, close = list[str](), readers.load_model, loop.TableWriter.close
+    loaded, load, close = list[str](), pairs.load_model, loop.TableWriter.close
 
     def recording(name: str, *arguments: Any, **settings: Any) -> Any:
         loaded.append(name)
@@ -132,7 +132,7 @@ def test_each_teacher_is_loaded_once_and_a_cut_run_ends_with_the_same_bytes(
             raise OSError("the disk is gone")
         close(writer)
 
-    monkeypatch.setattr(readers, "load_model", recording)
+    monkeypatch.setattr(pairs, "load_model", recording)
     monkeypatch.setattr(loop.TableWriter, "close", cut)
     output = rollouts.parent / "cut"
     with pytest.raises(OSError, match="the disk is gone"):
@@ -311,7 +311,7 @@ def test_servers_are_named_by_options_and_not_mixed_with_loaded_teachers(
     command = "score", "--rollouts", rollouts, "--student", student, "--scores", tmp_path / "s", "--signal", "topk"
     urls = [word for name, server in servers.items() for word in ("--teacher-url", f"{name}={server.url}")]
     cause, remedy = refuse(*command, *urls[:2], "--teacher", f"math={teachers['math']}")
-    assert "teacher math has no --teacher-url" in cause
+    assert "No --teacher-url is given for math" in cause
     assert "--teacher-url for each teacher" in remedy
     assert not (tmp_path / "s").exists()
     shown = run(*command, *urls, "--teacher", "math=served/math")
@@ -337,7 +337,7 @@ def test_too_little_mass_at_the_end_warns_and_keeps_the_scores(
 ) -> None:
     """The sample decides before anything is written; no block decides later."""
     observer = RecordingObserver()
-    monkeypatch.setattr("tsdkd.stages.score.readers.require_captured_mass", lambda *_: None)
+    monkeypatch.setattr("tsdkd.stages.score.pairs.require_captured_mass", lambda *_: None)
     urls = {name: server.url for name, server in servers.items()}
     artifact = score_served(rollouts, str(student), urls, None, tmp_path / "s", replace(SERVED, top_k=2), observer)
     found = [warning for warning in observer.warnings if "of its probability" in warning]

@@ -1,4 +1,4 @@
-"""Training tells from whom its scores are: fresh ones by fingerprints, others by what the student predicts now."""
+"""Training reports whether its scores are fresh: by fingerprints, else by the student's own predictions."""
 
 from dataclasses import replace
 from pathlib import Path

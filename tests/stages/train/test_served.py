@@ -15,12 +15,12 @@ from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data import served_scoring
 from tsdkd.stages.data.batches import join_sequences
-from tsdkd.stages.data.served_online import batch_requests
+from tsdkd.stages.data.served_teachers import batch_requests
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import stage
 from tsdkd.stages.train import teacher as online_teacher
-from tsdkd.stages.train.stage import train_online, train_with_servers
+from tsdkd.stages.train.stage import train_online, train_served
 
 Files = Callable[[Path], dict[str, bytes]]
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING, teacher_top_k=200), batch_size=10, epochs=1)
@@ -40,7 +40,7 @@ def test_a_served_teacher_gives_nearly_the_update_of_a_loaded_one(
     loaded = replace(ONLINE, online=OnlineConfig(sampling=SAMPLING))
     train_online(prompts, str(student), str(teacher), tmp_path / "loaded", loaded)
     monkeypatch.setattr(online_teacher, "_load_teacher", pytest.fail)
-    checkpoint = train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", ONLINE)
+    checkpoint = train_served(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
     (exact,), (served,) = metrics(tmp_path / "loaded"), metrics(tmp_path / "served")
     assert served["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K
     assert served["entropy"] == pytest.approx(exact["entropy"], rel=1e-5)
@@ -71,7 +71,7 @@ def test_no_weight_of_a_served_teacher_is_in_the_process(
 ) -> None:
     sizes = [sum(w.numel() for w in load_file(path / "model.safetensors").values()) for path in (student, teacher)]
     served, loaded = ParameterObserver(), ParameterObserver()
-    train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", ONLINE, 0, served)
+    train_served(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE, 0, served)
     assert served.counts == {sizes[0]}
     config = replace(ONLINE, online=OnlineConfig(sampling=SAMPLING))
     train_online(prompts, str(student), str(teacher), tmp_path / "loaded", config, 0, loaded)
@@ -82,13 +82,13 @@ def test_a_stopped_run_continues_to_the_same_weights(
     fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, contents: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(ONLINE, batch_size=4, save_steps=1)
-    whole = train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "whole", config)
+    whole = train_served(prompts, str(student), fake.url, None, tmp_path / "whole", config)
     with monkeypatch.context() as patches:
         cut(patches, step=1)
         with pytest.raises(RuntimeError, match="cut"):
-            train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "stopped", config)
+            train_served(prompts, str(student), fake.url, None, tmp_path / "stopped", config)
     fake.url = fake.url.replace("127.0.0.1", "localhost")  # the address is no part of the identity
-    train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "stopped", config)
+    train_served(prompts, str(student), fake.url, None, tmp_path / "stopped", config)
     assert contents(tmp_path / "stopped") == contents(whole.path)
 
 
@@ -103,7 +103,7 @@ def test_another_teacher_stops_the_run(
 
     monkeypatch.setattr(stage, "open_sampler", exchange)
     with pytest.raises(TsdkdError, match="as another teacher"):
-        train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", ONLINE)
+        train_served(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
 
 
 @pytest.mark.parametrize("refused", [{"objective": TSDKDConfig(k=4, temperature=2.0)}, {"compile": True}])
@@ -111,7 +111,7 @@ def test_objectives_that_need_more_than_a_server_gives_are_refused(
     fake: FakeServer, prompts: Path, student: Path, tmp_path: Path, refused: dict[str, object]
 ) -> None:
     with pytest.raises(InputError, match="load the teacher with --teacher"):
-        train_with_servers(prompts, str(student), {"": fake.url}, {}, tmp_path / "served", replace(ONLINE, **refused))
+        train_served(prompts, str(student), fake.url, None, tmp_path / "served", replace(ONLINE, **refused))
     assert not (tmp_path / "served").exists()
 
 

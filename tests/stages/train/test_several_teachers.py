@@ -41,7 +41,7 @@ from tsdkd.stages.methods import find_method
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import teacher as online_teacher
-from tsdkd.stages.train.stage import train_offline, train_online, train_with_servers
+from tsdkd.stages.train.stage import train_offline, train_online, train_served
 
 Contents = Callable[[Path], dict[str, bytes]]
 BY_FIELD = replace(SAMPLING, teacher_by="field")
@@ -309,9 +309,9 @@ def test_served_teachers_read_their_own_responses(
         urls = {"code": code.url, "math": math.url}
         responses.clear()
         whole = replace(config, held_out=0.0, eval_steps=0)
-        served = train_with_servers(fields, str(student), urls, {"math": "mathematician"}, tmp_path / "served", whole)
+        served = train_served(fields, str(student), urls, {"math": "mathematician"}, tmp_path / "served", whole)
         (exact,), (found,) = metrics(tmp_path / "loaded"), metrics(tmp_path / "served")
-        train_with_servers(fields, str(student), urls, {}, tmp_path / "measured", packed(config))
+        train_served(fields, str(student), urls, {}, tmp_path / "measured", packed(config))
     assert found["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K
     assert found["teacher_entropy"] == pytest.approx(exact["teacher_entropy"], rel=0.02)
     assert found["direct"] == pytest.approx(exact["direct"], rel=0.1)
@@ -365,7 +365,7 @@ def test_the_command_takes_teachers_by_name(
     run("train", "--rollouts", recorded.path, *named, "--lambda", 0.5, *options, "--checkpoint", tmp_path / "d")
     server = ["--teacher", "math=a", "--teacher-url", "code=http://127.0.0.1:1", "--teacher-by", "field"]
     cause, _ = refuse("train", "--prompts", fields, *server, *options, "--checkpoint", tmp_path / "e")
-    assert "math has no --teacher-url" in cause
+    assert "No --teacher-url is given for math" in cause
     cause, remedy = refuse("train", "--prompts", fields, *named, *options, "--checkpoint", tmp_path / "e")
     assert "no column names the teacher" in cause
     assert "--teacher-by" in remedy

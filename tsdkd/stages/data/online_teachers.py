@@ -1,6 +1,5 @@
 """The teachers of online training: one that is loaded, or several that are loaded one after the other."""
 
-import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -12,6 +11,7 @@ from torch import Tensor
 from tsdkd.core import Head, SeveralTeachers, TeacherHidden, TeacherSignal
 from tsdkd.stages.data.batches import Batch, packed_batches, predicting_hidden
 from tsdkd.stages.data.source import Sample, join_samples, sample_length, sample_turns
+from tsdkd.stages.models.device import free_memory
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.observer import Observer, SilentObserver
 
@@ -91,9 +91,7 @@ class TeachersInTurn(OnlineTeacher):
         """The teacher of this name, loaded after the other one is freed."""
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
             is_first, start = name not in self._heads, time.perf_counter()
             teacher = self._load(name, self._observer if is_first else SilentObserver())
             self._loaded = name, teacher

@@ -1,7 +1,7 @@
-"""From whom recorded responses and scores are, told from manifests alone; no weight is read.
+"""The provenance of recorded responses and scores, from manifests alone; no weight is read.
 
 Offline training rests on two conditions: the student that is trained sampled the responses, and its start learned from
-the teacher that scores (teacher consistency, arXiv 2604.13010). Facts tell how far a run meets them.
+the teacher that scores (teacher consistency, arXiv 2604.13010). Facts describe how far a run meets them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -193,7 +193,7 @@ class Provenance:
 
 
 def report_lines(facts: Sequence[Fact]) -> tuple[str, str]:
-    """What is as it should be or unknown, and what is not with its remedies; each may be empty."""
+    """The facts that are ok or unknown, and those that are not with their remedies, as text; each may be empty."""
     met, unmet = ([fact for fact in facts if (fact.status == "look") == is_unmet] for is_unmet in (False, True))
     remedies = dict.fromkeys(fact.remedy for fact in unmet)
     return " ".join(fact.text for fact in met), " ".join([*(fact.text for fact in unmet), *remedies])

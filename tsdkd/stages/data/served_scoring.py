@@ -89,15 +89,11 @@ def require_captured_mass(readings: list[Reading], top_k: int) -> None:
 
 
 def too_little_mass(mass: float, top_k: int, teacher: str = "") -> str:
-    """What is wrong with the captured mass of a teacher, which may have a name."""
-    named = (
-        f"The {top_k} most likely tokens of the teacher {teacher}"
-        if teacher
-        else (f"The teacher's {top_k} most likely tokens")
-    )
+    """The message for a captured mass below `MIN_CAPTURED_MASS`. `teacher`: its name; "" for an only one."""
+    owner = f"the teacher {teacher}" if teacher else "the teacher"
     return (
-        f"{named} hold only {mass:.2f} of its probability; {MIN_CAPTURED_MASS} is the least from which its entropy can "
-        "be estimated."
+        f"The {top_k} most likely tokens of {owner} hold only {mass:.2f} of its probability; "
+        f"{MIN_CAPTURED_MASS} is the least from which its entropy can be estimated."
     )
 
 

@@ -1,4 +1,4 @@
-"""Findings about recorded rollouts and scores: from whom they are, and how stale for the student that is trained."""
+"""Findings about recorded rollouts and scores: their provenance, and how stale they are for a student."""
 
 from dataclasses import asdict, replace
 from pathlib import Path

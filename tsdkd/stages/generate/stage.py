@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, teacher_role
+from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, teacher_role, teachers_by_name
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.schemas import schema_of
 from tsdkd.artifacts.writer import Writer
@@ -60,24 +59,25 @@ def generate(
     observer: Observer | None = None,
     overwrite: bool = False,
     *,
-    teachers: Mapping[str, str] = MappingProxyType({}),
+    teachers: str | Mapping[str, str] | None = None,
 ) -> Artifact:
     """Sample responses to prompts and write rollouts; with the policy "given", record the responses that rows hold.
 
-    `student`: None with the policy "teacher". `teachers`: by name, "" for an only one; with the policy "student", their
-    end tokens end the student's responses, too. `config.teacher_by` is the column that names each prompt's teacher.
+    `student`: None with the policy "teacher". `teachers`: one, or several by name; with the policy "student", their end
+    tokens end the student's responses, too. `config.teacher_by` is the column that names each prompt's teacher.
     Raises InputError before anything is written, TsdkdError when the engine fails or disagrees with transformers.
     """
     observer = observer or SilentObserver()
     require_effective(config)
-    _require_models(config, student, teachers)
+    by_name = teachers_by_name(teachers or {})
+    _require_models(config, student, by_name)
     if config.policy == GIVEN:
         return record_given(prompts, str(student), output, config, seed, observer, overwrite)
     engine = choose_engine(config)
     require_engine_options(engine, config)
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
-    records = _model_records(config, student, teachers)
+    records = _model_records(config, student, by_name)
     models = {record.role: load_spec(record.name, _chat_of(record.role, config)) for record in records}
     require_attention(config.attention, [record.name for record in records])
     vocab = min(spec.vocab for spec in models.values())
@@ -87,12 +87,11 @@ def generate(
     require_stop_support(config, tokenizer)
     config = with_supported_draft(config, models.values(), observer)
     columns = config.column, config.limit, config.system, config.config_name, config.split, config.teacher_by
-    source = Prompts(prompts, *columns, teachers)
+    source = Prompts(prompts, *columns, by_name)
     parents = source.parent(output), *template_parents(config.chat, output)
     manifest = _manifest(config, parents, records, seed)
-    day = chat_day(tokenizer, output, manifest, overwrite)
-    manifest = replace(manifest, day=day)
-    requests = PromptRequests(source, tokenizer, config, part_size, seed, day)
+    manifest = replace(manifest, day=chat_day(tokenizer, output, manifest, overwrite))
+    requests = PromptRequests(source, tokenizer, config, part_size, seed, manifest.day)
     counts = requests.count()
     _require_prompts(counts, config, prompts)
     max_tokens = counts.longest + config.response_limit
@@ -104,7 +103,7 @@ def generate(
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         add_template(writer, config.chat)
-        _warn(models, teachers, counts, config, observer)
+        _warn(models, by_name, counts, config, observer)
         total = counts.total * config.samples_per_prompt
         with observer.progress(_label(config, models), total, "responses", writer.manifest.rows) as advance:
             for authorship in sorted(counts.by_authorship):
@@ -186,7 +185,7 @@ def _require_models(config: GenerateConfig, student: str | None, teachers: Mappi
 def _model_records(config: GenerateConfig, student: str | None, teachers: Mapping[str, str]) -> tuple[ModelRecord, ...]:
     """The student, then the teachers by name."""
     names = ({} if student is None else {"student": student}) | {
-        teacher_role(n): at for n, at in sorted(teachers.items())
+        teacher_role(name): model for name, model in teachers.items()
     }
     first, *others = [model_record(role, name, chat=_chat_of(role, config)) for role, name in names.items()]
     for other in others:

@@ -98,7 +98,7 @@ class ScoresReader:
     artifact: Artifact
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Part, int]]:
+    def _locations(self) -> dict[str, tuple[Part, int]]:
         """The part of each response, and its row there."""
         return {
             sample_id: (part, row)
@@ -124,8 +124,8 @@ class ScoresReader:
         return manifest.model(teacher_role(teacher_of(self.artifact.path, manifest, part.file)))
 
     def _find(self, sample_id: str) -> tuple[Part, int]:
-        if sample_id in self._places:
-            return self._places[sample_id]
+        if sample_id in self._locations:
+            return self._locations[sample_id]
         raise ArtifactError(
             f"{self.artifact.path} has no scores of {sample_id}.", "Run `tsdkd score` again with --overwrite."
         )

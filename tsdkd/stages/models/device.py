@@ -1,5 +1,6 @@
 """The device of this process: its kind, its memory, and the precisions that it computes in."""
 
+import gc
 from typing import cast
 
 import psutil
@@ -25,6 +26,13 @@ def require_device(name: str) -> None:
         exists = False
     if not exists:
         raise InputError(f"This machine has no device {name} for models.", f"Choose from: {', '.join(existing)}.")
+
+
+def free_memory() -> None:
+    """Free the memory of models that nothing refers to."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def has_bfloat16(device: str) -> bool:

@@ -1,5 +1,6 @@
 """An estimate of the memory that training needs, counted on the models without weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class TrainingMemory:
     objective: int
     """One chunk of the student's and the teacher's logits."""
     teacher: int
-    """The teacher's head offline; online, the whole teacher and vLLM's memory if they are on the same device."""
+    """Offline, the heads of all teachers; online, one whole teacher and vLLM, if they are on the student's device."""
     available: int
 
     @property
@@ -46,9 +47,12 @@ class TrainingMemory:
 
 
 def estimate_training_memory(
-    student: PreTrainedConfig, teacher: PreTrainedConfig | None, longest: int, config: TrainConfig, precision: str
+    student: PreTrainedConfig, teachers: Sequence[PreTrainedConfig], longest: int, config: TrainConfig, precision: str
 ) -> TrainingMemory:
-    """`teacher`: None if only its responses are used. `longest`: tokens of the longest prompt with its response."""
+    """`teachers`: those whose weights are used; none for a served teacher, nor if its responses alone are learned.
+
+    `longest`: tokens of the longest prompt with its response.
+    """
     itemsize = 2 if precision == "bfloat16" else FLOAT32_BYTES
     size, device = model_size(student), default_device()
     if config.lora:
@@ -61,7 +65,7 @@ def estimate_training_memory(
         state=state,
         activations=_activation_bytes(size, longest, config, itemsize),
         objective=CHUNK_BYTES[device] * (TEACHER_CHUNKS + 1) // TEACHER_CHUNKS,
-        teacher=_teacher_bytes(teacher, config) if teacher else 0,
+        teacher=_teacher_bytes(teachers, config),
         available=available_memory(device),
     )
 
@@ -86,18 +90,21 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
     return None
 
 
-def _teacher_bytes(teacher: PreTrainedConfig, config: TrainConfig) -> int:
-    online, device, teacher_size = config.online, default_device(), model_size(teacher)
+def _teacher_bytes(teachers: Sequence[PreTrainedConfig], config: TrainConfig) -> int:
+    online, device = config.online, default_device()
     if online is None:
-        vocab, width = teacher_size.head_shape
-        return vocab * width * 2
+        return sum(vocab * width * 2 for vocab, width in (model_size(teacher).head_shape for teacher in teachers))
     size = 0
     if device == "cpu" or online.teacher_device in {None, device}:
-        dtype = auto_dtype(teacher, device) if online.teacher_dtype == "auto" else online.teacher_dtype
-        size += teacher_size.parameters * getattr(torch, dtype).itemsize
+        size = max((_loaded_bytes(teacher, online.teacher_dtype, device) for teacher in teachers), default=0)
     if online.sampling.engine == "vllm":
         size += int(online.sampling.memory_fraction * total_memory(device))
     return size
+
+
+def _loaded_bytes(teacher: PreTrainedConfig, precision: str, device: str) -> int:
+    dtype = auto_dtype(teacher, device) if precision == "auto" else precision
+    return model_size(teacher).parameters * int(getattr(torch, dtype).itemsize)
 
 
 def _activation_bytes(student: ModelSize, longest: int, config: TrainConfig, itemsize: int) -> int:

@@ -4,7 +4,7 @@ A forward pass costs two operations per weight and token; training adds two to f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
 
@@ -125,12 +125,8 @@ def estimate_train(
     disk = trained_weights * FLOAT32_BYTES if config.lora and not config.lora.merge else parameters * width
     saved_steps = min(MAX_SAVED_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
     temporary_disk = saved_steps * RESUME_BYTES * trained_weights
-    needs = [
-        estimate_training_memory(student.config, teacher, workload.max_tokens, config, precision)
-        for teacher in [teacher.config for teacher, _ in teachers] or [None]
-    ]
-    loaded = max if config.online else sum  # one teacher at a time; offline, the heads of all
-    memory = replace(needs[0], teacher=loaded(need.teacher for need in needs)).total
+    configs = [teacher.config for teacher, _ in teachers]
+    memory = estimate_training_memory(student.config, configs, workload.max_tokens, config, precision).total
     work = f"{steps:,} steps of {config.batch_size}"
     return Estimate(work, seconds, disk, memory, temporary_disk, workload.is_upper_bound)
 

@@ -48,7 +48,7 @@ def missing_artifacts(run: Run) -> list[str]:
 
 
 def provenance_notes(run: Run) -> list[str]:
-    """For each checkpoint that was trained from scores: from whom they are, and how stale at first and last step."""
+    """The provenance of the scores of each checkpoint, and how stale they were at its first and last step."""
     notes = []
     for artifact in (a for a in run.trained if a.manifest.config["online"] is None):
         rollouts, scores = (_parent(run, artifact, kind) for kind in ("rollouts", "scores"))

@@ -1,4 +1,4 @@
-"""From rollouts to the parts of scores, one teacher after the other, whoever reads: loaded models, vLLM or a server.
+"""Scores rollouts unit by unit, one teacher after the other, with loaded models, vLLM or a server.
 
 Each unit becomes one part of the scores, which depends on no other part: ranks claim units one by one, and write the
 bytes that one process would write. While the models read one block of responses, a thread writes the previous block.
@@ -27,27 +27,27 @@ from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, save_head, score
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.score.background import BackgroundWriter
 from tsdkd.stages.score.distributed import RankGroup
-from tsdkd.stages.score.readers import TeacherReader, score_table_rows
+from tsdkd.stages.score.pairs import ScoringPair, score_table_rows
 from tsdkd.stages.score.summary import summarise
 from tsdkd.stages.score.units import Unit, divide_rollouts
 
 COLUMNS = ["sample_id", *LENGTH_COLUMNS]
 SAMPLED_RESPONSES = 16
-"""Responses, evenly spread over a teacher's, on which its reading is measured before anything is written."""
-OpenReader = Callable[[list[Unit]], AbstractContextManager[TeacherReader]]
-"""Opens the reader of the teacher whose units are given, and frees its memory afterwards."""
+"""Responses of a teacher, evenly spread, that measure its speed and captured mass before anything is written."""
+OpenPair = Callable[[list[Unit]], AbstractContextManager[ScoringPair]]
+"""Opens the student with the teacher of the given units, and frees the teacher's memory afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """One run: what is read, by whom, and where the scores go."""
+    """One run of `tsdkd score`: its rollouts, its teachers, and the writer of its scores."""
 
     rollouts: Artifact
     teachers: Sequence[str]
     """The names of the teachers; "" is that of an only one."""
     planned_head: Callable[[str], Head]
     """A teacher's head before it is loaded, with shape and dtype alone."""
-    open_reader: OpenReader
+    open_pair: OpenPair
     writer: Writer
     ranks: RankGroup
     config: ScoreConfig
@@ -55,7 +55,8 @@ class Scoring:
 
     def run(self) -> None:
         """Score the units that are missing, and complete the artifact. Raises TsdkdError when the disk is too small."""
-        writer, units = self.writer, divide_rollouts(self.rollouts, self.teachers, self.config.teacher_by)
+        writer = self.writer
+        units = divide_rollouts(self.rollouts, self.teachers, writer.manifest.config.get("teacher_by"))
         by_teacher = {name: [unit for unit in units if unit.teacher == name] for name in self.teachers}
         missing = [name for name, own in by_teacher.items() if own and not all(map(writer.has, self._files(own)))]
         for i, name in enumerate(missing):
@@ -83,36 +84,36 @@ class Scoring:
         start = [] if first else [file for file in [next(claimed, None)] if file]
         if not (first or start):
             return
-        with self.open_reader(own) as reader:
+        with self.open_pair(own) as pair:
             if self.ranks.is_main:
-                self._report_cost(reader, own, later)
+                self._report_cost(pair, own, later)
             if first:
                 self.ranks.wait()
-            self._write_files(reader, own, chain(start, claimed))
+            self._write_files(pair, own, chain(start, claimed))
 
-    def _write_files(self, reader: TeacherReader, own: list[Unit], claimed: Iterable[str]) -> None:
+    def _write_files(self, pair: ScoringPair, own: list[Unit], claimed: Iterable[str]) -> None:
         by_file, writer, counted = {unit.file: unit for unit in own}, self.writer, self._listed(own)
         label = " ".join(filter(None, ["student and teacher", own[0].teacher, "score"]))
         total = sum(len(unit.rows) for unit in own)
         with self.observer.progress(label, total, "responses", counted) as advance, BackgroundWriter() as background:
             for file in claimed:
                 if file not in by_file:
-                    save_head(reader.head, writer.temporary_path(file))
+                    save_head(pair.head, writer.temporary_path(file))
                     writer.add_file(file)
                     continue
                 by_others = max(0, self._listed(own) - counted)
                 advance(by_others)
                 counted += by_others + len(by_file[file].rows)
-                for write, arguments in self._write_unit(reader, by_file[file], advance):
+                for write, arguments in self._write_unit(pair, by_file[file], advance):
                     background.submit(write, *arguments)
 
     def _write_unit(
-        self, reader: TeacherReader, unit: Unit, advance: Callable[[int], None]
+        self, pair: ScoringPair, unit: Unit, advance: Callable[[int], None]
     ) -> Iterator[tuple[Callable[..., None], tuple[object, ...]]]:
         """Yield calls that write the part of a unit, one by one."""
         named = {"teacher": unit.teacher} if unit.teacher else {}
-        table_writer = TableWriter(self.writer, unit.file, [*reader.columns, *named])
-        for rows in score_table_rows(reader, unit.read(self.rollouts, COLUMNS), self.config, advance):
+        table_writer = TableWriter(self.writer, unit.file, [*pair.columns, *named])
+        for rows in score_table_rows(pair, unit.read(self.rollouts, COLUMNS), self.config, advance):
             yield _write, (table_writer, rows, named)
         yield table_writer.close, ()
 
@@ -120,16 +121,16 @@ class Scoring:
         """The rows of a teacher's parts that are complete."""
         return sum(len(unit.rows) for unit in own if self.writer.has(unit.file))
 
-    def _report_cost(self, reader: TeacherReader, own: list[Unit], later: list[Unit]) -> None:
+    def _report_cost(self, pair: ScoringPair, own: list[Unit], later: list[Unit]) -> None:
         """Report bytes, tokens and expected time of a teacher's missing parts.
 
         Raises TsdkdError when the disk is too small for them and for those of the teachers that follow.
         """
         directory, config, name = self.writer.path, self.config, own[0].teacher
         workload = self._workload(own)
-        costs = [score_cost(config, reader.head, workload.response_tokens), *self._costs(later)]
+        costs = [score_cost(config, pair.head, workload.response_tokens), *self._costs(later)]
         free, needed = shutil.disk_usage(directory).free, sum(cost.bytes for cost in costs)
-        rate = world_size() * reader.tokens_per_second(self._sample(own))
+        rate = world_size() * pair.tokens_per_second(self._sample(own))
         minutes = workload.tokens / rate / 60
         following = [("on disk with the teachers that follow", format_bytes(needed))] if later else []
         self.observer.table(
@@ -143,7 +144,7 @@ class Scoring:
             ],
         )
         if needed > free:
-            smaller = "a smaller --top-k" if reader.columns else "--signal hidden8 or topk"
+            smaller = "a smaller --top-k" if pair.columns else "--signal hidden8 or topk"
             raise TsdkdError(
                 f"Scores need {format_bytes(needed)}, but {directory} has {format_bytes(free)} free.",
                 f"Free space, choose another --scores directory, or use {smaller}.",
@@ -165,9 +166,9 @@ class Scoring:
     def _sample(self, own: list[Unit]) -> pa.Table:
         """Rows of a teacher, evenly spread, whatever is complete: a run that continues measures the same rows."""
         total, start, tables = sum(len(unit.rows) for unit in own), 0, []
-        places = range(0, total, max(1, total // SAMPLED_RESPONSES))[:SAMPLED_RESPONSES]
+        indices = range(0, total, max(1, total // SAMPLED_RESPONSES))[:SAMPLED_RESPONSES]
         for unit in own:
-            if rows := [place - start for place in places if start <= place < start + len(unit.rows)]:
+            if rows := [index - start for index in indices if start <= index < start + len(unit.rows)]:
                 tables.append(unit.read(self.rollouts, COLUMNS).take(rows))
             start += len(unit.rows)
         return pa.concat_tables(tables)

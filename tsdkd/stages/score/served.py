@@ -4,7 +4,7 @@ One process sends requests, as many at a time as the user allows.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,12 +26,12 @@ from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.distributed import RankGroup
-from tsdkd.stages.score.inputs import scores_manifest
 from tsdkd.stages.score.loop import Scoring
-from tsdkd.stages.score.readers import NO_HEAD, ServerReader, TeacherReader, load_reading_model
+from tsdkd.stages.score.manifest import scores_manifest
+from tsdkd.stages.score.pairs import NO_HEAD, ScoringPair, ServedPair, load_reading_model
 from tsdkd.stages.score.units import Unit
 from tsdkd.stages.teacher_server.record import served_record
-from tsdkd.stages.teacher_server.server import TeacherServer, open_server
+from tsdkd.stages.teacher_server.server import TeacherServer, open_servers
 
 
 @reading_inputs()
@@ -39,37 +39,31 @@ def score_served(
     rollouts: Path,
     student: str,
     urls: str | Mapping[str, str],
-    served_names: str | Mapping[str, str] | None,
+    names: str | Mapping[str, str] | None,
     output: Path,
     config: ScoreConfig,
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Score rollouts with a student and the teacher that a server at `urls` serves, or with several by name.
+    """Score rollouts with a student and a teacher that a server serves, or with several by name.
 
-    `served_names`: the model's name at the server, needed where it serves several; by the teachers' names.
+    `urls`: of each teacher's server; `names`: of its model there, needed where a server serves several.
 
     Raises InputError before anything is written, TsdkdError when a server fails; what is complete is kept.
     """
     observer = observer or SilentObserver()
-    by_name = {"": urls} if isinstance(urls, str) else dict(sorted(urls.items()))
-    names = {"": served_names} if isinstance(served_names, str) else dict(served_names or {})
     _require_supported(config)
     parent, spec = read_artifact(rollouts, "rollouts"), load_spec(student)
     require_attention(config.attention, (student,))
     require_readable(parent, [spec])
     require_candidates(config, spec.vocab)
     longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
-    settings: Any = {"vocab": spec.vocab, "top_k": config.top_k, "k": config.k, "observer": observer}
-    with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(open_server(url, names.get(name), spec.tokenizer, **settings))
-            for name, url in by_name.items()
-        }
+    with open_servers(
+        urls, names, spec.tokenizer, vocab=spec.vocab, top_k=config.top_k, k=config.k, observer=observer
+    ) as servers:
         for server in servers.values():
             server.require_length(longest)
         manifest, ranks = _manifest(parent, student, servers, output, config, observer), RankGroup()
-        config = replace(config, teacher_by=manifest.config.get("teacher_by"))
         with ranks.open_writer(output, lambda: manifest, overwrite) as writer, observer.writing(writer.path):
             if writer.complete:
                 observer.info(f"{output} is complete: nothing to do.")
@@ -77,17 +71,17 @@ def score_served(
             load_student = cache(partial(load_reading_model, student, spec.vocab, config, observer))
 
             @contextmanager
-            def open_reader(own: list[Unit]) -> Iterator[TeacherReader]:
-                yield ServerReader(load_student(), servers[own[0].teacher], config)
+            def open_pair(own: list[Unit]) -> Iterator[ScoringPair]:
+                yield ServedPair(load_student(), servers[own[0].teacher], config)
 
-            Scoring(parent, list(servers), lambda _: NO_HEAD, open_reader, writer, ranks, config, observer).run()
+            Scoring(parent, list(servers), lambda _: NO_HEAD, open_pair, writer, ranks, config, observer).run()
         scores = read_artifact(output, "scores", hashed=False)
         _warn_of_captured_mass(scores.manifest.summary, config, observer)
         return scores
 
 
 def _warn_of_captured_mass(summary: dict[str, Any], config: ScoreConfig, observer: Observer) -> None:
-    """Warn where all responses of a teacher have less captured mass than is demanded of the first ones."""
+    """Warn of a teacher whose responses together have less captured mass than its sample must have."""
     for name, values in summary.get("teachers", {"": summary}).items():
         if values.get("captured_mass", 1.0) < MIN_CAPTURED_MASS:
             observer.warning(f"{too_little_mass(values['captured_mass'], config.top_k, name)} The scores are kept.")

@@ -3,7 +3,6 @@
 Several teachers are loaded one after the other, beside the student; each reads the responses of its own prompts.
 """
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, teacher_role
+from tsdkd.artifacts.manifest import Manifest, teacher_role, teachers_by_name
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.core import Head
 from tsdkd.errors import InputError
@@ -25,15 +24,15 @@ from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.device import auto_dtype, default_device
+from tsdkd.stages.models.device import auto_dtype, default_device, free_memory
 from tsdkd.stages.models.model_size import model_size
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_config, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.score.distributed import RankGroup
-from tsdkd.stages.score.inputs import scores_manifest
-from tsdkd.stages.score.loop import OpenReader, Scoring
-from tsdkd.stages.score.readers import LoadedReader, TeacherReader, load_reading_model
+from tsdkd.stages.score.loop import OpenPair, Scoring
+from tsdkd.stages.score.manifest import scores_manifest
+from tsdkd.stages.score.pairs import LoadedPair, ScoringPair, load_reading_model
 from tsdkd.stages.score.units import Unit
 
 
@@ -52,7 +51,7 @@ def score(
     Raises InputError before anything is written, TsdkdError when the disk is too small.
     """
     observer = observer or SilentObserver()
-    by_name = {"": teachers} if isinstance(teachers, str) else dict(sorted(teachers.items()))
+    by_name = teachers_by_name(teachers)
     ranks = RankGroup()
     prepare = partial(_manifest, rollouts, student, by_name, output, config, observer)
     with ranks.open_writer(output, prepare, overwrite) as writer, observer.writing(writer.path):
@@ -60,14 +59,13 @@ def score(
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         parent = read_artifact(rollouts, "rollouts", hashed=False)
-        config = replace(config, teacher_by=writer.manifest.config.get("teacher_by"))
         vocab = min(load_spec(name).vocab for name in (student, *by_name.values()))
-        open_reader = _reader_opener(student, by_name, vocab, parent, config, observer)
+        open_pair = _pair_opener(student, by_name, vocab, parent, config, observer)
         Scoring(
             parent,
             list(by_name),
             lambda name: _planned_head(by_name[name], vocab, config),
-            open_reader,
+            open_pair,
             writer,
             ranks,
             config,
@@ -119,15 +117,15 @@ def _planned_head(teacher: str, vocab: int, config: ScoreConfig) -> Head:
     return Head(torch.empty(vocab, width, dtype=getattr(torch, dtype), device="meta"))
 
 
-def _reader_opener(
+def _pair_opener(
     student: str, teachers: dict[str, str], vocab: int, parent: Artifact, config: ScoreConfig, observer: Observer
-) -> OpenReader:
+) -> OpenPair:
     """Opens student and teacher, cut to `vocab` ids; vLLM's are checked on sequences of the teacher's first unit."""
     load = partial(load_reading_model, vocab=vocab, config=config, observer=observer)
     load_student = cache(partial(load, student))
 
     @contextmanager
-    def open_reader(own: list[Unit]) -> Iterator[TeacherReader]:
+    def open_pair(own: list[Unit]) -> Iterator[ScoringPair]:
         teacher = teachers[own[0].teacher]
         if config.engine == "vllm":
             from tsdkd.stages.engines.vllm_reader import open_readers
@@ -135,17 +133,10 @@ def _reader_opener(
             longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
             rows = own[0].read(parent, LENGTH_COLUMNS).to_pylist()
             sequences = [row["prompt_ids"] + row["response_ids"] for row in rows]
-            with open_readers(student, teacher, config, longest, sequences, observer, vocab) as pair:
-                yield LoadedReader(pair, config)
+            with open_readers(student, teacher, config, longest, sequences, observer, vocab) as models:
+                yield LoadedPair(models, config)
             return
         free_memory()  # of the teacher before
-        yield LoadedReader((load_student(), load(teacher)), config)
+        yield LoadedPair((load_student(), load(teacher)), config)
 
-    return open_reader
-
-
-def free_memory() -> None:
-    """Free the memory of models that nothing refers to."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return open_pair

@@ -1,13 +1,15 @@
 """A teacher behind a server: what it is, whether its answers can be trusted, and its readings of sequences."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from tsdkd.artifacts.manifest import teachers_by_name
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.connection import KEY_VARIABLE, Connection, Json, RefusedError
@@ -194,6 +196,31 @@ def _is_card(card: object) -> bool:
     """Whether an entry of /v1/models has a name that a manifest can record."""
     name = card.get("id") if isinstance(card, dict) else None
     return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
+
+
+@contextmanager
+def open_servers(
+    urls: str | Mapping[str, str],
+    names: str | Mapping[str, str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocab: int,
+    top_k: int,
+    k: int,
+    observer: Observer,
+) -> Iterator[dict[str, TeacherServer]]:
+    """The server at the address of each teacher, by the teachers' names, in their order.
+
+    `names`: of the models at the servers, by the teachers' names. Other arguments and errors as for `TeacherServer`.
+    """
+    served = teachers_by_name(names or {})
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                open_server(url, served.get(name), tokenizer, vocab=vocab, top_k=top_k, k=k, observer=observer)
+            )
+            for name, url in teachers_by_name(urls).items()
+        }
 
 
 def open_server(

@@ -164,12 +164,8 @@ def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str,
     """Show the memory that training needs. Raises InputError when its fixed part does not fit."""
     student = load_config(inputs.student.name)
     needed = inputs.teachers if find_method(config.method).needs_teacher else ()
-    estimates = [
-        memory.estimate_training_memory(student, teacher, inputs.max_length, config, precision)
-        for teacher in [load_config(teacher.name) for teacher in needed if not teacher.served] or [None]
-    ]
-    in_memory = max if config.online else sum  # one teacher at a time; offline, the heads of all
-    estimate = replace(estimates[0], teacher=in_memory(estimate.teacher for estimate in estimates))
+    teachers = [load_config(teacher.name) for teacher in needed if not teacher.served]
+    estimate = memory.estimate_training_memory(student, teachers, inputs.max_length, config, precision)
     advice = memory.require_memory(estimate, config)
     observer.table("Memory needed for training", estimate.rows())
     if advice:

@@ -1,4 +1,4 @@
-"""What training needs of its inputs, beside files that fit together: responses, lengths and models."""
+"""What training needs of its inputs, beside files that fit together: responses, lengths, models and fresh scores."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
@@ -9,12 +9,14 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
 from tsdkd.stages.config.train import OnlineConfig
-from tsdkd.stages.data.offline import RolloutSource, response_authors
+from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_authors
+from tsdkd.stages.data.provenance import Provenance, report_lines
 from tsdkd.stages.data.rollout_teachers import unknown_teacher
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import Method
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.context import require_context
+from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.vocabulary import require_known_ids
@@ -82,3 +84,17 @@ def require_known_teachers(data: Path, samples: list[Sample], teachers: Collecti
     for name in teachers:
         if name not in named:
             observer.warning(f"No prompt has the teacher {name}.")
+
+
+def report_provenance(source: OfflineSource, record: ModelRecord, student: LanguageModel, observer: Observer) -> None:
+    """Report the provenance of rollouts and scores; a warning names each condition that is not met.
+
+    The student reads responses only if its weights are not those of the scored student.
+    """
+    provenance = Provenance(record, source.rollouts.manifest, source.scores.manifest)
+    staleness = None if provenance.has_same_weights else source.measure_staleness(student)
+    met, unmet = report_lines(provenance.facts(staleness))
+    if met:
+        observer.info(met)
+    if unmet:
+        observer.warning(unmet)

@@ -6,29 +6,30 @@ same weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import ModelRecord
+from tsdkd.artifacts.manifest import ModelRecord, teachers_by_name
 from tsdkd.artifacts.reader import Artifact, read_artifact
 from tsdkd.errors import InputError
 from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_authors
 from tsdkd.stages.data.online import (
     OnlineSource,
+    ResponseSampler,
     longest_sequence,
     samples_from_prompts,
     samples_from_rollouts,
 )
+from tsdkd.stages.data.online_teachers import OnlineTeacher
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
@@ -44,15 +45,15 @@ from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.teacher_server.server import open_server
+from tsdkd.stages.teacher_server.server import open_servers
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
 from tsdkd.stages.train.prerequisites import (
+    report_provenance,
     require_known_teachers,
     require_readable_samples,
     require_responses,
     require_scored_samplers,
 )
-from tsdkd.stages.train.provenance import report_provenance
 from tsdkd.stages.train.sampling import find_ends, open_sampler, with_engine
 from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
 
@@ -144,17 +145,14 @@ def train_online(
 ) -> Artifact:
     """Distil a loaded or served teacher: the student responds to `config.online.student_fraction` of the prompts.
 
-    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. `teachers`: several by name
-    read the responses to their own prompts. Raises as `train_offline`.
+    `data`: a prompts file, or a rollouts artifact whose responses the other prompts keep. `teachers`: one, or several
+    by name, each of which reads the responses to its own prompts. Raises as `train_offline`.
     """
     observer = observer or SilentObserver()
     assert config.online is not None
-    teachers = {"": teachers} if isinstance(teachers, str) else teachers
-    online = with_signal(config, config.online, teachers)
-    online = with_engine(online, forward_precision(config.precision), observer)
+    teachers = teachers_by_name(teachers)
     recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
-    column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
-    online = replace(online, sampling=replace(online.sampling, teacher_by=column))
+    online = _effective(config, teachers, recorded, observer)
     config = replace(config, online=online)
     sampling = online.sampling
     chat, chat_parents = config.chat, template_parents(config.chat, output)
@@ -177,7 +175,7 @@ def train_online(
     if recorded is None:
         samples = _samples(prompts, specs[0].tokenizer, sampling.max_prompt_tokens, day, observer)
     else:
-        samples = samples_from_rollouts(recorded, sampling.limit, column)
+        samples = samples_from_rollouts(recorded, sampling.limit, sampling.teacher_by)
     require_known_teachers(data, samples, teachers, observer)
     max_length, vocab = longest_sequence(samples, online), min(spec.vocab for spec in specs)
     require_readable_samples(samples, max_length, specs)
@@ -188,14 +186,7 @@ def train_online(
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
         reader = open_teacher(teachers, config, vocab, ends, observer)
         with open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
-            source = OnlineSource(samples, reader, sampler, online.student_fraction, online.teacher_fraction)
-            indices, held_out = split_held_out(source, config)
-            responses = source.with_responses([samples[i] for i in held_out], learner, (seed,))
-            responses = source.read_ahead(responses)
-            measured = OnlineSource(responses, reader, sampler, online.student_fraction) if held_out else None
-            if online.replay:
-                source = ReplaySource(samples, reader, sampler, ReplaySchedule(online.replay))
-            yield TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
+            yield _online_data(samples, reader, sampler, learner, config, seed)
 
     inputs = TrainingInputs(
         models[0], models[1:], (parent, *chat_parents), max_length, vocab, ends, open_data, day, chat
@@ -203,30 +194,54 @@ def train_online(
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
-def train_with_servers(
+def _effective(config: TrainConfig, teachers: Teachers, recorded: Artifact | None, observer: Observer) -> OnlineConfig:
+    """The online settings, with the server's log-probabilities, the engine, and the column that names teachers."""
+    assert config.online is not None
+    online = with_signal(config, config.online, teachers)
+    online = with_engine(online, forward_precision(config.precision), observer)
+    column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
+    return replace(online, sampling=replace(online.sampling, teacher_by=column))
+
+
+def _online_data(
+    samples: list[Sample],
+    teacher: OnlineTeacher,
+    sampler: ResponseSampler,
+    learner: LanguageModel,
+    config: TrainConfig,
+    seed: int,
+) -> TrainingData:
+    """The samples to train on, and those to measure on, which get their responses and the teacher's reading here."""
+    assert config.online is not None
+    online = config.online
+    source = OnlineSource(samples, teacher, sampler, online.student_fraction, online.teacher_fraction)
+    indices, held_out = split_held_out(source, config)
+    responses = source.read_ahead(source.with_responses([samples[i] for i in held_out], learner, (seed,)))
+    measured = OnlineSource(responses, teacher, sampler, online.student_fraction) if held_out else None
+    if online.replay:
+        source = ReplaySource(samples, teacher, sampler, ReplaySchedule(online.replay))
+    return TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
+
+
+def train_served(
     data: Path,
     student: str,
-    urls: Mapping[str, str],
-    names: Mapping[str, str],
+    urls: str | Mapping[str, str],
+    names: str | Mapping[str, str] | None,
     output: Path,
     config: TrainConfig,
     seed: int = 0,
     observer: Observer | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """As `train_online`, with teachers that servers serve; the name of an only teacher is "".
+    """As `train_online`, with a teacher that a server serves, or with several by name.
 
-    `urls`: of each teacher's server; `names`: the model's name there, needed where a server serves several.
+    `urls`: of each teacher's server; `names`: of its model there, needed where a server serves several.
     """
     assert config.online is not None
     observer, spec = observer or SilentObserver(), load_spec(student)
     top_k = config.online.teacher_top_k or SERVED_TOP_K
-    settings: Any = {"vocab": spec.vocab, "top_k": top_k, "k": 1, "observer": observer}
-    with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(open_server(url, names.get(name), spec.tokenizer, **settings))
-            for name, url in urls.items()
-        }
+    with open_servers(urls, names, spec.tokenizer, vocab=spec.vocab, top_k=top_k, k=1, observer=observer) as servers:
         return train_online(data, student, servers, output, config, seed, observer, overwrite)
 
 

@@ -10,7 +10,7 @@ from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.online_teachers import LoadedTeacher, OnlineTeacher, TeachersInTurn
 from tsdkd.stages.data.scoring import report_padded_reading
-from tsdkd.stages.data.served_online import ServedTeacher, ServedTeachers
+from tsdkd.stages.data.served_teachers import ServedTeacher, ServedTeachers
 from tsdkd.stages.models.device import require_device
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.record import model_record
@@ -18,7 +18,7 @@ from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer
 
-Teachers = Mapping[str, str] | Mapping[str, TeacherServer]
+Teachers = Mapping[str, str | TeacherServer]
 """The model of each teacher, or its server, by name."""
 
 

@@ -1,4 +1,4 @@
-"""The manifest of scores, whoever reads the teachers; it is checked before anything is written."""
+"""The manifest of scores. Models and rollouts are checked before anything is written."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Readers of responses: the student with one teacher, which is loaded beside it or behind a server."""
+"""The pair of the student and one teacher, which scores responses; the teacher is loaded, or behind a server."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -40,8 +40,8 @@ Advance = Callable[[int], None]
 """Called with numbers of responses."""
 
 
-class TeacherReader(Protocol):
-    """Scores responses with the student and one teacher."""
+class ScoringPair(Protocol):
+    """The student and one teacher."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class TeacherReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedReader:
+class LoadedPair:
     """Both models in memory, or read by vLLM."""
 
     models: ModelPair
@@ -90,7 +90,7 @@ class LoadedReader:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerReader:
+class ServedPair:
     """The student in memory, and a server that reads the sequences of a block together."""
 
     student: LanguageModel
@@ -120,13 +120,13 @@ class ServerReader:
 
 
 def score_table_rows(
-    reader: TeacherReader, table: pa.Table, config: ScoreConfig, advance: Advance
+    pair: ScoringPair, table: pa.Table, config: ScoreConfig, advance: Advance
 ) -> Iterator[list[ScoreRow]]:
     """Yield the scores of rows of rollouts in order, block by block; a batch holds similar lengths of one block."""
     lengths = sequence_lengths(table)
-    for block in score_blocks(table, config, reader.head):
+    for block in score_blocks(table, config, pair.head):
         batches = list(score_batches(lengths, block, config))
-        scored = reader.score((table.take(batch).to_pylist() for batch in batches), advance)
+        scored = pair.score((table.take(batch).to_pylist() for batch in batches), advance)
         rows = dict(zip(chain.from_iterable(batches), scored, strict=True))
         yield [rows[i] for i in block]
 
