@@ -511,6 +511,7 @@ def test_an_unexpected_failure_is_one_line_and_debug_shows_a_traceback(
     [
         (["generate", f"--{'x' * 200}"], f"No such option: --{'x' * 200}", "tsdkd generate --help"),
         (["score", "--k", "ten"], "Invalid value for '--k'", "tsdkd score --help"),
+        (["score", "--k"], "Option '--k' requires an argument", "tsdkd score --help"),
         (["artifact", "show"], "Missing argument 'DIR'", "tsdkd artifact show --help"),
         (["distil"], "No such command 'distil'", "tsdkd --help"),
     ],

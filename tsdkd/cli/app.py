@@ -129,7 +129,9 @@ class CommandGroup(TyperGroup):
         except UsageError as error:
             if type(error).__name__ == "NoArgsIsHelpError":  # shows the help
                 raise
-            _show_error(usage_message(error), f"`{error.ctx.command_path} --help` lists the options.")  # type: ignore[attr-defined]
+            context = getattr(error, "ctx", None)  # the parser does not know the command of an option without value
+            command = context.command_path if context else f"{ctx.command_path} {ctx.invoked_subcommand}"
+            _show_error(usage_message(error), f"`{command} --help` lists the options.")
             raise typer.Exit(InputError.exit_code) from None
         except KeyboardInterrupt:
             _show_error(

@@ -55,7 +55,7 @@ def command(
         teachers=defaults.teachers(teacher, config.teacher_by) if needs_teacher or teacher else {},
     )
     rows = _given_rows(artifact, config) if config.policy == GIVEN else _sampled_rows(artifact, config)
-    models = [(model.role, model.name) for model in artifact.manifest.models]
+    models = [(model.role.replace(":", " ", 1), model.name) for model in artifact.manifest.models]
     show_pairs("rollouts", [("path", str(artifact.path)), *models, *rows])
     unknown = " --teacher NAME=MODEL ..." if config.teacher_by and not artifact.manifest.teachers else ""
     show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}{unknown}")

@@ -166,6 +166,13 @@ def test_the_source_is_the_files_name_and_a_teacher_without_prompts_is_a_warning
     assert {*artifact.table(["teacher"])["teacher"].to_pylist()} == {"math"}
     assert observer.warnings == ["No prompt has the teacher code/py 3: the column source does not name it."]
 
+    spaced = write_fields(tmp_path / "maths notes.jsonl", ["math"])
+    with pytest.raises(
+        InputError, match=r"line 1: the file, as the row has no 'source', names the .*'maths notes'"
+    ) as no:
+        sample(spaced, student, teachers, tmp_path / "n", replace(CONFIG, teacher_by="source"))
+    assert no.value.remedy == "Add --teacher 'maths notes=MODEL', or correct the row."
+
 
 def test_names_are_recorded_without_the_teachers(student: Path, fields: Path, tmp_path: Path) -> None:
     """For `tsdkd score`, which reads them later; names that no option can give are refused."""

@@ -19,10 +19,12 @@ from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
 from tsdkd.artifacts.schemas import OPTIONAL, SCHEMAS
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
+from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.inspect import InspectConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.engines import reader_check, vllm_reader
+from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect.stage import inspect_all, inspect_scores
 from tsdkd.stages.score import loop, pairs, stage
 from tsdkd.stages.score.served import score_served
@@ -160,12 +162,13 @@ def test_a_head_that_is_missing_is_written_before_the_scores_are_complete(
 
 
 def test_inspection_finds_the_scores_of_each_sample(rollouts: Path, scores: Path, teachers: dict[str, str]) -> None:
-    samples = read_artifact(rollouts, "rollouts").table(["sample_id"])["sample_id"].to_pylist()
+    rows = read_artifact(rollouts, "rollouts").table(["sample_id", "teacher"]).slice(0, 3).to_pylist()
     expected = rows_of(read_artifact(scores, "scores"))
-    for sample_id in samples[:3]:
+    for sample_id, name in [(row["sample_id"], row["teacher"]) for row in rows]:
         shown = inspect_scores(scores, InspectConfig(sample_id=sample_id, k=4), rollouts)
         entropies = [token.before.teacher_entropy for token in shown.tokens]
         assert entropies == pytest.approx(expected[sample_id]["teacher_entropy"])
+        assert ("teacher", name) in shown.summary
     assert inspect_all(scores, InspectConfig(k=4)).responses == 10
 
 
@@ -204,6 +207,27 @@ def test_a_teacher_without_a_response_is_named_and_not_loaded(
     files = [part.file for part in artifact.manifest.parts]
     assert "teacher_head-1.safetensors" not in files  # that of law, between code and math
     assert set(OfflineSource(rollouts, artifact.path).decoder.heads) == {"code", "math"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "did"),
+    [
+        ("student", "The end tokens of another teacher math end the responses"),
+        ("teacher", "Another teacher math sampled the rollouts"),
+    ],
+)
+def test_a_warning_tells_what_another_teacher_did(
+    policy: str, did: str, student: Path, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    prompts, own, other = tmp_path / "math.jsonl", {"math": teachers["math"]}, {"math": teachers["code"]}
+    prompts.write_text('{"prompt": "Count to 3"}\n')
+    sampling = GenerateConfig(policy=policy, max_new_tokens=2, teacher_by="source")
+    responding = str(student) if policy == "student" else None
+    generate(prompts, responding, tmp_path / "r", sampling, teachers=own)
+    for name, models, warnings in (("own", own, []), ("other", other, [f"{did}: {teachers['math']}."])):
+        observer = RecordingObserver()
+        score(tmp_path / "r", str(student), models, tmp_path / name, CONFIG, observer)
+        assert observer.warnings == warnings
 
 
 def test_one_named_teacher_has_the_files_of_an_only_one(

@@ -3,6 +3,7 @@
 Memory holds 16 bytes for each prompt, besides the rows of the reader.
 """
 
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -183,15 +184,16 @@ class Prompts:
                 f"the column {column!r} {missing}, so that the prompt names no teacher.",
                 f"Write a teacher's name, or choose with --teacher-by one of: {', '.join(row)}.",
             )
-        if self.teachers and name not in self.teachers:
-            raise InputError(
-                f"the column {column!r} names the teacher {name!r}; the teachers are {', '.join(self.teachers)}.",
-                f"Add --teacher {name}=MODEL, or correct the row.",
-            )
+        by = f"the column {column!r}" if not is_missing(row.get(column)) else "the file, as the row has no 'source',"
         if not is_teacher_name(name):
             raise InputError(
-                f"the column {column!r} names the teacher {name[:60]!r}, which no option can name.",
+                f"{by} names the teacher {name[:60]!r}, which no option can name.",
                 f"Write at most {MAX_TEACHER_NAME} printable characters without =.",
+            )
+        if self.teachers and name not in self.teachers:
+            raise InputError(
+                f"{by} names the teacher {name!r}; the teachers are {', '.join(self.teachers)}.",
+                f"Add --teacher {shlex.quote(f'{name}=MODEL')}, or correct the row.",
             )
         return name
 

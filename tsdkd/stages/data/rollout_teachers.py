@@ -1,5 +1,6 @@
 """Which of several teachers reads a recorded response: the one that its rollout names, or the one of its source."""
 
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -52,5 +53,5 @@ def unknown_teacher(path: Path, sample_id: str, name: str | None, teachers: Coll
     named = f"names the teacher {name!r}" if name else "names no teacher"
     return InputError(
         f"The response {sample_id} of {path} {named}; the teachers are {', '.join(teachers)}.",
-        f"Add --teacher {name}=MODEL, or correct the prompts." if name else "Correct the prompts.",
+        f"Add --teacher {shlex.quote(f'{name}=MODEL')}, or correct the prompts." if name else "Correct the prompts.",
     )

@@ -65,7 +65,7 @@ class ServedTeachers(OnlineTeacher):
 def read_by(server: TeacherServer, requests: list[ReadRequest]) -> list[Reading]:
     """Raises TsdkdError where the server fails, or its K tokens hold too little probability."""
     readings = server.read(requests)
-    require_captured_mass(readings, server.top_k)
+    require_captured_mass(readings, server.top_k, "--teacher-top-k")
     return readings
 
 

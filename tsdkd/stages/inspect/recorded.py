@@ -123,6 +123,10 @@ class ScoresReader:
         manifest = self.artifact.manifest
         return manifest.model(teacher_role(teacher_of(self.artifact.path, manifest, part.file)))
 
+    def teacher_name(self, sample_id: str) -> str:
+        """The name of the teacher that read a response; "" for an only teacher."""
+        return self.teacher(sample_id).teacher_name or ""
+
     def _find(self, sample_id: str) -> tuple[Part, int]:
         if sample_id in self._locations:
             return self._locations[sample_id]

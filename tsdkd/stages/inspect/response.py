@@ -79,6 +79,8 @@ class InspectedResponse:
     tokens: list[InspectedToken]
     after: str | None
     """The model that `InspectedToken.after` belongs to."""
+    teacher: str = ""
+    """The name of the response's teacher; "" for an only one."""
 
     @property
     def opener_length(self) -> int:
@@ -92,6 +94,7 @@ class InspectedResponse:
         gate_mean = float(np.mean([token.gate for token in tokens]))
         rows = [
             ("sample", self.sample_id),
+            *([("teacher", self.teacher)] if self.teacher else []),
             ("tokens", self._describe_tokens()),
             ("opener", self._describe_opener()),
             ("entropy term", self._describe_entropy_term()),
@@ -141,6 +144,7 @@ def build_response(
     before: ResponseScores,
     after: ResponseScores | None = None,
     after_model: str | None = None,
+    teacher: str = "",
 ) -> InspectedResponse:
     """Join a rollout with its selection and its scores, `before` training and optionally `after` it."""
     scores_before = _token_scores(before, texts, objective.k)
@@ -172,6 +176,7 @@ def build_response(
         selection.opener_fractions,
         tokens,
         after_model,
+        escape_controls(teacher),
     )
 
 

@@ -66,7 +66,7 @@ def inspect_scores(
     rollout = rollouts_reader[index]
     before = scores_reader[rollout["sample_id"]]
     selection = _select(before, rollout, objective, _earlier_turns(rollouts_reader, scores_reader, index, objective))
-    scores_after = None
+    scores_after, teacher_name = None, scores_reader.teacher_name(rollout["sample_id"])
     if after:
         teacher = scores_reader.teacher(rollout["sample_id"])
         if teacher.served:
@@ -84,7 +84,7 @@ def inspect_scores(
             attention=config.attention or recorded.get("attention"),
         )
         (scores_after,) = score_with_models(rollout, [after], teacher.name, scoring, observer)
-    return build_response(rollout, texts, objective, selection, before, scores_after, after)
+    return build_response(rollout, texts, objective, selection, before, scores_after, after, teacher_name)
 
 
 @reading_inputs()

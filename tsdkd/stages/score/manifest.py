@@ -49,6 +49,7 @@ def scores_manifest(
 def _check_authors(rollouts: Artifact, models: tuple[ModelRecord, ...], observer: Observer) -> None:
     """Compare the models that sampled the rollouts with those of the same roles that score them now."""
     by_role, authors = {model.role: model for model in models}, rollouts.manifest.models
+    weights, policy = {model.weights for model in models}, rollouts.manifest.config["policy"]
     for author in authors:
         require_same_tokenizer(author, models[0])
         scorer = by_role.get(author.role)
@@ -56,5 +57,8 @@ def _check_authors(rollouts: Artifact, models: tuple[ModelRecord, ...], observer
             continue  # its weights are not known
         if scorer and author is authors[0]:
             require_same_template(author, scorer)
-        if (scorer is None or author.weights != scorer.weights) and rollouts.manifest.config["policy"] != GIVEN:
-            observer.warning(f"Another {author.role} sampled the rollouts: {author.name}.")
+        if policy != GIVEN and author.weights not in ({scorer.weights} if scorer else weights):
+            another = f"nother {author.role.replace(':', ' ', 1)}"
+            ended = policy == "student" and author.teacher_name is not None  # it gave its end tokens alone
+            which = f"The end tokens of a{another} end the responses" if ended else f"A{another} sampled the rollouts"
+            observer.warning(f"{which}: {author.name}.")
