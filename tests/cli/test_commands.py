@@ -172,6 +172,13 @@ def test_the_next_command_names_paths_as_a_shell_reads_them(student: Path, tmp_p
     assert shlex.split(command) == ["tsdkd", "score", "--run", str(directory)]
 
 
+def test_the_next_command_asks_for_a_student_where_the_rollouts_record_none(student: Path, tmp_path: Path) -> None:
+    alone = ("--policy", "teacher", "--teacher", student, "--max-new-tokens", 2)
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 2)
+    shown = run("generate", "--run", tmp_path, "--prompts", prompts, *alone)
+    assert f"next: tsdkd score --run {tmp_path} --student MODEL" in shown
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_path_stays_on_one_line(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     screen, path = io.StringIO(), "/" + "/".join(["directory"] * 30)

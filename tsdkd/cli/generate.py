@@ -57,8 +57,12 @@ def command(
     rows = _given_rows(artifact, config) if config.policy == GIVEN else _sampled_rows(artifact, config)
     models = [(model.role.replace(":", " ", 1), model.name) for model in artifact.manifest.models]
     show_pairs("rollouts", [("path", str(artifact.path)), *models, *rows])
-    unknown = " --teacher NAME=MODEL ..." if config.teacher_by and not artifact.manifest.teachers else ""
-    show_next(f"tsdkd score{options.run_option(run)}{options.path_option('--rollouts', rollouts)}{unknown}")
+    named = f"{options.run_option(run)}{options.path_option('--rollouts', rollouts)}"
+    if teacher and config.policy == "teacher":
+        named += " --student MODEL"
+    if config.teacher_by and not artifact.manifest.teachers:
+        named += " --teacher NAME=MODEL ..."
+    show_next(f"tsdkd score{named}")
 
 
 def _sampled_rows(artifact: Artifact, config: GenerateConfig) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The report's tables of responses by teacher and by source."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tsdkd.stages.report.groups import group_tables
 from tsdkd.stages.report.runs import load_runs
 from tsdkd.stages.report.stage import report
 from tsdkd.stages.results.compare import Comparison, model_sort_key, teacher_results
-from tsdkd.stages.results.tables import held_out_tables
+from tsdkd.stages.results.tables import comparison_tables, held_out_tables
 
 TEACHERS = tuple(ModelRecord(f"teacher:{name}", f"models/{name}-7b", "b" * 64, "t", "c") for name in ("code", "math"))
 
@@ -114,6 +114,7 @@ def test_divergence_is_shown_by_teacher() -> None:
         *(["a", name, "1.0000 ± 0.1000"] for name in ("x", "y")),
         *(["b", name, f"{kl}.0000 ± 0.1000"] for name, kl in (("x", 2), ("y", 3))),
     ]
+    assert comparison_tables([replace(comparison, benchmarks=("gsm8k",))], ())[1:] == [by_teacher]
 
 
 def test_results_of_teachers_come_first() -> None:

@@ -170,7 +170,7 @@ class Provenance:
             return Fact(name, "look", text, remedy)
         reason = self.history.end if False in found else "a served teacher cannot be compared with a loaded one"
         text = f"Which teacher the student's start learned from is unknown: {reason}."
-        remedy = f"Make sure that it learned from {_names(scorers)}, or train it on responses of that teacher first."
+        remedy = f"Make sure that the start learned from responses of {_names(scorers)}."
         return Fact(name, "unknown", text, remedy)
 
     def _describe_start(self, scorer: ModelRecord) -> str:

@@ -34,7 +34,8 @@ def comparison_tables(comparisons: Sequence[Comparison], methods: tuple[str, ...
     """
     first, *others = comparisons
     if len(first.benchmarks) == 1 and not any(first.published.values()):
-        return [_one_benchmark_table(first.benchmarks[0], comparisons), *_sampling_tables(first)]
+        one = _one_benchmark_table(first.benchmarks[0], comparisons)
+        return [one, *_sampling_tables(first), *_held_out_tables_by_teacher(first)]
     more_differences = [_difference_table(comparison) for comparison in others if any(comparison.differences.values())]
     return [*benchmark_tables(first, methods), *more_differences, *held_out_tables(first)]
 
@@ -119,17 +120,19 @@ def _difference_table(comparison: Comparison) -> Table:
 def held_out_tables(comparison: Comparison) -> list[Table]:
     """Divergence from the teacher, and from each of several; no table when it was not measured."""
     rows = [[name, *_held_out_cells(measures)] for name, measures in comparison.held_out.items()]
-    of_teachers = [
+    whole = [("held-out responses, nats per token", ["model", *HELD_OUT_COLUMNS], rows)] if rows else []
+    return [*whole, *_held_out_tables_by_teacher(comparison)]
+
+
+def _held_out_tables_by_teacher(comparison: Comparison) -> list[Table]:
+    """Divergence from each of several teachers on its own responses; no table with one teacher."""
+    rows = [
         [teacher, name, *_held_out_cells(measures)]
         for name, of_model in comparison.held_out.items()
         for teacher, measures in of_model.get("teachers", {}).items()
     ]
-    of_teachers.sort(key=lambda row: row[0])
-    tables = [
-        ("held-out responses, nats per token", ["model", *HELD_OUT_COLUMNS], rows),
-        ("held-out responses by teacher", ["teacher", "model", *HELD_OUT_COLUMNS], of_teachers),
-    ]
-    return [table for table in tables if table[2]]
+    rows.sort(key=lambda row: row[0])
+    return [("held-out responses by teacher", ["teacher", "model", *HELD_OUT_COLUMNS], rows)] if rows else []
 
 
 def _held_out_cells(measures: dict[str, Any]) -> list[str]:
