@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tsdkd.artifacts.manifest import SERVED, Manifest, ModelRecord, Part, save_manifest
+from tsdkd.artifacts.manifest import SERVED, Manifest, ModelRecord, Part, load_manifest, save_manifest
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.offline import OfflineSource
@@ -141,6 +141,15 @@ def test_the_history_of_a_student_is_followed_to_its_first_model(tmp_path: Path)
     several = (second, replace(TEACHER, role="teacher:math"), replace(third, role="teacher:code"))
     assert facts(second, scorers=several)["start_teacher"].status == "look"
     assert facts(second, scorers=(*several[:2], replace(SECOND, role="teacher:code")))["start_teacher"].status == "ok"
+
+
+def test_a_training_that_changed_nothing_ends_the_history(tmp_path: Path) -> None:
+    """The checkpoint has the weights of the student that it was trained from."""
+    unchanged = checkpoint(tmp_path / "1", trained(), STUDENT, TEACHER)
+    save_manifest(tmp_path / "1", replace(load_manifest(tmp_path / "1"), models=(unchanged, TEACHER)))
+    history = read_history(unchanged)
+    assert len(history.checkpoints) == 1
+    assert history.end == f"{unchanged.name} is its own ancestor"
 
 
 def test_a_start_without_a_teacher_is_unknown(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class OfflineSource(RolloutSource):
             part.file: limits_of(self.scores.path, self.scores.manifest, part.file) for part in self.scores.tables
         }
         self._rows = self._find_rows()
+        self._decoder_on = lru_cache(maxsize=1)(self.decoder.to)
         self._open = lru_cache(maxsize=64)(lambda part: pq.ParquetFile(self.scores.path / part.file))
 
     def _find_rows(self) -> list[tuple[Part, int]]:
@@ -217,10 +218,6 @@ class OfflineSource(RolloutSource):
             weights.append(min(snapshot.COMPARED_TOKENS, len(snapshot.response_ids)))
         means = {name: float(np.average([float(c[name]) for c in compared], weights=weights)) for name in compared[0]}
         return Staleness(**means)
-
-    @lru_cache(maxsize=1)  # noqa: B019  a run has one source
-    def _decoder_on(self, device: torch.device) -> SignalDecoder:
-        return self.decoder.to(device)
 
 
 def response_authors(rollouts: Artifact) -> set[str]:

@@ -42,14 +42,11 @@ class LoadedTeacher(OnlineTeacher):
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
+        self._head_on = lru_cache(maxsize=1)(model.head.to)
 
     def signal(self, batch: Batch) -> TeacherHidden:
         device = batch["input_ids"].device
-        return TeacherHidden(_read_hidden(self.model, batch).to(device), self._head(device))
-
-    @lru_cache(maxsize=1)  # noqa: B019  a run has one teacher
-    def _head(self, device: torch.device) -> Head:
-        return self.model.head.to(device)
+        return TeacherHidden(_read_hidden(self.model, batch).to(device), self._head_on(device))
 
 
 class TeachersInTurn(OnlineTeacher):
