@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,28 +28,30 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models(student: Path, teacher: Path) -> tuple[object, ...]:
     return "--student", student, "--teacher", f"math={teacher}", "--teacher", f"code/py={student}"
 
 
-def test_a_recorded_configuration_and_a_rebuilt_command_repeat_the_run(
-    models: tuple[object, ...], fields: Path, tmp_path: Path
-) -> None:
-    first = tmp_path / "first"
-    shown = run(
-        *("generate", "--run", first, *models, "--teacher-by", "field", "--prompts", fields, "--policy", "mixed"),
-        *SAMPLING,
-    )
-    assert "teacher:code/py" in shown
-    run("generate", "--config", first / "rollouts" / CONFIG_FILE, "--rollouts", tmp_path / "again")
-    fingerprint = load_manifest(first / "rollouts").fingerprint
-    assert load_manifest(tmp_path / "again").fingerprint == fingerprint
+@pytest.fixture(scope="module")
+def sampled(models: tuple[object, ...], fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with rollouts."""
+    first = tmp_path_factory.mktemp("sampled")
+    by_field = "--teacher-by", "field", "--prompts", fields, "--policy", "mixed"
+    assert "teacher:code/py" in run("generate", "--run", first, *models, *by_field, *SAMPLING)
+    return first
+
+
+def test_a_recorded_configuration_and_a_rebuilt_command_repeat_the_run(sampled: Path) -> None:
+    """Other settings than those of the rollouts would be refused."""
+    first, output = sampled, ("--rollouts", sampled / "rollouts")
+    made = load_manifest(first / "rollouts").fingerprint
+    run("generate", "--config", first / "rollouts" / CONFIG_FILE, *output)
     (first / "rollouts" / JOURNAL_FILE).unlink()
     (recorded,) = load_runs([first])
     command = shlex.split(rebuild_command(recorded, recorded.artifacts[0]))
-    run(*command[1:], "--overwrite", "--rollouts", tmp_path / "rebuilt")
-    assert load_manifest(tmp_path / "rebuilt").fingerprint == fingerprint
+    run(*command[1:], *output)
+    assert load_manifest(first / "rollouts").fingerprint == made
     run("report", first)
     page = (first / "report.html").read_text()
     assert "Responses by teacher" in page
@@ -85,14 +88,12 @@ def test_values_of_teachers() -> None:
             parse_teachers("--teacher", values, "field")
 
 
-def test_recorded_teachers_are_the_default(student: Path, teacher: Path, fields: Path, tmp_path: Path) -> None:
+def test_recorded_teachers_are_the_default(sampled: Path, student: Path, teacher: Path) -> None:
     """`recorded` rollouts name their teachers, with or without the models."""
-    by_field = ("generate", "--student", student, "--prompts", fields, "--teacher-by", "field", *SAMPLING)
     pair = {"code/py": str(student), "math": str(teacher)}
     values = [f"{name}={model}" for name, model in pair.items()]
-    run(*by_field, "--rollouts", tmp_path / "named", *(word for value in values for word in ("--teacher", value)))
-    run(*by_field, "--rollouts", tmp_path / "alone")
-    named, alone = (load_manifest(tmp_path / name) for name in ("named", "alone"))
+    named = load_manifest(sampled / "rollouts")
+    alone = replace(named, models=named.models[:1])
     assert defaults.teachers(None, None, named) == pair
     assert defaults.teachers([f"math={student}"], None, named) == {"math": str(student)}
     assert defaults.teachers(values, None, alone) == pair
@@ -130,7 +131,7 @@ def test_a_chain_of_commands_tells_the_teachers_apart(
     card = (tmp_path / "runs" / "default" / "checkpoint" / "README.md").read_text()
     assert "# student, distilled from student and teacher\n" in card
     assert "| teacher:code/py | " in card
-    held_out = ("--held-out", "runs/default", "--tasks", "embedded", "--limit", 2)
+    held_out = ("--held-out", "runs/default", "--tasks", "embedded", "--limit", 1)
     run("eval", *held_out, "--no-chat")
     results = sorted(path.name for path in (tmp_path / "runs" / "default" / "results").iterdir())
     assert results == ["distilled", "student", "teacher-code%2Fpy", "teacher-math"]

@@ -1,5 +1,7 @@
 """Offline training from several teachers: each response learns from its own, and is measured against it."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +10,13 @@ import torch
 
 from tests.helpers.models import save_tiny_model
 from tests.helpers.scored_runs import FIELDS, rollouts_of_one, sampled_run
-from tests.helpers.training import CONFIG, OBJECTIVE, learn, metrics, same_update, weights
+from tests.helpers.training import CONFIG, OBJECTIVE, learn, metrics
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.core import SeveralTeachers, token_selective_loss_from_hidden
+from tsdkd.errors import ArtifactError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.data import offline
 from tsdkd.stages.data.batches import predicting_hidden
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.offline import OfflineSource
@@ -71,16 +75,25 @@ def test_the_gradient_is_the_mean_over_responses_of_their_own_teachers(
     learn(several, student, tmp_path / "c", replace(CONFIG, batch_size=10, epochs=1, **sizes))
     (step,) = metrics(tmp_path / "c")
     norm = sum(float(grad.square().sum()) for grad in expected.values()) ** 0.5
+    assert set(load_manifest(tmp_path / "c").teachers) == {"code", "math"}
     assert step["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_packing_does_not_change_the_update(several: Path, student: Path, tmp_path: Path) -> None:
-    padded = learn(several, student, tmp_path / "padded")
-    packed = learn(
-        several, student, tmp_path / "packed", replace(CONFIG, micro_batch_size=None, micro_batch_tokens=200)
-    )
-    assert same_update(padded, packed, weights(student))
-    assert set(load_manifest(tmp_path / "packed").teachers) == {"code", "math"}
+def test_recorded_scores_are_freed_with_their_run(several: Path) -> None:
+    """With the heads of their teachers on the device that has trained."""
+    source = OfflineSource(several / "rollouts", several / "scores")
+    living = weakref.ref(source)
+    assert len(source.signal(collate([source[0]], source)))
+    del source
+    gc.collect()
+    assert living() is None
+
+
+def test_heads_that_compare_different_ids_are_damaged(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = offline.load_head
+    monkeypatch.setattr(offline, "load_head", lambda path: replace(load(path), vocab_size=250 + ("-1" in path.name)))
+    with pytest.raises(ArtifactError, match="different numbers of ids"):
+        OfflineSource(several / "rollouts", several / "scores")
 
 
 def test_held_out_values_by_teacher_are_those_of_its_responses_alone(several: Path, student: Path) -> None:
