@@ -1,6 +1,6 @@
 """score with several teachers: each row of scores is the one that its own teacher alone gives."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -60,29 +60,24 @@ def rows_of(scores: Artifact) -> Rows:
     return {row["sample_id"]: row for row in scores.table(COLUMNS).to_pylist()}
 
 
-def rows_alone(
-    rollouts: Path, teachers: Iterable[str], directory: Path, score_one: Callable[[Path, str, Path], Artifact]
-) -> Rows:
-    """The rows that each teacher alone gives for the responses of its prompts."""
-    rows: Rows = {}
-    for name in teachers:
-        own = rollouts_of_one(rollouts, name, directory / f"rollouts-{name}")
-        rows |= rows_of(score_one(own, name, directory / f"scores-{name}"))
-    return rows
+@pytest.fixture(scope="module")
+def alone(rollouts: Path, student: Path, teachers: dict[str, str]) -> dict[str, Artifact]:
+    """What each teacher alone gives for the responses of its prompts."""
+    run = rollouts.parent
+    own = {name: rollouts_of_one(rollouts, name, run / f"rollouts-{name}") for name in teachers}
+    return {name: score(own[name], str(student), teachers[name], run / f"scores-{name}", CONFIG) for name in teachers}
 
 
-@pytest.mark.parametrize("signal", ["hidden", "hidden8", "topk", "ranks"])
-def test_each_row_is_the_one_of_its_teacher_alone(
-    rollouts: Path, student: Path, teachers: dict[str, str], tmp_path: Path, signal: Any
-) -> None:
+def test_each_row_is_the_one_of_its_teacher_alone(rollouts: Path, scores: Path, alone: dict[str, Artifact]) -> None:
     """To the bit, in parts of both teachers and of one."""
-    config = replace(CONFIG, signal=signal)
-    several = score(rollouts, str(student), teachers, tmp_path / "s", config)
-    alone = rows_alone(
-        rollouts, teachers, tmp_path, lambda own, name, out: score(own, str(student), teachers[name], out, config)
-    )
-    assert len(alone) == len(FIELDS)
-    assert rows_of(several) == alone
+    several = read_artifact(scores, "scores")
+    expected = rows_of(alone["math"]) | rows_of(alone["code"])
+    assert len(expected) == len(FIELDS)
+    assert rows_of(several) == expected
+    order = read_artifact(rollouts, "rollouts").table(["sample_id"])["sample_id"].to_pylist()
+    for part in several.tables:
+        places = [order.index(name) for name in several.read_part(part, ["sample_id"])["sample_id"].to_pylist()]
+        assert places == sorted(places)
     named = zip(
         *(read_artifact(rollouts, "rollouts").table(["sample_id", "teacher"]).to_pydict().values()), strict=True
     )
@@ -173,9 +168,15 @@ def test_inspection_finds_the_scores_of_each_sample(rollouts: Path, scores: Path
 
 
 def test_the_source_names_the_teacher_where_the_rollouts_record_no_column(
-    student: Path, teachers: dict[str, str], scores: Path, tmp_path: Path
+    rollouts: Path, student: Path, teachers: dict[str, str], scores: Path, tmp_path: Path
 ) -> None:
-    plain = sampled_run(tmp_path, student, teacher_by=None) / "rollouts"
+    named = read_artifact(rollouts, "rollouts")
+    settings = {name: value for name, value in named.manifest.config.items() if name != "teacher_by"}
+    plain = tmp_path / "rollouts"
+    with Writer.open(plain, replace(named.manifest, config=settings, parts=(), state="partial")) as writer:
+        for part in named.tables:
+            writer.write_table(part.file, named.read_part(part).drop_columns(["teacher"]))
+        writer.finish(named.manifest.summary)
     with pytest.raises(InputError, match=r"records none by name.*--teacher-by source"):
         score(plain, str(student), teachers, tmp_path / "s", CONFIG)
     with pytest.raises(InputError, match=r"does not record the column 'field'.*tsdkd generate"):
@@ -193,6 +194,14 @@ def test_a_row_without_a_teacher_of_this_name_is_refused(
     only_math = {"math": teachers["math"]}
     with pytest.raises(InputError, match=f"{sample_id} of .* names the teacher 'code'; the teachers are math"):
         score(rollouts, str(student), only_math, tmp_path / "s", CONFIG)
+    assert not (tmp_path / "s").exists()
+
+
+def test_each_teacher_needs_the_students_tokenizer(
+    rollouts: Path, student: Path, teachers: dict[str, str], other_family: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="different tokenizers"):
+        score(rollouts, str(student), teachers | {"math": str(other_family)}, tmp_path / "s", CONFIG)
     assert not (tmp_path / "s").exists()
 
 
@@ -231,11 +240,10 @@ def test_a_warning_tells_what_another_teacher_did(
 
 
 def test_one_named_teacher_has_the_files_of_an_only_one(
-    rollouts: Path, student: Path, teachers: dict[str, str], tmp_path: Path
+    alone: dict[str, Artifact], student: Path, teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    own = rollouts_of_one(rollouts, "math", tmp_path / "rollouts")
-    named = score(own, str(student), {"math": teachers["math"]}, tmp_path / "named", CONFIG)
-    plain = score(own, str(student), teachers["math"], tmp_path / "plain", CONFIG)
+    (own,), plain = alone["math"].manifest.parents, alone["math"]
+    named = score(plain.path / own.path, str(student), {"math": teachers["math"]}, tmp_path / "named", CONFIG)
     assert [part.file for part in named.manifest.parts] == [part.file for part in plain.manifest.parts]
     assert rows_of(named) == rows_of(plain)
     assert set(named.table(["teacher"])["teacher"].to_pylist()) == {"math"}
@@ -283,18 +291,24 @@ def test_the_disk_is_checked_for_all_teachers_before_anything_is_written(
 
 
 def test_vllm_reads_with_one_teacher_after_the_other(
-    rollouts: Path, student: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rollouts: Path,
+    student: Path,
+    teachers: dict[str, str],
+    alone: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The stand-in reads as transformers does; it has float32 alone, as the teacher of math."""
     for module in (vllm_reader, reader_check):
         monkeypatch.setattr(module, "EngineProcess", ReadingProcess)
     monkeypatch.setattr(stage, "require_vllm", lambda: None)
     monkeypatch.setattr(stage, "engine_version", lambda _: {"vllm": "0"})
     config = replace(CONFIG, engine="vllm", dtype="float32")
     several = rows_of(score(rollouts, str(student), teachers, tmp_path / "s", config))
-    alone = rows_alone(
-        rollouts, ["math"], tmp_path, lambda own, name, out: score(own, str(student), teachers[name], out, config)
-    )
-    assert several | alone == several
+    for sample_id, row in rows_of(alone["math"]).items():
+        for name in ("student_log_prob", "teacher_log_prob", "teacher_entropy"):
+            assert several[sample_id][name] == pytest.approx(row[name], rel=1e-4)
+    assert len(several) == len(FIELDS)
 
 
 @pytest.fixture
@@ -310,37 +324,27 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeServer]]:
 
 
 def test_each_server_reads_its_own_rows(
-    servers: dict[str, FakeServer], rollouts: Path, student: Path, tmp_path: Path
-) -> None:
-    urls = {name: server.url for name, server in servers.items()}
-    several = score_served(rollouts, str(student), urls, None, tmp_path / "s", SERVED)
-    alone = rows_alone(
-        rollouts,
-        ["math"],
-        tmp_path,
-        lambda own, name, out: score_served(own, str(student), urls[name], f"served/{name}", out, SERVED),
-    )
-    assert rows_of(several) | alone == rows_of(several)
-    assert {name: record.name for name, record in several.manifest.teachers.items()} == {
-        "code": "served/code",
-        "math": "served/math",
-    }
-    assert set(several.manifest.summary["teachers"]) == {"code", "math"}
-    verify_artifact(several.path)
-
-
-def test_servers_are_named_by_options_and_not_mixed_with_loaded_teachers(
     servers: dict[str, FakeServer], rollouts: Path, student: Path, teachers: dict[str, str], tmp_path: Path
 ) -> None:
+    """Servers are named by options, and not mixed with loaded teachers."""
     command = "score", "--rollouts", rollouts, "--student", student, "--scores", tmp_path / "s", "--signal", "topk"
     urls = [word for name, server in servers.items() for word in ("--teacher-url", f"{name}={server.url}")]
     cause, remedy = refuse(*command, *urls[:2], "--teacher", f"math={teachers['math']}")
     assert "No --teacher-url is given for math" in cause
     assert "--teacher-url for each teacher" in remedy
     assert not (tmp_path / "s").exists()
-    shown = run(*command, *urls, "--teacher", "math=served/math")
+    shown = run(*command, *urls, "--k", 4, "--top-k", 64, "--teacher", "math=served/math")
     assert "served/math" in shown
     assert "by math" in shown
+    several, own = read_artifact(tmp_path / "s", "scores"), rollouts_of_one(rollouts, "math", tmp_path / "rollouts")
+    alone = score_served(own, str(student), servers["math"].url, "served/math", tmp_path / "alone", SERVED)
+    assert rows_of(several) | rows_of(alone) == rows_of(several)
+    assert {name: record.name for name, record in several.manifest.teachers.items()} == {
+        "code": "served/code",
+        "math": "served/math",
+    }
+    assert set(several.manifest.summary["teachers"]) == {"code", "math"}
+    verify_artifact(several.path)
 
 
 def test_a_command_takes_the_teachers_by_name(

@@ -33,14 +33,17 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data import served_scoring
-from tsdkd.stages.data.online import OnlineSource
+from tsdkd.stages.data.online import OnlineSource, samples_from_rollouts
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
+from tsdkd.stages.data.rollout_teachers import column_of_teachers
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
+from tsdkd.stages.metrics.log import is_step
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import teacher as online_teacher
+from tsdkd.stages.train.prerequisites import require_known_teachers
 from tsdkd.stages.train.stage import train_offline, train_online, train_served
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -150,23 +153,14 @@ def test_a_step_is_the_objective_of_each_responses_own_teacher(
     assert manifest.config["online"]["sampling"]["teacher_by"] == "field"
 
 
-def test_packed_micro_batches_give_the_update_of_padded_ones(
-    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path
-) -> None:
-    config = replace(ONLINE, held_out=0.3, eval_steps=2)
-    padded = learn(fields, student, teachers, tmp_path / "padded", config)
-    assert same_update(learn(fields, student, teachers, tmp_path / "packed", packed(config)), padded, weights(student))
-    for entry, other in zip(metrics(tmp_path / "packed"), metrics(tmp_path / "padded"), strict=True):
-        assert entry == pytest.approx(other, rel=1e-3, abs=1e-6)
-
-
 def test_recorded_responses_give_the_same_update_online_and_offline(
     recorded: Artifact, student: Path, teachers: dict[str, str], tmp_path: Path
 ) -> None:
+    """Padded offline, packed online, and measured on the same held-out responses."""
     score(recorded.path, str(student), teachers, tmp_path / "scores", ScoreConfig(k=4))
     config = replace(CONFIG, held_out=0.3, eval_steps=2)
     train_offline(recorded.path, tmp_path / "scores", str(student), tmp_path / "offline", config)
-    online = learn(recorded.path, student, teachers, tmp_path / "online", replace(config, online=RECORDED))
+    online = learn(recorded.path, student, teachers, tmp_path / "online", packed(replace(config, online=RECORDED)))
     assert same_update(online, weights(tmp_path / "offline"), weights(student))
     *_, offline_entry = metrics(tmp_path / "offline")
     *_, online_entry = metrics(tmp_path / "online")
@@ -174,36 +168,21 @@ def test_recorded_responses_give_the_same_update_online_and_offline(
     assert online_entry == pytest.approx({key: offline_entry[key] for key in online_entry}, rel=1e-3)
 
 
-def test_one_model_under_two_names_gives_the_update_of_one_teacher(
-    fields: Path, student: Path, teacher: Path, tmp_path: Path
+def test_teachers_are_loaded_when_a_step_needs_them(
+    fields: Path, recorded: Artifact, teachers: dict[str, str], loads: list[str]
 ) -> None:
-    named = learn(fields, student, {"code": str(teacher), "math": str(teacher)}, tmp_path / "named")
-    alone = learn(
-        fields, student, {"": str(teacher)}, tmp_path / "alone", replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
-    )
-    assert same_update(named, alone, weights(student))
-
-
-def test_the_teacher_that_is_still_loaded_reads_first(
-    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path, loads: list[str]
-) -> None:
-    """Two steps of two teachers take three loads, not four; the name of each is shown once."""
-    observer = RecordingObserver()
-    learn(fields, student, teachers, tmp_path / "c", replace(ONE_STEP, epochs=2), observer=observer)
+    """The one that is still loaded reads first; the name of each is shown once."""
+    observer, samples = RecordingObserver(), samples_from_rollouts(recorded, 4, "field")
+    reader = online_teacher.open_teacher(teachers, ONLINE, 258, [], observer)
     code, math = teachers.values()
-    assert loads == [code, math, code]
+    only_code = [sample for sample in samples if sample["teacher"] == "code"]
+    for step, expected in ((only_code, [code]), (samples, [code, math]), (samples, [code, math, code])):
+        reader.read_ahead(step)
+        assert loads == expected
     for name, model in teachers.items():
         assert sum(f"The teacher {name} ({model}) loads in " in message for message in observer.messages) == 1
-
-
-def test_only_teachers_with_samples_in_a_step_are_loaded(
-    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path, loads: list[str]
-) -> None:
-    observer = RecordingObserver()
-    data = write_fields(tmp_path / "code.jsonl", ["code"])
-    learn(data, student, teachers, tmp_path / "c", replace(ONE_STEP, epochs=2), observer=observer)
-    assert loads == [teachers["code"]]
-    assert "No prompt has the teacher math." in observer.warnings
+    require_known_teachers(fields, only_code, teachers, observer)
+    assert observer.warnings == ["No prompt has the teacher math."]
 
 
 def test_a_cut_run_ends_with_the_same_bytes(
@@ -236,20 +215,18 @@ def test_recorded_responses_keep_their_teachers(
     assert {row["sample_id"]: row["teacher"] for row in rows} == named
     assert 0 < sum(row["response_ids"] == written[row["sample_id"]] for row in rows) < len(rows)
     assert load_manifest(tmp_path / "c").config["online"]["sampling"]["teacher_by"] == "field"
-    learn(recorded.path, student, {"": teachers["code"]}, tmp_path / "one", replace(ONE_STEP, online=RECORDED))
-    assert {row["teacher"] for row in responses[-1]} == {None}  # one teacher reads all
+    assert {row["teacher"] for row in samples_from_rollouts(recorded, None)} == {None}  # one teacher reads all
 
 
 def test_rollouts_without_names_are_divided_by_their_source(
-    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path, responses: list[list[Sample]]
+    fields: Path, student: Path, teachers: dict[str, str], tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in fields.read_text().splitlines()]
     data = tmp_path / "sources.jsonl"
     data.write_text("".join(json.dumps({"prompt": row["prompt"], "source": row["field"]}) + "\n" for row in rows))
     rollouts = generate(data, str(student), tmp_path / "rollouts", GenerateConfig(max_new_tokens=12))
-    by_source = replace(RECORDED, sampling=replace(SAMPLING, teacher_by="source"))
-    learn(rollouts.path, student, teachers, tmp_path / "c", replace(ONE_STEP, online=by_source))
-    assert {row["sample_id"]: row["teacher"] for row in responses[-1]} == {
+    column = column_of_teachers(rollouts, teachers, "source")
+    assert {row["sample_id"]: row["teacher"] for row in samples_from_rollouts(rollouts, None, column)} == {
         row["sample_id"]: row["source"] for row in rollouts.table().to_pylist()
     }
     for column, cause in ((None, "records none by name"), ("field", "does not record the column 'field'")):
@@ -293,14 +270,15 @@ def test_served_teachers_read_their_own_responses(
     """Two servers give nearly the update of the two loaded teachers, and no sequence goes to the other one."""
     monkeypatch.setattr(connection, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(served_scoring, "MIN_CAPTURED_MASS", 0.3)  # the tiny teachers spread their probability
-    learn(fields, student, teachers, tmp_path / "loaded", ONE_STEP)
+    measured = packed(replace(ONE_STEP, held_out=0.3, eval_steps=1))
+    learn(fields, student, teachers, tmp_path / "loaded", measured)
     read: dict[str, list[list[int]]] = defaultdict(list)
 
     def spied(name: str) -> Callable[[list[int]], object]:
         log_probs = model_at(Path(teachers[name]))
         return lambda ids: read[name].append(ids) or log_probs(ids)
 
-    config = replace(ONE_STEP, online=replace(ONE_STEP.online, teacher_top_k=200), held_out=0.3, eval_steps=1)
+    config = replace(measured, online=replace(ONE_STEP.online, teacher_top_k=200))
     monkeypatch.setattr(online_teacher, "_load_teacher", pytest.fail)
     with (
         serve(FakeServer(spied("code"), max_logprobs=250, model="coder")) as code,
@@ -308,11 +286,9 @@ def test_served_teachers_read_their_own_responses(
     ):
         urls = {"code": code.url, "math": math.url}
         responses.clear()
-        whole = replace(config, held_out=0.0, eval_steps=0)
-        served = train_served(fields, str(student), urls, {"math": "mathematician"}, tmp_path / "served", whole)
-        (exact,), (found,) = metrics(tmp_path / "loaded"), metrics(tmp_path / "served")
-        train_served(fields, str(student), urls, {}, tmp_path / "measured", packed(config))
-    assert found["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K
+        served = train_served(fields, str(student), urls, {"math": "mathematician"}, tmp_path / "served", config)
+    exact, found = (next(filter(is_step, metrics(tmp_path / name))) for name in ("loaded", "served"))
+    assert found["indirect"] == pytest.approx(exact["indirect"], rel=0.1)  # some candidates are outside the top K
     assert found["teacher_entropy"] == pytest.approx(exact["teacher_entropy"], rel=0.02)
     assert found["direct"] == pytest.approx(exact["direct"], rel=0.1)
     for rows in responses:
@@ -320,7 +296,7 @@ def test_served_teachers_read_their_own_responses(
             readers = [name for name in urls if row["prompt_ids"] + row["response_ids"] in read[name]]
             assert readers == [row["teacher"]]
     assert [record.name for record in served.manifest.teachers.values()] == ["coder", "mathematician"]
-    assert any("eval_kl" in entry for entry in metrics(tmp_path / "measured"))
+    assert any("eval_kl" in entry for entry in metrics(tmp_path / "served"))
 
 
 def test_teachers_and_columns_that_do_not_fit_are_refused_before_anything_is_loaded(
@@ -358,11 +334,14 @@ def test_the_command_takes_teachers_by_name(
     """Rollouts that name teachers need only the models; the file of a run's options makes the run again."""
     named = [word for name, model in teachers.items() for word in ("--teacher", f"{name}={model}")]
     options = ["--student", student, "--k", 4, "--batch-size", 8, "--epochs", 1, "--max-new-tokens", 12]
-    shown = run("train", "--prompts", fields, *named, "--teacher-by", "field", *options, "--checkpoint", tmp_path / "c")
+    output = ["--checkpoint", tmp_path / "c"]
+    shown = run("train", "--rollouts", recorded.path, *named, "--lambda", 0.5, *options, *output)
     assert "teacher code (online)" in shown
     assert "teacher math (online)" in shown
-    run("train", "--config", tmp_path / "c" / "config.yaml", "--checkpoint", tmp_path / "c")  # another run is refused
-    run("train", "--rollouts", recorded.path, *named, "--lambda", 0.5, *options, "--checkpoint", tmp_path / "d")
+    run("train", "--config", tmp_path / "c" / "config.yaml", *output)  # another run is refused
+    by_field = ["--teacher-by", "field", *options, "--checkpoint", tmp_path / "e"]
+    cause, _ = refuse("train", "--prompts", fields, *named[:2], *by_field)
+    assert "the column 'field' names the teacher 'math'; the teachers are code" in cause
     server = ["--teacher", "math=a", "--teacher-url", "code=http://127.0.0.1:1", "--teacher-by", "field"]
     cause, _ = refuse("train", "--prompts", fields, *server, *options, "--checkpoint", tmp_path / "e")
     assert "No --teacher-url is given for math" in cause
