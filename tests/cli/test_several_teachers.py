@@ -38,7 +38,7 @@ def sampled(models: tuple[object, ...], fields: Path, tmp_path_factory: pytest.T
     """A run with rollouts."""
     first = tmp_path_factory.mktemp("sampled")
     by_field = "--teacher-by", "field", "--prompts", fields, "--policy", "mixed"
-    assert "teacher:code/py" in run("generate", "--run", first, *models, *by_field, *SAMPLING)
+    assert "teacher code/py" in run("generate", "--run", first, *models, *by_field, *SAMPLING)
     return first
 
 
