@@ -64,7 +64,7 @@ def selective_metrics(
     `term_masks`: these tokens (batch, seq), by term. `ranked`: the ranked ones, of which the first term is reported.
     """
     fractions = {f"{name}_selected": mask[response_mask].float() for name, mask in term_masks.items()}
-    name = next(iter(ranked), None)
+    name = next((name for name in term_masks if name in ranked), None)
     ranking = (None, None) if name is None else (term_masks[name], ranked[name])
     return loss_metrics(terms, {**means, **fractions}, response_mask, *ranking)
 
@@ -75,7 +75,8 @@ def to_grid(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _mean_of_means(values: Tensor, mask: Tensor) -> Tensor:
-    return (values.where(mask, 0).sum(-1) / mask.sum(-1)).mean()
+    rows = mask.any(-1)  # a response may have no ranked tokens
+    return (values.where(mask, 0).sum(-1)[rows] / mask.sum(-1)[rows]).mean()
 
 
 def _kendall_tau(scores_best_first: Tensor) -> Tensor:

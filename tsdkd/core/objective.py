@@ -179,11 +179,12 @@ def _selective_loss(
         name: _term(loss, weights[name].weights, student_logits, teacher, weights[name].temperature, sampled)
         for name, loss in objective.losses.items()
     }
-    ranked = {
-        name: _rank(loss.k, 1, logits[rows], log_q[rows], teacher.take(rows))
-        for name, loss in objective.losses.items()
-        if isinstance(loss, Ranking) and not loss.rest and len(rows := weights[name].weights.nonzero().squeeze(-1))
-    }
+    ranked = {}
+    for name, loss in objective.losses.items():
+        rows, temperature = weights[name].weights != 0, weights[name].temperature
+        tempered = isinstance(temperature, Tensor) or temperature != 1
+        if isinstance(loss, Ranking) and not loss.rest and not tempered and rows.any():
+            ranked[name] = _rank(loss.k, 1, logits[rows], log_q[rows], teacher.take(rows))
     means = entropies | {"top1_agreement": teacher.top1_agreement(student_logits)}
     grids = {name: to_grid(term.weights != 0, response_mask) for name, term in weights.items()}
     metrics = selective_metrics(terms, means, grids, response_mask, ranked)

@@ -195,7 +195,7 @@ class SelectivePlan(Plan):
         weights: Mapping[str, TermWeights],
         ranked: Mapping[str, RankedTokens],
     ) -> dict[str, Tensor]:
-        grids = {name: to_grid(term.weights != 0, self.mask) for name, term in weights.items()}
+        grids = {name: to_grid(weights[name].weights != 0, self.mask) for name in self.order}
         return selective_metrics(terms, _means(values), grids, self.mask, ranked)
 
 
