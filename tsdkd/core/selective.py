@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsdkd.core.features import FEATURES, FEATURES_OF_K, KNOWN_BEFORE, Features
-from tsdkd.core.losses import SIGNALS, Loss, SignalName, Temperature
+from tsdkd.core.losses import SIGNALS, Loss, Ranking, SignalName, Temperature, TopK
 from tsdkd.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,14 +72,36 @@ class SelectiveObjective:
             f"the feature {name}": FEATURES[name] for name in self.features
         }
 
-    def require_signal(self, signal: SignalName) -> None:
-        """Raise InputError, which names them, for losses and features that need more than this signal of `SIGNALS`."""
+    def require_signal(self, signal: SignalName, ranked: float = inf, top: float = inf) -> None:
+        """Raise InputError, which names them, for losses and features that need more than this signal of `SIGNALS`.
+
+        `ranked`: the candidates whose ranks it knows; `top`: the teacher's most likely tokens that it knows.
+        """
         if missing := [name for name, least in self.needs.items() if SIGNALS.index(least) > SIGNALS.index(signal)]:
             least = max((self.needs[name] for name in missing), key=SIGNALS.index)
             raise InputError(
                 f"The teacher's signal {signal!r} does not give {', '.join(missing)}.",
                 f"Score with --signal {least}, or load the teacher.",
             )
+
+        counts = [
+            (f"the loss {name}", loss.k, ranked) for name, loss in self.losses.items() if isinstance(loss, Ranking)
+        ]
+        of_teacher = {
+            name: loss for name, loss in self.losses.items() if isinstance(loss, TopK) and loss.of == "teacher"
+        }
+        counts += [(f"the loss {name}", loss.k, top) for name, loss in of_teacher.items()]
+        counts += [
+            (f"the feature {name}", self.k, top)
+            for name in self.features
+            if FEATURES[name] == "topk" and name in FEATURES_OF_K
+        ]
+        for reader, k, known in counts:
+            if k > known:
+                raise InputError(
+                    f"k is {k} in {reader}, but the teacher's signal knows only {known:g} tokens.",
+                    "Lower k, or score again with a larger --k or --top-k.",
+                )
 
     def weigh(self, features: Features) -> dict[str, Weighted]:
         """The weights of every loss, checked, 0 off the responses. Raises InputError for weights that do not fit."""

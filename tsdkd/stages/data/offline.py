@@ -33,7 +33,9 @@ TEACHER_END_IDS = "teacher_end_ids"
 """The key of the scores' configuration that lists the teacher's end tokens which are not the student's."""
 MEASURED_ROWS, MEASURED_TOKENS = 32, 32_768
 """The most rows, and about the most tokens, that a student reads to measure how stale scores are."""
-ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason", "teacher"]
+ROLLOUT_COLUMNS = [
+    *("sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask", "finish_reason", "teacher"),
+]
 
 
 class RolloutSource(torch.utils.data.Dataset[Sample]):

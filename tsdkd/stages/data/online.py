@@ -74,7 +74,8 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         student = unsharded(student) if self.student_fraction else student
         for i, response in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
             sampled_response = {"response_ids": response.ids, "finish_reason": response.finish_reason}
-            result[i] = samples[i] | sampled_response | {"response_mask": None}
+            author = "mixture" if self.teacher_fraction else "student"
+            result[i] = samples[i] | sampled_response | {"response_mask": None, "author": author}
         return result
 
     def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:
@@ -109,7 +110,13 @@ def samples_from_prompts(
     Raises InputError if no prompt fits.
     """
     samples = [
-        {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
+        {
+            "sample_id": prompt.prompt_id,
+            "prompt_id": prompt.prompt_id,
+            "author": "",
+            "response_ids": [],
+            "finish_reason": "",
+        }
         | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day, max_tokens)}
         | ({"teacher": prompt.teacher} if prompt.teacher else {})
         for prompt in prompts

@@ -15,8 +15,8 @@ from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.load import LanguageModel
 
 Sample = dict[str, Any]
-"""One rollout: "sample_id", "prompt_ids", "response_ids", "response_mask" (None: all tokens are one turn; may be
-absent), "finish_reason", and the columns that a source adds."""
+"""One rollout: "sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask" (None: all tokens are one
+turn; may be absent), "finish_reason", and the columns that a source adds."""
 
 
 class RecordedColumns(Protocol):
@@ -121,10 +121,13 @@ def turns_as_samples(sample: Sample) -> list[Sample]:
     return [
         {
             "sample_id": sample["sample_id"],
+            "prompt_id": sample["prompt_id"],
+            "author": sample["author"],
+            "turn": i,
             "response_ids": sample["response_ids"][turn.start : turn.stop],
             "finish_reason": reason,
         }
-        for turn, reason in zip(turns, reasons, strict=True)
+        for i, (turn, reason) in enumerate(zip(turns, reasons, strict=True))
     ]
 
 

@@ -1,11 +1,19 @@
-"""A method: its loss, the options of the loss that can be chosen, and the responses that it learns from."""
+"""A method: its losses and selection, or an objective of TSD-KD's family; its options and the responses it learns from.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+It loads without torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.errors import InputError
+from tsdkd.core.features import Features
+from tsdkd.core.losses import Loss
+from tsdkd.core.selective import Scope, Selected, SelectiveObjective
+from tsdkd.errors import InputError, TsdkdError, first_line
+from tsdkd.stages.methods.origin import MethodOrigin
+from tsdkd.stages.methods.values import Options, OptionValue, option_text, parse_option, require_name
 
 ANY_AUTHOR = ("student", "teacher", "both", "mixture", "given")
 DIVERGENCE_ONLY: Mapping[str, Any] = {"alpha": 0.0, "em_weight": 0.0, "gate": False}
@@ -21,9 +29,18 @@ UNMODIFIED_SAMPLING: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "qua
 """Sampling from the probabilities of the models, which scores record."""
 
 
+Losses: TypeAlias = Mapping[str, Loss] | Callable[[Options], Mapping[str, Loss]]
+Select: TypeAlias = Callable[[Features, Options], Selected]
+Update: TypeAlias = Callable[[dict[str, Any], Mapping[str, float], Options], None]
+
+
 @dataclass(frozen=True)
 class Method:
-    """One way to distil, with its paper's settings as defaults."""
+    """One way to distil, with its paper's settings as defaults.
+
+    It has either `losses` with a `select`, or an `objective` of TSD-KD's family with the names of `objective_options`.
+    docs/write_a_method.md shows how to write one. Raises InputError for a description that does not fit together.
+    """
 
     name: str
     """The value of `train --method`."""
@@ -31,8 +48,25 @@ class Method:
     """With authors and venue, for the model card."""
     description: str
     """The loss in a clause that follows the full name in the model card."""
-    objective: TSDKDConfig
-    options: tuple[str, ...]
+    losses: Losses | None = None
+    """The losses by the names that the log shows, or a function of the options that gives them."""
+    select: Select | None = None
+    """Features and options -> the weight of each token in each loss."""
+    features: tuple[str, ...] = ()
+    """What `select` reads of the models' distributions; `core.features.FEATURES` lists all."""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Names and defaults of the options, which decide their types; `k` is the number of tokens of features of k."""
+    scope: Scope = "response"
+    """"batch": `select` is called once per optimizer step, with all its responses, before the first loss. That costs a
+    forward of the student, and online of the teacher, if it reads features of the models."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What `select` and `update` keep across steps, as it is before the first: numbers, words and lists of them. It is
+    saved with each step. It needs scope "batch"."""
+    update: Update | None = None
+    """Changes the state after each step: called with the state, the step's mean of each loss, and the options."""
+    objective: TSDKDConfig = field(default_factory=TSDKDConfig)
+    """Of a method without `losses`: the formula and its settings."""
+    objective_options: tuple[str, ...] = ()
     """The fields of `objective` that a user may change."""
     authors: tuple[str, ...] = ANY_AUTHOR
     """Authors of the recorded responses that it learns from."""
@@ -44,12 +78,92 @@ class Method:
     """Whether a schedule decides when the student responds, and when earlier responses are learned from again."""
     teacher_fraction: float = 0.0
     """The default of `train --teacher-fraction`."""
+    origin: MethodOrigin | None = None
+    """The file or the package that it comes from; None: tsdkd. Loading sets it."""
+
+    def __post_init__(self) -> None:
+        require_name("method", self.name)
+        for name in self.options:
+            require_name("option", name)
+        if (self.losses is None) != (self.select is None):
+            raise InputError(f"The method {self.name} has only one of losses and select.", "Give both.")
+        if (self.state or self.update) and self.scope != "batch":
+            raise InputError(f"The method {self.name} has a state, but its scope is a response.", 'Give scope="batch".')
+        if self.losses is None and (self.features or self.options or self.state):
+            raise InputError(f"The method {self.name} has features, options or a state without losses.", "Give losses.")
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether it has its own losses and selection."""
+        return self.losses is not None
+
+    @property
+    def policy_gradient(self) -> bool:
+        """Whether it weights tokens by their sampling probabilities."""
+        return not self.is_selective and bool(self.objective.policy_gradient_weight)
+
+    def read_options(self, given: Iterable[str]) -> dict[str, OptionValue]:
+        """All options, from "NAME=VALUE" each. Raises InputError for unknown, repeated or ill-typed ones."""
+        values: dict[str, OptionValue] = {}
+        for text in given:
+            name, equals, value = text.partition("=")
+            if not equals or name not in self.options:
+                known = ", ".join(option_text(*item) for item in self.options.items()) or "no such options"
+                raise InputError(
+                    f"--method-option {text!r} is no option of {self.name}.", f"Write NAME=VALUE; it has {known}."
+                )
+            if name in values:
+                raise InputError(f"--method-option {name} is given twice.", "Give it once.")
+            values[name] = parse_option(name, value, self.options[name])
+        return {**self.options, **values}
+
+    def recorded(self, options: Options) -> dict[str, Any]:
+        """What a checkpoint records of the method, as part of its identity."""
+        recorded: dict[str, Any] = {"method": self.name}
+        if self.is_selective:
+            recorded |= {"method_options": [option_text(*item) for item in options.items()], "objective": {}}
+        return recorded | ({"method_origin": self.origin.recorded} if self.origin else {})
+
+    def with_losses(self, options: Options) -> SelectiveObjective:
+        """The losses and the selection of a method that has some, with its options.
+
+        Errors in the method's own functions become InputError.
+        """
+        assert self.losses is not None
+        assert self.select is not None
+        select, losses = self.select, self.losses
+        found = self._call("losses", lambda: losses(options)) if callable(losses) else losses
+        k = options.get("k", 0)
+        return SelectiveObjective(
+            losses=found,
+            select=lambda features: self._call("select", lambda: select(features, options)),
+            features=tuple(self.features),
+            k=k if isinstance(k, int) else 0,
+            scope=self.scope,
+        )
+
+    def updated(self, state: dict[str, Any], terms: Mapping[str, float], options: Options) -> None:
+        """Change the state after a step whose losses had these means."""
+        if (update := self.update) is not None:
+            self._call("update", lambda: update(state, terms, options))
+
+    def _call(self, function: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except TsdkdError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{function} of the method {self.name} fails ({type(error).__name__}: {first_line(error)}).",
+                "Correct the method; `tsdkd --debug` shows where it fails.",
+            ) from error
 
     def with_options(self, options: Mapping[str, Any]) -> TSDKDConfig:
         """The objective with some options changed. Raises InputError for an unknown option or one without effect."""
         for name in options:
-            if name not in self.options:
-                known = ", ".join(map(_flag, self.options)) or "no options"
+            if name not in self.objective_options:
+                flags = [*map(_flag, self.objective_options), *(f"--method-option {name}" for name in self.options)]
+                known = ", ".join(flags) or "no options"
                 raise InputError(f"The method {self.name} has no {_flag(name)}.", f"Leave it out; it has {known}.")
         objective = replace(self.objective, **options)
         unused = "skew" if objective.divergence == "jsd" else "beta"
@@ -76,7 +190,7 @@ class Method:
 
     def require_unmodified_sampling(self, sampling: Mapping[str, Any]) -> None:
         """Raise InputError when its token weights need sampling probabilities that these settings change."""
-        if not self.objective.policy_gradient_weight:
+        if not self.policy_gradient:
             return
         for name, value in UNMODIFIED_SAMPLING.items():
             if sampling[name] != value:

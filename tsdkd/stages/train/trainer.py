@@ -21,10 +21,20 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from tsdkd.core import AdaptiveOpener, SampledTokens, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
+from tsdkd.core import (
+    AdaptiveOpener,
+    ResponseContext,
+    SampledTokens,
+    TeacherSignal,
+    TSDKDConfig,
+    Weighted,
+    token_features_from_hidden,
+    token_selective_loss_from_hidden,
+)
 from tsdkd.core.config import TERMS
+from tsdkd.core.features import NO_CONTEXT
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.data.batches import Batch, predicted_ids
+from tsdkd.stages.data.batches import Batch, predicted_ids, predicting_hidden
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.source import (
     Sample,
@@ -56,6 +66,7 @@ from tsdkd.stages.train.batch_order import (
     pack_samples,
 )
 from tsdkd.stages.train.resume import require_intact
+from tsdkd.stages.train.selection import StepSelection
 
 
 class DistillationTrainer(Trainer):
@@ -71,15 +82,19 @@ class DistillationTrainer(Trainer):
         objective: TSDKDConfig,
         compiled: bool = False,
         packed_tokens: int | None = None,
+        selection: StepSelection | None = None,
     ) -> None:
         """`indices`: the source's samples that are trained on. Raises InputError for an unsupported strategy.
 
-        `packed_tokens`: the most tokens of a packed micro-batch; None: micro-batches are padded.
+        `packed_tokens`: the most tokens of a packed micro-batch; None: micro-batches are padded. `selection`: that of a
+        method with its own losses, in place of the objective.
         """
         self.student = student
         self.source = source
         self.held_out = held_out
-        self.objective = objective
+        self.selection = selection
+        self.objective = selection.objective if selection else objective
+        self.terms = tuple(selection.objective.losses) if selection else tuple(TERMS)
         self.compiled = compiled
         self.packed_tokens = packed_tokens
         self._decoder_config = decoder_of(student.model).config
@@ -88,7 +103,7 @@ class DistillationTrainer(Trainer):
         """The student's config as it was loaded; Trainer switches its cache off."""
         self.vocab = student.vocab
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
-        self.adaptive = opener() if objective.opener == "adaptive" else None
+        self.adaptive = opener() if not selection and objective.opener == "adaptive" else None
         self._means = StepMeans()
         self._inference_forward = student.model.forward
         if packed_tokens:
@@ -113,6 +128,8 @@ class DistillationTrainer(Trainer):
         response_mask: Tensor,
         teacher: TeacherSignal | None,
         snapshot: ScoringSnapshot | None = None,
+        context: ResponseContext = NO_CONTEXT,
+        selected: dict[str, Weighted] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's forward during training: loss and metrics. `teacher` is None in a batch without samples."""
         hidden = hidden_states(model, input_ids, attention_mask, position_ids)
@@ -133,6 +150,8 @@ class DistillationTrainer(Trainer):
             self.adaptive.fraction if self.adaptive else None,
             compiled=self.compiled,
             sampled=SampledTokens(ids, self.source.teacher_fraction, snapshot.log_probs if snapshot else None),
+            context=context,
+            selected=selected,
         )
         if isinstance(output, FSDPModule):
             loss = loss + zero
@@ -170,9 +189,31 @@ class DistillationTrainer(Trainer):
         samples = [sample for micro_batch in micro_batches for sample in micro_batch]
         if self.packed_tokens:
             packed = self._read_ahead(self._pack(self._with_responses_on_all_ranks(samples), self.packed_tokens))
+            self._select_step(packed)
             return [{"micro_batches": packed}], self._count_responses(packed.samples, device)
         padded = self._read_ahead(grouped(self._with_responses(samples), micro_batches))
+        self._select_step(padded)
         return padded, self._count_responses(padded.samples, device)
+
+    def _select_step(self, batches: LazyBatches) -> None:
+        """With a method that selects from whole steps: read all micro-batches once, and select."""
+        if self.selection and self.selection.of_whole_steps:
+            found = [self._features(batch) for batch in batches if batch["samples"]]
+            self.selection.select_step(found, self.state.global_step, self.state.max_steps, self.args.world_size)
+
+    def _features(self, batch: Batch) -> tuple[list[Sample], dict[str, Tensor]]:
+        """The responses of a micro-batch and the features (tokens,) that the selection reads of both models."""
+        assert self.selection is not None
+        if not self.selection.reads_models:
+            return batch["samples"], {}
+        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "samples"})
+        with self.inference_student() as inference:
+            student = unsharded(inference)
+            hidden = predicting_hidden(student, inputs)
+            head, teacher = output_head(student.model, self.vocab), self.source.signal(inputs)
+            objective, ids = self.selection.objective, predicted_ids(inputs)
+            found = token_features_from_hidden(hidden, head, teacher, inputs["response_mask"], objective, ids)
+        return batch["samples"], found
 
     def _with_responses(self, samples: list[Sample]) -> list[Sample]:
         with self.inference_student() as student:
@@ -233,7 +274,8 @@ class DistillationTrainer(Trainer):
             (self.source.signal(inputs), self.source.scoring_snapshot(inputs)) if samples else (None, None)
         )
         del inputs["recorded"]
-        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot)
+        selection = self._selection_inputs(samples, inputs["response_mask"]) if self.selection and samples else {}
+        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot, **selection)
         if not torch.isfinite(loss):
             self._raise_not_finite(loss, metrics, samples)
         responses = len(inputs["response_mask"])
@@ -242,8 +284,15 @@ class DistillationTrainer(Trainer):
             self._means.add(metrics | response_health(samples), responses)
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
 
+    def _selection_inputs(self, samples: list[Sample], response_mask: Tensor) -> dict[str, Any]:
+        assert self.selection is not None
+        return {
+            "context": self.selection.context(samples, response_mask, self.state.global_step, self.state.max_steps),
+            "selected": self.selection.selected(samples, response_mask),
+        }
+
     def _raise_not_finite(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
-        terms = [name for name in TERMS if not metrics.get(name, loss.new_zeros(())).isfinite()]
+        terms = [name for name in self.terms if not metrics.get(name, loss.new_zeros(())).isfinite()]
         raise TsdkdError(
             f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(terms) or 'sum'}), "
             f"samples {', '.join(dict.fromkeys(sample['sample_id'] for sample in samples))}.",
@@ -309,4 +358,6 @@ class DistillationTrainer(Trainer):
         if is_step(logs):
             logs.update(self._means.pop(self.args.world_size))
             logs.update(pop_grad_shares(logs))
+            if self.selection:
+                self.selection.update(logs)
         super().log(logs, start_time)
