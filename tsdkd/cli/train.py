@@ -13,7 +13,8 @@ from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.core.config import TERMS
 from tsdkd.stages.config.groups import MONITORING
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SUMMARY_METRICS
+from tsdkd.stages.methods import find_method
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SUMMARY_METRICS, metric
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest
@@ -136,11 +137,12 @@ def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
         ("method", config.method),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
-    for name in SUMMARY_METRICS:
-        if f"{name}_first" in summary:
-            weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS else ""
-            values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
-            rows.append((f"{METRICS[name].label}{weight}", values))
+    own = find_method(config.method).is_selective
+    names = [key.removesuffix("_first") for key in summary if key.endswith("_first")]
+    for name in [*(name for name in SUMMARY_METRICS if name in names), *sorted({*names} - {*SUMMARY_METRICS})]:
+        weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS and not own else ""
+        values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
+        rows.append((f"{metric(name).label}{weight}", values))
     if "drift_last" in summary and Staleness(summary["candidate_overlap_last"], summary["drift_last"]).is_stale:
         rows.append(("scores", "stale by now: sample and score again before further training (docs/rounds.md)"))
     best = {name: summary.get(name.replace("eval_", "best_")) for name in HELD_OUT_METRICS}

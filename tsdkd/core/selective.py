@@ -83,23 +83,17 @@ class SelectiveObjective:
                 f"The teacher's signal {signal!r} does not give {', '.join(missing)}.",
                 f"Score with --signal {least}, or load the teacher.",
             )
-
-        counts = [
-            (f"the loss {name}", loss.k, ranked) for name, loss in self.losses.items() if isinstance(loss, Ranking)
-        ]
-        of_teacher = {
-            name: loss for name, loss in self.losses.items() if isinstance(loss, TopK) and loss.of == "teacher"
-        }
-        counts += [(f"the loss {name}", loss.k, top) for name, loss in of_teacher.items()]
-        counts += [
-            (f"the feature {name}", self.k, top)
-            for name in self.features
-            if FEATURES[name] == "topk" and name in FEATURES_OF_K
-        ]
-        for reader, k, known in counts:
+        of_top = ("teacher_rank", "topk_agreement")
+        counts = {f"the feature {name}": (float(self.k), top) for name in self.features if name in of_top}
+        for name, loss in self.losses.items():
+            if isinstance(loss, Ranking):
+                counts[f"the loss {name}"] = loss.k, ranked
+            elif isinstance(loss, TopK) and loss.of == "teacher":
+                counts[f"the loss {name}"] = loss.k, top
+        for reader, (k, known) in counts.items():
             if k > known:
                 raise InputError(
-                    f"k is {k} in {reader}, but the teacher's signal knows only {known:g} tokens.",
+                    f"k is {k:g} in {reader}, but the teacher's signal knows only {known:g} tokens.",
                     "Lower k, or score again with a larger --k or --top-k.",
                 )
 

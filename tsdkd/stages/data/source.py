@@ -15,8 +15,8 @@ from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.models.load import LanguageModel
 
 Sample = dict[str, Any]
-"""One rollout: "sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask" (None: all tokens are one
-turn; may be absent), "finish_reason", and the columns that a source adds."""
+"""One rollout: "sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask" (None: all tokens are
+one turn; may be absent), "finish_reason", and the columns that a source adds."""
 
 
 class RecordedColumns(Protocol):

@@ -1,5 +1,6 @@
 """Every metric of training by its key in the log, with the label and unit that screen, model card and report show."""
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tsdkd.core.config import TERMS
@@ -45,6 +46,8 @@ METRICS = {
 }
 """A measurement on held-out prompts logs the keys that begin with "eval_"; an optimizer step logs the others."""
 
+SELECTED = "_selected"
+"""Ends the key of the fraction of tokens that have a weight in one of a method's own losses."""
 TERM_METRICS = ("loss", *TERMS)
 GRAD_SHARE_METRICS = tuple(f"{term}_grad_share" for term in TERMS)
 HELD_OUT_METRICS = ("eval_kl", "eval_cross_entropy", "eval_top1_agreement")
@@ -63,6 +66,31 @@ SCREEN_METRICS = (
 CARD_METRICS = (*TERM_METRICS, "student_entropy", "top1_agreement", "grad_norm")
 SUMMARY_METRICS = (*TERM_METRICS, "student_entropy", "candidate_overlap", "drift")
 """The first and last value of each is in a checkpoint's manifest."""
+
+
+def metric(name: str) -> Metric:
+    """How a metric is shown, also one of a method's own losses, which have the names that the method gives them."""
+    if name in METRICS:
+        return METRICS[name]
+    for suffix, words, unit in (
+        (SELECTED, "selected tokens", "fraction of tokens"),
+        ("_grad_share", "grad share", "fraction of the terms' norms"),
+    ):
+        if name.endswith(suffix):
+            return Metric(f"{name.removesuffix(suffix)} {words}", unit)
+    return Metric(name, "nats")
+
+
+def own_terms(names: Iterable[str]) -> list[str]:
+    """The losses of a method's own among the keys of a log entry or a summary."""
+    return [name.removesuffix(SELECTED) for name in names if name.endswith(SELECTED)]
+
+
+def with_own_terms(metrics: Sequence[str], entry: Collection[str]) -> list[str]:
+    """Those of the metrics that an entry has, with a method's own losses after the loss."""
+    first, *others = metrics
+    own = [name for name in own_terms(entry) if name not in metrics]
+    return [name for name in (first, *own, *others) if name in entry]
 
 
 def teacher_metric(name: str, teacher: str) -> str:

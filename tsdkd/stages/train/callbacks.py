@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tsdkd.stages.data.replay import ReplaySchedule
 from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
 from tsdkd.stages.metrics.log import is_evaluation, is_step, log_line
-from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS, metric, with_own_terms
 from tsdkd.stages.observer import Observer
 
 
@@ -43,7 +43,7 @@ class ProgressCallback(TrainerCallback):
             self.observer.info(f"step {state.global_step}: {', '.join(measured)}")
 
     def _show(self, logs: dict[str, float]) -> None:
-        if shown := {METRICS[name].label: logs[name] for name in SCREEN_METRICS if name in logs}:
+        if shown := {metric(name).label: logs[name] for name in with_own_terms(SCREEN_METRICS, logs)}:
             self.observer.metrics(shown)
 
 

@@ -27,7 +27,7 @@ from tsdkd.stages.data.replay import ReplaySource
 from tsdkd.stages.data.source import Source
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step
-from tsdkd.stages.metrics.names import HELD_OUT_METRICS, SUMMARY_METRICS, metric_teacher, teacher_metric
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, SUMMARY_METRICS, metric_teacher, teacher_metric, with_own_terms
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
@@ -47,6 +47,7 @@ from tsdkd.stages.train.checkpoint import save_checkpoint
 from tsdkd.stages.train.packing import require_packed_length, require_packing
 from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
+from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -95,6 +96,10 @@ def run_training(
     require_packed_length(inputs.max_length, config)
     if config.compile:
         require_compiler(default_device())
+    selection = StepSelection.of_config(config, seed)
+    losses = selection.objective.losses if selection else config.objective.losses
+    for loss in losses.values():
+        loss.check_vocab(inputs.vocab)
     manifest = checkpoint_manifest(models, inputs.parents, config, seed, inputs.day)
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
         if load_manifest(directory).state == "complete":
@@ -119,10 +124,11 @@ def run_training(
                 student = add_lora(student, config.lora, seed)
             with _removed_unless_saved(resume):
                 trainer = DistillationTrainer(
-                    student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens
+                    student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens, selection
                 )
                 degenerated_at = _train(trainer, resume, observer, stop_on_degeneration=config.stop_on_degeneration)
-        save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
+        method = find_method(config.method)
+        save_checkpoint(trainer, config.lora, method, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.add_directory(staging)
             shutil.rmtree(staging)
@@ -195,8 +201,9 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
     """
     last = _find_last_step(resume, observer)
     schedule = trainer.source.schedule if isinstance(trainer.source, ReplaySource) else None
-    stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule}
-    states = StateCallback({name: value for name, value in stateful.items() if value})
+    selection = trainer.selection if trainer.selection and trainer.selection.of_whole_steps else None
+    stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule, "method": selection}
+    states = StateCallback({name: value for name, value in stateful.items() if value is not None})
     if last:
         states.restore(last)
     interrupt, health = InterruptCallback(), HealthCallback(observer, stop=stop_on_degeneration)
@@ -266,7 +273,7 @@ def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[s
     steps = list(filter(is_step, trainer.state.log_history))
     summary: dict[str, Any] = {"steps": len(steps)}
     for position, entry in (("first", steps[0]), ("last", steps[-1])):
-        summary |= {f"{name}_{position}": entry[name] for name in SUMMARY_METRICS if name in entry}
+        summary |= {f"{name}_{position}": entry[name] for name in with_own_terms(SUMMARY_METRICS, entry)}
     if trainer.state.best_metric is not None:
         name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
         summary |= {"best_step": trainer.state.best_global_step, f"best_{name}": trainer.state.best_metric}

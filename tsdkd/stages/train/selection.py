@@ -3,19 +3,42 @@
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from tsdkd.core import Features, ResponseContext, Weighted
+from tsdkd.core import Features, ResponseContext, TSDKDConfig, Weighted
 from tsdkd.core.features import KNOWN_BEFORE
 from tsdkd.core.selective import SelectiveObjective
+from tsdkd.errors import InputError
+from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.randomness import random_integer
 from tsdkd.stages.data.source import Sample
-from tsdkd.stages.methods import Method
+from tsdkd.stages.methods import Method, find_method
+from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.methods.values import Options
+
+
+class TriedObjective(NamedTuple):
+    """The objective of a run; a method's own losses have been tried on made-up responses."""
+
+    objective: TSDKDConfig | SelectiveObjective
+    tempered: bool
+    """Whether its own losses have another temperature than 1."""
+
+
+def try_objective(config: TrainConfig) -> TriedObjective:
+    """The objective of a configuration. Raises InputError for a method that fails on made-up responses."""
+    method = find_method(config.method)
+    if not method.is_selective:
+        return TriedObjective(config.objective, tempered=False)
+    if config.compile:
+        raise InputError(f"--compile does not apply to {method.name}, which has losses of its own.", "Leave it out.")
+    options = method.read_options(config.method_options)
+    return TriedObjective(method.with_losses(options), try_method(method, options))
+
 
 ResponseKey = tuple[str, int, tuple[int, ...]]
 """Sample, turn and tokens of a response: equal for equal responses alone."""
@@ -40,6 +63,12 @@ class StepSelection:
     def __post_init__(self) -> None:
         self.state = deepcopy(dict(self.method.state))
         self.objective = self.method.with_losses(self.options)
+
+    @classmethod
+    def of_config(cls, config: TrainConfig, seed: int) -> "StepSelection | None":
+        """The selection of a run; None for a method without losses of its own."""
+        method = find_method(config.method)
+        return cls(method, method.read_options(config.method_options), seed) if method.is_selective else None
 
     @property
     def of_whole_steps(self) -> bool:

@@ -16,6 +16,7 @@ from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import ModelRecord, teachers_by_name
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.core import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
@@ -55,6 +56,7 @@ from tsdkd.stages.train.prerequisites import (
     require_scored_samplers,
 )
 from tsdkd.stages.train.sampling import find_ends, open_sampler, with_engine
+from tsdkd.stages.train.selection import TriedObjective, try_objective
 from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
 
 SERVED_TOP_K = 20
@@ -81,12 +83,15 @@ def train_offline(
     method = find_method(config.method)
     chat = chat_of_rollouts(read_artifact(rollouts, "rollouts", hashed=False), config.chat)
     config = replace(config, chat=ChatConfig())  # the parent records it
+    tried = try_objective(config)
     record = model_record("student", student, chat=chat)
-    source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config)
+    source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config, tried)
     if scores is None and method.needs_teacher:
         raise InputError(f"{config.method} needs scores of these responses.", "Run `tsdkd score` first.")
     if scores is not None and not method.needs_teacher:
         raise InputError(f"{config.method} learns from the teacher's responses alone.", "Leave out the scores.")
+    if scores is None and isinstance(tried.objective, SelectiveObjective):
+        tried.objective.require_signal("responses")
     if scores is None and config.compile:
         raise InputError(f"--compile has no effect on {config.method}.", "Leave out --compile.")
     method.require_authors(response_authors(source.rollouts))
@@ -119,10 +124,14 @@ def train_offline(
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
-def _scored_source(rollouts: Path, scores: Path, student: ModelRecord, config: TrainConfig) -> OfflineSource:
+def _scored_source(
+    rollouts: Path, scores: Path, student: ModelRecord, config: TrainConfig, tried: TriedObjective
+) -> OfflineSource:
     """Rollouts with their scores. Raises InputError when the scores do not suffice for the objective."""
     source = OfflineSource(rollouts, scores)
-    source.decoder.require_support(config.objective, held_out=bool(config.held_out))
+    source.decoder.require_support(tried.objective, held_out=bool(config.held_out))
+    if tried.tempered:
+        source.decoder.require_temperature_1("another")
     if config.compile and not source.decoder.heads:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {source.decoder.signal!r}.",
@@ -197,7 +206,7 @@ def train_online(
 def _effective(config: TrainConfig, teachers: Teachers, recorded: Artifact | None, observer: Observer) -> OnlineConfig:
     """The online settings, with the server's log-probabilities, the engine, and the column that names teachers."""
     assert config.online is not None
-    online = with_signal(config, config.online, teachers)
+    online = with_signal(config, config.online, teachers, try_objective(config))
     online = with_engine(online, forward_precision(config.precision), observer)
     column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
     return replace(online, sampling=replace(online.sampling, teacher_by=column))

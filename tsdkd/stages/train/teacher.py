@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsdkd.artifacts.manifest import ModelRecord, teacher_role
+from tsdkd.core import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
@@ -17,6 +18,7 @@ from tsdkd.stages.models.record import model_record
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer
+from tsdkd.stages.train.selection import TriedObjective
 
 Teachers = Mapping[str, str | TeacherServer]
 """The model of each teacher, or its server, by name."""
@@ -34,7 +36,7 @@ def model_records(student: str, teachers: Teachers, chat: ChatConfig, output: Pa
     return learner, *records
 
 
-def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers) -> OnlineConfig:
+def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers, tried: TriedObjective) -> OnlineConfig:
     """The settings with the number of log-probabilities that a server gives; of loaded teachers, unchanged.
 
     Raises InputError for an objective or an option that the teachers do not support.
@@ -52,7 +54,10 @@ def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers) -
             require_device(online.teacher_device)
         return online
     objective = config.objective
-    if online.teacher_fraction or objective.policy_gradient_weight or objective.temperature != 1 or config.compile:
+    if isinstance(tried.objective, SelectiveObjective):
+        tried.objective.require_signal("topk", top=server.top_k)
+    tempered = tried.tempered or objective.temperature != 1
+    if online.teacher_fraction or objective.policy_gradient_weight or tempered or config.compile:
         raise InputError(
             "A served teacher gives its most likely tokens at temperature 1: no mixture, no policy gradient, no "
             "--compile and no other temperature.",
