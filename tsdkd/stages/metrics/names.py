@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tsdkd.core.config import TERMS
+from tsdkd.errors import InputError
+from tsdkd.stages.methods.values import require_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ METRICS = {
 
 SELECTED = "_selected"
 """Ends the key of the fraction of tokens that have a weight in one of a method's own losses."""
+_RESERVED, _SUFFIXES = ("eval_", "train_", "epoch", "step", "total_"), ("_grad_share", "_grad_norm", "_grad_square")
 TERM_METRICS = ("loss", *TERMS)
 GRAD_SHARE_METRICS = tuple(f"{term}_grad_share" for term in TERMS)
 HELD_OUT_METRICS = ("eval_kl", "eval_cross_entropy", "eval_top1_agreement")
@@ -81,6 +84,14 @@ def metric(name: str) -> Metric:
     return Metric(name, "nats")
 
 
+def require_term_names(names: Iterable[str]) -> None:
+    """Raise InputError for a loss with the name of another entry of the log."""
+    for name in names:
+        require_name("loss", name)
+        if name in METRICS.keys() - TERMS.keys() or name.startswith(_RESERVED) or name.endswith((SELECTED, *_SUFFIXES)):
+            raise InputError(f"The loss {name} has the name of another entry of the log.", "Give it another name.")
+
+
 def own_terms(names: Iterable[str]) -> list[str]:
     """The losses of a method's own among the keys of a log entry or a summary."""
     return [name.removesuffix(SELECTED) for name in names if name.endswith(SELECTED)]
@@ -89,7 +100,7 @@ def own_terms(names: Iterable[str]) -> list[str]:
 def with_own_terms(metrics: Sequence[str], entry: Collection[str]) -> list[str]:
     """Those of the metrics that an entry has, with a method's own losses after the loss."""
     first, *others = metrics
-    own = [name for name in own_terms(entry) if name not in metrics]
+    own = sorted(set(own_terms(entry)) - {*metrics})
     return [name for name in (first, *own, *others) if name in entry]
 
 

@@ -39,7 +39,7 @@ def differences_to_paper(run: Run) -> list[tuple[str, str, str]]:
         rows += [
             (f"{prefix}{name}", _format_value(settings[name]), _format_value(value))
             for name, value in paper.items()
-            if settings.get(name) != value
+            if name in settings and settings[name] != value
         ]
     return rows
 

@@ -19,6 +19,7 @@ from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.methods.values import Options
+from tsdkd.stages.metrics.names import require_term_names
 
 
 class TriedObjective(NamedTuple):
@@ -37,7 +38,9 @@ def try_objective(config: TrainConfig) -> TriedObjective:
     if config.compile:
         raise InputError(f"--compile does not apply to {method.name}, which has losses of its own.", "Leave it out.")
     options = method.read_options(config.method_options)
-    return TriedObjective(method.with_losses(options), try_method(method, options))
+    objective = method.with_losses(options)
+    require_term_names(objective.losses)
+    return TriedObjective(objective, try_method(method, options))
 
 
 ResponseKey = tuple[str, int, tuple[int, ...]]

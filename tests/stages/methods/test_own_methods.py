@@ -1,0 +1,367 @@
+"""Methods with losses of their own: a user's file from end to end, whole steps, resumption, refusals by name."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.commands import refuse
+from tests.helpers.commands import run as command
+from tests.helpers.own_methods import OF_WHOLE_STEPS, page_examples, write_method
+from tests.helpers.training import (
+    CONFIG,
+    SAMPLING,
+    cut,
+    distance,
+    learn,
+    logits_of_two_models,
+    metrics,
+    same_update,
+    weights,
+)
+from tsdkd.artifacts.manifest import load_manifest
+from tsdkd.artifacts.reader import read_artifact
+from tsdkd.core import TSDKDConfig, entropy, opener_mask, top_entropy_mask
+from tsdkd.errors import InputError
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.methods import find_method, origin
+from tsdkd.stages.methods.check import try_method
+from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.selection import StepSelection
+from tsdkd.stages.train.stage import train_offline, train_online
+
+Contents = Callable[[Path], dict[str, bytes]]
+KL_AT = "def select(features, options):\n    return {'d': %s}\n"
+METHOD = """
+from tsdkd.methods import Divergence, Method, Ranking, TopK, ToDi, Weighted
+{0}
+METHOD = Method(name="mine", full_name="mine", description="mine", select=select, **{1})
+"""
+
+
+def settings(method: str | Path, *options: str, **more: object) -> TrainConfig:
+    return replace(CONFIG, method=str(method), objective=TSDKDConfig(), method_options=options, **more)
+
+
+def test_the_pages_example_from_end_to_end(
+    run: Path, student: Path, teacher: Path, tmp_path: Path, contents: Contents
+) -> None:
+    """The file as the page has it, by the command line; the checkpoint names it, copies it and makes itself again."""
+    file = write_method(tmp_path / "unsure.py", page_examples()[0])
+    paths = ["--rollouts", run / "rollouts", "--scores", run / "scores", "--student", student]
+    train = ["train", *paths, "--method", file, "--method-option", "share=0.3", "--batch-size", 10]
+    more = ["--micro-batch-size", 5, "--epochs", 3, "--learning-rate", "1e-3", "--precision", "float32"]
+    shown = command(*train, *more, "--checkpoint", tmp_path / "c")
+    assert "divergence" in shown
+    first, _, last = metrics(tmp_path / "c")
+    rows = read_artifact(run / "rollouts", "rollouts").table().to_pylist()
+    (s, t), mask = logits_of_two_models(rows, student, teacher)
+    q, p = s.double().softmax(-1), t.double().softmax(-1)
+    losses, chosen = (q * (q / p).log()).sum(-1), top_entropy_mask(entropy(s), mask, 0.3)
+    expected = ((losses * chosen).sum(-1) / chosen.sum(-1)).mean()
+    assert [first["divergence"], first["loss"]] == pytest.approx([float(expected)] * 2, rel=1e-4)
+    tokens = chosen.sum(-1) / mask.sum(-1)
+    assert first["divergence_selected"] == pytest.approx(float(tokens.mean()), rel=1e-5)
+    assert last["loss"] < first["loss"]
+    config = load_manifest(tmp_path / "c").config
+    assert (config["method"], config["method_options"], config["objective"]) == ("unsure", ["share=0.3"], {})
+    assert config["method_origin"]["file"] == "unsure.py"
+    assert (tmp_path / "c" / "method.py").read_bytes() == file.read_bytes()
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "reverse KL at uncertain tokens" in card
+    assert config["method_origin"]["sha256"] in card
+    assert "Method unsure: share=0.3." in _report(tmp_path)
+
+    again = command("train", "--config", tmp_path / "c" / "config.yaml", "--checkpoint", tmp_path / "again")
+    assert "unsure" in again or "method.py" in again
+    one, two = contents(tmp_path / "c"), contents(tmp_path / "again")
+    assert one["model.safetensors"] == two["model.safetensors"]
+    assert load_manifest(tmp_path / "again").config["method_origin"]["sha256"] == config["method_origin"]["sha256"]
+
+    file.write_text(page_examples()[0] + "\n# changed\n")
+    cause, _ = refuse(*train, *more, "--checkpoint", tmp_path / "c")
+    assert "method_origin" in cause
+
+
+def _report(run: Path) -> str:
+    command("report", run, "--html", run / "report.html")
+    return (run / "report.html").read_text()
+
+
+FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "todi": lambda p, q, _: (p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1),
+    "se-kd": lambda p, q, mask: (p * (p / q).log()).sum(-1) * _top_weights(q, mask),
+}
+
+
+def _top_weights(q: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """L/n at the n tokens of greatest entropy: their mean as a mean over all L tokens."""
+    chosen = top_entropy_mask(-(q * q.log()).sum(-1), mask, 0.2)
+    return chosen * mask.sum(-1, keepdim=True) / chosen.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, "random-kd", "tsdkd-complement"])
+def test_the_first_step_has_the_formula_and_training_improves(
+    run: Path, student: Path, teacher: Path, tmp_path: Path, name: str
+) -> None:
+    options = ("k=4",) if name == "tsdkd-complement" else ()
+    learn(run, student, tmp_path / "c", settings(name, *options, batch_size=10, epochs=6))
+    first, *_, last = metrics(tmp_path / "c")
+    rows = read_artifact(run / "rollouts", "rollouts").table().to_pylist()
+    (s, t), mask = logits_of_two_models(rows, student, teacher)
+    p, q = t.double().softmax(-1), s.double().softmax(-1)
+    if name in FORMULAS:
+        losses = FORMULAS[name](p, q, mask)
+        expected = float((losses.where(mask, 0).sum(-1) / mask.sum(-1)).mean())
+        assert first["loss"] == pytest.approx(expected, rel=1e-4)
+    elif name == "random-kd":
+        assert first["divergence_selected"] == pytest.approx(0.25, abs=0.1)
+        assert first["divergence"] > 0
+    else:
+        opener = opener_mask(entropy(s), mask, 0.1)
+        assert first["indirect"] == pytest.approx(_ranking_with_rest(s, t, opener), rel=1e-4)
+        own = 0.1 * first["indirect"] + first["direct"] + first["entropy"]
+        assert first["loss"] == pytest.approx(own, rel=1e-5)
+        shares = [first[f"{term}_grad_share"] for term in ("indirect", "direct", "entropy")]
+        assert sum(shares) == pytest.approx(1)
+    assert last["loss"] < first["loss"]
+
+
+def _ranking_with_rest(s: torch.Tensor, t: torch.Tensor, opener: torch.Tensor) -> float:
+    """The Plackett-Luce loss over four candidates and the rest, with Python numbers."""
+    total = 0.0
+    for i, row in enumerate(opener):
+        found = []
+        for at in row.nonzero().squeeze(-1).tolist():
+            candidates = s[i, at].topk(4).indices
+            masses = []
+            for logits in (s[i, at], t[i, at]):
+                probs = logits.double().softmax(-1)
+                masses.append([*probs[candidates].tolist(), 1 - float(probs[candidates].sum())])
+            order = sorted(range(5), key=lambda j, m=masses[1]: -m[j])
+            left, nll = 1.0, 0.0
+            for j in order:
+                nll -= float(torch.tensor(masses[0][j] / left).log())
+                left -= masses[0][j]
+            found.append(nll)
+        total += sum(found) / len(found)
+    return total / len(opener)
+
+
+@pytest.mark.parametrize("packed", [None, 150])
+def test_micro_batches_do_not_change_a_selection_from_whole_steps(
+    run: Path, student: Path, tmp_path: Path, packed: int | None
+) -> None:
+    file = write_method(tmp_path / "m.py")
+    expected = learn(run, student, tmp_path / "whole", settings(file, micro_batch_size=4))
+    division = {"micro_batch_size": None if packed else 1, "micro_batch_tokens": packed}
+    found = learn(run, student, tmp_path / "parts", settings(file, **division))
+    assert same_update(found, expected, weights(student))
+    for one, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+    changed = write_method(tmp_path / "m.py", OF_WHOLE_STEPS.replace("quantile(0.4)", "quantile(0.9)"))
+    assert distance(learn(run, student, tmp_path / "other", settings(changed)), expected) > 0
+
+
+@pytest.mark.parametrize("cut_at", [1, 3])
+def test_a_cut_run_with_a_state_and_random_numbers_ends_with_the_same_bytes(
+    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, cut_at: int
+) -> None:
+    config = settings(write_method(tmp_path / "m.py"))
+    learn(run, student, tmp_path / "whole", config)
+    cut(monkeypatch, cut_at, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, student, tmp_path / "cut", config)
+    monkeypatch.undo()
+    learn(run, student, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    scales = [entry["kl"] for entry in metrics(tmp_path / "whole")]
+    assert len(set(scales)) == len(scales)
+
+
+def test_the_pages_second_example_keeps_its_state(run: Path, student: Path, tmp_path: Path) -> None:
+    file = write_method(tmp_path / "harder.py", page_examples()[1])
+    learn(run, student, tmp_path / "c", settings(file, "decay=0.5"))
+    means, state = [entry["divergence"] for entry in metrics(tmp_path / "c")], {"mean": 0.0}
+    method = find_method(str(file))
+    for mean in means:
+        method.updated(state, {"divergence": mean}, {"decay": 0.5})
+    expected = 0.0
+    for mean in means:
+        expected += 0.5 * (mean - expected)
+    assert state["mean"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["of whole steps", "random-kd", "tsdkd-complement"])
+def test_online_with_adapters(student: Path, teacher: Path, prompts: Path, tmp_path: Path, name: str) -> None:
+    method = write_method(tmp_path / "m.py") if name == "of whole steps" else name
+    options = ("k=4",) if name == "tsdkd-complement" else ()
+    config = settings(method, *options, online=OnlineConfig(sampling=SAMPLING), lora=LoRAConfig(), epochs=1)
+    train_online(prompts, str(student), str(teacher), tmp_path / "c", config)
+    assert all(entry["loss"] == entry["loss"] for entry in metrics(tmp_path / "c"))
+
+
+def test_random_numbers_depend_on_seed_step_and_response_alone(tmp_path: Path) -> None:
+    samples = [{"sample_id": f"s{i}", "turn": 0, "response_ids": [1] * (i + 2), "author": "student"} for i in range(3)]
+
+    def draw(seed: int, step: int, rows: list[int]) -> list[list[float]]:
+        chosen = [samples[i] for i in rows]
+        lengths = torch.tensor([len(sample["response_ids"]) for sample in chosen])
+        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+        selection = StepSelection(find_method("random-kd"), {"share": 0.2, "direction": "forward"}, seed)
+        uniform = selection.context(chosen, mask, step, 9).uniform
+        return [row[own].tolist() for row, own in zip(uniform, mask, strict=True)]
+
+    together = draw(0, 1, [0, 1, 2])
+    assert draw(0, 1, [2]) + draw(0, 1, [0]) == [together[2], together[0]]
+    assert draw(0, 2, [0]) != [together[0]]
+    assert draw(1, 1, [0]) != [together[0]]
+
+
+def write(path: Path, select: str, arguments: str) -> Path:
+    return write_method(path, METHOD.format(select, arguments))
+
+
+@pytest.mark.parametrize(
+    ("signal", "select", "arguments", "message"),
+    [
+        ("topk", KL_AT % "features.mean(features.mask)", "{'losses': {'d': ToDi()}}", "the loss d"),
+        (
+            "topk",
+            KL_AT % "features.hellinger",
+            "{'losses': {'d': Divergence.jsd(0)}, 'features': ('hellinger',)}",
+            "the feature hellinger",
+        ),
+        ("ranks", KL_AT % "features.mean(features.mask)", "{'losses': {'d': Divergence.jsd(0)}}", "the loss d"),
+        ("topk", KL_AT % "features.mean(features.mask)", "{'losses': {'d': Ranking(5)}}", "k is 5 in the loss d"),
+        (
+            "topk",
+            KL_AT % "features.mean(features.mask)",
+            "{'losses': {'d': TopK(Divergence.jsd(0), 9, 'teacher')}}",
+            "k is 9 in the loss d",
+        ),
+        (
+            "topk",
+            KL_AT % "Weighted(features.mean(features.mask), 2.0)",
+            "{'losses': {'d': Divergence.jsd(0)}}",
+            "hold at temperature 1, not another",
+        ),
+        ("hidden", KL_AT % "features.mean(features.mask)", "{'losses': {'d': Ranking(10**4)}}", "vocabulary has only"),
+    ],
+)
+def test_what_a_signal_does_not_give_is_refused_by_name(
+    run: Path, student: Path, teacher: Path, tmp_path: Path, signal: str, select: str, arguments: str, message: str
+) -> None:
+    scores = run / "scores"
+    if signal != "hidden":
+        scores = tmp_path / "scores"
+        score(run / "rollouts", str(student), str(teacher), scores, ScoreConfig(k=4, signal=signal, top_k=8))
+    config = settings(write(tmp_path / "m.py", select, arguments))
+    with pytest.raises(InputError, match=message):
+        train_offline(run / "rollouts", scores, str(student), tmp_path / "c", config)
+    assert not (tmp_path / "c").exists()
+
+
+MEAN = KL_AT % "features.mean(features.mask)"
+LOSSES = "{'losses': {'d': Divergence.jsd(0)}%s}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (METHOD.format(KL_AT % "features.student_entropy", LOSSES % ""), "does not declare"),
+        (METHOD.format(KL_AT % "1 / 0", LOSSES % ""), r"select of the method mine fails \(ZeroDivisionError"),
+        (METHOD.format(KL_AT % "features.mask[0]", LOSSES % ""), "has shape"),
+        (METHOD.format(KL_AT % "features.batch_mean(features.mask)", LOSSES % ""), "other weights beside other"),
+        (METHOD.format(MEAN, LOSSES % ", 'features': ('entropies',)"), "Unknown feature 'entropies'"),
+        (METHOD.format(MEAN, LOSSES % ", 'features': ('teacher_rank',)"), "needs a number k"),
+        (METHOD.format(MEAN, "{'losses': lambda options: options['x']}"), "losses of the method mine fails"),
+        (METHOD.format(MEAN, LOSSES % ", 'state': {'a': 1}"), "has a state"),
+        (METHOD.format(MEAN, LOSSES % ", 'scope': 'batch', 'state': {'a': {1, 2}}"), "cannot be saved"),
+        (METHOD.format(MEAN, "{}"), "only one of losses and select"),
+        (METHOD.format(MEAN, LOSSES % "").replace('"mine"', '"gkd"'), "as one of tsdkd's"),
+        (METHOD.format(MEAN, LOSSES % "").replace('"mine"', '"my method!"'), "is named 'my method!'"),
+        (METHOD.format(MEAN, LOSSES % "").replace("{'d'", "{'loss'"), "the name of another entry"),
+        ("import nothing_of_this_name", r"cannot be run \(ModuleNotFoundError"),
+        ("METHOD = 3", "has no METHOD"),
+        ("def", r"cannot be run \(SyntaxError"),
+    ],
+)
+def test_methods_with_mistakes_are_refused(run: Path, student: Path, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        learn(run, student, tmp_path / "c", settings(write_method(tmp_path / "m.py", text)))
+    assert not (tmp_path / "c").exists()
+
+
+def test_wrong_options_are_refused(run: Path, student: Path, tmp_path: Path) -> None:
+    paths = ["--rollouts", run / "rollouts", "--scores", run / "scores", "--student", student]
+    for options, message in (
+        (["--method-option", "shar=0.2"], "'shar=0.2' is no option of se-kd"),
+        (["--method-option", "share"], "'share' is no option of se-kd"),
+        (["--method-option", "share=much"], "share is 'much'"),
+        (["--method-option", "share=nan"], "share is 'nan'"),
+        (["--method-option", "share=0"], "share of tokens is 0"),
+        (["--method-option", "share=0.1", "--method-option", "share=0.2"], "share is given twice"),
+        (["--method-option", "direction=up"], "direction is 'up'"),
+        (["--beta", "0.1"], "se-kd has no --beta"),
+        (["--compile"], "--compile does not apply to se-kd"),
+    ):
+        cause, _ = refuse("train", *paths, "--method", "se-kd", *options, "--checkpoint", tmp_path / "c")
+        assert message in cause
+    for method, message in (
+        ("gkd", "is no option of gkd"),
+        ("none.py", "cannot be read"),
+        ("nothing", "Unknown method"),
+    ):
+        options = ["--method-option", "a=1"] if method == "gkd" else []
+        cause, _ = refuse("train", *paths, "--method", method, *options, "--checkpoint", tmp_path / "c")
+        assert message in cause
+
+
+def test_methods_of_installed_packages(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_method(tmp_path / "their_package.py", page_examples()[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    distribution = type("Distribution", (), {"name": "their-package", "version": "1.2"})()
+    values = {"unsure": "their_package:METHOD", "other": "their_package:METHOD", "broken": "no_such_module:METHOD"}
+    entries = [EntryPoint(name, value, origin.ENTRY_POINTS) for name, value in values.items()]
+    for entry in entries:
+        vars(entry)["dist"] = distribution
+    monkeypatch.setattr(origin, "entry_points", lambda group: entries)
+    learn(run, student, tmp_path / "c", settings("unsure", epochs=1))
+    recorded = load_manifest(tmp_path / "c").config
+    assert recorded["method_origin"] == {"distribution": "their-package", "version": "1.2"}
+    assert not (tmp_path / "c" / "method.py").exists()
+    for name, message in (
+        ("other", "named unsure"),
+        ("broken", "cannot be loaded"),
+        ("missing", "broken, other, unsure"),
+    ):
+        with pytest.raises(InputError) as refused:
+            find_method(name)
+        assert message in str(refused.value)
+    monkeypatch.undo()
+    assert read_artifact(tmp_path / "c", "checkpoint").manifest.config["method"] == "unsure"  # without the package
+
+
+def test_trials_tell_whether_a_loss_has_a_temperature() -> None:
+    todi = find_method("todi")
+    assert not try_method(todi, todi.read_options(()))
+    assert try_method(todi, todi.read_options(("temperature=2",)))
+
+
+def test_a_recorded_name_of_a_file_runs_nothing(run: Path, student: Path, tmp_path: Path) -> None:
+    file = write_method(tmp_path / "m.py", page_examples()[0])
+    learn(run, student, tmp_path / "c", settings(file, epochs=1))
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert manifest["config"]["method"] == "unsure"
+    file.unlink()
+    shown = command("artifact", "show", tmp_path / "c", "--config")
+    assert str(tmp_path / "c" / "method.py") in shown
+    assert "unsure" in command("artifact", "show", tmp_path / "c")
