@@ -15,6 +15,7 @@ import torch
 
 from tests.helpers.commands import run as run_command
 from tests.helpers.models import save_tiny_model
+from tests.helpers.own_methods import write_method
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import metrics, same_update, weights
 from tsdkd.artifacts.journal import read_sessions
@@ -163,7 +164,8 @@ def learn(
     launcher: list[str], output: Path, *options: object
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """`launcher`: empty for this process."""
-    command = [*launcher, "train", "--checkpoint", output, "--k", 4, "--precision", "float32"]
+    command = [*launcher, "train", "--checkpoint", output, "--precision", "float32"]
+    command += [] if "--method" in options else ["--k", 4]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
     if not launcher:
         run_command(*command)
@@ -199,6 +201,13 @@ def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path) 
     expected = learn([], tmp_path / "one", *options, "--micro-batch-size", 4)
     for way in (["--micro-batch-size", 1], ["--micro-batch-tokens", 70]):  # several per rank and step
         require_same(learn(TWO, tmp_path / way[0], *options, *way), expected, student)
+
+
+def test_two_processes_select_from_whole_steps_like_one(run: Path, student: Path, tmp_path: Path) -> None:
+    """Statistics of the whole step, random numbers and a state; the last step gives one rank fewer responses."""
+    options = *offline(run), "--method", write_method(tmp_path / "m.py")
+    expected = learn([], tmp_path / "one", *options, "--micro-batch-size", 4)
+    require_same(learn(TWO, tmp_path / "two", *options, "--micro-batch-size", 1), expected, student)
 
 
 @pytest.mark.parametrize("way", ["online", "lora"])
