@@ -114,6 +114,11 @@ def sample_turns(sample: Sample) -> list[range]:
     return response_turns(len(sample["response_ids"]), sample.get("response_mask"))
 
 
+def turns_of_samples(samples: list[Sample]) -> list[Sample]:
+    """The turns of all samples, as `turns_as_samples`."""
+    return [turn for sample in samples for turn in turns_as_samples(sample)]
+
+
 def turns_as_samples(sample: Sample) -> list[Sample]:
     """Each turn of a sample's response as a response of its own; only the last one can be truncated."""
     turns = sample_turns(sample)

@@ -9,17 +9,19 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from tsdkd.core import Features, ResponseContext, TSDKDConfig, Weighted
+from tsdkd.core import Features, Head, ResponseContext, TSDKDConfig, Weighted, token_features_from_hidden
 from tsdkd.core.features import KNOWN_BEFORE
 from tsdkd.core.selective import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.data.batches import Batch, predicted_ids, predicting_hidden
 from tsdkd.stages.data.randomness import random_integer
-from tsdkd.stages.data.source import Sample
+from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.methods.values import Options
 from tsdkd.stages.metrics.names import require_term_names
+from tsdkd.stages.models.load import LanguageModel
 
 
 class TriedObjective(NamedTuple):
@@ -82,6 +84,17 @@ class StepSelection:
     def reads_models(self) -> bool:
         """Whether it reads features that both models' distributions decide."""
         return not self.objective.selects_before
+
+    def read(self, student: LanguageModel, head: Head, source: Source, batch: Batch) -> dict[str, Tensor]:
+        """The features (tokens,) of a micro-batch that both models' distributions decide; one forward each."""
+        hidden, ids = predicting_hidden(student, batch), predicted_ids(batch)
+        return token_features_from_hidden(
+            hidden, head, source.signal(batch), batch["response_mask"], self.objective, ids
+        )
+
+    def inputs(self, responses: Sequence[Sample], mask: Tensor, step: int, steps: int) -> dict[str, Any]:
+        """The arguments of the loss for a micro-batch's responses, the rows of the mask."""
+        return {"context": self.context(responses, mask, step, steps), "selected": self.selected(responses, mask)}
 
     def context(self, responses: Sequence[Sample], mask: Tensor, step: int, steps: int) -> ResponseContext:
         """What is known of a micro-batch's responses, the rows of the mask."""

@@ -28,13 +28,12 @@ from tsdkd.core import (
     TeacherSignal,
     TSDKDConfig,
     Weighted,
-    token_features_from_hidden,
     token_selective_loss_from_hidden,
 )
 from tsdkd.core.config import TERMS
 from tsdkd.core.features import NO_CONTEXT
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.data.batches import Batch, predicted_ids, predicting_hidden
+from tsdkd.stages.data.batches import Batch, predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.source import (
     Sample,
@@ -44,7 +43,7 @@ from tsdkd.stages.data.source import (
     empty_batch,
     sample_length,
     sample_turns,
-    turns_as_samples,
+    turns_of_samples,
 )
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
@@ -196,24 +195,21 @@ class DistillationTrainer(Trainer):
         return padded, self._count_responses(padded.samples, device)
 
     def _select_step(self, batches: LazyBatches) -> None:
-        """With a method that selects from whole steps: read all micro-batches once, and select."""
-        if self.selection and self.selection.of_whole_steps:
-            found = [self._features(batch) for batch in batches if batch["samples"]]
-            self.selection.select_step(found, self.state.global_step, self.state.max_steps, self.args.world_size)
-
-    def _features(self, batch: Batch) -> tuple[list[Sample], dict[str, Tensor]]:
-        """The responses of a micro-batch and the features (tokens,) that the selection reads of both models."""
-        assert self.selection is not None
-        if not self.selection.reads_models:
-            return batch["samples"], {}
-        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "samples"})
-        with self.inference_student() as inference:
-            student = unsharded(inference)
-            hidden = predicting_hidden(student, inputs)
-            head, teacher = output_head(student.model, self.vocab), self.source.signal(inputs)
-            objective, ids = self.selection.objective, predicted_ids(inputs)
-            found = token_features_from_hidden(hidden, head, teacher, inputs["response_mask"], objective, ids)
-        return batch["samples"], found
+        """With a method that selects from whole steps: read all micro-batches once, and select. Every rank calls it."""
+        selection = self.selection
+        if selection is None or not selection.of_whole_steps:
+            return
+        found = [(turns_of_samples(samples), dict[str, Tensor]()) for samples in batches.samples]
+        if selection.reads_models:
+            with self.inference_student() as inference:
+                student = unsharded(inference)
+                head = output_head(student.model, self.vocab)
+                found = [
+                    (batch.pop("samples"), selection.read(student, head, self.source, self._prepare_inputs(batch)))
+                    for batch in batches
+                    if batch["samples"]
+                ]
+        selection.select_step(found, self.state.global_step, self.state.max_steps, self.args.world_size)
 
     def _with_responses(self, samples: list[Sample]) -> list[Sample]:
         with self.inference_student() as student:
@@ -246,8 +242,7 @@ class DistillationTrainer(Trainer):
         packed = self.packed_tokens is not None
         if not samples:  # the last samples of the epoch are on other ranks; this rank runs the forward with them
             return empty_batch(packed=packed) | {"samples": []}
-        turns = [turn for sample in samples for turn in turns_as_samples(sample)]
-        return collate(samples, self.source, packed=packed) | {"samples": turns}
+        return collate(samples, self.source, packed=packed) | {"samples": turns_of_samples(samples)}
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one padded micro-batch, or of all packed ones of the step."""
@@ -274,8 +269,10 @@ class DistillationTrainer(Trainer):
             (self.source.signal(inputs), self.source.scoring_snapshot(inputs)) if samples else (None, None)
         )
         del inputs["recorded"]
-        selection = self._selection_inputs(samples, inputs["response_mask"]) if self.selection and samples else {}
-        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot, **selection)
+        own: dict[str, Any] = {}
+        if self.selection and samples:
+            own = self.selection.inputs(samples, inputs["response_mask"], self.state.global_step, self.state.max_steps)
+        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot, **own)
         if not torch.isfinite(loss):
             self._raise_not_finite(loss, metrics, samples)
         responses = len(inputs["response_mask"])
@@ -283,13 +280,6 @@ class DistillationTrainer(Trainer):
         if samples:
             self._means.add(metrics | response_health(samples), responses)
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
-
-    def _selection_inputs(self, samples: list[Sample], response_mask: Tensor) -> dict[str, Any]:
-        assert self.selection is not None
-        return {
-            "context": self.selection.context(samples, response_mask, self.state.global_step, self.state.max_steps),
-            "selected": self.selection.selected(samples, response_mask),
-        }
 
     def _raise_not_finite(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
         terms = [name for name in self.terms if not metrics.get(name, loss.new_zeros(())).isfinite()]
