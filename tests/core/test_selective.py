@@ -369,6 +369,7 @@ def test_recorded_signals_give_what_they_are_said_to_give(signal: str) -> None:
         ({"select": lambda f: {"forward": f.mean(f.top_share(f.mask, 0))}}, "share of tokens is 0"),
         ({"losses": {"forward": Ranking(VOCAB)}}, "vocabulary has only"),
         ({"losses": {"forward": TopK(KL, VOCAB + 1, "student")}}, "vocabulary has only"),
+        ({"features": ("teacher_rank",), "k": VOCAB + 1}, "vocabulary has only"),
         ({"features": ("uniform",)}, "random numbers"),
     ],
 )

@@ -104,8 +104,7 @@ def token_selective_loss_from_hidden(
         )
     if compiled and isinstance(objective, SelectiveObjective):
         raise InputError("The compiled objective has the losses of TSD-KD and its relatives.", "Leave out --compile.")
-    for loss_of_tokens in objective.losses.values():
-        loss_of_tokens.check_vocab(student_head.vocab)
+    objective.check_vocab(student_head.vocab)
     leaves = differentiable_tensors(student_hidden, student_head)
     requires_grad = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):

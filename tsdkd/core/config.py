@@ -118,6 +118,11 @@ class TSDKDConfig:
         }
         return {name: loss for name, (weight, loss) in losses.items() if weight}
 
+    def check_vocab(self, vocab: int) -> None:
+        """Raise InputError for a k that is too large for the vocabulary."""
+        for loss in self.losses.values():
+            loss.check_vocab(vocab)
+
     @property
     def formula(self) -> Divergence:
         """The divergence of the direct term."""

@@ -130,7 +130,7 @@ class TopK:
         return "hidden" if self.of == "student" else "topk"
 
     def check_vocab(self, vocab: int) -> None:
-        _require_at_most(self.k, vocab)
+        require_at_most(self.k, vocab)
 
     def values(self, tokens: TokenBlock) -> Tensor:
         from tsdkd.core.distributions import divergence_of
@@ -241,6 +241,7 @@ def _with_rest(log_probs: Tensor, candidates: Tensor) -> Tensor:
     return torch.cat([log_probs.gather(-1, candidates), others], -1)
 
 
-def _require_at_most(k: int, vocab: int) -> None:
+def require_at_most(k: int, vocab: int) -> None:
+    """Raise InputError for more tokens than the vocabulary has."""
     if k > vocab:
         raise InputError(f"k is {k}, but the vocabulary has only {vocab} tokens.", "Choose a smaller k.")

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsdkd.core.features import FEATURES, FEATURES_OF_K, KNOWN_BEFORE, Features
-from tsdkd.core.losses import SIGNALS, Loss, Ranking, SignalName, Temperature, TopK
+from tsdkd.core.losses import SIGNALS, Loss, Ranking, SignalName, Temperature, TopK, require_at_most
 from tsdkd.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ class SelectiveObjective:
                     f"k is {k:g} in {reader}, but the teacher's signal knows only {known:g} tokens.",
                     "Lower k, or score again with a larger --k or --top-k.",
                 )
+
+    def check_vocab(self, vocab: int) -> None:
+        """Raise InputError for a k that is too large for the vocabulary."""
+        for loss in self.losses.values():
+            loss.check_vocab(vocab)
+        if any(name in FEATURES_OF_K for name in self.features):
+            require_at_most(self.k, vocab)
 
     def weigh(self, features: Features) -> dict[str, Weighted]:
         """The weights of every loss, checked, 0 off the responses. Raises InputError for weights that do not fit."""

@@ -97,9 +97,7 @@ def run_training(
     if config.compile:
         require_compiler(default_device())
     selection = StepSelection.of_config(config, seed)
-    losses = selection.objective.losses if selection else config.objective.losses
-    for loss in losses.values():
-        loss.check_vocab(inputs.vocab)
+    (selection.objective if selection else config.objective).check_vocab(inputs.vocab)
     manifest = checkpoint_manifest(models, inputs.parents, config, seed, inputs.day)
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
         if load_manifest(directory).state == "complete":
