@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,18 +29,21 @@ from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig, entropy, opener_mask, top_entropy_mask
 from tsdkd.errors import InputError
+from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
+from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method, origin
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.selection import StepSelection
+from tsdkd.stages.train.selection import StepSelection, try_objective
 from tsdkd.stages.train.stage import train_offline, train_online
+from tsdkd.stages.train.teacher import with_signal
 
 Contents = Callable[[Path], dict[str, bytes]]
 KL_AT = "def select(features, options):\n    return {'d': %s}\n"
 METHOD = """
-from tsdkd.methods import Divergence, Method, Ranking, TopK, ToDi, Weighted
+from tsdkd.methods import Divergence, Method, PolicyGradient, Ranking, TopK, ToDi, Weighted
 {0}
 METHOD = Method(name="mine", full_name="mine", description="mine", select=select, **{1})
 """
@@ -110,7 +115,7 @@ def test_the_first_step_has_the_formula_and_training_improves(
     run: Path, student: Path, teacher: Path, tmp_path: Path, name: str
 ) -> None:
     options = ("k=4",) if name == "tsdkd-complement" else ()
-    learn(run, student, tmp_path / "c", settings(name, *options, batch_size=10, epochs=6))
+    learn(run, student, tmp_path / "c", settings(name, *options, batch_size=10, epochs=3))
     first, *_, last = metrics(tmp_path / "c")
     rows = read_artifact(run / "rollouts", "rollouts").table().to_pylist()
     (s, t), mask = logits_of_two_models(rows, student, teacher)
@@ -168,13 +173,12 @@ def test_micro_batches_do_not_change_a_selection_from_whole_steps(
     assert distance(learn(run, student, tmp_path / "other", settings(changed)), expected) > 0
 
 
-@pytest.mark.parametrize("cut_at", [1, 3])
 def test_a_cut_run_with_a_state_and_random_numbers_ends_with_the_same_bytes(
-    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch, cut_at: int
+    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(write_method(tmp_path / "m.py"))
     learn(run, student, tmp_path / "whole", config)
-    cut(monkeypatch, cut_at, KeyboardInterrupt())
+    cut(monkeypatch, 3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         learn(run, student, tmp_path / "cut", config)
     monkeypatch.undo()
@@ -197,7 +201,7 @@ def test_the_pages_second_example_keeps_its_state(run: Path, student: Path, tmp_
     assert state["mean"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["of whole steps", "random-kd", "tsdkd-complement"])
+@pytest.mark.parametrize("name", ["of whole steps", "tsdkd-complement"])
 def test_online_with_adapters(student: Path, teacher: Path, prompts: Path, tmp_path: Path, name: str) -> None:
     method = write_method(tmp_path / "m.py") if name == "of whole steps" else name
     options = ("k=4",) if name == "tsdkd-complement" else ()
@@ -265,6 +269,31 @@ def test_what_a_signal_does_not_give_is_refused_by_name(
     with pytest.raises(InputError, match=message):
         train_offline(run / "rollouts", scores, str(student), tmp_path / "c", config)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_served_teacher_gives_a_top_k() -> None:
+    server = SimpleNamespace(top_k=8)
+    for method, message in (
+        ("todi", "the loss divergence"),
+        ("tsdkd-complement", "the loss indirect"),
+        ("se-kd", None),
+    ):
+        config = settings(method, online=OnlineConfig())
+        with nullcontext() if message is None else pytest.raises(InputError, match=f"'topk' does not give {message}"):
+            assert with_signal(config, config.online, {"": server}, try_objective(config)).teacher_top_k == 8
+
+
+def test_a_method_may_need_no_teacher(student: Path, teacher: Path, prompts: Path, tmp_path: Path) -> None:
+    rollouts, policy = tmp_path / "rollouts", GenerateConfig(max_new_tokens=8, policy="teacher")
+    generate(prompts, None, rollouts, policy, teachers={"": str(teacher)})
+    select = KL_AT % "Weighted(-features.mean(features.position < 3) * features.student_log_prob, factor=2.0)"
+    arguments = "'features': ('student_log_prob',), 'needs_teacher': False}"
+    file = write(tmp_path / "m.py", select, "{'losses': {'d': PolicyGradient()}, " + arguments)
+    train_offline(rollouts, None, str(student), tmp_path / "c", settings(file, epochs=1))
+    assert metrics(tmp_path / "c")[0]["d"] < 0
+    file = write(tmp_path / "m.py", select, "{'losses': {'d': Divergence.jsd(0)}, " + arguments)
+    with pytest.raises(InputError, match="'responses' does not give the loss d"):
+        train_offline(rollouts, None, str(student), tmp_path / "d", settings(file))
 
 
 MEAN = KL_AT % "features.mean(features.mask)"
