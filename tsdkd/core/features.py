@@ -94,7 +94,10 @@ class Features:
     def prompts(self) -> Tensor:
         """The prompt of each response, as a number that responses to the same prompt share (batch,)."""
         if self.context.prompts is None:
-            raise InputError("The prompts of these responses are not known.", "Pass them in the ResponseContext.")
+            raise InputError(
+                "The prompts of these responses are not known.",
+                'Give the method scope="batch", or pass them in the ResponseContext.',
+            )
         return self.context.prompts
 
     @property
