@@ -309,6 +309,8 @@ LOSSES = "{'losses': {'d': Divergence.jsd(0)}%s}"
         (METHOD.format(KL_AT % "features.batch_mean(features.mask)", LOSSES % ""), "other weights beside other"),
         (METHOD.format(MEAN, LOSSES % ", 'features': ('entropies',)"), "Unknown feature 'entropies'"),
         (METHOD.format(MEAN, LOSSES % ", 'features': ('teacher_rank',)"), "needs a number k"),
+        (METHOD.format(MEAN, LOSSES % ", 'features': 'jsd'"), "one word"),
+        (METHOD.format(MEAN, LOSSES % ", 'scope': 'step'"), "scope of mine is 'step'"),
         (METHOD.format(MEAN, "{'losses': lambda options: options['x']}"), "losses of the method mine fails"),
         (METHOD.format(MEAN, LOSSES % ", 'state': {'a': 1}"), "has a state"),
         (METHOD.format(MEAN, LOSSES % ", 'scope': 'batch', 'state': {'a': {1, 2}}"), "cannot be saved"),

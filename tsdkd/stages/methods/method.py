@@ -5,7 +5,7 @@ It loads without torch.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.features import Features
@@ -87,6 +87,10 @@ class Method:
             require_name("option", name)
         if (self.losses is None) != (self.select is None):
             raise InputError(f"The method {self.name} has only one of losses and select.", "Give both.")
+        if self.scope not in get_args(Scope):
+            raise InputError(f"The scope of {self.name} is {self.scope!r}.", f"Choose of {', '.join(get_args(Scope))}.")
+        if isinstance(self.features, str):
+            raise InputError(f"The features of {self.name} are one word.", f'Write ("{self.features}",).')
         if (self.state or self.update) and self.scope != "batch":
             raise InputError(f"The method {self.name} has a state, but its scope is a response.", 'Give scope="batch".')
         if self.losses is None and (self.features or self.options or self.state):
