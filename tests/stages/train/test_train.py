@@ -27,7 +27,7 @@ from tests.helpers.training import (
     same_update,
     weights,
 )
-from tsdkd.core import Head, SampledTokens, TeacherHidden, token_selective_loss
+from tsdkd.core import Head, TeacherHidden, token_selective_loss
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import source
 from tsdkd.stages.data.batches import join_sequences
@@ -62,7 +62,7 @@ def test_fifty_steps_follow_the_reference(
     learn(run, student, tmp_path / "chunked", config)
 
     def by_logits(
-        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool, sampled: SampledTokens
+        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, **_: object
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return token_selective_loss(head.logits(hidden), teacher, *more)
 
