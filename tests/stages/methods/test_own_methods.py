@@ -80,7 +80,10 @@ def test_the_pages_example_from_end_to_end(
     card = (tmp_path / "c" / "README.md").read_text()
     assert "reverse KL at uncertain tokens" in card
     assert config["method_origin"]["sha256"] in card
-    assert "Method unsure: share=0.3." in _report(tmp_path)
+    page = _report(tmp_path)
+    assert "Method unsure: share=0.3." in page
+    assert "Divergence" in page
+    assert "Selected tokens" in page
 
     again = command("train", "--config", tmp_path / "c" / "config.yaml", "--checkpoint", tmp_path / "again")
     assert "unsure" in again or "method.py" in again
