@@ -272,7 +272,8 @@ def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[
 def test_each_turn_has_a_health_of_its_own() -> None:
     """Only the last turn can be truncated, and repetitions count within a turn."""
     ids = [1, 2, 3, 4, 0, *[7] * 12]
-    sample = {"sample_id": "a", "response_ids": ids, "response_mask": [i != 4 for i in range(17)]}
+    sample = {"sample_id": "a", "prompt_id": "a", "author": "given", "response_ids": ids}
+    sample |= {"response_mask": [i != 4 for i in range(17)]}
     turns = turns_as_samples(sample | {"finish_reason": "length"})
     assert [turn["response_ids"] for turn in turns] == [[1, 2, 3, 4], [7] * 12]
     assert response_health(turns) == {"truncated": 0.5, "repeating": 0.5}

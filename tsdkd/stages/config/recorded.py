@@ -196,4 +196,5 @@ def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
     if group != "objective":
         return True
     unused = "skew" if config["objective"]["divergence"] == "jsd" else "beta"
-    return name in METHODS[config["method"]].objective_options and name != unused
+    method = METHODS.get(config["method"])  # one from elsewhere records no objective
+    return method is not None and name in method.objective_options and name != unused
