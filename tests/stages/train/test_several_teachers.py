@@ -33,7 +33,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.data import served_scoring
-from tsdkd.stages.data.online import OnlineSource, samples_from_rollouts
+from tsdkd.stages.data.online import samples_from_rollouts
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.rollout_teachers import column_of_teachers
 from tsdkd.stages.data.source import Sample
@@ -110,20 +110,6 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(online_teacher, "_load_teacher", count)
     return loaded
-
-
-@pytest.fixture
-def responses(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
-    """The samples with responses of every step, after those that are held out."""
-    seen: list[list[Sample]] = []
-    with_responses = OnlineSource.with_responses
-
-    def spy(self: OnlineSource, *given: object) -> list[Sample]:
-        seen.append(with_responses(self, *given))
-        return seen[-1]
-
-    monkeypatch.setattr(OnlineSource, "with_responses", spy)
-    return seen
 
 
 @pytest.mark.parametrize("change", [lambda config: config, packed], ids=["padded", "packed"])
