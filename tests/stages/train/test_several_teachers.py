@@ -264,7 +264,7 @@ def test_served_teachers_read_their_own_responses(
         log_probs = model_at(Path(teachers[name]))
         return lambda ids: read[name].append(ids) or log_probs(ids)
 
-    config = replace(measured, online=replace(ONE_STEP.online, teacher_top_k=200))
+    config = replace(measured, online=replace(ONE_STEP.online, teacher_top_k=250))
     monkeypatch.setattr(online_teacher, "_load_teacher", pytest.fail)
     with (
         serve(FakeServer(spied("code"), max_logprobs=250, model="coder")) as code,
@@ -274,9 +274,9 @@ def test_served_teachers_read_their_own_responses(
         responses.clear()
         served = train_served(fields, str(student), urls, {"math": "mathematician"}, tmp_path / "served", config)
     exact, found = (next(filter(is_step, metrics(tmp_path / name))) for name in ("loaded", "served"))
-    assert found["indirect"] == pytest.approx(exact["indirect"], rel=0.1)  # some candidates are outside the top K
+    assert found["indirect"] == pytest.approx(exact["indirect"], rel=0.02)  # some candidates are outside the top K
     assert found["teacher_entropy"] == pytest.approx(exact["teacher_entropy"], rel=0.02)
-    assert found["direct"] == pytest.approx(exact["direct"], rel=0.1)
+    assert found["direct"] == pytest.approx(exact["direct"], rel=0.02)
     for rows in responses:
         for row in rows:
             readers = [name for name in urls if row["prompt_ids"] + row["response_ids"] in read[name]]
