@@ -104,7 +104,8 @@ class RandomSource:
             "student_log_prob": torch.full((most,), -10.0),
             "candidates": torch.randint(0, vocab, (most, k), generator=generator),
         }
-        self.head = Head(torch.randn(vocab, width, device=options.device).mul_(width**-0.5).to(torch.bfloat16))
+        weight = torch.randn(vocab, width, device=options.device).mul_(width**-0.5).to(torch.bfloat16)
+        self.head = Head(weight).aligned
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -266,7 +267,7 @@ class Run:
             hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["position_ids"])
         hidden = hidden[batch["predicting"]]
         leaf, recorded = hidden.detach().requires_grad_(), batch["recorded"]["hidden"]
-        weight = model.get_output_embeddings().weight[: self.trainer.vocab]
+        weight = Head(model.get_output_embeddings().weight, vocab_size=self.trainer.vocab).aligned.weight
         for student, teacher in zip(leaf.split(FLOOR_TOKENS), recorded.split(FLOOR_TOKENS), strict=True):
             with torch.autocast(self.options.device, torch.bfloat16):
                 logits = student @ weight.T

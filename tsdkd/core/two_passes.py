@@ -145,7 +145,7 @@ class TwoPasses:
             softcap_grad = student.softcap_grad(logits)
             block_sampled = sampled and sampled.take(block)
             buffers = BlockBuffers() if self.compiled else self._buffers(len(logits))
-            grad_out = student.values[block]
+            grad_out = student.in_vocab[block]
             values.append(compare(logits, teacher, softcap_grad, self.config, block_sampled, buffers, grad_out))
         return concatenate(values)
 
@@ -213,19 +213,18 @@ class TwoPasses:
     def _accumulate_entropy(
         self, tokens: Tensor, student: LinearOutputs, entropy: Tensor, student_entropy: Tensor
     ) -> None:
-        grads = student.values  # overwritten block by block
         for block, logits, q, log_q in self._distributions(student):
             grad = negative_entropy_grad(q, log_q, student_entropy[tokens[block]])
-            write_product(grads[block], grad, student.softcap_grad(logits))
+            write_product(student.in_vocab[block], grad, student.softcap_grad(logits))
         weights = -self.config.em_weight / self.config.temperature * entropy[tokens]
-        self.student.accumulate("entropy", tokens, grads, weights)
+        self.student.accumulate("entropy", tokens, student.values, weights)  # by now their gradients
 
     def _accumulate_policy(self, tokens: Tensor, student: LinearOutputs, policy: Tensor, ids: Tensor) -> None:
-        grads = student.values  # overwritten block by block
         for block, logits, q, _ in self._distributions(student):
             grad = negative_log_prob_grad(q, ids[tokens[block]])
-            write_product(grads[block], grad, student.softcap_grad(logits))
-        self.student.accumulate("policy_gradient", tokens, grads, self.config.policy_gradient_weight * policy[tokens])
+            write_product(student.in_vocab[block], grad, student.softcap_grad(logits))
+        weights = self.config.policy_gradient_weight * policy[tokens]
+        self.student.accumulate("policy_gradient", tokens, student.values, weights)  # by now their gradients
 
     def _distributions(self, student: LinearOutputs) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Each block with its logits, q and log q, which are valid until the next block."""
