@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny models of one family, prompts and benchmark rows."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -24,6 +25,17 @@ def auto_is_transformers() -> Iterator[None]:
     """Tests sample with transformers, whatever is installed: vLLM takes half a minute to load."""
     with patch("tsdkd.stages.engines.choice.has_vllm", lambda: False):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_modules_are_frozen() -> None:
+    """Stages collect garbage; a collection takes half a second unless it skips the objects of imported modules."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
