@@ -16,8 +16,19 @@ from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
+FIRST = {"test_vllm.py", "test_online_vllm.py", "test_processes.py", "test_tiny.py", "test_gpu.py"}
+"""The longest files: pytest-xdist must not start one of them last, when other workers have no more files."""
+
 settings.register_profile("tsdkd", deadline=None)  # tests may be slow on a busy machine
 settings.load_profile("tsdkd")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist starts the files with the fewest tests last
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.fixture(autouse=True, scope="session")
