@@ -13,7 +13,7 @@ from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.models.device import default_device, total_memory
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.memory import estimate_training_memory
-from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.model_size import head_shape, model_size, parameter_count
 from tsdkd.stages.models.new_adapters import add_lora
 
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
@@ -44,7 +44,8 @@ def test_shapes_of_an_architecture(architecture: str) -> None:
     size = model_size(config_of(architecture))
     assert (size.cache_numbers, size.width, size.inner_widths) == (2 * cache, width, 2 * (inner_width,))
     assert (size.attention_heads, size.attention_layers) == (heads, 2 * (heads > 0))
-    assert size.head_shape == (vocab, width)
+    assert size.head_shape == head_shape(config_of(architecture)) == (vocab, width)
+    assert size.parameters == parameter_count(config_of(architecture))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_CHUNKS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import MICRO_BATCH_SIZE, TrainConfig
 from tsdkd.stages.models.device import auto_dtype, available_memory, default_device, total_memory
-from tsdkd.stages.models.model_size import ModelSize, model_size
+from tsdkd.stages.models.model_size import ModelSize, head_shape, model_size, parameter_count
 
 FLOAT32_BYTES = 4
 
@@ -93,7 +93,7 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
 def _teacher_bytes(teachers: Sequence[PreTrainedConfig], config: TrainConfig) -> int:
     online, device = config.online, default_device()
     if online is None:
-        return sum(vocab * width * 2 for vocab, width in (model_size(teacher).head_shape for teacher in teachers))
+        return sum(vocab * width * 2 for vocab, width in map(head_shape, teachers))
     size = 0
     if device == "cpu" or online.teacher_device in {None, device}:
         size = max((_loaded_bytes(teacher, online.teacher_dtype, device) for teacher in teachers), default=0)
@@ -104,7 +104,7 @@ def _teacher_bytes(teachers: Sequence[PreTrainedConfig], config: TrainConfig) ->
 
 def _loaded_bytes(teacher: PreTrainedConfig, precision: str, device: str) -> int:
     dtype = auto_dtype(teacher, device) if precision == "auto" else precision
-    return model_size(teacher).parameters * int(getattr(torch, dtype).itemsize)
+    return parameter_count(teacher) * int(getattr(torch, dtype).itemsize)
 
 
 def _activation_bytes(student: ModelSize, longest: int, config: TrainConfig, itemsize: int) -> int:

@@ -55,10 +55,7 @@ class ModelSize:
 
 def model_size(config: PreTrainedConfig) -> ModelSize:
     """Counts parameters and shapes without allocating weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
-        )
+    model = _without_weights(config)
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     parameters = sum(p.numel() for p in model.parameters())
@@ -79,6 +76,24 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
         attention_layers=attention_layers,
         cache_numbers=sum(cache),
     )
+
+
+def parameter_count(config: PreTrainedConfig) -> int:
+    return sum(p.numel() for p in _without_weights(config).parameters())
+
+
+def head_shape(config: PreTrainedConfig) -> tuple[int, int]:
+    """Vocabulary and width of the output head's weight."""
+    head: Any = _without_weights(config).get_output_embeddings()
+    return tuple(head.weight.shape)
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
+        )
+    return model
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
