@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig
-from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
 from tsdkd.stages.config.types import QuantizedBits
 
@@ -57,7 +56,7 @@ def quantized_layers(model: Any) -> dict[str, Any]:
 def unify_forward(model: Any) -> None:
     """Make quantised layers compute the same in every mode, before their first forward.
 
-    bitsandbytes packs 4-bit weights of a CPU with AVX512_BF16 at a forward without gradients, and unpacks them never:
+    bitsandbytes packs 4-bit weights of a CPU with AVX512_BF16 at a forward without gradients, and never unpacks them:
     from then on they pass no gradient, and dequantise to other values. In 8 bits it also rounds activations, which on
     a CPU happens in evaluation alone, and depends on the other rows of the batch.
     """
@@ -71,6 +70,8 @@ def unify_forward(model: Any) -> None:
 
 def dequantized_weight(layer: Any) -> Tensor:
     """The weight (out, in) that a layer's bits stand for."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # imports bitsandbytes
+
     weight: Tensor = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
     return weight
 
