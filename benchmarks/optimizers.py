@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.gpu.g_optimizers import state_bytes_of
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import Weights, distance
@@ -119,13 +119,11 @@ def train(work: Path, name: str, output: Path) -> None:
 
 
 def count_bytes(trainer: DistillationTrainer) -> Bytes:
-    """Gradients have the bytes of their weights. Tables of 256 codes belong to bitsandbytes, not to a weight."""
+    """Gradients have the bytes of their weights."""
     model: Any = trainer.model
     weights = sum(value.nbytes for value in {value.data_ptr(): value for value in model.state_dict().values()}.values())
     weights += sum(value.nbytes for value in model.parameters() if value.requires_grad)
-    states = [state for parameter in trainer.optimizer.optimizer.state.values() for state in parameter.items()]
-    tensors = [value for name, value in states if torch.is_tensor(value) and not name.startswith("qmap")]
-    return Bytes(weights, sum(value.nbytes for value in tensors))
+    return Bytes(weights, state_bytes_of(trainer.optimizer))
 
 
 def read_weights(path: Path) -> Weights:

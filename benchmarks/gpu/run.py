@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.run [--out DIR] [--seconds 540] [--tiny] [a b ...] [-- OPTIONS OF f]
 
-Scripts a to e get at most four minutes each, f the rest. A script writes its JSON after each figure: whatever ends it
-or this driver, at most the figure in progress is lost. With --seconds 0 it only prints the tables.
+Scripts get at most four minutes each; f is the last one and gets the rest. A script writes its JSON after each figure:
+whatever ends it or this driver, at most the figure in progress is lost. With --seconds 0 it only prints the tables.
 """
 
 import json
@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args(own)
     if unknown := set(options.scripts) - set(SCRIPTS):
         parser.error(f"no script is named {', '.join(sorted(unknown))}; choose from {', '.join(SCRIPTS)}")
-    default, out = [letter for letter in SCRIPTS if queue or letter != QUEUE], options.out.resolve()
+    default, out = [*(letter for letter in SCRIPTS if letter != QUEUE), *[QUEUE] * bool(queue)], options.out.resolve()
     states = run_scripts(
         options.scripts or default, options.seconds, ["--out", str(out), *["--tiny"] * options.tiny], queue
     )

@@ -28,7 +28,7 @@ from tsdkd.cli import app
 
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "benchmarks" / "gpu"
-SCRIPTS = ("a_devices", "b_objective", "c_score", "d_training", "e_sampling")
+SCRIPTS = ("a_devices", "b_objective", "c_score", "d_training", "e_sampling", "g_optimizers")
 FAKE = """
 import os, sys, time
 from benchmarks.gpu.figures import Figures, Options, argument_parser
@@ -384,5 +384,5 @@ def test_wheels_are_cut_and_joined_by_their_hash(tmp_path: Path) -> None:
 
 def test_the_driver_knows_every_script() -> None:
     assert {path.name[0]: f"benchmarks.gpu.{path.stem}" for path in sorted(GPU.glob("?_*.py"))} == run.SCRIPTS
-    assert list(run.SCRIPTS) == list("abcdef")
+    assert list(run.SCRIPTS) == list("abcdefg")
     assert DEVICE_LOST not in {0, 1, 2}
