@@ -1,7 +1,5 @@
 """Models: names and files, specs and sizes, loading, adapters, distributed training, and the embedded teacher."""
 
-import logging
-import os
+from tsdkd.stages.models.hub_kernels import refuse_hub_kernels
 
-os.environ["USE_HUB_KERNELS"] = "NO"  # kernels of the hub are custom code, which transformers would run
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a missing kernel that is not used here
+refuse_hub_kernels()
