@@ -385,4 +385,6 @@ def test_wheels_are_cut_and_joined_by_their_hash(tmp_path: Path) -> None:
 def test_the_driver_knows_every_script() -> None:
     assert {path.name[0]: f"benchmarks.gpu.{path.stem}" for path in sorted(GPU.glob("?_*.py"))} == run.SCRIPTS
     assert list(run.SCRIPTS) == list("abcdefg")
+    assert run.default_letters([]) == list("abcdeg")
+    assert run.default_letters(["--prompts"]) == list("abcdegf")
     assert DEVICE_LOST not in {0, 1, 2}

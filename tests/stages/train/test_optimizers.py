@@ -17,6 +17,7 @@ from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.models.memory import estimate_training_memory, require_memory
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.train import settings
+from tsdkd.stages.train.stage import train_offline
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -72,8 +73,6 @@ def test_states_take_the_planned_memory(
 
 
 def learn_any(run: Path, student: Path, output: Path, config: TrainConfig) -> Path:
-    from tsdkd.stages.train.stage import train_offline
-
     train_offline(run / "rollouts", run / "scores", str(student), output, config)
     return output
 
@@ -117,7 +116,16 @@ def test_a_run_of_another_model_before_does_not_change_states_of_eight_bits(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        None,
+        LoRAConfig(rank=4),
+        pytest.param(LoRAConfig(rank=4, quantize="4bit"), marks=NEEDS_BITSANDBYTES),
+        pytest.param(LoRAConfig(rank=4, quantize="8bit"), marks=NEEDS_BITSANDBYTES),
+    ],
+    ids=["full", "lora", "4bit", "8bit"],
+)
 def test_trained_weights_and_their_states_are_float32(
     run: Path,
     student: Path,
@@ -132,7 +140,8 @@ def test_trained_weights_and_their_states_are_float32(
         lambda trainer: (
             {weight.dtype for group in optimizer_of(trainer).param_groups for weight in group["params"]}
             | {value.dtype for state in optimizer_of(trainer).state.values() for value in state.values()},
-            {weight.dtype for weight in trainer.model.parameters() if not weight.requires_grad},
+            {weight.dtype for weight in trainer.model.parameters() if not weight.requires_grad}
+            - {torch.uint8, torch.int8},
         ),
     )
     learn_any(run, student, tmp_path / "c", replace(CONFIG, precision=precision, lora=lora, epochs=0.5))
@@ -194,7 +203,7 @@ def test_a_paged_optimizer_is_the_unpaged_one_up_to_the_place_of_its_states(
     assert distance(checkpoint, expected) <= (0 if unpaged else 1e-3 * distance(expected, start))
 
 
-def test_paged_states_do_not_count_as_memory_that_must_fit(student: Path) -> None:
+def test_paged_states_do_not_count_as_memory_that_must_fit(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_config(str(student))
     paged, unpaged = (
         estimate_training_memory(model, (), 40, replace(CONFIG, optimizer=name), "float32")
@@ -207,6 +216,11 @@ def test_paged_states_do_not_count_as_memory_that_must_fit(student: Path) -> Non
     with pytest.raises(InputError) as caught:
         require_memory(short, CONFIG)
     assert "--optimizer adamw_8bit" in caught.value.remedy
+    with monkeypatch.context() as patch:  # which refuses that optimizer
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(InputError) as caught:
+            require_memory(short, CONFIG)
+        assert "--optimizer" not in caught.value.remedy
     require_memory(replace(paged, available=short.available), replace(CONFIG, optimizer="paged_adamw_32bit"))
 
 

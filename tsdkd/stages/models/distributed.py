@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils import parse_flag_from_env
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -22,11 +21,6 @@ def require_supported_strategy(strategy: DistributedType, fsdp: FullyShardedData
             f"Training under {'DeepSpeed' if fsdp is None else 'FSDP1'} is not supported.",
             "Configure accelerate with FSDP and fsdp_version 2, or without sharding (each rank holds all weights).",
         )
-
-
-def shards_weights() -> bool:
-    """Whether the launcher asks for FSDP, before a model is loaded."""
-    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def unsharded(student: LanguageModel) -> LanguageModel:

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from tsdkd.core.chunk_sizes import CHUNK_BYTES, TEACHER_CHUNKS
 from tsdkd.errors import InputError
+from tsdkd.processes import shards_weights
 from tsdkd.stages.config.optimizer import FLOAT32_BYTES, OPTIMIZERS, state_bytes
 from tsdkd.stages.config.train import MICRO_BATCH_SIZE, TrainConfig
 from tsdkd.stages.config.types import QuantizedBits
@@ -88,8 +89,7 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
     if memory.fixed > memory.available:
         with_vllm = config.online is not None and config.online.sampling.engine == "vllm"
         remedies = ["give --lora, train a smaller student"] if config.lora is None else []
-        remedies += ["give --optimizer adamw_8bit"] if _has_full_states(config) else []
-        remedies += ["give --quantize 4bit"] if config.lora and not config.quantize else []
+        remedies += [f"give {option}" for option in _leaner_states(config)]
         remedies += ["lower --memory-fraction, which is vLLM's share"] if with_vllm else []
         raise InputError(
             f"Training needs {memory.fixed / 1e9:.1f} GB for weights and optimizer{' and vLLM' if with_vllm else ''} "
@@ -98,12 +98,19 @@ def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
         )
     if memory.total > memory.available:
         options = ["--lora"] if config.lora is None else []
-        options += ["--optimizer adamw_8bit"] if _has_full_states(config) else []
-        options += ["--quantize 4bit"] if config.lora and not config.quantize else []
         limit = "--micro-batch-tokens" if config.micro_batch_tokens else "--micro-batch-size"
-        options += [f"a smaller {limit}", "--gradient-checkpointing"]
+        options += [*_leaner_states(config), f"a smaller {limit}", "--gradient-checkpointing"]
         return f"This may not fit ({memory.total / 1e9:.1f} GB). Options that save memory: {', '.join(options)}."
     return None
+
+
+def _leaner_states(config: TrainConfig) -> list[str]:
+    """The option that makes weights or the optimizer's states smaller; states of adapters are small already."""
+    if shards_weights():
+        return []
+    if config.lora:
+        return [] if config.quantize else ["--quantize 4bit"]
+    return ["--optimizer adamw_8bit"] if config.optimizer in {"adamw_torch", "adamw_torch_fused"} else []
 
 
 def optimizer_bytes(size: ModelSize, config: TrainConfig) -> int:
@@ -120,11 +127,6 @@ def _frozen_bytes(size: ModelSize, quantize: QuantizedBits | None, itemsize: int
     shapes = size.quantized_shapes if quantize else ()
     full = size.parameters - sum(rows * columns for rows, columns in shapes)
     return full * itemsize + sum(quantized_bytes(quantize, *shape) for shape in shapes if quantize)
-
-
-def _has_full_states(config: TrainConfig) -> bool:
-    """Whether an optimizer with states of 8 bits would save memory that counts: adapters are small."""
-    return config.lora is None and config.optimizer in {"adamw_torch", "adamw_torch_fused"}
 
 
 def _teacher_bytes(teachers: Sequence[PreTrainedConfig], config: TrainConfig) -> int:

@@ -13,14 +13,13 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
+from tsdkd.processes import shards_weights, world_size
 from tsdkd.stages.config.chat import recorded_config
 from tsdkd.stages.config.generate import recorded_sampling
 from tsdkd.stages.config.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, OptimizerName
 from tsdkd.stages.config.train import MICRO_BATCH_SIZE, TrainConfig
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import default_device
-from tsdkd.stages.models.distributed import shards_weights
 
 
 def recorded_settings(config: TrainConfig) -> dict[str, Any]:
