@@ -10,8 +10,8 @@ bfloat16 forward. Full training has float32 weights and the learning rate 5e-6; 
 "seconds a step" is the median of all steps but the first. "peak GB" is the memory of torch in use at most, with the
 models; "planned GB" is the total that `tsdkd plan` states. Neither counts paged states. "optimizer GB" are the bytes of
 the states, "planned states" those of the plan. "loss" is that of the first micro-batch after the last step, "loss
-before" the same before the first. "distance": of the trained weights from those of the first row of full training or of
-LoRA, divided by the length of that row's update.
+before" the same before the first. "distance" is that of the update by all steps from the update of the first row, of
+full training or of LoRA, in lengths of the latter.
 """
 
 from collections.abc import Mapping
@@ -74,12 +74,11 @@ COLUMNS = [
 
 
 class Runs:
-    """Runs of all rows, each from the same weights; the trained weights of the references are kept on the CPU."""
+    """Runs of all rows, each from the same weights; the updates of the references are kept on the CPU."""
 
     def __init__(self, options: Options, directory: str) -> None:
         self.options, self.directory = options, Path(directory)
-        self.updates: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-        """Weights at the start and at the end."""
+        self.updates: dict[str, dict[str, Tensor]] = {}
 
     @cached_property
     def saved_model(self) -> Path:
@@ -100,26 +99,24 @@ class Runs:
     def train(self, name: str, config: TrainConfig) -> Figure:
         if self.options.tiny:
             config = replace(config, batch_size=4, micro_batch_size=2)
+        steps = 2 if self.options.tiny else STEPS
         student = self.student(config)
-        source = RandomSource(self.options, student.vocab, STEPS * config.batch_size, mixed=False)
+        source = RandomSource(self.options, student.vocab, steps * config.batch_size, mixed=False)
         longest = max(map(source.length, range(len(source))))
         teachers = [shape("14B", self.options)]
         planned = estimate_training_memory(student.model.config, teachers, longest, config, "bfloat16")
         student = add_lora(student, config.lora, seed=0) if config.lora else student
         arguments = training_arguments(config, "bfloat16", 0, self.directory / "steps")
         arguments.save_strategy = "no"
-        reference = REFERENCES[config.lora is not None]
-        if name == reference:
-            self.updates[name] = trained(student), {}
+        start = trained_weights(student)
         with own_overrides(config.optimizer):
             trainer = DistillationTrainer(student, source, range(len(source)), None, arguments, config.objective)
             loss_before, clock = loss_of(trainer), StepClock(self.options.device)
             trainer.add_callback(clock)
             peak = peak_of(trainer.train, self.options.device)
-        start, end = self.updates[reference]
+        reference = REFERENCES[config.lora is not None]
         if name == reference:
-            end.update(trained(student))
-        update = distance(end, start)
+            self.updates[name] = {key: value - start[key] for key, value in trained_weights(student).items()}
         return {
             "seconds a step": median(clock.steps[1:]),
             "peak GB": peak,
@@ -128,7 +125,7 @@ class Runs:
             "planned states": planned.optimizer / 1e9,
             "loss before": loss_before,
             "loss": loss_of(trainer),
-            "distance": distance(trained_parameters(student), end) / update,
+            "distance": distance(student, start, self.updates[reference]),
         }
 
     def student(self, config: TrainConfig) -> LanguageModel:
@@ -141,15 +138,19 @@ def trained_parameters(student: LanguageModel) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in student.model.named_parameters() if value.requires_grad}
 
 
-def trained(student: LanguageModel) -> dict[str, Tensor]:
+def trained_weights(student: LanguageModel) -> dict[str, Tensor]:
     """Copies on the CPU."""
     return {name: value.to("cpu", copy=True) for name, value in trained_parameters(student).items()}
 
 
-def distance(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
-    """The Euclidean distance of all weights, as one vector; computed where `weights` are."""
-    squares = (float((value - others[name].to(value.device)).square().sum()) for name, value in weights.items())
-    return sum(squares) ** 0.5
+def distance(student: LanguageModel, start: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> float:
+    """Of the update from `start` to the student's weights, as one vector, from `update`, in lengths of `update`."""
+    squares, length = 0.0, 0.0
+    for name, value in trained_parameters(student).items():
+        expected = update[name].to(value.device)
+        squares += float((value - start[name].to(value.device) - expected).square().sum())
+        length += float(expected.square().sum())
+    return (squares / length) ** 0.5
 
 
 def loss_of(trainer: DistillationTrainer) -> float:

@@ -41,7 +41,9 @@ class RandomSource:
             "student_log_prob": torch.full((most,), -10.0),
             "candidates": torch.randint(0, vocab, (most, k), generator=generator),
         }
-        self.head = Head(torch.randn(vocab, width, device=options.device).mul_(width**-0.5).to(torch.bfloat16))
+        on_device = torch.Generator(options.device).manual_seed(0)
+        head = torch.randn(vocab, width, device=options.device, generator=on_device)
+        self.head = Head(head.mul_(width**-0.5).to(torch.bfloat16))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from benchmarks.gpu import b_objective, d_training, device, f_study, run
 from benchmarks.gpu.figures import ATTEMPTS, DEVICE_LOST, Figures, Options, OutOfTimeError, Target, within
 from benchmarks.gpu.models import random_model
+from benchmarks.gpu.training import RandomSource
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
 from tsdkd.cli import app
@@ -286,6 +287,15 @@ def test_no_figure_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
     figures = figures_in(tmp_path, seconds=-1)
     figures.measure("late", lambda: {"value": 1.0})
     assert not figures.values
+
+
+def test_recorded_samples_do_not_depend_on_numbers_that_were_drawn_before(tmp_path: Path) -> None:
+    """Rows of a script are compared with each other."""
+    options = Options(tmp_path, True, 60, "cpu")
+    one, two = (RandomSource(options, 50, 2, mixed=True) for _ in range(2))
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert torch.equal(one.columns["hidden"], two.columns["hidden"])
+    assert one.samples == two.samples
 
 
 def test_figures_are_compared_with_targets() -> None:

@@ -41,7 +41,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def adapted(base: Path, bits: QuantizedBits) -> LanguageModel:
+def adapted(base: Path, bits: QuantizedBits | None) -> LanguageModel:
     """With adapters that change the logits."""
     student = add_lora(load_model(str(base), "float32", quantize=bits), LoRAConfig(rank=4), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -78,6 +78,17 @@ def test_a_forward_without_gradients_changes_nothing(base: Path, bits: Quantized
     again = adapter_grads(student)
     assert all(torch.allclose(again[name], grad, rtol=1e-4, atol=1e-6) for name, grad in grads.items())
     assert all(torch.equal(dequantized_weight(layer), weights[name]) for name, layer in layers.items())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_gradients_are_those_of_the_dequantised_weights(base: Path, bits: QuantizedBits) -> None:
+    student, full = adapted(base, bits), adapted(base, None)
+    for name, layer in quantized_layers(student.model).items():
+        weight, found = full.model.get_submodule(name).weight, dequantized_weight(layer)
+        weight.data.copy_(found.T if layer.source_cls.__name__ == "Conv1D" else found)
+    expected = adapter_grads(full)
+    for name, grad in adapter_grads(student).items():
+        assert (grad - expected[name]).norm() < 1e-4 * expected[name].norm()
 
 
 @pytest.mark.parametrize("bits", BITS)
