@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.helpers.commands import run as run_command
 from tests.helpers.models import save_tiny_model
@@ -218,6 +219,15 @@ def test_two_processes_with_sharded_weights_train_like_one(
     checkpoint = learn(launcher, tmp_path / "sharded", *options, module=SHARDED)
     assert any("eval_kl" in entry for entry in expected[1])
     require_same(checkpoint, expected, student)
+
+
+def test_two_processes_train_adapters_on_quantised_weights_like_one(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs `pip install bitsandbytes`")
+    options = [*offline(run), "--lora", "--quantize", "4bit", "--micro-batch-size", 2]
+    for name, launcher in (("one", []), ("two", TWO)):
+        learn(launcher, tmp_path / name, *options)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert same_update(two, one, {name: 0 * value for name, value in one.items()})
 
 
 def require_same(found: tuple[Any, Any], expected: tuple[Any, Any], student: Path) -> None:

@@ -73,7 +73,7 @@ def test_estimates_of_dense_models_follow_from_their_configs(architecture: str, 
     memory = estimate_training_memory(config, [config], 100, train, "bfloat16")
     trained = tokens * (2 * (8 * width + 4 * inner) + 16 * width) + tokens * 100 * heads * 10
     assert memory.activations == 2 * trained
-    assert memory.state == size.parameters * 18
+    assert (memory.weights, memory.optimizer) == (size.parameters * 10, size.parameters * 8)
     assert memory.teacher == config.vocab_size * width * 2
     packed = replace(train, micro_batch_size=None, micro_batch_tokens=1000)  # of any length, and no scores are kept
     memory = estimate_training_memory(config, [config], 100, packed, "bfloat16")

@@ -9,6 +9,7 @@ from tsdkd.artifacts.manifest import Manifest
 from tsdkd.stages.config.train import LoRAConfig
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
+from tsdkd.stages.models.merged_weights import merged_weights
 from tsdkd.stages.models.new_adapters import save_adapter
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.save import save_end_ids, save_model
@@ -31,7 +32,8 @@ def save_checkpoint(
         return
     vars(trained).pop("forward", None)  # the trainer's, which returns the loss
     if lora and lora.merge:
-        weights = trained.merge_and_unload().state_dict()
+        merges_bits = lora.quantize is not None  # peft would round the merged weights to bits again
+        weights = merged_weights(trained.get_base_model()) if merges_bits else trained.merge_and_unload().state_dict()
     if weights is None:
         save_adapter(trained, trainer.student, directory)
     else:
