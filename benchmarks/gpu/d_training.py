@@ -36,6 +36,7 @@ from benchmarks.gpu.device import (
 from benchmarks.gpu.figures import Figure, Options, Target
 from benchmarks.gpu.models import random_model
 from benchmarks.gpu.training import RandomSource, StepClock
+from tsdkd.core import Head
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.data.batches import Batch
 from tsdkd.stages.models.attributes import replaced_attribute
