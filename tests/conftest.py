@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny models of one family, prompts and benchmark rows."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -15,8 +16,19 @@ from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
+FIRST = {"test_vllm.py", "test_online_vllm.py", "test_processes.py", "test_tiny.py", "test_gpu.py"}
+"""The longest files: pytest-xdist must not start one of them last, when other workers have no more files."""
+
 settings.register_profile("tsdkd", deadline=None)  # tests may be slow on a busy machine
 settings.load_profile("tsdkd")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist starts the files with the fewest tests last
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,6 +36,17 @@ def auto_is_transformers() -> Iterator[None]:
     """Tests sample with transformers, whatever is installed: vLLM takes half a minute to load."""
     with patch("tsdkd.stages.engines.choice.has_vllm", lambda: False):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_modules_are_frozen() -> None:
+    """Stages collect garbage; a collection takes half a second unless it skips the objects of imported modules."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
-from transformers import TrainerCallback
 
 from benchmarks.gpu.device import (
     interleaved_seconds,
@@ -36,14 +32,13 @@ from benchmarks.gpu.device import (
     peak_above,
     peak_flops,
     seconds_of,
-    synchronize,
 )
 from benchmarks.gpu.figures import Figure, Options, Target
-from benchmarks.gpu.models import random_model, random_rows
-from tsdkd.core import Head, TeacherHidden, TeacherSignal
+from benchmarks.gpu.models import random_model
+from benchmarks.gpu.training import RandomSource, StepClock
+from tsdkd.core import Head
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
-from tsdkd.stages.data.batches import Batch, predicted_ids
-from tsdkd.stages.data.source import Sample, ScoringSnapshot
+from tsdkd.stages.data.batches import Batch
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.load import hidden_states
 from tsdkd.stages.models.model_size import model_size
@@ -79,84 +74,12 @@ FLOOR_TOKENS = 4096
 """Tokens whose logits the floor forms at a time."""
 
 
-class RandomSource:
-    """Recorded samples of random ids; all micro-batches share the recorded values."""
-
-    teacher_fraction = 0.0
-
-    def __init__(self, options: Options, vocab: int, responses: int, *, mixed: bool) -> None:
-        longest, width = (8, 48) if options.tiny else (512, 5120)
-        generator = torch.Generator().manual_seed(0)
-        rows = random_rows(responses, longest, longest, vocab)
-        if mixed:
-            cuts = torch.randint(longest // 8, longest + 1, (responses, 2), generator=generator).tolist()
-            rows = [
-                row | {"prompt_ids": row["prompt_ids"][:prompt], "response_ids": row["response_ids"][:response]}
-                for row, (prompt, response) in zip(rows, cuts, strict=True)
-            ]
-        self.samples, k, most = rows, 10, 16 * longest
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator).to(torch.bfloat16)
-
-        self.columns = {
-            "hidden": normal(most, width),
-            "student_log_prob": torch.full((most,), -10.0),
-            "candidates": torch.randint(0, vocab, (most, k), generator=generator),
-        }
-        self.head = Head(torch.randn(vocab, width, device=options.device).mul_(width**-0.5).to(torch.bfloat16))
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def length(self, index: int) -> int:
-        return len(self.samples[index]["prompt_ids"]) + len(self.samples[index]["response_ids"])
-
-    def prompt_id(self, index: int) -> str:
-        return str(index)
-
-    def with_responses(self, samples: list[Sample], *_: Any) -> list[Sample]:
-        return samples
-
-    def read_ahead(self, samples: list[Sample]) -> list[Sample]:
-        return samples
-
-    def recorded(self, samples: list[Sample]) -> dict[str, Tensor]:
-        tokens = sum(len(sample["response_ids"]) for sample in samples)
-        return {name: values[:tokens] for name, values in self.columns.items()}
-
-    def signal(self, batch: Batch) -> TeacherSignal:
-        return TeacherHidden(batch["recorded"]["hidden"], self.head)
-
-    def scoring_snapshot(self, batch: Batch) -> ScoringSnapshot:
-        return ScoringSnapshot(
-            predicted_ids(batch), batch["recorded"]["student_log_prob"], batch["recorded"]["candidates"]
-        )
-
-
-class Clock(TrainerCallback):
-    """Seconds of each whole step; in the last step also those of the parts that `timed` wraps."""
+class Clock(StepClock):
+    """In the last step it also measures the seconds of the parts that `timed` wraps."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.marks, self.timed_steps = device, [], 0
+        super().__init__(device)
         self.parts = dict.fromkeys(PARTS[:-1], 0.0)
-
-    @property
-    def steps(self) -> list[float]:
-        return [end - start for start, end in pairwise(self.marks)]
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.mark()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.mark()
-
-    def mark(self) -> None:
-        synchronize(self.device)
-        self.marks.append(perf_counter())
 
     def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -266,7 +189,7 @@ class Run:
             hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["position_ids"])
         hidden = hidden[batch["predicting"]]
         leaf, recorded = hidden.detach().requires_grad_(), batch["recorded"]["hidden"]
-        weight = model.get_output_embeddings().weight[: self.trainer.vocab]
+        weight = Head(model.get_output_embeddings().weight, vocab_size=self.trainer.vocab).aligned.weight
         for student, teacher in zip(leaf.split(FLOOR_TOKENS), recorded.split(FLOOR_TOKENS), strict=True):
             with torch.autocast(self.options.device, torch.bfloat16):
                 logits = student @ weight.T

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu.figures import ATTEMPTS, Figure, Figures, Options, Target, argument_parser
 
-PACKAGES = ("torch", "triton", "transformers", "peft", "trl", "liger-kernel", "lm-eval")
+PACKAGES = ("torch", "triton", "transformers", "peft", "trl", "liger-kernel", "lm-eval", "bitsandbytes")
 MATRIX = 8192
 """Side of the square matrices whose product shows the device's peak rate."""
 COPIED_BYTES = 2**31
@@ -93,17 +93,22 @@ def median_seconds(work: Callable[[], Any], device: str, repeats: int = 5) -> fl
     return statistics.median(interleaved_seconds({"": work}, repeats, device)[""])
 
 
-def peak_above(work: Callable[[], Any], device: str) -> float:
-    """GB above the memory that is in use before; NaN on a CPU."""
+def peak_of(work: Callable[[], Any], device: str) -> float:
+    """GB in use at most, with what is in use before; NaN on a CPU."""
     if device != "cuda":
         work()
         return float("nan")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     work()
     torch.cuda.synchronize()
-    return float(torch.cuda.max_memory_allocated() - before) / 1e9
+    return float(torch.cuda.max_memory_allocated()) / 1e9
+
+
+def peak_above(work: Callable[[], Any], device: str) -> float:
+    """GB above the memory that is in use before; NaN on a CPU."""
+    before = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0
+    return peak_of(work, device) - before
 
 
 def peak_flops(options: Options) -> float:

@@ -17,10 +17,10 @@ SHAPES = {  # layers, width, inner width, heads, key-value heads, rows of the he
 TINY_SHAPES = {"1.5B": (2, 32, 64, 4, 2, 512, True), "14B": (3, 48, 96, 4, 2, 520, False)}
 
 
-def random_model(name: str, options: Options, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
-    """A model of `SHAPES`, in evaluation mode."""
+def shape(name: str, options: Options, dtype: torch.dtype = torch.bfloat16) -> Qwen2Config:
+    """The config of a model of `SHAPES`."""
     layers, width, inner, heads, kv_heads, rows, tied = (TINY_SHAPES if options.tiny else SHAPES)[name]
-    config = Qwen2Config(
+    return Qwen2Config(
         num_hidden_layers=layers,
         hidden_size=width,
         intermediate_size=inner,
@@ -31,9 +31,15 @@ def random_model(name: str, options: Options, dtype: torch.dtype = torch.bfloat1
         max_position_embeddings=32768,
         dtype=dtype,
     )
+
+
+def random_model(name: str, options: Options, dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
+    """A model of `SHAPES`, in evaluation mode."""
     torch.manual_seed(0)
     with torch.device(options.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+        model = AutoModelForCausalLM.from_config(
+            shape(name, options, dtype), dtype=dtype, attn_implementation="sdpa"
+        ).eval()
     tokens = 500 if options.tiny else TOKENS
     vocab = {f"t{i}": i for i in range(tokens)}
     backend = Tokenizer(WordLevel(vocab, unk_token="t0"))

@@ -23,6 +23,8 @@ FORMULAS = {
     "skew KL": TSDKDConfig(k=4, divergence="skew-kl", skew=0.3),
 }
 VOCAB = 999
+SEED = 1
+"""Of inputs without near ties: in bfloat16, rounding would swap tied candidates and uncertain tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ObjectiveCase:
 
     def run(self, part: str, dtype: torch.dtype, device: str) -> list[Tensor]:
         """Loss and gradients of the objective, or the values of each token and their gradient."""
-        generator, config = torch.Generator().manual_seed(0), FORMULAS[self.formula]
+        generator, config = torch.Generator().manual_seed(SEED), FORMULAS[self.formula]
         mask = torch.ones(3, 40, dtype=torch.bool)
         mask[1, 30:] = mask[2, 7:] = False
         tokens = int(mask.sum())

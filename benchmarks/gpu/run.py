@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.run [--out DIR] [--seconds 540] [--tiny] [a b ...] [-- OPTIONS OF f]
 
-Scripts a to e get at most four minutes each, f the rest. A script writes its JSON after each figure: whatever ends it
-or this driver, at most the figure in progress is lost. With --seconds 0 it only prints the tables.
+Scripts get at most four minutes each; f is the last one and gets the rest. A script writes its JSON after each figure:
+whatever ends it or this driver, at most the figure in progress is lost. With --seconds 0 it only prints the tables.
 """
 
 import json
@@ -65,6 +65,11 @@ def run_scripts(
     return states
 
 
+def default_letters(queue: Sequence[str]) -> list[str]:
+    """All scripts, the one that takes the remaining time as the last, if it has options."""
+    return [*(letter for letter in SCRIPTS if letter != QUEUE), *[QUEUE] * bool(queue)]
+
+
 def read_figures(letter: str, out: Path) -> dict[str, Any]:
     """The JSON of a script; empty if it has measured nothing."""
     path = out / f"{SCRIPTS[letter].rpartition('.')[2]}.json"
@@ -82,14 +87,12 @@ def main() -> None:
     options = parser.parse_args(own)
     if unknown := set(options.scripts) - set(SCRIPTS):
         parser.error(f"no script is named {', '.join(sorted(unknown))}; choose from {', '.join(SCRIPTS)}")
-    default, out = [letter for letter in SCRIPTS if queue or letter != QUEUE], options.out.resolve()
-    states = run_scripts(
-        options.scripts or default, options.seconds, ["--out", str(out), *["--tiny"] * options.tiny], queue
-    )
+    letters, out = options.scripts or default_letters(queue), options.out.resolve()
+    states = run_scripts(letters, options.seconds, ["--out", str(out), *["--tiny"] * options.tiny], queue)
     saved = {letter: read_figures(letter, out) for letter in SCRIPTS}
     for content in filter(None, saved.values()):
         show(content)
-    for letter in options.scripts or default:
+    for letter in letters:
         states.setdefault(letter, COMPLETE if saved[letter].get("complete") else NOT_STARTED)
         screen.print(f"{SCRIPTS[letter]}: {states[letter]}", markup=False)
     sys.exit(int(any(state != COMPLETE for state in states.values())))

@@ -10,7 +10,6 @@ tests any file that differs from those of a whole run; vLLM's rounding differs f
 it is installed, in a fifth of the trials.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,44 +17,35 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
 
-import httpx2
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from benchmarks.robustness.kills import PRELOADED
 from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
+from benchmarks.robustness.server_processes import HASTY, PATIENT, VOCAB, Client, FakeTeacher, Server
 from benchmarks.robustness.trees import differences, tree_of
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
-from tests.helpers.teacher_server import FakeServer, random_model, serve
-from tests.helpers.vllm_server import VllmServer, free_port
+from tests.helpers.vllm_server import VllmServer
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.core import TSDKDConfig
-from tsdkd.errors import TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.observer import Observer, SilentObserver
+from tsdkd.stages.observer import Observer
 from tsdkd.stages.score.served import score_served
-from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train.stage import train_served
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([*PRELOADED, "tsdkd.stages.score.served"])
-PROMPTS, VOCAB, TOP_K = 24, 258, 64
-SECONDS_PER_REQUEST = 0.01
+PROMPTS, TOP_K = 24, 64
 SAMPLING = GenerateConfig(engine="transformers", max_new_tokens=12, part_size=4)
 SCORING = ScoreConfig(signal="topk", k=4, top_k=TOP_K)
 TRAINING = TrainConfig(
@@ -66,110 +56,10 @@ TRAINING = TrainConfig(
     precision="float32",
     save_steps=1,
 )
-PATIENT, HASTY = 10, 3
-"""Attempts of a request where the server comes back, and where it does not."""
 LARGEST_DIFFERENCE = 1e-3
 """Nats between two scores of one token that vLLM's rounding explains."""
 Work = Callable[[str, Path, Observer], object]
 """A stage with the address of the server, its output and an observer."""
-
-
-class Server(Protocol):
-    url: str
-
-    def start(self) -> None: ...
-
-    def end(self, signal_: signal.Signals) -> None: ...
-
-
-class FakeTeacher:
-    """The small server of the tests in a process of its own, always at one address."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self._process = PROCESSES.Process(target=_serve_forever, args=(self.port,))
-        self._process.start()
-        while not _responds(self.url):
-            time.sleep(0.01)
-
-    def end(self, signal_: signal.Signals) -> None:
-        assert self._process.pid
-        os.kill(self._process.pid, signal_)
-        self._process.join()
-
-
-def _serve_forever(port: int) -> None:
-    model = random_model(VOCAB)
-
-    def slow(ids: list[int]) -> np.ndarray:
-        time.sleep(SECONDS_PER_REQUEST)
-        return model(ids)
-
-    with serve(FakeServer(slow, max_logprobs=VOCAB), port):
-        time.sleep(10**6)
-
-
-def _responds(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/v1/models").is_success
-    except httpx2.TransportError:
-        return False
-
-
-class Client:
-    """A stage in a process of its own, which reports its progress."""
-
-    def __init__(self, work: Callable[[Observer], object], log: Path, attempts: int = PATIENT) -> None:
-        self.log = log
-        self._progress, sender = PROCESSES.Pipe(duplex=False)
-        self._process = PROCESSES.Process(target=_run, args=(work, sender, log, attempts))
-        self._process.start()
-        sender.close()
-
-    def wait_for(self, units: int) -> None:
-        """Return after this many responses or steps, or at the end of the process."""
-        while units > 0:
-            try:
-                units -= self._progress.recv()
-            except EOFError:
-                return
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def end(self) -> int:
-        """The exit code, once the process has ended."""
-        self.wait_for(10**6)
-        self._process.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
-
-
-class ProgressObserver(SilentObserver):
-    """Sends each advance of a progress bar, and prints messages."""
-
-    def __init__(self, sender: Connection) -> None:
-        self.sender = sender
-
-    def info(self, message: str) -> None:
-        print(message, flush=True)
-
-    @contextmanager
-    def progress(self, *_: Any) -> Iterator[Callable[[int], None]]:
-        yield self.sender.send
-
-
-def _run(work: Callable[[Observer], object], sender: Connection, log: Path, attempts: int) -> None:
-    connection.ATTEMPTS = attempts
-    with log.open("w") as file, redirect_stdout(file):
-        try:
-            work(ProgressObserver(sender))
-        except TsdkdError as error:
-            print(f"error: {error.cause} {error.remedy}")
-            raise SystemExit(error.exit_code) from None
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from typer.testing import CliRunner
 from benchmarks.gpu import b_objective, d_training, device, f_study, run
 from benchmarks.gpu.figures import ATTEMPTS, DEVICE_LOST, Figures, Options, OutOfTimeError, Target, within
 from benchmarks.gpu.models import random_model
+from benchmarks.gpu.training import RandomSource
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
 from tsdkd.cli import app
 
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "benchmarks" / "gpu"
-SCRIPTS = ("a_devices", "b_objective", "c_score", "d_training", "e_sampling")
+SCRIPTS = ("a_devices", "b_objective", "c_score", "d_training", "e_sampling", "g_optimizers")
 FAKE = """
 import os, sys, time
 from benchmarks.gpu.figures import Figures, Options, argument_parser
@@ -288,6 +289,15 @@ def test_no_figure_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
     assert not figures.values
 
 
+def test_recorded_samples_do_not_depend_on_numbers_that_were_drawn_before(tmp_path: Path) -> None:
+    """Rows of a script are compared with each other."""
+    options = Options(tmp_path, True, 60, "cpu")
+    one, two = (RandomSource(options, 50, 2, mixed=True) for _ in range(2))
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert torch.equal(one.columns["hidden"], two.columns["hidden"])
+    assert one.samples == two.samples
+
+
 def test_figures_are_compared_with_targets() -> None:
     target = Target("seconds", lambda figures: figures["x"]["seconds"], 1.1)
     assert target.describe({"x": {"seconds": 1.05}}, tiny=False) == "seconds: 1.05, at most 1.1: met"
@@ -384,5 +394,7 @@ def test_wheels_are_cut_and_joined_by_their_hash(tmp_path: Path) -> None:
 
 def test_the_driver_knows_every_script() -> None:
     assert {path.name[0]: f"benchmarks.gpu.{path.stem}" for path in sorted(GPU.glob("?_*.py"))} == run.SCRIPTS
-    assert list(run.SCRIPTS) == list("abcdef")
+    assert list(run.SCRIPTS) == list("abcdefg")
+    assert run.default_letters([]) == list("abcdeg")
+    assert run.default_letters(["--prompts"]) == list("abcdegf")
     assert DEVICE_LOST not in {0, 1, 2}

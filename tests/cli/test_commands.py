@@ -303,12 +303,24 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize(("overlap", "drift", "is_stale"), [(0.95, 0.01, False), (0.7, 0.4, True)])
-def test_the_summary_of_training_shows_if_scores_are_stale_by_now(overlap: float, drift: float, is_stale: bool) -> None:
+@pytest.mark.parametrize(
+    ("policy", "overlap", "drift", "is_stale"),
+    [
+        ("student", 0.95, 0.01, False),
+        ("student", 0.7, 0.4, True),
+        ("speculative", 0.7, 0.4, True),
+        ("teacher", 0.7, -1.0, False),
+        ("given", 0.7, -1.0, False),
+    ],
+)
+def test_the_summary_of_training_shows_if_scores_are_stale_by_now(
+    policy: str, overlap: float, drift: float, is_stale: bool
+) -> None:
+    """Responses without the student's part do not become stale with it."""
     student = ModelRecord("student", "s", "w", "t", "c")
     measured = {"candidate_overlap": overlap, "drift": drift}
     summary = {"steps": 1} | {f"{name}_{at}": value for name, value in measured.items() for at in ("first", "last")}
     manifest = Manifest("checkpoint", {"precision": "float32"}, 0, models=(student,), summary=summary)
-    rows = dict(_summary(TrainConfig(), manifest))
+    rows = dict(_summary(TrainConfig(), manifest, Manifest("rollouts", {"policy": policy}, 0)))
     assert rows["drift"] == f"{drift:.3f} -> {drift:.3f}"
     assert ("stale by now" in rows.get("scores", "")) == is_stale

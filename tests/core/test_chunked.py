@@ -24,6 +24,7 @@ from tsdkd.core import (
     chunk_sizes,
     chunked,
     entropy,
+    lm_head,
     student_logits,
     token_selective_loss,
     token_selective_loss_from_hidden,
@@ -93,6 +94,7 @@ def assert_chunked_is_reference(
         [{}, {"bias": True}, {"softcap": 3.0}, {"logit_scale": 0.5, "softcap": 2.0}, {"logit_scale": 4.0, "bias": True}]
     ),
     padding_rows=st.sampled_from([0, 3]),
+    row_step=st.sampled_from([1, 2, 8]),
 )
 def test_chunks_give_the_reference(
     lengths: list[int],
@@ -108,6 +110,7 @@ def test_chunks_give_the_reference(
     off: str | None,
     head: dict[str, object],
     padding_rows: int,
+    row_step: int,
 ) -> None:
     config = TSDKDConfig(
         k=4, indirect_reduction=reduction, gate=gate, opener=opener, temperature=temperature, em_ratio=0.3, **divergence
@@ -117,6 +120,7 @@ def test_chunks_give_the_reference(
     config = dataclasses.replace(config, **({off: 0.0} if off else {"direct_weight": 3.0, "em_weight": 0.5}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
+        patch.setitem(lm_head.ROW_STEP, "cpu", row_step)
         assert_chunked_is_reference(
             make(lengths, seed, padding_rows=padding_rows, **head), config, chunk, opener == "adaptive"
         )

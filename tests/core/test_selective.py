@@ -32,6 +32,7 @@ from tsdkd.core import (
     Weighted,
     chunk_sizes,
     entropy,
+    lm_head,
     token_features_from_hidden,
     token_selective_loss,
     token_selective_loss_from_hidden,
@@ -125,6 +126,7 @@ def both(
     tempered=st.booleans(),
     head=st.sampled_from([{}, {"bias": True}, {"logit_scale": 0.5, "softcap": 2.0}]),
     padding_rows=st.sampled_from([0, 3]),
+    row_step=st.sampled_from([1, 2, 8]),
 )
 def test_chunks_give_the_reference_for_every_loss_and_feature(
     lengths: list[int],
@@ -135,11 +137,13 @@ def test_chunks_give_the_reference_for_every_loss_and_feature(
     tempered: bool,
     head: dict[str, object],
     padding_rows: int,
+    row_step: int,
 ) -> None:
     losses = {name: LOSSES[name] for name in sorted(names)}
     objective = SelectiveObjective(losses, select_by_every_feature(losses, tempered), ALL_FEATURES, k=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(chunk_sizes.BLOCK_LOGITS, "cpu", block)
+        patch.setitem(lm_head.ROW_STEP, "cpu", row_step)
         both(make(lengths, seed, padding_rows=padding_rows, **head), objective, chunk)
 
 

@@ -41,7 +41,7 @@ def test_the_kernel_compiles_for_gpus_without_spilling(
     from tsdkd.core import triton_kernel
 
     constants = {"kind": kind, "student_capped": True, "teacher_capped": True, "vocab_block": triton_kernel.VOCAB_BLOCK}
-    whole = {"tokens", "vocab", "student_stride", "teacher_stride"}
+    whole = {"tokens", "vocab", "student_columns", "teacher_columns", "student_stride", "teacher_stride"}
     pointers = {"student_and_grad": "*bf16", "teacher": "*bf16", "results": "*fp32"}
     signature = {
         name: "constexpr" if name in constants else pointers.get(name, "i32" if name in whole else "fp32")

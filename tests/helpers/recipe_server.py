@@ -4,6 +4,7 @@ Puts an executable `tsdkd` into the folder. Each call of it is a fork of this pr
 environment, with its output and its exit status; the file `running` of the folder holds the fork's process id.
 """
 
+import gc
 import json
 import os
 import socket
@@ -35,6 +36,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 def serve(folder: Path) -> None:
+    gc.freeze()  # a collection of a command neither searches nor copies what all share
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "socket"))
         listener.listen()

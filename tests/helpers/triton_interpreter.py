@@ -13,15 +13,16 @@ from itertools import product
 import torch
 
 from tests.helpers.objective_cases import MINILLM, VOCAB, make, random_sampled
-from tsdkd.core import TeacherHidden, TSDKDConfig, token_selective_loss_from_hidden, triton_kernel, two_passes
+from tsdkd.core import TeacherHidden, TSDKDConfig, lm_head, token_selective_loss_from_hidden, triton_kernel, two_passes
 
-DIVERGENCES = [{"beta": beta} for beta in (0.0, 0.1, 0.9, 1.0)]
+DIVERGENCES = [{"beta": beta} for beta in (0.0, 0.9, 1.0)]
 DIVERGENCES += [{"divergence": name, "skew": 0.3} for name in ("skew-kl", "skew-reverse-kl")]
 HEADS = [{}, {"bias": True, "logit_scale": 0.5, "softcap": 2.0}]
 
 
 def largest_difference(config: TSDKDConfig, head: dict[str, object], dtype: torch.dtype) -> torch.Tensor:
     results = []
+    lm_head.ROW_STEP["cpu"] = 8 if head else 1  # columns of padding rows, as on a GPU
     for compiled in (False, True):
         case = make([9, 4], dtype=dtype, padding_rows=3, **head)
         teacher_head = dataclasses.replace(case.teacher_head, logit_scale=0.5, softcap=head.get("softcap"))
@@ -48,10 +49,7 @@ def main() -> None:
     two_passes.kernel_fits = lambda _: True
     triton_kernel.VOCAB_BLOCK = 8
     assert triton_kernel.VOCAB_BLOCK < VOCAB
-    configs = [
-        TSDKDConfig(k=4, temperature=temperature, direct_weight=3.0, **divergence)
-        for divergence, temperature in product(DIVERGENCES, (1.0, 2.0))
-    ]
+    configs = [TSDKDConfig(k=4, temperature=2.0, direct_weight=3.0, **divergence) for divergence in DIVERGENCES]
     configs += [MINILLM, TSDKDConfig(k=4, direct_weight=0.0)]
     worst = {
         str(dtype): float(

@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.helpers.commands import run as run_command
 from tests.helpers.models import save_tiny_model
 from tests.helpers.own_methods import write_method
 from tests.helpers.prompts import write_prompts
+from tests.helpers.ranks import Launcher, open_launcher
 from tests.helpers.training import metrics, same_update, weights
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.stages.config.generate import GenerateConfig
@@ -25,9 +27,10 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.score.stage import score
 
 Contents = Callable[[Path], dict[str, bytes]]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
-TWO = [*LAUNCH, "tsdkd"]
-SHARDED = [*LAUNCH, "tests.helpers.fsdp_on_cpu"]
+TWO = "tsdkd"
+SHARDED = "tests.helpers.fsdp_on_cpu"
+"""Modules that two ranks run."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -78,15 +81,10 @@ def score_command(many: Path, teachers: list[object], output: Path) -> list[str]
     return [*map(str, command)]
 
 
-def scoring(many: Path, teachers: list[object], output: Path) -> subprocess.Popen[str]:
-    """Two processes that score."""
-    return subprocess.Popen(
-        [*TWO, *score_command(many, teachers, output)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with open_launcher() as launcher:
+        yield launcher
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +99,12 @@ def test_two_processes_write_the_scores_of_one(
     tmp_path: Path,
     scored_by_one: Path,
     contents: Callable[[Path], dict[str, bytes]],
+    launcher: Launcher,
 ) -> None:
-    done = scoring(many, teachers, tmp_path / "two")
-    stdout, stderr = done.communicate()
-    assert done.returncode == 0, stderr
-    assert stdout.count("next: tsdkd train") == 1
-    assert 1 <= stdout.count("expected time") <= 2  # of each teacher that the main rank reads with
+    done = launcher.launch(TWO, score_command(many, teachers, tmp_path / "two"), ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("next: tsdkd train") == 1
+    assert 1 <= done.stdout.count("expected time") <= 2  # of each teacher that the main rank reads with
     expected, found = contents(scored_by_one), contents(tmp_path / "two")
     assert [(session.processes, session.exit) for session in read_sessions(tmp_path / "two")] == [(2, "finished")]
     manifests = [json.loads(files.pop("manifest.json")) for files in (expected, found)]
@@ -124,8 +122,15 @@ def test_one_process_resumes_what_two_began(
     scored_by_one: Path,
     contents: Callable[[Path], dict[str, bytes]],
 ) -> None:
-    """Rank 0 is killed with -9 and the launcher ends rank 1; one process then resumes to the same bytes."""
-    process = scoring(many, teachers, tmp_path / "two")
+    """Rank 0 is killed with -9 and torchrun ends rank 1; one process then resumes to the same bytes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", TWO]
+    process = subprocess.Popen(
+        [*command, *score_command(many, teachers, tmp_path / "two")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+    )
     while len(listed(tmp_path / "two")) < 4:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.002)
@@ -149,31 +154,31 @@ def first_worker(launcher: int) -> int:
     return next(int(child) for child in children if "RANK=0" in Path(f"/proc/{child}/environ").read_text().split("\0"))
 
 
-def test_an_error_is_printed_once(many: Path, other_family: Path, student: Path, tmp_path: Path) -> None:
+def test_an_error_is_printed_once(
+    many: Path, other_family: Path, student: Path, tmp_path: Path, launcher: Launcher
+) -> None:
     """Rank 0 prints the error; rank 1 ends silently."""
-    done = scoring(many, ["--teacher", f"a={student}", "--teacher", f"b={other_family}"], tmp_path / "s")
-    stdout, stderr = done.communicate()
+    teachers: list[object] = ["--teacher", f"a={student}", "--teacher", f"b={other_family}"]
+    done = launcher.launch(TWO, score_command(many, teachers, tmp_path / "s"), ENVIRONMENT)
     assert done.returncode != 0
-    assert stdout == ""
-    assert stderr.count("error:") == 1
-    assert "different tokenizers" in stderr
+    assert done.stdout == ""
+    assert done.stderr.count("error:") == 1
+    assert "different tokenizers" in done.stderr
     assert not (tmp_path / "s").exists()
 
 
 def learn(
-    launcher: list[str], output: Path, *options: object
+    launcher: Launcher | None, output: Path, *options: object, module: str = TWO
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """`launcher`: empty for this process."""
-    command = [*launcher, "train", "--checkpoint", output, "--precision", "float32"]
+    """Without a launcher in this process, else as two ranks that run `module`."""
+    command = ["train", "--checkpoint", output, "--precision", "float32"]
     command += [] if "--method" in options else ["--k", 4]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
-    if not launcher:
+    if launcher is None:
         run_command(*command)
         return results(output)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | (FSDP if launcher == SHARDED else {})
-    done = subprocess.run(  # ranks that wait for each other would wait forever
-        [*map(str, command)], capture_output=True, text=True, check=False, env=environment, timeout=600
-    )
+    environment = ENVIRONMENT | (FSDP if module == SHARDED else {})
+    done = launcher.launch(module, [*map(str, command)], environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("next: tsdkd eval") == 1  # only rank 0 prints
     return results(output)
@@ -195,34 +200,47 @@ def online(run: Path, student: Path, teacher: Path) -> list[object]:
     return ["--prompts", prompts, "--student", student, "--teacher", f"b={teacher}", *sampling]
 
 
-def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path, launcher: Launcher) -> None:
     """Each rank has all weights; sometimes a rank has no sample."""
     options = *offline(run), "--opener", "adaptive"
-    expected = learn([], tmp_path / "one", *options, "--micro-batch-size", 4)
+    expected = learn(None, tmp_path / "one", *options, "--micro-batch-size", 4)
     for way in (["--micro-batch-size", 1], ["--micro-batch-tokens", 70]):  # several per rank and step
-        require_same(learn(TWO, tmp_path / way[0], *options, *way), expected, student)
+        require_same(learn(launcher, tmp_path / way[0], *options, *way), expected, student)
 
 
-def test_two_processes_select_from_whole_steps_like_one(run: Path, student: Path, tmp_path: Path) -> None:
+def test_two_processes_select_from_whole_steps_like_one(
+    run: Path, student: Path, tmp_path: Path, launcher: Launcher
+) -> None:
     """Statistics of the whole step, random numbers and a state; the last step gives one rank fewer responses."""
     options = *offline(run), "--method", write_method(tmp_path / "m.py")
-    expected = learn([], tmp_path / "one", *options, "--micro-batch-size", 4)
-    require_same(learn(TWO, tmp_path / "two", *options, "--micro-batch-size", 1), expected, student)
+    expected = learn(None, tmp_path / "one", *options, "--micro-batch-size", 4)
+    require_same(learn(launcher, tmp_path / "two", *options, "--micro-batch-size", 1), expected, student)
 
 
 @pytest.mark.parametrize("way", ["online", "lora"])
 def test_two_processes_with_sharded_weights_train_like_one(
-    run: Path, student: Path, teacher: Path, tmp_path: Path, way: str
+    run: Path, student: Path, teacher: Path, tmp_path: Path, launcher: Launcher, way: str
 ) -> None:
     """FSDP2: full training online with two teachers, packed, adapters offline; measured on held-out prompts."""
     options = online(run, student, teacher) if way == "online" else offline(run)
     options += ["--lora", "--merge", "--lora-targets", "lm_head,q_proj"] if way == "lora" else []
     options += ["--held-out", 0.3, "--eval-steps", 2]
     options += ["--micro-batch-tokens", 150] if way == "online" else ["--micro-batch-size", 2]
-    expected = learn([], tmp_path / "one", *options)
-    checkpoint = learn(SHARDED, tmp_path / "sharded", *options)
+    expected = learn(None, tmp_path / "one", *options)
+    checkpoint = learn(launcher, tmp_path / "sharded", *options, module=SHARDED)
     assert any("eval_kl" in entry for entry in expected[1])
     require_same(checkpoint, expected, student)
+
+
+def test_two_processes_train_adapters_on_quantised_weights_like_one(
+    run: Path, tmp_path: Path, launcher: Launcher
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs `pip install bitsandbytes`")
+    options = [*offline(run), "--lora", "--quantize", "4bit", "--micro-batch-size", 2]
+    for name, ranks in (("one", None), ("two", launcher)):
+        learn(ranks, tmp_path / name, *options)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert same_update(two, one, {name: 0 * value for name, value in one.items()})
 
 
 def require_same(found: tuple[Any, Any], expected: tuple[Any, Any], student: Path) -> None:

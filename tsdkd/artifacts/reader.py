@@ -76,7 +76,9 @@ class Artifact:
         return table
 
     def read_part(self, part: Part, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-        """Read columns of a part, checked; an optional column that the file lacks is null. `filters`: rows to return.
+        """The columns of a part, after the checks; an optional column that the file lacks holds nulls.
+
+        `filters`: the rows to return.
 
         Raises ArtifactError.
         """

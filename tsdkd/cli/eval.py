@@ -187,7 +187,7 @@ def _models(model: list[str] | None, also: list[str] | None, checkpoint: Path) -
 
 def _run_models(checkpoint: Path) -> dict[str, str]:
     from tsdkd.artifacts.reader import read_artifact
-    from tsdkd.stages.results.compare import run_models
+    from tsdkd.stages.results.model_names import run_models
 
     manifest = read_artifact(checkpoint, "checkpoint", "--checkpoint or --model NAME=MODEL", hashed=False).manifest
     return run_models({model.role: model.name for model in manifest.models}, str(checkpoint))
@@ -204,7 +204,7 @@ def find_results(paths: list[Path]) -> dict[str, Artifact]:
     from tsdkd.artifacts.files import MANIFEST_FILE
     from tsdkd.artifacts.manifest import load_manifest
     from tsdkd.artifacts.reader import read_artifact
-    from tsdkd.stages.results.compare import model_sort_key, shorten_paths
+    from tsdkd.stages.results.model_names import model_sort_key, shorten_paths
 
     observer, selected = ConsoleObserver(), []
     for path in paths:

@@ -71,7 +71,7 @@ def _plan_train(context: typer.Context, planner: Planner) -> PlanRow:
 
 
 def _plan_eval(context: typer.Context, planner: Planner) -> PlanRow:
-    from tsdkd.stages.results.compare import run_models
+    from tsdkd.stages.results.model_names import run_models
 
     given = context.params
     if given["compare"]:

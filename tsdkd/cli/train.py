@@ -67,9 +67,12 @@ def command(
     else:
         recorded, scored = rollouts or run / "rollouts", scores_path(config, scores, run)
         artifact = _train_offline(config, recorded, scored, student, output, seed, observer, overwrite)
-    show_pairs("checkpoint", [("path", str(artifact.path)), *_summary(config, artifact.manifest)])
+    learned = None
     if not config.online or rollouts:
-        chat = chat_of_rollouts(read_artifact(rollouts or run / "rollouts", "rollouts", hashed=False), config.chat)
+        learned = read_artifact(rollouts or run / "rollouts", "rollouts", hashed=False)
+        chat = chat_of_rollouts(learned, config.chat)
+    rows = _summary(config, artifact.manifest, learned.manifest if learned else None)
+    show_pairs("checkpoint", [("path", str(artifact.path)), *rows])
     paths = f"{options.run_option(run)}{options.path_option('--checkpoint', checkpoint)}"
     show_next(f"tsdkd eval{paths}{options.chat_options(chat)}")
 
@@ -124,8 +127,9 @@ def _train_offline(
     return train_offline(rollouts, scores, name, output, config, seed, observer, overwrite)
 
 
-def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
-    from tsdkd.stages.data.provenance import Staleness
+def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None) -> list[tuple[str, str]]:
+    """`rollouts`: those with recorded responses; None without any."""
+    from tsdkd.stages.data.provenance import Staleness, has_student_responses
 
     summary = manifest.summary
     rows = [
@@ -143,7 +147,8 @@ def _summary(config: TrainConfig, manifest: Manifest) -> list[tuple[str, str]]:
         weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS and not own else ""
         values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
         rows.append((f"{metric(name).label}{weight}", values))
-    if "drift_last" in summary and Staleness(summary["candidate_overlap_last"], summary["drift_last"]).is_stale:
+    measured = "drift_last" in summary and rollouts is not None and has_student_responses(rollouts)
+    if measured and Staleness(summary["candidate_overlap_last"], summary["drift_last"]).is_stale:
         rows.append(("scores", "stale by now: sample and score again before further training (docs/rounds.md)"))
     best = {name: summary.get(name.replace("eval_", "best_")) for name in HELD_OUT_METRICS}
     rows += [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 160_000_000, "cuda": 2**29}
 """Student logits that are formed at a time: enough rows for matrix products to run at full speed."""
 TEACHER_CHUNKS = 2
 """Teacher chunks per chunk: they may be smaller, because one of a token's four products is the teacher's."""

@@ -5,15 +5,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+ROW_STEP = {"cpu": 1, "cuda": 64}
+"""Matrix products of a head take multiples of so many rows: on a GPU, products of an odd number take several times as
+long."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinearOutputs:
     """Outputs `a` of a head's linear layer; its logits are `softcap * tanh(scale * a / softcap)`."""
 
     values: Tensor
-    """(tokens, vocab)"""
+    """(tokens, columns): the columns of the vocabulary, then those of padding rows."""
     logit_scale: float = 1.0
     softcap: float | None = None
+    vocab: int | None = None
+    """None: all columns."""
+
+    @property
+    def in_vocab(self) -> Tensor:
+        """The values without the columns of padding rows: (tokens, vocab), a view."""
+        return self.values[..., : self.vocab]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -23,15 +34,16 @@ class LinearOutputs:
         return replace(self, values=self.values[tokens])
 
     def logits(self) -> Tensor:
-        """(tokens, vocab), in float32 or better; `values` itself where the head has neither scale nor soft-cap."""
+        """(tokens, vocab), in float32 or better; `in_vocab` itself where the head has neither scale nor soft-cap."""
+        values = self.in_vocab
         if self.logit_scale == 1.0 and not self.softcap:
-            return self.values
-        scaled = self.values.to(torch.promote_types(self.values.dtype, torch.float32)) * self.logit_scale
+            return values
+        scaled = values.to(torch.promote_types(values.dtype, torch.float32)) * self.logit_scale
         return self.softcap * torch.tanh(scaled / self.softcap) if self.softcap else scaled
 
     def logits_of(self, ids: Tensor) -> Tensor:
         """The logits of ids (tokens,), one at each token: (tokens,)."""
-        return replace(self, values=self.values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)).logits()
+        return replace(self, values=self.values.gather(-1, ids.unsqueeze(-1)).squeeze(-1), vocab=None).logits()
 
     def softcap_grad(self, logits: Tensor) -> Tensor | None:
         """The derivative of the soft-cap at `logits` (any shape); None without a soft-cap."""
@@ -60,10 +72,13 @@ class Head:
         return len(self.weight[: self.vocab_size])
 
     @property
-    def unpadded(self) -> "Head":
-        """The same head without its padding rows."""
-        bias = None if self.bias is None else self.bias[: self.vocab_size]
-        return replace(self, weight=self.weight[: self.vocab_size], bias=bias, vocab_size=None)
+    def aligned(self) -> "Head":
+        """The same head with the fewest padding rows that `ROW_STEP` allows: its own, or zeros where it has too few."""
+        vocab, step = self.vocab, ROW_STEP["cuda" if self.weight.is_cuda else "cpu"]
+        rows = -(-vocab // step) * step
+        weight = _with_rows(self.weight, rows)
+        bias = None if self.bias is None else _with_rows(self.bias.unsqueeze(-1), rows).squeeze(-1)
+        return replace(self, weight=weight, bias=bias, vocab_size=vocab)
 
     def to(self, target: torch.device | torch.dtype) -> "Head":
         """The same head on another device or in another dtype."""
@@ -71,20 +86,20 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., width) -> logits (..., vocab), differentiable."""
-        head = self.unpadded
+        head = self.aligned
         values = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
-        return self._outputs(values).logits()
+        return self._outputs(values, head.vocab).logits()
 
     def linear(self, hidden: Tensor, out: Tensor | None = None) -> LinearOutputs:
         """Hidden states (tokens, width) -> outputs of the linear layer, not differentiable.
 
-        `out` (tokens, vocab) receives the values; without it they get new memory.
+        `out` (tokens, columns) receives the values; without it they get new memory.
         """
-        head = self.unpadded
+        head = self.aligned
         hidden = hidden.to(head.weight.dtype)
         if head.bias is None:
-            return self._outputs(torch.mm(hidden, head.weight.T, out=out))
-        return self._outputs(torch.addmm(head.bias, hidden, head.weight.T, out=out))
+            return self._outputs(torch.mm(hidden, head.weight.T, out=out), head.vocab)
+        return self._outputs(torch.addmm(head.bias, hidden, head.weight.T, out=out), head.vocab)
 
     def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Hidden states (tokens, width) and ids (tokens, k) -> their logits (tokens, k), in float32 or better."""
@@ -99,5 +114,11 @@ class Head:
         linear = torch.einsum("nd,nkd->nk", hidden.to(wide), self.weight[ids].to(wide))
         return linear if self.bias is None else linear + self.bias[ids]
 
-    def _outputs(self, values: Tensor) -> LinearOutputs:
-        return LinearOutputs(values, self.logit_scale, self.softcap)
+    def _outputs(self, values: Tensor, vocab: int | None = None) -> LinearOutputs:
+        return LinearOutputs(values, self.logit_scale, self.softcap, vocab)
+
+
+def _with_rows(values: Tensor, rows: int) -> Tensor:
+    """The first rows of (n, width), with rows of zeros where it has fewer."""
+    missing = rows - len(values)
+    return torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing > 0 else values[:rows]

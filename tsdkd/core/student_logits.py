@@ -23,15 +23,16 @@ class StudentLogits:
     def __init__(self, hidden: Tensor, head: Head, precision: torch.dtype, requires_grad: list[bool]) -> None:
         """`requires_grad`: which of `differentiable_tensors(hidden, head)` receive a gradient."""
         self.hidden = hidden.to(precision)
-        self.head = head.unpadded.to(precision)
-        self.vocab = self.head.vocab
+        self.head = head.aligned.to(precision)
+        self.vocab, self.columns = self.head.vocab, len(self.head.weight)
         self.wide = torch.promote_types(precision, torch.float32)
         self._tensors = differentiable_tensors(hidden, head)
+        rows = len(hidden), *(max(len(head.weight), self.columns),) * 2
         self._sums = [
-            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+            tensor.new_zeros(count, *tensor.shape[1:], dtype=torch.promote_types(tensor.dtype, torch.float32))
             if required and tensor is not None
             else None
-            for tensor, required in zip(self._tensors, requires_grad, strict=True)
+            for tensor, required, count in zip(self._tensors, requires_grad, rows, strict=True)
         ]
         self._hidden_grad_norms: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._linear_buffer: Tensor | None = None
@@ -46,7 +47,10 @@ class StudentLogits:
     def gradients(self) -> list[Tensor | None]:
         """Of hidden states, weight and bias, in their dtypes; None for a tensor that receives none."""
         pairs = zip(self._sums, self._tensors, strict=True)
-        return [None if total is None or tensor is None else total.to(tensor.dtype) for total, tensor in pairs]
+        return [
+            None if total is None or tensor is None else total[: len(tensor)].to(tensor.dtype)
+            for total, tensor in pairs
+        ]
 
     def grad_norm(self, term: str) -> Tensor | None:
         """The norm of the gradient that a term has accumulated at the hidden states; None if they receive none."""
@@ -56,10 +60,10 @@ class StudentLogits:
         return torch.linalg.vector_norm(torch.stack(norms)) if norms else hidden_sum.new_zeros(())
 
     def linear(self, tokens: Tensor | slice) -> LinearOutputs:
-        """The head's linear outputs (n, vocab) for some tokens, valid until the next call."""
+        """The head's linear outputs for some tokens, valid until the next call."""
         hidden = self.hidden[tokens]
         if self._linear_buffer is None or len(self._linear_buffer) < len(hidden):
-            self._linear_buffer = hidden.new_empty(len(hidden), self.vocab)
+            self._linear_buffer = hidden.new_empty(len(hidden), self.columns)
         return self.head.linear(hidden, out=self._linear_buffer[: len(hidden)])
 
     def buffers(self, tokens: int, largest: int) -> BlockBuffers:
@@ -73,19 +77,20 @@ class StudentLogits:
         return BlockBuffers(*self._block_buffers[:, :tokens])
 
     def accumulate(self, term: str, tokens: Tensor | slice, grads: Tensor, weights: Tensor) -> None:
-        """Add the gradients of hidden states, weight and bias that follow from `grads` (n, vocab) times `weights` (n,).
+        """Add the gradients of hidden states, weight and bias from `grads` (n, columns) times `weights` (n,).
 
-        `grads` are gradients of `term` at `logit_scale` times the linear outputs, before a soft-cap. Each
-        call of a term has other tokens.
+        `grads` are gradients of `term` at `logit_scale` times the linear outputs, before a soft-cap; those at the
+        columns of padding rows become 0. Each call of a term has other tokens.
         """
         hidden_sum, weight_sum, bias_sum = self._sums
+        grads[:, self.vocab :] = 0
         column = (self.head.logit_scale * weights).unsqueeze(-1)
         if hidden_sum is not None:
             hidden_sum[tokens] += self._record_norm(term, (grads @ self.head.weight) * column)
         if weight_sum is not None:
-            _add_product(weight_sum[: self.vocab], grads.T, (self.hidden[tokens] * column).to(grads))
+            _add_product(weight_sum[: self.columns], grads.T, (self.hidden[tokens] * column).to(grads))
         if bias_sum is not None:
-            _add_product(bias_sum[: self.vocab].unsqueeze(-1), grads.T, column.to(grads))
+            _add_product(bias_sum[: self.columns].unsqueeze(-1), grads.T, column.to(grads))
 
     def accumulate_at(self, term: str, tokens: Tensor, ids: Tensor, grads: Tensor) -> None:
         """As `accumulate`, for weighted gradients (n, k) at the logits of `ids` (n, k) alone."""
@@ -111,8 +116,12 @@ def differentiable_tensors(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, 
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add `a @ b` to `total`, whose precision may be higher than that of the factors."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
+        return
+    if a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
         return
     step = max(1, MAX_PRODUCT_ELEMENTS // b.shape[1])
     for total_rows, a_rows in zip(total.split(step), a.split(step), strict=True):

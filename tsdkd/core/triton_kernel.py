@@ -37,11 +37,11 @@ class KernelValues(NamedTuple):
 
 
 def compare(student: LinearOutputs, teacher: LinearOutputs, formula: Divergence, temperature: float) -> KernelValues:
-    """Compare both models' linear outputs (n, vocab).
+    """Compare both models' linear outputs (n, columns) of the same vocabulary.
 
     The divergence's gradient at the student's tempered logits before a soft-cap overwrites `student.values`.
     """
-    tokens, vocab = student.values.shape
+    tokens, vocab = student.in_vocab.shape
     results = student.values.new_empty(len(KernelValues._fields), tokens, dtype=torch.float32)
     with torch.cuda.device_of(student.values):  # Triton launches on the current device
         _compare[(tokens,)](
@@ -50,6 +50,8 @@ def compare(student: LinearOutputs, teacher: LinearOutputs, formula: Divergence,
             results,
             tokens,
             vocab,
+            student.values.shape[1],
+            teacher.values.shape[1],
             student.values.stride(0),
             teacher.values.stride(0),
             1 / temperature,
@@ -82,20 +84,23 @@ def _kind(formula: Divergence) -> int:
 
 
 @triton.jit
-def _logits(row, ids, mask, scale, cap, capped: tl.constexpr):
-    """Logits of some tokens of the vocabulary, in float32, after logit scale and soft-cap."""
-    z = tl.load(row + ids, mask=mask, other=0.0).to(tl.float32) * scale
+def _logits(row, ids, vocab, columns, scale, cap, capped: tl.constexpr):
+    """Logits of some tokens of the vocabulary, in float32, after logit scale and soft-cap.
+
+    It reads whole rows: loads up to a multiple of 16 are several times as fast as those up to other numbers.
+    """
+    z = tl.load(row + ids, mask=ids < columns, other=0.0).to(tl.float32) * scale
     if capped:
         z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)
-    return tl.where(mask, z, LOWEST)
+    return tl.where(ids < vocab, z, LOWEST)
 
 
 @triton.jit
 def _add_exp(z, inverse_temperature, peak, total):
-    """Running maximum and sum of exponentials, lane by lane."""
+    """Running maximum and sum of exponentials, lane by lane; of the two factors, one is exp(0)."""
     u = z * inverse_temperature
-    new_peak = tl.maximum(peak, u)
-    return new_peak, total * tl.exp(peak - new_peak) + tl.exp(u - new_peak)
+    factor = tl.exp(-tl.abs(u - peak))
+    return tl.maximum(peak, u), tl.where(u > peak, total * factor + 1, total + factor)
 
 
 @triton.jit
@@ -132,6 +137,8 @@ def _compare(
     results,
     tokens,
     vocab,
+    student_columns,
+    teacher_columns,
     student_stride,
     teacher_stride,
     inverse_temperature,
@@ -156,21 +163,22 @@ def _compare(
     s_max, t_max, s_argmax = zeros + LOWEST, zeros + LOWEST, tl.zeros([vocab_block], tl.int32)
     for start in range(0, vocab, vocab_block):
         ids = start + lane
-        z = _logits(s_row, ids, ids < vocab, student_scale, student_cap, student_capped)
-        t = _logits(t_row, ids, ids < vocab, teacher_scale, teacher_cap, teacher_capped)
+        z = _logits(s_row, ids, vocab, student_columns, student_scale, student_cap, student_capped)
+        t = _logits(t_row, ids, vocab, teacher_columns, teacher_scale, teacher_cap, teacher_capped)
         s_peak, s_sum = _add_exp(z, inverse_temperature, s_peak, s_sum)
         t_peak, t_sum = _add_exp(t, inverse_temperature, t_peak, t_sum)
         s_argmax = tl.where(z > s_max, ids, s_argmax)
         s_max, t_max = tl.maximum(s_max, z), tl.maximum(t_max, t)
     s_log_sum, t_log_sum = _log_sum(s_peak, s_sum), _log_sum(t_peak, t_sum)
     s_top = tl.min(tl.where(s_max == tl.max(s_max, 0), s_argmax, vocab), 0)  # the first of equals
-    t_at_s_top = tl.max(_logits(t_row, s_top + 0 * lane, lane == 0, teacher_scale, teacher_cap, teacher_capped), 0)
+    top_ids = s_top + 0 * lane
+    t_at_s_top = tl.max(_logits(t_row, top_ids, vocab, teacher_columns, teacher_scale, teacher_cap, teacher_capped), 0)
 
     s_entropy, t_entropy, divergence, weighted_grad = zeros, zeros, zeros, zeros
     for start in range(0, vocab, vocab_block):
         ids = start + lane
-        z = _logits(s_row, ids, ids < vocab, student_scale, student_cap, student_capped)
-        t = _logits(t_row, ids, ids < vocab, teacher_scale, teacher_cap, teacher_capped)
+        z = _logits(s_row, ids, vocab, student_columns, student_scale, student_cap, student_capped)
+        t = _logits(t_row, ids, vocab, teacher_columns, teacher_scale, teacher_cap, teacher_capped)
         log_q, log_p = z * inverse_temperature - s_log_sum, t * inverse_temperature - t_log_sum
         q, p = tl.exp(log_q), tl.exp(log_p)
         s_entropy -= q * log_q
@@ -182,8 +190,8 @@ def _compare(
 
     for start in range(0, vocab, vocab_block):
         ids = start + lane
-        z = _logits(s_row, ids, ids < vocab, student_scale, student_cap, student_capped)
-        t = _logits(t_row, ids, ids < vocab, teacher_scale, teacher_cap, teacher_capped)
+        z = _logits(s_row, ids, vocab, student_columns, student_scale, student_cap, student_capped)
+        t = _logits(t_row, ids, vocab, teacher_columns, teacher_scale, teacher_cap, teacher_capped)
         log_q, log_p = z * inverse_temperature - s_log_sum, t * inverse_temperature - t_log_sum
         q = tl.exp(log_q)
         _, grad = _divergence(q, log_q, tl.exp(log_p), log_p, mix, teacher_weight, student_weight, kind)
@@ -191,7 +199,7 @@ def _compare(
             grad = q * (grad - mean_grad)
         if student_capped:
             grad *= 1 - (z / student_cap) * (z / student_cap)
-        tl.store(s_row + ids, grad.to(student_and_grad.dtype.element_ty), mask=ids < vocab)
+        tl.store(s_row + ids, grad.to(student_and_grad.dtype.element_ty), mask=ids < student_columns)
 
     tl.store(results + token, tl.sum(s_entropy, 0))
     tl.store(results + tokens + token, tl.sum(t_entropy, 0))

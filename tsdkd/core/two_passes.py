@@ -126,7 +126,7 @@ class TwoPasses:
             compare, other = compare_compiled if self.compiled else compare_logits, teacher.logits
         sampled: SampledTokens | None = self.plan.importance and self.plan.importance.take(tokens)
         buffers = BlockBuffers() if self.compiled else self._buffers(len(logits))
-        grad_out = student.values[block]
+        grad_out = student.in_vocab[block]
         return compare(logits, other, student.softcap_grad(logits), self._comparison, sampled, buffers, grad_out)
 
     @property
@@ -202,7 +202,7 @@ class TwoPasses:
         self, name: str, loss: Loss, tokens: Tensor, student: LinearOutputs, term: TermWeights, values: TokenValues
     ) -> list[Tensor]:
         """`_accumulate` for gradients at the whole vocabulary."""
-        losses, grads = [], student.values  # overwritten block by block
+        losses: list[Tensor] = []
         temperature = term.temperature[tokens] if isinstance(term.temperature, Tensor) else term.temperature
         for part in slices(len(tokens), self.sizes.teacher_chunk):
             blocks = self._blocks(student.take(part), self.teacher.take(tokens[part]), whole=loss.needs != "responses")
@@ -215,9 +215,10 @@ class TwoPasses:
                 entropy = values.student_entropy[tokens[own]] if self._has_plan_temperature(term) else None
                 block_tokens = TokenBlock(log_q, signal, divisor, ids, entropy)
                 softcap_grad = student.softcap_grad(logits)
-                losses.append(loss_and_grad(loss, block_tokens, q, softcap_grad, buffers, grads[own]))
+                losses.append(loss_and_grad(loss, block_tokens, q, softcap_grad, buffers, student.in_vocab[own]))
         if self.student.requires_grad:
-            self.student.accumulate(name, tokens, grads, term.factor / temperature * term.weights[tokens])
+            weights = term.factor / temperature * term.weights[tokens]
+            self.student.accumulate(name, tokens, student.values, weights)  # by now their gradients
         return losses
 
     def _accumulate_ranking(

@@ -94,6 +94,22 @@ def test_responses_and_scores_of_another_student_are_stale_if_it_is_far(
 
 
 @pytest.mark.parametrize(
+    ("policy", "samplers", "sampled_again"),
+    [
+        ("student", (STUDENT,), True),
+        ("mixed", (STUDENT, TEACHER), True),
+        ("teacher", (TEACHER,), False),
+        ("given", (STUDENT,), False),
+    ],
+)
+def test_only_the_students_own_responses_are_sampled_again(
+    policy: str, samplers: tuple[ModelRecord, ...], sampled_again: bool
+) -> None:
+    found = facts(OTHER, samplers, policy=policy, staleness=STALE)["staleness"]
+    assert found.remedy.startswith("Sample and score again" if sampled_again else "Score again")
+
+
+@pytest.mark.parametrize(
     ("overlap", "drift", "is_stale"),
     [(1.0, 0.0, False), (0.86, 0.14, False), (0.84, 0.0, True), (1.0, 0.16, True), (1.0, -0.16, True)],
 )

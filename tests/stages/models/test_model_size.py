@@ -13,7 +13,7 @@ from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.models.device import default_device, total_memory
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.memory import estimate_training_memory
-from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.model_size import head_shape, model_size, parameter_count
 from tsdkd.stages.models.new_adapters import add_lora
 
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
@@ -44,7 +44,8 @@ def test_shapes_of_an_architecture(architecture: str) -> None:
     size = model_size(config_of(architecture))
     assert (size.cache_numbers, size.width, size.inner_widths) == (2 * cache, width, 2 * (inner_width,))
     assert (size.attention_heads, size.attention_layers) == (heads, 2 * (heads > 0))
-    assert size.head_shape == (vocab, width)
+    assert size.head_shape == head_shape(config_of(architecture)) == (vocab, width)
+    assert size.parameters == parameter_count(config_of(architecture))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_estimates_of_dense_models_follow_from_their_configs(architecture: str, 
     memory = estimate_training_memory(config, [config], 100, train, "bfloat16")
     trained = tokens * (2 * (8 * width + 4 * inner) + 16 * width) + tokens * 100 * heads * 10
     assert memory.activations == 2 * trained
-    assert memory.state == size.parameters * 18
+    assert (memory.weights, memory.optimizer) == (size.parameters * 10, size.parameters * 8)
     assert memory.teacher == config.vocab_size * width * 2
     packed = replace(train, micro_batch_size=None, micro_batch_tokens=1000)  # of any length, and no scores are kept
     memory = estimate_training_memory(config, [config], 100, packed, "bfloat16")

@@ -17,7 +17,8 @@ from tsdkd.stages.report.descriptions import describe_artifacts
 from tsdkd.stages.report.groups import group_tables
 from tsdkd.stages.report.runs import load_runs
 from tsdkd.stages.report.stage import report
-from tsdkd.stages.results.compare import Comparison, model_sort_key, teacher_results
+from tsdkd.stages.results.compare import Comparison
+from tsdkd.stages.results.model_names import model_sort_key, teacher_results
 from tsdkd.stages.results.tables import comparison_tables, held_out_tables
 
 TEACHERS = tuple(ModelRecord(f"teacher:{name}", f"models/{name}-7b", "b" * 64, "t", "c") for name in ("code", "math"))

@@ -9,7 +9,8 @@ import pytest
 from tests.helpers.results import binary_scores, results
 from tsdkd.errors import InputError
 from tsdkd.stages.results.benchmarks import PAPER_BENCHMARKS
-from tsdkd.stages.results.compare import Score, compare, shorten_paths
+from tsdkd.stages.results.compare import Score, compare
+from tsdkd.stages.results.model_names import shorten_paths
 from tsdkd.stages.results.paired import paired_difference
 from tsdkd.stages.results.published import AVERAGE, PUBLISHED, find_table, published_tables
 from tsdkd.stages.results.tables import comparison_tables

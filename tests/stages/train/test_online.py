@@ -36,20 +36,6 @@ def learn(
     return weights(output)
 
 
-@pytest.fixture
-def responses(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
-    """The samples with responses of every step."""
-    seen: list[list[Sample]] = []
-    with_responses = OnlineSource.with_responses
-
-    def spy(self: OnlineSource, *given: object) -> list[Sample]:
-        seen.append(with_responses(self, *given))
-        return seen[-1]
-
-    monkeypatch.setattr(OnlineSource, "with_responses", spy)
-    return seen
-
-
 def test_the_first_step_is_the_objective_on_the_students_responses(
     prompts: Path, student: Path, teacher: Path, tmp_path: Path, responses: list[list[Sample]]
 ) -> None:

@@ -28,11 +28,11 @@ def test_fresh_scores_are_known_without_reading(
     monkeypatch.setattr(OfflineSource, "measure_staleness", lambda *_: pytest.fail("read"))
     observer = RecordingObserver()
     learn(run, student, tmp_path / "c", SHORT, observer=observer)
-    said = [message for message in observer.messages if "scores are" in message]
-    assert len(said) == 1
-    assert "The student that is trained sampled the responses." in said[0]
-    assert "they are fresh" in said[0]
-    assert "unknown" in said[0]  # a plain student
+    lines = [message for message in observer.messages if "scores are" in message]
+    assert len(lines) == 1
+    assert "The student that is trained sampled the responses." in lines[0]
+    assert "they are fresh" in lines[0]
+    assert "unknown" in lines[0]  # a plain student
     assert not any("scores" in message for message in observer.warnings)
 
 

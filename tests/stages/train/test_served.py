@@ -1,5 +1,6 @@
 """Online training with a served teacher: its update beside that of the loaded one, and refusals."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,6 +105,21 @@ def test_another_teacher_stops_the_run(
     monkeypatch.setattr(stage, "open_sampler", exchange)
     with pytest.raises(TsdkdError, match="as another teacher"):
         train_served(prompts, str(student), fake.url, None, tmp_path / "served", ONLINE)
+
+
+@pytest.mark.parametrize(("names", "owner"), [([""], "the teacher"), (["code", "math"], "the teacher code")])
+def test_too_little_captured_mass_stops_the_run(
+    fake: FakeServer, tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], owner: str
+) -> None:
+    monkeypatch.setattr(served_scoring, "MIN_CAPTURED_MASS", 0.99)
+    rows = [{"prompt": f"{i} and {i}?", "source": names[i % len(names)] or "one"} for i in range(10)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampling = replace(SAMPLING, teacher_by="source" if len(names) > 1 else None)
+    config = replace(ONLINE, online=OnlineConfig(sampling=sampling, teacher_top_k=20))
+    with pytest.raises(TsdkdError, match=f"The 20 most likely tokens of {owner} hold only") as error:
+        train_served(prompts, str(student), dict.fromkeys(names, fake.url), None, tmp_path / "served", config)
+    assert error.value.remedy.endswith("give a larger --teacher-top-k.")
 
 
 @pytest.mark.parametrize("refused", [{"objective": TSDKDConfig(k=4, temperature=2.0)}, {"compile": True}])

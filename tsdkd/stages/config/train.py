@@ -10,8 +10,9 @@ from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
 from tsdkd.stages.config.generate import PROMPT_COLUMNS, GenerateConfig
 from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
+from tsdkd.stages.config.optimizer import DEFAULT_OPTIMIZER, OptimizerName
 from tsdkd.stages.config.option import Option, nested, option, reuse
-from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
+from tsdkd.stages.config.types import DTYPE_HELP, DType, QuantizedBits, attention_option
 from tsdkd.stages.methods import METHODS, find_method
 
 
@@ -53,6 +54,9 @@ class LoRAConfig:
     targets: str = option("all-linear", "Modules, joined by commas.", group=LORA, name="lora-targets", metavar="NAMES")
     """"all-linear": every linear layer except the head."""
     merge: bool = option(False, "Save full weights instead of an adapter.", group=LORA)
+    quantize: QuantizedBits | None = option(
+        None, "Bits of the frozen weights (QLoRA); needs bitsandbytes.", group=LORA, shown="as loaded"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -148,7 +152,8 @@ class TrainConfig:
     """None: all weights are trained."""
     chat: ChatConfig = nested(ChatConfig, options=recorded_chat_options(without_rollouts=True))
     """With rollouts: theirs, or unset, which stands for it. The checkpoint's tokenizer gets it."""
-    learning_rate: float = option(5e-6, "Peak learning rate of AdamW.", group=OPTIMIZER, min_=0, common=True)
+    optimizer: OptimizerName = option(DEFAULT_OPTIMIZER, "Optimizer, by transformers' name.", group=OPTIMIZER)
+    learning_rate: float = option(5e-6, "Peak learning rate.", group=OPTIMIZER, min_=0, common=True)
     epochs: float = option(3.0, "Passes over the data, above 0.", group=OPTIMIZER, common=True)
     batch_size: int = option(
         128, "Responses per optimizer step, over all processes.", group=OPTIMIZER, min_=1, common=True
@@ -174,7 +179,7 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = option(
         "cosine", "Schedule of the learning rate.", group=OPTIMIZER
     )
-    weight_decay: float = option(0.0, "Weight decay of AdamW.", group=OPTIMIZER, min_=0)
+    weight_decay: float = option(0.0, "Weight decay.", group=OPTIMIZER, min_=0)
     max_grad_norm: float = option(1.0, "Norm to which gradients are clipped, above 0.", group=OPTIMIZER, min_=0)
     precision: Literal["auto", "bfloat16", "float32"] = option(
         "auto", "Precision of the forward; weights stay float32. auto: bfloat16 if the hardware has it.", group=ENGINE
@@ -211,6 +216,11 @@ class TrainConfig:
         metavar="NAME",
         repeatable=True,
     )
+
+    @property
+    def quantize(self) -> QuantizedBits | None:
+        """Bits of the frozen weights; None for weights as loaded, and where all weights are trained."""
+        return self.lora.quantize if self.lora else None
 
     def __post_init__(self) -> None:
         for name, good, range_ in (

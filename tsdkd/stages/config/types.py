@@ -15,6 +15,8 @@ EvalEngine = Literal["transformers", "vllm"]
 Policy = Literal["student", "teacher", "mixed", "speculative", "teacher-mixed", "given"]
 Turns = Literal["all", "last"]
 EngineName = Literal["auto", "vllm", "transformers"]
+QuantizedBits = Literal["4bit", "8bit"]
+"""Bits of a frozen model's weights: nf4 with double quantisation, or integers with a scale per row."""
 
 
 def attention_option() -> Any:

@@ -42,7 +42,7 @@ class LoadedTeacher(OnlineTeacher):
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self._head_on = lru_cache(maxsize=1)(model.head.to)
+        self._head_on = lru_cache(maxsize=1)(lambda device: model.head.to(device).aligned)
 
     def signal(self, batch: Batch) -> TeacherHidden:
         device = batch["input_ids"].device
@@ -114,7 +114,7 @@ class TeachersInTurn(OnlineTeacher):
         return SeveralTeachers.of([TeacherHidden(h, self._head(name, h.device)) for name, h in hidden.items()], owners)
 
     def _head(self, name: str, device: torch.device) -> Head:
-        self._heads[name] = self._heads[name].to(device)
+        self._heads[name] = self._heads[name].to(device).aligned
         return self._heads[name]
 
 

@@ -12,12 +12,19 @@ from typing import Literal
 
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, load_manifest
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.config.generate import GIVEN
+from tsdkd.stages.config.generate import AUTHORS, GIVEN
 from tsdkd.stages.models.fingerprint import checkpoint_fingerprint
 
 STALE_OVERLAP, STALE_DRIFT = 0.85, 0.15
 """Scores are stale below this candidate overlap, or beyond this drift in nats per token; see docs/results.md."""
 SAMPLE_AGAIN = "Sample and score again with the student that is trained (docs/rounds.md)."
+SCORE_AGAIN = "Score again with the student that is trained."
+"""The remedy where no student sampled the responses."""
+
+
+def has_student_responses(rollouts: Manifest) -> bool:
+    """Whether the student takes part in the responses, so that they become stale with it."""
+    return not {*AUTHORS[rollouts.config["policy"]]} <= {"teacher", GIVEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +158,11 @@ class Provenance:
         has_sampled = self.scored.weights in {model.weights for model in self.samplers}
         scored = "the student that sampled" if has_sampled else self._describe(self.scored).rstrip(",")
         text = f"The scores are of {scored}"
+        remedy = SAMPLE_AGAIN if has_student_responses(self.rollouts) else SCORE_AGAIN
         if staleness is None:
-            return Fact(name, "unknown", f"{text}; how stale they are was not measured.", SAMPLE_AGAIN)
+            return Fact(name, "unknown", f"{text}; how stale they are was not measured.", remedy)
         text = f"{text}. The student that is trained has {staleness} (fresh: 1 and 0)."
-        return Fact(name, "look", text, SAMPLE_AGAIN) if staleness.is_stale else Fact(name, "ok", text)
+        return Fact(name, "look", text, remedy) if staleness.is_stale else Fact(name, "ok", text)
 
     def _start_teacher(self) -> Fact:
         """The teacher that scores, compared with the teachers that the student's start learned from."""

@@ -43,7 +43,7 @@ class ScoreCost:
 
 def score_cost(config: ScoreConfig, head: Head, tokens: int = 0) -> ScoreCost:
     """The cost of `tokens` response tokens. Only shape and dtype of the teacher's head matter."""
-    weight = head.unpadded.weight
+    weight = head.weight[: head.vocab_size]
     per_token = bytes_per_token(config, weight.shape[1], weight.dtype)
     return ScoreCost(config.signal, tokens, per_token, weight.nbytes if config.signal in SIGNALS_WITH_HEAD else 0)
 

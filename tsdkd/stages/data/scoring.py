@@ -131,7 +131,7 @@ def _compare_chunks(
     student: Tensor, teacher: Tensor, sampled: Tensor, models: ModelPair, compare_chunk: CompareChunk
 ) -> dict[str, Tensor]:
     """Both models' hidden states (tokens, width), sampled ids (tokens,) -> columns (tokens, ...) on the CPU."""
-    heads = models[0].head, models[1].head
+    heads = models[0].head.aligned, models[1].head.aligned
     chunk = chunk_tokens(heads[1])
     pieces = [
         {name: value.cpu() for name, value in compare_chunk(*tensors, heads).items()}

@@ -79,12 +79,16 @@ def teacher_columns(reading: Reading, vocab: int, config: ScoreConfig) -> dict[s
     return columns
 
 
-def require_captured_mass(readings: list[Reading], top_k: int, option: str = "--top-k") -> None:
-    """Raises TsdkdError where the K tokens hold too little of the teacher's probability. `option`: it sets K."""
+def require_captured_mass(readings: list[Reading], top_k: int, option: str = "--top-k", teacher: str = "") -> None:
+    """Raises TsdkdError where the K tokens hold too little of the teacher's probability.
+
+    `option`: it sets K; `teacher`: its name, "" for an only one.
+    """
     mass = float(torch.cat([reading.top_log_probs for reading in readings]).exp().sum(-1).mean())
     if mass < MIN_CAPTURED_MASS:
         raise TsdkdError(
-            too_little_mass(mass, top_k), f"Start vLLM with a larger --max-logprobs and give a larger {option}."
+            too_little_mass(mass, top_k, teacher),
+            f"Start vLLM with a larger --max-logprobs and give a larger {option}.",
         )
 
 

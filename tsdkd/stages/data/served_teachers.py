@@ -48,7 +48,7 @@ class ServedTeachers(OnlineTeacher):
         """Raises as `ServedTeacher.signal`."""
 
         def read(name: str) -> list[Reading]:
-            return read_by(self.servers[name], [read_request(s) for s in samples if s["teacher"] == name])
+            return read_by(self.servers[name], [read_request(s) for s in samples if s["teacher"] == name], name)
 
         names = sorted({sample["teacher"] for sample in samples})
         with ThreadPoolExecutor(len(self.servers)) as threads:
@@ -62,10 +62,10 @@ class ServedTeachers(OnlineTeacher):
         return top_k_signal(batch["recorded"], self.vocab, batch["input_ids"].device)
 
 
-def read_by(server: TeacherServer, requests: list[ReadRequest]) -> list[Reading]:
+def read_by(server: TeacherServer, requests: list[ReadRequest], teacher: str = "") -> list[Reading]:
     """Raises TsdkdError where the server fails, or its K tokens hold too little probability."""
     readings = server.read(requests)
-    require_captured_mass(readings, server.top_k, "--teacher-top-k")
+    require_captured_mass(readings, server.top_k, "--teacher-top-k", teacher)
     return readings
 
 

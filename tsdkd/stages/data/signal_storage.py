@@ -127,7 +127,7 @@ class SignalDecoder:
         return min((head.vocab for head in self.heads.values()), default=None)
 
     def to(self, device: torch.device) -> "SignalDecoder":
-        return replace(self, heads={name: head.to(device) for name, head in self.heads.items()})
+        return replace(self, heads={name: head.to(device).aligned for name, head in self.heads.items()})
 
     def require_support(self, objective: TSDKDConfig | SelectiveObjective, *, held_out: bool) -> None:
         """Raises InputError if an objective, or held-out measurement, needs more than the signal records."""

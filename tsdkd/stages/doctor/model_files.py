@@ -15,7 +15,7 @@ from tsdkd.stages.config.types import DType
 from tsdkd.stages.doctor.findings import Finding, finding
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import turn_end_ids
-from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.model_size import parameter_count
 from tsdkd.stages.models.record import model_record, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec, load_config, load_spec
 from tsdkd.stages.models.tokenizers import vocab_size
@@ -73,7 +73,7 @@ def read_model_files(role: str, name: str, attention: str | None, chat: ChatConf
     saved = Counter[torch.dtype]()
     for _, tensor in saved_tensors(weight_files(spec.directory), "meta"):
         saved[tensor.dtype] += tensor.numel()
-    return ModelFiles(role, spec, record, config, model_size(config).parameters, saved)
+    return ModelFiles(role, spec, record, config, parameter_count(config), saved)
 
 
 def check_models(pair: Pair) -> Finding:

@@ -25,11 +25,16 @@ def has_vllm() -> bool:
     return find_spec("vllm") is not None
 
 
-def choose_engine(config: GenerateConfig) -> EngineName:
-    """Resolve "auto". Raises InputError where the engine is not installed or does not support the policy."""
+def choose_engine(config: GenerateConfig, *, quantized: bool = False) -> EngineName:
+    """Resolve "auto". Raises InputError where the engine is not installed or does not support the policy.
+
+    `quantized`: the student in training has quantised weights, which vLLM does not get.
+    """
     joint = AUTHORS[config.policy][0] in JOINT_AUTHORS
     if config.engine == "auto":
-        return "vllm" if has_vllm() and not joint else "transformers"
+        return "vllm" if has_vllm() and not joint and not quantized else "transformers"
+    if config.engine == "vllm" and quantized:
+        raise InputError("vLLM does not sample from a student with --quantize.", "Leave out --engine vllm.")
     if config.engine == "vllm" and joint:
         raise InputError(
             f"{config.policy.capitalize()} responses need the transformers engine.", "Leave out --engine vllm."

@@ -1,5 +1,5 @@
 """Models: names and files, specs and sizes, loading, adapters, distributed training, and the embedded teacher."""
 
-import os
+from tsdkd.stages.models.hub_kernels import refuse_hub_kernels
 
-os.environ["USE_HUB_KERNELS"] = "NO"  # kernels of the hub are custom code, which transformers would run
+refuse_hub_kernels()

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.config.chat import ChatConfig
-from tsdkd.stages.config.types import DType
+from tsdkd.stages.config.types import DType, QuantizedBits
 from tsdkd.stages.models.allocator import keep_freed_memory
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.cache import padding_error, require_padding_support
@@ -28,6 +28,7 @@ from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.packed_attention import packed_sequences
 from tsdkd.stages.models.packing_check import find_packing_problem
 from tsdkd.stages.models.paths import base_directory, model_directory
+from tsdkd.stages.models.quantized import dequantized_tensors, quantization_config, unify_forward
 from tsdkd.stages.models.record import require_recorded_base
 from tsdkd.stages.models.saved_adapters import attach_adapter
 from tsdkd.stages.models.tokenizers import end_token_ids, load_tokenizer
@@ -196,6 +197,7 @@ def load_model(
     attention: str | None = None,
     observer: Observer | None = None,
     chat: ChatConfig | None = None,
+    quantize: QuantizedBits | None = None,
 ) -> LanguageModel:
     """Loads a model, or an adapter with its base model.
 
@@ -206,7 +208,7 @@ def load_model(
     `device_map`: transformers' argument, for a model that exceeds one device; without it the model is on `device`.
     `attention`: of transformers; None is eager on CPUs, else transformers' choice. `observer` receives a warning if
     eager attention replaces that choice, because it computes another attention than the model's. `chat`: as for
-    `load_tokenizer`.
+    `load_tokenizer`. `quantize`: bits of the linear layers but the head, whose weights cannot be trained then.
     """
     tokenizer, directory = load_tokenizer(name, chat), model_directory(name)
     base = base_directory(directory)
@@ -215,7 +217,8 @@ def load_model(
         keep_freed_memory()
         attention = attention or "eager"  # PyTorch's fused attention is slower in bfloat16 on CPUs
     try:
-        model = _read_weights(str(base or name), base or directory, dtype, device, device_map, attention)
+        source = str(base or name), base or directory
+        model = _read_weights(*source, dtype, device, device_map, attention, quantize)
         if base:
             model = _with_adapter(model, directory, base)
     except InputError:
@@ -227,9 +230,9 @@ def load_model(
         ) from None
     record_tying(model)
     model.eval()
-    if device_map is None:
+    if device_map is None and quantize is None:
         model.to(device)
-    require_finite(name, loaded_tensors(model))
+    require_finite(name, chain(loaded_tensors(model), dequantized_tensors(model)))
     loaded = LanguageModel(name, model, tokenizer)
     try:
         check_attention(name, model, attention, observer or SilentObserver())
@@ -251,6 +254,7 @@ def _read_weights(
     device: str,
     device_map: str | dict[str, str] | None,
     attention: str | None,
+    quantize: QuantizedBits | None,
 ) -> Any:
     """The model in the directory `source`; `name`: in messages.
 
@@ -260,16 +264,22 @@ def _read_weights(
     require_padding_support(name, config)  # before the weights are read
     if dtype == "auto" and device_map is None:
         dtype = auto_dtype(config, device)
+    settings: dict[str, Any] = {"device_map": device_map}
+    if quantize:
+        settings["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}
+        settings["quantization_config"] = quantization_config(quantize, getattr(torch, dtype))
     model, report = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
         attn_implementation=attention,
-        device_map=device_map,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         trust_remote_code=False,
+        **settings,
     )
     require_all_tensors(name, model, report)
+    if quantize:
+        unify_forward(model)
     return model
 
 

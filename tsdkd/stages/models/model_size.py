@@ -1,5 +1,6 @@
 """Shapes of a model, and the memory of its weights, caches and batches: counted on the model without weights."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,12 @@ class ModelSize:
     parameters: int
     matmul_parameters: int
     """Parameters that every token is multiplied with: all but an embedding that is only looked up."""
-    lora_parameters: int
-    """Parameters of LoRA adapters of rank 1 on all linear layers but the head."""
+    weight_shapes: tuple[tuple[tuple[int, ...], bool], ...]
+    """Shapes of all weights, and whether each is looked up: an embedding, also one that is the head."""
+    adapted_shapes: tuple[tuple[int, int], ...]
+    """Shapes of the linear layers that get adapters: all but the head."""
+    quantized_shapes: tuple[tuple[int, int], ...]
+    """Shapes of the linear layers that bitsandbytes quantises: all but the head."""
     head_shape: tuple[int, int]
     """Vocabulary and width of the output head's weight."""
     width: int
@@ -37,6 +42,11 @@ class ModelSize:
     attention_layers: int
     cache_numbers: int
     """Numbers that one token adds to the cache of keys and values."""
+
+    @property
+    def lora_parameters(self) -> int:
+        """Parameters of LoRA adapters of rank 1 on all linear layers but the head."""
+        return sum(map(sum, self.adapted_shapes))
 
     def kv_cache_bytes(self, itemsize: int) -> int:
         """Bytes of one token's keys and values; `itemsize` is the bytes of one number."""
@@ -55,14 +65,12 @@ class ModelSize:
 
 def model_size(config: PreTrainedConfig) -> ModelSize:
     """Counts parameters and shapes without allocating weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
-        )
+    model = _without_weights(config)
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     parameters = sum(p.numel() for p in model.parameters())
     looked_up = 0 if head.weight is embedding.weight else embedding.weight.numel()
+    looked_up_weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     text = config.get_text_config()
     width = int(getattr(text, "hidden_size", head.weight.shape[1]))
     layers = decoder_layers(model)
@@ -71,7 +79,9 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
     return ModelSize(
         parameters=parameters,
         matmul_parameters=parameters - looked_up,
-        lora_parameters=sum(sum(m.weight.shape) for m in adaptable_layers(model).values() if m is not head),
+        weight_shapes=tuple((tuple(p.shape), id(p) in looked_up_weights) for p in model.parameters()),
+        adapted_shapes=_shapes(m for m in adaptable_layers(model).values() if m is not head),
+        quantized_shapes=_shapes(m for m in model.modules() if type(m) in {nn.Linear, Conv1D} and m is not head),
         head_shape=tuple(head.weight.shape),
         width=width,
         inner_widths=tuple(_inner_width(layer, width) for layer in layers),
@@ -79,6 +89,30 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
         attention_layers=attention_layers,
         cache_numbers=sum(cache),
     )
+
+
+def parameter_count(config: PreTrainedConfig) -> int:
+    return sum(p.numel() for p in _without_weights(config).parameters())
+
+
+def head_shape(config: PreTrainedConfig) -> tuple[int, int]:
+    """Vocabulary and width of the output head's weight."""
+    head: Any = _without_weights(config).get_output_embeddings()
+    return tuple(head.weight.shape)
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
+        )
+    return model
+
+
+def _shapes(layers: Iterable[Any]) -> tuple[tuple[int, int], ...]:
+    """(out, in) of linear layers."""
+    weights = ((layer.weight.T if isinstance(layer, Conv1D) else layer.weight) for layer in layers)
+    return tuple((int(weight.shape[0]), int(weight.shape[1])) for weight in weights)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

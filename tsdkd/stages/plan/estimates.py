@@ -10,13 +10,14 @@ from math import ceil
 
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
+from tsdkd.stages.config.optimizer import FLOAT32_BYTES
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.score_cost import BLOCK_BYTES, score_cost
 from tsdkd.stages.data.scoring import CHUNK_BYTES
 from tsdkd.stages.models.device import total_memory
-from tsdkd.stages.models.memory import FLOAT32_BYTES, estimate_training_memory
+from tsdkd.stages.models.memory import estimate_training_memory, optimizer_bytes
 from tsdkd.stages.models.model_size import fitting_batch_size
 from tsdkd.stages.plan.benchmark_lengths import benchmark_length
 from tsdkd.stages.plan.chain import Workload
@@ -30,8 +31,6 @@ FORWARD_FLOPS, FULL_TRAINING_FLOPS, LORA_TRAINING_FLOPS, CHECKPOINTING_FLOPS = 2
 """Operations per weight and token; gradient checkpointing repeats the forward pass."""
 TOKEN_BYTES = 8
 """Of a token in rollouts and results, as id and as text; an upper bound in practice."""
-RESUME_BYTES = 12
-"""Of a trained weight in a saved step: the weight and AdamW's two moments, in float32."""
 MAX_SAVED_STEPS = 3
 """Two saved steps, and the next one before the oldest is removed."""
 VLLM_RESPONSES = 256
@@ -124,7 +123,7 @@ def estimate_train(
     width = 2 if precision == "bfloat16" else FLOAT32_BYTES
     disk = trained_weights * FLOAT32_BYTES if config.lora and not config.lora.merge else parameters * width
     saved_steps = min(MAX_SAVED_STEPS, ceil(steps / (config.eval_steps or config.save_steps)))
-    temporary_disk = saved_steps * RESUME_BYTES * trained_weights
+    temporary_disk = saved_steps * (FLOAT32_BYTES * trained_weights + optimizer_bytes(student.size, config))
     configs = [teacher.config for teacher, _ in teachers]
     memory = estimate_training_memory(student.config, configs, workload.max_tokens, config, precision).total
     work = f"{steps:,} steps of {config.batch_size}"

@@ -108,7 +108,8 @@ class Planner:
         self.chain.written_models[path_key(output)] = student.renamed(str(output))
         self.chain.written_roles[path_key(output)] = roles
         if config.online:
-            sampling = replace(config.online.sampling, engine=choose_engine(config.online.sampling))
+            engine = choose_engine(config.online.sampling, quantized=bool(config.quantize))
+            sampling = replace(config.online.sampling, engine=engine)
             config = replace(config, online=replace(config.online, sampling=sampling))
         if rollouts:
             workload = self.chain.rollouts(rollouts)

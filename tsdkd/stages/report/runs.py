@@ -15,7 +15,7 @@ from tsdkd.artifacts.reader import Artifact, check_parents
 from tsdkd.errors import ArtifactError, InputError
 from tsdkd.stages.methods import METHODS
 from tsdkd.stages.metrics.log import METRICS_FILE, read_log
-from tsdkd.stages.results.compare import model_sort_key, shorten_paths
+from tsdkd.stages.results.model_names import model_sort_key, shorten_paths
 
 LOG_FILES = (METRICS_FILE, f"resume/{METRICS_FILE}")
 """The log of a complete checkpoint, and of one that is still training."""

@@ -12,7 +12,8 @@ from tsdkd.stages.pages.charts import Chart, Series, dot_chart
 from tsdkd.stages.pages.page import render
 from tsdkd.stages.report import commands, costs, curves, descriptions, groups, notes, responses
 from tsdkd.stages.report.runs import Run, RunArtifact, load_runs
-from tsdkd.stages.results.compare import Comparison, Score, compare, shorten_paths
+from tsdkd.stages.results.compare import Comparison, Score, compare
+from tsdkd.stages.results.model_names import shorten_paths
 from tsdkd.stages.results.paired import Difference
 from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
 

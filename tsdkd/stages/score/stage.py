@@ -25,7 +25,7 @@ from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import auto_dtype, default_device, free_memory
-from tsdkd.stages.models.model_size import model_size
+from tsdkd.stages.models.model_size import head_shape
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_config, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -112,7 +112,7 @@ def _manifest(
 
 def _planned_head(teacher: str, vocab: int, config: ScoreConfig) -> Head:
     """The shape and dtype of a teacher's head, without its values."""
-    _, width = model_size(load_config(teacher)).head_shape
+    _, width = head_shape(load_config(teacher))
     dtype = auto_dtype(load_config(teacher), default_device()) if config.dtype == "auto" else config.dtype
     return Head(torch.empty(vocab, width, dtype=getattr(torch, dtype), device="meta"))
 

@@ -11,6 +11,7 @@ from tsdkd.stages.methods import Method
 from tsdkd.stages.methods.origin import METHOD_FILE
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
+from tsdkd.stages.models.merged_weights import merged_weights
 from tsdkd.stages.models.new_adapters import save_adapter
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.save import save_end_ids, save_model
@@ -40,7 +41,8 @@ def save_checkpoint(
         return
     vars(trained).pop("forward", None)  # the trainer's, which returns the loss
     if lora and lora.merge:
-        weights = trained.merge_and_unload().state_dict()
+        merges_bits = lora.quantize is not None  # peft would round the merged weights to bits again
+        weights = merged_weights(trained.get_base_model()) if merges_bits else trained.merge_and_unload().state_dict()
     if weights is None:
         save_adapter(trained, trainer.student, directory)
     else:

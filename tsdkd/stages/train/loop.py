@@ -48,7 +48,13 @@ from tsdkd.stages.train.packing import require_packed_length, require_packing
 from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
 from tsdkd.stages.train.selection import StepSelection
-from tsdkd.stages.train.settings import recorded_settings, require_compiler, training_arguments
+from tsdkd.stages.train.settings import (
+    bitsandbytes_version,
+    own_overrides,
+    recorded_settings,
+    require_compiler,
+    training_arguments,
+)
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 
@@ -112,6 +118,7 @@ def run_training(
             attention=config.attention,
             observer=observer,
             chat=inputs.chat,
+            quantize=config.quantize,
         )
         student = replace(student, shared_vocab=inputs.vocab, pair_end_ids=inputs.end_ids)
         _ = student.head  # raises InputError for a head that the objective does not support
@@ -120,7 +127,7 @@ def run_training(
         with inputs.open_data(student) as data:
             if config.lora:
                 student = add_lora(student, config.lora, seed)
-            with _removed_unless_saved(resume):
+            with _removed_unless_saved(resume), own_overrides(config.optimizer):
                 trainer = DistillationTrainer(
                     student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens, selection
                 )
@@ -150,7 +157,7 @@ def checkpoint_manifest(
         seed=seed,
         parents=parents,
         models=models,
-        libraries=library_versions(),
+        libraries=library_versions() | bitsandbytes_version(config),
         day=day,
     )
 

@@ -28,9 +28,9 @@ def find_ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) 
     return ends
 
 
-def with_engine(online: OnlineConfig, precision: str, observer: Observer) -> OnlineConfig:
+def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, quantized: bool = False) -> OnlineConfig:
     """With the engine that samples, in the precision of the student's forward."""
-    engine = choose_engine(online.sampling)
+    engine = choose_engine(online.sampling, quantized=quantized)
     if engine == "vllm" and world_size() > 1:
         if online.sampling.engine == "vllm":
             raise InputError("vLLM samples for one training process, not several.", "Leave out --engine vllm.")

@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
+from tsdkd.processes import shards_weights, world_size
 from tsdkd.stages.config.chat import recorded_config
 from tsdkd.stages.config.generate import recorded_sampling
+from tsdkd.stages.config.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, OptimizerName
 from tsdkd.stages.config.train import MICRO_BATCH_SIZE, TrainConfig
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import default_device
@@ -30,6 +33,10 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
         del settings["micro_batch_tokens"]
     if not config.stop_on_degeneration:  # a run that degenerates goes back to a saved step
         del settings["save_steps"]
+    if config.optimizer == DEFAULT_OPTIMIZER:
+        del settings["optimizer"]
+    if config.lora and not config.quantize:
+        del settings["lora"]["quantize"]
     if config.online:
         del settings["online"]["teacher_device"]
         settings["online"]["sampling"] = recorded_sampling(config.online.sampling)
@@ -41,8 +48,12 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
 def training_arguments(config: TrainConfig, precision: str, seed: int, directory: Path) -> TrainingArguments:
     """`config` for the Trainer, whose saved steps go to `directory`.
 
-    Raises InputError for a batch size that micro-batches and processes do not divide, and for an unknown tracker.
+    Raises InputError for a batch size that micro-batches and processes do not divide, for an unknown tracker, and for
+    an optimizer or quantised weights that do not work here.
     """
+    _require_optimizer(config.optimizer)
+    if config.quantize:
+        _require_quantization()
     micro, processes = _micro_batch(config)
     evaluation = {
         "eval_strategy": "steps",
@@ -63,7 +74,7 @@ def training_arguments(config: TrainConfig, precision: str, seed: int, directory
         lr_scheduler_type=config.schedule,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=config.optimizer,
         bf16=precision == "bfloat16",
         ddp_find_unused_parameters=False,
         use_cpu=default_device() == "cpu",
@@ -103,6 +114,64 @@ def _require_trackers(names: Sequence[str]) -> None:
             tracker()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"A tracker is not available ({error}).", "Install it, or leave out --tracker.") from None
+
+
+def _require_optimizer(name: OptimizerName) -> None:
+    optimizer = OPTIMIZERS[name]
+    if optimizer.bitsandbytes:
+        _require_bitsandbytes(f"--optimizer {name}")
+    if optimizer.paged and default_device() == "cpu":
+        raise InputError(
+            f"--optimizer {name} pages the memory of a GPU, and there is none.", f"Choose {optimizer.without}."
+        )
+    if not optimizer.sharded and shards_weights():
+        sharded = " or ".join(other for other, properties in OPTIMIZERS.items() if properties.sharded)
+        raise InputError(
+            f"--optimizer {name} does not work on weights that FSDP shards.",
+            f"Choose {sharded}, or configure accelerate without FSDP: each process then holds all weights.",
+        )
+
+
+def _require_quantization() -> None:
+    _require_bitsandbytes("--quantize")
+    if shards_weights():
+        raise InputError(
+            "FSDP cannot shard weights that --quantize makes.",
+            "Leave out --quantize, or configure accelerate without FSDP: each process then holds all weights.",
+        )
+
+
+def _require_bitsandbytes(option: str) -> None:
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"{option} needs bitsandbytes, which is not installed.",
+            f"Run `pip install 'tsdkd[bitsandbytes]'`, or leave out {option.split(maxsplit=1)[0]}.",
+        )
+
+
+def bitsandbytes_version(config: TrainConfig) -> dict[str, str]:
+    """The version of bitsandbytes by name; empty where training does not use it."""
+    used = OPTIMIZERS[config.optimizer].bitsandbytes or config.quantize
+    return {"bitsandbytes": version("bitsandbytes")} if used else {}
+
+
+@contextmanager
+def own_overrides(name: OptimizerName) -> Iterator[None]:
+    """bitsandbytes keeps the weights with float32 states for the whole process, by position in the optimizer.
+
+    They are forgotten before and after a run, so that another model does not get them and this one is freed.
+    """
+    if not OPTIMIZERS[name].bitsandbytes:
+        yield
+        return
+    from bitsandbytes.optim.optimizer import GlobalOptimManager
+
+    manager = GlobalOptimManager.get_instance()  # type: ignore[no-untyped-call]
+    manager.initialize()
+    try:
+        yield
+    finally:
+        manager.initialize()
 
 
 def require_compiler(device: str) -> None:

@@ -207,7 +207,7 @@ def _effective(config: TrainConfig, teachers: Teachers, recorded: Artifact | Non
     """The online settings, with the server's log-probabilities, the engine, and the column that names teachers."""
     assert config.online is not None
     online = with_signal(config, config.online, teachers, try_objective(config))
-    online = with_engine(online, forward_precision(config.precision), observer)
+    online = with_engine(online, forward_precision(config.precision), observer, quantized=bool(config.quantize))
     column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
     return replace(online, sampling=replace(online.sampling, teacher_by=column))
 
