@@ -306,6 +306,34 @@ def test_iw_opd_has_trls_numbers() -> None:
     assert take_step("iw-opd", A, options=("gamma=0",)).weights() == [[1, 1, 1, 1, 1]]
 
 
+FIRE = {A: [1.102730, 0.954708, 0.853095, 0.916991, 1.172476], B: [0.723429, 1.246802, 1.029770]}
+
+
+def test_fire_opd_weighs_tokens_by_both_entropies() -> None:
+    step = take_step("fire-opd", A, B, options=("dropped=0",))
+    assert step.weights() == [pytest.approx(FIRE[A], abs=1e-6), pytest.approx(FIRE[B], abs=1e-6)]
+    assert step.loss == pytest.approx((0.600714 + 0.377808) / 2, abs=1e-6)
+    alone = take_step("fire-opd", A)
+    assert alone.weights() == [pytest.approx([1.083451, 0.981446, 0.866861, 0.880812, 1.187430], abs=1e-6)]
+    assert alone.loss == pytest.approx(0.606780, abs=1e-6)
+    assert take_step("fire-opd", A, options=("alpha=0", "beta=0")).weights() == [pytest.approx([1] * 5)]
+
+
+def test_fire_opd_drops_responses_that_the_teacher_finds_unlikely() -> None:
+    """Of A, whose mean log p(y) is -0.975620, and B with -0.644532, B is kept; the maxima are those of both."""
+    step = take_step("fire-opd", A, B)
+    assert step.weights() == [[0] * 5, pytest.approx([2 * weight for weight in FIRE[B]], abs=2e-6)]
+    assert step.loss == pytest.approx(0.377808, abs=1e-6)
+    terms = [(token, weight / 3, 1.0, reverse_kl) for token, weight in zip(B, FIRE[B], strict=True)]
+    close(step.grad, expected_grad(terms, A + B))
+    mask, ones = torch.ones(5, 1).bool(), torch.ones(5, 1).double()
+    likelihood = torch.tensor([[-1.2], [-0.5], [-0.9], [-0.4], [-2.0]]).double()
+    features = Features(mask, {"student_entropy": ones, "teacher_entropy": ones, "teacher_log_prob": likelihood})
+    method = METHODS["fire-opd"]
+    weights = method.with_losses(method.read_options(())).weigh(features)["divergence"].weights
+    assert weights.squeeze(-1).tolist() == pytest.approx([1.25, 1.25, 1.25, 1.25, 0])
+
+
 @pytest.mark.parametrize(
     ("name", "option", "message"),
     [
@@ -319,6 +347,8 @@ def test_iw_opd_has_trls_numbers() -> None:
         ("adakd", "temperature=0", "not above 0"),
         ("eopd", "k=0", "k = 0"),
         ("iw-opd", "gamma=-1", "gamma is -1"),
+        ("fire-opd", "dropped=1", "dropped responses is 1"),
+        ("fire-opd", "beta=-1", "beta is -1"),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, option: str, message: str) -> None:
@@ -330,7 +360,7 @@ def settings(name: str, *options: str, **more: object) -> TrainConfig:
     return replace(CONFIG, method=name, objective=TSDKDConfig(), method_options=options, **more)
 
 
-@pytest.mark.parametrize("name", ["tip", "selectkd", "adakd", "eopd", "iw-opd"])
+@pytest.mark.parametrize("name", ["tip", "selectkd", "adakd", "eopd", "iw-opd", "fire-opd"])
 def test_training_improves_offline_and_runs_online(
     run: Path, student: Path, teacher: Path, prompts: Path, tmp_path: Path, name: str
 ) -> None:

@@ -7,6 +7,7 @@ from tsdkd.stages.methods import (
     adakd,
     distillm,
     eopd,
+    fire_opd,
     gkd,
     iw_opd,
     minillm,
@@ -50,6 +51,7 @@ METHODS: dict[str, Method] = {
         adakd,
         eopd,
         iw_opd,
+        fire_opd,
         tsdkd_complement,
     )
 }
