@@ -4,8 +4,8 @@ Source: arXiv 2606.02684, eq. (4) to (8), as two descriptions give them, and the
 2e23cd6), which agrees but for the scopes below.
 Data: scores of any responses with a whole distribution, or a loaded teacher; the paper takes the student's responses.
 Loss: `1/L sum_t w_t KL(q || p)`, w proportional to `(1 + alpha (1 - H(p)/max H(p))) (1 + beta H(q)/max H(q))` and of
-mean 1 in each response, the maxima over the step's tokens; alpha = beta = 1. Then the mean over the responses whose mean
-log p(y) is at least the step's quantile `dropped`, 0.2.
+mean 1 in each response, the maxima over the step's tokens; alpha = beta = 1. Then the mean over the responses whose
+mean log p(y) is at least the step's quantile `dropped`, 0.2.
 
 Differences from the paper: KL(q || p) over the vocabulary replaces its policy gradient at the response's token, whose
 expectation on the student's own responses is the same gradient; no clipping as in PPO. Of two responses the quantile
