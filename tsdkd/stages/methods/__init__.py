@@ -4,17 +4,23 @@ from dataclasses import replace
 
 from tsdkd.errors import InputError
 from tsdkd.stages.methods import (
+    adakd,
     distillm,
+    eopd,
+    fire_opd,
     gkd,
+    iw_opd,
     minillm,
     random_kd,
     reverse_kl,
     se_kd,
+    selectkd,
     seqkd,
     skd,
     skew_kl,
     skew_reverse_kl,
     supervised_kd,
+    tip,
     todi,
     tsdkd,
     tsdkd_complement,
@@ -40,6 +46,12 @@ METHODS: dict[str, Method] = {
         todi,
         se_kd,
         random_kd,
+        tip,
+        selectkd,
+        adakd,
+        eopd,
+        iw_opd,
+        fire_opd,
         tsdkd_complement,
     )
 }
