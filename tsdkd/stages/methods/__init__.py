@@ -7,7 +7,11 @@ from tsdkd.stages.methods import (
     distillm,
     gkd,
     minillm,
+    prune_opd_decay,
+    pw_opsd_weights,
     random_kd,
+    reopold,
+    rethinking_opd_topk,
     reverse_kl,
     se_kd,
     seqkd,
@@ -16,6 +20,7 @@ from tsdkd.stages.methods import (
     skew_reverse_kl,
     supervised_kd,
     todi,
+    tropd_loss,
     tsdkd,
     tsdkd_complement,
     tsdkd_released,
@@ -41,6 +46,11 @@ METHODS: dict[str, Method] = {
         se_kd,
         random_kd,
         tsdkd_complement,
+        rethinking_opd_topk,
+        pw_opsd_weights,
+        prune_opd_decay,
+        tropd_loss,
+        reopold,
     )
 }
 
