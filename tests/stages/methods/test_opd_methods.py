@@ -141,6 +141,7 @@ def test_pw_opsd_has_the_divergence_of_its_direction(direction: str, kl: float) 
     [
         (("agreement=0.75", "drop=0.1"), [1, 0.5, 0], [1.5, 1.4, 1.3]),
         ((), [1, 0.6875, 0.75, 0.6875, 0.625, 1], [1.5, 1.49, 1.49, 1.48, 1.47, 1.47]),
+        (("agreement=0.75",), [0.75, 0.5], [1.5, 1.49]),
         (("drop=0.4",), [1, 0.5, 0.75, 0.25, 0.5, 1], [1.5, 1.1, 1.1, 0.7, 0.5, 0.5]),
         ((), [0.0] * 120, [*(1.5 - 0.01 * i for i in range(1, 100)), *[0.5] * 21]),
     ],
@@ -241,6 +242,12 @@ def test_options_out_of_range_are_refused(name: str, option: str) -> None:
     method = METHODS[name]
     with pytest.raises(InputError, match=f"(?i){option.partition('=')[0]}"):
         try_method(method, method.read_options((option,)))
+
+
+@pytest.mark.parametrize("name", ["tropd-loss", "reopold"])
+def test_policy_gradients_are_of_the_students_responses(name: str) -> None:
+    with pytest.raises(InputError, match="does not learn from responses by teacher"):
+        METHODS[name].require_authors(["student", "teacher"])
 
 
 @pytest.mark.parametrize("name", NAMES)
