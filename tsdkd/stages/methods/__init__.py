@@ -11,7 +11,11 @@ from tsdkd.stages.methods import (
     gkd,
     iw_opd,
     minillm,
+    prune_opd_decay,
+    pw_opsd_weights,
     random_kd,
+    reopold,
+    rethinking_opd_topk,
     reverse_kl,
     se_kd,
     selectkd,
@@ -22,6 +26,7 @@ from tsdkd.stages.methods import (
     supervised_kd,
     tip,
     todi,
+    tropd_loss,
     tsdkd,
     tsdkd_complement,
     tsdkd_released,
@@ -53,6 +58,11 @@ METHODS: dict[str, Method] = {
         iw_opd,
         fire_opd,
         tsdkd_complement,
+        rethinking_opd_topk,
+        pw_opsd_weights,
+        prune_opd_decay,
+        tropd_loss,
+        reopold,
     )
 }
 
