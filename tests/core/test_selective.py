@@ -381,10 +381,11 @@ def test_wrong_objectives_and_selections_are_refused(changes: dict[str, object],
     case = make([4, 2])
     teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
     arguments = {"losses": {"forward": KL}, "select": lambda f: {"forward": f.mean(f.mask)}, "features": ()} | changes
+    student = case.student[case.mask]
     with pytest.raises(InputError, match=message):
-        token_selective_loss_from_hidden(
-            case.student[case.mask], case.head, teacher, case.mask, SelectiveObjective(**arguments)
-        )
+        token_selective_loss_from_hidden(student, case.head, teacher, case.mask, SelectiveObjective(**arguments))
+    with pytest.raises(InputError, match=message):
+        token_selective_loss(case.head.logits(student), teacher, case.mask, SelectiveObjective(**arguments))
 
 
 def test_compiled_and_tempered_recorded_signals_are_refused() -> None:

@@ -138,6 +138,7 @@ def token_features_from_hidden(
     """
     precision = _precision(student_hidden)
     _check_fit(student_hidden, student_head, teacher, response_mask)
+    objective.check_vocab(student_head.vocab)
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
         student = StudentLogits(student_hidden, student_head, precision, [False] * 3)
         plan = FeaturePlan(objective, ids)

@@ -100,6 +100,7 @@ def token_selective_loss(
             signal without the values that a term or a feature needs, a selection whose weights do not fit.
     """
     check_rows(response_mask)
+    objective.check_vocab(student_logits.shape[-1])
     teacher = teacher.materialized()
     if isinstance(objective, SelectiveObjective):
         return _selective_loss(student_logits, teacher, response_mask, objective, sampled, context, selected)

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsdkd.core.features import FEATURES, FEATURES_OF_K, KNOWN_BEFORE, Features
-from tsdkd.core.losses import SIGNALS, Loss, Ranking, SignalName, Temperature, TopK, require_at_most
+from tsdkd.core.losses import SIGNALS, Loss, PolicyGradient, Ranking, SignalName, Temperature, TopK, require_at_most
 from tsdkd.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class SelectiveObjective:
     def selects_before(self) -> bool:
         """Whether no feature depends on the models, so that the weights are known before the first pass."""
         return set(self.features) <= set(KNOWN_BEFORE)
+
+    @property
+    def has_policy_gradient(self) -> bool:
+        """Whether a loss is a policy gradient, which holds for tokens that the student samples."""
+        return any(isinstance(loss, PolicyGradient) for loss in self.losses.values())
 
     @property
     def needs(self) -> dict[str, SignalName]:

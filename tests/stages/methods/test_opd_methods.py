@@ -244,10 +244,42 @@ def test_options_out_of_range_are_refused(name: str, option: str) -> None:
         try_method(method, method.read_options((option,)))
 
 
-@pytest.mark.parametrize("name", ["tropd-loss", "reopold"])
-def test_policy_gradients_are_of_the_students_responses(name: str) -> None:
+UNMODIFIED = {"temperature": 1.0, "top_p": 1.0, "quantization": None}
+
+
+@pytest.mark.parametrize("option", ["tropd-loss", "reopold", "iw-opd sampled=true"])
+def test_policy_gradients_are_of_the_students_unmodified_responses(option: str) -> None:
+    name, *given = option.split()
+    method, options = METHODS[name], METHODS[name].read_options(given)
+    method.require_authors(["student"], options)
+    method.require_unmodified_sampling(UNMODIFIED, options)
     with pytest.raises(InputError, match="does not learn from responses by teacher"):
-        METHODS[name].require_authors(["student", "teacher"])
+        method.require_authors(["student", "teacher"], options)
+    for changed in ({"temperature": 0.7}, {"top_p": 0.9}, {"quantization": "fp8"}):
+        with pytest.raises(InputError, match=f"but {next(iter(changed))} was"):
+            method.require_unmodified_sampling(UNMODIFIED | changed, options)
+
+
+def test_the_full_divergence_of_iw_opd_takes_all_responses() -> None:
+    method = METHODS["iw-opd"]
+    method.require_authors(["student", "teacher"], method.options)
+    method.require_unmodified_sampling(UNMODIFIED | {"temperature": 0.7}, method.options)
+
+
+@pytest.mark.parametrize(
+    ("online", "message"),
+    [
+        (OnlineConfig(sampling=replace(SAMPLING, temperature=0.5)), "temperature was 0.5"),
+        (OnlineConfig(sampling=replace(SAMPLING, policy="teacher-mixed")), "that both models sample"),
+        (OnlineConfig(sampling=SAMPLING, student_fraction=0.5), "only from responses that are sampled"),
+    ],
+)
+def test_online_policy_gradients_sample_from_the_student_alone(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path, online: OnlineConfig, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_online(prompts, str(student), str(teacher), tmp_path / "c", settings("tropd-loss", online=online))
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

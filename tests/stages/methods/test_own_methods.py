@@ -192,7 +192,7 @@ def test_a_cut_run_with_a_state_and_random_numbers_ends_with_the_same_bytes(
 
 
 def test_the_pages_second_example_keeps_its_state(run: Path, student: Path, tmp_path: Path) -> None:
-    file = write_method(tmp_path / "harder.py", page_examples()[1])
+    file = write_method(tmp_path / "harder.py", page_examples()[2])
     learn(run, student, tmp_path / "c", settings(file, "decay=0.5"))
     means, state = [entry["divergence"] for entry in metrics(tmp_path / "c")], {"mean": 0.0}
     method = find_method(str(file))
@@ -291,9 +291,15 @@ def test_a_method_may_need_no_teacher(student: Path, teacher: Path, prompts: Pat
     generate(prompts, None, rollouts, policy, teachers={"": str(teacher)})
     select = KL_AT % "Weighted(-features.mean(features.position < 3) * features.student_log_prob, factor=2.0)"
     arguments = "'features': ('student_log_prob',), 'needs_teacher': False}"
-    file = write(tmp_path / "m.py", select, "{'losses': {'d': PolicyGradient()}, " + arguments)
+    own = page_examples()[1] + select
+    file = write(tmp_path / "m.py", own, "{'losses': {'d': CrossEntropy()}, " + arguments)
     train_offline(rollouts, None, str(student), tmp_path / "c", settings(file, epochs=1))
-    assert metrics(tmp_path / "c")[0]["d"] < 0
+    first = metrics(tmp_path / "c")[0]
+    assert first["loss"] == pytest.approx(2 * first["d"], rel=1e-5)
+    assert first["d"] > 0
+    file = write(tmp_path / "m.py", select, "{'losses': {'d': PolicyGradient()}, " + arguments)
+    with pytest.raises(InputError, match="does not learn from responses by teacher"):
+        train_offline(rollouts, None, str(student), tmp_path / "d", settings(file))
     file = write(tmp_path / "m.py", select, "{'losses': {'d': Divergence.jsd(0)}, " + arguments)
     with pytest.raises(InputError, match="'responses' does not give the loss d"):
         train_offline(rollouts, None, str(student), tmp_path / "d", settings(file))

@@ -5,7 +5,7 @@ and TRL's (huggingface/trl f2cd577).
 Data: scores of any responses with a whole distribution, or a loaded teacher; the paper takes the student's responses.
 Loss: `1/L sum_t w_t KL(q || p)`, `w_t = 1 + gamma (1 - sum_{k<t} |A_k| / sum_k |A_k|)`, A = log p(y) - log q(y) at the
 response's token y; gamma 0.5. --method-option sampled=true takes the paper's loss, the policy gradient at y with the
-advantage w_t A_t.
+advantage w_t A_t, from responses that the student samples.
 
 Differences from the paper: KL(q || p) over the vocabulary, unless sampled; q is the current student, also for recorded
 responses; no clipping as in PPO and no correction for the engine's probabilities.

@@ -69,7 +69,7 @@ class Method:
     objective_options: tuple[str, ...] = ()
     """The fields of `objective` that a user may change."""
     authors: tuple[str, ...] = ANY_AUTHOR
-    """Authors of the recorded responses that it learns from."""
+    """Authors of the responses that it learns from; losses with a policy gradient learn from the student's alone."""
     needs_teacher: bool = True
     """Whether it needs scores or a loaded teacher; if not, the teacher's responses suffice."""
     online_responses: bool = True
@@ -101,10 +101,15 @@ class Method:
         """Whether it has its own losses and selection."""
         return self.losses is not None
 
-    @property
-    def policy_gradient(self) -> bool:
-        """Whether it weights tokens by their sampling probabilities."""
-        return not self.is_selective and bool(self.objective.policy_gradient_weight)
+    def has_policy_gradient(self, options: Options) -> bool:
+        """Whether it learns from sampled tokens by a policy gradient, which needs their sampling probabilities."""
+        if self.is_selective:
+            return self.with_losses(options).has_policy_gradient
+        return bool(self.objective.policy_gradient_weight)
+
+    def authors_with(self, options: Options) -> tuple[str, ...]:
+        """Authors of the responses that it learns from with these options."""
+        return ("student",) if self.is_selective and self.has_policy_gradient(options) else self.authors
 
     def read_options(self, given: Iterable[str]) -> dict[str, OptionValue]:
         """All options, from "NAME=VALUE" each. Raises InputError for unknown, repeated or ill-typed ones."""
@@ -183,18 +188,19 @@ class Method:
         values = {f.name: getattr(objective, f.name) for f in fields(objective)}
         self.with_options({name: value for name, value in values.items() if value != getattr(self.objective, name)})
 
-    def require_authors(self, authors: Iterable[str]) -> None:
+    def require_authors(self, authors: Iterable[str], options: Options) -> None:
         """Raise InputError unless it learns from recorded responses by all these authors."""
-        if others := sorted(set(authors) - set(self.authors)):
-            policies = " or ".join(POLICY_OF_AUTHOR[author] for author in self.authors)
+        known = self.authors_with(options)
+        if others := sorted(set(authors) - set(known)):
+            policies = " or ".join(POLICY_OF_AUTHOR[author] for author in known)
             raise InputError(
                 f"{self.name} does not learn from responses by {' and '.join(others)}, but these rollouts hold some.",
                 f"Generate rollouts with {policies}.",
             )
 
-    def require_unmodified_sampling(self, sampling: Mapping[str, Any]) -> None:
-        """Raise InputError when its token weights need sampling probabilities that these settings change."""
-        if not self.policy_gradient:
+    def require_unmodified_sampling(self, sampling: Mapping[str, Any], options: Options) -> None:
+        """Raise InputError for a policy gradient of tokens whose sampling probabilities these settings change."""
+        if not self.has_policy_gradient(options):
             return
         for name, value in UNMODIFIED_SAMPLING.items():
             if sampling[name] != value:

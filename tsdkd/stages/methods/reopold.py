@@ -50,7 +50,6 @@ METHOD = Method(
     ),
     losses=losses,
     select=select,
-    authors=("student",),
     features=("teacher_log_prob", "student_log_prob", "student_entropy"),
     options={"mixture": 0.1, "share": 0.2, "switch": 0.5},
     scope="batch",

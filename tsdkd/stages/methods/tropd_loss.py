@@ -38,7 +38,6 @@ METHOD = Method(
     ),
     losses=losses,
     select=select,
-    authors=("student",),
     features=("teacher_log_prob", "student_log_prob", "uniform"),
     options={"k": 64},
 )

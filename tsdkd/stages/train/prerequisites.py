@@ -8,12 +8,12 @@ from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
-from tsdkd.stages.config.train import OnlineConfig
+from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_authors
 from tsdkd.stages.data.provenance import Provenance, report_lines
 from tsdkd.stages.data.rollout_teachers import unknown_teacher
 from tsdkd.stages.data.source import Sample
-from tsdkd.stages.methods import Method
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.context import require_context
 from tsdkd.stages.models.load import LanguageModel
@@ -53,13 +53,20 @@ def require_readable_samples(samples: list[Sample], max_length: int, specs: Iter
         require_known_ids(spec.name, spec.vocab, largest_id)
 
 
-def require_responses(online: OnlineConfig, method: Method, recorded: Artifact | None) -> None:
+def require_responses(config: TrainConfig, recorded: Artifact | None) -> None:
     """Raises InputError unless the method learns from these responses, sampled and recorded, and they exist."""
+    assert config.online is not None
+    online, method = config.online, find_method(config.method)
+    options = method.read_options(config.method_options)
     if not method.needs_teacher:
         raise InputError(f"{method.name} learns from recorded responses alone.", "Give --rollouts, without --teacher.")
     method.require_student_fraction(online.student_fraction)
-    method.require_unmodified_sampling(asdict(online.sampling))
-    if method.objective.policy_gradient_weight and online.student_fraction < 1:
+    method.require_unmodified_sampling(asdict(online.sampling), options)
+    if online.teacher_fraction and "mixture" not in method.authors_with(options):
+        raise InputError(
+            f"{method.name} does not learn from responses that both models sample.", "Give --teacher-fraction 0."
+        )
+    if method.has_policy_gradient(options) and online.student_fraction < 1:
         raise InputError(
             f"Online, {method.name} learns only from responses that are sampled during training.",
             "Give --lambda 1, or leave out --lambda.",
@@ -71,7 +78,7 @@ def require_responses(online: OnlineConfig, method: Method, recorded: Artifact |
             f"Give --rollouts in place of --prompts{alternative}.",
         )
     if recorded is not None and online.student_fraction < 1:
-        method.require_authors(response_authors(recorded))
+        method.require_authors(response_authors(recorded), options)
     if online.replay and world_size() > 1:
         raise InputError(f"{method.name} trains in one process: its replay is not distributed.", "Start one process.")
 

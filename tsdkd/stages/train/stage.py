@@ -94,8 +94,9 @@ def train_offline(
         tried.objective.require_signal("responses")
     if scores is None and config.compile:
         raise InputError(f"--compile has no effect on {config.method}.", "Leave out --compile.")
-    method.require_authors(response_authors(source.rollouts))
-    method.require_unmodified_sampling(source.rollouts.manifest.config)
+    options = method.read_options(config.method_options)
+    method.require_authors(response_authors(source.rollouts), options)
+    method.require_unmodified_sampling(source.rollouts.manifest.config, options)
     if method.objective.policy_gradient_weight:
         require_scored_samplers(source)
     for model in source.teachers or (source.rollouts.manifest.model("student"),):
@@ -173,7 +174,7 @@ def train_online(
     prompts = Prompts(
         data, sampling.column, sampling.limit, sampling.system, teacher_by=sampling.teacher_by, teachers=[*teachers]
     )
-    require_responses(online, find_method(config.method), recorded)
+    require_responses(config, recorded)
     loaded = [model for model in teachers.values() if isinstance(model, str)]
     specs = [load_spec(student, chat), *map(load_spec, loaded)]
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
