@@ -13,7 +13,6 @@ from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.core.config import TERMS
 from tsdkd.stages.config.groups import MONITORING
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SUMMARY_METRICS, metric
 
 if TYPE_CHECKING:
@@ -141,10 +140,10 @@ def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None)
         ("method", config.method),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
-    own = find_method(config.method).is_selective
+    family = manifest.config["objective"]  # empty for a method with losses of its own
     names = [key.removesuffix("_first") for key in summary if key.endswith("_first")]
     for name in [*(name for name in SUMMARY_METRICS if name in names), *sorted({*names} - {*SUMMARY_METRICS})]:
-        weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS and not own else ""
+        weight = f" (weight {family[TERMS[name]]:g})" if TERMS.get(name) in family else ""
         values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
         rows.append((f"{metric(name).label}{weight}", values))
     measured = "drift_last" in summary and rollouts is not None and has_student_responses(rollouts)

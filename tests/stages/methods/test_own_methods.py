@@ -1,7 +1,7 @@
 """Methods with losses of their own: a user's file from end to end, whole steps, resumption, refusals by name."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -36,6 +36,7 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method, origin
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.score.stage import score
+from tsdkd.stages.train import loop
 from tsdkd.stages.train.selection import StepSelection, try_objective
 from tsdkd.stages.train.stage import train_offline, train_online
 from tsdkd.stages.train.teacher import with_signal
@@ -191,17 +192,29 @@ def test_a_cut_run_with_a_state_and_random_numbers_ends_with_the_same_bytes(
     assert len(set(scales)) == len(scales)
 
 
-def test_the_pages_second_example_keeps_its_state(run: Path, student: Path, tmp_path: Path) -> None:
-    file = write_method(tmp_path / "harder.py", page_examples()[2])
+def test_the_pages_example_of_a_state_doubles_weights_above_the_running_mean(
+    run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is read once: the checkpoint holds it as it was at the start, although it changes during the run."""
+    text, means, sums = page_examples()[2], [], []
+    file = write_method(tmp_path / "harder.py", text)
+
+    class Recording(StepSelection):
+        def update(self, logs: Mapping[str, float]) -> None:
+            file.unlink(missing_ok=True)
+            means.append(self.state["mean"])
+            sums.append([float(row["divergence"].weights.sum()) for row in self._selected.values()])
+            super().update(logs)
+
+    monkeypatch.setattr(loop, "StepSelection", Recording)
     learn(run, student, tmp_path / "c", settings(file, "decay=0.5"))
-    means, state = [entry["divergence"] for entry in metrics(tmp_path / "c")], {"mean": 0.0}
-    method = find_method(str(file))
-    for mean in means:
-        method.updated(state, {"divergence": mean}, {"decay": 0.5})
     expected = 0.0
-    for mean in means:
-        expected += 0.5 * (mean - expected)
-    assert state["mean"] == pytest.approx(expected)
+    for entry, mean in zip(metrics(tmp_path / "c"), means, strict=True):
+        assert mean == pytest.approx(expected)
+        expected += 0.5 * (entry["divergence"] - expected)
+    assert sums[0] == pytest.approx([2.0] * 4)
+    assert {round(total) for row in sums[1:] for total in row} == {1, 2}
+    assert (tmp_path / "c" / "method.py").read_text() == text
 
 
 @pytest.mark.parametrize("name", ["of whole steps", "tsdkd-complement"])

@@ -102,7 +102,8 @@ def run_training(
     require_packed_length(inputs.max_length, config)
     if config.compile:
         require_compiler(default_device())
-    selection = StepSelection.of_config(config, seed)
+    method = find_method(config.method)  # a file may change during the run
+    selection = StepSelection.of_method(method, config.method_options, seed)
     (selection.objective if selection else config.objective).check_vocab(inputs.vocab)
     manifest = checkpoint_manifest(models, inputs.parents, config, seed, inputs.day)
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
@@ -132,7 +133,6 @@ def run_training(
                     student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens, selection
                 )
                 degenerated_at = _train(trainer, resume, observer, stop_on_degeneration=config.stop_on_degeneration)
-        method = find_method(config.method)
         save_checkpoint(trainer, config.lora, method, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.add_directory(staging)

@@ -70,10 +70,9 @@ class StepSelection:
         self.objective = self.method.with_losses(self.options)
 
     @classmethod
-    def of_config(cls, config: TrainConfig, seed: int) -> "StepSelection | None":
-        """The selection of a run; None for a method without losses of its own."""
-        method = find_method(config.method)
-        return cls(method, method.read_options(config.method_options), seed) if method.is_selective else None
+    def of_method(cls, method: Method, given: Iterable[str], seed: int) -> "StepSelection | None":
+        """The selection of a run with these options; None for a method without losses of its own."""
+        return cls(method, method.read_options(given), seed) if method.is_selective else None
 
     @property
     def of_whole_steps(self) -> bool:
