@@ -17,7 +17,7 @@ from tsdkd.errors import InputError
 
 
 @dataclass(frozen=True)
-class FeatureRequest:
+class FeatureSet:
     """The features to form, and the number k of tokens that some of them depend on."""
 
     names: tuple[str, ...] = ()
@@ -84,9 +84,9 @@ _FORM: Mapping[str, Callable[[TokenBlock, int], Tensor]] = {
 }
 
 
-def feature_request(objective: SelectiveObjective) -> FeatureRequest:
+def feature_set(objective: SelectiveObjective) -> FeatureSet:
     """The features of an objective beside the two entropies, which every first pass takes."""
-    return FeatureRequest(tuple(name for name in objective.features if name in _FORM), objective.k)
+    return FeatureSet(tuple(name for name in objective.features if name in _FORM), objective.k)
 
 
 def features_of(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
-from tsdkd.core.feature_values import feature_request, features_of
+from tsdkd.core.feature_values import feature_set, features_of
 from tsdkd.core.features import NO_CONTEXT, ResponseContext
 from tsdkd.core.losses import Loss, Ranking, Temperature, TokenBlock
 from tsdkd.core.metrics import RankedTokens, loss_metrics, selective_metrics, to_grid
@@ -173,7 +173,7 @@ def _selective_loss(
     log_q = log_probs(logits)
     entropies = {"student_entropy": entropy_of(log_q), "teacher_entropy": teacher.entropy(1).to(log_q)}
     if selected is None:
-        formed = feature_request(objective).form(logits, teacher, None if sampled is None else sampled.ids)
+        formed = feature_set(objective).form(logits, teacher, None if sampled is None else sampled.ids)
         selected = objective.weigh(features_of(objective, response_mask, entropies | formed, context))
     weights = by_token(selected, response_mask, log_q.dtype)
     terms = {

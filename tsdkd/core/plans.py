@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tsdkd.core.config import TERMS, TSDKDConfig
-from tsdkd.core.feature_values import FeatureRequest, feature_request, features_of
+from tsdkd.core.feature_values import FeatureSet, feature_set, features_of
 from tsdkd.core.features import ResponseContext
 from tsdkd.core.losses import Divergence, Loss, Ranking, Temperature
 from tsdkd.core.metrics import RankedTokens, loss_metrics, selective_metrics, to_grid
@@ -43,7 +43,7 @@ class Plan:
     """The terms of the second pass."""
     order: tuple[str, ...] = ()
     """The names of all terms, in the order of their sum."""
-    request: FeatureRequest = FeatureRequest()
+    features: FeatureSet = FeatureSet()
     """The features that the first pass forms."""
     importance: SampledTokens | None = None
     """The tokens with their sampling probabilities, if the first term has importance weights."""
@@ -88,7 +88,7 @@ class ConfigPlan(Plan):
         self.temperature = config.temperature
         self.importance, self.k = sampled, config.k
         self.ids = None if sampled is None else sampled.ids
-        self.request = FeatureRequest()
+        self.features = FeatureSet()
         self.first = ("direct", config.formula) if config.direct_weight else None
         self.second = config.losses
         self.order = tuple(name for name in TERMS if name in self.second or (name == "direct" and self.first))
@@ -134,7 +134,7 @@ class FeaturePlan(Plan):
     """The features of an objective alone, for one first pass."""
 
     def __init__(self, objective: SelectiveObjective, ids: Tensor | None) -> None:
-        self.request, self.ids = feature_request(objective), ids
+        self.features, self.ids = feature_set(objective), ids
 
 
 class SelectivePlan(Plan):
@@ -156,7 +156,7 @@ class SelectivePlan(Plan):
         if selected is None and objective.selects_before:
             selected = objective.weigh(features_of(objective, mask, {}, context))
         self._selected = None if selected is None else by_token(selected, mask, dtype)
-        self.request = FeatureRequest() if self._selected else feature_request(objective)
+        self.features = FeatureSet() if self._selected else feature_set(objective)
         self.first = self._first_term()
         self.second = {name: loss for name, loss in objective.losses.items() if not self._is_first(name)}
         self.order = tuple(objective.losses)

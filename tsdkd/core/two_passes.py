@@ -118,7 +118,7 @@ class TwoPasses:
     ) -> TokenValues:
         tokens = slice(start + block.start, start + block.stop)
         ids = None if self.plan.ids is None else self.plan.ids[tokens]
-        for name, formed in self.plan.request.form(logits, teacher, ids).items():
+        for name, formed in self.plan.features.form(logits, teacher, ids).items():
             self._features[name].append(formed)
         compare: Callable[..., TokenValues] = compare_signal
         other: TeacherSignal | Tensor = teacher

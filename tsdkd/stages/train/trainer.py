@@ -1,8 +1,7 @@
 """transformers' Trainer with the token-selective objective.
 
 It differs from Trainer in the loss, which is averaged over the responses of the whole optimizer batch; in the order of
-the samples and their responses; in evaluation on held-out samples; in the metrics that every log entry carries; and in
-the names of the weights in saved steps.
+the samples and their responses; in evaluation on held-out samples; and in the metrics that every log entry carries.
 """
 
 import math
@@ -11,15 +10,13 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from tsdkd.core import (
     AdaptiveOpener,
@@ -55,7 +52,6 @@ from tsdkd.stages.models.distributed import require_supported_strategy, unsharde
 from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
 from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.packed_attention import training_attention
-from tsdkd.stages.models.save import weights_only
 from tsdkd.stages.train.batch_order import (
     DistributedOpener,
     EpochLoader,
@@ -64,11 +60,11 @@ from tsdkd.stages.train.batch_order import (
     grouped,
     pack_samples,
 )
-from tsdkd.stages.train.resume import require_intact
+from tsdkd.stages.train.saved_steps import StepSavingTrainer
 from tsdkd.stages.train.selection import StepSelection
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(StepSavingTrainer):
     """Trains a student on a source's samples towards the source's teacher."""
 
     def __init__(
@@ -307,37 +303,6 @@ class DistillationTrainer(Trainer):
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a step under the weight names of the model in memory, which are the ones that Trainer reads back.
-
-        Those of the hub differ for some models, for example where experts are fused.
-        """
-        directory = Path(str(output_dir or self.args.output_dir))
-        options: dict[str, Any] = {} if hasattr(self.model, "peft_config") else {"save_original_format": False}
-        with weights_only(base_with_adapters(self.model)):
-            self.model.save_pretrained(directory, state_dict=state_dict, **options)
-        if self.args.should_save:
-            torch.save(self.args, directory / TRAINING_ARGS_NAME)
-
-    def _load_best_model(self) -> None:
-        """Load the best step. Raises TsdkdError if it is damaged: Trainer would keep the last weights."""
-        require_intact(Path(str(self.state.best_model_checkpoint)))
-        super()._load_best_model()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        known = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        if missing := set(load_result.missing_keys) - known:
-            raise TsdkdError(
-                f"The saved step has no values for {len(missing)} weights, such as {min(missing)}.",
-                f"Remove {self.args.output_dir} to train again.",
-            )
-        super()._issue_warnings_after_load(load_result)
-
-    def restore_step(self, step: Path) -> None:
-        """Load weights and log of a saved step."""
-        self._load_from_checkpoint(str(step))
-        self.state = TrainerState.load_from_json(str(step / TRAINER_STATE_NAME))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before this step is saved
