@@ -364,7 +364,7 @@ def settings(name: str, *options: str, **more: object) -> TrainConfig:
 def test_training_improves_offline_and_runs_online(
     run: Path, student: Path, teacher: Path, prompts: Path, tmp_path: Path, name: str
 ) -> None:
-    learn(run, student, tmp_path / "offline", settings(name, batch_size=10, epochs=3))
+    learn(run, student, tmp_path / "offline", settings(name, batch_size=10, micro_batch_size=10, epochs=3))
     first, *_, last = metrics(tmp_path / "offline")
     assert last["loss"] < first["loss"]
     online = settings(name, online=OnlineConfig(sampling=SAMPLING), epochs=1)
