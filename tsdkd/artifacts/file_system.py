@@ -7,7 +7,8 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from os.path import samestat
 from pathlib import Path
 
 import psutil
@@ -51,20 +52,23 @@ def require_guarantees(directory: Path) -> None:
 
     A full disk and missing permissions are left to the writes that follow. Raises ArtifactError.
     """
+    file, other = (directory / name for name in PROBES)
+    with suppress(OSError):
+        for left in (file, other):
+            left.unlink(missing_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # the mode of safetensors' files
+        try:
+            sync_names(directory)
+            _try_files(directory, file, other)
+        finally:
+            file.unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
+
+
+def sync_names(directory: Path) -> None:
+    """Wait until the names in a directory are on disk. Raises ArtifactError where the file system cannot do it."""
     with guarantee(directory, "write the names in a directory to disk"):
         fsync(directory)
-    file, other = (directory / name for name in PROBES)
-    try:
-        file.unlink(missing_ok=True)
-        other.unlink(missing_ok=True)
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # the mode of safetensors' files
-    except OSError:
-        return
-    try:
-        _try_files(directory, file, other)
-    finally:
-        file.unlink(missing_ok=True)
-        other.unlink(missing_ok=True)
 
 
 def _try_files(directory: Path, file: Path, other: Path) -> None:
@@ -82,7 +86,7 @@ def _try_files(directory: Path, file: Path, other: Path) -> None:
     ):
         require(mapped[:] == b"ab")
     with guarantee(directory, "keep the number of a file"), file.open("rb") as opened:
-        require(os.path.samestat(os.fstat(opened.fileno()), file.stat()))
+        require(samestat(os.fstat(opened.fileno()), file.stat()))
     with guarantee(directory, "replace a file by another"):
         other.touch()
         other.replace(file)
@@ -91,12 +95,12 @@ def _try_files(directory: Path, file: Path, other: Path) -> None:
 
 @contextmanager
 def guarantee(directory: Path, operation: str) -> Iterator[None]:
-    """Raises ArtifactError if the operation inside fails, unless it meets a full disk."""
+    """Raises ArtifactError if the operation inside fails; a disk error stays an OSError."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_ERRORS:
-            return
+            raise
         reason = f" ({error.strerror})" if error.strerror else ""
         raise lacking(directory, f"cannot {operation}{reason}") from None
 

@@ -172,7 +172,7 @@ class WriteLock:
     def sign(self) -> None:
         """Name this process in the file until the lock is released, unless the disk is full. Raises ArtifactError."""
         self._signed = True
-        with guarantee(self._directory, "write a file to disk"):
+        with suppress(OSError), guarantee(self._directory, "write a file to disk"):
             self._file.truncate(0)
             self._file.write(str(Holder.own()).encode())
             os.fsync(self._file)
@@ -182,6 +182,10 @@ class WriteLock:
             if self._signed:
                 self._file.truncate(0)
         self._file.close()
+
+    def delete(self) -> None:
+        self.close()
+        (self._directory / LOCK_FILE).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -203,8 +207,7 @@ def lock_for_writing(path: Path, operation: int) -> WriteLock:
         try:
             taken = try_lock(lock, operation)
         except OSError as error:
-            lock.close()
-            file.unlink(missing_ok=True)
+            lock.delete()
             raise lacking(path, f"cannot lock a file ({error.strerror})") from None
         if taken and _is_current(path, lock):
             break
@@ -217,7 +220,11 @@ def lock_for_writing(path: Path, operation: int) -> WriteLock:
             )
     if operation == fcntl.LOCK_EX:
         _require_no_other_host(path, lock)
-        lock.sign()
+        try:
+            lock.sign()
+        except ArtifactError:
+            lock.delete()
+            raise
     return lock
 
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsdkd.artifacts.disk import fsync
-from tsdkd.artifacts.file_system import PROBES, lacking, require_guarantees, require_local_path
+from tsdkd.artifacts.file_system import PROBES, lacking, require_guarantees, require_local_path, sync_names
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.identity import describe_differences, differ_in
 from tsdkd.artifacts.locks import (
@@ -90,8 +89,8 @@ def _make_directory(path: Path) -> tuple[Path, ...]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         for directory in made:
-            fsync(directory.parent)
-    except OSError:
+            sync_names(directory.parent)
+    except (OSError, ArtifactError):
         remove_empty(made)
         raise
     return made
