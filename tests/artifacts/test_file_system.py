@@ -4,6 +4,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -252,3 +253,31 @@ def test_locks_are_taken_on_files_that_are_open_for_writing(tmp_path: Path, monk
     write(tmp_path / "a", NEW, "new", overwrite=True)
     with Writer.open(tmp_path / "b", OLD):
         assert locks.is_locked(tmp_path / "b")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("bindfs"), reason="mounts two file systems in user space")
+@pytest.mark.parametrize("forwarded", [False, True])
+def test_two_mounts_of_a_directory_are_as_two_hosts(tmp_path: Path, forwarded: bool) -> None:
+    """Each mount keeps locks on directories to itself, as NFS does; with lock forwarding, locks on files reach both."""
+    program = """
+import sys; from pathlib import Path; from tests.helpers.artifacts import NEW, OLD, write
+from tsdkd.artifacts.locks import reading_inputs; from tsdkd.artifacts.reader import read_artifact
+from tsdkd.artifacts.writer import Writer; from tsdkd.errors import ArtifactError
+def refused(path, manifest):
+    try: Writer.open(path, manifest, overwrite=True).__exit__()
+    except ArtifactError as error: return str(error)
+    return ""
+write(Path("one/a"))
+with reading_inputs():
+    read_artifact(Path("two/a"), "checkpoint")
+    print("is being read" in refused(Path("one/a"), NEW))
+with Writer.open(Path("one/b"), OLD): print("is writing" in refused(Path("two/b"), OLD))
+"""
+    for name in ("source", "one", "two"):
+        (tmp_path / name).mkdir()
+    options = "--enable-lock-forwarding --multithreaded" if forwarded else ""
+    mounts = f"bindfs {options} source one && bindfs {options} source two"
+    command = ["unshare", "--mount", "bash", "-c", f'{mounts} && "$@"', "-", sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(forwarded)] * 2, done.stderr

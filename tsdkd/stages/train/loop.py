@@ -174,7 +174,7 @@ def _open_writer(output: Path, manifest: Manifest, overwrite: bool) -> AbstractC
     try:
         return Writer.open(output, manifest, overwrite=overwrite)
     except Exception:
-        with suppress(OtherRankError):
+        with suppress(OtherRankError, RuntimeError):
             agree_on_directory(None)
         raise
 

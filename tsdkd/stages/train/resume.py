@@ -60,10 +60,11 @@ class StateCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Every rank must call it: the ranks divide the hashing, after all of them have written their files."""
         step = _step_path(args.output_dir, state.global_step)
-        names = _files(step)
         if world_size() > 1:
             PartialState().wait_for_everyone()
-            names = sorted({*gather_object(_files(step))})  # a host may see files of another one late
+        names = _files(step)
+        if world_size() > 1:
+            names = sorted({*gather_object(names)})  # a host may see files of another one late
         own = _sync_and_hash(step, names[rank() :: world_size()])
         by_rank = gather_object([own]) if world_size() > 1 else [own]
         if state.is_world_process_zero:
