@@ -214,7 +214,7 @@ def main() -> None:
                 signal.SIGKILL, lambda nodes: worker(nodes[0])
             ),
             "torchrun of node 1 gets SIGTERM, both lines again": lambda: bench.interrupt(
-                signal.SIGTERM, lambda nodes: launcher(nodes[1]), "the last saved step is kept"
+                signal.SIGTERM, lambda nodes: launcher(nodes[1]), "the last saved step are kept"
             ),
             "the sbatch script": bench.submit,
         }
