@@ -96,10 +96,10 @@ class Bench:
         self.expected = weights(self.checkpoint)
 
     def start(self, lines: Sequence[str], before: Sequence[str] = ("", "")) -> Nodes:
-        """One shell per node; `before`: what it runs first, as root in namespaces of its own."""
+        """One shell per node; `before`: what it runs first, as root in namespaces of its own. One line has no node."""
         return [
             subprocess.Popen(
-                [*self.isolated(node), "bash", "-c", f"{command}{line}"],
+                [*(self.isolated(node) if len(lines) > 1 else []), "bash", "-c", f"{command}{line}"],
                 env=self.environment,
                 cwd=self.directory,
                 stdout=subprocess.PIPE,
@@ -107,7 +107,7 @@ class Bench:
                 text=True,
                 start_new_session=True,
             )
-            for node, (line, command) in enumerate(zip(lines, before, strict=True))
+            for node, (line, command) in enumerate(zip(lines, before, strict=False))
         ]
 
     def isolated(self, node: int) -> list[str]:
@@ -138,7 +138,7 @@ class Bench:
         self.require_same()
 
     def submit(self) -> None:
-        finish(self.start([on_this_machine(sbatch_script(self.page), self.run, free_port()), "true"]))
+        finish(self.start([on_this_machine(sbatch_script(self.page), self.run, free_port())]))
         self.require_same()
 
     def copy_run(self) -> None:
