@@ -127,6 +127,13 @@ def test_a_file_system_that_lacks_an_operation_is_refused(
     }
 
 
+def test_a_lock_file_that_never_stays_the_same_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_is_current", lambda *_: False)
+    with pytest.raises(ArtifactError, match="cannot keep the number of a file"):
+        Writer.open(tmp_path / "new" / "a", OLD)
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_artifact_is_not_replaced_where_directories_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE
 from tsdkd.errors import ArtifactError
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_ATTEMPTS = 100
+"""How often a lock file is opened that other processes replace meanwhile."""
 _MAX_HOLDER = 1000
 """Bytes that are read of a lock file."""
 _inputs: ContextVar[dict[Path, list[int]] | None] = ContextVar("inputs", default=None)
@@ -202,7 +204,7 @@ def lock_for_writing(path: Path, operation: int) -> WriteLock:
     file = path / LOCK_FILE
     if file.is_symlink() or (file.exists() and not file.is_file()):  # a file of another artifact, or an endless wait
         file.unlink()
-    while True:
+    for _ in range(_ATTEMPTS):
         lock = WriteLock(path)
         try:
             taken = try_lock(lock, operation)
@@ -218,6 +220,9 @@ def lock_for_writing(path: Path, operation: int) -> WriteLock:
             raise ArtifactError(
                 f"Another process is writing {path}{by}.", "Wait for it, or choose another output directory."
             )
+    else:
+        file.unlink(missing_ok=True)
+        raise lacking(path, "cannot keep the number of a file")
     if operation == fcntl.LOCK_EX:
         _require_no_other_host(path, lock)
         try:
