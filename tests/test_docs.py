@@ -25,7 +25,7 @@ README_LINES = 100
 SHELLS = {"bash", "sh", "shell", "console"}
 OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ">", ">>", "<"}
 FOREIGN = {
-    "torchrun": "--nproc-per-node --nnodes --node-rank --rdzv-endpoint --rdzv-backend --rdzv-id --shutdown-timeout",
+    "torchrun": "--nproc-per-node --nnodes --node-rank --rdzv-endpoint --shutdown-timeout",
     "accelerate": "--num-machines --machine-rank --num-processes --main-process-ip --main-process-port --use-fsdp"
     " --fsdp-version --fsdp-auto-wrap-policy",
     "SLURM": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --requeue --signal --open-mode"
