@@ -16,9 +16,9 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts.disk import disk_failure, fsync, translate_disk_errors
+from tsdkd.artifacts.disk import default_mode, disk_failure, fsync, translate_disk_errors
 from tsdkd.artifacts.hashing import file_digest
-from tsdkd.artifacts.locks import has_readers, lock_for_writing, try_lock, without_readers
+from tsdkd.artifacts.locks import WriteLock, has_readers, lock_for_writing, try_lock, without_readers
 from tsdkd.artifacts.manifest import Manifest, Part, load_manifest, save_manifest
 from tsdkd.artifacts.opening import READ_ONLY, OpenDirectory, has_no_part, open_directory, remove_empty
 from tsdkd.artifacts.reader import Artifact
@@ -59,7 +59,7 @@ class Writer:
     def join(cls, path: Path) -> Self:
         """Open the directory (`writer.path`) that another rank of the same run writes and shares."""
         manifest = load_manifest(path)
-        locks: tuple[IO[str], ...] = ()
+        locks: tuple[WriteLock, ...] = ()
         try:
             locks = (lock_for_writing(path, fcntl.LOCK_SH),)
         except OSError as error:
@@ -140,7 +140,7 @@ class Writer:
         `sha256`: its hash, if the caller computed it while it wrote the file.
         """
         temporary = self.temporary_path(file)
-        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        temporary.chmod(default_mode())  # safetensors writes files that only their owner can read
         fsync(temporary)
         part = Part(file, rows, temporary.stat().st_size, sha256 or file_digest(temporary))
         with self._locked_manifest():
@@ -227,9 +227,3 @@ class TableWriter:
     def close(self) -> None:
         self._parquet.close()
         self._writer.add_file(self._file, self._rows)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
