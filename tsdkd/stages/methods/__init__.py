@@ -57,12 +57,12 @@ METHODS: dict[str, Method] = {
         eopd,
         iw_opd,
         fire_opd,
-        tsdkd_complement,
         rethinking_opd_topk,
         pw_opsd_weights,
         prune_opd_decay,
         tropd_loss,
         reopold,
+        tsdkd_complement,
     )
 }
 
