@@ -90,7 +90,7 @@ def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) 
         {"seed": manifest.seed} if command in {"generate", "train", "eval"} else {}
     )
     options |= config_values(command, manifest.config)
-    if "file" in manifest.config.get("method_origin", {}):
+    if "sha256" in manifest.config.get("method_origin", {}):
         options["method"] = str(resolve_path(METHOD_FILE))  # the checkpoint has a copy
     return options
 

@@ -66,7 +66,7 @@ def load_file(name: str) -> tuple[Any, MethodOrigin]:
                 "Correct it; `tsdkd --debug` shows where it fails.",
             ) from error
     method = getattr(sys.modules[module_name], "METHOD", None)
-    return method, MethodOrigin({"file": path.name, "sha256": digest}, content)
+    return method, MethodOrigin({"sha256": digest}, content)
 
 
 def installed() -> dict[str, EntryPoint]:
