@@ -78,6 +78,16 @@ def test_training_costs_six_operations_four_with_lora_and_two_more_with_gradient
     assert estimate.temporary_disk == 2 * 12 * trained_weights  # steps 8 and 9 are saved
 
 
+def test_a_method_that_selects_from_whole_steps_reads_them_twice(small: PlannedModel, large: PlannedModel) -> None:
+    once, twice = (
+        estimates.estimate_train(
+            small, [(large, 1.0)], WORKLOAD, TrainConfig(batch_size=4, epochs=1, method=name), "float32", COMPUTE_BOUND
+        ).seconds
+        for name in ("se-kd", "tip")
+    )
+    assert twice - once == pytest.approx((2 * MULTIPLIED * 250 + 2 * 272 * 48 * 50) / 1e6)
+
+
 def test_online_training_adds_sampling_and_the_teachers_forward_pass(small: PlannedModel, large: PlannedModel) -> None:
     from tsdkd.stages.config.train import OnlineConfig
 

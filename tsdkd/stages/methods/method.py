@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias, get_args
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.core.features import Features
+from tsdkd.core.features import KNOWN_BEFORE, Features
 from tsdkd.core.losses import Loss
 from tsdkd.core.selective import Scope, Selected, SelectiveObjective
 from tsdkd.errors import InputError, TsdkdError, first_line
@@ -100,6 +100,11 @@ class Method:
     def is_selective(self) -> bool:
         """Whether it has its own losses and selection."""
         return self.losses is not None
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether training reads each micro-batch twice: before the first loss, without gradient, for the selection."""
+        return self.scope == "batch" and not set(self.features) <= set(KNOWN_BEFORE)
 
     def has_policy_gradient(self, options: Options) -> bool:
         """Whether it learns from sampled tokens by a policy gradient, which needs their sampling probabilities."""

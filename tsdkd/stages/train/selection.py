@@ -79,11 +79,6 @@ class StepSelection:
         """Whether it selects once per optimizer step."""
         return self.objective.scope == "batch"
 
-    @property
-    def reads_models(self) -> bool:
-        """Whether it reads features that both models' distributions decide."""
-        return not self.objective.selects_before
-
     def read(self, student: LanguageModel, head: Head, source: Source, batch: Batch) -> dict[str, Tensor]:
         """The features (tokens,) of a micro-batch that both models' distributions decide; one forward each."""
         hidden, ids = predicting_hidden(student, batch), predicted_ids(batch)

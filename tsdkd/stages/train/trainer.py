@@ -196,7 +196,7 @@ class DistillationTrainer(StepSavingTrainer):
         if selection is None or not selection.of_whole_steps:
             return
         found = [(turns_of_samples(samples), dict[str, Tensor]()) for samples in batches.samples]
-        if selection.reads_models:
+        if selection.method.reads_twice:
             with self.inference_student() as inference:
                 student = unsharded(inference)
                 head = output_head(student.model, self.vocab)
