@@ -18,7 +18,6 @@ from tests.helpers.training import (
     CONFIG,
     SAMPLING,
     cut,
-    distance,
     learn,
     logits_of_two_models,
     metrics,
@@ -167,7 +166,8 @@ def test_micro_batches_do_not_change_a_selection_from_whole_steps(run: Path, stu
         for one, other in zip(metrics(tmp_path / "whole"), metrics(parts), strict=True):
             assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
     changed = write_method(tmp_path / "m.py", OF_WHOLE_STEPS.replace("quantile(0.4)", "quantile(0.9)"))
-    assert distance(learn(run, student, tmp_path / "other", settings(changed, epochs=1)), expected) > 0
+    other = learn(run, student, tmp_path / "other", settings(changed, epochs=1))
+    assert not same_update(other, expected, weights(student))
 
 
 def test_a_cut_run_with_a_state_and_random_numbers_ends_with_the_same_bytes(
