@@ -264,6 +264,9 @@ def test_places_of_vllm_are_refused_where_it_does_not_sample() -> None:
         online = OnlineConfig(sampling=SAMPLING, **place)
         with pytest.raises(InputError, match="is for vLLM"):
             with_engine(online, "float32", observer)
+        with pytest.raises(InputError, match="--quantize") as caught:
+            with_engine(replace(online, sampling=GenerateConfig()), "float32", observer, quantized=True)
+        assert "--rollout" in caught.value.remedy
     auto = replace(SAMPLING, engine="auto")
     assert (
         with_engine(OnlineConfig(sampling=auto, rollout_url="http://x"), "float32", observer).sampling.engine == "vllm"

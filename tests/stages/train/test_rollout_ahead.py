@@ -73,7 +73,7 @@ def greedy_response(model: Any, request: Request) -> Response:
 @pytest.fixture
 def sampler(student: Path, monkeypatch: pytest.MonkeyPatch) -> GreedySampler:
     sampler = GreedySampler(student)
-    monkeypatch.setattr("tsdkd.stages.train.sampling.choose_engine", lambda _: "vllm")
+    monkeypatch.setattr("tsdkd.stages.train.sampling.choose_engine", lambda *_, **__: "vllm")
     monkeypatch.setattr("tsdkd.stages.train.stage.open_sampler", lambda *_: nullcontext(sampler))
     return sampler
 
@@ -212,7 +212,7 @@ def test_sampling_ahead_is_refused_where_nothing_overlaps(monkeypatch: pytest.Mo
     assert "--engine vllm" in caught.value.remedy
     with pytest.raises(InputError, match="replay"):
         OnlineConfig(student_fraction=0, replay=ReplayConfig(), rollout_ahead=1)
-    monkeypatch.setattr("tsdkd.stages.train.sampling.choose_engine", lambda _: "vllm")
+    monkeypatch.setattr("tsdkd.stages.train.sampling.choose_engine", lambda *_, **__: "vllm")
     monkeypatch.setattr("tsdkd.stages.train.sampling.default_device", lambda: "cuda")
     with pytest.raises(InputError, match="sleeps on the student's GPU") as caught:
         with_engine(OnlineConfig(sampling=SAMPLING, rollout_ahead=1), "float32", SilentObserver())
