@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.commands import run as run_command
+from tests.helpers.fsdp_on_cpu import FSDP
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.ranks import Launcher, open_launcher
@@ -30,14 +31,6 @@ TWO = "tsdkd"
 SHARDED = "tests.helpers.fsdp_on_cpu"
 """Modules that two ranks run."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-}
-"""What `accelerate launch` sets from a configuration with FSDP2."""
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,14 @@ from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import finish_reason
-from tsdkd.stages.engines.vllm_process import EngineOutput, Reply, TokenRequest, sample_and_reply, serve
+from tsdkd.stages.engines.vllm_process import (
+    EngineOutput,
+    Reply,
+    TokenRequest,
+    WeightCommand,
+    sample_and_reply,
+    serve,
+)
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 
@@ -35,27 +42,28 @@ MEMORY_REMEDY = "Change --memory-fraction, lower --max-model-len, or raise --ten
 class VllmEngine:
     """Copies of one model, `config.data_parallel` of them; a context manager."""
 
-    def __init__(self, model: ModelSpec, config: GenerateConfig, max_tokens: int) -> None:
-        """`max_tokens`: the longest sequence, prompt and response together."""
-        self.model, self.config = model, config
-        self.arguments = _llm_arguments(model, config, max_tokens)
-        self.sampling = {
-            "temperature": config.temperature,
-            "top_p": config.top_p if config.temperature > 0 else 1.0,
-            "max_tokens": config.response_limit,
-            "stop_token_ids": model.end_ids,
-            "detokenize": bool(config.stop),
-            "stop": list(config.stop),
-            "include_stop_str_in_output": bool(config.stop),
-            "skip_special_tokens": False,  # a stop string may contain them
-        }
+    def __init__(
+        self,
+        model: ModelSpec,
+        config: GenerateConfig,
+        max_tokens: int,
+        more: dict[str, Any] | None = None,
+        device: str | None = None,
+    ) -> None:
+        """`max_tokens`: the longest sequence, prompt and response together. `more`: further arguments of `LLM`.
+
+        `device`: the GPU of an only copy; None: all GPUs are visible to it.
+        """
+        self.model, self.config, self.device = model, config, device
+        self.arguments = llm_arguments(model, config, max_tokens) | (more or {})
+        self.sampling = sampling_parameters(model, config)
         self.processes: list[EngineProcess] = []
 
     def __enter__(self) -> Self:
         """Start every copy. Raises TsdkdError when vLLM cannot serve the model."""
         try:
             for index in range(self.config.data_parallel):
-                devices = _visible_devices(index, self.config)
+                devices = self.device or _visible_devices(index, self.config)
                 self.processes.append(EngineProcess(self.arguments, self.model.adapter, devices))
             for process in self.processes:
                 process.receive_outputs()
@@ -90,14 +98,23 @@ class VllmEngine:
                     continue
                 del busy[pipe]
                 free.append(process)
-                reasons = [finish_reason(self.config, ended=output.ended) for output in message]
-                responses = zip(message, reasons, strict=True)
-                yield batch, [Response(output.response_ids, reason) for output, reason in responses]
+                yield batch, [response_of(output, self.config) for output in message]
 
-    def reload(self, weights: Path) -> None:
-        """Replace the weights of every copy by those in a directory."""
+    def load(self, directory: Path) -> None:
+        """Replace the weights of every copy by those of safetensors files."""
+        self.command(WeightCommand("load", directory))
+
+    def load_adapter(self, directory: Path) -> None:
+        """Replace the adapter of every copy."""
+        self.command(WeightCommand("load_adapter", directory))
+
+    def sleep(self, level: int) -> None:
+        """Free the GPU's memory until the next load; see `VllmWeights.sleep`."""
+        self.command(WeightCommand("sleep", level))
+
+    def command(self, command: WeightCommand) -> None:
         for process in self.processes:
-            process.pipe.send(weights)
+            process.send(command)
         for process in self.processes:
             process.receive_outputs()
 
@@ -189,7 +206,26 @@ class EngineProcess:
         )
 
 
-def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> dict[str, Any]:
+def response_of(output: EngineOutput, config: GenerateConfig) -> Response:
+    reason = finish_reason(config, ended=output.ended)
+    return Response(output.response_ids, reason, log_probs=output.log_probs or None)
+
+
+def sampling_parameters(model: ModelSpec, config: GenerateConfig) -> dict[str, Any]:
+    """The arguments of vLLM's `SamplingParams`, without the seed."""
+    return {
+        "temperature": config.temperature,
+        "top_p": config.top_p if config.temperature > 0 else 1.0,
+        "max_tokens": config.response_limit,
+        "stop_token_ids": model.end_ids,
+        "detokenize": bool(config.stop),
+        "stop": list(config.stop),
+        "include_stop_str_in_output": bool(config.stop),
+        "skip_special_tokens": False,  # a stop string may contain them
+    }
+
+
+def llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> dict[str, Any]:
     """The arguments of vLLM's `LLM`."""
     arguments: dict[str, Any] = {
         "model": str(model.directory),

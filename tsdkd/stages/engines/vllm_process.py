@@ -1,8 +1,8 @@
 """The child process of the vLLM engine: it holds one `LLM` and replies to each message of its parent.
 
-A child that samples gets requests with sampling parameters, or a directory of new weights. It sends the number of
-responses just finished (int), the outputs of all requests (list, empty after a load), or an error (str). A child that
-reads is in `vllm_reading`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
+A child that samples gets requests with sampling parameters, or a `WeightCommand`. It sends the number of responses just
+finished (int), the outputs of all requests (list, empty after a command), or an error (str). A child that reads is in
+`vllm_reading`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
 each message, so that a batch always gets the same responses.
 """
 
@@ -19,11 +19,29 @@ from typing import Any
 
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """Defaults; variables that the user has set win."""
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""Of torchrun and accelerate: vLLM is no rank of the training run."""
 
 TokenRequest = tuple[list[int], int]
 """Prompt ids and seed."""
 Reply = Callable[[Connection, dict[str, Any], Path | None], None]
 """Loads an `LLM` with its arguments and adapter, reports that it is ready, and replies to messages forever."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCommand:
+    """One step of giving vLLM other weights, or of freeing its GPU memory; see `vllm_weights`."""
+
+    name: str
+    argument: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,8 @@ def serve(
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _redirect_output(log)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     try:
@@ -62,6 +82,8 @@ def sample_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path 
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
+    from tsdkd.stages.engines.vllm_weights import VllmWeights
+
     class ProgressToPipe(tqdm):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings | {"disable": False})  # a disabled bar has no clock, which vLLM reads
@@ -71,20 +93,20 @@ def sample_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path 
             super().update(n)
 
     llm = LLM(**arguments)
-    lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+    weights = VllmWeights(llm, LoRARequest("adapter", 1, str(adapter)) if adapter else None)
     pipe.send([])
     while True:
         message = pipe.recv()
-        llm.reset_prefix_cache()
-        if isinstance(message, Path):
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(message)})
+        if isinstance(message, WeightCommand):
+            getattr(weights, message.name)(message.argument)
             pipe.send([])
             continue
+        llm.reset_prefix_cache()
         requests, sampling = message
         outputs = llm.generate(
             [{"prompt_token_ids": ids} for ids, _ in requests],
             [SamplingParams(seed=seed, **sampling) for _, seed in requests],
-            lora_request=lora,
+            lora_request=weights.lora,
             use_tqdm=lambda items=None, **settings: ProgressToPipe(**settings) if items is None else items,
         )
         pipe.send([_engine_output(output) for output in outputs])

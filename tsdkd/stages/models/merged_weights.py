@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 from tsdkd.stages.models.quantized import dequantized_weight, quantized_layers
 
 
-def merged_weights(model: Any) -> dict[str, Tensor]:
-    """The weights of a model with its adapters merged, under the names of the model in memory.
+def merged_weights(model: Any, *, merge: bool = True) -> dict[str, Tensor]:
+    """The weights of a model, sharded or not, with its adapters merged or left out, under the names in memory.
 
     Quantised weights are dequantised, on the CPU and in the model's precision: the weights that were trained with.
     """
@@ -20,7 +20,7 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
         others = {key: value for key, value in weights.items() if not key.startswith((f"{path}.weight", f"{path}.SCB"))}
         weights = others | {f"{path}.weight": dequantized_weight(layer).to("cpu", model.dtype)}
     for name, module in model.named_modules(remove_duplicate=False):
-        if hasattr(module, "get_delta_weight"):
+        if merge and hasattr(module, "get_delta_weight"):
             (adapter,) = module.active_adapters
             base, path, parameter = module, name, getattr(module, "parameter_name", "weight")
             while hasattr(base, "base_layer"):

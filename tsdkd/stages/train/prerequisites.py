@@ -64,6 +64,11 @@ def require_responses(online: OnlineConfig, method: Method, recorded: Artifact |
             f"Online, {method.name} learns only from responses that are sampled during training.",
             "Give --lambda 1, or leave out --lambda.",
         )
+    if method.objective.policy_gradient_weight and online.rollout_ahead:
+        raise InputError(
+            f"{method.name} learns from responses of the student as it is, and --rollout-ahead makes them older.",
+            "Leave out --rollout-ahead.",
+        )
     if recorded is None and online.student_fraction < 1:
         alternative = ", or --lambda 1" if method.online_responses and not method.uses_replay else ""
         raise InputError(

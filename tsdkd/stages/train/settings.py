@@ -36,8 +36,11 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     if config.lora and not config.quantize:
         del settings["lora"]["quantize"]
     if config.online:
-        del settings["online"]["teacher_device"]
+        for name in ("teacher_device", "rollout_url", "rollout_gpus"):
+            del settings["online"][name]
         settings["online"]["sampling"] = recorded_sampling(config.online.sampling)
+        if not config.online.rollout_ahead:
+            del settings["online"]["rollout_ahead"]
         if config.online.teacher_top_k is None:  # the teacher is loaded
             del settings["online"]["teacher_top_k"]
     return settings
