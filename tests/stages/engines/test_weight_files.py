@@ -16,10 +16,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.forked_ranks import run_ranks
+from tests.helpers.merged import merged_state_dict
 from tsdkd.processes import rank
 from tsdkd.stages.engines import weight_files
 from tsdkd.stages.engines.weight_files import delete_files, machine_directory, write_adapter, write_weights
-from tsdkd.stages.models.merged_weights import merged_state_dict
 
 
 def adapted(path: Path) -> torch.nn.Module:

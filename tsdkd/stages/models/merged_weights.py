@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.quantized import dequantized_weight, quantized_layers
@@ -31,10 +30,3 @@ def merged_weights(model: Any, *, merge: bool = True) -> dict[str, Tensor]:
         if layer.source_cls is Conv1D:  # quantised as (out, in)
             weights[f"{path}.weight"] = weights[f"{path}.weight"].T.contiguous()
     return {name.replace(".base_layer", ""): value for name, value in weights.items()}
-
-
-def merged_state_dict(model: Any) -> dict[str, Tensor]:
-    """As `merged_weights`, under the names of the model's files, each tied weight once."""
-    tied = set(model.all_tied_weights_keys or ())
-    merged = {name: value for name, value in merged_weights(model).items() if name not in tied}
-    return dict(revert_weight_conversion(model, merged))
