@@ -267,7 +267,7 @@ def _read_weights(
     settings: dict[str, Any] = {"device_map": device_map}
     if quantize:
         settings["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}
-        settings["quantization_config"] = quantization_config(quantize, getattr(torch, dtype))
+        settings["quantization_config"] = quantization_config(quantize, getattr(torch, dtype), config)
     model, report = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
