@@ -1,5 +1,7 @@
 """Quantised base weights: one function in every mode, gradients to what lies below, planned bytes, exact merging."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,16 @@ def test_weights_that_a_model_reads_without_their_layers_are_not_quantised(tmp_p
     planned = model_size(config).quantized_shapes
     assert sorted(planned) == sorted((layer.out_features, layer.in_features) for layer in layers.values())
     assert all(grad.abs().sum() > 0 for grad in adapter_grads(student).values())
+
+
+def test_a_model_that_is_quantised_already_is_refused(student: Path, tmp_path: Path) -> None:
+    """transformers would keep its bits, whatever --quantize says."""
+    copy = Path(shutil.copytree(student, tmp_path / "model"))
+    settings = json.loads((copy / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="is quantised already"):
+        load_model(str(copy), "float32", quantize="8bit")
 
 
 @pytest.mark.parametrize("bits", BITS)
