@@ -151,9 +151,9 @@ def _require_bitsandbytes(option: str) -> None:
 
 
 def bitsandbytes_version(config: TrainConfig) -> dict[str, str]:
-    """The version of bitsandbytes by name; empty where training does not use it."""
+    """The version of bitsandbytes by name; empty where training does not use it, or refuses because it is missing."""
     used = OPTIMIZERS[config.optimizer].bitsandbytes or config.quantize
-    return {"bitsandbytes": version("bitsandbytes")} if used else {}
+    return {"bitsandbytes": version("bitsandbytes")} if used and find_spec("bitsandbytes") else {}
 
 
 @contextmanager
