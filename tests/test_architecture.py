@@ -29,6 +29,7 @@ ROOMS = (
     "stages.metrics",
     "stages.pages",
     "stages.models",
+    "stages.parallel",
     "stages.teacher_server",
     "stages.data",
     "stages.engines",

@@ -54,7 +54,7 @@ class VllmEngine:
     def __enter__(self) -> Self:
         """Start every copy. Raises TsdkdError when vLLM cannot serve the model."""
         try:
-            for index in range(self.config.data_parallel):
+            for index in range(self.config.data_parallel or 1):
                 devices = _visible_devices(index, self.config)
                 self.processes.append(EngineProcess(self.arguments, self.model.adapter, devices))
             for process in self.processes:

@@ -67,7 +67,7 @@ from tsdkd.stages.results.benchmark import Benchmark
 from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
-NOT_IN_CONFIG = {"memory_fraction", "seed"}
+NOT_IN_CONFIG = {"memory_fraction", "data_parallel", "ray", "seed"}
 """Settings that the manifest does not record, or not in its configuration."""
 
 
