@@ -65,25 +65,13 @@ def test_the_saved_steps_of_a_partial_checkpoint_stay(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_no_unfinished_part(tmp_path: Path) -> None:
-    """The complete part stays; the claimed one, its claim and other temporary files go."""
+    """The complete part stays; temporary files go."""
     writer = Writer.open(tmp_path / "s", Manifest("scores", {}, 0))
-    writer.claim("one.parquet")
     writer.write_table("one.parquet", SCHEMAS["scores"].empty_table())
-    writer.claim("two.parquet")
-    TableWriter(writer, "two.parquet")
+    TableWriter(writer.temporary_path("two.parquet"), "scores")
     writer.temporary_path("three").mkdir()
     fail(writer)
     assert names(tmp_path / "s") == [".lock", "manifest.json", "one.parquet"]
-
-
-def test_the_failure_of_one_rank_leaves_the_files_of_the_others(tmp_path: Path) -> None:
-    with Writer.open(tmp_path / "s", Manifest("scores", {}, 0)) as first:
-        first.share()
-        assert first.claim("one.parquet")
-        second = Writer.join(tmp_path / "s")
-        assert second.claim("two.parquet")
-        fail(second)
-        assert names(tmp_path / "s") == [".lock", "manifest.json", "one.parquet.claim.tmp"]
 
 
 @pytest.mark.parametrize("fails_at", ["opening", "work"])

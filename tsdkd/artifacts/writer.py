@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tsdkd.artifacts.disk import disk_failure, fsync, translate_disk_errors
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.locks import has_readers, without_readers
-from tsdkd.artifacts.manifest import ArtifactKind, Manifest, Part, save_manifest
+from tsdkd.artifacts.manifest import ArtifactKind, Manifest, Part, load_manifest, save_manifest
 from tsdkd.artifacts.opening import OpenDirectory, has_no_part, open_directory, remove_empty
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import delete_temporary_files, exchange
@@ -132,6 +132,7 @@ class Writer:
 
         The replacement waits while other processes read the older one; `notify` receives a message about the wait.
         """
+        self.manifest = load_manifest(self.path)  # as readers see it
         parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
         self.manifest = replace(self.manifest, state="complete", summary=summary, parts=parts)
         save_manifest(self.path, self.manifest)

@@ -45,8 +45,12 @@ class PartDestination:
     def new_path(self) -> Path:
         """A path for a part."""
         name = f"{uuid4().hex}.tmp"
-        visible = (self.directory / self.marker).is_file()
-        return self.directory / name if visible else Path(tempfile.gettempdir()) / f"tsdkd-{name}"
+        return self.directory / name if self.is_visible else Path(tempfile.gettempdir()) / f"tsdkd-{name}"
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether this process sees the directory."""
+        return (self.directory / self.marker).is_file()
 
     def deliver(self, file: str, path: Path, rows: int | None = None) -> WrittenPart:
         """The part at `path`, as the driver receives it."""

@@ -117,6 +117,11 @@ def unpack(packed: bytes) -> OpenHandler:
 
 
 def portable_error(error: Exception) -> Exception:
-    """The error with its traceback as a note, which survives pickling; errors of the operating system keep theirs."""
-    error.add_note("In a worker:\n" + "".join(traceback.format_exception(error)))
+    """The error with the worker's traceback as a note; a RuntimeError for one that cannot be pickled."""
+    note = "In a worker:\n" + "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of any type, by its own constructor
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(note)
     return error
