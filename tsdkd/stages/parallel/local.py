@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 import torch
+from tqdm import tqdm
 
 from tsdkd.errors import InputError
 from tsdkd.stages.observer import Observer
@@ -100,6 +101,7 @@ def _serve(pipe: Connection, devices: str | None) -> None:
     threading.Thread(target=_exit_with_driver, daemon=True).start()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    tqdm.set_lock(threading.RLock())  # its own lock would be reported as leaked after os._exit
     runner, outcomes = WorkerRunner(), deque[Callable[[], Outcome]]()
     while True:
         if outcomes and (len(outcomes) > 1 or not pipe.poll()):
