@@ -89,7 +89,7 @@ def test_a_complete_artifact_does_not_change(tmp_path: Path, contents: Contents)
 def test_a_complete_artifact_on_a_read_only_disk_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a")
 
-    def read_only(path: Path, _: int) -> None:
+    def read_only(path: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(opening, "lock_for_writing", read_only)

@@ -1,6 +1,5 @@
 """Failures and kills leave nothing that a person must remove."""
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def test_the_next_reader_or_writer_deletes_what_a_kill_after_the_finish_left(tmp
 def test_a_reader_deletes_nothing_while_a_process_writes(tmp_path: Path) -> None:
     write(tmp_path / "c")
     before = names(tmp_path)
-    with lock_for_writing(tmp_path / "c", fcntl.LOCK_EX):
+    with lock_for_writing(tmp_path / "c"):
         read_artifact(tmp_path / "c", "checkpoint")
         assert names(tmp_path) == before
 

@@ -87,8 +87,8 @@ def has_readers(path: Path) -> bool:
         os.close(descriptor)
 
 
-def lock_for_writing(path: Path, operation: int) -> IO[str]:
-    """Lock the file `.lock` of a directory. `operation`: fcntl.LOCK_EX, or fcntl.LOCK_SH among the ranks of a run.
+def lock_for_writing(path: Path) -> IO[str]:
+    """Lock the file `.lock` of a directory.
 
     Raises ArtifactError while another process writes there.
     """
@@ -97,7 +97,7 @@ def lock_for_writing(path: Path, operation: int) -> IO[str]:
         file.unlink()
     while True:
         lock = file.open("a")
-        taken = try_lock(lock, operation)
+        taken = try_lock(lock, fcntl.LOCK_EX)
         if taken and _is_current(path, lock):
             return lock
         lock.close()

@@ -57,7 +57,7 @@ def test_a_lost_worker_costs_its_tasks_alone(pool: Pool, observer: Messages, tmp
     found, progress = results(pool, OpenCounter(tmp_path), tasks, depth=2)
     assert sorted(found) == sorted(tasks)
     assert progress == 10  # that of the lost attempt is taken back
-    assert any("status -9" in line and "run again" in line for line in observer.lines)
+    assert any("status -9" in line and "tasks run again: " in line for line in observer.lines)
 
 
 def test_work_that_ends_each_worker_ends_the_run(pool: Pool, tmp_path: Path) -> None:

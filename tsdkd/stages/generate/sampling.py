@@ -10,7 +10,7 @@ from tsdkd.stages.engines.choice import open_engine
 from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.observer import Observer
-from tsdkd.stages.parallel.tasks import Advance
+from tsdkd.stages.parallel.tasks import Advance, one_at_a_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class OpenSampler:
     def __call__(self, observer: Observer) -> Iterator[Callable[[RequestBatch, Advance], Callable[[], list[Response]]]]:
         """Raises TsdkdError when the engine fails or disagrees with transformers."""
         with open_engine(self.author, self.models, self.config, self.max_tokens, observer) as engine:
-            check_engine(engine, self.checked, self.models, self.author, self.config)
+            with one_at_a_time():
+                check_engine(engine, self.checked, self.models, self.author, self.config)
 
             def sample(batch: RequestBatch, advance: Advance) -> Callable[[], list[Response]]:
                 ((_, responses),) = engine.sample(iter([batch]), advance)

@@ -97,11 +97,10 @@ class LocalWorker:
 def _serve(pipe: Connection, devices: str | None) -> None:
     """Run tasks until the driver ends. A task that waits in the pipe runs before the last outcome is made."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends its workers
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # engines of this process end with it
     threading.Thread(target=_exit_with_driver, daemon=True).start()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
-    tqdm.set_lock(threading.RLock())  # its own lock would be reported as leaked after os._exit
+    tqdm.set_lock(threading.RLock())  # its own lock would be reported as leaked when the driver ends this process
     runner, outcomes = WorkerRunner(), deque[Callable[[], Outcome]]()
     while True:
         if outcomes and (len(outcomes) > 1 or not pipe.poll()):

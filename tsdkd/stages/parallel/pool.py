@@ -238,7 +238,7 @@ class WorkerPool:
             advance(-attempt.advanced)
             again.append(Attempt(attempt.task, attempt.number + 1))
         if again:
-            self._observer.warning(f"A worker is lost ({error}): {len(again)} of its tasks run again.")
+            self._observer.warning(f"A worker is lost ({error}). Its unfinished tasks run again: {len(again)}.")
         return again
 
     def _report(self, outcome: Outcome) -> None:

@@ -137,7 +137,9 @@ class RayWorker:
 
         try:
             outcome: Outcome = ray.get(self.pending.pop(0))
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayTaskError:  # no task's own error, which is an outcome
+            raise
+        except ray.exceptions.RayError as error:  # the actor, its node or its result
             raise WorkerLostError(first_line(error)) from None
         if self.ready:
             return outcome

@@ -4,11 +4,15 @@ A handler holds the models. It runs a task and returns a function that makes the
 function after the next task has run, so that a result is written while the models work.
 """
 
+import fcntl
+import os
 import pickle
+import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -104,6 +108,19 @@ class WorkerRunner:
                 return Outcome(error=portable_error(error), reports=self._reports.pop())
 
         return outcome
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other process of this user on this machine is in such a block, which loads a model into main
+    memory: all workers would load it at the same time."""
+    path = Path(tempfile.gettempdir()) / f"tsdkd-{os.getuid()}.lock"
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def unpack(packed: bytes) -> OpenHandler:
