@@ -40,6 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_worker_niceness": "0"}  # else they wait for other tests
     environment |= {"HOME": str(tmp_path_factory.mktemp("home"))}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
