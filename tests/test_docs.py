@@ -26,6 +26,7 @@ SHELLS = {"bash", "sh", "shell", "console"}
 OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ">", ">>", "<"}
 FOREIGN = {
     "torchrun": "--nproc-per-node",
+    "ray": "--head --address",
     "vllm": "--host --port --served-model-name --enable-lora --max-lora-rank --lora-modules"
     " --max-logprobs --logprobs-mode --enable-scale-out --enforce-eager --generation-config",
     "sglang": "--model-path --context-length",
