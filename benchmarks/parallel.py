@@ -23,7 +23,7 @@ from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
-PROMPTS, PART_SIZE = 240, 6
+PROMPTS, PART_SIZE = 144, 6
 NO_YES = ("no", "yes")
 STAGES = {"generate": "rollouts", "score": "scores", "eval": "results/m"}
 

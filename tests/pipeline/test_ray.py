@@ -1,6 +1,7 @@
 """A Ray cluster of two nodes writes what one process writes, byte for byte; lost workers and nodes cost their tasks."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,14 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.parallel_tasks import OpenCounter
+from tests.helpers.parallel_tasks import Messages, OpenCounter
 from tests.helpers.prompts import write_prompts
 from tsdkd.artifacts.manifest import ModelRecord
 from tsdkd.errors import InputError
-from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.record import library_versions, model_record
 from tsdkd.stages.observer import SilentObserver
@@ -30,7 +29,7 @@ from tsdkd.stages.score.stage import score
 ray = pytest.importorskip("ray", reason="needs the extra tsdkd[ray]")
 
 Contents = Callable[[Path], dict[str, bytes]]
-NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 LOST_QUICKLY = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
 
 
@@ -48,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         head = NODE | {"include_dashboard": False, "_system_config": LOST_QUICKLY}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            cluster.add_node(**NODE)
+            cluster.second = cluster.add_node(**NODE)
             with connected(cluster.address):
                 yield cluster
         finally:
@@ -56,72 +55,73 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_the_cluster_writes_the_bytes_of_one_process(
-    cluster: Any, student: Path, teacher: Path, rows: Path, tmp_path: Path, contents: Contents
-) -> None:
-    prompts = write_prompts(tmp_path / "prompts.jsonl", 20)
-    generation = GenerateConfig(max_new_tokens=20, part_size=5)
-    benchmarks = EvalConfig(("gsm8k",), batch_size=2, max_new_tokens=12)
-    for place, where in (("one", {}), ("cluster", {"ray": cluster.address, "data_parallel": 2})):
-        run = tmp_path / place
-        generate(prompts, str(student), run / "rollouts", replace(generation, **where))
-        score(run / "rollouts", str(student), str(teacher), run / "scores", ScoreConfig(k=4, **where))
-        evaluate(str(student), run / "results" / "m", replace(benchmarks, **where), rows)
-    assert contents(tmp_path / "cluster") == contents(tmp_path / "one")
-
-
-def test_a_worker_that_does_not_see_the_directory_returns_the_parts(
     cluster: Any, student: Path, teacher: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = write_prompts(tmp_path / "prompts.jsonl", 6)
-    rollouts = generate(prompts, str(student), tmp_path / "r", GenerateConfig(max_new_tokens=9, part_size=3)).path
-    expected = score(rollouts, str(student), str(teacher), tmp_path / "one", ScoreConfig(k=4)).path
-    monkeypatch.setattr(
-        stage, "open_destination", lambda writer: nullcontext(PartDestination(writer.path.absolute(), "not there"))
-    )
-    config = ScoreConfig(k=4, ray=cluster.address, data_parallel=1)
-    assert contents(score(rollouts, str(student), str(teacher), tmp_path / "c", config).path) == contents(expected)
+    """A worker writes parts into the artifact's directory, or returns them where it does not see it."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 8)
+    generation, scoring = GenerateConfig(max_new_tokens=9, part_size=4), ScoreConfig(k=4)
+    messages = Messages()
+    with open_pool(ScoreConfig(ray=cluster.address), 1, (), messages) as pool:
+        monkeypatch.setattr("tsdkd.stages.generate.stage.open_pool", lambda *_: nullcontext(pool))
+        monkeypatch.setattr("tsdkd.stages.score.stage.open_pool", lambda *_: nullcontext(pool))
+        rollouts = generate(prompts, str(student), tmp_path / "r", generation).path
+        models = rollouts, str(student), str(teacher)
+        seen = score(*models, tmp_path / "seen", scoring).path
+        monkeypatch.setattr(
+            stage, "open_destination", lambda writer: nullcontext(PartDestination(writer.path.absolute(), "not there"))
+        )
+        unseen = score(*models, tmp_path / "unseen", scoring).path
+        found = lost_workers(cluster, pool, tmp_path)
+    monkeypatch.undo()
+    assert contents(generate(prompts, str(student), tmp_path / "one", generation).path) == contents(rollouts)
+    expected = contents(score(*models, tmp_path / "scores", scoring).path)
+    assert contents(seen) == expected
+    assert contents(unseen) == expected
+    assert {threads for *_, threads in found.values()} == {"1"}
+    assert sum("A worker is lost" in line for line in messages.lines) == 2
 
 
-def test_a_lost_worker_and_a_lost_node_cost_their_tasks_alone(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(**NODE)
+def lost_workers(cluster: Any, pool: Any, directory: Path) -> dict[str, Any]:
+    """Results of tasks, of which one kills its worker; then a node is lost."""
     found, tasks = dict[str, Any](), ["dies", *(f"task {i}" for i in range(30))]
+    assert pool.count == 2
 
     def collect(task: str, result: Any) -> None:
         found[task] = result
         if len(found) == 5:
-            cluster.remove_node(node, allow_graceful=False)
+            cluster.remove_node(cluster.second, allow_graceful=False)
 
-    with open_pool(ScoreConfig(ray=cluster.address), 1, (), SilentObserver()) as pool:
-        assert pool.count == 6
-        pool.run(OpenCounter(tmp_path), tasks, collect)
-        with pytest.raises(InputError, match="The task fails"):
-            pool.run(OpenCounter(tmp_path), ["fails"], lambda *_: None)
+    pool.run(OpenCounter(directory), tasks, collect)
     assert sorted(found) == sorted(tasks)
-    assert {threads for _, _, _, threads in found.values()} == {"1"}
-    assert max(count for _, _, count, _ in found.values()) > 1  # workers keep what they opened
+    assert max(number for _, _, number, _ in found.values()) > 1  # workers keep what they opened
+    with pytest.raises(InputError, match="The task fails"):
+        pool.run(OpenCounter(directory), ["fails"], collect)
+    return found
 
 
 def test_workers_that_no_node_has_resources_for_are_refused(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster.torch, "get_num_threads", lambda: 64)
-    with pytest.raises(InputError, match=r"No node of the Ray cluster has 64 CPUs; the largest has 2 CPUs") as raised:
+    with pytest.raises(InputError, match=r"No node of the Ray cluster has 64 CPUs; the largest has 1 CPUs") as raised:
         RayCluster(None, 1, (), SilentObserver())
     assert "OMP_NUM_THREADS" in raised.value.remedy
 
 
 def test_a_cluster_that_cannot_be_joined_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="names a Ray Client server"), connected("ray://localhost:10001"):
-        pass
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-
-    def fail(**_: object) -> None:
-        raise ConnectionError("nobody answers\nat all")
-
-    monkeypatch.setattr(ray, "init", fail)
-    with (
-        pytest.raises(InputError, match=r"Ray cluster host:1 cannot be joined \(nobody answers\)"),
-        connected("host:1"),
-    ):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray waits two minutes and ends the process"))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://localhost:10001")
+    with pytest.raises(InputError, match="--ray ray://localhost:10001 names a Ray Client"), connected("auto"):
         pass
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        message = rf"Ray cluster {address} cannot be joined \(.*refused"
+        with pytest.raises(InputError, match=message) as raised, connected(address):
+            pass
+    assert "ray status" in raised.value.remedy
+    for address in ("localhost", "localhost:x", "localhost:99999"):
+        with pytest.raises(InputError, match=rf"Ray cluster {address} cannot be joined"), connected(address):
+            pass
 
 
 def test_ray_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,7 @@ class Writer:
 
         The replacement waits while other processes read the older one; `notify` receives a message about the wait.
         """
+        delete_temporary_files(self.path)  # of lost workers
         self.manifest = load_manifest(self.path)  # as readers see it
         parts = tuple(sorted(self.manifest.parts, key=lambda part: part.file))
         self.manifest = replace(self.manifest, state="complete", summary=summary, parts=parts)

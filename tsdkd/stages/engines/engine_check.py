@@ -57,8 +57,7 @@ def compare_with_model(
     """Compare vLLM, which computes in `dtype`, with a loaded model. Raises TsdkdError when they disagree."""
     requests = requests[:CHECKED_RESPONSES]
     outputs = engine.sample_with_log_probs(requests, min(CHECKED_TOKENS, config.response_limit))
-    sent = [request.prompt_ids for request in requests] * (config.data_parallel or 1)
-    if [output.prompt_ids for output in outputs] != sent:
+    if [output.prompt_ids for output in outputs] != [request.prompt_ids for request in requests]:
         raise _disagreement(model.name, "vLLM read other prompt ids than it received", SAMPLING_REMEDY)
     tolerance = QUANTISED_TOLERANCE if config.quantization else TOLERANCE[dtype]
     mismatch = diagnose_mismatch(_logits(model, outputs), outputs, config.temperature, config.top_p, tolerance)

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,5 +57,5 @@ def open_vllm_sampler(student: ModelSpec, sampling: GenerateConfig, max_tokens: 
         weights_directory = Path(directory)
         for file in student.directory.glob("*.json"):
             shutil.copy(file, weights_directory)
-        with VllmEngine(student, replace(sampling, data_parallel=1), max_tokens) as engine:
+        with VllmEngine(student, sampling, max_tokens) as engine:
             yield VllmSampler(engine, sampling, weights_directory)

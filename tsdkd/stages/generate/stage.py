@@ -234,7 +234,7 @@ def _sample_parts(
         rows = [_row(*row, author, _template_model(models).tokenizer) for row in sampled]
         writer.write_table(part.file, pa.Table.from_pylist(rows, _schema(config)))
 
-    open_sampler = OpenSampler(author, pair, replace(config, data_parallel=1), max_tokens, first.requests)
+    open_sampler = OpenSampler(author, pair, config, max_tokens, first.requests)
     pool.run(open_sampler, chain([first], parts), write, advance)
 
 

@@ -70,7 +70,7 @@ class LocalWorker:
         self._release, self._devices = release, devices
         context = multiprocessing.get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child_pipe, devices))
+        self.process = context.Process(target=_serve, args=(child_pipe, devices, torch.get_num_threads()))
         self.process.start()
         child_pipe.close()
 
@@ -94,12 +94,16 @@ class LocalWorker:
         self._release(self._devices)
 
 
-def _serve(pipe: Connection, devices: str | None) -> None:
-    """Run tasks until the driver ends. A task that waits in the pipe runs before the last outcome is made."""
+def _serve(pipe: Connection, devices: str | None, threads: int) -> None:
+    """Run tasks until the driver ends. A task that waits in the pipe runs before the last outcome is made.
+
+    `threads`: of the driver; another number could change results in rounding.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends its workers
     threading.Thread(target=_exit_with_driver, daemon=True).start()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own lock would be reported as leaked when the driver ends this process
     runner, outcomes = WorkerRunner(), deque[Callable[[], Outcome]]()
     while True:

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, Self, TypeVar
 
 from tsdkd.errors import TsdkdError
@@ -169,12 +170,26 @@ class WorkerPool:
         *,
         depth: int = 1,
     ) -> None:
+        try:
+            self._run(open_handler, iter(tasks), collect, advance, depth)
+        except BaseException:
+            self.__exit__()  # their tasks belong to no later call
+            raise
+
+    def _run(
+        self,
+        open_handler: OpenHandler,
+        waiting: Iterator[Task],
+        collect: Callable[[Task, Any], None],
+        advance: Advance,
+        depth: int,
+    ) -> None:
         if open_handler is not self._packed[0]:
             self._packed = open_handler, self._backend.pack(open_handler)
-        waiting, lost = iter(tasks), deque[Attempt]()
+        held = deque[Attempt]()
         while True:
-            self._hand_out(waiting, lost, depth)
-            if not lost and not any(member.attempts for member in self._members):
+            self._hand_out(waiting, held, depth)
+            if not held and not any(member.attempts for member in self._members):
                 return
             members = {id(member.worker): member for member in self._members}
             for worker in self._backend.wait([member.worker for member in self._members]):
@@ -182,64 +197,67 @@ class WorkerPool:
                 try:
                     message = worker.receive()
                 except WorkerLostError as error:
-                    lost.extend(self._remove(member, error, advance))
+                    held.extendleft(self._remove(member, error, advance))
                     continue
-                if isinstance(message, Outcome):
+                if message is None:
+                    self._failed_starts = 0
+                elif isinstance(message, Outcome):
                     self._report(message)
                     attempt = member.attempts.popleft()
                     result = message.unwrap()
                     advance(message.advanced - attempt.advanced)
-                    self._hand_out(waiting, lost, depth)  # before the driver works on the result
+                    self._hand_out(waiting, held, depth)  # before the driver works on the result
                     collect(attempt.task, result)
-                elif message:
+                elif member.attempts:
                     member.attempts[0].advanced += message
                     advance(message)
 
-    def _hand_out(self, waiting: Iterator[Any], lost: deque[Attempt], depth: int) -> None:
-        """Give tasks to workers that hold the fewest, and start workers for tasks that find all busy."""
+    def _hand_out(self, waiting: Iterator[Any], held: deque[Attempt], depth: int) -> None:
+        """Give tasks to workers that hold the fewest, and start a worker for each task that finds all busy.
+
+        `held`: tasks for the workers that start, and those of lost workers.
+        """
         while True:
             ready = [member for member in self._members if member.worker.ready]
             member = min(ready, key=lambda member: len(member.attempts), default=None)
-            if (member is None or member.attempts) and len(self._members) < self._backend.count:
-                attempt = self._next(waiting, lost)
-                if attempt is None:
-                    return
-                lost.appendleft(attempt)
-                started = Member(self._backend.start())
-                self._members.append(started)
-                if started.worker.ready:
-                    continue
+            starting = len(self._members) - len(ready)
+            is_free = member is not None and not member.attempts
+            if not is_free and self._can_start and self._hold(waiting, held, starting + 1):
+                self._members.append(Member(self._backend.start()))
+                continue
             if member is None or len(member.attempts) >= depth:
                 return
-            attempt = self._next(waiting, lost)
-            if attempt is None:
+            if not self._hold(waiting, held, 1 if is_free else starting + 1):
                 return
-            member.attempts.append(attempt)
-            member.worker.send(self._packed[1], attempt.task)
+            member.attempts.append(held.popleft())
+            member.worker.send(self._packed[1], member.attempts[-1].task)
+
+    @property
+    def _can_start(self) -> bool:
+        return len(self._members) < self._backend.count and self._failed_starts < MAX_ATTEMPTS
 
     @staticmethod
-    def _next(waiting: Iterator[Any], lost: deque[Attempt]) -> Attempt | None:
-        if lost:
-            return lost.popleft()
-        return next((Attempt(task) for task in waiting), None)
+    def _hold(waiting: Iterator[Any], held: deque[Attempt], count: int) -> bool:
+        """Take tasks until `count` are held; False when there are fewer."""
+        held.extend(Attempt(task) for task in islice(waiting, max(0, count - len(held))))
+        return len(held) >= count
 
     def _remove(self, member: Member, error: WorkerLostError, advance: Advance) -> list[Attempt]:
         """Remove a lost worker. Returns its tasks for another attempt; raises TsdkdError after too many."""
         self._members.remove(member)
         member.worker.stop()
-        self._failed_starts = 0 if member.worker.ready else self._failed_starts + 1
-        again = []
-        if MAX_ATTEMPTS in {self._failed_starts, *(attempt.number for attempt in member.attempts)}:
+        self._failed_starts += not member.worker.ready
+        numbers = [attempt.number for attempt in member.attempts]
+        if MAX_ATTEMPTS in numbers or (self._failed_starts >= MAX_ATTEMPTS and not self._members):
             raise TsdkdError(
                 f"Workers ended {MAX_ATTEMPTS} times at the same work ({error}).",
                 "If memory ran out, use fewer processes or smaller batches; complete parts are kept.",
             )
+        if numbers:
+            self._observer.warning(f"A worker is lost ({error}). Its unfinished tasks run again: {len(numbers)}.")
         for attempt in member.attempts:
             advance(-attempt.advanced)
-            again.append(Attempt(attempt.task, attempt.number + 1))
-        if again:
-            self._observer.warning(f"A worker is lost ({error}). Its unfinished tasks run again: {len(again)}.")
-        return again
+        return [Attempt(attempt.task, attempt.number + 1) for attempt in member.attempts]
 
     def _report(self, outcome: Outcome) -> None:
         """Pass each message on once: every worker loads the same models."""

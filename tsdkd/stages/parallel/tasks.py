@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.observer import Observer, SilentObserver
 
 Advance = Callable[[int], None]
@@ -22,6 +25,8 @@ Finish = Callable[[], Any]
 Handler = Callable[[Any, Advance], Finish]
 OpenHandler = Callable[[Observer], AbstractContextManager[Handler]]
 """Loads the models of a handler, and frees their memory afterwards. Workers receive it pickled."""
+NO_MAIN_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""In the message of torch's RuntimeError."""
 
 
 @dataclass(slots=True)
@@ -136,6 +141,11 @@ def unpack(packed: bytes) -> OpenHandler:
 def portable_error(error: Exception) -> Exception:
     """The error with the worker's traceback as a note; a RuntimeError for one that cannot be pickled."""
     note = "In a worker:\n" + "".join(traceback.format_exception(error))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MAIN_MEMORY in str(error):
+        error = TsdkdError(
+            f"A worker ran out of memory ({first_line(error)}).",
+            "Lower the batch size, or use fewer workers on each device; complete parts are kept.",
+        )
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # of any type, by its own constructor
