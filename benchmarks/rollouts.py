@@ -89,7 +89,7 @@ def child_ids(process: int) -> list[int]:
 
 
 def measure_generate(prompts: Path, student: str, config: GenerateConfig) -> tuple[Measurement, MemoryObserver]:
-    observer, check_engine = MemoryObserver(), stage.check_engine
+    observer, check_engine = MemoryObserver(), sampling.check_engine
 
     def check_then_start_clock(*arguments: Any) -> None:
         check_engine(*arguments)

@@ -4,15 +4,15 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 
 from tsdkd.errors import InputError
 from tsdkd.stages.observer import Observer
@@ -100,18 +100,19 @@ def _serve(pipe: Connection, devices: str | None, threads: int) -> None:
     `threads`: of the driver; another number could change results in rounding.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # libraries release what they hold
     threading.Thread(target=_exit_with_driver, daemon=True).start()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     torch.set_num_threads(threads)
-    tqdm.set_lock(threading.RLock())  # its own lock would be reported as leaked when the driver ends this process
-    runner, outcomes = WorkerRunner(), deque[Callable[[], Outcome]]()
-    while True:
-        if outcomes and (len(outcomes) > 1 or not pipe.poll()):
-            pipe.send(outcomes.popleft()())
-            continue
-        handler, task = pickle.loads(pipe.recv_bytes())
-        outcomes.append(runner.run(handler, unpack(handler), task, pipe.send))
+    outcomes = deque[Callable[[], Outcome]]()
+    with suppress(*CLOSED_PIPE), closing(WorkerRunner()) as runner:
+        while True:
+            if outcomes and (len(outcomes) > 1 or not pipe.poll()):
+                pipe.send(outcomes.popleft()())
+                continue
+            handler, task = pickle.loads(pipe.recv_bytes())
+            outcomes.append(runner.run(handler, unpack(handler), task, pipe.send))
 
 
 def _exit_with_driver() -> None:

@@ -157,9 +157,10 @@ class WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for member in self._members:
-            member.worker.stop()
-        self._members.clear()
+        members, self._members = self._members, []
+        with ThreadPoolExecutor(len(members) or 1) as threads:
+            for member in members:
+                threads.submit(member.worker.stop)
 
     def run(
         self,

@@ -114,6 +114,9 @@ class WorkerRunner:
 
         return outcome
 
+    def close(self) -> None:
+        self._runner.close()
+
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
