@@ -20,6 +20,7 @@ ROOMS = (
     "errors",
     "printable",
     "processes",
+    "child_processes",
     "artifacts",
     "core",
     "stages.observer",

@@ -3,9 +3,6 @@
 import multiprocessing
 import os
 import pickle
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
@@ -14,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from tsdkd.child_processes import follow_parent
 from tsdkd.errors import InputError
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.parallel.pool import Worker, WorkerLostError
@@ -99,9 +97,7 @@ def _serve(pipe: Connection, devices: str | None, threads: int) -> None:
 
     `threads`: of the driver; another number could change results in rounding.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends its workers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # libraries release what they hold
-    threading.Thread(target=_exit_with_driver, daemon=True).start()
+    follow_parent()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     torch.set_num_threads(threads)
@@ -113,10 +109,3 @@ def _serve(pipe: Connection, devices: str | None, threads: int) -> None:
                 continue
             handler, task = pickle.loads(pipe.recv_bytes())
             outcomes.append(runner.run(handler, unpack(handler), task, pipe.send))
-
-
-def _exit_with_driver() -> None:
-    driver = multiprocessing.parent_process()
-    if driver is not None:
-        driver.join()
-    os._exit(1)
