@@ -1,7 +1,7 @@
 """Two Ray nodes with two workers each: kills of a worker, a node and the driver, and the rate by number of workers.
 
-`python benchmarks/parallel.py [DIRECTORY]` prints both tables. Tiny models on the CPU; a worker has one thread. Rates are
-those of the last two thirds of the parts, when all workers have started; the lowest and the highest of the rounds.
+`python benchmarks/parallel.py [DIRECTORY]` prints both tables. Tiny models on the CPU; a worker has one thread. Rates
+are those of the last two thirds of the parts, when all workers have started: the lowest and the highest of the rounds.
 """
 
 import json

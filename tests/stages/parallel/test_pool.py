@@ -81,14 +81,15 @@ def loses_starts_but_1(number: int, task: Any) -> bool:
 def test_workers_that_never_start_end_the_run_unless_another_one_works(tmp_path: Path) -> None:
     for others_work in (False, True):
         backend = InProcessBackend(3, starts_late=True)
-        backend.lost = loses_starts_but_1 if others_work else loses_starts
-        with WorkerPool(backend, SilentObserver()) as pool:
+        backend.lost, observer = loses_starts_but_1 if others_work else loses_starts, Messages()
+        with WorkerPool(backend, observer) as pool:
             if others_work:
                 assert len(results(pool, OpenCounter(tmp_path), TASKS)[0]) == 12
                 assert len(backend.workers) <= 3 + MAX_ATTEMPTS
             else:
-                with pytest.raises(TsdkdError, match="at its start"):
+                with pytest.raises(TsdkdError, match=r"Workers could not start \(at its start\)"):
                     results(pool, OpenCounter(tmp_path), TASKS)
+        assert "A worker could not start (at its start)." in observer.lines
 
 
 def test_an_error_of_a_task_ends_the_run_and_leaves_no_task_behind(tmp_path: Path) -> None:

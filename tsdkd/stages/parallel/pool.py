@@ -249,7 +249,14 @@ class WorkerPool:
         member.worker.stop()
         self._failed_starts += not member.worker.ready
         numbers = [attempt.number for attempt in member.attempts]
-        if MAX_ATTEMPTS in numbers or (self._failed_starts >= MAX_ATTEMPTS and not self._members):
+        if not member.worker.ready:
+            self._observer.warning(f"A worker could not start ({error}).")
+        if self._failed_starts >= MAX_ATTEMPTS and not self._members:
+            raise TsdkdError(
+                f"Workers could not start ({error}).",
+                "Install the same tsdkd on every node, and look at the logs of Ray; complete parts are kept.",
+            )
+        if MAX_ATTEMPTS in numbers:
             raise TsdkdError(
                 f"Workers ended {MAX_ATTEMPTS} times at the same work ({error}).",
                 "If memory ran out, use fewer processes or smaller batches; complete parts are kept.",
