@@ -96,7 +96,9 @@ class InProcessWorker:
         self.turns += 1
         if self.outcome:
             outcome, self.outcome = self.outcome, None
-            self.tasks.popleft()
+            _, task = self.tasks.popleft()
+            if self.backend.lost(self.number, pickle.loads(task)):
+                raise WorkerLostError("in a task")
             return outcome
         if not self.ready and self.backend.lost(self.number, None):
             raise WorkerLostError("at its start")
@@ -107,8 +109,6 @@ class InProcessWorker:
         progress = list[int]()
         self.outcome = self.runner.run(handler, unpack(handler), pickle.loads(task), progress.append)()
         self.outcome = pickle.loads(pickle.dumps(self.outcome))
-        if self.backend.lost(self.number, pickle.loads(task)):
-            raise WorkerLostError("in a task")
         return sum(progress)
 
     def stop(self) -> None:
