@@ -1,6 +1,8 @@
 """Two workers write what one process writes, byte for byte, and a run that ends early continues."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -168,6 +170,15 @@ def test_a_killed_process_costs_no_complete_part(
     )
     assert contents(found.path) == contents(scores)
     assert sum("A worker is lost" in line for line in messages.lines) == 1
+
+
+def test_torchrun_is_refused_once(rollouts: Path, teacher: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "tsdkd"]
+    command = [*launch, "score", "--rollouts", rollouts, "--teacher", teacher, "--scores", tmp_path / "s"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: tsdkd score is started once") == 1
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_part_that_arrives_damaged_is_refused(
