@@ -25,8 +25,12 @@ README_LINES = 100
 SHELLS = {"bash", "sh", "shell", "console"}
 OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ">", ">>", "<"}
 FOREIGN = {
-    "torchrun": "--nproc-per-node",
     "ray": "--head --address",
+    "torchrun": "--nproc-per-node --nnodes --node-rank --rdzv-endpoint --shutdown-timeout",
+    "accelerate": "--num-machines --machine-rank --num-processes --main-process-ip --main-process-port --use-fsdp"
+    " --fsdp-version --fsdp-auto-wrap-policy",
+    "SLURM": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --requeue --signal --open-mode"
+    " --job-name --kill-on-bad-exit --dependency",
     "vllm": "--host --port --served-model-name --enable-lora --max-lora-rank --lora-modules"
     " --max-logprobs --logprobs-mode --enable-scale-out --enforce-eager --generation-config",
     "sglang": "--model-path --context-length",

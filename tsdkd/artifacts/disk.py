@@ -59,6 +59,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def default_mode() -> int:
+    """The permissions of a new file."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def replace_text(path: Path, text: str) -> None:
     """Replace a text file in one step: whenever the process ends, the old or the new text is there as a whole."""
     temporary = temporary_path(path)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tsdkd import __version__
 from tsdkd.artifacts.disk import replace_text
+from tsdkd.artifacts.file_system import require_local_path
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import json_digest
 from tsdkd.artifacts.json_files import Record, conform, read_json, unreadable_error
@@ -230,6 +231,7 @@ def read_raw_manifest(path: Path) -> dict[str, Any]:
     try:
         raw: dict[str, Any] = read_json(path / MANIFEST_FILE, dict[str, Any])
     except (FileNotFoundError, NotADirectoryError):
+        require_local_path(path)
         raise ArtifactError(
             f"{path} holds no {MANIFEST_FILE}, so it is not an artifact.", "Name the directory of an artifact."
         ) from None

@@ -11,12 +11,18 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
-from tsdkd.artifacts.disk import fsync
+from tsdkd.artifacts.file_system import PROBES, lacking, require_guarantees, require_local_path, sync_names
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.identity import describe_differences, differ_in
-from tsdkd.artifacts.locks import absolute_path, has_readers, lock_for_writing, registered_inputs
+from tsdkd.artifacts.locks import (
+    WriteLock,
+    absolute_path,
+    has_readers,
+    is_locked,
+    lock_for_writing,
+    registered_inputs,
+)
 from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
 from tsdkd.artifacts.reader import check_parts
 from tsdkd.artifacts.replacing import (
@@ -28,6 +34,7 @@ from tsdkd.artifacts.replacing import (
     make_pending,
     pending_path,
     purpose_of,
+    require_renaming,
     restore_missing,
 )
 from tsdkd.errors import ArtifactError
@@ -41,7 +48,7 @@ class OpenDirectory:
 
     path: Path
     manifest: Manifest
-    locks: tuple[IO[str], ...] = ()
+    locks: tuple[WriteLock, ...] = ()
     inherited: frozenset[str] = frozenset()
     """Names of the files that an extension shares with the artifact that it extends."""
     made: tuple[Path, ...] = ()
@@ -50,6 +57,7 @@ class OpenDirectory:
 
 def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collection[str]) -> OpenDirectory:
     """Choose, lock and prepare the directory that a run writes; see `Writer.open`."""
+    require_local_path(path)
     restore_missing(path)
     _require_artifact(path)
     _require_other_inputs(path, wanted, overwrite)
@@ -60,7 +68,13 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
         if error.errno in READ_ONLY and not overwrite and (existing := _find_complete(path, wanted, may_differ)):
             return OpenDirectory(path, existing)
         raise
+    except ArtifactError:
+        remove_empty(made)
+        raise
     with _closed_on_failure(lock, made):
+        if not is_locked(path):
+            raise lacking(path, "grants an exclusive lock twice")
+        require_guarantees(path)
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
         if opened.manifest.state == "partial":
@@ -74,8 +88,8 @@ def _make_directory(path: Path) -> tuple[Path, ...]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         for directory in made:
-            fsync(directory.parent)
-    except OSError:
+            sync_names(directory.parent)
+    except (OSError, ArtifactError):
         remove_empty(made)
         raise
     return made
@@ -115,7 +129,7 @@ def _find_complete(path: Path, wanted: Manifest, may_differ: Collection[str]) ->
 
 
 @contextmanager
-def _closed_on_failure(lock: IO[str], made: tuple[Path, ...] = ()) -> Iterator[None]:
+def _closed_on_failure(lock: WriteLock, made: tuple[Path, ...] = ()) -> Iterator[None]:
     """When an error ends the block, close a lock (the error keeps its frame) and remove the directories `made`."""
     try:
         yield
@@ -240,6 +254,7 @@ def _begin_pending(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDire
     if pending.exists():
         with lock_for_writing(pending):
             delete(pending)
+    require_renaming(path.resolve())
     make_pending(pending, purpose, path)
     inherited = frozenset(file.name for file in pending.iterdir())
     lock = lock_for_writing(pending)
@@ -249,7 +264,7 @@ def _begin_pending(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDire
 
 
 def _require_artifact(path: Path) -> None:
-    begun = {LOCK_FILE, f"{MANIFEST_FILE}.tmp"}  # the files that a stage killed at its start leaves
+    begun = {LOCK_FILE, *PROBES, f"{MANIFEST_FILE}.tmp"}  # the files that a stage killed at its start leaves
     if not path.exists() or (path / MANIFEST_FILE).exists():
         return
     if not path.is_dir() or {file.name for file in path.iterdir()} - begun:

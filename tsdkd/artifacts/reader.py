@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tsdkd.artifacts.file_system import require_local_path
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest, file_digest
 from tsdkd.artifacts.journal import read_sessions
@@ -118,6 +119,7 @@ def read_artifact(path: Path, kind: ArtifactKind, option: str | None = None, *, 
     restore_missing(path)
     register_input(path)
     if not (path / MANIFEST_FILE).is_file():
+        require_local_path(path)
         name = option or f"--{kind}"
         raise ArtifactError(f"Found no {kind} at {path}.", f"Run `{command}` first, or name the {kind} with {name}.")
     manifest = load_manifest(path)

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Literal
 
 from tsdkd.artifacts.disk import fsync
+from tsdkd.artifacts.file_system import guarantee, require
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
 from tsdkd.artifacts.locks import lock_for_writing
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import ArtifactError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTEMPTY, errno.EEXIST}
+"""The last two: a file system in user space took the exchange for a plain renaming."""
 _NEW, _OLD = ".tsdkd-new", ".tsdkd-old"
 SAVED_STEPS = "resume"
 """The directory of the steps that training saves; a complete checkpoint has none."""
@@ -56,6 +58,25 @@ def unfinished_extension(path: Path) -> Path | None:
     """The pending directory of an interrupted extension; None without one."""
     pending = pending_path(path.resolve())
     return pending if purpose_of(pending) == "extension" and (pending / MANIFEST_FILE).is_file() else None
+
+
+def require_renaming(path: Path) -> None:
+    """Try to rename a directory beside the artifact at `path`, a resolved path. Raises ArtifactError.
+
+    Its names are those of leftovers, so that a kill leaves nothing.
+    """
+    one, two = pending_path(path), _discarded_path(path)
+    try:
+        with guarantee(path.parent, "rename a directory with an open file"):
+            one.mkdir()
+            with (one / JOURNAL_FILE).open("ab", buffering=0) as journal:
+                journal.write(b"a")
+                one.rename(two)
+                journal.write(b"b")
+            require((two / JOURNAL_FILE).read_bytes() == b"ab" and not one.exists())
+    finally:
+        for directory in (one, two):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def make_pending(pending: Path, purpose: Purpose, artifact: Path) -> None:

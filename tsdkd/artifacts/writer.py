@@ -16,7 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdkd.artifacts.disk import disk_failure, fsync, translate_disk_errors
+from tsdkd.artifacts.disk import default_mode, disk_failure, fsync, translate_disk_errors
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.locks import has_readers, without_readers
 from tsdkd.artifacts.manifest import ArtifactKind, Manifest, Part, load_manifest, save_manifest
@@ -99,7 +99,7 @@ class Writer:
         `sha256`: its hash, if the caller computed it while it wrote the file.
         """
         temporary = self.temporary_path(file)
-        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        temporary.chmod(default_mode())  # safetensors writes files that only their owner can read
         fsync(temporary)
         part = Part(file, rows, temporary.stat().st_size, sha256 or file_digest(temporary))
         with self._locked_manifest():
@@ -181,9 +181,3 @@ class TableWriter:
         """Complete the file. Returns its number of rows."""
         self._parquet.close()
         return self._rows
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -58,14 +58,16 @@ def command(
     """
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.data.recorded_chat import chat_of_rollouts
+    from tsdkd.stages.train.hosts import failing_together
 
     output, observer, chat = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain), config.chat
-    if config.online:
-        data = rollouts, prompts
-        artifact = _train_online(config, *data, student, teacher, teacher_url, output, seed, observer, overwrite)
-    else:
-        recorded, scored = rollouts or run / "rollouts", scores_path(config, scores, run)
-        artifact = _train_offline(config, recorded, scored, student, output, seed, observer, overwrite)
+    with failing_together():
+        if config.online:
+            data = rollouts, prompts
+            artifact = _train_online(config, *data, student, teacher, teacher_url, output, seed, observer, overwrite)
+        else:
+            recorded, scored = rollouts or run / "rollouts", scores_path(config, scores, run)
+            artifact = _train_offline(config, recorded, scored, student, output, seed, observer, overwrite)
     learned = None
     if not config.online or rollouts:
         learned = read_artifact(rollouts or run / "rollouts", "rollouts", hashed=False)

@@ -74,16 +74,24 @@ def test_a_cut_run_is_not_resumed_with_other_settings(
         learn(run, student, tmp_path / "cut", replace(CONFIG, learning_rate=0.5))
 
 
-def test_ctrl_c_saves_the_step_and_the_next_run_resumes(
-    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_a_signal_saves_the_step_and_the_next_run_resumes(
+    run: Path,
+    student: Path,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: list[signal.Signals],
 ) -> None:
+    """SIGTERM arrives twice where a launcher passes it on."""
     config = replace(CONFIG, save_steps=100)
     learn(run, student, tmp_path / "whole", config)
     compute_loss = trainer_module.DistillationTrainer.compute_loss
 
     def interrupted(self: object, *args: object, **kwargs: object) -> object:
         if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in signals:
+                os.kill(os.getpid(), number)
         return compute_loss(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer_module.DistillationTrainer, "compute_loss", interrupted)

@@ -4,20 +4,20 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
+from tsdkd.artifacts.locks import read_holder
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import SAVED_STEPS
 from tsdkd.artifacts.writer import Writer
-from tsdkd.errors import TsdkdError
+from tsdkd.errors import OtherRankError, TsdkdError
 from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import TrainConfig
@@ -44,6 +44,7 @@ from tsdkd.stages.train.callbacks import (
     ReplayCallback,
 )
 from tsdkd.stages.train.checkpoint import save_checkpoint
+from tsdkd.stages.train.hosts import agree_on_directory, require_same_inputs
 from tsdkd.stages.train.packing import require_packed_length, require_packing
 from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
@@ -162,9 +163,20 @@ def checkpoint_manifest(
 def _open_directory(output: Path, manifest: Manifest, overwrite: bool) -> Iterator[tuple[Writer | None, Path]]:
     """The writer, which only rank 0 has, and the directory that all ranks write to."""
     PartialState()  # connects the ranks
-    with Writer.open(output, manifest, overwrite=overwrite) if rank() == 0 else nullcontext() as writer:
-        (directory,) = broadcast_object_list([writer and writer.path])
-        yield writer, directory
+    require_same_inputs(manifest)
+    with _open_writer(output, manifest, overwrite) as writer:
+        yield writer, agree_on_directory(writer.path if writer else None)
+
+
+def _open_writer(output: Path, manifest: Manifest, overwrite: bool) -> AbstractContextManager[Writer | None]:
+    if rank() != 0:
+        return nullcontext()
+    try:
+        return Writer.open(output, manifest, overwrite=overwrite)
+    except Exception:
+        with suppress(OtherRankError, RuntimeError):
+            agree_on_directory(None)
+        raise
 
 
 def _require_memory(inputs: TrainingInputs, config: TrainConfig, precision: str, observer: Observer) -> None:
@@ -186,11 +198,15 @@ def _weights_dtype(config: TrainConfig, precision: str) -> DType:
 
 @contextmanager
 def _removed_unless_saved(resume: Path) -> Iterator[None]:
-    """After a failure, remove a directory without a saved step: it would only refuse other settings."""
+    """After a failure, remove a directory without a saved step: it would only refuse other settings.
+
+    Only ranks on the host that saves do so: another one may see a saved step late.
+    """
     try:
         yield
     except BaseException:
-        if not has_saved_step(resume):
+        holder = read_holder(resume.parent)
+        if (rank() == 0 or (holder and holder.is_here)) and not has_saved_step(resume):
             shutil.rmtree(resume, ignore_errors=True)  # another rank may remove it first
         raise
 
@@ -217,7 +233,7 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
             interrupt,
         ):
             trainer.add_callback(callback)
-        with _requesting_stop_on_ctrl_c(interrupt, observer):
+        with _requesting_stop_on_signals(interrupt, observer):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if interrupt.requested:
         raise KeyboardInterrupt
@@ -251,22 +267,30 @@ def _restore_last_step(trainer: DistillationTrainer, resume: Path, stopped_at: i
 
 
 @contextmanager
-def _requesting_stop_on_ctrl_c(interrupt: InterruptCallback, observer: Observer) -> Iterator[None]:
-    """The first Ctrl-C finishes and saves the step; the second stops at once."""
+def _requesting_stop_on_signals(interrupt: InterruptCallback, observer: Observer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM finish and save the step; a second Ctrl-C stops at once.
+
+    A second SIGTERM does nothing: a batch system sends it to a process and to its launcher, which passes it on.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def request(*_: object) -> None:
-        interrupt.requested = True
-        signal.signal(signal.SIGINT, before)
-        observer.info("Interrupted: training stops once this step is saved. Press Ctrl-C again to stop now.")
+    def request(number: int, _: object) -> None:
+        again = ""
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            again = " Press Ctrl-C again to stop now."
+        if not interrupt.requested:
+            interrupt.requested = True
+            observer.info(f"Interrupted: training stops once this step is saved.{again}")
 
-    before = signal.signal(signal.SIGINT, request)
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, Any]:

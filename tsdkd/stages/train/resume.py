@@ -62,7 +62,10 @@ class StateCallback(TrainerCallback):
         step = _step_path(args.output_dir, state.global_step)
         if world_size() > 1:
             PartialState().wait_for_everyone()
-        own = _sync_and_hash(step, _files(step)[rank() :: world_size()])
+        names = _files(step)
+        if world_size() > 1:
+            names = sorted({*gather_object(names)})  # a host may see files of another one late
+        own = _sync_and_hash(step, names[rank() :: world_size()])
         by_rank = gather_object([own]) if world_size() > 1 else [own]
         if state.is_world_process_zero:
             files = {name: digest for digests in by_rank for name, digest in digests.items()}

@@ -46,6 +46,7 @@ from tsdkd.stages.models.record import chat_day, model_record, require_same_temp
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.teacher_server.server import open_servers
+from tsdkd.stages.train.hosts import failing_together
 from tsdkd.stages.train.loop import TrainingData, TrainingInputs, checkpoint_manifest, run_training
 from tsdkd.stages.train.prerequisites import (
     report_provenance,
@@ -61,6 +62,7 @@ SERVED_TOP_K = 20
 """Log-probabilities per token of a served teacher: the most that vLLM gives unless it is told otherwise."""
 
 
+@failing_together()
 @reading_inputs()
 def train_offline(
     rollouts: Path,
@@ -132,6 +134,7 @@ def _scored_source(rollouts: Path, scores: Path, student: ModelRecord, config: T
     return source
 
 
+@failing_together()
 @reading_inputs()
 def train_online(
     data: Path,
@@ -223,6 +226,7 @@ def _online_data(
     return TrainingData(source, indices, HeldOut(measured, range(len(held_out))) if measured else None)
 
 
+@failing_together()
 def train_served(
     data: Path,
     student: str,

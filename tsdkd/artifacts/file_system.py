@@ -1,0 +1,135 @@
+"""What artifacts need of a file system, found by trying it; a directory that lacks any of it is refused.
+
+File systems of networks, in user space and over object storage may lack some of it, or claim to have it.
+"""
+
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from os.path import samestat
+from pathlib import Path
+
+import psutil
+
+from tsdkd.artifacts.disk import DISK_ERRORS, default_mode, fsync
+from tsdkd.errors import ArtifactError
+
+PROBES = (".probe-1.tmp", ".probe-2.tmp")
+"""The files that the operations are tried with."""
+_REMEDY = (
+    "Choose a directory on a local disk, or on NFS, CephFS or Lustre with locks; `tsdkd artifact push` copies what is "
+    "complete to object storage."
+)
+_ONE_KERNEL = {"tmpfs", "overlay", "btrfs", "zfs"}
+"""Types without a device number of their own whose locks the kernel of this host keeps."""
+_LOCAL_LOCKS = {
+    "nfs": {"nolock", "local_lock=flock", "local_lock=all"},
+    "nfs4": {"local_lock=flock", "local_lock=all"},
+    "lustre": {"localflock"},
+    "cifs": {"nobrl"},
+    "smb3": {"nobrl"},
+    "ceph": set(),
+    "fuse.juicefs": set(),
+}
+"""Types whose servers keep locks for all hosts, with the mount options that keep them on one host."""
+
+
+def require_local_path(path: Path) -> None:
+    """Raises ArtifactError for a URL, from which `Path` has removed a slash."""
+    scheme, *rest = path.parts or ("",)
+    if rest and re.fullmatch("[a-z][a-z0-9+.-]+:", scheme) and not Path(scheme).exists():
+        url = f"{scheme}//{'/'.join(rest)}"
+        raise ArtifactError(
+            f"{url} is a URL, not a directory.",
+            "Run in a local directory; `tsdkd artifact pull URL DIR` and `push DIR URL` copy artifacts.",
+        )
+
+
+def require_guarantees(directory: Path) -> None:
+    """Try the operations on files that artifacts need. The caller has locked the directory and synced the lock's file.
+
+    A full disk and missing permissions are left to the writes that follow. Raises ArtifactError.
+    """
+    file, other = (directory / name for name in PROBES)
+    with suppress(OSError):
+        for left in (file, other):
+            left.unlink(missing_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # the mode of safetensors' files
+        try:
+            sync_names(directory)
+            _try_files(directory, file, other)
+        finally:
+            file.unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
+
+
+def sync_names(directory: Path) -> None:
+    """Wait until the names in a directory are on disk. Raises ArtifactError where the file system cannot do it."""
+    with guarantee(directory, "write the names in a directory to disk"):
+        fsync(directory)
+
+
+def _try_files(directory: Path, file: Path, other: Path) -> None:
+    with guarantee(directory, "append to a file"):
+        file.write_bytes(b"a")
+        with file.open("ab") as appended:
+            appended.write(b"b")
+        require(file.read_bytes() == b"ab")
+    with guarantee(directory, "change the mode of a file"):
+        file.chmod(default_mode())
+    with (
+        guarantee(directory, "map a file into memory"),
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
+        require(mapped[:] == b"ab")
+    with guarantee(directory, "keep the number of a file"), file.open("rb") as opened:
+        require(samestat(os.fstat(opened.fileno()), file.stat()))
+    with guarantee(directory, "replace a file by another"):
+        other.touch()
+        other.replace(file)
+        require(file.read_bytes() == b"" and not other.exists())
+
+
+@contextmanager
+def guarantee(directory: Path, operation: str) -> Iterator[None]:
+    """Raises ArtifactError if the operation inside fails; a disk error stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        reason = f" ({error.strerror})" if error.strerror else ""
+        raise lacking(directory, f"cannot {operation}{reason}") from None
+
+
+def require(holds: bool) -> None:
+    """Raises OSError, inside `guarantee`, where an operation has another result than it should have."""
+    if not holds:
+        raise OSError
+
+
+def lacking(directory: Path, fault: str) -> ArtifactError:
+    """The error for a file system with a fault, such as "cannot lock a file"."""
+    return ArtifactError(f"The file system of {directory} ({_mount(directory)[0]}) {fault}.", _REMEDY)
+
+
+def locks_reach_other_hosts(directory: Path) -> bool:
+    """Whether a lock in a directory is free only if no process of any host holds it.
+
+    True also where one kernel alone uses the file system; False where this is not known.
+    """
+    kind, options = _mount(directory)
+    if os.major(directory.stat().st_dev) or kind in _ONE_KERNEL:
+        return True
+    return kind in _LOCAL_LOCKS and not _LOCAL_LOCKS[kind] & options
+
+
+def _mount(directory: Path) -> tuple[str, set[str]]:
+    """Type and options of the mount that holds a directory."""
+    mounted = {Path(mount.mountpoint): mount for mount in psutil.disk_partitions(all=True)}  # the last one hides others
+    path = directory.resolve()
+    found = next((mounted[parent] for parent in (path, *path.parents) if parent in mounted), None)
+    return (found.fstype, set(found.opts.split(","))) if found else ("of unknown type", set())
