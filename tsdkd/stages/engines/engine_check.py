@@ -73,8 +73,7 @@ def find_mismatch(
     """The difference between vLLM and a model with its likely remedy, from one forward of the model per request."""
     outputs = engine.sample_with_log_probs(requests, min(CHECKED_TOKENS, config.response_limit))
     logits = _logits(model, outputs)
-    sent = [request.prompt_ids for request in requests] * config.data_parallel
-    if [output.prompt_ids for output in outputs] != sent:
+    if [output.prompt_ids for output in outputs] != [request.prompt_ids for request in requests]:
         return "vLLM read other prompt ids than it received", SAMPLING_REMEDY
     tolerance = QUANTISED_TOLERANCE if config.quantization else TOLERANCE[dtype]
     return diagnose_mismatch(logits, outputs, config.temperature, config.top_p, tolerance)

@@ -159,7 +159,7 @@ def open_vllm_sampler(
     is the student in memory. Raises InputError for a server that does not fit, TsdkdError when vLLM cannot serve the
     model.
     """
-    sampling, more = replace(online.sampling, data_parallel=1), lora_arguments(student, lora)
+    sampling, more = online.sampling, lora_arguments(student, lora)
     with ExitStack() as stack:
         needed = weight_bytes(learner.model, getattr(torch, sampling.dtype))
         directory = stack.enter_context(machine_directory(needed))

@@ -6,16 +6,15 @@ finished (int), the outputs of all requests (list, empty after a command), or an
 each message, so that a batch always gets the same responses.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tsdkd.child_processes import follow_parent
 
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """Defaults; variables that the user has set win."""
@@ -60,9 +59,7 @@ def serve(
     pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path, reply: Reply
 ) -> None:
     """Load an `LLM` and reply to messages until the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
-    signal.signal(signal.SIGTERM, _raise_system_exit)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
     _redirect_output(log)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     for name in LAUNCHER_VARIABLES:
@@ -125,14 +122,3 @@ def _redirect_output(log: Path) -> None:
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-
-
-def _raise_system_exit(*_: object) -> None:
-    raise SystemExit
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

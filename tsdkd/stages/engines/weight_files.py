@@ -4,7 +4,6 @@ All ranks call these functions together, because every rank takes part in gather
 rank of each machine keeps what is gathered and writes it, a file of about `FILE_BYTES` at a time.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -47,7 +46,7 @@ def machine_directory(needed: int) -> Iterator[Path]:
             if left.stat().st_uid == os.getuid() and not is_locked(left):
                 shutil.rmtree(left, ignore_errors=True)
     unlocked = Path(tempfile.mkdtemp(prefix=UNLOCKED_NAME, dir=parent))
-    with lock_for_writing(unlocked, fcntl.LOCK_EX):
+    with lock_for_writing(unlocked):
         directory = unlocked.rename(parent / unlocked.name.replace(UNLOCKED_NAME, NAME))
         try:
             yield Path(gather([str(directory)])[rank()])
