@@ -27,7 +27,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.engines.vllm_process import ENVIRONMENT
-from tsdkd.stages.generate import stage
+from tsdkd.stages.generate import sampling, stage
 from tsdkd.stages.generate.requests import Authorship, PromptRequests
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import SilentObserver
@@ -89,7 +89,7 @@ def child_ids(process: int) -> list[int]:
 
 
 def measure_generate(prompts: Path, student: str, config: GenerateConfig) -> tuple[Measurement, MemoryObserver]:
-    observer, check_engine = MemoryObserver(), stage.check_engine
+    observer, check_engine = MemoryObserver(), sampling.check_engine
 
     def check_then_start_clock(*arguments: Any) -> None:
         check_engine(*arguments)
@@ -98,7 +98,7 @@ def measure_generate(prompts: Path, student: str, config: GenerateConfig) -> tup
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as directory,
-        patch.object(stage, "check_engine", check_then_start_clock),
+        patch.object(sampling, "check_engine", check_then_start_clock),
     ):
         rollouts = stage.generate(prompts, student, Path(directory) / "rollouts", config, observer=observer)
         observer.running = False
@@ -119,10 +119,10 @@ def measure_bare_vllm(prompts: Path, student: str, config: GenerateConfig) -> Me
     engine = VllmEngine(model, config, max_tokens)
     plain = ("model", "skip_tokenizer_init", "generation_config", "dtype", "gpu_memory_utilization", "max_model_len")
     llm = LLM(**{name: engine.arguments[name] for name in plain})
-    sampling = SamplingParams(**engine.sampling)
+    parameters = SamplingParams(**engine.sampling)
     loaded = time.perf_counter()
     inputs = [{"prompt_token_ids": request.prompt_ids} for request in part.requests]
-    outputs = llm.generate(inputs, sampling, use_tqdm=False)
+    outputs = llm.generate(inputs, parameters, use_tqdm=False)
     end = time.perf_counter()
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     return Measurement(tokens, end - loaded, end - start)

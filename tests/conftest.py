@@ -12,11 +12,18 @@ from hypothesis import settings
 from tests.helpers.benchmark_rows import write_rows
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import REAL_DATA, write_prompts
-from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
+from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, TIMES_FILE
 
 torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
 
-FIRST = {"test_vllm.py", "test_online_vllm.py", "test_processes.py", "test_tiny.py", "test_gpu.py"}
+FIRST = {
+    "test_vllm.py",
+    "test_online_vllm.py",
+    "test_online_served.py",
+    "test_processes.py",
+    "test_tiny.py",
+    "test_gpu.py",
+}
 """The longest files: pytest-xdist must not start one of them last, when other workers have no more files."""
 
 settings.register_profile("tsdkd", deadline=None)  # tests may be slow on a busy machine
@@ -105,9 +112,9 @@ Files = Callable[[Path], dict[str, bytes]]
 
 @pytest.fixture
 def contents() -> Files:
-    """Every file of an artifact with its bytes, without lock, journal and config.yaml."""
+    """Every file of an artifact with its bytes, without lock, journal, times and config.yaml."""
     return lambda path: {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {LOCK_FILE, JOURNAL_FILE, CONFIG_FILE}
+        if file.is_file() and file.name not in {LOCK_FILE, JOURNAL_FILE, TIMES_FILE, CONFIG_FILE}
     }

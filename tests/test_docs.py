@@ -25,6 +25,7 @@ README_LINES = 100
 SHELLS = {"bash", "sh", "shell", "console"}
 OPERATORS = {"&&", "||", "|", ";", "&", "(", ")", ">", ">>", "<"}
 FOREIGN = {
+    "ray": "--head --address",
     "torchrun": "--nproc-per-node --nnodes --node-rank --rdzv-endpoint --shutdown-timeout",
     "accelerate": "--num-machines --machine-rank --num-processes --main-process-ip --main-process-port --use-fsdp"
     " --fsdp-version --fsdp-auto-wrap-policy",

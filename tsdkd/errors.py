@@ -1,5 +1,7 @@
 """The errors that the command line prints: one line of cause, one line of remedy, and an exit code."""
 
+from typing import Any
+
 
 class TsdkdError(Exception):
     """A failure that the command line did not cause, such as a full disk or a NaN loss. Exit code 1."""
@@ -10,6 +12,10 @@ class TsdkdError(Exception):
         super().__init__(f"{cause} {remedy}")
         self.cause = cause
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors of worker processes reach the driver pickled."""
+        return type(self), (self.cause, self.remedy), self.__dict__
 
 
 class InputError(TsdkdError, ValueError):

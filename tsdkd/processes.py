@@ -1,4 +1,4 @@
-"""What torchrun and `accelerate launch` set: the rank of this process, the world size, FSDP. One process is rank 0."""
+"""What torchrun and `accelerate launch` set: ranks and their numbers, FSDP. One process is rank 0."""
 
 import os
 
@@ -16,3 +16,13 @@ def shards_weights() -> bool:
     from accelerate.utils import parse_flag_from_env  # takes seconds
 
     return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def local_rank() -> int:
+    """The rank among the processes of this machine, which is also the number of this process's GPU."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
+def local_world_size() -> int:
+    """The number of processes of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from tsdkd.artifacts import opening
-from tsdkd.artifacts import writer as writer_module
 from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import file_digest
 from tsdkd.artifacts.manifest import FORMAT, Manifest, ModelRecord, Parent, load_manifest
@@ -87,22 +86,20 @@ def test_a_complete_artifact_does_not_change(tmp_path: Path, contents: Contents)
     assert contents(tmp_path / "a") == before
 
 
-def test_ranks_skip_a_complete_artifact_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_artifact_on_a_read_only_disk_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a")
 
-    def read_only(path: Path, _: int) -> None:
+    def read_only(path: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(opening, "lock_for_writing", read_only)
-    monkeypatch.setattr(writer_module, "lock_for_writing", read_only)
     writer = Writer.open(tmp_path / "a", manifest())
-    writer.share()
-    assert Writer.join(writer.path).complete
+    assert writer.complete
     with pytest.raises(KeyboardInterrupt), writer:
         raise KeyboardInterrupt
     edit(tmp_path / "a", state="partial")
     with pytest.raises(OSError, match="Read-only"):
-        Writer.join(writer.path)
+        Writer.open(tmp_path / "a", manifest())
 
 
 @pytest.mark.parametrize(
@@ -213,41 +210,6 @@ def test_parents_are_found_through_symbolic_links(tmp_path: Path) -> None:
     assert [unchanged for _, _, unchanged in check_parents(child, made.manifest, tmp_path)] == [True]
 
 
-def test_ranks_of_one_run_divide_the_parts(tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
-    """Each part is written once, in any order; the artifact equals that of one process."""
-    write(tmp_path / "one")
-    with Writer.open(tmp_path / "two", manifest()) as first:
-        first.share()
-        with Writer.join(tmp_path / "two") as second:
-            assert first.claim("part-00000.parquet")
-            assert not second.claim("part-00000.parquet")  # being written
-            assert second.claim("part-00001.parquet")
-            first.write_table("part-00000.parquet", rows("a", "b"))
-            assert not second.claim("part-00000.parquet")  # written
-            second.write_table("part-00001.parquet", rows("c"))
-        first.finish({"responses": 3})
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
-def test_a_part_that_an_ended_rank_claimed_can_be_claimed_again(tmp_path: Path) -> None:
-    with Writer.open(tmp_path / "a", manifest()) as first:
-        first.share()
-        with Writer.join(tmp_path / "a") as second:
-            assert second.claim("part-00000.parquet")
-        assert first.claim("part-00000.parquet")
-
-
-def test_no_other_run_writes_while_a_rank_of_this_run_writes(tmp_path: Path) -> None:
-    """The first rank has ended; the rank that joined still writes."""
-    first = Writer.open(tmp_path / "a", manifest())
-    first.share()
-    with Writer.join(tmp_path / "a"):
-        first.__exit__()
-        with pytest.raises(ArtifactError, match="Another process is writing"):
-            Writer.open(tmp_path / "a", manifest())
-    Writer.open(tmp_path / "a", manifest()).__exit__()
-
-
 def test_two_runs_cannot_write_one_artifact(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "a", manifest()), pytest.raises(ArtifactError, match="Another process is writing"):
         Writer.open(tmp_path / "a", manifest())
@@ -291,21 +253,6 @@ def test_an_earlier_format_is_refused_and_replaced_with_overwrite(tmp_path: Path
     with Writer.open(tmp_path / "a", manifest(), overwrite=True) as writer:
         writer.finish({})
     assert load_manifest(tmp_path / "a").format == FORMAT
-
-
-def test_a_claim_holds_while_a_library_replaces_the_file(tmp_path: Path) -> None:
-    """safetensors writes another file and renames it: a lock on the file itself would be lost."""
-    with Writer.open(tmp_path / "a", manifest()) as first:
-        first.share()
-        with Writer.join(tmp_path / "a") as second:
-            assert first.claim("head.safetensors")
-            for content in (b"old", b"new"):
-                (tmp_path / "elsewhere").write_bytes(content)
-                (tmp_path / "elsewhere").replace(first.temporary_path("head.safetensors"))
-            assert not second.claim("head.safetensors")
-            first.add_file("head.safetensors")
-            assert not second.claim("head.safetensors")
-    assert {file.suffix for file in (tmp_path / "a").iterdir()} <= {"", ".json", ".safetensors"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 2, "kind": "poems"}'])

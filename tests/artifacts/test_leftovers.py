@@ -1,6 +1,5 @@
 """Failures and kills leave nothing that a person must remove."""
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def test_the_next_reader_or_writer_deletes_what_a_kill_after_the_finish_left(tmp
 def test_a_reader_deletes_nothing_while_a_process_writes(tmp_path: Path) -> None:
     write(tmp_path / "c")
     before = names(tmp_path)
-    with lock_for_writing(tmp_path / "c", fcntl.LOCK_EX):
+    with lock_for_writing(tmp_path / "c"):
         read_artifact(tmp_path / "c", "checkpoint")
         assert names(tmp_path) == before
 
@@ -65,25 +64,13 @@ def test_the_saved_steps_of_a_partial_checkpoint_stay(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_no_unfinished_part(tmp_path: Path) -> None:
-    """The complete part stays; the claimed one, its claim and other temporary files go."""
+    """The complete part stays; temporary files go."""
     writer = Writer.open(tmp_path / "s", Manifest("scores", {}, 0))
-    writer.claim("one.parquet")
     writer.write_table("one.parquet", SCHEMAS["scores"].empty_table())
-    writer.claim("two.parquet")
-    TableWriter(writer, "two.parquet")
+    TableWriter(writer.temporary_path("two.parquet"), "scores")
     writer.temporary_path("three").mkdir()
     fail(writer)
     assert names(tmp_path / "s") == [".lock", "manifest.json", "one.parquet"]
-
-
-def test_the_failure_of_one_rank_leaves_the_files_of_the_others(tmp_path: Path) -> None:
-    with Writer.open(tmp_path / "s", Manifest("scores", {}, 0)) as first:
-        first.share()
-        assert first.claim("one.parquet")
-        second = Writer.join(tmp_path / "s")
-        assert second.claim("two.parquet")
-        fail(second)
-        assert names(tmp_path / "s") == [".lock", "manifest.json", "one.parquet.claim.tmp"]
 
 
 @pytest.mark.parametrize("fails_at", ["opening", "work"])

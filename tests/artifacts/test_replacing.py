@@ -318,33 +318,16 @@ def test_a_file_as_output_is_refused(tmp_path: Path) -> None:
         Writer.open(tmp_path / "a", OLD, overwrite=True)
 
 
-def test_ranks_of_one_run_replace_together(tmp_path: Path) -> None:
+def test_no_other_run_writes_while_one_replaces(tmp_path: Path) -> None:
     write(tmp_path / "a")
     with Writer.open(tmp_path / "a", NEW, overwrite=True) as first:
-        first.share()
-        with Writer.join(first.path) as second:
-            add(first, "one", "new")
-            add(second, "two", "new")
-            with pytest.raises(ArtifactError, match="Another process is writing"):
-                Writer.open(tmp_path / "a", NEW, overwrite=True)
-            first.finish({"text": "new"})
-            with pytest.raises(ArtifactError, match="Another process is writing"):
-                Writer.open(tmp_path / "a", OLD, overwrite=True)
+        add(first, "one", "new")
+        with pytest.raises(ArtifactError, match="Another process is writing"):
+            Writer.open(tmp_path / "a", NEW, overwrite=True)
+        first.finish({"text": "new"})
+        with pytest.raises(ArtifactError, match="Another process is writing"):
+            Writer.open(tmp_path / "a", OLD, overwrite=True)
     assert text_of(tmp_path / "a") == "new"
-
-
-def test_no_other_run_writes_while_a_rank_of_a_replacement_writes(tmp_path: Path) -> None:
-    """The first rank has ended; the rank that joined still writes."""
-    write(tmp_path / "a")
-    first = Writer.open(tmp_path / "a", NEW, overwrite=True)
-    add(first, "one", "new")
-    first.share()
-    with Writer.join(first.path):
-        first.__exit__()
-        for manifest in (NEW, replace(NEW, seed=2)):
-            with pytest.raises(ArtifactError, match="Another process is writing"):
-                Writer.open(tmp_path / "a", manifest, overwrite=True)
-    assert write(tmp_path / "a", NEW, "new", overwrite=True).manifest.seed == 1
 
 
 def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_a_complete_artifact_on_a_read_only_disk_is_skipped(
     command = ["generate", "--student", student, "--prompts", prompts, "--run", tmp_path / "run", "--max-new-tokens", 2]
     assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
 
-    def read_only(path: Path, _: int) -> None:
+    def read_only(path: Path) -> None:
         raise OSError(code, os.strerror(code), str(path))
 
     monkeypatch.setattr(opening, "lock_for_writing", read_only)

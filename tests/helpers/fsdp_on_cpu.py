@@ -7,6 +7,15 @@ from accelerate.utils import DistributedType
 
 from tsdkd.cli import main
 
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch` sets from a configuration with FSDP2."""
+
 initialize = AcceleratorState.__init__
 
 

@@ -27,7 +27,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.eval import harness
 from tsdkd.stages.eval.stage import evaluate
-from tsdkd.stages.generate import stage as generate_stage
+from tsdkd.stages.generate import sampling
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect import stage as inspect_stage
 from tsdkd.stages.inspect.stage import inspect_scores
@@ -86,7 +86,7 @@ def break_stage(kind: str, monkeypatch: pytest.MonkeyPatch) -> type[BaseExceptio
         monkeypatch.setattr(shutil, "disk_usage", lambda _: NO_SPACE)
     else:
         target, name = {
-            "rollouts": (generate_stage, "open_engine"),
+            "rollouts": (sampling, "open_engine"),
             "checkpoint": (loop, "_require_memory"),
             "results/m": (harness, "load_tasks"),
             "pruned": (prune_module, "_drop_layers"),

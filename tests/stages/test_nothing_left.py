@@ -27,7 +27,7 @@ def refused(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("command", "function"),
     [
-        ("generate", "generate.stage.check_engine"),
+        ("generate", "generate.sampling.check_engine"),
         ("score", "score.loop.Scoring._score_teacher"),
         ("score", "score.loop.Scoring._report_cost"),
         ("train", "train.loop._require_memory"),

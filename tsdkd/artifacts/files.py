@@ -8,13 +8,15 @@ REPLACEMENT_FILE = ".replacement"
 """Marks the pending directory of a new artifact (replacing.py)."""
 JOURNAL_FILE = ".journal.jsonl"
 """The sessions that made the artifact (journal.py)."""
+TIMES_FILE = ".times.jsonl"
+"""The seconds of each part of every optimizer step of training."""
 CONFIG_FILE = "config.yaml"
 """The options that made the artifact, for `--config`."""
 HEAD_FILE = "teacher_head.safetensors"
 """The part of scores that holds the teacher's head; of several teachers, each has its own (`teacher_file`)."""
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """The part of rollouts that holds the chat template of `--chat-template FILE`; a model's file of that name."""
-NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, CONFIG_FILE, REPLACEMENT_FILE}
+NO_PARTS = {MANIFEST_FILE, LOCK_FILE, JOURNAL_FILE, TIMES_FILE, CONFIG_FILE, REPLACEMENT_FILE}
 
 
 def teacher_file(file: str, index: int | None) -> str:

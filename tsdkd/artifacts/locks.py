@@ -196,8 +196,8 @@ class WriteLock:
         self.close()
 
 
-def lock_for_writing(path: Path, operation: int) -> WriteLock:
-    """Lock the file `.lock` of a directory. `operation`: fcntl.LOCK_EX, or fcntl.LOCK_SH among the ranks of a run.
+def lock_for_writing(path: Path) -> WriteLock:
+    """Lock the file `.lock` of a directory.
 
     Raises ArtifactError while another process writes there, and for a file system without locks.
     """
@@ -207,7 +207,7 @@ def lock_for_writing(path: Path, operation: int) -> WriteLock:
     for _ in range(_ATTEMPTS):
         lock = WriteLock(path)
         try:
-            taken = try_lock(lock, operation)
+            taken = try_lock(lock, fcntl.LOCK_EX)
         except OSError as error:
             lock.delete()
             raise lacking(path, f"cannot lock a file ({error.strerror})") from None
@@ -223,13 +223,12 @@ def lock_for_writing(path: Path, operation: int) -> WriteLock:
     else:
         file.unlink(missing_ok=True)
         raise lacking(path, "cannot keep the number of a file")
-    if operation == fcntl.LOCK_EX:
-        _require_no_other_host(path, lock)
-        try:
-            lock.sign()
-        except ArtifactError:
-            lock.delete()
-            raise
+    _require_no_other_host(path, lock)
+    try:
+        lock.sign()
+    except ArtifactError:
+        lock.delete()
+        raise
     return lock
 
 

@@ -5,7 +5,6 @@ written in a pending directory (replacing.py), so the old artifact stays complet
 """
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -64,7 +63,7 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     _require_other_inputs(path, wanted, overwrite)
     made = _make_directory(path.resolve())
     try:
-        lock = lock_for_writing(path, fcntl.LOCK_EX)
+        lock = lock_for_writing(path)
     except OSError as error:
         if error.errno in READ_ONLY and not overwrite and (existing := _find_complete(path, wanted, may_differ)):
             return OpenDirectory(path, existing)
@@ -233,7 +232,7 @@ def _resume_pending(
     pending = pending_path(path.resolve())
     if purpose_of(pending) != purpose:
         return None
-    lock, opened = lock_for_writing(pending, fcntl.LOCK_EX), None
+    lock, opened = lock_for_writing(pending), None
     with suppress(ArtifactError):
         existing = load_manifest(pending)
         if not describe_differences(existing, wanted, may_differ):
@@ -253,12 +252,12 @@ def _begin_pending(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDire
     _require_replaceable(path)
     pending = pending_path(path.resolve())
     if pending.exists():
-        with lock_for_writing(pending, fcntl.LOCK_EX):
+        with lock_for_writing(pending):
             delete(pending)
     require_renaming(path.resolve())
     make_pending(pending, purpose, path)
     inherited = frozenset(file.name for file in pending.iterdir())
-    lock = lock_for_writing(pending, fcntl.LOCK_EX)
+    lock = lock_for_writing(pending)
     with _closed_on_failure(lock):
         save_manifest(pending, manifest)
     return OpenDirectory(pending, manifest, (lock,), inherited)

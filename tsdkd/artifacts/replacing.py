@@ -10,7 +10,6 @@ and the pending one to `checkpoint`. `restore_missing` finishes a replacement th
 
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -150,7 +149,7 @@ def delete_unused_leftovers(path: Path) -> None:
     """Delete the leftovers of an artifact if no process writes it and permissions allow it."""
     path = path.resolve()
     if _leftovers(path):
-        with suppress(OSError, ArtifactError), lock_for_writing(path, fcntl.LOCK_EX):
+        with suppress(OSError, ArtifactError), lock_for_writing(path):
             delete_leftovers(path)
 
 

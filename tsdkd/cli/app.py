@@ -8,6 +8,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
@@ -76,11 +77,16 @@ class Command(TyperCommand):
     """A command that shows --help in the first group of options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Accept --no-NAME for every switch: a file may have turned it on."""
+        """Accept --no-NAME for every switch: a file may have turned it on. Accept --ray without an address."""
         switches = {f"--no-{p.opts[0].lstrip('-')}": p for p in self.params if getattr(p, "is_flag", False)}
         off = {name: p for name, p in switches.items() if name in args and not p.secondary_opts}
         ctx.meta[SWITCHED_OFF] = {p.name for p in off.values()}
-        return super().parse_args(ctx, [word for word in args if word not in off])
+        args = [word for word in args if word not in off]
+        args = [
+            "--ray=auto" if word == "--ray" and (following or "-").startswith("-") else word
+            for word, following in zip_longest(args, args[1:])
+        ]
+        return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)

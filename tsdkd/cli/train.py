@@ -148,7 +148,7 @@ def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None)
         weight = f" (weight {family[TERMS[name]]:g})" if TERMS.get(name) in family else ""
         values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
         rows.append((f"{metric(name).label}{weight}", values))
-    measured = "drift_last" in summary and rollouts is not None and has_student_responses(rollouts)
+    measured = "candidate_overlap_last" in summary and rollouts is not None and has_student_responses(rollouts)
     if measured and Staleness(summary["candidate_overlap_last"], summary["drift_last"]).is_stale:
         rows.append(("scores", "stale by now: sample and score again before further training (docs/rounds.md)"))
     best = {name: summary.get(name.replace("eval_", "best_")) for name in HELD_OUT_METRICS}

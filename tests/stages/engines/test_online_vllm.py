@@ -17,7 +17,9 @@ from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.engines import choice, online_vllm
 from tsdkd.stages.engines.engine_check import diagnose_mismatch
 from tsdkd.stages.engines.vllm_engine import VllmEngine
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.train.stage import train_online
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -39,7 +41,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("served") / "model", seed=5, head_dim=32)
 
 
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)], ids=["full", "lora"])
+@pytest.fixture(scope="module", autouse=True)
+def engine(served: Path) -> Iterator[VllmEngine]:
+    """One engine for all runs, which takes half a minute to load; it has the student's weights until the full run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        arguments = {"enable_lora": True, "max_lora_rank": 8}
+        with VllmEngine(load_spec(str(served)), replace(SAMPLING, dtype="float32"), 128, arguments) as engine:
+            patch.setattr(online_vllm, "VllmEngine", lambda *_: nullcontext(engine))
+            yield engine
+
+
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=4), None], ids=["lora", "full"])
 def test_after_each_update_vllm_has_the_new_weights(
     served: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoRAConfig | None
 ) -> None:
@@ -66,7 +79,7 @@ def test_after_each_update_vllm_has_the_new_weights(
 def test_stale_weights_stop_the_run(
     served: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VllmEngine, "reload", lambda *_: None)
+    monkeypatch.setattr(VllmEngine, "load", lambda *_: None)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
     with pytest.raises(TsdkdError, match="disagree") as caught:
         train_online(prompts, str(served), str(teacher), tmp_path / "c", ONLINE)
@@ -76,5 +89,6 @@ def test_stale_weights_stop_the_run(
 def test_vllm_samples_no_ids_that_the_teacher_lacks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(online_vllm, "VllmEngine", lambda spec, *_: opened.append(spec.vocab) or nullcontext())
-    with online_vllm.open_vllm_sampler(replace(load_spec(str(served)), vocab=200), SAMPLING, 32):
+    spec, online = replace(load_spec(str(served)), vocab=200), OnlineConfig(sampling=replace(SAMPLING, dtype="float32"))
+    with online_vllm.open_vllm_sampler(spec, load_model(str(served)), online, None, 32, SilentObserver()):
         assert opened == [200]

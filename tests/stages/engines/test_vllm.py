@@ -93,8 +93,8 @@ def test_score_and_train_read_its_rollouts(run: Path, served: Path) -> None:
     assert load_manifest(run / "run" / "checkpoint").state == "complete"
 
 
-def test_a_resumed_run_on_two_copies_ends_with_the_same_bytes(run: Path, served: Path, contents: Contents) -> None:
-    """One of four parts is complete; two copies sample the others in any order."""
+def test_a_resumed_run_on_two_workers_ends_with_the_same_bytes(run: Path, served: Path, contents: Contents) -> None:
+    """One of four parts is complete; two workers, each with an engine, sample the others in any order."""
     whole, cut = run / "run" / "rollouts", run / "run" / "cut"
     shutil.copytree(whole, cut)
     manifest = json.loads((cut / MANIFEST_FILE).read_text())

@@ -366,9 +366,9 @@ def test_an_adapter_gives_the_results_of_its_merged_weights(
     assert responses[0] == responses[1] != responses[2]
 
 
-def test_several_processes_are_refused(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_is_refused(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
+    with pytest.raises(InputError, match="tsdkd eval is started once"):
         evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",)))
 
 

@@ -290,7 +290,7 @@ def test_the_engine_is_chosen_and_recorded(
     assert choice.choose_engine(replace(CONFIG, policy="speculative")) == "transformers"
 
 
-@pytest.mark.parametrize("changes", [{"tensor_parallel": 2}, {"data_parallel": 2}, {"quantization": "fp8"}])
+@pytest.mark.parametrize("changes", [{"tensor_parallel": 2}, {"quantization": "fp8"}])
 def test_options_of_vllm_are_refused_with_transformers(
     student: Path, prompts: Path, tmp_path: Path, changes: dict[str, int | str]
 ) -> None:

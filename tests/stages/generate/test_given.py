@@ -255,7 +255,10 @@ def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[
     assert [sample["response_mask"] for sample in samples] == [row["response_mask"] for row in rows_of(run)]
 
     class Sampler:
-        def sample(self, student: LanguageModel, requests: list[Any]) -> list[Response]:
+        def update(self, student: LanguageModel, requests: list[Any]) -> None:
+            pass
+
+        def sample(self, requests: list[Any]) -> list[Response]:
             return [Response([*[5] * 80, 257], "stop") for _ in requests]
 
     teacher = load_model(pair[1])

@@ -17,7 +17,7 @@ from tsdkd.artifacts.schemas import SCHEMAS
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.generate import stage
+from tsdkd.stages.generate import sampling, stage
 from tsdkd.stages.generate.stage import generate
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -86,7 +86,7 @@ def test_a_part_has_one_author_and_one_teacher_and_one_engine_is_open_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The student's parts come first, then the teachers' by name; an interrupted run ends with the same bytes."""
-    opened, open_now, open_engine = list[tuple[str, ...]](), 0, stage.open_engine
+    opened, open_now, open_engine = list[tuple[str, ...]](), 0, sampling.open_engine
 
     @contextmanager
     def counting(author: str, models: Mapping[str, Any], *args: Any) -> Iterator[Any]:
@@ -98,7 +98,7 @@ def test_a_part_has_one_author_and_one_teacher_and_one_engine_is_open_at_a_time(
             yield engine
         open_now -= 1
 
-    monkeypatch.setattr(stage, "open_engine", counting)
+    monkeypatch.setattr(sampling, "open_engine", counting)
     config = replace(CONFIG, policy="mixed", temperature=1.0)
     whole = sample(fields, student, teachers, tmp_path / "whole", config)
     assert opened == [

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tsdkd.stages.models.merged_weights import merged_state_dict
+from tests.helpers.merged import merged_state_dict
 from tsdkd.stages.models.new_adapters import base_with_adapters
 
 TINY = {

@@ -84,6 +84,9 @@ def test_vllm_takes_memory_beside_a_served_teacher() -> None:
     online = OnlineConfig(sampling=GenerateConfig(engine="vllm", memory_fraction=0.5))
     memory = estimate_training_memory(config_of("llama"), [], 100, TrainConfig(online=online), "float32")
     assert memory.teacher == int(0.5 * total_memory(default_device()))
+    for place in ({"rollout_url": "http://127.0.0.1:8000"}, {"rollout_gpus": 1}):  # where no student learns
+        config = TrainConfig(online=replace(online, **place))
+        assert estimate_training_memory(config_of("llama"), [], 100, config, "float32").teacher == 0
 
 
 TINY: dict[str, dict[str, int]] = {

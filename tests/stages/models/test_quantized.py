@@ -1,11 +1,13 @@
 """Quantised base weights: one function in every mode, gradients to what lies below, planned bytes, exact merging."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 
 from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tsdkd.errors import InputError
@@ -14,6 +16,7 @@ from tsdkd.stages.config.types import QuantizedBits
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.merged_weights import merged_weights
+from tsdkd.stages.models.model_size import model_size
 from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.models.quantized import dequantized_weight, quantized_layers
 from tsdkd.stages.models.spec import load_config
@@ -139,6 +142,30 @@ def test_merged_weights_are_the_model_that_was_trained(base: Path, bits: Quantiz
         trained = read(student)
         full.model.load_state_dict(merged_weights(student.model.get_base_model()))
         assert (read(full) - trained).norm() < 1e-4 * trained.norm()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_that_a_model_reads_without_their_layers_are_not_quantised(tmp_path: Path, bits: QuantizedBits) -> None:
+    """Mamba multiplies with the weight of dt_proj, and its kernels with that of out_proj."""
+    config = MambaConfig(vocab_size=264, hidden_size=64, state_size=8, num_hidden_layers=1, eos_token_id=257)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    student = adapted(tmp_path / "model", bits)
+    layers = quantized_layers(student.model)
+    assert {name.removesuffix(".base_layer").rpartition(".")[2] for name in layers} == {"in_proj", "x_proj"}
+    planned = model_size(config).quantized_shapes
+    assert sorted(planned) == sorted((layer.out_features, layer.in_features) for layer in layers.values())
+    assert all(grad.abs().sum() > 0 for grad in adapter_grads(student).values())
+
+
+def test_a_model_that_is_quantised_already_is_refused(student: Path, tmp_path: Path) -> None:
+    """transformers would keep its bits, whatever --quantize says."""
+    copy = Path(shutil.copytree(student, tmp_path / "model"))
+    settings = json.loads((copy / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="is quantised already"):
+        load_model(str(copy), "float32", quantize="8bit")
 
 
 @pytest.mark.parametrize("bits", BITS)

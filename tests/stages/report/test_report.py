@@ -13,7 +13,7 @@ from markupsafe import escape
 
 from tests.helpers.browser import open_browser, open_page
 from tests.helpers.runs import KEYS, MARKUP, VERDICTS, checkpoint, log, make_run, results, rollouts, scores
-from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE
+from tsdkd.artifacts.files import JOURNAL_FILE, MANIFEST_FILE, TIMES_FILE
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
@@ -211,6 +211,8 @@ def test_costs_and_commands_come_from_journals(run: Path, chromium: Any, tmp_pat
     ]
     (directory / "rollouts" / JOURNAL_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "scores" / JOURNAL_FILE).write_text(json.dumps(lines[0] | {"command": "tsdkd score"}) + "\n")
+    times = [{"step": 1, "sampling": 3.0, "student": 0.5, "whole": 4.0}, {"step": 2, "student": 1.5, "whole": 2.0}]
+    (directory / "checkpoint" / TIMES_FILE).write_text("".join(json.dumps(line) + "\n" for line in times))
     with open_page(chromium, report([directory])) as tab:
         costs = {row[0]: row[1:7] for row in table_rows(tab, "#cost + * tr")}
         ends = "1 interrupted, 1 finished"
@@ -221,6 +223,7 @@ def test_costs_and_commands_come_from_journals(run: Path, chromium: Any, tmp_pat
         assert text.count("rollouts: The disk is slow.") == 1
         assert "Killed and running sessions have no recorded time: scores." in text
         assert "No journal records time and memory of checkpoint, results/teacher" in text
+        assert "A step of checkpoint takes 3 s: sampling 50%, student 33%." in text
         pres = tab.locator("#commands ~ pre").all_inner_texts()
         assert pres[:2] == [
             "tsdkd score",

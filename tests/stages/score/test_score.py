@@ -21,7 +21,9 @@ from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.parallel.part_files import WrittenPart
 from tsdkd.stages.score import loop, pairs
+from tsdkd.stages.score.scorer import Scorer
 from tsdkd.stages.score.stage import score
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -144,14 +146,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ) -> None:
     """An error of the background thread fails the stage, also at the last part."""
     score(rollouts, str(student), str(teacher), tmp_path / "whole", CONFIG)
-    close = TableWriter.close
+    close = Scorer._close
 
-    def interrupted(target: TableWriter) -> None:
-        if target._file == part:
+    def interrupted(scorer: Scorer, writer: TableWriter, file: str, path: Path) -> WrittenPart:
+        if file == part:
             raise OSError("the disk is gone")
-        close(target)
+        return close(scorer, writer, file, path)
 
-    monkeypatch.setattr(TableWriter, "close", interrupted)
+    monkeypatch.setattr(Scorer, "_close", interrupted)
     with pytest.raises(OSError, match="the disk is gone"):
         score(rollouts, str(student), str(teacher), tmp_path / "cut", CONFIG)
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from tests.helpers.teacher_server import FakeServer, random_model, serve
 from tests.helpers.training import RecordingObserver
 from tsdkd.artifacts.reader import Artifact, read_artifact, verify_artifact
 from tsdkd.artifacts.schemas import OPTIONAL, SCHEMAS
-from tsdkd.artifacts.writer import Writer
+from tsdkd.artifacts.writer import TableWriter, Writer
 from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.inspect import InspectConfig
@@ -26,7 +26,8 @@ from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.engines import reader_check, vllm_reader
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect.stage import inspect_all, inspect_scores
-from tsdkd.stages.score import loop, pairs, stage
+from tsdkd.stages.parallel.part_files import WrittenPart
+from tsdkd.stages.score import loop, pairs, scorer, stage
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.teacher_server import connection
@@ -118,24 +119,24 @@ def test_each_teacher_is_loaded_once_and_a_cut_run_ends_with_the_same_bytes(
     contents: Contents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded, load, close = list[str](), pairs.load_model, loop.TableWriter.close
+    loaded, load, close = list[str](), pairs.load_model, scorer.Scorer._close
 
     def recording(name: str, *arguments: Any, **settings: Any) -> Any:
         loaded.append(name)
         return load(name, *arguments, **settings)
 
-    def cut(writer: loop.TableWriter) -> None:
-        if writer._file == "part-00001-1.parquet":
+    def cut(own: scorer.Scorer, writer: TableWriter, file: str, path: Path) -> WrittenPart:
+        if file == "part-00001-1.parquet":
             raise OSError("the disk is gone")
-        close(writer)
+        return close(own, writer, file, path)
 
     monkeypatch.setattr(pairs, "load_model", recording)
-    monkeypatch.setattr(loop.TableWriter, "close", cut)
+    monkeypatch.setattr(scorer.Scorer, "_close", cut)
     output = rollouts.parent / "cut"
     with pytest.raises(OSError, match="the disk is gone"):
         score(rollouts, str(student), teachers, output, CONFIG)
     assert loaded == [str(student), teachers["code"], teachers["math"]]
-    monkeypatch.setattr(loop.TableWriter, "close", close)
+    monkeypatch.setattr(scorer.Scorer, "_close", close)
     score(rollouts, str(student), teachers, output, replace(CONFIG, teacher_by="field"))
     assert loaded[3:] == [str(student), teachers["math"]]
     assert contents(output) == contents(scores)

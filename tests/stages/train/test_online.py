@@ -17,11 +17,14 @@ from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.online import OnlineSource, samples_from_prompts
 from tsdkd.stages.data.online_teachers import LoadedTeacher
 from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
+from tsdkd.stages.train.sampling import with_engine
 from tsdkd.stages.train.settings import recorded_settings
 from tsdkd.stages.train.stage import split_held_out, train_offline, train_online
 
@@ -208,6 +211,70 @@ def test_offline_training_logs_how_stale_its_scores_are(
     assert last["drift"] > 0.05
 
 
+class RecordingSampler:
+    """Records its calls, and gives every request the same response."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[str]]] = []
+
+    def update(self, student: object, requests: list[Request]) -> None:
+        self.calls.append(("update", [request.sample_id for request in requests]))
+
+    def sample(self, requests: list[Request]) -> list[Response]:
+        self.calls.append(("sample", [request.sample_id for request in requests]))
+        return [Response([9], "stop") for _ in requests]
+
+
+@pytest.mark.parametrize(("on_other_rank", "expected"), [(True, [("update", []), ("sample", [])]), (False, [])])
+def test_a_rank_without_requests_takes_part_in_the_update_of_the_weights(
+    student: Path, monkeypatch: pytest.MonkeyPatch, on_other_rank: bool, expected: list[object]
+) -> None:
+    """The ranks gather a sharded student together; without a request on any rank nothing is gathered."""
+    monkeypatch.setattr("tsdkd.stages.data.online.gather", lambda own: [*own, on_other_rank])
+    sampler, reader = RecordingSampler(), load_model(str(student))
+    source = OnlineSource([], LoadedTeacher(reader), sampler, 1.0)
+    assert source.with_responses([], reader, (0, 1)) == []
+    assert sampler.calls == expected
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_rank_0_alone_samples_held_out_responses(
+    prompts: Path,
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    responses: list[list[Sample]],
+    number: int,
+) -> None:
+    monkeypatch.setattr("tsdkd.stages.train.stage.rank", lambda: number)
+    given = {"response_ids": [9], "finish_reason": "stop", "response_mask": None}
+    others = [{"sample_id": str(i), "prompt_id": str(i), "prompt_ids": [65]} | given for i in range(3)]
+    monkeypatch.setattr("tsdkd.stages.train.stage.gather", lambda own: own or others)
+    learn(prompts, student, teacher, tmp_path / "c", replace(ONLINE, epochs=1, held_out=0.3, eval_steps=1))
+    assert bool(responses[0]) == (number == 0)
+    assert any("eval_kl" in entry for entry in metrics(tmp_path / "c"))
+
+
+def test_places_of_vllm_are_refused_where_it_does_not_sample() -> None:
+    observer = SilentObserver()
+    with pytest.raises(InputError, match="both given"):
+        OnlineConfig(rollout_url="http://127.0.0.1:8000", rollout_gpus=1)
+    for place in ({"rollout_url": "http://127.0.0.1:8000"}, {"rollout_gpus": 1}):
+        online = OnlineConfig(sampling=SAMPLING, **place)
+        with pytest.raises(InputError, match="is for vLLM"):
+            with_engine(online, "float32", observer)
+        with pytest.raises(InputError, match="--quantize") as caught:
+            with_engine(replace(online, sampling=GenerateConfig()), "float32", observer, quantized=True)
+        assert "--rollout" in caught.value.remedy
+    auto = replace(SAMPLING, engine="auto")
+    assert (
+        with_engine(OnlineConfig(sampling=auto, rollout_url="http://x"), "float32", observer).sampling.engine == "vllm"
+    )
+    with pytest.raises(InputError, match="vLLM is not installed"):
+        with_engine(OnlineConfig(sampling=auto, rollout_gpus=1), "float32", observer)
+
+
 def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:
     reader = load_model(str(student))
     samples, _ = samples_from_prompts(Prompts(prompts), reader.tokenizer, 512)
@@ -227,6 +294,8 @@ def test_settings_that_do_not_change_the_result_are_not_recorded() -> None:
     for other in (
         replace(ONLINE, save_steps=7, trackers=("tensorboard",)),
         replace(ONLINE, online=replace(ONLINE.online, teacher_device="cpu")),
+        replace(ONLINE, online=replace(ONLINE.online, rollout_url="http://127.0.0.1:8000")),
+        replace(ONLINE, online=replace(ONLINE.online, rollout_gpus=2)),
         replace(ONLINE, online=replace(ONLINE.online, sampling=replace(SAMPLING, memory_fraction=0.2))),
     ):
         assert recorded_settings(other) == base

@@ -1,6 +1,7 @@
 """Optimizers by name: each trains, resumes to the same bytes and takes the planned memory; others are refused."""
 
 import importlib.machinery
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.training import CONFIG, Weights, cut, distance, learn, weights
+from tests.helpers.training import CONFIG, SAMPLING, Weights, cut, distance, learn, weights
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import InputError
 from tsdkd.stages.config.optimizer import OPTIMIZERS, OptimizerName
-from tsdkd.stages.config.train import LoRAConfig, TrainConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.models.memory import estimate_training_memory, require_memory
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.train import settings
-from tsdkd.stages.train.stage import train_offline
+from tsdkd.stages.train.stage import train_offline, train_online
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -176,6 +177,20 @@ def test_a_missing_library_and_a_missing_gpu_are_refused(
     for name in ("paged_adamw_8bit", "paged_adamw_32bit"):
         with pytest.raises(InputError, match=f"{name} pages the memory of a GPU"):
             learn(run, student, tmp_path / "c", replace(CONFIG, optimizer=name))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_missing_library_is_refused_online(
+    prompts: Path, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(settings, "find_spec", lambda _: None)
+    monkeypatch.setattr(settings, "version", absent)
+    config = replace(CONFIG, optimizer="adamw_8bit", online=OnlineConfig(sampling=SAMPLING))
+    with pytest.raises(InputError, match="bitsandbytes, which is not installed"):
+        train_online(prompts, str(student), str(teacher), tmp_path / "c", config)
     assert not (tmp_path / "c").exists()
 
 

@@ -6,7 +6,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.groups import BENCHMARKS, CHAT, ENGINE, SAMPLING
 from tsdkd.stages.config.option import nested, option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine, attention_option
+from tsdkd.stages.config.types import DTYPE_HELP, DType, EvalEngine, attention_option, data_parallel_option, ray_option
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class EvalConfig:
         None, "Longest prompt with response, in tokens.", group=ENGINE, min_=1, shown="the model's context"
     )
     engine: EvalEngine = option("transformers", "Engine that samples responses.", group=ENGINE, common=True)
+    data_parallel: int | None = data_parallel_option()
+    ray: str | None = ray_option()
     tensor_parallel: int = option(1, "vLLM: GPUs per model.", group=ENGINE, min_=1)
     memory_fraction: float = option(
         0.9, "vLLM: fraction of the GPU's memory (or the machine's).", group=ENGINE, min_=0, max_=1

@@ -8,7 +8,16 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig, recorded_config
 from tsdkd.stages.config.groups import DATA, ENGINE, SAMPLING, VLLM
 from tsdkd.stages.config.option import nested, option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, EngineName, Policy, Turns, attention_option
+from tsdkd.stages.config.types import (
+    DTYPE_HELP,
+    DType,
+    EngineName,
+    Policy,
+    Turns,
+    attention_option,
+    data_parallel_option,
+    ray_option,
+)
 
 AUTHORS = {
     "student": ("student",),
@@ -109,8 +118,9 @@ class GenerateConfig:
     )
     dtype: DType = option("auto", DTYPE_HELP, group=ENGINE)
     attention: str | None = attention_option()
+    data_parallel: int | None = data_parallel_option()
+    ray: str | None = ray_option()
     tensor_parallel: int = option(1, "GPUs per copy of the model.", group=VLLM, min_=1)
-    data_parallel: int = option(1, "Copies of the model, each with its own parts.", group=VLLM, min_=1)
     memory_fraction: float = option(
         0.9, "Fraction of the GPU's memory (or the machine's) for weights and cache.", group=VLLM, min_=0, max_=1
     )
@@ -141,7 +151,7 @@ class GenerateConfig:
         return self.rollout_tokens or self.max_new_tokens
 
 
-SPEED_ONLY_FIELDS = ("data_parallel", "memory_fraction")
+SPEED_ONLY_FIELDS = ("data_parallel", "ray", "memory_fraction")
 """Fields of `GenerateConfig` that an artifact does not record."""
 RECORDED_IF_SET = ("stop", "rollout_tokens", "teacher_by")
 """Fields of `GenerateConfig` that artifacts of earlier versions lack."""

@@ -8,7 +8,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
 from tsdkd.stages.config.groups import ENGINE, SCORING, VLLM
 from tsdkd.stages.config.option import nested, option
-from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option
+from tsdkd.stages.config.types import DTYPE_HELP, DType, attention_option, data_parallel_option, ray_option
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class ScoreConfig:
     device_map: Literal["one", "auto"] = option(
         "one", "auto: spread each model over all GPUs, then the machine's memory; one process.", group=ENGINE
     )
+    data_parallel: int | None = data_parallel_option()
+    ray: str | None = ray_option()
     tensor_parallel: int = option(1, "GPUs of the teacher; the student is on one.", group=VLLM, min_=1)
     memory_fraction: float = option(
         0.9,
@@ -59,7 +61,7 @@ class ScoreConfig:
 
 def recorded_scoring(config: ScoreConfig) -> dict[str, Any]:
     """The settings that scores record; those of vLLM only where it is the engine."""
-    unrecorded = {"device_map", "memory_fraction", "chat"}
+    unrecorded = {"device_map", "data_parallel", "ray", "memory_fraction", "chat"}
     if config.teacher_by is None:
         unrecorded.add("teacher_by")
     if config.engine != "vllm":

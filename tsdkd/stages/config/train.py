@@ -106,6 +106,24 @@ class OnlineConfig:
     teacher_top_k: int | None = option(
         None, "With --teacher-url: teacher log-probabilities per token.", group=ONLINE, min_=1, shown="20"
     )
+    rollout_url: str | None = option(
+        None, "vLLM server on this machine that samples the responses.", group=ONLINE, metavar="URL", shown="none"
+    )
+    rollout_gpus: int | None = option(
+        None,
+        "GPUs without a training process on which vLLM samples the responses.",
+        group=ONLINE,
+        min_=1,
+        shown="vLLM shares the GPUs of training",
+    )
+    rollout_ahead: int = option(
+        0,
+        "Steps that sampling is ahead of learning: with 1, vLLM samples the next batch while this one is learned.",
+        group=ONLINE,
+        min_=0,
+        max_=1,
+    )
+    """1: responses are one update older than the student that learns them, except in a run's first step."""
     replay: ReplayConfig | None = nested(ReplayConfig, default=None)
     """Decides when the student responds, in place of `student_fraction`; None: no response is replayed."""
 
@@ -114,11 +132,24 @@ class OnlineConfig:
         """The teacher's weight in the mixture that responses are sampled from."""
         return self.sampling.teacher_fraction if self.sampling.policy == "teacher-mixed" else 0.0
 
+    @property
+    def vllm_shares_devices(self) -> bool:
+        """Whether vLLM runs on the devices that train."""
+        return self.sampling.engine == "vllm" and not (self.rollout_url or self.rollout_gpus)
+
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
             raise InputError(
                 f"lambda is {self.student_fraction}.",
                 "Choose a fraction in [0, 1]; 1 is the paper's on-policy setting.",
+            )
+        if self.rollout_url and self.rollout_gpus:
+            raise InputError("--rollout-url and --rollout-gpus are both given.", "Give one of them.")
+        if self.rollout_ahead not in {0, 1}:
+            raise InputError(f"rollout_ahead is {self.rollout_ahead}.", "Choose 0 or 1.")
+        if self.replay and self.rollout_ahead:
+            raise InputError(
+                "The replay schedule decides each step's responses when it begins.", "Leave out --rollout-ahead."
             )
         if self.replay and self.student_fraction:
             raise InputError("The replay schedule decides when the student responds.", "Leave out --lambda.")

@@ -31,4 +31,26 @@ def attention_option() -> Any:
     )
 
 
+def data_parallel_option() -> Any:
+    """The field `data_parallel`, of commands whose tasks several processes share; not recorded."""
+    return option(
+        None,
+        "Processes that share the work, each with GPUs of its own; the content does not depend on their number.",
+        group=ENGINE,
+        min_=1,
+        shown="1; with --ray, as many as fit",
+    )
+
+
+def ray_option() -> Any:
+    """The field `ray`, of the same commands; not recorded. The command line turns a missing value into "auto"."""
+    return option(
+        None,
+        "Share the work over a Ray cluster; without an address, the running one, or a new one on this machine.",
+        group=ENGINE,
+        metavar="[ADDRESS]",
+        shown="this machine alone",
+    )
+
+
 DTYPE_HELP = "Precision of the weights; auto: as saved, float32 on a CPU without bfloat16."

@@ -25,7 +25,7 @@ from tsdkd.stages.data.batches import Batch, predicted_ids, predicting_hidden
 from tsdkd.stages.data.provenance import Staleness
 from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
-from tsdkd.stages.data.source import Sample, ScoringSnapshot, collate
+from tsdkd.stages.data.source import COMPARED_TOKENS, Sample, ScoringSnapshot, collate
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
@@ -217,7 +217,7 @@ class OfflineSource(RolloutSource):
             snapshot = self.scoring_snapshot(batch)
             with torch.no_grad():
                 compared.append(snapshot.compare(predicting_hidden(student, batch), student.head))
-            weights.append(min(snapshot.COMPARED_TOKENS, len(snapshot.response_ids)))
+            weights.append(min(COMPARED_TOKENS, len(snapshot.response_ids)))
         means = {name: float(np.average([float(c[name]) for c in compared], weights=weights)) for name in compared[0]}
         return Staleness(**means)
 

@@ -19,15 +19,22 @@ from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.data.rollout_teachers import SOURCE, TEACHER, naming_column
-from tsdkd.stages.data.source import Sample, sample_length
-from tsdkd.stages.models.distributed import unsharded
+from tsdkd.stages.data.source import Sample, SamplingSnapshot, sample_length
+from tsdkd.stages.metrics.step_times import timed
+from tsdkd.stages.models.distributed import gather
 from tsdkd.stages.models.load import LanguageModel
+
+LOG_PROBS = "sampling_log_probs"
+"""The key of the log-probabilities that a sample's response was sampled with, where the sampler gives them."""
 
 
 class ResponseSampler(Protocol):
-    """Samples responses with the student's current weights."""
+    """Samples responses with the student's weights of the last update. Each sampling needs an update before it."""
 
-    def sample(self, student: LanguageModel, requests: list[Request]) -> list[Response]:
+    def update(self, student: LanguageModel, requests: list[Request]) -> None:
+        """Take over the student's weights. All ranks call it together; `requests`: this rank's next ones, or none."""
+
+    def sample(self, requests: list[Request]) -> list[Response]:
         """One response per request."""
 
 
@@ -53,6 +60,11 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         self.sampler = sampler
         self.student_fraction = student_fraction
 
+    @property
+    def author(self) -> str:
+        """Of sampled responses."""
+        return "mixture" if self.teacher_fraction else "student"
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -68,15 +80,21 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def with_responses(
         self, samples: list[Sample], student: LanguageModel, key: Sequence[int], progress: float = 0.0
     ) -> list[Sample]:
-        sampled = [i for i, s in enumerate(samples) if not s["response_ids"] or self._student_responds(s, key)]
-        requests = [make_request(samples[i], key) for i in sampled]
-        result = list(samples)
-        student = unsharded(student) if self.student_fraction else student
-        for i, response in zip(sampled, self.sampler.sample(student, requests) if requests else [], strict=True):
-            sampled_response = {"response_ids": response.ids, "finish_reason": response.finish_reason}
-            author = "mixture" if self.teacher_fraction else "student"
-            result[i] = samples[i] | sampled_response | {"response_mask": None, "author": author}
-        return result
+        """All ranks call it together, also those without samples."""
+        requests = self.requests(samples, key)
+        if not any(gather([bool(requests)])):
+            return samples
+        with timed("transfer"):
+            self.sampler.update(student, list(requests.values()))
+        with timed("sampling"):
+            responses = dict(zip(requests, self.sampler.sample(list(requests.values())), strict=True))
+        sampled = {sample_id: response_columns(response, self.author) for sample_id, response in responses.items()}
+        return [sample | sampled.get(sample["sample_id"], {}) for sample in samples]
+
+    def requests(self, samples: list[Sample], key: Sequence[int]) -> dict[str, Request]:
+        """Those of the samples that get a new response in the step of `key`, by sample id."""
+        chosen = [s for s in samples if not s["response_ids"] or self._student_responds(s, key)]
+        return {sample["sample_id"]: make_request(sample, key) for sample in chosen}
 
     def _student_responds(self, sample: Sample, key: Sequence[int]) -> bool:
         return random_uniform(*key, "fresh", sample["sample_id"]) < self.student_fraction
@@ -90,8 +108,15 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
     def signal(self, batch: Batch) -> TeacherSignal:
         return self.teacher.signal(batch)
 
-    def scoring_snapshot(self, batch: Batch) -> None:
+    def scoring_snapshot(self, batch: Batch) -> SamplingSnapshot | None:
         return None
+
+
+def response_columns(response: Response, author: str) -> Sample:
+    """The columns of a sample that its new response replaces."""
+    columns: Sample = {"response_ids": response.ids, "finish_reason": response.finish_reason}
+    columns |= {"response_mask": None, "author": author}
+    return columns if response.log_probs is None else columns | {LOG_PROBS: response.log_probs}
 
 
 def make_request(sample: Sample, key: Sequence[int]) -> Request:

@@ -33,3 +33,5 @@ class Response:
     finish_reason: FinishReason
     replaced: int = 0
     """Number of the student's tokens that the teacher replaced."""
+    log_probs: list[float] | None = None
+    """Of each id as it was sampled, where the engine was asked for them."""

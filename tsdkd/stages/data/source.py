@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +12,15 @@ from tsdkd.core.distributions import log_probs
 from tsdkd.core.ranking import propose
 from tsdkd.stages.data.batches import Batch, join_sequences
 from tsdkd.stages.data.turns import response_turns
+from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.models.load import LanguageModel
 
 Sample = dict[str, Any]
 """One rollout: "sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask" (None: all tokens are
 one turn; may be absent), "finish_reason", and the columns that a source adds."""
+
+COMPARED_TOKENS = 64
+"""Evenly spaced tokens of a batch that a snapshot is compared on; more would cost time in every step."""
 
 
 class RecordedColumns(Protocol):
@@ -58,16 +62,13 @@ class Source(RecordedColumns, Protocol):
     def signal(self, batch: Batch) -> TeacherSignal:
         """The teacher's signal for the batch's response tokens."""
 
-    def scoring_snapshot(self, batch: Batch) -> "ScoringSnapshot | None":
-        """The student's log-probabilities and candidates at scoring; None without scores."""
+    def scoring_snapshot(self, batch: Batch) -> "ScoringSnapshot | SamplingSnapshot | None":
+        """The student's log-probabilities at scoring, with candidates, or at sampling; None where they are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringSnapshot:
     """The student's predictions of response tokens at scoring; the current student's drift is measured from them."""
-
-    COMPARED_TOKENS: ClassVar[int] = 64
-    """Evenly spaced tokens of a batch; more would cost time in every step."""
 
     response_ids: Tensor
     """(tokens,)"""
@@ -84,7 +85,7 @@ class ScoringSnapshot:
         decrease of the response tokens' log-probabilities in nats; it estimates KL(student at scoring || current
         student) if the student at scoring sampled the responses at temperature 1.
         """
-        count = min(self.COMPARED_TOKENS, len(hidden))
+        count = min(COMPARED_TOKENS, len(hidden))
         rows = torch.linspace(0, len(hidden) - 1, count, device=hidden.device).long()
         log_q = log_probs(head.logits(hidden[rows]))
         before, now = self.candidates[rows], propose(log_q, self.candidates.shape[-1])
@@ -93,9 +94,29 @@ class ScoringSnapshot:
         return {"candidate_overlap": proposed_again.float().mean(), "drift": drift.mean()}
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingSnapshot:
+    """The log-probabilities that sampled some of a batch's tokens with; the student's drift is measured from them."""
+
+    rows: Tensor
+    """Of these tokens among the batch's response tokens (compared,)."""
+    ids: Tensor
+    log_probs: Tensor
+    """At `temperature`."""
+    temperature: float
+
+    @torch.no_grad()
+    def compare(self, hidden: Tensor, head: Head) -> dict[str, Tensor]:
+        """The "drift" of `ScoringSnapshot.compare`, given the current student's hidden states (tokens, width)."""
+        log_q = log_probs(head.logits(hidden[self.rows]), self.temperature)
+        return {"drift": (self.log_probs - log_q.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)).mean()}
+
+
 def collate(samples: list[Sample], source: RecordedColumns, *, packed: bool = False) -> Batch:
     """At least one sample -> a batch, padded or packed."""
-    return join_samples(samples, packed=packed) | {"recorded": source.recorded(samples)}
+    with timed("teacher"):
+        recorded = source.recorded(samples)
+    return join_samples(samples, packed=packed) | {"recorded": recorded}
 
 
 def join_samples(samples: list[Sample], *, packed: bool) -> Batch:

@@ -53,7 +53,7 @@ def require_vllm() -> None:
 def require_engine_options(engine: EngineName, config: GenerateConfig | ScoreConfig) -> None:
     """Raises InputError for an option that the engine would ignore."""
     ignored = {
-        "transformers": ("tensor_parallel", "data_parallel", "max_model_len", "quantization"),
+        "transformers": ("tensor_parallel", "max_model_len", "quantization"),
         "vllm": ("attention", "device_map"),
     }
     defaults, other = type(config)(), "vLLM" if engine == "transformers" else "transformers"

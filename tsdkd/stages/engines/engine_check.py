@@ -7,6 +7,7 @@ Transformers runs on the CPU, because the engine fills the GPU's memory.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ SAMPLING_REMEDY = (
 )
 
 
+class CheckedEngine(Protocol):
+    """vLLM, in another process or behind a server."""
+
+    def sample_with_log_probs(self, requests: list[Request], max_new_tokens: int) -> list[EngineOutput]:
+        """The start of each response with its log-probabilities."""
+
+
 def check_engine(
     engine: Engine, requests: list[Request], models: Mapping[str, ModelSpec], author: str, config: GenerateConfig
 ) -> None:
@@ -52,18 +60,23 @@ def check_engine(
 
 
 def compare_with_model(
-    engine: VllmEngine, requests: list[Request], model: LanguageModel, config: GenerateConfig, dtype: str
+    engine: CheckedEngine, requests: list[Request], model: LanguageModel, config: GenerateConfig, dtype: str
 ) -> None:
     """Compare vLLM, which computes in `dtype`, with a loaded model. Raises TsdkdError when they disagree."""
-    requests = requests[:CHECKED_RESPONSES]
+    if mismatch := find_mismatch(engine, requests[:CHECKED_RESPONSES], model, config, dtype):
+        raise disagreement(model.name, *mismatch)
+
+
+def find_mismatch(
+    engine: CheckedEngine, requests: list[Request], model: LanguageModel, config: GenerateConfig, dtype: str
+) -> tuple[str, str] | None:
+    """The difference between vLLM and a model with its likely remedy, from one forward of the model per request."""
     outputs = engine.sample_with_log_probs(requests, min(CHECKED_TOKENS, config.response_limit))
-    sent = [request.prompt_ids for request in requests] * config.data_parallel
-    if [output.prompt_ids for output in outputs] != sent:
-        raise _disagreement(model.name, "vLLM read other prompt ids than it received", SAMPLING_REMEDY)
+    logits = _logits(model, outputs)
+    if [output.prompt_ids for output in outputs] != [request.prompt_ids for request in requests]:
+        return "vLLM read other prompt ids than it received", SAMPLING_REMEDY
     tolerance = QUANTISED_TOLERANCE if config.quantization else TOLERANCE[dtype]
-    mismatch = diagnose_mismatch(_logits(model, outputs), outputs, config.temperature, config.top_p, tolerance)
-    if mismatch:
-        raise _disagreement(model.name, *mismatch)
+    return diagnose_mismatch(logits, outputs, config.temperature, config.top_p, tolerance)
 
 
 def diagnose_mismatch(
@@ -113,7 +126,7 @@ def _gather(log_probs: Tensor, ids: Tensor) -> Tensor:
 def _logits(model: LanguageModel, outputs: list[EngineOutput]) -> list[Tensor]:
     """Logits (tokens, vocab) before each sampled token, per response, float32 on the CPU."""
     logits_by_response = []
-    with torch.inference_mode():
+    with torch.no_grad():  # a sharded model keeps the tensors that it gathers here, and trains with them
         for output in outputs:
             ids = torch.tensor([[*output.prompt_ids, *output.response_ids]], device=model.device)
             logits = model.model(input_ids=ids, use_cache=False).logits[
@@ -123,5 +136,5 @@ def _logits(model: LanguageModel, outputs: list[EngineOutput]) -> list[Tensor]:
     return logits_by_response
 
 
-def _disagreement(name: str, finding: str, remedy: str) -> TsdkdError:
+def disagreement(name: str, finding: str, remedy: str) -> TsdkdError:
     return TsdkdError(f"vLLM and transformers disagree about {name}: {finding}.", remedy)

@@ -14,6 +14,6 @@ class Engine(Protocol):
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
         """Yield each batch with its responses, in the order of its requests.
 
-        Batches come in the order in which they finish. `advance` receives the number of responses just finished. The
-        same batch always gets the same responses, whatever was sampled before it.
+        `advance` receives the number of responses just finished. The same batch always gets the same responses,
+        whatever was sampled before it.
         """

@@ -1,4 +1,4 @@
-"""The vLLM engine: each copy of the model runs in a child process, whose end frees its GPU memory.
+"""The vLLM engine: it runs in a child process, whose end frees its GPU memory.
 
 This module never imports vLLM: `vllm_process` does, in the child.
 """
@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,7 +19,14 @@ from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import finish_reason
-from tsdkd.stages.engines.vllm_process import EngineOutput, Reply, TokenRequest, sample_and_reply, serve
+from tsdkd.stages.engines.vllm_process import (
+    EngineOutput,
+    Reply,
+    TokenRequest,
+    WeightCommand,
+    sample_and_reply,
+    serve,
+)
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
 from tsdkd.stages.models.spec import ModelSpec
 
@@ -33,79 +39,67 @@ MEMORY_REMEDY = "Change --memory-fraction, lower --max-model-len, or raise --ten
 
 
 class VllmEngine:
-    """Copies of one model, `config.data_parallel` of them; a context manager."""
+    """One model; a context manager."""
 
-    def __init__(self, model: ModelSpec, config: GenerateConfig, max_tokens: int) -> None:
-        """`max_tokens`: the longest sequence, prompt and response together."""
-        self.model, self.config = model, config
-        self.arguments = _llm_arguments(model, config, max_tokens)
-        self.sampling = {
-            "temperature": config.temperature,
-            "top_p": config.top_p if config.temperature > 0 else 1.0,
-            "max_tokens": config.response_limit,
-            "stop_token_ids": model.end_ids,
-            "detokenize": bool(config.stop),
-            "stop": list(config.stop),
-            "include_stop_str_in_output": bool(config.stop),
-            "skip_special_tokens": False,  # a stop string may contain them
-        }
-        self.processes: list[EngineProcess] = []
+    def __init__(
+        self,
+        model: ModelSpec,
+        config: GenerateConfig,
+        max_tokens: int,
+        more: dict[str, Any] | None = None,
+        device: str | None = None,
+    ) -> None:
+        """`max_tokens`: the longest sequence, prompt and response together. `more`: further arguments of `LLM`.
+
+        `device`: its GPU; None: all GPUs are visible to it.
+        """
+        self.model, self.config, self.device = model, config, device
+        self.arguments = llm_arguments(model, config, max_tokens) | (more or {})
+        self.sampling = sampling_parameters(model, config)
 
     def __enter__(self) -> Self:
-        """Start every copy. Raises TsdkdError when vLLM cannot serve the model."""
+        """Start the process. Raises TsdkdError when vLLM cannot serve the model."""
+        self.process = EngineProcess(self.arguments, self.model.adapter, self.device)
         try:
-            for index in range(self.config.data_parallel):
-                devices = _visible_devices(index, self.config)
-                self.processes.append(EngineProcess(self.arguments, self.model.adapter, devices))
-            for process in self.processes:
-                process.receive_outputs()
+            self.process.receive_outputs()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.close()
+        self.process.terminate()
+        self.process.close()
 
     def sample(
         self, batches: Iterator[AnyRequestBatch], advance: Callable[[int], None]
     ) -> Iterator[tuple[AnyRequestBatch, list[Response]]]:
-        busy: dict[Connection, tuple[EngineProcess, AnyRequestBatch]] = {}
-        free = list(self.processes)
-        while True:
-            while free and (batch := next(batches, None)) is not None:
-                process = free.pop()
-                process.send_requests(batch.requests, self.sampling)
-                busy[process.pipe] = process, batch
-            if not busy:
-                return
-            for pipe in cast("list[Connection]", wait(list(busy))):
-                process, batch = busy[pipe]
-                message = process.receive()
-                if isinstance(message, int):
-                    advance(message)
-                    continue
-                del busy[pipe]
-                free.append(process)
-                reasons = [finish_reason(self.config, ended=output.ended) for output in message]
-                responses = zip(message, reasons, strict=True)
-                yield batch, [Response(output.response_ids, reason) for output, reason in responses]
+        for batch in batches:
+            self.process.send_requests(batch.requests, self.sampling)
+            while isinstance(message := self.process.receive(), int):
+                advance(message)
+            yield batch, [response_of(output, self.config) for output in message]
 
-    def reload(self, weights: Path) -> None:
-        """Replace the weights of every copy by those in a directory."""
-        for process in self.processes:
-            process.pipe.send(weights)
-        for process in self.processes:
-            process.receive_outputs()
+    def load(self, directory: Path) -> None:
+        """Replace the weights by those of safetensors files."""
+        self._command(WeightCommand("load", directory))
+
+    def load_adapter(self, directory: Path) -> None:
+        """Replace the adapter."""
+        self._command(WeightCommand("load_adapter", directory))
+
+    def sleep(self, level: int) -> None:
+        """Free the GPU's memory until the next load; see `VllmWeights.sleep`."""
+        self._command(WeightCommand("sleep", level))
+
+    def _command(self, command: WeightCommand) -> None:
+        self.process.send(command)
+        self.process.receive_outputs()
 
     def sample_with_log_probs(self, requests: list[Request], max_new_tokens: int) -> list[EngineOutput]:
-        """Sample the start of each response with its log-probabilities, on every copy: copies x requests outputs."""
-        for process in self.processes:
-            process.send_requests(requests, self.sampling | {"max_tokens": max_new_tokens, "logprobs": 0})
-        return [output for process in self.processes for output in process.receive_outputs()]
+        """Sample the start of each response with its log-probabilities."""
+        self.process.send_requests(requests, self.sampling | {"max_tokens": max_new_tokens, "logprobs": 0})
+        return self.process.receive_outputs()
 
 
 class EngineProcess:
@@ -189,7 +183,26 @@ class EngineProcess:
         )
 
 
-def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> dict[str, Any]:
+def response_of(output: EngineOutput, config: GenerateConfig) -> Response:
+    reason = finish_reason(config, ended=output.ended)
+    return Response(output.response_ids, reason, log_probs=output.log_probs or None)
+
+
+def sampling_parameters(model: ModelSpec, config: GenerateConfig) -> dict[str, Any]:
+    """The arguments of vLLM's `SamplingParams`, without the seed."""
+    return {
+        "temperature": config.temperature,
+        "top_p": config.top_p if config.temperature > 0 else 1.0,
+        "max_tokens": config.response_limit,
+        "stop_token_ids": model.end_ids,
+        "detokenize": bool(config.stop),
+        "stop": list(config.stop),
+        "include_stop_str_in_output": bool(config.stop),
+        "skip_special_tokens": False,  # a stop string may contain them
+    }
+
+
+def llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> dict[str, Any]:
     """The arguments of vLLM's `LLM`."""
     arguments: dict[str, Any] = {
         "model": str(model.directory),
@@ -210,16 +223,6 @@ def _llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) ->
     if model.adapter:
         arguments |= {"enable_lora": True, "max_lora_rank": vllm_max_lora_rank(model.adapter)}
     return arguments
-
-
-def _visible_devices(index: int, config: GenerateConfig) -> str | None:
-    """`CUDA_VISIBLE_DEVICES` of one of several copies: GPUs of its own; None for a single copy, which sees all."""
-    if config.data_parallel == 1:
-        return None
-    gpus = config.tensor_parallel
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = allowed.split(",") if allowed else [str(i) for i in range((index + 1) * gpus)]
-    return ",".join(names[index * gpus : (index + 1) * gpus])
 
 
 @contextmanager

@@ -1,15 +1,12 @@
 """The child process of the vLLM engine: it holds one `LLM` and replies to each message of its parent.
 
-A child that samples gets requests with sampling parameters, or a directory of new weights. It sends the number of
-responses just finished (int), the outputs of all requests (list, empty after a load), or an error (str). A child that
-reads is in `vllm_reading`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
+A child that samples gets requests with sampling parameters, or a `WeightCommand`. It sends the number of responses just
+finished (int), the outputs of all requests (list, empty after a command), or an error (str). A child that reads is in
+`vllm_reading`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
 each message, so that a batch always gets the same responses.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +14,33 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tsdkd.child_processes import follow_parent
+
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """Defaults; variables that the user has set win."""
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""Of torchrun and accelerate: vLLM is no rank of the training run."""
 
 TokenRequest = tuple[list[int], int]
 """Prompt ids and seed."""
 Reply = Callable[[Connection, dict[str, Any], Path | None], None]
 """Loads an `LLM` with its arguments and adapter, reports that it is ready, and replies to messages forever."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCommand:
+    """One step of giving vLLM other weights, or of freeing its GPU memory; see `vllm_weights`."""
+
+    name: str
+    argument: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +59,11 @@ def serve(
     pipe: Connection, arguments: dict[str, Any], adapter: Path | None, devices: str | None, log: Path, reply: Reply
 ) -> None:
     """Load an `LLM` and reply to messages until the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
-    signal.signal(signal.SIGTERM, _raise_system_exit)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
     _redirect_output(log)
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     try:
@@ -62,6 +79,8 @@ def sample_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path 
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
+    from tsdkd.stages.engines.vllm_weights import VllmWeights
+
     class ProgressToPipe(tqdm):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings | {"disable": False})  # a disabled bar has no clock, which vLLM reads
@@ -71,20 +90,20 @@ def sample_and_reply(pipe: Connection, arguments: dict[str, Any], adapter: Path 
             super().update(n)
 
     llm = LLM(**arguments)
-    lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+    weights = VllmWeights(llm, LoRARequest("adapter", 1, str(adapter)) if adapter else None)
     pipe.send([])
     while True:
         message = pipe.recv()
-        llm.reset_prefix_cache()
-        if isinstance(message, Path):
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(message)})
+        if isinstance(message, WeightCommand):
+            getattr(weights, message.name)(message.argument)
             pipe.send([])
             continue
+        llm.reset_prefix_cache()
         requests, sampling = message
         outputs = llm.generate(
             [{"prompt_token_ids": ids} for ids, _ in requests],
             [SamplingParams(seed=seed, **sampling) for _, seed in requests],
-            lora_request=lora,
+            lora_request=weights.lora,
             use_tqdm=lambda items=None, **settings: ProgressToPipe(**settings) if items is None else items,
         )
         pipe.send([_engine_output(output) for output in outputs])
@@ -103,14 +122,3 @@ def _redirect_output(log: Path) -> None:
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-
-
-def _raise_system_exit(*_: object) -> None:
-    raise SystemExit
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

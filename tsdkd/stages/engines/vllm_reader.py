@@ -24,6 +24,7 @@ from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.weights import weight_bytes
 from tsdkd.stages.observer import Observer
+from tsdkd.stages.parallel.tasks import one_at_a_time
 
 MAX_SEQUENCES = 256
 """Sequences that vLLM reads at a time; its own default for a server."""
@@ -103,7 +104,8 @@ def open_readers(
         arguments_of_both = reading_arguments(merged_student, merged_teacher, config, longest)
         for spec, arguments in zip(merged, arguments_of_both, strict=True):
             head = load_head(spec, arguments["dtype"])
-            checks.append(expected_log_probs(spec, arguments, checked))
+            with one_at_a_time():
+                checks.append(expected_log_probs(spec, arguments, checked))
             readers.append(VllmReader(spec, head.to(torch.device(device)), arguments))
         for reader, expected in zip(readers, checks, strict=True):  # one after the other: each measures free memory
             stack.enter_context(reader)

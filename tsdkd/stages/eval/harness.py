@@ -234,13 +234,18 @@ def _choice_texts(document: dict[str, Any], by_length: bool) -> dict[str, str]:
     }
 
 
+def lm_eval_backends() -> list[Any]:
+    """The modules of lm-eval's model classes that are imported."""
+    names = (f"lm_eval.models.{name}" for name in ("huggingface", "vllm_causallms"))
+    return [sys.modules[name] for name in names if name in sys.modules]
+
+
 @contextmanager
 def _progress_shown(title: str, observer: Observer, progress: Any) -> Iterator[None]:
     """Replaces lm-eval's progress bars by the observer's. `progress`: the model's `RequestProgress`."""
     import lm_eval.api.model
     import lm_eval.api.task
 
-    backends = [sys.modules.get(f"lm_eval.models.{name}") for name in ("huggingface", "vllm_causallms")]
     with ExitStack() as replacements, ExitStack() as bars:
 
         class Bar:
@@ -255,7 +260,8 @@ def _progress_shown(title: str, observer: Observer, progress: Any) -> Iterator[N
             def close(self) -> None:
                 bars.close()
 
-        for module in filter(None, backends):
+        progress.open_bar = lambda total: Bar(total=total)
+        for module in lm_eval_backends():
             replacements.enter_context(replaced_attribute(module, "tqdm", Bar))
         for module in (lm_eval.api.task, lm_eval.api.model):
             replacements.enter_context(replaced_attribute(module, "tqdm", _without_bar))

@@ -70,6 +70,8 @@ class RequestProgress:
         """Receives the number of requests just completed."""
         self.show_metrics: Callable[[dict[str, float]], None] = lambda _: None
         """Receives values to show beside the bar."""
+        self.open_bar: Callable[[int], Any] = lambda _: None
+        """Opens the bar for a number of requests; it has a method `close`."""
         self.counted_by_engine = False
         """The engine calls `forward` itself. lm-eval counts whole batches, and a benchmark may be a single batch."""
 
@@ -92,6 +94,8 @@ class ResponseTracking:
     _whole_prompts: bool
     _prompt_counts: Counter[tuple[int, ...]]
     """How often each prompt was sampled: lm-eval repeats a prompt for each sample."""
+    _sample_numbers: deque[int]
+    """Those of the next responses, where a driver gives them."""
     _samples: deque[list[TrackedResponse]]
     """Samples that lm-eval has not yet scored, each with a response to every request."""
 
@@ -102,20 +106,24 @@ class ResponseTracking:
         cast("Any", self).set_cache_hook(self.response_log)
         self.start_benchmark(Sampling(), seed=0)
 
-    def start_benchmark(self, sampling: Sampling, seed: int, whole_prompts: bool = False) -> None:
+    def start_benchmark(
+        self, sampling: Sampling, seed: int, whole_prompts: bool = False, sample_numbers: Sequence[int] = ()
+    ) -> None:
         """The next `sampling.samples` calls of `generate_until` return one sample each of the same requests.
 
-        `whole_prompts`: they raise InputError for a prompt that would be truncated.
+        `whole_prompts`: they raise InputError for a prompt that would be truncated. `sample_numbers`: of the next
+        responses, in the order of their batches; by default, equal prompts are counted.
         """
         self.sampling, self._seed, self._whole_prompts = sampling, seed, whole_prompts
-        self._prompt_counts, self._samples = Counter(), deque()
+        self._prompt_counts, self._samples, self._sample_numbers = Counter(), deque(), deque(sample_numbers)
         self.response_log.truncated_prompts.clear()
 
     def next_seeds(self, prompts: Sequence[Ids]) -> list[int]:
         """The seeds of the next responses to these prompts."""
         seeds = []
         for ids in map(tuple, prompts):
-            seeds.append(response_seed(self._seed, ids, self._prompt_counts[ids]))
+            number = self._sample_numbers.popleft() if self._sample_numbers else self._prompt_counts[ids]
+            seeds.append(response_seed(self._seed, ids, number))
             self._prompt_counts[ids] += 1
         return seeds
 
@@ -144,13 +152,14 @@ class ResponseTracking:
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[TrackedResponse]:
         """The answers of one sample; the first call generates all samples, so that an engine batches them together."""
         if not self._samples:
-            responses = self._generate(requests * self.sampling.samples, disable_tqdm)
+            responses = self.respond(requests * self.sampling.samples, disable_tqdm)
             size = len(requests)
             self._samples.extend(responses[start : start + size] for start in range(0, len(responses), size))
         random.seed(0)  # IFEval's scorer draws the details that an instruction leaves open
         return self._samples.popleft()
 
-    def _generate(self, requests: list[Any], disable_tqdm: bool) -> list[TrackedResponse]:
+    def respond(self, requests: list[Any], disable_tqdm: bool = False) -> list[TrackedResponse]:
+        """A response to each request. Raises InputError for a prompt that is too long to be whole."""
         limit = requests[0].args[1]["max_gen_toks"]
         prompts = [request.args[0] for request in requests]
         lengths = {prompt: len(cast("Any", self).tok_encode(prompt)) + limit for prompt in dict.fromkeys(prompts)}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tsdkd.artifacts.regular_files import require_regular_files
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval.sandbox.verdict import check_confinement
 from tsdkd.stages.models.spec import ModelSpec
+from tsdkd.stages.parallel.choice import require_parallel
 from tsdkd.stages.results.benchmark import Benchmark
 
 
@@ -101,10 +101,7 @@ def require_engine(config: EvalConfig, held_out: Path | None) -> None:
         raise InputError("--attention works with transformers only.", "Leave out --attention, or --engine vllm.")
     if config.engine == "vllm" and find_spec("vllm") is None:
         raise InputError("vLLM is not installed.", "Run `pip install 'tsdkd[vllm]'`, or use --engine transformers.")
-    if world_size() > 1:
-        raise InputError(
-            "eval runs in one process.", "Start it without torchrun; for more GPUs, --engine vllm --tensor-parallel N."
-        )
+    require_parallel("eval", config)
 
 
 def require_sampling(config: EvalConfig, benchmarks: list[Benchmark]) -> None:

@@ -5,7 +5,7 @@ Each benchmark has a file of samples and a file with its result; a complete benc
 
 import json
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,13 @@ from tsdkd.stages.models.record import (
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
 from tsdkd.stages.observer import Observer, SilentObserver
+from tsdkd.stages.parallel.choice import is_parallel, open_pool
+from tsdkd.stages.parallel.pool import Pool
 from tsdkd.stages.results.benchmark import Benchmark
 from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 HELD_OUT_FILE = "held_out.json"
-NOT_IN_CONFIG = {"memory_fraction", "seed"}
+NOT_IN_CONFIG = {"memory_fraction", "data_parallel", "ray", "seed"}
 """Settings that the manifest does not record, or not in its configuration."""
 
 
@@ -101,13 +103,15 @@ def evaluate(
     with (
         Writer.open(output, manifest, overwrite=overwrite, may_differ=may_differ) as writer,
         observer.writing(writer.path),
-        closing(EvaluatedModel(model, config, chat, observer)) as evaluated,
+        ExitStack() as stack,
     ):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         incomplete = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.file_stem}.json")]
         tasks = {b.name: harness.load_tasks(b, data, config.max_new_tokens, chat) for b in incomplete}
+        pool = stack.enter_context(_pool(config, manifest, observer)) if incomplete and is_parallel(config) else None
+        evaluated = stack.enter_context(closing(EvaluatedModel(model, config, chat, observer, pool)))
         if source is not None and not writer.has(HELD_OUT_FILE):
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
@@ -121,6 +125,10 @@ def evaluate(
         files |= {"held_out": HELD_OUT_FILE} if source is not None else {}
         summary = {name: read_json(writer.path / file, MeasuredSummary) for name, file in files.items()}
         return writer.finish(summary, observer.info)
+
+
+def _pool(config: EvalConfig, manifest: Manifest, observer: Observer) -> AbstractContextManager[Pool]:
+    return open_pool(config, config.tensor_parallel if config.engine == "vllm" else 1, manifest.models, observer)
 
 
 def require_measurable(

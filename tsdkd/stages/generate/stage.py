@@ -6,7 +6,7 @@ Token ids are stored as the engine sampled them, with the end token. The content
 so that an interrupted run ends with the bytes of an uninterrupted one. One part is in memory at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -32,14 +32,13 @@ from tsdkd.stages.engines.choice import (
     PART_SIZE,
     choose_engine,
     engine_version,
-    open_engine,
     require_engine_options,
     with_supported_draft,
 )
 from tsdkd.stages.engines.ends import require_stop_support
-from tsdkd.stages.engines.engine_check import check_engine
 from tsdkd.stages.generate.given import record_given
 from tsdkd.stages.generate.requests import Authorship, PromptCounts, PromptRequests, RolloutPart
+from tsdkd.stages.generate.sampling import OpenSampler
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.context import require_context
@@ -47,6 +46,9 @@ from tsdkd.stages.models.record import chat_day, library_versions, model_record,
 from tsdkd.stages.models.spec import ModelSpec, load_spec
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer, SilentObserver
+from tsdkd.stages.parallel.choice import open_pool, require_parallel
+from tsdkd.stages.parallel.pool import Pool
+from tsdkd.stages.parallel.tasks import Advance
 
 
 @reading_inputs()
@@ -69,6 +71,7 @@ def generate(
     """
     observer = observer or SilentObserver()
     require_effective(config)
+    require_parallel("generate", config)
     by_name = teachers_by_name(teachers or {})
     _require_models(config, student, by_name)
     if config.policy == GIVEN:
@@ -105,10 +108,13 @@ def generate(
         add_template(writer, config.chat)
         _warn(models, by_name, counts, config, observer)
         total = counts.total * config.samples_per_prompt
-        with observer.progress(_label(config, models), total, "responses", writer.manifest.rows) as advance:
+        with (
+            open_pool(config, config.tensor_parallel, records, observer) as pool,
+            observer.progress(_label(config, models), total, "responses", writer.manifest.rows) as advance,
+        ):
             for authorship in sorted(counts.by_authorship):
                 missing = (part for part in requests.parts(authorship, counts) if not writer.has(part.file))
-                _sample_parts(missing, authorship, models, config, max_tokens, writer, advance, observer)
+                _sample_parts(missing, authorship, models, config, max_tokens, writer, pool, advance)
         return writer.finish(_summary(writer.artifact, counts), observer.info)
 
 
@@ -213,8 +219,8 @@ def _sample_parts(
     config: GenerateConfig,
     max_tokens: int,
     writer: Writer,
-    advance: Callable[[int], None],
-    observer: Observer,
+    pool: Pool,
+    advance: Advance,
 ) -> None:
     """Sample and write parts of one authorship. Loads no model without a part."""
     first = next(parts, None)
@@ -222,12 +228,14 @@ def _sample_parts(
         return
     author, own = authorship.author, {"student": "student", "teacher": teacher_role(authorship.teacher)}
     pair = {role: models[recorded] for role, recorded in own.items() if recorded in models}
-    with open_engine(author, pair, config, max_tokens, observer) as engine:
-        check_engine(engine, first.requests, pair, author, config)
-        for part, responses in engine.sample(chain([first], parts), advance):
-            sampled = zip(part.prompts, part.requests, responses, strict=True)
-            rows = [_row(*row, author, _template_model(models).tokenizer) for row in sampled]
-            writer.write_table(part.file, pa.Table.from_pylist(rows, _schema(config)))
+
+    def write(part: RolloutPart, responses: list[Response]) -> None:
+        sampled = zip(part.prompts, part.requests, responses, strict=True)
+        rows = [_row(*row, author, _template_model(models).tokenizer) for row in sampled]
+        writer.write_table(part.file, pa.Table.from_pylist(rows, _schema(config)))
+
+    open_sampler = OpenSampler(author, pair, config, max_tokens, first.requests)
+    pool.run(open_sampler, chain([first], parts), write, advance)
 
 
 def _schema(config: GenerateConfig) -> pa.Schema:

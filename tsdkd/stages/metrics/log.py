@@ -7,13 +7,22 @@ from pathlib import Path
 from tsdkd.artifacts.json_files import parse_json, read_regular_file, unreadable_error
 
 METRICS_FILE = "metrics.jsonl"
+TIMES = "seconds/"
+"""Begins the keys of an entry's times; they are no metrics, because they differ from run to run."""
 MAX_BYTES = 1 << 32
 """Of a log; a step has about 1 kB."""
 
 
 def log_line(entry: Mapping[str, float]) -> str:
-    """One line of the log, without "epoch": the Trainer's epoch counts micro-batches."""
-    return json.dumps({name: value for name, value in entry.items() if name != "epoch"}, sort_keys=True) + "\n"
+    """One line of the log, without times, and without "epoch": the Trainer's epoch counts micro-batches."""
+    metrics = {name: value for name, value in entry.items() if name != "epoch" and not name.startswith(TIMES)}
+    return json.dumps(metrics, sort_keys=True) + "\n"
+
+
+def times_line(entry: Mapping[str, float]) -> str:
+    """One line of the file of times: the step's number, and the seconds of each part."""
+    times = {name.removeprefix(TIMES): round(value, 6) for name, value in entry.items() if name.startswith(TIMES)}
+    return json.dumps({"step": entry["step"]} | times) + "\n"
 
 
 def read_log(file: Path) -> list[dict[str, float]]:

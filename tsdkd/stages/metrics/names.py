@@ -30,6 +30,7 @@ METRICS = {
     "teacher_outside_mass": Metric("teacher outside mass", "probability"),
     "candidate_overlap": Metric("candidate overlap", "fraction of candidates"),
     "drift": Metric("drift", "nats per token"),
+    "rollout_age": Metric("rollout age", "updates"),
     "gate": Metric("gate", "mean over tokens"),
     "response_length": Metric("response length", "tokens"),
     "opener_length": Metric("opener length", "tokens"),

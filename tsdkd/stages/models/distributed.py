@@ -1,17 +1,30 @@
 """Training on several ranks: the supported strategies, and a sharded student gathered on each rank."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from tsdkd.errors import InputError
+from tsdkd.processes import world_size
 from tsdkd.stages.models.load import LanguageModel
+
+T = TypeVar("T")
+
+
+def gather(values: list[T]) -> list[T]:
+    """The lists of all ranks, joined in the order of the ranks. All ranks must call it together."""
+    return list(gather_object(values)) if world_size() > 1 else values
+
+
+def wait_for_all_ranks() -> None:
+    PartialState().wait_for_everyone()
 
 
 def require_supported_strategy(strategy: DistributedType, fsdp: FullyShardedDataParallelPlugin | None) -> None:

@@ -266,8 +266,10 @@ def _read_weights(
         dtype = auto_dtype(config, device)
     settings: dict[str, Any] = {"device_map": device_map}
     if quantize:
+        if getattr(config, "quantization_config", None):
+            raise InputError(f"{name} is quantised already.", "Name its full weights, or leave out --quantize.")
         settings["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}
-        settings["quantization_config"] = quantization_config(quantize, getattr(torch, dtype))
+        settings["quantization_config"] = quantization_config(quantize, getattr(torch, dtype), config)
     model, report = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,

@@ -87,7 +87,7 @@ def estimate_training_memory(
 def require_memory(memory: TrainingMemory, config: TrainConfig) -> str | None:
     """Returns a warning if training may not fit. Raises InputError if weights and optimizer alone do not fit."""
     if memory.fixed > memory.available:
-        with_vllm = config.online is not None and config.online.sampling.engine == "vllm"
+        with_vllm = config.online is not None and config.online.vllm_shares_devices
         remedies = ["give --lora, train a smaller student"] if config.lora is None else []
         remedies += [f"give {option}" for option in _leaner_states(config)]
         remedies += ["lower --memory-fraction, which is vLLM's share"] if with_vllm else []
@@ -136,7 +136,7 @@ def _teacher_bytes(teachers: Sequence[PreTrainedConfig], config: TrainConfig) ->
     size = 0
     if device == "cpu" or online.teacher_device in {None, device}:
         size = max((_loaded_bytes(teacher, online.teacher_dtype, device) for teacher in teachers), default=0)
-    if online.sampling.engine == "vllm":
+    if online.vllm_shares_devices:
         size += int(online.sampling.memory_fraction * total_memory(device))
     return size
 

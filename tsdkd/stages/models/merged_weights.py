@@ -3,14 +3,13 @@
 from typing import Any
 
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.quantized import dequantized_weight, quantized_layers
 
 
-def merged_weights(model: Any) -> dict[str, Tensor]:
-    """The weights of a model with its adapters merged, under the names of the model in memory.
+def merged_weights(model: Any, *, merge: bool = True) -> dict[str, Tensor]:
+    """The weights of a model, sharded or not, with its adapters merged or left out, under the names in memory.
 
     Quantised weights are dequantised, on the CPU and in the model's precision: the weights that were trained with.
     """
@@ -20,7 +19,7 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
         others = {key: value for key, value in weights.items() if not key.startswith((f"{path}.weight", f"{path}.SCB"))}
         weights = others | {f"{path}.weight": dequantized_weight(layer).to("cpu", model.dtype)}
     for name, module in model.named_modules(remove_duplicate=False):
-        if hasattr(module, "get_delta_weight"):
+        if merge and hasattr(module, "get_delta_weight"):
             (adapter,) = module.active_adapters
             base, path, parameter = module, name, getattr(module, "parameter_name", "weight")
             while hasattr(base, "base_layer"):
@@ -31,10 +30,3 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
         if layer.source_cls is Conv1D:  # quantised as (out, in)
             weights[f"{path}.weight"] = weights[f"{path}.weight"].T.contiguous()
     return {name.replace(".base_layer", ""): value for name, value in weights.items()}
-
-
-def merged_state_dict(model: Any) -> dict[str, Tensor]:
-    """As `merged_weights`, under the names of the model's files, each tied weight once."""
-    tied = set(model.all_tied_weights_keys or ())
-    merged = {name: value for name, value in merged_weights(model).items() if name not in tied}
-    return dict(revert_weight_conversion(model, merged))

@@ -1,18 +1,19 @@
 """Shapes of a model, and the memory of its weights, caches and batches: counted on the model without weights."""
 
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.device import total_memory
 from tsdkd.stages.models.load import decoder_of
 from tsdkd.stages.models.new_adapters import adaptable_layers
+from tsdkd.stages.models.quantized import quantizable_layers
+from tsdkd.stages.models.weights import without_weights
 
 BATCH_MEMORY_FRACTION = {"cuda": 0.7, "cpu": 0.25}
 """The largest fraction of the device's memory that a generating batch uses beside the weights."""
@@ -30,7 +31,7 @@ class ModelSize:
     adapted_shapes: tuple[tuple[int, int], ...]
     """Shapes of the linear layers that get adapters: all but the head."""
     quantized_shapes: tuple[tuple[int, int], ...]
-    """Shapes of the linear layers that bitsandbytes quantises: all but the head."""
+    """Shapes of the linear layers that are quantised."""
     head_shape: tuple[int, int]
     """Vocabulary and width of the output head's weight."""
     width: int
@@ -65,7 +66,7 @@ class ModelSize:
 
 def model_size(config: PreTrainedConfig) -> ModelSize:
     """Counts parameters and shapes without allocating weights."""
-    model = _without_weights(config)
+    model = without_weights(config)
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     parameters = sum(p.numel() for p in model.parameters())
@@ -81,7 +82,7 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
         matmul_parameters=parameters - looked_up,
         weight_shapes=tuple((tuple(p.shape), id(p) in looked_up_weights) for p in model.parameters()),
         adapted_shapes=_shapes(m for m in adaptable_layers(model).values() if m is not head),
-        quantized_shapes=_shapes(m for m in model.modules() if type(m) in {nn.Linear, Conv1D} and m is not head),
+        quantized_shapes=_shapes(quantizable_layers(model).values()),
         head_shape=tuple(head.weight.shape),
         width=width,
         inner_widths=tuple(_inner_width(layer, width) for layer in layers),
@@ -92,21 +93,13 @@ def model_size(config: PreTrainedConfig) -> ModelSize:
 
 
 def parameter_count(config: PreTrainedConfig) -> int:
-    return sum(p.numel() for p in _without_weights(config).parameters())
+    return sum(p.numel() for p in without_weights(config).parameters())
 
 
 def head_shape(config: PreTrainedConfig) -> tuple[int, int]:
     """Vocabulary and width of the output head's weight."""
-    head: Any = _without_weights(config).get_output_embeddings()
+    head: Any = without_weights(config).get_output_embeddings()
     return tuple(head.weight.shape)
-
-
-def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
-        )
-    return model
 
 
 def _shapes(layers: Iterable[Any]) -> tuple[tuple[int, int], ...]:

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.config.types import QuantizedBits
+from tsdkd.stages.models.new_adapters import adaptable_layers
+from tsdkd.stages.models.weights import without_weights
 
 BLOCK_4BIT, BLOCK_OF_SCALES = 64, 256
 """Weights that share a scale, and scales that share one of their own (double quantisation)."""
@@ -24,16 +27,35 @@ WEIGHTS = {"Params4bit", "Int8Params"}
 """bitsandbytes' classes of quantised weights."""
 
 
-def quantization_config(bits: QuantizedBits, dtype: torch.dtype) -> BitsAndBytesConfig:
+def quantization_config(bits: QuantizedBits, dtype: torch.dtype, model: PreTrainedConfig) -> BitsAndBytesConfig:
     """transformers' settings for loading a model in `bits`. `dtype`: of the products."""
+    architecture = without_weights(model)
+    quantized = quantizable_layers(architecture)
+    skipped = [name for name, m in architecture.named_modules() if _is_linear(m) and name not in quantized]
     if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,  # transformers reads it for 4 bits, too
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def quantizable_layers(model: Any) -> dict[str, Any]:
+    """The linear layers of a full model that are quantised, by their full names.
+
+    Not the head, and not layers whose weights a model reads without calling them, such as Mamba's dt_proj: quantised
+    weights have another shape or dtype there.
+    """
+    head = model.get_output_embeddings()
+    return {name: layer for name, layer in adaptable_layers(model).items() if _is_linear(layer) and layer is not head}
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether bitsandbytes quantises such a layer."""
+    return type(module) in {nn.Linear, Conv1D}
 
 
 def quantized_bytes(bits: QuantizedBits, rows: int, columns: int) -> int:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_utils import load_state_dict
@@ -96,6 +98,15 @@ def _require_architecture(name: str, directory: Path) -> None:
         ignore_mismatched_sizes=True,
     )
     require_all_tensors(name, model, report)
+
+
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model whose weights take no memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            deepcopy(config), experts_implementation="batched_mm", trust_remote_code=False
+        )
+    return model
 
 
 @dataclass(frozen=True, slots=True)

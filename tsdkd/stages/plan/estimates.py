@@ -62,7 +62,7 @@ def estimate_generate(models: ModelFractions, workload: Workload, config: Genera
     With a token-by-token policy, the student, whose fraction is 1, and one teacher at a time are loaded.
     """
     batch = VLLM_RESPONSES if config.engine == "vllm" else config.batch_size
-    gpus = config.tensor_parallel * config.data_parallel
+    gpus = config.tensor_parallel * (config.data_parallel or 1)
     seconds = sum(
         _sampling_seconds(model, config.dtype, workload, fraction, batch, rates) / gpus for model, fraction in models
     )

@@ -1,5 +1,6 @@
 """Time, work, memory and disk of each artifact, from manifests and journals."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from tsdkd.artifacts.journal import Session
@@ -36,8 +37,20 @@ def cost_notes(run: Run) -> list[str]:
         notes.append(f"No journal records time and memory of {', '.join(names)}.")
     if names := [artifact.name for artifact in run.artifacts if any(map(_has_no_time, artifact.sessions))]:
         notes.append(f"Killed and running sessions have no recorded time: {', '.join(names)}.")
+    notes += [note for artifact in run.artifacts if (note := _step_note(artifact))]
     machines = dict.fromkeys(session.machine for artifact in run.artifacts for session in artifact.sessions)
     return [*notes, f"Machines: {'; '.join(machines)}."] if machines else notes
+
+
+def _step_note(artifact: RunArtifact) -> str | None:
+    """The mean time of a training step, and the share of each part."""
+    seconds = Counter[str]()
+    for step in artifact.step_times:
+        seconds.update({name: value for name, value in step.items() if name != "step"})
+    if not (whole := seconds.pop("whole", 0.0)):
+        return None
+    shares = ", ".join(f"{part} {total / whole:.0%}" for part, total in seconds.most_common())
+    return f"A step of {artifact.name} takes {whole / len(artifact.step_times):.3g} s: {shares}."
 
 
 def work_of(artifact: RunArtifact) -> Work | None:

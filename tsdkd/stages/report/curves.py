@@ -47,7 +47,7 @@ HEALTH_CHARTS = (
     _chart("student_entropy", "teacher_entropy", title="Mean entropy"),
     *map(_chart, ("top1_agreement", "rank_agreement")),
     _chart("student_outside_mass", "teacher_outside_mass", title="Mass outside the candidates"),
-    *map(_chart, ("candidate_overlap", "drift", "gate")),
+    *map(_chart, ("candidate_overlap", "drift", "rollout_age", "gate")),
     _chart("response_length", "opener_length", title="Length"),
     _chart("truncated", "repeating", title="Truncated and repeating responses"),
     _chart(*GRAD_SHARE_METRICS, title="Shares of the gradient"),

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsdkd.artifacts.files import MANIFEST_FILE
+from tsdkd.artifacts.files import MANIFEST_FILE, TIMES_FILE
 from tsdkd.artifacts.journal import Session, read_sessions
 from tsdkd.artifacts.json_files import read_json
 from tsdkd.artifacts.locks import is_locked, register_input
@@ -72,6 +72,12 @@ class RunArtifact:
                 entries = read_log(self.path / name)
                 return entries if self.uses_teacher else [_without_teacher(entry) for entry in entries]
         return []
+
+    @property
+    def step_times(self) -> list[dict[str, float]]:
+        """The seconds of each part of a training step, and of the "whole"."""
+        file = self.path / TIMES_FILE
+        return read_log(file) if file.is_file() else []
 
     @property
     def problems(self) -> list[str]:

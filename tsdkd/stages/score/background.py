@@ -2,31 +2,30 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
 
 
 class BackgroundWriter:
     """Runs one function at a time in its thread; a context manager.
 
-    `submit` and the end of the context wait for the previous call, and raise its exception.
+    `submit` waits for the previous call, and raises its exception.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self._last: Future[Any] | None = None
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._wait()
-        self._last = self._thread.submit(function, *arguments)
-
-    def _wait(self) -> None:
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         if self._last:
             self._last.result()
+        future = self._thread.submit(function, *arguments)
+        self._last = future
+        return future
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
-        if not error:
-            self._wait()

@@ -4,17 +4,19 @@ One process sends requests, as many at a time as the user allows.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, teacher_role
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.artifacts.writer import Writer
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig, require_candidates
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts
@@ -25,11 +27,14 @@ from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.score.distributed import RankGroup
+from tsdkd.stages.parallel.choice import is_parallel, require_parallel
+from tsdkd.stages.parallel.part_files import open_destination
+from tsdkd.stages.parallel.pool import OwnProcess
+from tsdkd.stages.parallel.tasks import Handler
 from tsdkd.stages.score.loop import Scoring
 from tsdkd.stages.score.manifest import scores_manifest
 from tsdkd.stages.score.pairs import NO_HEAD, ScoringPair, ServedPair, load_reading_model
-from tsdkd.stages.score.units import Unit
+from tsdkd.stages.score.scorer import opened_scorer
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer, open_servers
 
@@ -63,19 +68,25 @@ def score_served(
     ) as servers:
         for server in servers.values():
             server.require_length(longest)
-        manifest, ranks = _manifest(parent, student, servers, output, config, observer), RankGroup()
-        with ranks.open_writer(output, lambda: manifest, overwrite) as writer, observer.writing(writer.path):
+        manifest = _manifest(parent, student, servers, output, config, observer)
+        with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
             if writer.complete:
                 observer.info(f"{output} is complete: nothing to do.")
                 return writer.artifact
             load_student = cache(partial(load_reading_model, student, spec.vocab, config, observer))
 
             @contextmanager
-            def open_pair(own: list[Unit]) -> Iterator[ScoringPair]:
-                yield ServedPair(load_student(), servers[own[0].teacher], config)
+            def open_pair(teacher: str, _: pa.Table) -> Iterator[ScoringPair]:
+                yield ServedPair(load_student(), servers[teacher], config)
 
-            Scoring(parent, list(servers), lambda _: NO_HEAD, open_pair, writer, ranks, config, observer).run()
-        scores = read_artifact(output, "scores", hashed=False)
+            with open_destination(writer) as destination, OwnProcess(observer) as pool:
+
+                def open_scorer(_: Observer) -> AbstractContextManager[Handler]:
+                    return opened_scorer(open_pair, config, destination)
+
+                scores = Scoring(
+                    parent, list(servers), lambda _: NO_HEAD, open_scorer, pool, writer, config, observer
+                ).run()
         _warn_of_captured_mass(scores.manifest.summary, config, observer)
         return scores
 
@@ -98,8 +109,9 @@ def _require_supported(config: ScoreConfig) -> None:
             f"With --teacher-url, transformers reads the student, not {config.engine}.", "Leave out --engine."
         )
     require_engine_options(config.engine, config)
-    if world_size() > 1:
-        raise InputError("--teacher-url works with a single process only.", "Start one process.")
+    require_parallel("score", config)
+    if is_parallel(config):
+        raise InputError("With --teacher-url, one process sends the requests.", "Leave out --data-parallel and --ray.")
 
 
 def _manifest(

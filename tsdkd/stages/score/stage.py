@@ -3,10 +3,8 @@
 Several teachers are loaded one after the other, beside the student; each reads the responses of its own prompts.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -14,9 +12,9 @@ import torch
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import Manifest, teacher_role, teachers_by_name
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.artifacts.writer import Writer
 from tsdkd.core import Head
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
 from tsdkd.stages.config.score import ScoreConfig, require_candidates
 from tsdkd.stages.data.offline import TEACHER_END_IDS
 from tsdkd.stages.data.readable import require_readable
@@ -24,16 +22,16 @@ from tsdkd.stages.data.recorded_chat import chat_of_rollouts
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.engines.choice import engine_version, require_engine_options, require_vllm
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.device import auto_dtype, default_device, free_memory
+from tsdkd.stages.models.device import auto_dtype, default_device
 from tsdkd.stages.models.model_size import head_shape
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.models.spec import load_config, load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
-from tsdkd.stages.score.distributed import RankGroup
-from tsdkd.stages.score.loop import OpenPair, Scoring
+from tsdkd.stages.parallel.choice import is_parallel, open_pool, require_parallel
+from tsdkd.stages.parallel.part_files import open_destination
+from tsdkd.stages.score.loop import Scoring
 from tsdkd.stages.score.manifest import scores_manifest
-from tsdkd.stages.score.pairs import LoadedPair, ScoringPair, load_reading_model
-from tsdkd.stages.score.units import Unit
+from tsdkd.stages.score.scorer import OpenScorer
 
 
 @reading_inputs()
@@ -52,26 +50,29 @@ def score(
     """
     observer = observer or SilentObserver()
     by_name = teachers_by_name(teachers)
-    ranks = RankGroup()
-    prepare = partial(_manifest, rollouts, student, by_name, output, config, observer)
-    with ranks.open_writer(output, prepare, overwrite) as writer, observer.writing(writer.path):
+    require_parallel("score", config)
+    manifest = _manifest(rollouts, student, by_name, output, config, observer)
+    with Writer.open(output, manifest, overwrite=overwrite) as writer, observer.writing(writer.path):
         if writer.complete:
             observer.info(f"{output} is complete: nothing to do.")
             return writer.artifact
         parent = read_artifact(rollouts, "rollouts", hashed=False)
         vocab = min(load_spec(name).vocab for name in (student, *by_name.values()))
-        open_pair = _pair_opener(student, by_name, vocab, parent, config, observer)
-        Scoring(
-            parent,
-            list(by_name),
-            lambda name: _planned_head(by_name[name], vocab, config),
-            open_pair,
-            writer,
-            ranks,
-            config,
-            observer,
-        ).run()
-        return read_artifact(output, "scores", hashed=False)
+        longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
+        with (
+            open_destination(writer) as destination,
+            open_pool(config, config.tensor_parallel, manifest.models, observer) as pool,
+        ):
+            return Scoring(
+                parent,
+                list(by_name),
+                lambda name: _planned_head(by_name[name], vocab, config),
+                OpenScorer(student, by_name, vocab, longest, config, destination),
+                pool,
+                writer,
+                config,
+                observer,
+            ).run()
 
 
 def _manifest(
@@ -81,14 +82,10 @@ def _manifest(
     require_engine_options(config.engine, config)
     if config.engine == "vllm":
         require_vllm()
-        if world_size() > 1:
-            raise InputError(
-                "--engine vllm works with a single process only.",
-                "Start one process; --tensor-parallel uses more GPUs.",
-            )
-    if config.device_map != "one" and world_size() > 1:
+    if config.device_map != "one" and is_parallel(config):
         raise InputError(
-            "--device-map works with a single process only.", "Start one process, or leave out --device-map."
+            "--device-map spreads the models of one process over all GPUs.",
+            "Leave it out, or leave out --data-parallel and --ray.",
         )
     parent = read_artifact(rollouts, "rollouts")
     chat, template_role = chat_of_rollouts(parent, config.chat), parent.manifest.models[0].role
@@ -115,28 +112,3 @@ def _planned_head(teacher: str, vocab: int, config: ScoreConfig) -> Head:
     _, width = head_shape(load_config(teacher))
     dtype = auto_dtype(load_config(teacher), default_device()) if config.dtype == "auto" else config.dtype
     return Head(torch.empty(vocab, width, dtype=getattr(torch, dtype), device="meta"))
-
-
-def _pair_opener(
-    student: str, teachers: dict[str, str], vocab: int, parent: Artifact, config: ScoreConfig, observer: Observer
-) -> OpenPair:
-    """Opens student and teacher, cut to `vocab` ids; vLLM's are checked on sequences of the teacher's first unit."""
-    load = partial(load_reading_model, vocab=vocab, config=config, observer=observer)
-    load_student = cache(partial(load, student))
-
-    @contextmanager
-    def open_pair(own: list[Unit]) -> Iterator[ScoringPair]:
-        teacher = teachers[own[0].teacher]
-        if config.engine == "vllm":
-            from tsdkd.stages.engines.vllm_reader import open_readers
-
-            longest = max(max(sequence_lengths(parent.read_part(part, LENGTH_COLUMNS))) for part in parent.tables)
-            rows = own[0].read(parent, LENGTH_COLUMNS).to_pylist()
-            sequences = [row["prompt_ids"] + row["response_ids"] for row in rows]
-            with open_readers(student, teacher, config, longest, sequences, observer, vocab) as models:
-                yield LoadedPair(models, config)
-            return
-        free_memory()  # of the teacher before
-        yield LoadedPair((load_student(), load(teacher)), config)
-
-    return open_pair

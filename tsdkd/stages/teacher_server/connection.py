@@ -5,6 +5,7 @@ import random
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -28,6 +29,18 @@ LONGEST_QUOTE = 300
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ServerKind:
+    """The words for the servers of one option, and the environment variable of their key."""
+
+    name: str
+    option: str
+    key_variable: str
+
+
+TEACHER = ServerKind("teacher's server", "--teacher-url", KEY_VARIABLE)
+
+
 class RefusedError(TsdkdError):
     """The server refuses a request (status 4xx); the same request is not sent again."""
 
@@ -39,13 +52,13 @@ class RefusedError(TsdkdError):
 class Connection:
     """One server by its URL. Thread-safe; a context manager."""
 
-    def __init__(self, url: str, requests: int) -> None:
+    def __init__(self, url: str, requests: int, kind: ServerKind = TEACHER) -> None:
         """`url`: with or without the final /v1. `requests`: sent at the same time at most.
 
         Raises InputError for a URL that is no plain http(s) address, and for a key that no header can carry.
         """
-        self.url = _base_url(url)
-        self._key = _key()
+        self.url = _base_url(url, kind)
+        self._kind, self._key = kind, _key(kind)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=requests)
         self._client = httpx2.Client(headers=headers, limits=limits, timeout=TIMEOUT, follow_redirects=False)
@@ -55,8 +68,12 @@ class Connection:
     @property
     def sends_key_in_clear(self) -> bool:
         """Whether a key travels without TLS to another machine."""
-        parts = urlsplit(self.url)
-        return bool(self._key) and parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}
+        return bool(self._key) and self.url.startswith("http:") and not self.on_loopback
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the server is reached through this machine's loopback."""
+        return urlsplit(self.url).hostname in {"localhost", "127.0.0.1", "::1"}
 
     def get(self, path: str) -> Json:
         """The JSON object at a path, asked for once. Raises InputError where no server responds."""
@@ -65,7 +82,7 @@ class Connection:
         except httpx2.RequestError as error:
             raise InputError(
                 f"No server responds at {self.url} ({self._quote(error)}).",
-                "Check --teacher-url, and start the server.",
+                f"Check {self._kind.option}, and start the server.",
             ) from None
 
     def post(self, path: str, body: Json) -> Json:
@@ -74,6 +91,13 @@ class Connection:
         Repeats it after a lost connection, a timeout, and a status of `REPEATED_STATUS`. Raises RefusedError for
         another status of 4xx, TsdkdError after the last attempt.
         """
+        return self._parse(self._post(path, body, REPEATED_STATUS))
+
+    def command(self, path: str, body: Json | None = None) -> None:
+        """Post a request whose answer is its status. Raises RefusedError for one of 4xx or 5xx, else as `post`."""
+        self._require_success(self._post(path, body or {}, REPEATED_STATUS - {500}))
+
+    def _post(self, path: str, body: Json, repeated: set[int]) -> httpx2.Response:
         for attempt in range(ATTEMPTS):
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
             try:
@@ -81,14 +105,14 @@ class Connection:
             except httpx2.RequestError as error:
                 cause = self._quote(error)
             else:
-                if response.status_code not in REPEATED_STATUS:
-                    return self._parse(response)
+                if response.status_code not in repeated:
+                    return response
                 cause = f"status {response.status_code}: {self._quote(_message(response))}"
                 pause = max(pause, _retry_after(response))
             if attempt + 1 == ATTEMPTS or self._closed.wait(pause):
                 break
         raise TsdkdError(
-            f"The teacher's server at {self.url} failed {ATTEMPTS} times ({cause}).",
+            f"The {self._kind.name} at {self.url} failed {ATTEMPTS} times ({cause}).",
             "Start it again, then run the same command: what is complete is kept.",
         )
 
@@ -105,20 +129,23 @@ class Connection:
         if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
             self._sockets.add(info["return_value"].get_extra_info("socket"))
 
-    def _parse(self, response: httpx2.Response) -> Json:
+    def _require_success(self, response: httpx2.Response) -> None:
         status = response.status_code
         if response.is_redirect:
             host = urlsplit(response.headers.get("location", "")).netloc or "another path"
             raise InputError(
                 f"The server at {self.url} redirects to {self._quote(host)}.",
-                "Redirects are refused: give the address of the server itself as --teacher-url.",
+                f"Redirects are refused: give the address of the server itself as {self._kind.option}.",
             )
         if status in {401, 403}:
             cause = f"The server at {self.url} refuses access ({status}: {self._quote(_message(response))})."
-            raise RefusedError(status, cause, f"Set {KEY_VARIABLE} to the server's key.")
+            raise RefusedError(status, cause, f"Set {self._kind.key_variable} to the server's key.")
         if status >= 400:
             cause = f"The server at {self.url} refuses a request ({status}: {self._quote(_message(response))})."
             raise RefusedError(status, cause, "Read the server's log.")
+
+    def _parse(self, response: httpx2.Response) -> Json:
+        self._require_success(response)
         try:
             content = response.json()
         except ValueError:
@@ -126,7 +153,7 @@ class Connection:
         if not isinstance(content, dict):
             raise TsdkdError(
                 f"The server at {self.url} does not answer with a JSON object.",
-                "Check that --teacher-url names a vLLM or SGLang server.",
+                f"Check that {self._kind.option} names a vLLM or SGLang server.",
             )
         return content
 
@@ -138,25 +165,25 @@ class Connection:
         return escape_line(line[:LONGEST_QUOTE]).rstrip(".")
 
 
-def _base_url(url: str) -> str:
+def _base_url(url: str, kind: ServerKind) -> str:
     try:
         parts = httpx2.URL(url)
     except httpx2.InvalidURL:
         parts = httpx2.URL()
     if parts.scheme not in {"http", "https"} or not parts.host:
-        raise InputError("--teacher-url is no http(s) address.", "Give one such as http://localhost:8000.")
+        raise InputError(f"{kind.option} is no http(s) address.", "Give one such as http://localhost:8000.")
     if parts.userinfo or {"?", "#"} & {*url}:
         raise InputError(
-            "--teacher-url has a user name, a password, a query or a fragment.",
-            f"Give the address alone; a key belongs in the environment variable {KEY_VARIABLE}.",
+            f"{kind.option} has a user name, a password, a query or a fragment.",
+            f"Give the address alone; a key belongs in the environment variable {kind.key_variable}.",
         )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _key() -> str:
-    key = os.environ.get(KEY_VARIABLE, "")
+def _key(kind: ServerKind) -> str:
+    key = os.environ.get(kind.key_variable, "")
     if not key.isascii() or any(character.isspace() or not character.isprintable() for character in key):
-        raise InputError(f"{KEY_VARIABLE} holds characters that no header can carry.", "Set it to the key alone.")
+        raise InputError(f"{kind.key_variable} holds characters that no header can carry.", "Set it to the key alone.")
     return key
 
 

@@ -4,7 +4,7 @@ Optimizer batches and openers do not depend on the number of ranks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, cast
 
 import torch
@@ -31,6 +31,13 @@ class MicroBatches(torch.utils.data.Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(range(0, self.samples, self.size * self.world_size))
+
+    def of_step(self, step: int, per_step: int) -> list[list[int]]:
+        """The micro-batches of an optimizer step, counted from 0 over all epochs; the last of an epoch has fewer."""
+        epoch, number = divmod(step, -(-len(self) // per_step))
+        batches = MicroBatches(self.samples, self.size, self.seed, self.rank, self.world_size)
+        batches.set_epoch(epoch)
+        return list(islice(batches, number * per_step, (number + 1) * per_step))
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)

@@ -9,8 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tsdkd.stages.data.replay import ReplaySchedule
 from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
-from tsdkd.stages.metrics.log import is_evaluation, is_step, log_line
+from tsdkd.stages.metrics.log import is_evaluation, is_step, log_line, times_line
 from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS, metric, with_own_terms
+from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.observer import Observer
 
 
@@ -65,21 +66,39 @@ class ReplayCallback(TrainerCallback):
 
 
 class LogCallback(TrainerCallback):
-    """Appends every log entry to a file; a resumed run first cuts the file back to its saved step."""
+    """Appends every log entry to a file, and a step's times to another; a resumed run cuts both to its saved step."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, metrics: Path, times: Path) -> None:
+        self.metrics, self.times = metrics, times
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.file.write_text("".join(map(log_line, state.log_history)))
+            self.metrics.write_text("".join(map(log_line, state.log_history)))
+            self.times.write_text("".join(map(times_line, filter(is_step, state.log_history))))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            with self.file.open("a") as file:
-                file.write(log_line({**logs, "step": state.global_step}))
+            entry = {**logs, "step": state.global_step}
+            with self.metrics.open("a") as file:
+                file.write(log_line(entry))
+            if is_step(entry):
+                with self.times.open("a") as file:
+                    file.write(times_line(entry))
+
+
+class OptimizerTimesCallback(TrainerCallback):
+    """Counts the optimizer's update as a part of the step's time."""
+
+    def __init__(self) -> None:
+        self._part = ExitStack()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._part.enter_context(timed("optimizer"))
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._part.close()
 
 
 class HealthCallback(TrainerCallback):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 
+from tsdkd.artifacts.files import TIMES_FILE
 from tsdkd.artifacts.locks import read_holder
 from tsdkd.artifacts.manifest import Manifest, ModelRecord, Parent, load_manifest
 from tsdkd.artifacts.reader import Artifact
@@ -24,6 +25,7 @@ from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.held_out import HeldOut
 from tsdkd.stages.data.replay import ReplaySource
+from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.source import Source
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step
@@ -40,6 +42,7 @@ from tsdkd.stages.train.callbacks import (
     HealthCallback,
     InterruptCallback,
     LogCallback,
+    OptimizerTimesCallback,
     ProgressCallback,
     ReplayCallback,
 )
@@ -222,8 +225,10 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
     """
     last = _find_last_step(resume, observer)
     schedule = trainer.source.schedule if isinstance(trainer.source, ReplaySource) else None
+    ahead = trainer.source if isinstance(trainer.source, AheadSource) else None
     selection = trainer.selection if trainer.selection and trainer.selection.of_whole_steps else None
-    stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule, "method": selection}
+    stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule, "ahead": ahead}
+    stateful["method"] = selection
     states = StateCallback({name: value for name, value in stateful.items() if value is not None})
     if last:
         states.restore(last)
@@ -233,7 +238,8 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
             *([ReplayCallback(schedule, observer)] if schedule else []),
             states,
             ProgressCallback(observer, stack),
-            LogCallback(resume / METRICS_FILE),
+            LogCallback(resume / METRICS_FILE, resume.parent / TIMES_FILE),
+            OptimizerTimesCallback(),
             health,
             interrupt,
         ):

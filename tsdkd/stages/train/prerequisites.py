@@ -71,6 +71,11 @@ def require_responses(config: TrainConfig, recorded: Artifact | None) -> None:
             f"Online, {method.name} learns only from responses that are sampled during training.",
             "Give --lambda 1, or leave out --lambda.",
         )
+    if method.has_policy_gradient(options) and online.rollout_ahead:
+        raise InputError(
+            f"{method.name} learns from responses of the student as it is, and --rollout-ahead makes them older.",
+            "Leave out --rollout-ahead.",
+        )
     if recorded is None and online.student_fraction < 1:
         alternative = ", or --lambda 1" if method.online_responses and not method.uses_replay else ""
         raise InputError(

@@ -32,7 +32,8 @@ MAX_STATE_BYTES = 1 << 32
 class Stateful(Protocol):
     """An object whose state is saved with each step."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all ranks, which call it together; that of rank 0 is saved."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -67,9 +68,10 @@ class StateCallback(TrainerCallback):
             names = sorted({*gather_object(names)})  # a host may see files of another one late
         own = _sync_and_hash(step, names[rank() :: world_size()])
         by_rank = gather_object([own]) if world_size() > 1 else [own]
+        states = {name: stateful.state_dict() for name, stateful in self.stateful.items()}
         if state.is_world_process_zero:
             files = {name: digest for digests in by_rank for name, digest in digests.items()}
-            _write_mark(step, files, {name: stateful.state_dict() for name, stateful in self.stateful.items()})
+            _write_mark(step, files, states)
             _delete_old_steps(step.parent, state.best_global_step)
 
 

@@ -4,16 +4,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from tsdkd.errors import InputError
-from tsdkd.processes import world_size
-from tsdkd.stages.config.generate import GenerateConfig
-from tsdkd.stages.config.train import OnlineConfig
-from tsdkd.stages.config.types import DType
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
+from tsdkd.stages.config.types import DType, EngineName
 from tsdkd.stages.data.online import ResponseSampler
 from tsdkd.stages.data.online_teachers import LoadedTeacher, OnlineTeacher
-from tsdkd.stages.engines.choice import choose_engine
+from tsdkd.stages.engines.choice import choose_engine, require_vllm
 from tsdkd.stages.engines.ends import require_stop_support
 from tsdkd.stages.engines.online import LocalSampler
+from tsdkd.stages.engines.online_vllm import lora_arguments, open_vllm_sampler, require_rollout_gpus
+from tsdkd.stages.engines.vllm_served import ServedEngine
 from tsdkd.stages.models.chat import pair_end_ids
+from tsdkd.stages.models.device import default_device
+from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.observer import Observer
 
@@ -29,24 +31,65 @@ def find_ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) 
 
 
 def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, quantized: bool = False) -> OnlineConfig:
-    """With the engine that samples, in the precision of the student's forward."""
-    engine = choose_engine(online.sampling, quantized=quantized)
-    if engine == "vllm" and world_size() > 1:
-        if online.sampling.engine == "vllm":
-            raise InputError("vLLM samples for one training process, not several.", "Leave out --engine vllm.")
-        engine = "transformers"
+    """With the engine that samples, in the precision of the student's forward.
+
+    Raises InputError for a place of vLLM with another engine, or one that the machine lacks.
+    """
+    place = "--rollout-url" if online.rollout_url else "--rollout-gpus" if online.rollout_gpus else None
+    if place and (online.sampling.engine == "transformers" or online.teacher_fraction):
+        raise InputError(
+            f"{place} is for vLLM, and transformers samples these responses.",
+            f"Leave out {place}, or --engine transformers and --teacher-fraction.",
+        )
+    if place and quantized:
+        raise InputError("vLLM does not sample from a student with --quantize.", f"Leave out {place}.")
+    engine: EngineName = "vllm" if online.rollout_url else choose_engine(online.sampling, quantized=quantized)
+    if online.rollout_gpus:
+        require_vllm()
+        require_rollout_gpus(online.rollout_gpus)
+        engine = "vllm"
+    if online.rollout_ahead:
+        _require_overlap(engine, place)
     authors = "student and teacher together" if online.teacher_fraction else "the student"
-    observer.info(f"Responses are sampled from {authors} with {engine}.")
+    served = f" at {online.rollout_url}" if online.rollout_url else ""
+    observer.info(f"Responses are sampled from {authors} with {engine}{served}.")
     dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 
 
+def _require_overlap(engine: EngineName, place: str | None) -> None:
+    """Raises InputError where the engine cannot sample while the student learns."""
+    if engine == "transformers":
+        raise InputError(
+            "--rollout-ahead needs vLLM: transformers samples in the process that learns.",
+            "Give --engine vllm and no --teacher-fraction, or leave out --rollout-ahead.",
+        )
+    if place is None and default_device() == "cuda":
+        raise InputError(
+            "--rollout-ahead needs GPUs for vLLM: it sleeps on the student's GPU while the student learns.",
+            "Give --rollout-gpus or --rollout-url, or leave out --rollout-ahead.",
+        )
+
+
+def require_rollout_server(student: ModelSpec, online: OnlineConfig, lora: LoRAConfig | None, max_length: int) -> None:
+    """Raises InputError for a server of --rollout-url that does not sample as an engine of this run."""
+    if online.rollout_url:
+        with ServedEngine(online.rollout_url, student, online.sampling, max_length, lora_arguments(student, lora)):
+            pass
+
+
 def open_sampler(
-    student: ModelSpec, teacher: OnlineTeacher, sampling: GenerateConfig, max_length: int
+    student: ModelSpec,
+    learner: LanguageModel,
+    teacher: OnlineTeacher,
+    online: OnlineConfig,
+    lora: LoRAConfig | None,
+    max_length: int,
+    observer: Observer,
 ) -> AbstractContextManager[ResponseSampler]:
+    """`learner`: the student in memory. All ranks call it together."""
+    sampling = online.sampling
     if sampling.engine == "transformers":
         mixed = teacher.model if isinstance(teacher, LoadedTeacher) and sampling.policy == "teacher-mixed" else None
         return nullcontext(LocalSampler(sampling, mixed))
-    from tsdkd.stages.engines.online_vllm import open_vllm_sampler
-
-    return open_vllm_sampler(student, sampling, max_length)
+    return open_vllm_sampler(student, learner, online, lora, max_length, observer)

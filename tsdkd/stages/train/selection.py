@@ -21,6 +21,7 @@ from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.methods.values import Options
 from tsdkd.stages.metrics.names import require_term_names
+from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.models.load import LanguageModel
 
 
@@ -81,10 +82,12 @@ class StepSelection:
 
     def read(self, student: LanguageModel, head: Head, source: Source, batch: Batch) -> dict[str, Tensor]:
         """The features (tokens,) of a micro-batch that both models' distributions decide; one forward each."""
-        hidden, ids = predicting_hidden(student, batch), predicted_ids(batch)
-        return token_features_from_hidden(
-            hidden, head, source.signal(batch), batch["response_mask"], self.objective, ids
-        )
+        with timed("student"):
+            hidden, ids = predicting_hidden(student, batch), predicted_ids(batch)
+        with timed("teacher"):
+            signal = source.signal(batch)
+        with timed("objective"):
+            return token_features_from_hidden(hidden, head, signal, batch["response_mask"], self.objective, ids)
 
     def inputs(self, responses: Sequence[Sample], mask: Tensor, step: int, steps: int) -> dict[str, Any]:
         """The arguments of the loss for a micro-batch's responses, the rows of the mask."""

@@ -38,8 +38,11 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     if config.lora and not config.quantize:
         del settings["lora"]["quantize"]
     if config.online:
-        del settings["online"]["teacher_device"]
+        for name in ("teacher_device", "rollout_url", "rollout_gpus"):
+            del settings["online"][name]
         settings["online"]["sampling"] = recorded_sampling(config.online.sampling)
+        if not config.online.rollout_ahead:
+            del settings["online"]["rollout_ahead"]
         if config.online.teacher_top_k is None:  # the teacher is loaded
             del settings["online"]["teacher_top_k"]
     return settings
@@ -150,9 +153,9 @@ def _require_bitsandbytes(option: str) -> None:
 
 
 def bitsandbytes_version(config: TrainConfig) -> dict[str, str]:
-    """The version of bitsandbytes by name; empty where training does not use it."""
+    """The version of bitsandbytes by name; empty where training does not use it, or refuses because it is missing."""
     used = OPTIMIZERS[config.optimizer].bitsandbytes or config.quantize
-    return {"bitsandbytes": version("bitsandbytes")} if used else {}
+    return {"bitsandbytes": version("bitsandbytes")} if used and find_spec("bitsandbytes") else {}
 
 
 @contextmanager

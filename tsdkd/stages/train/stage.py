@@ -36,12 +36,14 @@ from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
+from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.rollout_teachers import column_of_teachers
 from tsdkd.stages.data.source import Sample, Source
 from tsdkd.stages.engines.choice import with_supported_draft
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import forward_precision
+from tsdkd.stages.models.distributed import gather
 from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
@@ -56,7 +58,7 @@ from tsdkd.stages.train.prerequisites import (
     require_responses,
     require_scored_samplers,
 )
-from tsdkd.stages.train.sampling import find_ends, open_sampler, with_engine
+from tsdkd.stages.train.sampling import find_ends, open_sampler, require_rollout_server, with_engine
 from tsdkd.stages.train.selection import TriedObjective, try_objective
 from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
 
@@ -194,11 +196,13 @@ def train_online(
     require_readable_samples(samples, max_length, specs)
     require_served_length(teachers, max_length)
     ends = find_ends(specs, online, observer)
+    served = replace(specs[0], vocab=vocab, end_ids=ends)
+    require_rollout_server(served, online, config.lora, max_length)
 
     @contextmanager
     def open_data(learner: LanguageModel) -> Iterator[TrainingData]:
         reader = open_teacher(teachers, config, vocab, ends, observer)
-        with open_sampler(replace(specs[0], vocab=vocab, end_ids=ends), reader, sampling, max_length) as sampler:
+        with open_sampler(served, learner, reader, online, config.lora, max_length, observer) as sampler:
             yield _online_data(samples, reader, sampler, learner, config, seed)
 
     inputs = TrainingInputs(
@@ -228,8 +232,11 @@ def _online_data(
     assert config.online is not None
     online = config.online
     source = OnlineSource(samples, teacher, sampler, online.student_fraction, online.teacher_fraction)
+    if online.rollout_ahead:
+        source = AheadSource(samples, teacher, sampler, online.student_fraction, online.sampling)
     indices, held_out = split_held_out(source, config)
-    responses = source.read_ahead(source.with_responses([samples[i] for i in held_out], learner, (seed,)))
+    own = [samples[i] for i in held_out] if rank() == 0 else []  # sampled once, for all ranks
+    responses = source.read_ahead(gather(source.with_responses(own, learner, (seed,))))
     measured = OnlineSource(responses, teacher, sampler, online.student_fraction) if held_out else None
     if online.replay:
         source = ReplaySource(samples, teacher, sampler, ReplaySchedule(online.replay))

@@ -32,8 +32,10 @@ from tsdkd.core.features import NO_CONTEXT
 from tsdkd.errors import TsdkdError
 from tsdkd.stages.data.batches import Batch, predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
+from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.source import (
     Sample,
+    SamplingSnapshot,
     ScoringSnapshot,
     Source,
     collate,
@@ -44,9 +46,10 @@ from tsdkd.stages.data.source import (
 )
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
-from tsdkd.stages.metrics.log import is_step
+from tsdkd.stages.metrics.log import TIMES, is_step
 from tsdkd.stages.metrics.names import teacher_metric
 from tsdkd.stages.metrics.step_means import StepMeans
+from tsdkd.stages.metrics.step_times import StepTimes, timed
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
@@ -100,6 +103,7 @@ class DistillationTrainer(StepSavingTrainer):
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
         self.adaptive = opener() if not selection and objective.opener == "adaptive" else None
         self._means = StepMeans()
+        self._times = StepTimes(student.device)
         self._inference_forward = student.model.forward
         if packed_tokens:
             self._decoder_config._attn_implementation = training_attention(self._decoder_config)  # noqa: SLF001
@@ -122,7 +126,7 @@ class DistillationTrainer(StepSavingTrainer):
         predicting: Tensor,
         response_mask: Tensor,
         teacher: TeacherSignal | None,
-        snapshot: ScoringSnapshot | None = None,
+        snapshot: ScoringSnapshot | SamplingSnapshot | None = None,
         context: ResponseContext = NO_CONTEXT,
         selected: dict[str, Weighted] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,18 +140,20 @@ class DistillationTrainer(StepSavingTrainer):
             return 0 * hidden.sum() + zero, {}
         hidden, head = hidden[predicting], output_head(model, self.vocab)
         ids = predicted_ids({"input_ids": input_ids, "predicting": predicting})
-        loss, metrics = token_selective_loss_from_hidden(
-            hidden,
-            head,
-            teacher,
-            response_mask,
-            self.objective,
-            self.adaptive.fraction if self.adaptive else None,
-            compiled=self.compiled,
-            sampled=SampledTokens(ids, self.source.teacher_fraction, snapshot.log_probs if snapshot else None),
-            context=context,
-            selected=selected,
-        )
+        sampling_log_probs = snapshot.log_probs if isinstance(snapshot, ScoringSnapshot) else None
+        with timed("objective"):
+            loss, metrics = token_selective_loss_from_hidden(
+                hidden,
+                head,
+                teacher,
+                response_mask,
+                self.objective,
+                self.adaptive.fraction if self.adaptive else None,
+                compiled=self.compiled,
+                sampled=SampledTokens(ids, self.source.teacher_fraction, sampling_log_probs),
+                context=context,
+                selected=selected,
+            )
         if isinstance(output, FSDPModule):
             loss = loss + zero
         return loss, metrics | (snapshot.compare(hidden, head) if snapshot else {})
@@ -170,8 +176,8 @@ class DistillationTrainer(StepSavingTrainer):
     def get_train_dataloader(self) -> EpochLoader:
         args = self.args  # packed micro-batches are made from whole optimizer batches, on every rank
         ranks = (0, 1) if self.packed_tokens else (args.process_index, args.world_size)
-        batches = MicroBatches(len(self.train_dataset), args.train_batch_size, args.seed, *ranks)
-        return EpochLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        self.micro_batches = MicroBatches(len(self.train_dataset), args.train_batch_size, args.seed, *ranks)
+        return EpochLoader(self.train_dataset, batch_sampler=self.micro_batches, collate_fn=self.data_collator)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -180,10 +186,13 @@ class DistillationTrainer(StepSavingTrainer):
 
         All packed micro-batches of a step are one entry, because Trainer expects as many entries in every step.
         """
+        self._times.start()
         micro_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         samples = [sample for micro_batch in micro_batches for sample in micro_batch]
         if self.packed_tokens:
-            packed = self._read_ahead(self._pack(self._with_responses_on_all_ranks(samples), self.packed_tokens))
+            own = self._with_responses(self._own_part(samples))
+            everywhere = gather_object(own) if self.args.world_size > 1 else own
+            packed = self._read_ahead(self._pack(everywhere, self.packed_tokens))
             self._select_step(packed)
             return [{"micro_batches": packed}], self._count_responses(packed.samples, device)
         padded = self._read_ahead(grouped(self._with_responses(samples), micro_batches))
@@ -208,16 +217,24 @@ class DistillationTrainer(StepSavingTrainer):
         selection.select_step(found, self.state.global_step, self.state.max_steps, self.args.world_size)
 
     def _with_responses(self, samples: list[Sample]) -> list[Sample]:
-        with self.inference_student() as student:
-            key, progress = (self.args.seed, self.state.global_step), self.state.global_step / self.state.max_steps
-            return self.source.with_responses(samples, student, key, progress)
+        step, seed = self.state.global_step, self.args.seed
+        with self.inference_student():  # the sampler gets the whole module, whose forward gathers sharded weights
+            progress = step / self.state.max_steps
+            samples = self.source.with_responses(samples, self.student, (seed, step), progress)
+            if isinstance(self.source, AheadSource) and step + 1 < self.state.max_steps:
+                self.source.sample_ahead(self._samples_of(step + 1), self.student, (seed, step + 1))
+        return samples
 
-    def _with_responses_on_all_ranks(self, samples: list[Sample]) -> list[Sample]:
-        """All samples on every rank; each rank samples the responses of its part."""
-        ranks = self.args.world_size
-        start, stop = (len(samples) * rank // ranks for rank in (self.args.process_index, self.args.process_index + 1))
-        own = self._with_responses(samples[start:stop])
-        return gather_object(own) if ranks > 1 else own
+    def _samples_of(self, step: int) -> list[Sample]:
+        """The samples of an optimizer step, counted from 0, whose responses this rank samples."""
+        batches = self.micro_batches.of_step(step, self.args.gradient_accumulation_steps)
+        samples = [self.train_dataset[i] for batch in batches for i in batch]
+        return self._own_part(samples) if self.packed_tokens else samples
+
+    def _own_part(self, samples: list[Sample]) -> list[Sample]:
+        """The part of all ranks' samples whose responses this rank samples."""
+        rank, ranks = self.args.process_index, self.args.world_size
+        return samples[len(samples) * rank // ranks : len(samples) * (rank + 1) // ranks]
 
     def _pack(self, samples: list[Sample], tokens: int) -> list[list[Sample]]:
         ranks = self.args.process_index, self.args.world_size
@@ -226,7 +243,8 @@ class DistillationTrainer(StepSavingTrainer):
 
     def _read_ahead(self, micro_batches: list[list[Sample]]) -> LazyBatches:
         """The micro-batches of this rank, which several teachers read one after the other."""
-        samples = self.source.read_ahead([sample for micro_batch in micro_batches for sample in micro_batch])
+        with timed("teacher"):
+            samples = self.source.read_ahead([sample for micro_batch in micro_batches for sample in micro_batch])
         return LazyBatches(grouped(samples, micro_batches), self._collate)
 
     def _count_responses(self, micro_batches: list[list[Sample]], device: torch.device) -> Any:
@@ -243,12 +261,14 @@ class DistillationTrainer(StepSavingTrainer):
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one padded micro-batch, or of all packed ones of the step."""
         if "micro_batches" not in inputs:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            with timed("student"):
+                loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
         batches, losses = inputs["micro_batches"], []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):  # ranks exchange gradients once
+            sync = nullcontext() if last else self.accelerator.no_sync(model)  # ranks exchange gradients once
+            with sync, timed("student"):
                 losses.append(super().training_step(model, batch, num_items_in_batch))
         return torch.stack(losses).sum()
 
@@ -261,9 +281,9 @@ class DistillationTrainer(StepSavingTrainer):
     ) -> Any:
         samples = inputs.pop("samples")
         # Wrappers cast the tensors among a forward's arguments to their own precision, but not those inside objects.
-        teacher, snapshot = (
-            (self.source.signal(inputs), self.source.scoring_snapshot(inputs)) if samples else (None, None)
-        )
+        with timed("teacher"):
+            teacher = self.source.signal(inputs) if samples else None
+        snapshot = self.source.scoring_snapshot(inputs) if samples else None
         del inputs["recorded"]
         own: dict[str, Any] = {}
         if self.selection and samples:
@@ -315,4 +335,7 @@ class DistillationTrainer(StepSavingTrainer):
             logs.update(pop_grad_shares(logs))
             if self.selection:
                 self.selection.update(logs)
+            if isinstance(self.source, AheadSource):
+                logs["rollout_age"] = self.source.age
+            logs.update({f"{TIMES}{part}": seconds for part, seconds in self._times.pop().items()})
         super().log(logs, start_time)

@@ -1,0 +1,85 @@
+"""Worker processes of this machine: their end, their GPUs and their threads."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.helpers.parallel_tasks import Messages, OpenCounter
+from tsdkd.errors import InputError, OtherRankError
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.parallel import local
+from tsdkd.stages.parallel.choice import open_pool, require_parallel
+from tsdkd.stages.parallel.local import LocalProcesses
+
+DRIVER = """
+from pathlib import Path
+from tests.helpers.parallel_tasks import OpenCounter
+from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.observer import SilentObserver
+from tsdkd.stages.parallel.choice import open_pool
+if __name__ == "__main__":
+    with open_pool(ScoreConfig(data_parallel=2), 1, (), SilentObserver()) as pool:
+        tasks = (str(i) for i in range(10**9))
+        pool.run(OpenCounter(Path()), tasks, lambda _, result: print(result[1], flush=True))
+"""
+
+
+def test_a_killed_process_costs_its_tasks_alone(tmp_path: Path) -> None:
+    observer, found, progress = Messages(), dict[str, Any](), list[int]()
+    tasks = ["a", "dies", "b", "c", "d"]
+    with open_pool(ScoreConfig(data_parallel=2), 1, (), observer) as pool:
+        pool.run(
+            OpenCounter(tmp_path), tasks, lambda task, result: found.update({task: result}), progress.append, depth=2
+        )
+    assert {task: result[0] for task, result in found.items()} == {task: task for task in tasks}
+    assert os.getpid() not in {process for _, process, _, _ in found.values()}
+    assert sum(progress) == 10
+    assert any("status -9" in line and "tasks run again: " in line for line in observer.lines)
+    assert not {child.pid for child in psutil.Process().children()} & {process for _, process, _, _ in found.values()}
+
+
+def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    process = subprocess.Popen([sys.executable, str(driver)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    workers = [psutil.Process(int(process.stdout.readline()))]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(InputError, match="needs 6 GPUs, and this machine shows 4") as raised:
+        LocalProcesses(3, 2, SilentObserver())
+    assert raised.value.remedy == "Give --data-parallel 2."
+    assert LocalProcesses(2, 2, SilentObserver())._devices == ["2,3", "0,1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert LocalProcesses(2, 2, SilentObserver())._devices == ["6,7", "4,5"]
+
+
+def test_processes_that_exceed_the_cores_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = Messages()
+    monkeypatch.setattr(local.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: range(8))
+    LocalProcesses(4, 1, observer)
+    assert observer.lines[-1].startswith("4 processes with 8 threads each share 8 cores. OMP_NUM_THREADS=2 is faster")
+
+
+def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="started once") as raised:
+        require_parallel("score", ScoreConfig())
+    assert "--data-parallel" in raised.value.remedy
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OtherRankError):
+        require_parallel("score", ScoreConfig())
