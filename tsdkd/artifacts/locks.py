@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from tsdkd.artifacts.file_system import guarantee, lacking, locks_reach_other_hosts
+from tsdkd.artifacts.file_system import file_system_error, guarantee, locks_reach_other_hosts
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE
 from tsdkd.errors import ArtifactError
 
@@ -165,7 +165,12 @@ class WriteLock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = (directory / LOCK_FILE).open("a+b", buffering=0)
+        self._path = directory / LOCK_FILE
+        self._is_new = False
+        with suppress(FileExistsError):
+            self._path.touch(exist_ok=False)
+            self._is_new = True
+        self._file = self._path.open("a+b", buffering=0)
         self._signed = False
 
     def fileno(self) -> int:
@@ -185,9 +190,11 @@ class WriteLock:
                 self._file.truncate(0)
         self._file.close()
 
-    def delete(self) -> None:
+    def discard(self) -> None:
+        """Close the file, and delete it if it is new: another process may hold the lock of an older one."""
         self.close()
-        (self._directory / LOCK_FILE).unlink(missing_ok=True)
+        if self._is_new:
+            self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -209,8 +216,8 @@ def lock_for_writing(path: Path) -> WriteLock:
         try:
             taken = try_lock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            lock.delete()
-            raise lacking(path, f"cannot lock a file ({error.strerror})") from None
+            lock.discard()
+            raise file_system_error(path, f"cannot lock a file ({error.strerror})") from None
         if taken and _is_current(path, lock):
             break
         lock.close()
@@ -222,12 +229,12 @@ def lock_for_writing(path: Path) -> WriteLock:
             )
     else:
         file.unlink(missing_ok=True)
-        raise lacking(path, "cannot keep the number of a file")
+        raise file_system_error(path, "cannot keep the inode number of a file")
     _require_no_other_host(path, lock)
     try:
         lock.sign()
     except ArtifactError:
-        lock.delete()
+        lock.discard()
         raise
     return lock
 
