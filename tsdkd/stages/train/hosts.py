@@ -108,7 +108,7 @@ def agree_on_directory(directory: Path | None) -> Path:
         if unable := sorted({host for host, can_write in found if not can_write}):
             _raise_on_rank_0(
                 f"{', '.join(unable)} cannot read and write {directory}, which {socket.gethostname()} writes.",
-                "Name a directory that all hosts share under the same path (--run or --checkpoint).",
+                "Name a directory that all hosts share under the same path and may write (--run or --checkpoint).",
             )
     return directory
 
