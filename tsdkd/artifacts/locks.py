@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Self
 
 from tsdkd.artifacts.file_system import file_system_error, guarantee, locks_reach_other_hosts
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE
@@ -107,7 +107,7 @@ def has_readers(directory: Path) -> bool:
 
 def _is_taken(path: Path) -> bool:
     with _opened_to_lock(path) as descriptor:
-        return not try_lock(descriptor, fcntl.LOCK_EX)
+        return not try_lock(descriptor)
 
 
 @contextmanager
@@ -214,7 +214,7 @@ def lock_for_writing(path: Path) -> WriteLock:
     for _ in range(_ATTEMPTS):
         lock = WriteLock(path)
         try:
-            taken = try_lock(lock, fcntl.LOCK_EX)
+            taken = try_lock(lock)
         except OSError as error:
             lock.discard()
             raise file_system_error(path, f"cannot lock a file ({error.strerror})") from None
@@ -267,10 +267,10 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def try_lock(file: IO[Any] | WriteLock | int, operation: int) -> bool:
-    """Take a lock; False if another process holds it."""
+def try_lock(file: WriteLock | int) -> bool:
+    """Take an exclusive lock; False if another process holds it."""
     try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
