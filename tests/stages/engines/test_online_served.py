@@ -117,6 +117,19 @@ def test_a_server_that_fails_on_the_way_is_not_asked_again(student: Path, monkey
         assert len(fake.paths) == 1
 
 
+def test_a_server_of_another_model_is_named_when_it_gets_the_weights(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServedEngine, "_find_model", lambda *_: "model")
+    with (
+        serve(FakeServer(random_model(10), failures=["500"])) as fake,
+        ServedEngine(fake.url, load_spec(str(student)), SAMPLING, 128, {}) as engine,
+        pytest.raises(TsdkdError, match="500: Try again") as caught,
+    ):
+        engine.load(tmp_path)
+    assert "api_server" in caught.value.remedy
+
+
 def test_servers_of_another_kind_are_refused_with_the_command_of_the_right_one(student: Path) -> None:
     with serve(FakeServer(random_model(10))) as fake, pytest.raises(InputError, match="another form") as caught:
         ServedEngine(fake.url, load_spec(str(student)), SAMPLING, 128, {})

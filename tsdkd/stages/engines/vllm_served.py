@@ -79,7 +79,8 @@ class ServedEngine:
             variables = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
             port = urlsplit(self._connection.url).port or 80
             command = shlex.join(["python", "-m", MODULE, "--host", "127.0.0.1", "--port", str(port), *options])
-            self._model = self._find_model(student, max_tokens, more, f"Start it with: {variables} {command}")
+            self._remedy = f"Start it with: {variables} {command}"
+            self._model = self._find_model(student, max_tokens, more, self._remedy)
         except BaseException:
             self.__exit__()
             raise
@@ -113,7 +114,10 @@ class ServedEngine:
         """
         if local_rank() == 0:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-            self._connection.command("/collective_rpc", body)
+            try:
+                self._connection.command("/collective_rpc", body)
+            except RefusedError as error:  # such as a server of another model
+                raise TsdkdError(error.cause, self._remedy) from None
             self._connection.command("/reset_prefix_cache")
 
     def load_adapter(self, directory: Path) -> None:
