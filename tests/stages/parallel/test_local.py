@@ -1,10 +1,15 @@
 """Worker processes of this machine: their end, their GPUs and their threads."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -54,6 +59,23 @@ def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not psutil.wait_procs(workers, timeout=60)[1]
+
+
+def test_the_driver_goes_on_while_a_worker_has_not_read_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that exceeds the pipe's buffer comes while the worker starts, or runs another one."""
+    own, child = Pipe()
+    process = SimpleNamespace(**dict.fromkeys(("start", "terminate", "kill"), lambda: None), join=lambda *_: None)
+    context = SimpleNamespace(Pipe=lambda: (own, Connection(os.dup(child.fileno()))), Process=lambda **_: process)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: context)
+    worker, task = local.LocalWorker(None, lambda _: None), bytes(4 * 2**20)
+    driver = Thread(target=lambda: [worker.send(b"", task) for _ in range(2)], daemon=True)
+    driver.start()
+    driver.join(30)
+    assert not driver.is_alive()
+    assert [pickle.loads(child.recv_bytes()) for _ in range(2)] == [(b"", task)] * 2
+    worker.send(b"", task)
+    child.close()
+    worker.stop()
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
