@@ -95,6 +95,10 @@ def test_processes_that_exceed_the_cores_are_reported(monkeypatch: pytest.Monkey
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: range(8))
     LocalProcesses(4, 1, observer)
     assert observer.lines[-1].startswith("4 processes with 8 threads each share 8 cores. OMP_NUM_THREADS=2 is faster")
+    observer.lines.clear()
+    monkeypatch.setattr(local.torch, "get_num_threads", lambda: 1)
+    LocalProcesses(9, 1, observer)
+    assert not observer.lines  # no number is smaller
 
 
 def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

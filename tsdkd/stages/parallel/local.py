@@ -40,10 +40,11 @@ class LocalProcesses:
         groups = [",".join(names[i * gpus : (i + 1) * gpus]) for i in range(count)]
         self._devices: list[str | None] = [*reversed(groups)] if present else [None] * count
         threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-        if not present and count * threads > cores:
+        fitting = max(1, cores // count)
+        if not present and threads > fitting:
             observer.info(
                 f"{count} processes with {threads} threads each share {cores} cores. "
-                f"OMP_NUM_THREADS={cores // count or 1} is faster; results may differ in rounding."
+                f"OMP_NUM_THREADS={fitting} is faster; results may differ in rounding."
             )
 
     @staticmethod
