@@ -124,13 +124,13 @@ class GenerateConfig:
     ray: str | None = ray_option()
     tensor_parallel: int = option(1, "GPUs per copy of the model.", group=VLLM, min_=1)
     memory_fraction: float | None = option(
-        MEMORY_FRACTION,
+        None,
         "Fraction of the GPU's memory (or the machine's) for weights and cache.",
         group=VLLM,
         min_=0,
         max_=1,
+        shown=str(MEMORY_FRACTION),
     )
-    """None only in online training, where the place of vLLM decides."""
     max_model_len: int | None = option(
         None, "Longest sequence, in tokens.", group=VLLM, min_=1, shown="as the prompts need"
     )

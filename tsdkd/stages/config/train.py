@@ -99,9 +99,7 @@ class OnlineConfig:
             1, {name: float(method.online_responses and not method.uses_replay) for name, method in METHODS.items()}
         ),
     )
-    sampling: GenerateConfig = nested(
-        GenerateConfig, default_factory=lambda: GenerateConfig(memory_fraction=None), options=ONLINE_SAMPLING
-    )
+    sampling: GenerateConfig = nested(GenerateConfig, default_factory=GenerateConfig, options=ONLINE_SAMPLING)
     """The student responds alone (policy "student") or with the teacher ("teacher-mixed"). `dtype` has no effect:
     training decides the precision."""
     teacher_dtype: DType = option("auto", f"Teacher: {DTYPE_HELP[0].lower()}{DTYPE_HELP[1:]}", group=ONLINE)
@@ -158,7 +156,7 @@ class OnlineConfig:
         if self.rollout_url and self.rollout_gpus:
             raise InputError("--rollout-url and --rollout-gpus are both given.", "Give one of them.")
         if self.rollout_ahead not in {0, 1}:
-            raise InputError(f"rollout_ahead is {self.rollout_ahead}.", "Choose 0 or 1.")
+            raise InputError(f"--rollout-ahead is {self.rollout_ahead}.", "Choose 0 or 1.")
         if self.replay and self.rollout_ahead:
             raise InputError(
                 "The replay schedule decides each step's responses when it begins.", "Leave out --rollout-ahead."

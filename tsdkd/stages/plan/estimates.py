@@ -72,7 +72,8 @@ def estimate_generate(models: ModelFractions, workload: Workload, config: Genera
     together = AUTHORS[config.policy][0] in JOINT_AUTHORS
     memory = needs[0] + max(needs[1:]) if together else max(needs)
     if config.engine == "vllm":
-        memory = int((config.memory_fraction or MEMORY_FRACTION) * total_memory(rates.device))
+        fraction = MEMORY_FRACTION if config.memory_fraction is None else config.memory_fraction
+        memory = int(fraction * total_memory(rates.device))
     work = f"{_bound_sign(workload)}{workload.count:,} x {workload.response_tokens:,.0f} tokens"
     disk = round(TOKEN_BYTES * workload.total_tokens)
     return Estimate(work, seconds, disk, memory, is_upper_bound=workload.is_upper_bound)
