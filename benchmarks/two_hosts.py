@@ -146,7 +146,7 @@ class Bench:
         shutil.copytree(self.run, copy)
         hidden = f"mount -t tmpfs none {self.run}; cp -r {copy}/. {self.run}; "
         printed = finish(self.start(self.two_nodes(), ("", hidden)), succeed=False)
-        require("gpu2 cannot read" in printed and printed.count("error:") == 1, printed, [])
+        require("gpu2 cannot read and write" in printed and printed.count("error:") == 1, printed, [])
         require(not self.checkpoint.exists(), "the checkpoint's directory remains", [])
 
     def hide_run(self) -> None:

@@ -6,9 +6,9 @@ A trial copies a directory with prompts and a complete run of tiny models, runs 
 SIGKILL just before a call of `system_calls.CALLS`, or after half of a write; every third trial kills the second run as
 well. Then the command runs to its end, and every file and directory must be as after a run that nothing interrupted.
 Where an older artifact is replaced or extended, the older or the newer one must be whole between the runs. The content
-of journals may differ, because it holds times; in config.yaml, the trial's directory counts as the same path. Calls
-outside the directory are not counted, such as those in the caches of datasets; temporary files that a killed process
-leaves in TMPDIR are counted and are no fault.
+of journals and of `.times.jsonl` may differ, because they hold times; in config.yaml, the trial's directory counts as
+the same path. Calls outside the directory are not counted, such as those in the caches of datasets; temporary files
+that a killed process leaves in TMPDIR are counted and are no fault.
 
 Each trial is a file of OUT/trials. The same command continues a campaign that was interrupted.
 """

@@ -26,7 +26,7 @@ from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.training import CONFIG, RecordingObserver
-from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE
+from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, LOCK_FILE, TIMES_FILE
 from tsdkd.artifacts.reader import verify_artifact
 from tsdkd.errors import ArtifactError
 from tsdkd.stages.config.generate import GenerateConfig
@@ -44,7 +44,7 @@ TRAININGS = {
 }
 OUTCOMES = ("noticed", "unnoticed, equal bytes", "silent difference", "retry fails")
 FAULTS = OUTCOMES[2:]
-NO_CONTENT = {LOCK_FILE, JOURNAL_FILE, CONFIG_FILE}
+NO_CONTENT = {LOCK_FILE, JOURNAL_FILE, TIMES_FILE, CONFIG_FILE}
 """Files that hold no content of an artifact."""
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, MANIFEST_FILE
+from tsdkd.artifacts.files import CONFIG_FILE, JOURNAL_FILE, MANIFEST_FILE, TIMES_FILE
 
 
 def tree_of(directory: Path) -> dict[str, str]:
@@ -18,8 +18,8 @@ def tree_of(directory: Path) -> dict[str, str]:
 
 def _digest(file: Path, directory: Path) -> str:
     """The digest of a file, without the times and paths of a trial."""
-    if file.name == JOURNAL_FILE:
-        return "journal"
+    if file.name in {JOURNAL_FILE, TIMES_FILE}:
+        return "times"
     content = file.read_bytes()
     if file.name == CONFIG_FILE:
         content = content.replace(os.fsencode(directory), b"")

@@ -96,7 +96,7 @@ LACKING: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     ),
     "cannot change the mode of a file (Operation not permitted)": (Path, "chmod", failing(Path.chmod, errno.EPERM)),
     "cannot map a file into memory (No such device)": (mmap, "mmap", failing(mmap.mmap, errno.ENODEV)),
-    "cannot keep the number of a file": (file_system, "samestat", lambda *_: False),
+    "cannot keep the inode number of a file": (file_system, "samestat", lambda *_: False),
     "cannot replace a file by another (Function not implemented)": (
         Path,
         "replace",
@@ -127,9 +127,22 @@ def test_a_file_system_that_lacks_an_operation_is_refused(
     }
 
 
+def test_a_process_that_gets_no_lock_keeps_the_lock_file_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS answers ENOLCK while its lock service is unreachable."""
+    with Writer.open(tmp_path / "a", OLD):
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "flock", failing(fcntl.flock, errno.ENOLCK))
+            with pytest.raises(ArtifactError, match="cannot lock a file"):
+                Writer.open(tmp_path / "a", OLD)
+        with pytest.raises(ArtifactError, match="is writing"):
+            Writer.open(tmp_path / "a", OLD)
+
+
 def test_a_lock_file_that_never_stays_the_same_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_is_current", lambda *_: False)
-    with pytest.raises(ArtifactError, match="cannot keep the number of a file"):
+    with pytest.raises(ArtifactError, match="cannot keep the inode number of a file"):
         Writer.open(tmp_path / "new" / "a", OLD)
     assert not (tmp_path / "new").exists()
 

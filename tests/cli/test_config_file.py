@@ -289,6 +289,8 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
         mixed = bool(sampling["teacher_fraction"]) and not method.uses_replay
         sampling |= {"policy": "teacher-mixed"} if mixed else {"teacher_fraction": 0.2}
         values = some("online.")
+        values["rollout_ahead"] = 0 if method.uses_replay else draw(st.integers(0, 1))
+        values[draw(st.sampled_from(["rollout_url", "rollout_gpus"]))] = None
         if method.uses_replay:
             replay = some("online.replay.")
             replay["replay_capacity"] += own["batch_size"]

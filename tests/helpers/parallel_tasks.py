@@ -83,7 +83,8 @@ class InProcessWorker:
     def __init__(self, backend: InProcessBackend, number: int) -> None:
         self.backend, self.number, self.ready, self.turns = backend, number, not backend.starts_late, 0
         self.tasks = deque[tuple[bytes, bytes]]()
-        self.outcome: Outcome | None = None
+        self.outcomes = deque[Callable[[], Outcome]]()
+        """Of the oldest tasks, which have run."""
         self.runner = WorkerRunner()
 
     def send(self, handler: bytes, task: Any) -> None:
@@ -92,23 +93,23 @@ class InProcessWorker:
         self.backend.most = max(self.backend.most, len(self.tasks))
 
     def receive(self) -> int | Outcome | None:
-        """A task's progress comes before its outcome."""
+        """A task's progress comes before its outcome, and before that of the task before it."""
         self.turns += 1
-        if self.outcome:
-            outcome, self.outcome = self.outcome, None
+        if self.outcomes and (len(self.outcomes) > 1 or len(self.tasks) == 1):
+            outcome = self.outcomes.popleft()()
             _, task = self.tasks.popleft()
             if self.backend.lost(self.number, pickle.loads(task)):
                 raise WorkerLostError("in a task")
-            return outcome
+            found: Outcome = pickle.loads(pickle.dumps(outcome))
+            return found
         if not self.ready and self.backend.lost(self.number, None):
             raise WorkerLostError("at its start")
         if not self.ready:
             self.ready = True
             return None
-        handler, task = self.tasks[0]
+        handler, task = self.tasks[len(self.outcomes)]
         progress = list[int]()
-        self.outcome = self.runner.run(handler, unpack(handler), pickle.loads(task), progress.append)()
-        self.outcome = pickle.loads(pickle.dumps(self.outcome))
+        self.outcomes.append(self.runner.run(handler, unpack(handler), pickle.loads(task), progress.append))
         return sum(progress)
 
     def stop(self) -> None:

@@ -82,7 +82,7 @@ def test_the_cluster_writes_the_bytes_of_one_process(
 
 def lost_workers(cluster: Any, pool: Any, directory: Path, messages: Messages) -> dict[str, Any]:
     """Results of tasks, of which one kills its worker; then a node is lost. Tasks come until both are reported."""
-    found, tasks = dict[str, Any](), list[str]()
+    found, tasks, living = dict[str, Any](), list[str](), set[int]()
     assert pool.count == 2
 
     def unending_tasks() -> Iterator[str]:
@@ -91,9 +91,11 @@ def lost_workers(cluster: Any, pool: Any, directory: Path, messages: Messages) -
             yield tasks[-1]
 
     def collect(task: str, result: Any) -> None:
+        if "dies" in found and len(living) < 2:
+            living.add(result[1])
+            if len(living) == 2:  # one on each node: before, the lost node might have had none that runs tasks
+                cluster.remove_node(cluster.second, allow_graceful=False)
         found[task] = result
-        if len(found) == 5:
-            cluster.remove_node(cluster.second, allow_graceful=False)
 
     pool.run(OpenCounter(directory), unending_tasks(), collect)
     assert sorted(found) == sorted(tasks)

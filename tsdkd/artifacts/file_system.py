@@ -1,6 +1,6 @@
-"""What artifacts need of a file system, found by trying it; a directory that lacks any of it is refused.
+"""A trial of the operations that artifacts need; a directory whose file system lacks one of them is refused.
 
-File systems of networks, in user space and over object storage may lack some of it, or claim to have it.
+File systems of networks, in user space and over object storage may lack some, or report a success without effect.
 """
 
 import mmap
@@ -19,8 +19,8 @@ from tsdkd.errors import ArtifactError
 PROBES = (".probe-1.tmp", ".probe-2.tmp")
 """The files that the operations are tried with."""
 _REMEDY = (
-    "Choose a directory on a local disk, or on NFS, CephFS or Lustre with locks; `tsdkd artifact push` copies what is "
-    "complete to object storage."
+    "Choose a directory on a local disk, or on NFS, CephFS or Lustre with locks; `tsdkd artifact push` copies complete "
+    "artifacts to object storage."
 )
 _ONE_KERNEL = {"tmpfs", "overlay", "btrfs", "zfs"}
 """Types without a device number of their own whose locks the kernel of this host keeps."""
@@ -76,7 +76,7 @@ def _try_files(directory: Path, file: Path, other: Path) -> None:
         file.write_bytes(b"a")
         with file.open("ab") as appended:
             appended.write(b"b")
-        require(file.read_bytes() == b"ab")
+        require_result(file.read_bytes() == b"ab")
     with guarantee(directory, "change the mode of a file"):
         file.chmod(default_mode())
     with (
@@ -84,13 +84,13 @@ def _try_files(directory: Path, file: Path, other: Path) -> None:
         file.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped,
     ):
-        require(mapped[:] == b"ab")
-    with guarantee(directory, "keep the number of a file"), file.open("rb") as opened:
-        require(samestat(os.fstat(opened.fileno()), file.stat()))
+        require_result(mapped[:] == b"ab")
+    with guarantee(directory, "keep the inode number of a file"), file.open("rb") as opened:
+        require_result(samestat(os.fstat(opened.fileno()), file.stat()))
     with guarantee(directory, "replace a file by another"):
         other.touch()
         other.replace(file)
-        require(file.read_bytes() == b"" and not other.exists())
+        require_result(file.read_bytes() == b"" and not other.exists())
 
 
 @contextmanager
@@ -102,16 +102,16 @@ def guarantee(directory: Path, operation: str) -> Iterator[None]:
         if error.errno in DISK_ERRORS:
             raise
         reason = f" ({error.strerror})" if error.strerror else ""
-        raise lacking(directory, f"cannot {operation}{reason}") from None
+        raise file_system_error(directory, f"cannot {operation}{reason}") from None
 
 
-def require(holds: bool) -> None:
+def require_result(holds: bool) -> None:
     """Raises OSError, inside `guarantee`, where an operation has another result than it should have."""
     if not holds:
         raise OSError
 
 
-def lacking(directory: Path, fault: str) -> ArtifactError:
+def file_system_error(directory: Path, fault: str) -> ArtifactError:
     """The error for a file system with a fault, such as "cannot lock a file"."""
     return ArtifactError(f"The file system of {directory} ({_mount(directory)[0]}) {fault}.", _REMEDY)
 

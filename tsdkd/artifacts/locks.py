@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Self
 
-from tsdkd.artifacts.file_system import guarantee, lacking, locks_reach_other_hosts
+from tsdkd.artifacts.file_system import file_system_error, guarantee, locks_reach_other_hosts
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE
 from tsdkd.errors import ArtifactError
 
@@ -107,7 +107,7 @@ def has_readers(directory: Path) -> bool:
 
 def _is_taken(path: Path) -> bool:
     with _opened_to_lock(path) as descriptor:
-        return not try_lock(descriptor, fcntl.LOCK_EX)
+        return not try_lock(descriptor)
 
 
 @contextmanager
@@ -165,7 +165,12 @@ class WriteLock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = (directory / LOCK_FILE).open("a+b", buffering=0)
+        self._path = directory / LOCK_FILE
+        self._is_new = False
+        with suppress(FileExistsError):
+            self._path.touch(exist_ok=False)
+            self._is_new = True
+        self._file = self._path.open("a+b", buffering=0)
         self._signed = False
 
     def fileno(self) -> int:
@@ -185,9 +190,11 @@ class WriteLock:
                 self._file.truncate(0)
         self._file.close()
 
-    def delete(self) -> None:
+    def discard(self) -> None:
+        """Close the file, and delete it if it is new: another process may hold the lock of an older one."""
         self.close()
-        (self._directory / LOCK_FILE).unlink(missing_ok=True)
+        if self._is_new:
+            self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -207,10 +214,10 @@ def lock_for_writing(path: Path) -> WriteLock:
     for _ in range(_ATTEMPTS):
         lock = WriteLock(path)
         try:
-            taken = try_lock(lock, fcntl.LOCK_EX)
+            taken = try_lock(lock)
         except OSError as error:
-            lock.delete()
-            raise lacking(path, f"cannot lock a file ({error.strerror})") from None
+            lock.discard()
+            raise file_system_error(path, f"cannot lock a file ({error.strerror})") from None
         if taken and _is_current(path, lock):
             break
         lock.close()
@@ -222,12 +229,12 @@ def lock_for_writing(path: Path) -> WriteLock:
             )
     else:
         file.unlink(missing_ok=True)
-        raise lacking(path, "cannot keep the number of a file")
+        raise file_system_error(path, "cannot keep the inode number of a file")
     _require_no_other_host(path, lock)
     try:
         lock.sign()
     except ArtifactError:
-        lock.delete()
+        lock.discard()
         raise
     return lock
 
@@ -260,10 +267,10 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def try_lock(file: IO[Any] | WriteLock | int, operation: int) -> bool:
-    """Take a lock; False if another process holds it."""
+def try_lock(file: WriteLock | int) -> bool:
+    """Take an exclusive lock; False if another process holds it."""
     try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsdkd.artifacts.file_system import PROBES, lacking, require_guarantees, require_local_path, sync_names
+from tsdkd.artifacts.file_system import PROBES, file_system_error, require_guarantees, require_local_path, sync_names
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.identity import describe_differences, differ_in
 from tsdkd.artifacts.locks import (
@@ -73,7 +73,7 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
         raise
     with _closed_on_failure(lock, made):
         if not is_locked(path):
-            raise lacking(path, "grants an exclusive lock twice")
+            raise file_system_error(path, "grants an exclusive lock twice")
         require_guarantees(path)
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)

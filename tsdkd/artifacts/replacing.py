@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from tsdkd.artifacts.disk import fsync
-from tsdkd.artifacts.file_system import guarantee, require
+from tsdkd.artifacts.file_system import guarantee, require_result
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
 from tsdkd.artifacts.locks import lock_for_writing
 from tsdkd.artifacts.manifest import load_manifest
@@ -73,7 +73,7 @@ def require_renaming(path: Path) -> None:
                 journal.write(b"a")
                 one.rename(two)
                 journal.write(b"b")
-            require((two / JOURNAL_FILE).read_bytes() == b"ab" and not one.exists())
+            require_result((two / JOURNAL_FILE).read_bytes() == b"ab" and not one.exists())
     finally:
         for directory in (one, two):
             shutil.rmtree(directory, ignore_errors=True)

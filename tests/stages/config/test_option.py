@@ -50,7 +50,7 @@ def test_nested_configurations_become_options() -> None:
     assert (names["lora"], names["lora.rank"], names["lora.merge"]) == ("lora", "lora-rank", "merge")
     assert {key.split(".")[2] for key in names if key.startswith("online.sampling.")} == set(ONLINE_SAMPLING)
     defaults = {option.name: option.default for option in config_options(TrainConfig)}
-    assert (defaults["memory-fraction"], defaults["lora"], defaults["phi-step"]) == (0.3, False, 0.1)
+    assert (defaults["epochs"], defaults["lora"], defaults["phi-step"]) == (3.0, False, 0.1)
 
 
 def test_a_dozen_options_are_common() -> None:

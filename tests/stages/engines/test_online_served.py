@@ -14,13 +14,15 @@ from tests.helpers.forked_ranks import DDP, run_ranks
 from tests.helpers.fsdp_on_cpu import FSDP
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
+from tests.helpers.teacher_server import FakeServer, random_model, serve
 from tests.helpers.training import CONFIG, RecordingObserver, same_update, weights
 from tests.helpers.vllm_server import SETTINGS
 from tsdkd.artifacts.locks import is_locked
 from tsdkd.artifacts.replacing import SAVED_STEPS
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
+from tsdkd.stages.data.requests import Request
 from tsdkd.stages.engines.online_vllm import VllmSampler
 from tsdkd.stages.engines.vllm_served import ServedEngine
 from tsdkd.stages.engines.vllm_server import rollout_server
@@ -101,6 +103,37 @@ def test_a_server_with_other_settings_is_refused(url: str, served: Path) -> None
     assert all(part in caught.value.cause for part in ("not bfloat16", "128 tokens, not 200", "LoRA"))
     assert "VLLM_SERVER_DEV_MODE=1" in caught.value.remedy
     assert "--max-lora-rank 16" in caught.value.remedy
+
+
+def test_a_server_that_fails_on_the_way_is_not_asked_again(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that a supervisor started again has the weights it was started with."""
+    monkeypatch.setattr(ServedEngine, "_find_model", lambda *_: "model")
+    with serve(FakeServer(random_model(10), failures=["503"])) as fake:
+        with (
+            ServedEngine(fake.url, load_spec(str(student)), SAMPLING, 128, {}) as engine,
+            pytest.raises(TsdkdError, match="run the same command"),
+        ):
+            engine.sample_with_log_probs([Request("a", [1], 0)], 4)
+        assert len(fake.paths) == 1
+
+
+def test_a_server_of_another_model_is_named_when_it_gets_the_weights(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServedEngine, "_find_model", lambda *_: "model")
+    with (
+        serve(FakeServer(random_model(10), failures=["500"])) as fake,
+        ServedEngine(fake.url, load_spec(str(student)), SAMPLING, 128, {}) as engine,
+        pytest.raises(TsdkdError, match="500: Try again") as caught,
+    ):
+        engine.load(tmp_path)
+    assert "api_server" in caught.value.remedy
+
+
+def test_servers_of_another_kind_are_refused_with_the_command_of_the_right_one(student: Path) -> None:
+    with serve(FakeServer(random_model(10))) as fake, pytest.raises(InputError, match="another form") as caught:
+        ServedEngine(fake.url, load_spec(str(student)), SAMPLING, 128, {})
+    assert "api_server" in caught.value.remedy
 
 
 def test_servers_on_other_machines_and_missing_ones_are_refused(student: Path) -> None:

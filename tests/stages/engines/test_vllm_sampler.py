@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.training import SAMPLING
 from tsdkd.errors import InputError, TsdkdError
-from tsdkd.stages.config.train import LoRAConfig
+from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.engines import online_vllm
 from tsdkd.stages.engines.online_vllm import VllmSampler, lora_arguments, require_rollout_gpus
@@ -76,6 +76,13 @@ def test_vllm_gets_adapters_that_it_serves(student: Path) -> None:
     assert lora_arguments(spec, LoRAConfig(rank=9, targets="q_proj, v_proj"))["max_lora_rank"] == 16
     assert lora_arguments(spec, LoRAConfig(targets="q_proj, lm_head")) == {}
     assert lora_arguments(spec, LoRAConfig(rank=513)) == {}
+
+
+def test_vllm_takes_what_is_given_of_the_memory_and_less_beside_training() -> None:
+    beside, alone = OnlineConfig(sampling=replace(OnlineConfig().sampling, engine="vllm")), {"rollout_gpus": 1}
+    assert (beside.memory_fraction, replace(beside, **alone).memory_fraction) == (0.3, 0.9)
+    given = replace(beside, sampling=replace(beside.sampling, memory_fraction=0.3), **alone)
+    assert given.memory_fraction == 0.3
 
 
 def test_rollout_gpus_are_those_that_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What only GPUs run, with a stand-in for vLLM's `LLM` that records calls: sleep between two batches."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +9,19 @@ from typing import Any
 import pytest
 
 from tsdkd.stages.engines.vllm_weights import VllmWeights
+
+
+def test_an_engine_in_one_process_ends_without_tidying() -> None:
+    code = "import atexit, signal, time; from tsdkd.stages.engines.vllm_process import end_process; "
+    code += "atexit.register(time.sleep, 60); signal.signal(signal.SIGTERM, end_process); print(); signal.pause()"
+    with subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.terminate()
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 class RecordingLLM:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.merged import merged_state_dict
-from tsdkd.stages.models.new_adapters import base_with_adapters
+from tsdkd.stages.models.adaptable import base_with_adapters
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,

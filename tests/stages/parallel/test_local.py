@@ -1,10 +1,15 @@
 """Worker processes of this machine: their end, their GPUs and their threads."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -56,6 +61,23 @@ def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:
     assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
+def test_the_driver_goes_on_while_a_worker_has_not_read_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that exceeds the pipe's buffer comes while the worker starts, or runs another one."""
+    own, child = Pipe()
+    process = SimpleNamespace(**dict.fromkeys(("start", "terminate", "kill"), lambda: None), join=lambda *_: None)
+    context = SimpleNamespace(Pipe=lambda: (own, Connection(os.dup(child.fileno()))), Process=lambda **_: process)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: context)
+    worker, task = local.LocalWorker(None, lambda _: None), bytes(4 * 2**20)
+    driver = Thread(target=lambda: [worker.send(b"", task) for _ in range(2)], daemon=True)
+    driver.start()
+    driver.join(30)
+    assert not driver.is_alive()
+    assert [pickle.loads(child.recv_bytes()) for _ in range(2)] == [(b"", task)] * 2
+    worker.send(b"", task)
+    child.close()
+    worker.stop()
+
+
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -73,6 +95,10 @@ def test_processes_that_exceed_the_cores_are_reported(monkeypatch: pytest.Monkey
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: range(8))
     LocalProcesses(4, 1, observer)
     assert observer.lines[-1].startswith("4 processes with 8 threads each share 8 cores. OMP_NUM_THREADS=2 is faster")
+    observer.lines.clear()
+    monkeypatch.setattr(local.torch, "get_num_threads", lambda: 1)
+    LocalProcesses(9, 1, observer)
+    assert not observer.lines  # no number is smaller
 
 
 def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

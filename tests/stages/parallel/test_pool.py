@@ -42,6 +42,14 @@ def test_workers_share_the_tasks_and_keep_their_models(tmp_path: Path, *, starts
     assert observer.lines == ["opened"]  # by all
 
 
+def test_progress_never_goes_back(tmp_path: Path) -> None:
+    """Though a worker runs its next task before it returns the outcome of the last one."""
+    progress = list[int]()
+    with WorkerPool(InProcessBackend(2), SilentObserver()) as pool:
+        pool.run(OpenCounter(tmp_path), TASKS, lambda *_: None, progress.append, depth=2)
+    assert (sum(progress), min(progress)) == (24, 0)
+
+
 def test_no_more_workers_start_than_there_are_tasks(tmp_path: Path) -> None:
     for starts_late in (False, True):
         backend = InProcessBackend(8, starts_late)

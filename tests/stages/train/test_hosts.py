@@ -108,7 +108,7 @@ def test_ranks_that_do_not_see_the_directory_are_refused(two: Two, tmp_path: Pat
     two(0, ("gpu2", True))
     assert agree_on_directory(tmp_path) == tmp_path
     two(0, ("gpu2", False))
-    with pytest.raises(InputError, match=f"gpu2 cannot read {tmp_path}, which"):
+    with pytest.raises(InputError, match=f"gpu2 cannot read and write {tmp_path}, which"):
         agree_on_directory(tmp_path)
     two(1, (tmp_path, "the lock of a process that this host does not see"))
     with pytest.raises(OtherRankError):
@@ -116,6 +116,18 @@ def test_ranks_that_do_not_see_the_directory_are_refused(two: Two, tmp_path: Pat
     two(1, None)  # rank 0 has failed
     with pytest.raises(OtherRankError):
         agree_on_directory(None)
+
+
+def test_a_host_that_may_only_read_the_directory_is_refused_before_the_first_step(
+    two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LOCK_FILE).write_text(str(Holder.own()))
+    monkeypatch.setattr(hosts.os, "access", lambda *_: False)  # as for a read-only mount
+    two(0, ("gpu2", True))
+    with pytest.raises(InputError, match=f"{socket.gethostname()} cannot read and write {tmp_path}, which"):
+        agree_on_directory(tmp_path)
+    (tmp_path / LOCK_FILE).unlink()  # a complete artifact, for which rank 0 has no lock
+    assert agree_on_directory(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("here", [False, True])

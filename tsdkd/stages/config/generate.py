@@ -32,6 +32,8 @@ GIVEN = "given"
 """The policy, and the author, of responses that the prompts' rows hold."""
 PROMPT_COLUMNS = "messages, else prompt"
 """The default of --column, in words."""
+MEMORY_FRACTION = 0.9
+"""Of the memory of vLLM's devices, where nothing else runs on them."""
 JOINT_AUTHORS = ("both", "mixture")
 """Authors that combine both models in one response."""
 
@@ -121,8 +123,13 @@ class GenerateConfig:
     data_parallel: int | None = data_parallel_option()
     ray: str | None = ray_option()
     tensor_parallel: int = option(1, "GPUs per copy of the model.", group=VLLM, min_=1)
-    memory_fraction: float = option(
-        0.9, "Fraction of the GPU's memory (or the machine's) for weights and cache.", group=VLLM, min_=0, max_=1
+    memory_fraction: float | None = option(
+        None,
+        "Fraction of the GPU's memory (or the machine's) for weights and cache.",
+        group=VLLM,
+        min_=0,
+        max_=1,
+        shown=str(MEMORY_FRACTION),
     )
     max_model_len: int | None = option(
         None, "Longest sequence, in tokens.", group=VLLM, min_=1, shown="as the prompts need"

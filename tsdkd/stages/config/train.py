@@ -7,7 +7,7 @@ from typing import Literal
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig, recorded_chat_options
-from tsdkd.stages.config.generate import PROMPT_COLUMNS, GenerateConfig
+from tsdkd.stages.config.generate import MEMORY_FRACTION, PROMPT_COLUMNS, GenerateConfig
 from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.optimizer import DEFAULT_OPTIMIZER, OptimizerName
@@ -25,6 +25,8 @@ def _default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
 
 MAX_EPOCHS = 1_000_000
 MICRO_BATCH_SIZE = 8
+SHARED_MEMORY_FRACTION = 0.3
+"""Of the memory of devices that vLLM shares with training."""
 ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
@@ -39,7 +41,10 @@ ONLINE_SAMPLING = reuse(
         "help": "The teacher's weight in the mixture that tokens are sampled from.",
         "shown": _default_in_words(0, {name: method.teacher_fraction for name, method in METHODS.items()}),
     },
-    memory_fraction={"help": "vLLM: fraction of the GPU's memory (or the machine's)."},
+    memory_fraction={
+        "help": "vLLM: fraction of the GPU's memory (or the machine's).",
+        "shown": f"{SHARED_MEMORY_FRACTION}; with --rollout-gpus {MEMORY_FRACTION}",
+    },
 )
 """Options of sampling that online training has."""
 
@@ -94,9 +99,7 @@ class OnlineConfig:
             1, {name: float(method.online_responses and not method.uses_replay) for name, method in METHODS.items()}
         ),
     )
-    sampling: GenerateConfig = nested(
-        GenerateConfig, default_factory=lambda: GenerateConfig(memory_fraction=0.3), options=ONLINE_SAMPLING
-    )
+    sampling: GenerateConfig = nested(GenerateConfig, default_factory=GenerateConfig, options=ONLINE_SAMPLING)
     """The student responds alone (policy "student") or with the teacher ("teacher-mixed"). `dtype` has no effect:
     training decides the precision."""
     teacher_dtype: DType = option("auto", f"Teacher: {DTYPE_HELP[0].lower()}{DTYPE_HELP[1:]}", group=ONLINE)
@@ -137,6 +140,13 @@ class OnlineConfig:
         """Whether vLLM runs on the devices that train."""
         return self.sampling.engine == "vllm" and not (self.rollout_url or self.rollout_gpus)
 
+    @property
+    def memory_fraction(self) -> float:
+        """Of the memory of vLLM's devices, for vLLM."""
+        if (given := self.sampling.memory_fraction) is not None:
+            return given
+        return SHARED_MEMORY_FRACTION if self.vllm_shares_devices else MEMORY_FRACTION
+
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
             raise InputError(
@@ -146,7 +156,7 @@ class OnlineConfig:
         if self.rollout_url and self.rollout_gpus:
             raise InputError("--rollout-url and --rollout-gpus are both given.", "Give one of them.")
         if self.rollout_ahead not in {0, 1}:
-            raise InputError(f"rollout_ahead is {self.rollout_ahead}.", "Choose 0 or 1.")
+            raise InputError(f"--rollout-ahead is {self.rollout_ahead}.", "Choose 0 or 1.")
         if self.replay and self.rollout_ahead:
             raise InputError(
                 "The replay schedule decides each step's responses when it begins.", "Leave out --rollout-ahead."

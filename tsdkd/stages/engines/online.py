@@ -9,9 +9,9 @@ from tsdkd.stages.data.requests import Request, RequestBatch, Response
 from tsdkd.stages.engines.both_models import BothModelsEngine
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
+from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.new_adapters import base_with_adapters
 
 
 @dataclass

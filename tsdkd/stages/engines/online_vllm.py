@@ -31,10 +31,10 @@ from tsdkd.stages.engines.weight_files import (
     write_adapter,
     write_weights,
 )
+from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.adapters import VLLM_LORA_RANKS
 from tsdkd.stages.models.distributed import gather, wait_for_all_ranks
 from tsdkd.stages.models.load import LanguageModel
-from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.spec import ModelSpec, load_config
 from tsdkd.stages.observer import Observer
 
@@ -159,7 +159,8 @@ def open_vllm_sampler(
     is the student in memory. Raises InputError for a server that does not fit, TsdkdError when vLLM cannot serve the
     model.
     """
-    sampling, more = online.sampling, lora_arguments(student, lora)
+    sampling = replace(online.sampling, memory_fraction=online.memory_fraction)
+    more = lora_arguments(student, lora)
     with ExitStack() as stack:
         needed = weight_bytes(learner.model, getattr(torch, sampling.dtype))
         directory = stack.enter_context(machine_directory(needed))
@@ -167,8 +168,7 @@ def open_vllm_sampler(
         sleeps = online.rollout_url is None and online.rollout_gpus is None and torch.cuda.is_available()
         engine: VllmEngine | ServedEngine
         if online.rollout_gpus:
-            served = replace(sampling, memory_fraction=_fraction_alone(sampling))
-            url = _start_server(stack, student, served, max_tokens, more, require_rollout_gpus(online.rollout_gpus))
+            url = _start_server(stack, student, sampling, max_tokens, more, require_rollout_gpus(online.rollout_gpus))
             engine = stack.enter_context(ServedEngine(url, student, sampling, max_tokens, more))
         elif online.rollout_url:
             engine = stack.enter_context(ServedEngine(online.rollout_url, student, sampling, max_tokens, more))
@@ -188,12 +188,6 @@ def open_vllm_sampler(
         )
         yield sampler
         _report(sampler, observer)
-
-
-def _fraction_alone(sampling: GenerateConfig) -> float:
-    """Of the memory of a GPU without a training process."""
-    shared = OnlineConfig().sampling.memory_fraction
-    return GenerateConfig.memory_fraction if sampling.memory_fraction == shared else sampling.memory_fraction
 
 
 def _start_server(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tsdkd.artifacts.disk import disk_failure
 from tsdkd.errors import TsdkdError, first_line
-from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.generate import MEMORY_FRACTION, GenerateConfig
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import finish_reason
 from tsdkd.stages.engines.vllm_process import (
@@ -216,7 +216,7 @@ def llm_arguments(model: ModelSpec, config: GenerateConfig, max_tokens: int) -> 
         "dtype": model.resolve_dtype(config.dtype),
         "enable_chunked_prefill": False,  # a prompt read in chunks draws random numbers; CPUs do not support it
         "tensor_parallel_size": config.tensor_parallel,
-        "gpu_memory_utilization": config.memory_fraction,
+        "gpu_memory_utilization": MEMORY_FRACTION if config.memory_fraction is None else config.memory_fraction,
         "max_model_len": config.max_model_len or max_tokens,
         "quantization": config.quantization,
     }

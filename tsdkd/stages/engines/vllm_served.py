@@ -28,7 +28,8 @@ from tsdkd.stages.engines.vllm_process import EngineOutput
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.teacher_server.connection import Connection, Json, RefusedError, ServerKind
 
-ROLLOUT_SERVER = ServerKind("rollout server", "--rollout-url", "TSDKD_ROLLOUT_API_KEY")
+ROLLOUT_SERVER = ServerKind("rollout server", "--rollout-url", "TSDKD_ROLLOUT_API_KEY", repeats=False)
+"""A server that was started again would sample with its first weights."""
 REQUESTS = 64
 """Of one rank, at the same time."""
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -78,7 +79,8 @@ class ServedEngine:
             variables = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
             port = urlsplit(self._connection.url).port or 80
             command = shlex.join(["python", "-m", MODULE, "--host", "127.0.0.1", "--port", str(port), *options])
-            self._model = self._find_model(student, max_tokens, more, f"Start it with: {variables} {command}")
+            self._remedy = f"Start it with: {variables} {command}"
+            self._model = self._find_model(student, max_tokens, more, self._remedy)
         except BaseException:
             self.__exit__()
             raise
@@ -112,7 +114,10 @@ class ServedEngine:
         """
         if local_rank() == 0:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-            self._connection.command("/collective_rpc", body)
+            try:
+                self._connection.command("/collective_rpc", body)
+            except RefusedError as error:  # such as a server of another model
+                raise TsdkdError(error.cause, self._remedy) from None
             self._connection.command("/reset_prefix_cache")
 
     def load_adapter(self, directory: Path) -> None:
@@ -162,14 +167,25 @@ class ServedEngine:
 
     def _find_model(self, student: ModelSpec, max_tokens: int, more: dict[str, Any], remedy: str) -> str:
         """The name that the model has at the server, whose settings are those of the engine."""
+        url = self._connection.url
         try:
-            card = self._connection.get("/v1/models")["data"][0]
+            name = str(self._connection.get("/v1/models")["data"][0]["id"])
+            info = self._connection.get("/server_info?config_format=json")["vllm_config"]
+            faults = self._find_faults(info, student, max_tokens, more)
+        except RefusedError as error:
+            if error.status in {401, 403}:
+                raise
+            raise InputError(f"The rollout server at {url} takes no weights.", remedy) from None
         except InputError as error:
             raise InputError(error.cause, remedy) from None
-        try:
-            info = self._connection.get("/server_info?config_format=json")["vllm_config"]
-        except RefusedError:
-            raise InputError(f"The rollout server at {self._connection.url} takes no weights.", remedy) from None
+        except (TsdkdError, AttributeError, IndexError, KeyError, TypeError):
+            raise InputError(f"The server at {url} answers in another form than vLLM.", remedy) from None
+        if faults:
+            raise InputError(f"The rollout server at {url} {', '.join(faults)}.", remedy)
+        return name
+
+    def _find_faults(self, info: Json, student: ModelSpec, max_tokens: int, more: dict[str, Any]) -> list[str]:
+        """How a server samples otherwise than the engine. `info`: vLLM's configuration at the server."""
         model, lora = info["model_config"], info.get("lora_config") or {}
         dtype = str(student.resolve_dtype(self.config.dtype))
         wrong = {
@@ -181,9 +197,7 @@ class ServedEngine:
             "reads prompts in chunks": info["scheduler_config"]["enable_chunked_prefill"],
             "has no LoRA, or of a lower rank": (lora.get("max_lora_rank") or 0) < more.get("max_lora_rank", 0),
         }
-        if faults := [fault for fault, found in wrong.items() if found]:
-            raise InputError(f"The rollout server at {self._connection.url} {', '.join(faults)}.", remedy)
-        return str(card["id"])
+        return [fault for fault, found in wrong.items() if found]
 
 
 def _require_loopback(connection: Connection) -> None:

@@ -1,6 +1,6 @@
-"""The weights of vLLM's `LLM` in the child process: read from files, received from the trainer, or asleep.
+"""The weights of vLLM's `LLM` in the child process: read from files, or asleep.
 
-Sleep and the transfer exist on GPUs alone. The calls are those of vLLM's pages "Sleep Mode" and "Weight Transfer".
+Only GPUs have sleep; its calls are those of vLLM's page "Sleep Mode".
 """
 
 from pathlib import Path

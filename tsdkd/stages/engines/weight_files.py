@@ -20,9 +20,9 @@ from transformers.core_model_loading import WeightConverter, revert_weight_conve
 
 from tsdkd.artifacts.locks import is_locked, lock_for_writing
 from tsdkd.processes import local_rank, rank
+from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.distributed import gather
 from tsdkd.stages.models.merged_weights import merged_weights
-from tsdkd.stages.models.new_adapters import base_with_adapters
 
 SHARED_MEMORY = Path("/dev/shm")
 NAME, UNLOCKED_NAME = "tsdkd-weights-", "tsdkd-unlocked-"

@@ -1,5 +1,6 @@
 """The model that eval measures, loaded for held-out responses and for lm-eval."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -9,15 +10,22 @@ from tsdkd.stages.models.chat import turn_end_ids
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer
-from tsdkd.stages.parallel.pool import Pool
 
 
 class EvaluatedModel:
     """A model by name; each of its two forms is loaded at its first use."""
 
-    def __init__(self, name: str, config: EvalConfig, chat: bool, observer: Observer, pool: Pool | None = None) -> None:
-        """`pool`: of workers that load the model for lm-eval; None: it is loaded here."""
-        self.name, self.config, self.observer, self.chat, self.pool = name, config, observer, chat, pool
+    def __init__(
+        self,
+        name: str,
+        config: EvalConfig,
+        chat: bool,
+        observer: Observer,
+        make_parallel_model: Callable[[], Any] | None = None,
+    ) -> None:
+        """`make_parallel_model`: makes lm-eval's model whose requests workers run; None: it is loaded here."""
+        self.name, self.config, self.observer, self.chat = name, config, observer, chat
+        self.make_parallel_model = make_parallel_model
         self.turn_end_ids = turn_end_ids(load_tokenizer(name, config.chat)) if chat else []
 
     @cached_property
@@ -34,12 +42,10 @@ class EvaluatedModel:
 
     def _load_lm_eval_model(self) -> Any:
         config = self.config
-        if self.pool or config.engine == "vllm":
+        if self.make_parallel_model or config.engine == "vllm":
             vars(self).pop("language_model", None)  # vLLM and workers need its memory
-        if self.pool:
-            from tsdkd.stages.eval.lm_eval_parallel import ParallelModel
-
-            return ParallelModel(self.pool, self.name, config, self.chat)
+        if self.make_parallel_model:
+            return self.make_parallel_model()
         if config.engine == "vllm":
             with translate_vllm_errors():
                 from tsdkd.stages.eval.lm_eval_vllm import VllmModel

@@ -16,6 +16,7 @@ from lm_eval.models.utils import Collator
 from transformers import PreTrainedTokenizerBase
 
 from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.eval.evaluated_model import EvaluatedModel
 from tsdkd.stages.eval.harness import lm_eval_backends
 from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking, TrackedResponse
 from tsdkd.stages.models.attributes import replaced_attribute
@@ -76,8 +77,6 @@ class OpenLmEvalModel:
 
     @contextmanager
     def __call__(self, observer: Observer) -> Iterator[Callable[[RequestTask | None, Advance], Finish]]:
-        from tsdkd.stages.eval.evaluated_model import EvaluatedModel
-
         config = replace(self.config, data_parallel=None, ray=None)
         with closing(EvaluatedModel(self.name, config, self.chat, observer)) as evaluated:
 

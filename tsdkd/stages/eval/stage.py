@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def evaluate(
         incomplete = [benchmark for benchmark in benchmarks if not writer.has(f"{benchmark.file_stem}.json")]
         tasks = {b.name: harness.load_tasks(b, data, config.max_new_tokens, chat) for b in incomplete}
         pool = stack.enter_context(_pool(config, manifest, observer)) if incomplete and is_parallel(config) else None
-        evaluated = stack.enter_context(closing(EvaluatedModel(model, config, chat, observer, pool)))
+        make = partial(_make_parallel_model, pool, model, config, chat) if pool else None
+        evaluated = stack.enter_context(closing(EvaluatedModel(model, config, chat, observer, make)))
         if source is not None and not writer.has(HELD_OUT_FILE):
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
@@ -125,6 +127,12 @@ def evaluate(
         files |= {"held_out": HELD_OUT_FILE} if source is not None else {}
         summary = {name: read_json(writer.path / file, MeasuredSummary) for name, file in files.items()}
         return writer.finish(summary, observer.info)
+
+
+def _make_parallel_model(pool: Pool, model: str, config: EvalConfig, chat: bool) -> Any:
+    from tsdkd.stages.eval.lm_eval_parallel import ParallelModel
+
+    return ParallelModel(pool, model, config, chat)
 
 
 def _pool(config: EvalConfig, manifest: Manifest, observer: Observer) -> AbstractContextManager[Pool]:

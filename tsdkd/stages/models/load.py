@@ -18,13 +18,13 @@ from tsdkd.core import Head
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.types import DType, QuantizedBits
+from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.allocator import keep_freed_memory
 from tsdkd.stages.models.attention import check_attention
 from tsdkd.stages.models.cache import padding_error, require_padding_support
 from tsdkd.stages.models.config_files import GENERATION_CONFIG
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.device import auto_dtype, default_device
-from tsdkd.stages.models.new_adapters import base_with_adapters
 from tsdkd.stages.models.packed_attention import packed_sequences
 from tsdkd.stages.models.packing_check import find_packing_problem
 from tsdkd.stages.models.paths import base_directory, model_directory

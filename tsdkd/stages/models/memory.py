@@ -137,7 +137,7 @@ def _teacher_bytes(teachers: Sequence[PreTrainedConfig], config: TrainConfig) ->
     if device == "cpu" or online.teacher_device in {None, device}:
         size = max((_loaded_bytes(teacher, online.teacher_dtype, device) for teacher in teachers), default=0)
     if online.vllm_shares_devices:
-        size += int(online.sampling.memory_fraction * total_memory(device))
+        size += int(online.memory_fraction * total_memory(device))
     return size
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tsdkd.stages.models.adaptable import adaptable_layers
 from tsdkd.stages.models.device import total_memory
 from tsdkd.stages.models.load import decoder_of
-from tsdkd.stages.models.new_adapters import adaptable_layers
 from tsdkd.stages.models.quantized import quantizable_layers
 from tsdkd.stages.models.weights import without_weights
 

@@ -1,47 +1,19 @@
 """New LoRA adapters (peft): added to a student for training, and saved."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.train import LoRAConfig
-
-if TYPE_CHECKING:
-    from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.adaptable import adaptable_layers, base_with_adapters, unadaptable_names
+from tsdkd.stages.models.load import LanguageModel
 
 REMEDY = "Choose other modules with --lora-targets, or train full weights."
-
-UNCALLED = {"dt_proj"}
-"""Layers of which Mamba, Falcon Mamba and Jamba read the weight alone, so that an adapter on them has no effect."""
-
-MAMBA_TYPES = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
-"""The types of models whose out_proj peft refuses: their kernels read its weight without calling it."""
-
-
-def adaptable_layers(model: Any) -> dict[str, Any]:
-    """The layers that an adapter fits, by their full names, with the output head."""
-    excluded = _unadaptable_names(model)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in excluded
-    }
-
-
-def _unadaptable_names(model: Any) -> set[str]:
-    """Names of linear layers that no adapter fits: those that are read without being called, and routers of experts."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    routers = {name.rpartition(".")[2] for name, module in linear.items() if hasattr(module, "top_k")}
-    mamba = {"out_proj"} if model.config.model_type in MAMBA_TYPES else set()
-    return routers | (UNCALLED | mamba) & {name.rpartition(".")[2] for name in linear}
 
 
 def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageModel:
@@ -56,7 +28,7 @@ def add_lora(student: LanguageModel, config: LoRAConfig, seed: int) -> LanguageM
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets,
-        exclude_modules=sorted(_unadaptable_names(student.model)) or None,
+        exclude_modules=sorted(unadaptable_names(student.model)) or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -122,11 +94,6 @@ def _base_weight(module: Any) -> Tensor:
     """The weight that an adapter is added to."""
     weight: Tensor = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
     return weight
-
-
-def base_with_adapters(model: Any) -> Any:
-    """The transformers model inside a peft wrapper, its adapters active; other models as they are."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def save_adapter(model: Any, student: LanguageModel, directory: Path) -> None:

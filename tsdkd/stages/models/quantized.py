@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.config.types import QuantizedBits
-from tsdkd.stages.models.new_adapters import adaptable_layers
+from tsdkd.stages.models.adaptable import adaptable_layers
 from tsdkd.stages.models.weights import without_weights
 
 BLOCK_4BIT, BLOCK_OF_SCALES = 64, 256

@@ -5,6 +5,7 @@ import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
@@ -39,10 +40,11 @@ class LocalProcesses:
         groups = [",".join(names[i * gpus : (i + 1) * gpus]) for i in range(count)]
         self._devices: list[str | None] = [*reversed(groups)] if present else [None] * count
         threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-        if not present and count * threads > cores:
+        fitting = max(1, cores // count)
+        if not present and threads > fitting:
             observer.info(
                 f"{count} processes with {threads} threads each share {cores} cores. "
-                f"OMP_NUM_THREADS={cores // count or 1} is faster; results may differ in rounding."
+                f"OMP_NUM_THREADS={fitting} is faster; results may differ in rounding."
             )
 
     @staticmethod
@@ -71,10 +73,15 @@ class LocalWorker:
         self.process = context.Process(target=_serve, args=(child_pipe, devices, torch.get_num_threads()))
         self.process.start()
         child_pipe.close()
+        self._sender = ThreadPoolExecutor(1)
+        """A full pipe makes a sender wait until the worker reads, and workers read between tasks."""
 
     def send(self, handler: bytes, task: Any) -> None:
+        self._sender.submit(self._write, pickle.dumps((handler, task)))
+
+    def _write(self, message: bytes) -> None:
         with suppress(*CLOSED_PIPE):  # `receive` raises
-            self.pipe.send_bytes(pickle.dumps((handler, task)))
+            self.pipe.send_bytes(message)
 
     def receive(self) -> int | Outcome:
         try:
@@ -88,6 +95,7 @@ class LocalWorker:
         self.process.join(SECONDS_TO_END)
         self.process.kill()
         self.process.join()
+        self._sender.shutdown()
         self.pipe.close()
         self._release(self._devices)
 

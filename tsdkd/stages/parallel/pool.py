@@ -4,7 +4,7 @@ The driver hands a worker its next task when it has returned one, so that result
 lost runs again on another one.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -130,8 +130,6 @@ class Attempt:
 
     task: Any
     number: int = 1
-    advanced: int = 0
-    """Units of progress that are reported so far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +138,15 @@ class Member:
 
     worker: Worker
     attempts: deque[Attempt] = field(default_factory=deque)
+    reported: int = 0
+    """Units of progress that the worker reported; it may run the next task before it returns an outcome."""
+    settled: int = 0
+    """Units of the tasks that it returned."""
+
+    @property
+    def advanced(self) -> int:
+        """Units that the driver shows: reports and outcomes may arrive in either order."""
+        return max(self.reported, self.settled)
 
 
 class WorkerPool:
@@ -150,7 +157,7 @@ class WorkerPool:
         self._backend, self._observer = backend, observer
         self._members: list[Member] = []
         self._packed: tuple[OpenHandler | None, Any] = None, None
-        self._reported = Counter[tuple[str, str]]()
+        self._reported = set[tuple[str, str]]()
         self._failed_starts = 0
 
     def __enter__(self) -> Self:
@@ -195,6 +202,7 @@ class WorkerPool:
             members = {id(member.worker): member for member in self._members}
             for worker in self._backend.wait([member.worker for member in self._members]):
                 member = members[id(worker)]
+                shown = member.advanced
                 try:
                     message = worker.receive()
                 except WorkerLostError as error:
@@ -206,12 +214,13 @@ class WorkerPool:
                     self._report(message)
                     attempt = member.attempts.popleft()
                     result = message.unwrap()
-                    advance(message.advanced - attempt.advanced)
+                    member.settled += message.advanced
+                    advance(member.advanced - shown)
                     self._hand_out(waiting, held, depth)  # before the driver works on the result
                     collect(attempt.task, result)
-                elif member.attempts:
-                    member.attempts[0].advanced += message
-                    advance(message)
+                else:
+                    member.reported += message
+                    advance(member.advanced - shown)
 
     def _hand_out(self, waiting: Iterator[Any], held: deque[Attempt], depth: int) -> None:
         """Give tasks to workers that hold the fewest, and start a worker for each task that finds all busy.
@@ -263,13 +272,12 @@ class WorkerPool:
             )
         if numbers:
             self._observer.warning(f"A worker is lost ({error}). Its unfinished tasks run again: {len(numbers)}.")
-        for attempt in member.attempts:
-            advance(-attempt.advanced)
+        advance(member.settled - member.advanced)
         return [Attempt(attempt.task, attempt.number + 1) for attempt in member.attempts]
 
     def _report(self, outcome: Outcome) -> None:
         """Pass each message on once: every worker loads the same models."""
         for kind, text in outcome.reports:
-            self._reported[kind, text] += 1
-            if self._reported[kind, text] == 1:
+            if (kind, text) not in self._reported:
+                self._reported.add((kind, text))
                 (self._observer.warning if kind == "warning" else self._observer.info)(text)

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import ceil
 
 from tsdkd.stages.config.eval import EvalConfig
-from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, GenerateConfig
+from tsdkd.stages.config.generate import AUTHORS, JOINT_AUTHORS, MEMORY_FRACTION, GenerateConfig
 from tsdkd.stages.config.optimizer import FLOAT32_BYTES
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import TrainConfig
@@ -73,7 +73,8 @@ def estimate_generate(models: ModelFractions, workload: Workload, config: Genera
     together = AUTHORS[config.policy][0] in JOINT_AUTHORS
     memory = needs[0] + max(needs[1:]) if together else max(needs)
     if config.engine == "vllm":
-        memory = int(config.memory_fraction * total_memory(rates.device))
+        fraction = MEMORY_FRACTION if config.memory_fraction is None else config.memory_fraction
+        memory = int(fraction * total_memory(rates.device))
     work = f"{_bound_sign(workload)}{workload.count:,} x {workload.response_tokens:,.0f} tokens"
     disk = round(TOKEN_BYTES * workload.total_tokens)
     return Estimate(work, seconds, disk, memory, is_upper_bound=workload.is_upper_bound)

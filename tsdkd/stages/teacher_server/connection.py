@@ -36,6 +36,8 @@ class ServerKind:
     name: str
     option: str
     key_variable: str
+    repeats: bool = True
+    """Whether a failed request is sent again: a server that was started again gives the same answer."""
 
 
 TEACHER = ServerKind("teacher's server", "--teacher-url", KEY_VARIABLE)
@@ -60,7 +62,8 @@ class Connection:
         self.url = _base_url(url, kind)
         self._kind, self._key = kind, _key(kind)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx2.Limits(max_connections=requests)
+        idle = None if kind.repeats else 0  # a server may close an idle connection while a request is sent
+        limits = httpx2.Limits(max_connections=requests, max_keepalive_connections=idle)
         self._client = httpx2.Client(headers=headers, limits=limits, timeout=TIMEOUT, follow_redirects=False)
         self._closed = threading.Event()
         self._sockets = WeakSet[socket.socket]()
@@ -88,8 +91,8 @@ class Connection:
     def post(self, path: str, body: Json) -> Json:
         """The JSON object that answers a request.
 
-        Repeats it after a lost connection, a timeout, and a status of `REPEATED_STATUS`. Raises RefusedError for
-        another status of 4xx, TsdkdError after the last attempt.
+        Repeats it after a lost connection, a timeout, and a status of `REPEATED_STATUS`, unless its kind forbids it.
+        Raises RefusedError for another status of 4xx, TsdkdError after the last attempt.
         """
         return self._parse(self._post(path, body, REPEATED_STATUS))
 
@@ -98,7 +101,8 @@ class Connection:
         self._require_success(self._post(path, body or {}, REPEATED_STATUS - {500}))
 
     def _post(self, path: str, body: Json, repeated: set[int]) -> httpx2.Response:
-        for attempt in range(ATTEMPTS):
+        attempts = ATTEMPTS if self._kind.repeats else 1
+        for attempt in range(attempts):
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
             try:
                 response = self._client.post(self.url + path, json=body, extensions={"trace": self._trace})
@@ -109,10 +113,11 @@ class Connection:
                     return response
                 cause = f"status {response.status_code}: {self._quote(_message(response))}"
                 pause = max(pause, _retry_after(response))
-            if attempt + 1 == ATTEMPTS or self._closed.wait(pause):
+            if attempt + 1 == attempts or self._closed.wait(pause):
                 break
+        times = f" {attempts} times" if attempts > 1 else ""
         raise TsdkdError(
-            f"The {self._kind.name} at {self.url} failed {ATTEMPTS} times ({cause}).",
+            f"The {self._kind.name} at {self.url} failed{times} ({cause}).",
             "Start it again, then run the same command: what is complete is kept.",
         )
 

@@ -1,5 +1,6 @@
 """Training on several hosts: all ranks read the same inputs, and see the directory that rank 0 writes."""
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def _gather_reports(manifest: Manifest | None) -> list[_Report]:
 def agree_on_directory(directory: Path | None) -> Path:
     """The directory that rank 0 has opened. Every rank must call it; on the others, `directory` is ignored.
 
-    Raises InputError on rank 0, and OtherRankError on the others, where a rank does not see the directory. Where rank 0
+    Raises InputError on rank 0, and OtherRankError on the others, where a rank cannot write the directory. Where rank 0
     passes None, because it has failed, raises OtherRankError.
     """
     sent: list[tuple[Path, str] | None] = [(directory, _lock_text(directory)) if directory else None]
@@ -103,19 +104,23 @@ def agree_on_directory(directory: Path | None) -> Path:
         raise OtherRankError
     directory, text = received
     if world_size() > 1:
-        found = gather_object([(socket.gethostname(), _sees(directory, text))])
-        if blind := sorted({host for host, sees in found if not sees}):
+        found = gather_object([(socket.gethostname(), _can_write(directory, text))])
+        if unable := sorted({host for host, can_write in found if not can_write}):
             _raise_on_rank_0(
-                f"{', '.join(blind)} cannot read {directory}, which {socket.gethostname()} writes.",
-                "Name a directory that all hosts share under the same path (--run or --checkpoint).",
+                f"{', '.join(unable)} cannot read and write {directory}, which {socket.gethostname()} writes.",
+                "Name a directory that all hosts share under the same path and may write (--run or --checkpoint).",
             )
     return directory
 
 
-def _sees(directory: Path, text: str) -> bool:
+def _can_write(directory: Path, text: str) -> bool:
+    """Whether this rank reads `text` in the lock file and may write beside it: every rank saves states of its own.
+
+    A complete artifact on a read-only disk, whose `text` is empty, is only read.
+    """
     for attempt in range(ATTEMPTS):
         if _lock_text(directory) == text:
-            return True
+            return not text or os.access(directory, os.W_OK)
         if attempt < ATTEMPTS - 1:
             time.sleep(PAUSE)
             with suppress(OSError):
