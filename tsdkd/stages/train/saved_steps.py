@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.models.new_adapters import base_with_adapters
+from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.save import weights_only
 from tsdkd.stages.train.resume import require_intact
 
