@@ -12,8 +12,8 @@ from statistics import fmean
 
 import torch
 
+from recipes.experiment.measures import LAST_STEPS
 from recipes.study.arms import Arm, every_arm
-from recipes.study.measures import LAST_STEPS
 from tsdkd.core import TSDKDConfig, token_selective_loss
 from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource

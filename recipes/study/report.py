@@ -6,16 +6,16 @@ Seeds are replicates: mean and 95 % interval by Student's t. Differences are pai
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from scipy.stats import t as student_t
 
+from recipes.experiment.measures import RESULT
+from recipes.experiment.statistics import Runs, format_interval, half_interval, paired_differences
 from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
-from recipes.study.measures import RESULT
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.stages.metrics.log import METRICS_FILE
 
@@ -31,8 +31,6 @@ COLUMNS = [
     "repeating",
     "degenerated",
 ]
-Runs = dict[int, dict[str, float]]
-"""Measures by name, for each seed."""
 
 
 def read_arms(directory: Path) -> dict[str, Runs]:
@@ -55,23 +53,6 @@ def read_pair(directory: Path) -> dict[str, Runs]:
             "accuracy": summary["embedded"]["value"]
         }
     return runs_by_name
-
-
-def format_interval(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± half of the 95 % interval; one value has no interval."""
-    return f"{fmean(values):.{digits}f}" + (f" ± {half_interval(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean; 0 for one value."""
-    if len(values) == 1:
-        return 0.0
-    return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-
-
-def paired_differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
-    """The differences of the seeds that both have."""
-    return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
 
 
 def format_table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:

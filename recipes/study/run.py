@@ -9,25 +9,24 @@ import contextlib
 import json
 import sys
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recipes.study import measures, models, task
+from recipes.experiment import measures, models
+from recipes.experiment.commands import INTERRUPTED, run_tsdkd
+from recipes.experiment.sums import SUMS
+from recipes.experiment.task import Shape, write_prompts
 from recipes.study.arms import MAIN, Arm, every_arm
-from tsdkd.cli import app
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Scale:
     """Sizes of models and data; `full` is the study, `tiny` shows that it runs."""
 
-    teacher: models.Shape = models.TEACHER
-    student: models.Shape = models.STUDENT
+    teacher: Shape = SUMS.teacher
+    student: Shape = SUMS.student
     teacher_accuracy: int = 99
     prompts: int = 3200
     """One epoch, 32 per step."""
@@ -39,7 +38,9 @@ class Scale:
 SCALES = {
     "full": Scale(),
     "tiny": Scale(
-        replace(models.TEACHER, steps=models.EVERY), replace(models.STUDENT, steps=models.EVERY), 0, 64, 32, 16, 16
+        replace(SUMS.teacher, steps=SUMS.teacher.every),
+        replace(SUMS.student, steps=SUMS.student.every),
+        *(0, 64, 32, 16, 16),
     ),
 }
 
@@ -54,17 +55,18 @@ class Study:
 
     def prepare(self) -> None:
         """Make the problems, the teacher, and its responses for training and for held-out measurement."""
-        task.write(Path("test.jsonl"), self.test_problems)
-        task.write(Path("held_out.jsonl"), self.test_problems[: self.scale.held_out])
-        task.write(Path("train.jsonl"), self._problems[-self.scale.prompts :])
+        test, _, train = self._problems
+        write_prompts(Path("test.jsonl"), test)
+        write_prompts(Path("held_out.jsonl"), test[: self.scale.held_out])
+        write_prompts(Path("train.jsonl"), train)
         self._train_on_solutions(
             "teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True
         )
         for name in ("train", "held_out"):
-            self._tsdkd(
+            run_tsdkd(
                 Path(),
                 f"generate --policy teacher --teacher teacher --prompts {name}.jsonl "
-                f"--rollouts {name} --max-new-tokens {task.RESPONSE_TOKENS} "
+                f"--rollouts {name} --max-new-tokens {SUMS.response_tokens} "
                 "--engine transformers --batch-size 250",
             )
 
@@ -74,7 +76,7 @@ class Study:
         starts = {arm.start: directory / f"student-{arm.start}" for arm in self.arms}
         self._train_on_solutions(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
         for name in ("train", "held_out"):
-            self._tsdkd(
+            run_tsdkd(
                 directory,
                 f"score --teacher teacher --student {starts[self.arms[0].start]} --k 5 "
                 f"--rollouts {name} --scores {directory}/{name}",
@@ -90,21 +92,17 @@ class Study:
             self.progress.advance(bar)
 
     @property
-    def test_problems(self) -> list[str]:
-        return self._problems[: self.scale.test]
-
-    @property
-    def _problems(self) -> list[str]:
-        return list(islice(task.problems(0), self.scale.test + self.scale.dev + self.scale.prompts))
+    def _problems(self) -> list[list[str]]:
+        return SUMS.split(self.scale.test, self.scale.dev, self.scale.prompts)
 
     def _train_on_solutions(
-        self, label: str, shape: models.Shape, seed: int, directories: dict[int, Path], *, decay: bool
+        self, label: str, shape: Shape, seed: int, directories: dict[int, Path], *, decay: bool
     ) -> None:
         if all(directory.is_dir() for directory in directories.values()):
             return
         bar = self.progress.add_task(f"{label} are trained on solutions", total=shape.steps)
-        dev = self._problems[self.scale.test :][: self.scale.dev]
-        models.make(shape, seed, directories, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
+        dev = self._problems[1]
+        models.make(SUMS, shape, seed, directories, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
         self.progress.update(bar, completed=shape.steps)
 
     def _train(self, arm: Arm, seed: int, directory: Path, student: Path) -> None:
@@ -113,7 +111,7 @@ class Study:
             return
         recorded = "--rollouts train"
         online = (
-            f"--teacher teacher --engine transformers --max-new-tokens {task.RESPONSE_TOKENS} --sample-batch-size 32"
+            f"--teacher teacher --engine transformers --max-new-tokens {SUMS.response_tokens} --sample-batch-size 32"
         )
         data = {
             "student": f"--prompts train.jsonl {online}",
@@ -121,7 +119,7 @@ class Study:
             "replayed": f"{recorded} {online}",
             "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {directory}/train",
         }
-        self._tsdkd(
+        run_tsdkd(
             output,
             f"train {arm.options} --student {student} {data[arm.data]} --checkpoint {output}/checkpoint "
             f"--learning-rate {arm.rate} --seed {seed} --batch-size 32 --micro-batch-size 32 --epochs 1",
@@ -132,31 +130,14 @@ class Study:
         """Sample greedy responses to the test problems and write the measures."""
         if (output / measures.RESULT).is_file():
             return
-        self._tsdkd(
+        run_tsdkd(
             output,
             f"generate --student {model} --prompts test.jsonl --rollouts {output}/responses "
-            f"--temperature 0 --max-new-tokens {task.RESPONSE_TOKENS} --engine transformers --batch-size 250",
+            f"--temperature 0 --max-new-tokens {SUMS.response_tokens} --engine transformers --batch-size 250",
         )
-        measures.write(output, model, Path("held_out"), output.parent / "held_out")
-
-    def _tsdkd(self, directory: Path, command: str) -> None:
-        """Run one command with its output in a log file. Raises SystemExit when the command fails."""
-        directory.mkdir(parents=True, exist_ok=True)
-        sys.argv = ["tsdkd", *command.split()]  # the journal records the command
-        with (
-            (directory / "log.txt").open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            status = app(sys.argv[1:], prog_name="tsdkd", standalone_mode=False)
-        if status:
-            reason = (
-                "interrupted: run the same command again to continue"
-                if status == INTERRUPTED
-                else f"failed; see {(directory / 'log.txt').resolve()}"
-            )
-            self.progress.console.print(f"tsdkd {command}: {reason}", soft_wrap=True)
-            raise SystemExit(status)
+        found = measures.response_measures(output / "responses", SUMS.is_correct)
+        found |= measures.divergence(model, Path("held_out"), output.parent / "held_out")
+        measures.write_result(output, found | measures.training_health(model))
 
 
 def main() -> None:
