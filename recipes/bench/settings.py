@@ -1,0 +1,56 @@
+"""The protocol: everything that a bench holds fixed for all methods."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tsdkd.errors import InputError
+
+SETTINGS_FILE = "settings.json"
+SEARCH_SEED = 0
+"""Its models and responses serve the search of learning rates alone."""
+FACTORS = (0.25, 1.0, 4.0)
+"""The grid of learning rates, as factors of the task's."""
+MIN_SEEDS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One bench, but for its methods."""
+
+    task: str
+    scale: str = "full"
+    seeds: tuple[int, ...] = (1, 2, 3, 4)
+    factors: tuple[float, ...] = FACTORS
+    teacher: str = ""
+    """Of a task of the user's own, as `student`, `prompts` and `benchmark`."""
+    student: str = ""
+    prompts: str = ""
+    benchmark: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for settings that the protocol excludes."""
+        if SEARCH_SEED in self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"The seeds are {' '.join(map(str, self.seeds))}.",
+                f"Name each seed once, and not {SEARCH_SEED}, which the search uses.",
+            )
+        if self.scale == "full" and len(self.seeds) < MIN_SEEDS:
+            raise InputError(f"There are only {len(self.seeds)} seeds.", f"Give {MIN_SEEDS} or more: SEEDS='1 2 3 4'.")
+
+    def record(self, directory: Path) -> None:
+        """Write the settings into a new bench. Raises InputError where the bench has others."""
+        file = directory / SETTINGS_FILE
+        settings = json.loads(json.dumps(asdict(self)))
+        if not file.is_file():
+            directory.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(settings, indent=1) + "\n")
+            return
+        recorded = json.loads(file.read_text())
+        # Seeds may be added: an arm's result depends on its own seed alone.
+        different = [name for name in settings if name != "seeds" and settings[name] != recorded.get(name)]
+        if different:
+            raise InputError(
+                f"{directory} is a bench with another {', another '.join(different)}.",
+                "Choose another RUN, or give the settings that the bench has.",
+            )

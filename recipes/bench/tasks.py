@@ -1,0 +1,259 @@
+"""The tasks of the bench: two whose models and texts a seed makes, the embedded pair, and a user's own."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from recipes.bench.settings import Settings
+from recipes.experiment import models
+from recipes.experiment.commands import run_tsdkd
+from recipes.experiment.plans import PLANS
+from recipes.experiment.sums import SUMS
+from recipes.experiment.task import Shape, Task
+from tsdkd.errors import InputError
+from tsdkd.stages.data.embedded import make as stories
+
+Rows = list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of prompts. One response to each training prompt is the budget of every method."""
+
+    train: int
+    validation: int
+    test: int
+    held_out: int
+    """The first of the validation and of the test prompts, on whose teacher responses the divergence is measured."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every method has in common."""
+
+    batch: int
+    """Responses per step."""
+    response_tokens: int
+    rate: float
+    """The middle of the grid of learning rates."""
+    sizes: Sizes
+    k: int | None = None
+    """Tokens of a method that has a k; None: the method's own."""
+    sample_batch: int = 250
+    """Responses that are sampled together where no training runs."""
+    epochs: int = 1
+
+    @property
+    def steps(self) -> int:
+        return self.sizes.train * self.epochs // self.batch
+
+    def rates(self, factors: Iterable[float]) -> list[float]:
+        """The grid of learning rates."""
+        return [factor * self.rate for factor in factors]
+
+
+class BenchTask(Protocol):
+    """A teacher, a student for each seed, and prompts in three splits."""
+
+    conditions: Conditions
+    benchmark: str
+    """A benchmark of `tsdkd eval` for the test; "": `is_correct` judges responses."""
+
+    def splits(self) -> dict[str, Rows]:
+        """The prompts of "train", "validation" and "test"."""
+
+    def is_correct(self, prompt: str, response: str) -> bool: ...
+
+    def make_teacher(self) -> None:
+        """Make the teacher in the working directory, unless it is there."""
+
+    def make_student(self, seed: int, directory: Path) -> None:
+        """Make the student of a seed, unless it is there."""
+
+    def teacher(self) -> str: ...
+
+    def student(self, directory: Path) -> str: ...
+
+
+@dataclass(frozen=True)
+class MadeTask:
+    """A teacher and students trained from scratch."""
+
+    task: Task
+    conditions: Conditions
+    teacher_accuracy: int
+    student_accuracy: int
+    dev: int
+    """Problems on which the accuracies are measured while the models are made."""
+    benchmark: str = ""
+
+    def splits(self) -> dict[str, Rows]:
+        *found, _ = self._problems()
+        names = ("train", "validation", "test")
+        return {name: [{"prompt": p} for p in part] for name, part in zip(names, found, strict=True)}
+
+    def is_correct(self, prompt: str, response: str) -> bool:
+        return self.task.is_correct(prompt, response)
+
+    def make_teacher(self) -> None:
+        self._make(self.task.teacher, 7, self.teacher_accuracy, Path("teacher"), decay=True)
+
+    def make_student(self, seed: int, directory: Path) -> None:
+        self._make(self.task.student, seed, self.student_accuracy, directory / "student", decay=False)
+
+    def teacher(self) -> str:
+        return "teacher"
+
+    def student(self, directory: Path) -> str:
+        return str(directory / "student")
+
+    def _problems(self) -> list[list[str]]:
+        sizes = self.conditions.sizes
+        return self.task.split(sizes.train, sizes.validation, sizes.test, self.dev)
+
+    def _make(self, shape: Shape, seed: int, percent: int, output: Path, *, decay: bool) -> None:
+        if not output.is_dir():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            dev = self._problems()[-1]
+            models.make(self.task, shape, seed, {percent: output}, dev, lambda _: None, decay=decay)
+
+
+@dataclass(frozen=True)
+class StoryTask:
+    """The embedded teacher, and a student that starts from its responses: the teacher without six of its layers."""
+
+    conditions: Conditions
+    start_options: str = "--epochs 2 --batch-size 8 --learning-rate 1e-4"
+    benchmark: str = ""
+
+    def splits(self) -> dict[str, Rows]:
+        return {name: [{"messages": stories.messages(story)} for story in part] for name, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, Rows]:
+        """The embedded prompts, and stories that are in none of the embedded files."""
+        sizes = self.conditions.sizes
+        stream = stories.stories(stories.SEED)
+        train = list(islice(stream, stories.SIZES["prompts"]))[: sizes.train]
+        list(islice(stream, stories.SIZES["held_out"] + stories.SIZES["benchmark"]))
+        return {"train": train} | {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test")}
+
+    def is_correct(self, prompt: str, response: str) -> bool:
+        """Whether the response names the right one of the story's two values, and not the other."""
+        story = self._stories[prompt]
+        named = {value for value in story["choices"] if value.lower() in response.lower()}
+        return named == {story["answer"]}
+
+    @cached_property
+    def _stories(self) -> dict[str, dict[str, object]]:
+        return {story["prompt"]: story for part in self._parts().values() for story in part}
+
+    def make_teacher(self) -> None:
+        run_tsdkd(Path(), "prune --output before --drop 6 --limit 4")
+
+    def make_student(self, seed: int, directory: Path) -> None:
+        run_tsdkd(
+            directory,
+            f"train --method supervised-kd --student before --teacher embedded-teacher --rollouts teacher-train "
+            f"--lambda 0 --checkpoint {directory}/student --seed {seed} {self.start_options}",
+        )
+
+    def teacher(self) -> str:
+        return "embedded-teacher"
+
+    def student(self, directory: Path) -> str:
+        return str(directory / "student")
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """Models, prompts and a benchmark of the user; validation measures the divergence alone."""
+
+    conditions: Conditions
+    settings: Settings
+
+    @property
+    def benchmark(self) -> str:
+        return self.settings.benchmark
+
+    def splits(self) -> dict[str, Rows]:
+        """Raises InputError where the file has too few prompts."""
+        sizes = self.conditions.sizes
+        rows = [json.loads(line) for line in Path(self.settings.prompts).read_text().splitlines()]
+        needed = sizes.validation + sizes.test + sizes.train
+        if len(rows) < needed:
+            raise InputError(
+                f"{self.settings.prompts} has {len(rows)} prompts.",
+                f"The bench needs {needed}: {sizes.train} to train on, the others to validate and to test.",
+            )
+        stream = iter(rows)
+        return {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test", "train")}
+
+    def is_correct(self, prompt: str, response: str) -> bool:
+        raise NotImplementedError("the benchmark judges")
+
+    def make_teacher(self) -> None:
+        pass
+
+    def make_student(self, seed: int, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def teacher(self) -> str:
+        return self.settings.teacher
+
+    def student(self, directory: Path) -> str:
+        return self.settings.student
+
+
+def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], BenchTask]:
+    full = MadeTask(
+        task,
+        Conditions(32, task.response_tokens, 1e-4, Sizes(3200, 400, 1000, 200), k=5),
+        teacher_accuracy=99,
+        student_accuracy=student_accuracy,
+        dev=200,
+    )
+    shape = Shape(width=16, inner=32, layers=1, rate=1e-3, steps=10, batch=4)
+    small = replace(
+        full,
+        task=replace(task, teacher=shape, student=shape),
+        conditions=replace(full.conditions, batch=4, sizes=Sizes(16, 8, 8, 4)),
+        teacher_accuracy=0,
+        student_accuracy=0,
+        dev=2,
+    )
+    return lambda settings: small if settings.scale == "tiny" else full
+
+
+def _embedded(settings: Settings) -> BenchTask:
+    tiny = settings.scale == "tiny"
+    sizes = Sizes(8, 4, 4, 2) if tiny else Sizes(384, 180, 1800, 90)
+    conditions = Conditions(4 if tiny else 8, 16, 5e-6, sizes, sample_batch=64)
+    return StoryTask(conditions, "--epochs 1 --batch-size 8 --learning-rate 1e-4" if tiny else StoryTask.start_options)
+
+
+def _own(settings: Settings) -> BenchTask:
+    for name in ("teacher", "student", "prompts", "benchmark"):
+        if not getattr(settings, name):
+            raise InputError(f"{name.upper()} is missing.", "Set TEACHER, STUDENT, PROMPTS and BENCHMARK, or TASK.")
+    sizes = Sizes(8, 4, 4, 4) if settings.scale == "tiny" else Sizes(2048, 128, 128, 128)
+    batch = 4 if settings.scale == "tiny" else 32
+    return OwnTask(Conditions(batch, 512, 5e-6, sizes, sample_batch=32), settings)
+
+
+TASKS: dict[str, Callable[[Settings], BenchTask]] = {
+    "sums": _made(SUMS, student_accuracy=85),
+    "plans": _made(PLANS, student_accuracy=85),
+    "embedded": _embedded,
+    "own": _own,
+}
+
+
+def find_task(settings: Settings) -> BenchTask:
+    """The task with its sizes. Raises InputError for an unknown one."""
+    if settings.task not in TASKS:
+        raise InputError(f"No task is named {settings.task}.", f"Choose TASK from: {', '.join(TASKS)}.")
+    return TASKS[settings.task](settings)

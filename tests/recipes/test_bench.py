@@ -1,0 +1,221 @@
+"""The bench: its protocol, its methods, its statistics, and a run of the recipe from models to the page."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from recipes.bench import arms, page
+from recipes.bench.arms import Arm
+from recipes.bench.methods import ENTRIES, REFERENCE, Entry, choose
+from recipes.bench.plan import Plan, make_plan
+from recipes.bench.run import Bench, choose_rate
+from recipes.bench.settings import Settings
+from recipes.bench.tasks import Conditions, Sizes, find_task
+from recipes.experiment.measures import RESULT
+from tests.helpers.recipes import finish, start
+from tsdkd.cli import app
+from tsdkd.cli.train_config import read_objective
+from tsdkd.errors import InputError
+from tsdkd.stages.data.embedded import make as stories
+from tsdkd.stages.methods import METHODS, find_method
+
+METHOD_FILE = """
+from tsdkd.methods import Divergence, Method
+
+METHOD = Method(
+    name="mine",
+    full_name="Mine",
+    description="minimises reverse KL",
+    losses={"divergence": Divergence.jsd(1)},
+    select=lambda features, options: {"divergence": features.mean(features.mask)},
+)
+"""
+
+
+@pytest.mark.parametrize(("seeds", "cause"), [((1, 2, 3), "only 3"), ((0, 1, 2, 3), "0 1 2 3"), ((1, 1, 2, 3), "1 1")])
+def test_too_few_repeated_and_searched_seeds_are_refused(seeds: tuple[int, ...], cause: str) -> None:
+    with pytest.raises(InputError, match=cause):
+        Settings("sums", seeds=seeds)
+
+
+def test_a_bench_keeps_its_settings_and_gains_seeds(tmp_path: Path) -> None:
+    Settings("sums").record(tmp_path)
+    Settings("sums", seeds=(1, 2, 3, 4, 5)).record(tmp_path)
+    with pytest.raises(InputError, match="another factors"):
+        Settings("sums", factors=(1.0,)).record(tmp_path)
+
+
+def test_every_method_of_the_registry_is_in_the_bench() -> None:
+    assert {entry.method for entry in ENTRIES.values()} == METHODS.keys()
+    assert choose("")[0].name == REFERENCE
+    assert {entry.name for entry in choose("")} == ENTRIES.keys()
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda entry: entry.name)
+def test_every_entry_has_options_of_its_method(entry: Entry) -> None:
+    words = entry.train_options(5).split()
+    context = typer.main.get_command(app).commands["train"].make_context("train", words)
+    read_objective(context, find_method(context.params["method"]))
+
+
+def test_k_is_given_to_methods_that_have_one() -> None:
+    assert ENTRIES["tsdkd"].train_options(5) == "--method tsdkd --k 5"
+    assert ENTRIES["tropd-loss"].train_options(5) == "--method tropd-loss --method-option k=5"
+    assert ENTRIES["tsdkd"].train_options(None) == "--method tsdkd"
+    assert ENTRIES[REFERENCE].train_options(5) == "--method gkd --beta 0.9"
+
+
+def test_chosen_methods_are_beside_the_reference_and_may_be_files(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(METHOD_FILE)
+    assert [entry.name for entry in choose(f"tip {file}")] == [REFERENCE, "tip", "mine"]
+    with pytest.raises(InputError, match="nonsense"):
+        choose("nonsense")
+
+
+def write_result(root: Path, arm: Arm, **result: object) -> None:
+    (root / arm.directory).mkdir(parents=True, exist_ok=True)
+    (root / arm.directory / RESULT).write_text(json.dumps(result))
+
+
+def test_the_rate_is_chosen_by_accuracy_and_then_by_divergence(tmp_path: Path) -> None:
+    search = [Arm(0, "validation", ENTRIES["tip"], rate) for rate in (1e-5, 1e-4, 1e-3)]
+    for arm, accuracy, kl in zip(search, (0.5, 0.7, 0.7), (0.1, 0.4, 0.3), strict=True):
+        write_result(tmp_path, arm, accuracy=accuracy, kl=kl)
+    assert choose_rate(search, tmp_path) == 1e-3
+    for arm, kl in zip(search, (0.1, 0.4, 0.3), strict=True):
+        write_result(tmp_path, arm, kl=kl)
+    assert choose_rate(search, tmp_path) == 1e-5
+
+
+def test_an_arm_of_another_method_of_the_same_name_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arm = Arm(1, "test", ENTRIES["gkd"], 1e-4)
+    assert not arm.is_complete
+    write_result(tmp_path, arm, entry=arm.entry.identity)
+    assert arm.is_complete
+    with pytest.raises(InputError, match="other options"):
+        _ = replace(arm, entry=Entry("gkd", "gkd", "--beta 0.1")).is_complete
+
+
+def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path) -> None:
+    """100 steps of 1 s and 20 s beside them: 7 trainings, 3 measured in 10 s and 4 in 30 s; 4 students of 60 s."""
+    for split, seconds in (("validation", 10.0), ("test", 30.0)):
+        write_result(tmp_path, Arm(0, split), measuring_seconds=seconds)
+    (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
+    conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
+    probes = {REFERENCE: {"step": 1.0, "other": 20.0}}
+    plan = make_plan(tmp_path, Settings("sums"), conditions, choose(REFERENCE), probes, workers=2)
+    assert plan.methods == {REFERENCE: 7 * 120 + 3 * 10 + 4 * 30}
+    assert plan.hours == pytest.approx((990 + 240) / 2 / 3600)
+    plan.require(12)
+    with pytest.raises(InputError, match="hours"):
+        plan.require(0.1)
+
+
+def runs(*accuracies: float, seconds: float = 1.0) -> dict[int, Mapping[str, float]]:
+    return {
+        seed: {"accuracy": value, "kl": 0.5, "seconds_per_step": seconds, "degenerated": False}
+        for seed, value in enumerate(accuracies, 1)
+    }
+
+
+def test_the_table_has_paired_differences_with_holms_p_and_the_ends_of_the_grid() -> None:
+    """Differences of 10, 11 and 12 points: t is 11 sqrt 3, p is 0.0027, and 0.0055 of two methods."""
+    measured = {
+        "gkd": runs(0.2, 0.5, 0.8),
+        "better": runs(0.3, 0.61, 0.92, seconds=1.5),
+        "level": runs(0.2, 0.5, 0.8),
+    }
+    rates = {"gkd": 1e-4, "better": 4e-4, "level": 1e-4}
+    lines = page.format_table(rates, [2.5e-5, 1e-4, 4e-4], runs(0.1, 0.1, 0.1), measured).splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines[2:]}
+    row = dict(zip(page.COLUMNS[1:5], cells["better"][1:5], strict=True))
+    assert row == {
+        "learning rate": "0.0004*",
+        "seeds": "3",
+        "accuracy %": "61.0 ± 77.0",
+        "difference, points": "+11.0 ± 2.5",
+    }
+    assert cells["better"][5] == "0.005"
+    assert cells["better"][-1] == "1.50"
+    assert cells["level"][1:6] == ["0.0001", "3", "50.0 ± 74.5", "0.0 ± 0.0", "1.000"]
+    assert cells["gkd"][4:6] == ["", ""]
+
+
+@pytest.mark.parametrize("name", ["sums", "plans", "embedded"])
+def test_splits_share_no_prompt(name: str) -> None:
+    task = find_task(Settings(name))
+    splits = task.splits()
+    sizes = task.conditions.sizes
+    assert {split: len(rows) for split, rows in splits.items()} == {
+        "train": sizes.train,
+        "validation": sizes.validation,
+        "test": sizes.test,
+    }
+    prompts = [json.dumps(row) for rows in splits.values() for row in rows]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_the_embedded_task_trains_on_the_embedded_prompts_and_judges_by_the_named_value() -> None:
+    task = find_task(Settings("embedded"))
+    embedded = (stories.DIRECTORY / "prompts.jsonl").read_text().splitlines()
+    assert [row["messages"] for row in task.splits()["train"]] == [json.loads(line)["messages"] for line in embedded]
+    prompt = task.splits()["test"][0]["messages"][-1]["content"]
+    story = task._stories[prompt]
+    right, wrong = story["answer"], next(value for value in story["choices"] if value != story["answer"])
+    assert task.is_correct(prompt, f"The answer is {right}.")
+    assert not task.is_correct(prompt, f"{right} or {wrong}")
+    assert not task.is_correct(prompt, "Neither.")
+
+
+def test_a_users_own_task_needs_all_its_parts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="BENCHMARK is missing"):
+        find_task(Settings("own", teacher="a", student="b", prompts="c"))
+    with pytest.raises(InputError, match="No task is named"):
+        find_task(Settings("nonsense"))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one"}\n' * 3)
+    own = find_task(Settings("own", teacher="a", student="b", prompts=str(prompts), benchmark="gsm8k"))
+    with pytest.raises(InputError, match="has 3 prompts"):
+        own.splits()
+
+
+def test_the_recipe_runs_from_models_to_the_page_and_continues(tmp_path: Path) -> None:
+    variables = {
+        "TASK": "plans",
+        "SCALE": "tiny",
+        "METHODS": "seqkd",
+        "FACTORS": "1",
+        "RUN": tmp_path / "run",
+    }
+    assert "in all " in finish(start("bench", tmp_path, **variables, WORKERS=1, DRY_RUN=1))
+    assert not (tmp_path / "run" / page.PAGE).exists()
+    assert "search: 2 of 2 arms to run" in finish(start("bench", tmp_path, **variables))
+    rows = [json.loads(line) for line in (tmp_path / "run" / page.ROWS).read_text().splitlines()]
+    assert {(row["method"], row["seed"], row["split"]) for row in rows} == {
+        *((method, 0, "validation") for method in ("gkd", "seqkd")),
+        *((method, seed, "test") for method in ("before", "gkd", "seqkd") for seed in (1, 2)),
+    }
+    assert all(row["steps"] == 4 and row["tokens"] > 0 for row in rows if row["method"] != "before")
+    assert "| seqkd |" in (tmp_path / "run" / page.PAGE).read_text()
+
+
+def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    for name in ("prepare", "prepare_seed", "run_arm"):
+        monkeypatch.setattr(arms, name, lambda *arguments: called.append(arguments[-1]))
+    monkeypatch.setattr(arms, "probe", lambda *_: {"step": 1.0, "other": 1.0})
+    monkeypatch.setattr("recipes.bench.run.make_plan", lambda *_: Plan({REFERENCE: 13 * 3600.0}, 0.0, 1))
+    bench = Bench(tmp_path, Settings("sums"), choose(REFERENCE), workers=1)
+    with pytest.raises(InputError, match=r"13\.0 hours"):
+        bench.run(12, plan_only=False)
+    assert called[1:] == [0, Arm(0, "validation"), Arm(0, "test")]
+    bench.run(14, plan_only=True)
+    assert not [arm for arm in called if isinstance(arm, Arm) and arm.entry]
