@@ -220,7 +220,7 @@ def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], BenchTas
     small = replace(
         full,
         task=replace(task, teacher=shape, student=shape),
-        conditions=replace(full.conditions, batch=4, sizes=Sizes(16, 8, 8, 4)),
+        conditions=replace(full.conditions, batch=4, response_tokens=16, sizes=Sizes(8, 4, 4, 4)),
         teacher_accuracy=0,
         student_accuracy=0,
         dev=2,

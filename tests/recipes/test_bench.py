@@ -1,6 +1,8 @@
 """The bench: its protocol, its methods, its statistics, and a run of the recipe from models to the page."""
 
 import json
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from recipes.bench import arms, page
 from recipes.bench.arms import Arm
 from recipes.bench.methods import ENTRIES, REFERENCE, Entry, choose
 from recipes.bench.plan import Plan, make_plan
-from recipes.bench.run import Bench, choose_rate
+from recipes.bench.run import Bench, choose_rate, main, open_workers
 from recipes.bench.settings import Settings
 from recipes.bench.tasks import Conditions, Sizes, find_task
 from recipes.experiment.measures import RESULT
@@ -187,24 +189,58 @@ def test_a_users_own_task_needs_all_its_parts(tmp_path: Path) -> None:
         own.splits()
 
 
-def test_the_recipe_runs_from_models_to_the_page_and_continues(tmp_path: Path) -> None:
-    variables = {
-        "TASK": "plans",
-        "SCALE": "tiny",
-        "METHODS": "seqkd",
-        "FACTORS": "1",
-        "RUN": tmp_path / "run",
-    }
-    assert "in all " in finish(start("bench", tmp_path, **variables, WORKERS=1, DRY_RUN=1))
+def test_a_bench_runs_from_models_to_the_page_and_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--task plans --scale tiny --seeds 1 --factors 1 --workers 1 --methods seqkd"
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split(), "--plan-only"])
+    main()
+    assert "in all " in capsys.readouterr().out
     assert not (tmp_path / "run" / page.PAGE).exists()
-    assert "search: 2 of 2 arms to run" in finish(start("bench", tmp_path, **variables))
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split()])
+    main()
+    assert "search: 2 of 2 arms to run" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run" / page.ROWS).read_text().splitlines()]
     assert {(row["method"], row["seed"], row["split"]) for row in rows} == {
         *((method, 0, "validation") for method in ("gkd", "seqkd")),
-        *((method, seed, "test") for method in ("before", "gkd", "seqkd") for seed in (1, 2)),
+        *((method, 1, "test") for method in ("before", "gkd", "seqkd")),
     }
-    assert all(row["steps"] == 4 and row["tokens"] > 0 for row in rows if row["method"] != "before")
+    assert all(row["steps"] == 2 and row["tokens"] > 0 for row in rows if row["method"] != "before")
+    assert all(("sampled_accuracy" in row) == (row["split"] == "test") for row in rows)
     assert "| seqkd |" in (tmp_path / "run" / page.PAGE).read_text()
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split()])
+    main()
+    assert "seed 1: 0 of 3 arms to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"task": "sums", "scale": "full", "seeds": "1 2 3 4", "hours": "12", "methods": ""}),
+        ({"TASK": "plans", "METHODS": "tip mine.py"}, {"task": "plans", "methods": " tip {directory}/mine.py"}),
+        ({"PROMPTS": "mine.py", "BENCHMARK": "gsm8k"}, {"task": "own", "prompts": "{directory}/mine.py"}),
+        ({"SCALE": "tiny"}, {"scale": "tiny", "seeds": "1 2"}),
+    ],
+)
+def test_the_recipe_hands_its_variables_over(
+    variables: dict[str, str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").touch()
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    words = finish(start("bench", tmp_path, **variables)).splitlines()
+    assert words[:2] == ["-m", "recipes.bench.run"]
+    handed = {name: words[words.index(f"--{name}") + 1] for name in expected}
+    assert handed == {name: value.format(directory=tmp_path) for name, value in expected.items()}
+    assert "--plan-only" not in words
+    assert finish(start("bench", tmp_path, **variables, DRY_RUN=1)).splitlines()[-1] == "--plan-only"
+
+
+def test_workers_call_in_order_and_stop_after_an_error() -> None:
+    with open_workers(2) as each:
+        assert each(math.hypot, [(3, 4), (5, 12)]) == [5, 13]
+    with pytest.raises(ValueError, match="domain"), open_workers(2) as each:
+        each(math.sqrt, [(-1,)])
 
 
 def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
