@@ -94,6 +94,7 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
         model = task.student(arm.directory.parent)
         if arm.entry:
             model = str(arm.directory / "checkpoint")
+            _record(task, arm.entry, arm.seed, arm.directory, "train")
             _train(task, arm.entry, arm.rate, arm.seed, arm.directory, "train")
             found |= {"entry": arm.entry.identity}
             found |= training_costs(Path(model)) | training_health(Path(model))
@@ -102,15 +103,18 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
 
 
 def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, float]:
-    """The seconds of a step and of a training beside its steps, from `PROBE_STEPS` steps; measured once."""
+    """The seconds of a step, with its recorded responses, and of a training beside its steps; measured once."""
     with chdir(root):
         file = Path("probe") / entry.name / RESULT
         if not file.is_file():
             task, started = find_task(settings), time.perf_counter()
+            _record(task, entry, seed, file.parent, "probe")
+            recorded = time.perf_counter()
             _train(task, entry, task.conditions.rate, seed, file.parent, "probe")
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - recorded
             steps = [times["whole"] for times in read_log(file.parent / "checkpoint" / TIMES_FILE)]
-            write_result(file.parent, {"step": median(steps), "other": seconds - sum(steps)})
+            step = median(steps) + (recorded - started) / PROBE_STEPS
+            write_result(file.parent, {"step": step, "other": seconds - sum(steps)})
         return json.loads(file.read_text())
 
 
@@ -154,6 +158,16 @@ def _respond(task: BenchTask, output: Path, model: str, split: Split, name: str,
     return output / name
 
 
+def _record(task: BenchTask, entry: Entry, seed: int, output: Path, prompts: str) -> None:
+    """Record the responses of a method that learns from those of both models; an arm has its own."""
+    if entry.records_responses:
+        run_tsdkd(
+            output,
+            f"generate --policy speculative --student {task.student(Path(f'seed-{seed}'))} --teacher {task.teacher()} "
+            f"--prompts {prompts}.jsonl --rollouts {output}/rollouts --seed {seed} {_sampling(task)}",
+        )
+
+
 def _train(task: BenchTask, entry: Entry, rate: float, seed: int, output: Path, prompts: str) -> None:
     student, teacher = task.student(Path(f"seed-{seed}")), f"--teacher {task.teacher()}"
     conditions, method = task.conditions, entry.definition
@@ -162,20 +176,14 @@ def _train(task: BenchTask, entry: Entry, rate: float, seed: int, output: Path, 
         f"--sample-batch-size {conditions.batch}"
     )
     if method.uses_replay:
-        data = f"--rollouts teacher-{prompts} {online} --held-out 0.05 --eval-steps 20"
+        data = f"--rollouts teacher-{prompts} {online} --held-out {conditions.scheduled} --eval-steps 20"
     elif method.online_responses:
         data = f"--prompts {prompts}.jsonl {online}"
     else:
-        rollouts = f"teacher-{prompts}"
-        if method.authors == ("both",):
-            rollouts = f"seed-{seed}/speculative-{prompts}"
-            models = f"--student {student} {teacher}"
-            run_tsdkd(
-                output,
-                f"generate --policy speculative {models} --prompts {prompts}.jsonl --rollouts {rollouts} "
-                f"{_sampling(task)}",
-            )
-        data = f"--rollouts {rollouts}" + (f" {teacher} --lambda 0" if method.needs_teacher else "")
+        rollouts = f"{output}/rollouts" if entry.records_responses else f"teacher-{prompts}"
+        data = f"--rollouts {rollouts}" + (
+            f" {teacher} --engine transformers --lambda 0" if method.needs_teacher else ""
+        )
     run_tsdkd(
         output,
         f"train {entry.train_options(conditions.k)} --student {student} {data} --checkpoint {output}/checkpoint "

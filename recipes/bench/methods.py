@@ -28,6 +28,11 @@ class Entry:
         origin = self.definition.origin
         return {"method": self.definition.name, "options": self.options, "origin": origin.recorded if origin else None}
 
+    @property
+    def records_responses(self) -> bool:
+        """Whether it learns from recorded responses of the student and the teacher together."""
+        return self.definition.authors == ("both",)
+
     def train_options(self, k: int | None) -> str:
         """The method's options; k replaces its number of tokens where it has one."""
         words = [f"--method {self.method}", self.options]

@@ -42,11 +42,13 @@ class Bench:
         """Prepare, plan, search, measure and write the page. Raises InputError where the plan exceeds the hours."""
         task = find_task(self.settings)
         self.settings.record(self.root)
+        show(f"{time.strftime('%H:%M')} models, prompts and the teacher's responses")
         with chdir(self.root):
             arms.prepare(task)
         arms.prepare_seed(self.settings, self.root, SEARCH_SEED)
         for split in SPLITS:
             arms.run_arm(self.settings, self.root, Arm(SEARCH_SEED, split))
+        show(f"{time.strftime('%H:%M')} {arms.PROBE_STEPS} steps of each method")
         # One after the other, and before the workers start, so that a step takes no less than here.
         probes = {entry.name: arms.probe(self.settings, self.root, entry, SEARCH_SEED) for entry in self.entries}
         plan = make_plan(self.root, self.settings, task.conditions, self.entries, probes, self.workers)

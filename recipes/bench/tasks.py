@@ -46,6 +46,8 @@ class Conditions:
     sample_batch: int = 250
     """Responses that are sampled together where no training runs."""
     epochs: int = 1
+    scheduled: float = 0.05
+    """The fraction of the training prompts that DistiLLM's schedule measures, and does not train on."""
 
     @property
     def steps(self) -> int:
@@ -220,7 +222,7 @@ def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], BenchTas
     small = replace(
         full,
         task=replace(task, teacher=shape, student=shape),
-        conditions=replace(full.conditions, batch=4, response_tokens=16, sizes=Sizes(8, 4, 4, 4)),
+        conditions=replace(full.conditions, batch=4, response_tokens=16, sizes=Sizes(8, 4, 4, 4), scheduled=0.25),
         teacher_accuracy=0,
         student_accuracy=0,
         dev=2,
@@ -231,7 +233,7 @@ def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], BenchTas
 def _embedded(settings: Settings) -> BenchTask:
     tiny = settings.scale == "tiny"
     sizes = Sizes(8, 4, 4, 2) if tiny else Sizes(384, 180, 1800, 90)
-    conditions = Conditions(4 if tiny else 8, 16, 5e-6, sizes, sample_batch=64)
+    conditions = Conditions(4 if tiny else 8, 16, 5e-6, sizes, sample_batch=64, scheduled=0.25 if tiny else 0.05)
     return StoryTask(conditions, "--epochs 1 --batch-size 8 --learning-rate 1e-4" if tiny else StoryTask.start_options)
 
 
@@ -241,7 +243,8 @@ def _own(settings: Settings) -> BenchTask:
             raise InputError(f"{name.upper()} is missing.", "Set TEACHER, STUDENT, PROMPTS and BENCHMARK, or TASK.")
     sizes = Sizes(8, 4, 4, 4) if settings.scale == "tiny" else Sizes(2048, 128, 128, 128)
     batch = 4 if settings.scale == "tiny" else 32
-    return OwnTask(Conditions(batch, 512, 5e-6, sizes, sample_batch=32), settings)
+    scheduled = 0.25 if settings.scale == "tiny" else 0.05
+    return OwnTask(Conditions(batch, 512, 5e-6, sizes, sample_batch=32, scheduled=scheduled), settings)
 
 
 TASKS: dict[str, Callable[[Settings], BenchTask]] = {
