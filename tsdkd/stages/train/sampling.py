@@ -39,7 +39,7 @@ def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, qua
     if place and (online.sampling.engine == "transformers" or online.teacher_fraction):
         raise InputError(
             f"{place} is for vLLM, and transformers samples these responses.",
-            f"Leave out {place}, or --engine transformers and --teacher-fraction.",
+            f"Leave out {place}, or give {'--teacher-fraction 0' if online.teacher_fraction else '--engine vllm'}.",
         )
     if place and quantized:
         raise InputError("vLLM does not sample from a student with --quantize.", f"Leave out {place}.")
@@ -62,7 +62,7 @@ def _require_overlap(engine: EngineName, place: str | None) -> None:
     if engine == "transformers":
         raise InputError(
             "--rollout-ahead needs vLLM: transformers samples in the process that learns.",
-            "Give --engine vllm and no --teacher-fraction, or leave out --rollout-ahead.",
+            "Give --engine vllm with --teacher-fraction 0, or leave out --rollout-ahead.",
         )
     if place is None and default_device() == "cuda":
         raise InputError(
