@@ -2,7 +2,7 @@
 
     python benchmarks/optimizers.py
 
-Trains a random model of 2.6 million weights for five steps on a CPU, in one process and in two gloo processes (DDP),
+Trains a random model of 2.5 million weights for five steps on a CPU, in one process and in two gloo processes (DDP),
 each in a process of its own. Bytes are those of the tensors. Paged optimizers need a GPU. A second table is the plan
 for the shape of Qwen2.5 1.5B.
 """

@@ -86,7 +86,7 @@ def lost_workers(cluster: Any, pool: Any, directory: Path, messages: Messages) -
     assert pool.count == 2
 
     def unending_tasks() -> Iterator[str]:
-        while sum("A worker is lost" in line for line in messages.lines) < 2:
+        while sum("A worker was lost" in line for line in messages.lines) < 2:
             tasks.append(f"task {len(tasks)}" if tasks else "dies")
             yield tasks[-1]
 

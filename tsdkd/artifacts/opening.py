@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsdkd.artifacts.file_system import file_system_error, require_guarantees, require_local_path, sync_names
+from tsdkd.artifacts.file_system import file_system_error, require_file_operations, require_local_path, sync_names
 from tsdkd.artifacts.files import MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.identity import describe_differences, differ_in
 from tsdkd.artifacts.locks import (
@@ -77,7 +77,7 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     with _closed_on_failure(lock, made=made):
         if not is_locked(path):
             raise file_system_error(path, "grants an exclusive lock twice")
-        require_guarantees(path)
+        require_file_operations(path)
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
         if opened.manifest.state == "partial":

@@ -96,7 +96,7 @@ def test_two_processes_killed_three_times_end_like_one(
 
 @needs_vllm
 def test_a_server_with_other_settings_is_refused(url: str, served: Path) -> None:
-    """Everything that is wrong is said, with the command that starts the right server."""
+    """The message names each wrong setting, and the command that starts the right server."""
     spec = load_spec(str(served))
     with pytest.raises(InputError) as caught:
         ServedEngine(url, spec, GenerateConfig(dtype="bfloat16"), 200, LORA | {"max_lora_rank": 16})

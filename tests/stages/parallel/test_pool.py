@@ -66,12 +66,12 @@ def test_a_lost_worker_costs_its_tasks_alone(tmp_path: Path) -> None:
         found, progress = results(pool, OpenCounter(tmp_path), TASKS, depth=2)
     assert sorted(found) == sorted(TASKS)
     assert progress == 24  # that of the lost attempt is taken back
-    assert "A worker is lost (in a task). Its unfinished tasks run again: 2." in observer.lines
+    assert "A worker was lost (in a task). Its unfinished tasks run again: 2." in observer.lines
     assert len(backend.workers) == 3
 
 
 def test_a_task_that_ends_each_worker_ends_the_run(tmp_path: Path) -> None:
-    backend, message = InProcessBackend(2), rf"Workers ended {MAX_ATTEMPTS} times at the same work \(in a task\)"
+    backend, message = InProcessBackend(2), rf"The same task ended {MAX_ATTEMPTS} workers \(in a task\)"
     backend.lost = lambda _, task: task == TASKS[0]
     with pytest.raises(TsdkdError, match=message) as raised, WorkerPool(backend, SilentObserver()) as pool:
         results(pool, OpenCounter(tmp_path), TASKS)

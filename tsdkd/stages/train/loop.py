@@ -53,9 +53,9 @@ from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
 from tsdkd.stages.train.settings import (
     bitsandbytes_version,
-    own_overrides,
     recorded_settings,
     require_compiler,
+    reset_overrides,
     training_arguments,
 )
 from tsdkd.stages.train.trainer import DistillationTrainer
@@ -128,7 +128,7 @@ def run_training(
         with inputs.open_data(student) as data:
             if config.lora:
                 student = add_lora(student, config.lora, seed)
-            with _removed_unless_saved(resume), own_overrides(config.optimizer):
+            with _removed_unless_saved(resume), reset_overrides(config.optimizer):
                 trainer = DistillationTrainer(
                     student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens
                 )
@@ -203,7 +203,7 @@ def _weights_dtype(config: TrainConfig, precision: str) -> DType:
 def _removed_unless_saved(resume: Path) -> Iterator[None]:
     """After a failure, remove a directory without a saved step: it would only refuse other settings.
 
-    Only ranks on the host that saves do so: another one may see a saved step late.
+    Only ranks on the host that saves do so: other hosts may see a saved step late.
     """
     try:
         yield
