@@ -103,7 +103,7 @@ def test_processes_that_exceed_the_cores_are_reported(monkeypatch: pytest.Monkey
 
 def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="started once") as raised:
+    with pytest.raises(InputError, match="starts its processes itself") as raised:
         require_parallel("score", ScoreConfig())
     assert "--data-parallel" in raised.value.remedy
     monkeypatch.setenv("RANK", "1")

@@ -195,7 +195,7 @@ class ServedEngine:
             "samples ids that the models do not share": MASK_PADDING_ROWS not in (model["logits_processors"] or ())
             or info["additional_config"].get(VOCAB_SIZE_KEY) != student.vocab,
             "reads prompts in chunks": info["scheduler_config"]["enable_chunked_prefill"],
-            f"takes no adapters of rank {more.get('max_lora_rank', 0)}": (lora.get("max_lora_rank") or 0)
+            f"takes no LoRA adapters of rank {more.get('max_lora_rank', 0)}": (lora.get("max_lora_rank") or 0)
             < more.get("max_lora_rank", 0),
         }
         return [fault for fault, found in wrong.items() if found]
