@@ -236,6 +236,12 @@ def test_a_process_in_another_container_of_this_host_has_ended_if_the_lock_is_fr
     write(tmp_path / "a", NEW, "new", overwrite=True)
 
 
+def test_hosts_without_a_boot_id_differ_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_BOOT_ID", Path("/nowhere/boot_id"))
+    assert Holder.own().is_here
+    assert not Holder(7, "", "gpu9").is_here
+
+
 def test_the_kind_of_file_system_is_that_of_the_mount(tmp_path: Path) -> None:
     assert file_system._mount(Path("/proc/self/fd"))[0] == "proc"
     assert locks_reach_other_hosts(tmp_path)

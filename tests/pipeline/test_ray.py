@@ -145,6 +145,8 @@ def test_nodes_with_other_libraries_or_models_are_refused(student: Path, teacher
     for arguments, named in (
         ((versions | {"torch": "0.1"}, [model]), "instead of 0.1"),
         ((versions, [other]), f"another model at {teacher}"),
+        ((versions, [replace(model, weights="other")]), f"another model at {student}"),
+        ((versions, [replace(model, tokenizer="other")]), f"another model at {student}"),
         ((versions, [missing(model)]), "On the node"),
     ):
         error = RayProcess.check("elsewhere", *arguments).error
