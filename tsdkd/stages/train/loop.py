@@ -51,9 +51,9 @@ from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step,
 from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.settings import (
     bitsandbytes_version,
-    own_overrides,
     recorded_settings,
     require_compiler,
+    reset_overrides,
     training_arguments,
 )
 from tsdkd.stages.train.summary import training_summary
@@ -130,7 +130,7 @@ def run_training(
         with inputs.open_data(student) as data:
             if config.lora:
                 student = add_lora(student, config.lora, seed)
-            with _removed_unless_saved(resume), own_overrides(config.optimizer):
+            with _removed_unless_saved(resume), reset_overrides(config.optimizer):
                 trainer = DistillationTrainer(
                     student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens, selection
                 )
@@ -205,7 +205,7 @@ def _weights_dtype(config: TrainConfig, precision: str) -> DType:
 def _removed_unless_saved(resume: Path) -> Iterator[None]:
     """After a failure, remove a directory without a saved step: it would only refuse other settings.
 
-    Only ranks on the host that saves do so: another one may see a saved step late.
+    Only ranks on the host that saves do so: other hosts may see a saved step late.
     """
     try:
         yield
