@@ -42,6 +42,7 @@ from tsdkd.stages.data.online import OnlineSource
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.vllm_server import rollout_server
 from tsdkd.stages.metrics.log import read_log
+from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.train.stage import train_online
 
@@ -119,9 +120,9 @@ def weights_table(workspace: Path, url: str, temperature: int) -> None:
 
 def train(workspace: Path, output: Path, config: TrainConfig, processes: int, variables: Mapping[str, str]) -> None:
     def work() -> None:
-        OnlineSource.with_responses = record_responses  # type: ignore[method-assign]
         student, teacher = (str(workspace / name) for name in ("student", "teacher"))
-        train_online(workspace / "prompts.jsonl", student, teacher, output, config)
+        with replaced_attribute(OnlineSource, "with_responses", record_responses):
+            train_online(workspace / "prompts.jsonl", student, teacher, output, config)
 
     def record_responses(self: OnlineSource, samples: list[Sample], learner: Any, key: Any, *more: Any) -> list[Sample]:
         answered = with_responses(self, samples, learner, key, *more)

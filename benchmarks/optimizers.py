@@ -2,7 +2,7 @@
 
     python benchmarks/optimizers.py
 
-Trains a random model of 2.6 million weights for five steps on a CPU, in one process and in two gloo processes (DDP),
+Trains a random model of 2.5 million weights for five steps on a CPU, in one process and in two gloo processes (DDP),
 each in a process of its own. Bytes are those of the tensors. Paged optimizers need a GPU. A second table is the plan
 for the shape of Qwen2.5 1.5B.
 """
@@ -32,6 +32,7 @@ from tsdkd.stages.config.optimizer import OPTIMIZERS
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.memory import TrainingMemory, estimate_training_memory
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.score.stage import score
@@ -113,9 +114,9 @@ def train(work: Path, name: str, output: Path) -> None:
             Path(f"{output}.json").write_text(json.dumps(asdict(count_bytes(self))))
         return result
 
-    DistillationTrainer.train = train_and_count  # type: ignore[method-assign]
     config = {**FULL, **ADAPTERS}[name]
-    train_offline(work / "rollouts", work / "scores", str(work / "student"), output, config)
+    with replaced_attribute(DistillationTrainer, "train", train_and_count):
+        train_offline(work / "rollouts", work / "scores", str(work / "student"), output, config)
 
 
 def count_bytes(trainer: DistillationTrainer) -> Bytes:

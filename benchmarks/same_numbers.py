@@ -109,7 +109,8 @@ def commands() -> Iterator[tuple[str, str, bool]]:
     for name, options in ONLINE_FROM_ROLLOUTS.items():
         recorded = "--rollouts {d}/rollouts-teacher"
         yield f"online-{name}", f"train {recorded} {BOTH} --checkpoint {{out}} {SAMPLING} {TRAINING} {options}", False
-    yield "two-scores", f"score --rollouts {{d}}/rollouts-student --scores {{out}} {BOTH} --k 4", True
+    scored = f"score --rollouts {{d}}/rollouts-student --scores {{out}} {BOTH} --k 4"
+    yield "two-scores", f"{scored} --data-parallel 2", False
     recorded = "--rollouts {d}/rollouts-student --scores {d}/scores-hidden"
     yield "two-offline", f"train {recorded} --checkpoint {{out}} {TRAINING} --k 4", True
     yield "two-online", f"train {prompts} {BOTH} --checkpoint {{out}} {SAMPLING} {TRAINING} --k 4", True

@@ -218,7 +218,7 @@ def test_options_exist(page: Path) -> None:
     ("line", "expected"),
     [
         ("A=1 tsdkd score --k 3 && tsdkd train  # why", [["score", "--k", "3"], ["train"]]),
-        ("torchrun --nproc-per-node 2 -m -- tsdkd score", [["score"]]),
+        ("torchrun --nproc-per-node 2 -m -- tsdkd train", [["train"]]),
         ("echo 'tsdkd generate' | tsdkd plan -", [["plan", "-"]]),
         ("tsdkd artifact show DIR > file.yaml", [["artifact", "show", "DIR"]]),
         ("git clone tsdkd", []),

@@ -1,4 +1,4 @@
-"""What torchrun and `accelerate launch` set: ranks and their numbers, FSDP. One process is rank 0."""
+"""The settings of torchrun and `accelerate launch`: rank, world size, FSDP. Without a launcher, the rank is 0."""
 
 import os
 

@@ -94,7 +94,7 @@ def median_seconds(work: Callable[[], Any], device: str, repeats: int = 5) -> fl
 
 
 def peak_of(work: Callable[[], Any], device: str) -> float:
-    """GB in use at most, with what is in use before; NaN on a CPU."""
+    """Peak memory in GB, with the memory that is in use before; NaN on a CPU."""
     if device != "cuda":
         work()
         return float("nan")
@@ -106,7 +106,7 @@ def peak_of(work: Callable[[], Any], device: str) -> float:
 
 
 def peak_above(work: Callable[[], Any], device: str) -> float:
-    """GB above the memory that is in use before; NaN on a CPU."""
+    """Peak memory in GB above the memory that is in use before; NaN on a CPU."""
     before = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else 0.0
     return peak_of(work, device) - before
 

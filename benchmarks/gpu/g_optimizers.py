@@ -37,7 +37,7 @@ from tsdkd.stages.models.device import free_memory
 from tsdkd.stages.models.load import LanguageModel, load_model
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.new_adapters import add_lora
-from tsdkd.stages.train.settings import own_overrides, training_arguments
+from tsdkd.stages.train.settings import reset_overrides, training_arguments
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 STEPS = 5
@@ -109,7 +109,7 @@ class Runs:
         arguments = training_arguments(config, "bfloat16", 0, self.directory / "steps")
         arguments.save_strategy = "no"
         start = trained_weights(student)
-        with own_overrides(config.optimizer):
+        with reset_overrides(config.optimizer):
             trainer = DistillationTrainer(student, source, range(len(source)), None, arguments, config.objective)
             loss_before, clock = loss_of(trainer), StepClock(self.options.device)
             trainer.add_callback(clock)
@@ -139,12 +139,12 @@ def trained_parameters(student: LanguageModel) -> dict[str, Tensor]:
 
 
 def trained_weights(student: LanguageModel) -> dict[str, Tensor]:
-    """Copies on the CPU."""
+    """Copies of tensors on the CPU."""
     return {name: value.to("cpu", copy=True) for name, value in trained_parameters(student).items()}
 
 
 def distance(student: LanguageModel, start: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> float:
-    """Of the update from `start` to the student's weights, as one vector, from `update`, in lengths of `update`."""
+    """The distance between `update` and the student's update since `start`, divided by the norm of `update`."""
     squares, length = 0.0, 0.0
     for name, value in trained_parameters(student).items():
         expected = update[name].to(value.device)
@@ -154,7 +154,7 @@ def distance(student: LanguageModel, start: Mapping[str, Tensor], update: Mappin
 
 
 def loss_of(trainer: DistillationTrainer) -> float:
-    """Of the first micro-batch."""
+    """The loss of the first micro-batch."""
     samples = next(iter(trainer.get_train_dataloader()))
     batch = send_to_device(collate(samples, trainer.source), trainer.args.device) | {"samples": samples}
     with torch.no_grad(), trainer.accelerator.autocast():

@@ -1,4 +1,4 @@
-"""A file system without what artifacts need is refused before anything is written; locks name their host."""
+"""A file system that does not support the operations of artifacts is refused before a write; locks name their host."""
 
 import errno
 import fcntl
@@ -40,7 +40,7 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["rm", "-r", made], check=True)
 
 
-def test_file_systems_of_this_machine_have_what_artifacts_need(directory: Path) -> None:
+def test_file_systems_of_this_machine_support_artifacts(directory: Path) -> None:
     write(directory / "a")
     write(directory / "a", NEW, "new", overwrite=True)
     assert text_of(directory / "a") == "new"
@@ -107,7 +107,7 @@ LACKING: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("fault", LACKING)
-def test_a_file_system_that_lacks_an_operation_is_refused(
+def test_a_file_system_without_an_operation_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     write(tmp_path / "old")
@@ -159,7 +159,7 @@ def test_an_artifact_is_not_replaced_where_directories_cannot_be_renamed(
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_full_disk_is_no_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_unsupported_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a")
     monkeypatch.setattr(Path, "write_bytes", failing(Path.write_bytes, errno.ENOSPC))
     monkeypatch.setattr(os, "fsync", failing(os.fsync, errno.ENOSPC))
@@ -234,6 +234,12 @@ def test_a_process_in_another_container_of_this_host_has_ended_if_the_lock_is_fr
     write(tmp_path / "a")
     (tmp_path / "a" / LOCK_FILE).write_text(str(Holder(7, Holder.own().boot, "container")))
     write(tmp_path / "a", NEW, "new", overwrite=True)
+
+
+def test_hosts_without_a_boot_id_differ_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_BOOT_ID", Path("/nowhere/boot_id"))
+    assert Holder.own().is_here
+    assert not Holder(7, "", "gpu9").is_here
 
 
 def test_the_kind_of_file_system_is_that_of_the_mount(tmp_path: Path) -> None:

@@ -464,6 +464,18 @@ def test_chunks_have_a_bounded_size(tokens: int) -> None:
     assert chunk * (1 + 1 / chunk_sizes.TEACHER_CHUNKS) * 151936 * 4 < 0.25e9
 
 
+@pytest.mark.parametrize("rows", [21, 30, 40])
+def test_products_take_as_many_rows_as_the_device_likes(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding rows that are too few become zeros, and those that are too many are left out."""
+    monkeypatch.setitem(lm_head.ROW_STEP, "cpu", 8)
+    head, hidden = Head(torch.randn(rows, 4), torch.randn(rows), vocab_size=21), torch.randn(3, 4)
+    aligned = head.aligned
+    assert aligned.bias is not None
+    assert (len(aligned.weight), len(aligned.bias), aligned.vocab) == (24, 24, 21)
+    assert head.linear(hidden).values.shape == (3, 24)
+    torch.testing.assert_close(head.logits(hidden), hidden @ head.weight[:21].T + head.bias[:21])
+
+
 def test_the_teachers_logits_of_a_chunk_are_formed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     case, linear, formed = make([40, 24]), Head.linear, {WIDTH: 0, TEACHER_WIDTH: 0}
 

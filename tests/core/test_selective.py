@@ -300,7 +300,6 @@ def test_features_have_their_formulas() -> None:
         "reverse_kl": (q * (q / p).log()).sum(),
         "jsd": sum((a * (2 * a / (p + q)).log()).sum() / 2 for a in (p, q)),
         "hellinger": (1 - (p * q).sqrt().sum()).sqrt(),
-        "total_variation": (p - q).abs().sum() / 2,
         "teacher_rank": 2.0,
         "topk_agreement": 0.5,
         "student_outside_mass": q[2] + q[3],

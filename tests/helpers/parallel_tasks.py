@@ -63,10 +63,13 @@ class InProcessBackend:
         self.workers: list[InProcessWorker] = []
         self.most = 0
         """The most tasks that a worker held."""
+        self.packed = 0
+        """How often a handler was packed; workers of a cluster open it anew each time."""
         self.lost: Callable[[int, Any], bool] = lambda number, task: False
         """Whether the worker of a number is lost at a task; the task None is its start."""
 
     def pack(self, open_handler: OpenHandler) -> bytes:
+        self.packed += 1
         return pickle.dumps(open_handler)
 
     def start(self) -> Worker:

@@ -169,7 +169,7 @@ def test_a_killed_process_costs_no_complete_part(
         rollouts, str(student), str(teacher), rollouts.parent / "killed", parallel(SCORING), observer=messages
     )
     assert contents(found.path) == contents(scores)
-    assert sum("A worker is lost" in line for line in messages.lines) == 1
+    assert sum("A worker was lost" in line for line in messages.lines) == 1
 
 
 def test_torchrun_is_refused_once(rollouts: Path, teacher: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_torchrun_is_refused_once(rollouts: Path, teacher: Path, tmp_path: Path)
     command = [*launch, "score", "--rollouts", rollouts, "--teacher", teacher, "--scores", tmp_path / "s"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert done.stderr.count("error: tsdkd score is started once") == 1
+    assert done.stderr.count("error: tsdkd score starts its processes itself") == 1
     assert not (tmp_path / "s").exists()
 
 

@@ -86,7 +86,7 @@ def lost_workers(cluster: Any, pool: Any, directory: Path, messages: Messages) -
     assert pool.count == 2
 
     def unending_tasks() -> Iterator[str]:
-        while sum("A worker is lost" in line for line in messages.lines) < 2:
+        while sum("A worker was lost" in line for line in messages.lines) < 2:
             tasks.append(f"task {len(tasks)}" if tasks else "dies")
             yield tasks[-1]
 
@@ -145,6 +145,8 @@ def test_nodes_with_other_libraries_or_models_are_refused(student: Path, teacher
     for arguments, named in (
         ((versions | {"torch": "0.1"}, [model]), "instead of 0.1"),
         ((versions, [other]), f"another model at {teacher}"),
+        ((versions, [replace(model, weights="other")]), f"another model at {student}"),
+        ((versions, [replace(model, tokenizer="other")]), f"another model at {student}"),
         ((versions, [missing(model)]), "On the node"),
     ):
         error = RayProcess.check("elsewhere", *arguments).error

@@ -1,6 +1,7 @@
-"""A trial of the operations that artifacts need; a directory whose file system lacks one of them is refused.
+"""Tests that the file system of a directory supports the operations that artifacts need.
 
-File systems of networks, in user space and over object storage may lack some, or report a success without effect.
+File systems on a network, in user space or over object storage may not support an operation, or report success without
+effect. A stage then refuses the directory before it writes.
 """
 
 import mmap
@@ -17,7 +18,7 @@ from tsdkd.artifacts.disk import DISK_ERRORS, default_mode, fsync
 from tsdkd.errors import ArtifactError
 
 PROBES = (".probe-1.tmp", ".probe-2.tmp")
-"""The files that the operations are tried with."""
+"""Names of temporary files, with which the operations are tried."""
 _REMEDY = (
     "Choose a directory on a local disk, or on NFS, CephFS or Lustre with locks; `tsdkd artifact push` copies complete "
     "artifacts to object storage."
@@ -47,10 +48,11 @@ def require_local_path(path: Path) -> None:
         )
 
 
-def require_guarantees(directory: Path) -> None:
-    """Try the operations on files that artifacts need. The caller has locked the directory and synced the lock's file.
+def require_file_operations(directory: Path) -> None:
+    """Try the operations on files that artifacts need. Raises ArtifactError for the first one that fails.
 
-    A full disk and missing permissions are left to the writes that follow. Raises ArtifactError.
+    The caller has locked the directory and synced the lock file. A full disk and missing permissions raise nothing: the
+    writes that follow report them.
     """
     file, other = (directory / name for name in PROBES)
     with suppress(OSError):
@@ -66,35 +68,35 @@ def require_guarantees(directory: Path) -> None:
 
 
 def sync_names(directory: Path) -> None:
-    """Wait until the names in a directory are on disk. Raises ArtifactError where the file system cannot do it."""
-    with guarantee(directory, "write the names in a directory to disk"):
+    """Wait until the names in a directory are on disk. Raises ArtifactError if the file system cannot sync them."""
+    with required_operation(directory, "write the names in a directory to disk"):
         fsync(directory)
 
 
 def _try_files(directory: Path, file: Path, other: Path) -> None:
-    with guarantee(directory, "append to a file"):
+    with required_operation(directory, "append to a file"):
         file.write_bytes(b"a")
         with file.open("ab") as appended:
             appended.write(b"b")
         require_result(file.read_bytes() == b"ab")
-    with guarantee(directory, "change the mode of a file"):
+    with required_operation(directory, "change the mode of a file"):
         file.chmod(default_mode())
     with (
-        guarantee(directory, "map a file into memory"),
+        required_operation(directory, "map a file into memory"),
         file.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped,
     ):
         require_result(mapped[:] == b"ab")
-    with guarantee(directory, "keep the inode number of a file"), file.open("rb") as opened:
+    with required_operation(directory, "keep the inode number of a file"), file.open("rb") as opened:
         require_result(samestat(os.fstat(opened.fileno()), file.stat()))
-    with guarantee(directory, "replace a file by another"):
+    with required_operation(directory, "replace a file by another"):
         other.touch()
         other.replace(file)
         require_result(file.read_bytes() == b"" and not other.exists())
 
 
 @contextmanager
-def guarantee(directory: Path, operation: str) -> Iterator[None]:
+def required_operation(directory: Path, operation: str) -> Iterator[None]:
     """Raises ArtifactError if the operation inside fails; a disk error stays an OSError."""
     try:
         yield
@@ -106,20 +108,20 @@ def guarantee(directory: Path, operation: str) -> Iterator[None]:
 
 
 def require_result(holds: bool) -> None:
-    """Raises OSError, inside `guarantee`, where an operation has another result than it should have."""
+    """Raises OSError if an operation had a wrong result; `required_operation` turns it into an ArtifactError."""
     if not holds:
         raise OSError
 
 
 def file_system_error(directory: Path, fault: str) -> ArtifactError:
-    """The error for a file system with a fault, such as "cannot lock a file"."""
+    """The error for a file system; `fault` is its verb and object, such as "cannot lock a file"."""
     return ArtifactError(f"The file system of {directory} ({_mount(directory)[0]}) {fault}.", _REMEDY)
 
 
 def locks_reach_other_hosts(directory: Path) -> bool:
     """Whether a lock in a directory is free only if no process of any host holds it.
 
-    True also where one kernel alone uses the file system; False where this is not known.
+    True also for a file system that only this host uses; False if nothing is known about its locks.
     """
     kind, options = _mount(directory)
     if os.major(directory.stat().st_dev) or kind in _ONE_KERNEL:

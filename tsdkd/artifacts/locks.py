@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tsdkd.artifacts.file_system import file_system_error, guarantee, locks_reach_other_hosts
+from tsdkd.artifacts.file_system import file_system_error, locks_reach_other_hosts, required_operation
 from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE
 from tsdkd.errors import ArtifactError
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ATTEMPTS = 100
-"""How often a lock file is opened that other processes replace meanwhile."""
+"""Attempts to lock a file that other processes replace at the same time."""
 _MAX_HOLDER = 1000
-"""Bytes that are read of a lock file."""
+"""Bytes of a lock file that are read at most."""
 _inputs: ContextVar[dict[Path, list[int]] | None] = ContextVar("inputs", default=None)
 """The inputs of the running stage, as absolute paths, with the descriptors that hold their locks."""
 
@@ -74,7 +74,7 @@ def _locked_by_readers(directory: Path) -> Iterator[Path]:
 def _lock_shared(path: Path) -> int | None:
     """A descriptor that holds a shared lock.
 
-    None for an unreadable path, and for a file system without locks, where no artifact is written or replaced.
+    None for an unreadable path, and for a file system without locks, on which no artifact is written or replaced.
     """
     while True:
         try:
@@ -127,7 +127,7 @@ class Holder:
 
     process: int
     boot: str
-    """The boot id of its kernel, which is another one on each host; "" where the system has none."""
+    """The boot id of its kernel, which differs between hosts; "" if the system has none."""
     host: str
 
     @classmethod
@@ -179,7 +179,7 @@ class WriteLock:
     def sign(self) -> None:
         """Name this process in the file until the lock is released, unless the disk is full. Raises ArtifactError."""
         self._signed = True
-        with suppress(OSError), guarantee(self._directory, "write a file to disk"):
+        with suppress(OSError), required_operation(self._directory, "write a file to disk"):
             self._file.truncate(0)
             self._file.write(str(Holder.own()).encode())
             os.fsync(self._file)
@@ -245,8 +245,8 @@ def _require_no_other_host(path: Path, lock: WriteLock) -> None:
     if holder and not holder.is_here and not locks_reach_other_hosts(path):
         lock.close()
         raise ArtifactError(
-            f"Process {holder.process} on {holder.host} may be writing {path}: locks of this file system "
-            "do not reach other hosts, or are not known to.",
+            f"Process {holder.process} on {holder.host} may be writing {path}: "
+            "on this file system, its lock may be invisible to this host.",
             f"If that process has ended, delete {path / LOCK_FILE}.",
         )
 

@@ -5,26 +5,29 @@ written in a pending directory (replacing.py), so the old artifact stays complet
 """
 
 import errno
-import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsdkd.artifacts.file_system import PROBES, file_system_error, require_guarantees, require_local_path, sync_names
-from tsdkd.artifacts.files import LOCK_FILE, MANIFEST_FILE, NO_PARTS
+from tsdkd.artifacts.file_system import file_system_error, require_file_operations, require_local_path, sync_names
+from tsdkd.artifacts.files import MANIFEST_FILE, NO_PARTS
 from tsdkd.artifacts.identity import describe_differences, differ_in
 from tsdkd.artifacts.locks import (
     WriteLock,
-    absolute_path,
-    has_readers,
     is_locked,
     lock_for_writing,
-    registered_inputs,
 )
-from tsdkd.artifacts.manifest import HUB_DATASET, Manifest, load_manifest, read_raw_manifest, save_manifest
+from tsdkd.artifacts.manifest import Manifest, load_manifest, save_manifest
 from tsdkd.artifacts.reader import check_parts
+from tsdkd.artifacts.refusals import (
+    require_artifact,
+    require_kind,
+    require_other_inputs,
+    require_own_files,
+    require_replaceable,
+)
 from tsdkd.artifacts.replacing import (
     Purpose,
     delete,
@@ -59,8 +62,8 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     """Choose, lock and prepare the directory that a run writes; see `Writer.open`."""
     require_local_path(path)
     restore_missing(path)
-    _require_artifact(path)
-    _require_other_inputs(path, wanted, overwrite)
+    require_artifact(path)
+    require_other_inputs(path, wanted, overwrite)
     made = _make_directory(path.resolve())
     try:
         lock = lock_for_writing(path)
@@ -71,14 +74,15 @@ def open_directory(path: Path, wanted: Manifest, overwrite: bool, may_differ: Co
     except ArtifactError:
         remove_empty(made)
         raise
-    with _closed_on_failure(lock, made):
+    with _closed_on_failure(lock, made=made):
         if not is_locked(path):
             raise file_system_error(path, "grants an exclusive lock twice")
-        require_guarantees(path)
+        require_file_operations(path)
         delete_leftovers(path.resolve())
         opened = _choose(path, wanted, overwrite, may_differ)
         if opened.manifest.state == "partial":
-            _require_own_files(opened)
+            with _closed_on_failure(*opened.locks):
+                require_own_files(opened.path)
     return replace(opened, locks=(lock, *opened.locks), made=made)
 
 
@@ -103,19 +107,6 @@ def remove_empty(directories: Iterable[Path]) -> None:
                 directory.rmdir()
 
 
-def _require_own_files(opened: OpenDirectory) -> None:
-    """Raises ArtifactError for a link to a file outside, through which a stage would write or delete there."""
-    root = opened.path.resolve()
-    for directory, directories, files in os.walk(root):
-        for entry in (Path(directory, name) for name in (*directories, *files)):
-            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
-                for lock in opened.locks:
-                    lock.close()
-                raise ArtifactError(
-                    f"{entry} links to a file outside its artifact.", "Remove it, or copy the file itself there."
-                )
-
-
 def _find_complete(path: Path, wanted: Manifest, may_differ: Collection[str]) -> Manifest | None:
     """The complete artifact of the same run in a directory that cannot be written to; else None."""
     if not (path / MANIFEST_FILE).is_file():
@@ -129,15 +120,16 @@ def _find_complete(path: Path, wanted: Manifest, may_differ: Collection[str]) ->
 
 
 @contextmanager
-def _closed_on_failure(lock: WriteLock, made: tuple[Path, ...] = ()) -> Iterator[None]:
-    """When an error ends the block, close a lock (the error keeps its frame) and remove the directories `made`."""
+def _closed_on_failure(*locks: WriteLock, made: tuple[Path, ...] = ()) -> Iterator[None]:
+    """When an error ends the block, close locks (the error keeps their frame) and remove the directories `made`."""
     try:
         yield
     except BaseException:
         if made:
             shutil.rmtree(made[0], ignore_errors=True)
             remove_empty(made)
-        lock.close()
+        for lock in locks:
+            lock.close()
         raise
 
 
@@ -170,7 +162,7 @@ def _choose(path: Path, wanted: Manifest, overwrite: bool, may_differ: Collectio
     if not (path / MANIFEST_FILE).exists():
         return _begin(path, wanted)
     if overwrite:
-        _require_kind(path, wanted)
+        require_kind(path, wanted)
         return (
             _resume_partial(path, wanted)
             or _resume_pending(path, wanted, "replacement")
@@ -241,7 +233,7 @@ def _resume_pending(
         lock.close()
         return None
     with _closed_on_failure(lock):
-        _require_replaceable(path)
+        require_replaceable(path)
         if opened.manifest.state == "complete":
             exchange(pending, path.resolve())
             opened = OpenDirectory(path, opened.manifest)
@@ -249,7 +241,7 @@ def _resume_pending(
 
 
 def _begin_pending(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDirectory:
-    _require_replaceable(path)
+    require_replaceable(path)
     pending = pending_path(path.resolve())
     if pending.exists():
         with lock_for_writing(pending):
@@ -261,50 +253,3 @@ def _begin_pending(path: Path, manifest: Manifest, purpose: Purpose) -> OpenDire
     with _closed_on_failure(lock):
         save_manifest(pending, manifest)
     return OpenDirectory(pending, manifest, (lock,), inherited)
-
-
-def _require_artifact(path: Path) -> None:
-    begun = {LOCK_FILE, *PROBES, f"{MANIFEST_FILE}.tmp"}  # the files that a stage killed at its start leaves
-    if not path.exists() or (path / MANIFEST_FILE).exists():
-        return
-    if not path.is_dir() or {file.name for file in path.iterdir()} - begun:
-        raise ArtifactError(f"{path} exists and is not an artifact.", "Choose another output directory.")
-
-
-def _require_other_inputs(path: Path, wanted: Manifest, overwrite: bool) -> None:
-    """Raises ArtifactError if an input is the output, or lies inside it and would be deleted."""
-    target = path.resolve()
-    parents = [Path(p.path) if p.kind == HUB_DATASET else target / p.path for p in wanted.parents]
-    for source in (*parents, *(Path(model.name) for model in wanted.models), *registered_inputs()):
-        if not source.exists():
-            continue
-        locations = {source.resolve(), absolute_path(source)}
-        if target in locations:
-            raise ArtifactError(f"{path} is an input and the output.", "Choose another output directory.")
-        outputs = (target, absolute_path(path), pending_path(target))
-        if overwrite and any(location.is_relative_to(output) for location in locations for output in outputs):
-            raise ArtifactError(
-                f"The input {source} is inside {path}, which --overwrite replaces.",
-                "Move the input, or choose another output directory.",
-            )
-
-
-def _require_kind(path: Path, wanted: Manifest) -> None:
-    kind = read_raw_manifest(path).get("kind")
-    if kind != wanted.kind:
-        raise ArtifactError(
-            f"{path} holds {kind}, not {wanted.kind}.", "Choose another output directory, or remove this one."
-        )
-
-
-def _require_replaceable(path: Path) -> None:
-    """Raises ArtifactError for an artifact that a process reads, and for one that cannot be renamed."""
-    if has_readers(path):
-        raise ArtifactError(
-            f"{path} is being read by another process.", "Wait for it to end, or choose another output directory."
-        )
-    if path.resolve().is_mount():
-        raise ArtifactError(
-            f"{path} is a mount point, so --overwrite cannot replace it.",
-            "Choose a directory inside it, or remove its content.",
-        )

@@ -77,7 +77,7 @@ class Artifact:
         return table
 
     def read_part(self, part: Part, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-        """The columns of a part, after the checks; an optional column that the file lacks holds nulls.
+        """Check a part, and read columns of it. An optional column that is missing from the file is filled with nulls.
 
         `filters`: the rows to return.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from tsdkd.artifacts.disk import fsync
-from tsdkd.artifacts.file_system import guarantee, require_result
+from tsdkd.artifacts.file_system import require_result, required_operation
 from tsdkd.artifacts.files import JOURNAL_FILE, LOCK_FILE, MANIFEST_FILE, REPLACEMENT_FILE
 from tsdkd.artifacts.locks import lock_for_writing
 from tsdkd.artifacts.manifest import load_manifest
@@ -25,7 +25,7 @@ from tsdkd.errors import ArtifactError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTEMPTY, errno.EEXIST}
-"""The last two: a file system in user space took the exchange for a plain renaming."""
+"""Errors of a file system that cannot exchange names; for the last two, it tried a plain renaming."""
 _NEW, _OLD = ".tsdkd-new", ".tsdkd-old"
 SAVED_STEPS = "resume"
 """The directory of the steps that training saves; a complete checkpoint has none."""
@@ -67,7 +67,7 @@ def require_renaming(path: Path) -> None:
     """
     one, two = pending_path(path), _discarded_path(path)
     try:
-        with guarantee(path.parent, "rename a directory with an open file"):
+        with required_operation(path.parent, "rename a directory with an open file"):
             one.mkdir()
             with (one / JOURNAL_FILE).open("ab", buffering=0) as journal:
                 journal.write(b"a")

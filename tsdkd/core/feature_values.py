@@ -45,10 +45,6 @@ def _hellinger(tokens: TokenBlock, _: int) -> Tensor:
     return (difference.square().sum(-1) / 2).sqrt()
 
 
-def _total_variation(tokens: TokenBlock, _: int) -> Tensor:
-    return (tokens.log_p.exp() - tokens.log_q.exp()).abs().sum(-1) / 2
-
-
 def _teacher_rank(tokens: TokenBlock, k: int) -> Tensor:
     ids, _ = tokens.teacher.top(k, 1.0)
     found = ids == argmax(tokens.log_q).unsqueeze(-1)
@@ -76,7 +72,6 @@ _FORM: Mapping[str, Callable[[TokenBlock, int], Tensor]] = {
     "reverse_kl": _divergence(1.0),
     "jsd": _divergence(0.5),
     "hellinger": _hellinger,
-    "total_variation": _total_variation,
     "teacher_rank": _teacher_rank,
     "topk_agreement": _topk_agreement,
     "student_outside_mass": _student_outside_mass,

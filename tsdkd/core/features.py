@@ -28,7 +28,6 @@ FEATURES: Mapping[str, SignalName] = {
     "topk_agreement": "topk",
     "teacher_log_prob": "hidden",
     "hellinger": "hidden",
-    "total_variation": "hidden",
     "student_outside_mass": "responses",
     "teacher_outside_mass": "hidden",
 }
@@ -147,11 +146,6 @@ class Features:
     def hellinger(self) -> Tensor:
         """Hellinger distance, in [0, 1]."""
         return self._value("hellinger")
-
-    @property
-    def total_variation(self) -> Tensor:
-        """Total variation distance, in [0, 1]."""
-        return self._value("total_variation")
 
     @property
     def student_log_prob(self) -> Tensor:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import inf
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tsdkd.core.features import FEATURES, FEATURES_OF_K, KNOWN_BEFORE, Features
 from tsdkd.core.losses import SIGNALS, Loss, PolicyGradient, Ranking, SignalName, Temperature, TopK, require_at_most
@@ -38,7 +38,7 @@ class Weighted:
 class SelectiveObjective:
     """Losses by name, and the selection that gives each token's weight in each of them.
 
-    Raises InputError for no loss, unknown features, and features that need a `k`.
+    Raises InputError for no loss, objects that are not losses, unknown features, and features that need a `k`.
     """
 
     losses: Mapping[str, Loss]
@@ -53,8 +53,10 @@ class SelectiveObjective:
     which the caller must pass together, or select from beforehand."""
 
     def __post_init__(self) -> None:
-        if not self.losses:
-            raise InputError("The objective has no loss.", "Give at least one.")
+        if not isinstance(self.losses, Mapping) or not self.losses:
+            raise InputError("The objective has no losses by name.", "Give a dictionary with at least one.")
+        for name, loss in self.losses.items():
+            _require_loss(name, loss)
         if unknown := sorted(set(self.features) - FEATURES.keys()):
             raise InputError(f"Unknown feature {unknown[0]!r}.", f"Choose of {', '.join(FEATURES)}.")
         if self.k < 1 and (of_k := [name for name in self.features if name in FEATURES_OF_K]):
@@ -121,6 +123,15 @@ class SelectiveObjective:
         return {name: _checked(name, selected.get(name), features.mask) for name in self.losses}
 
 
+def _require_loss(name: str, loss: Any) -> None:
+    functions = all(callable(getattr(loss, function, None)) for function in ("values", "check_vocab"))
+    if isinstance(loss, type) or not functions or getattr(loss, "needs", None) not in SIGNALS:
+        raise InputError(
+            f"The loss {name} is {loss!r:.100}, which is no loss.",
+            f"Give an object with values, check_vocab and needs, which is one of {', '.join(SIGNALS)}.",
+        )
+
+
 def _checked(name: str, given: Tensor | Weighted | None, mask: Tensor) -> Weighted:
     import torch
 
@@ -131,8 +142,10 @@ def _checked(name: str, given: Tensor | Weighted | None, mask: Tensor) -> Weight
     temperature = weighted.temperature
     if not isinstance(temperature, int | float):
         temperature = _checked_grid(f"temperatures of {name}", temperature, mask, 1.0)
-    if not bool((torch.as_tensor(temperature) > 0).all()):
-        raise InputError(f"A temperature of {name} is not above 0.", "Give temperatures above 0.")
+    if not bool(((divisors := torch.as_tensor(temperature)) > 0).all() and divisors.isfinite().all()):
+        raise InputError(f"A temperature of {name} is not above 0 and finite.", "Give temperatures above 0.")
+    if not isinstance(weighted.factor, int | float) or not isfinite(weighted.factor):
+        raise InputError(f"The factor of {name} is {weighted.factor!r:.100}.", "Give a finite number.")
     return replace(weighted, weights=weights, temperature=temperature)
 
 

@@ -24,10 +24,11 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.engines.online_vllm import VllmSampler
-from tsdkd.stages.engines.vllm_served import ServedEngine
+from tsdkd.stages.engines.vllm_served import ROLLOUT_SERVER, ServedEngine
 from tsdkd.stages.engines.vllm_server import rollout_server
 from tsdkd.stages.engines.weight_files import NAME, SHARED_MEMORY
 from tsdkd.stages.models.spec import load_spec
+from tsdkd.stages.teacher_server.connection import TEACHER
 from tsdkd.stages.train.stage import train_online
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -96,7 +97,7 @@ def test_two_processes_killed_three_times_end_like_one(
 
 @needs_vllm
 def test_a_server_with_other_settings_is_refused(url: str, served: Path) -> None:
-    """Everything that is wrong is said, with the command that starts the right server."""
+    """The message names each wrong setting, and the command that starts the right server."""
     spec = load_spec(str(served))
     with pytest.raises(InputError) as caught:
         ServedEngine(url, spec, GenerateConfig(dtype="bfloat16"), 200, LORA | {"max_lora_rank": 16})
@@ -134,6 +135,19 @@ def test_servers_of_another_kind_are_refused_with_the_command_of_the_right_one(s
     with serve(FakeServer(random_model(10))) as fake, pytest.raises(InputError, match="another form") as caught:
         ServedEngine(fake.url, load_spec(str(student)), SAMPLING, 128, {})
     assert "api_server" in caught.value.remedy
+
+
+def test_a_server_gets_the_key_of_rollout_servers(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TEACHER.key_variable, "teacher")
+    monkeypatch.setenv(ROLLOUT_SERVER.key_variable, "another")
+    spec, fake = load_spec(str(student)), FakeServer(random_model(10), key="secret")
+    with serve(fake):
+        with pytest.raises(TsdkdError, match="refuses access") as caught:
+            ServedEngine(fake.url, spec, SAMPLING, 128, {})
+        assert caught.value.remedy == f"Set {ROLLOUT_SERVER.key_variable} to the server's key."
+        monkeypatch.setenv(ROLLOUT_SERVER.key_variable, "secret")
+        with pytest.raises(InputError, match="another form"):  # it lets us in, and is no vLLM
+            ServedEngine(fake.url, spec, SAMPLING, 128, {})
 
 
 def test_servers_on_other_machines_and_missing_ones_are_refused(student: Path) -> None:

@@ -368,7 +368,7 @@ def test_an_adapter_gives_the_results_of_its_merged_weights(
 
 def test_a_launcher_is_refused(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="tsdkd eval is started once"):
+    with pytest.raises(InputError, match="tsdkd eval starts its processes itself"):
         evaluate(str(student), tmp_path / "r", EvalConfig(("embedded",)))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import exp, isfinite
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +369,7 @@ def test_training_improves_offline_and_runs_online(
     assert last["loss"] < first["loss"]
     online = settings(name, online=OnlineConfig(sampling=SAMPLING), epochs=1)
     train_online(prompts, str(student), str(teacher), tmp_path / "online", online)
-    assert all(isfinite(entry["loss"]) for entry in metrics(tmp_path / "online"))
+    assert all(entry["loss"] > 0 for entry in metrics(tmp_path / "online"))
 
 
 def test_adakd_resumes_with_its_schedule(

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,11 +18,17 @@ import pytest
 
 from tests.helpers.parallel_tasks import Messages, OpenCounter
 from tsdkd.errors import InputError, OtherRankError
+from tsdkd.stages.config.eval import EvalConfig
+from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
+from tsdkd.stages.eval.stage import evaluate
+from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.parallel import local
 from tsdkd.stages.parallel.choice import open_pool, require_parallel
 from tsdkd.stages.parallel.local import LocalProcesses
+from tsdkd.stages.score.served import score_served
+from tsdkd.stages.score.stage import score
 
 DRIVER = """
 from pathlib import Path
@@ -67,7 +74,8 @@ def test_the_driver_goes_on_while_a_worker_has_not_read_its_task(monkeypatch: py
     process = SimpleNamespace(**dict.fromkeys(("start", "terminate", "kill"), lambda: None), join=lambda *_: None)
     context = SimpleNamespace(Pipe=lambda: (own, Connection(os.dup(child.fileno()))), Process=lambda **_: process)
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: context)
-    worker, task = local.LocalWorker(None, lambda _: None), bytes(4 * 2**20)
+    released = list[str | None]()
+    worker, task = local.LocalWorker("2,3", released.append), bytes(4 * 2**20)
     driver = Thread(target=lambda: [worker.send(b"", task) for _ in range(2)], daemon=True)
     driver.start()
     driver.join(30)
@@ -76,6 +84,17 @@ def test_the_driver_goes_on_while_a_worker_has_not_read_its_task(monkeypatch: py
     worker.send(b"", task)
     child.close()
     worker.stop()
+    assert released == ["2,3"]  # for the next worker
+
+
+def test_a_worker_has_the_drivers_threads_and_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, (own, child) = list[int](), Pipe()
+    own.close()  # the driver has ended
+    monkeypatch.setattr(local, "follow_parent", lambda: None)
+    monkeypatch.setattr(local.torch, "set_num_threads", threads.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    local._serve(child, "2,3", 7)
+    assert (threads, os.environ["CUDA_VISIBLE_DEVICES"]) == ([7], "2,3")
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +122,34 @@ def test_processes_that_exceed_the_cores_are_reported(monkeypatch: pytest.Monkey
 
 def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="started once") as raised:
+    with pytest.raises(InputError, match="starts its processes itself") as raised:
         require_parallel("score", ScoreConfig())
     assert "--data-parallel" in raised.value.remedy
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(OtherRankError):
         require_parallel("score", ScoreConfig())
+
+
+def generate_nothing(path: Path) -> None:
+    generate(path, "student", path, GenerateConfig())
+
+
+def score_nothing(path: Path) -> None:
+    score(path, "student", "teacher", path, ScoreConfig())
+
+
+def score_nothing_served(path: Path) -> None:
+    score_served(path, "student", "http://127.0.0.1:9", None, path, ScoreConfig(signal="topk"))
+
+
+def evaluate_nothing(path: Path) -> None:
+    evaluate("student", path, EvalConfig(("gsm8k",)))
+
+
+@pytest.mark.parametrize("stage", [generate_nothing, score_nothing, score_nothing_served, evaluate_nothing])
+def test_a_launcher_is_refused_before_a_stage_reads_its_inputs(
+    stage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="a launcher has started several"):
+        stage(tmp_path / "missing")

@@ -118,6 +118,15 @@ def test_ranks_that_do_not_see_the_directory_are_refused(two: Two, tmp_path: Pat
         agree_on_directory(None)
 
 
+def test_a_directory_that_a_host_sees_late_is_waited_for(
+    two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two(1, (tmp_path, "the lock"))
+    texts = iter(["", "the lock"])
+    monkeypatch.setattr(hosts, "_lock_text", lambda _: next(texts))
+    assert agree_on_directory(None) == tmp_path
+
+
 def test_a_host_that_may_only_read_the_directory_is_refused_before_the_first_step(
     two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,7 +262,7 @@ def test_places_of_vllm_are_refused_where_it_does_not_sample() -> None:
         OnlineConfig(rollout_url="http://127.0.0.1:8000", rollout_gpus=1)
     for place in ({"rollout_url": "http://127.0.0.1:8000"}, {"rollout_gpus": 1}):
         online = OnlineConfig(sampling=SAMPLING, **place)
-        with pytest.raises(InputError, match="is for vLLM"):
+        with pytest.raises(InputError, match="needs vLLM, but"):
             with_engine(online, "float32", observer)
         with pytest.raises(InputError, match="--quantize") as caught:
             with_engine(replace(online, sampling=GenerateConfig()), "float32", observer, quantized=True)

@@ -115,6 +115,6 @@ def test_quantised_weights_are_refused_under_fsdp(
     run: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="FSDP cannot shard weights that --quantize makes"):
+    with pytest.raises(InputError, match="FSDP cannot shard the quantised weights of --quantize"):
         adapt(run, student, tmp_path / "c")
     assert not (tmp_path / "c").exists()

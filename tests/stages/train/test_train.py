@@ -157,10 +157,10 @@ def test_the_checkpoint_has_the_weights_that_the_forward_used(
 ) -> None:
     """A bfloat16 forward uses rounded weights, and those of the last step are saved."""
     states: list[dict[str, torch.Tensor]] = []
-    summary = loop._summary
+    summary = loop.training_summary
     monkeypatch.setattr(
         loop,
-        "_summary",
+        "training_summary",
         lambda trainer, *more: (states.append(trainer.model.state_dict()), summary(trainer, *more))[1],
     )
     learn(run, student, tmp_path / "c", replace(CONFIG, precision="bfloat16"))

@@ -33,7 +33,7 @@ GIVEN = "given"
 PROMPT_COLUMNS = "messages, else prompt"
 """The default of --column, in words."""
 MEMORY_FRACTION = 0.9
-"""Of the memory of vLLM's devices, where nothing else runs on them."""
+"""The fraction of its devices' memory that vLLM takes if nothing else runs on them."""
 JOINT_AUTHORS = ("both", "mixture")
 """Authors that combine both models in one response."""
 

@@ -24,15 +24,15 @@ class Optimizer:
     """States leave the GPU when its memory is short."""
     sharded: bool = False
     """It works on weights that FSDP2 shards."""
-    without: OptimizerName = "adamw_torch_fused"
-    """The choice where this one does not work."""
+    unpaged: OptimizerName = "adamw_torch_fused"
+    """The optimizer to choose on a machine without a GPU, for one that is paged."""
 
 
 OPTIMIZERS: dict[OptimizerName, Optimizer] = {
     "adamw_torch_fused": Optimizer(sharded=True),
     "adamw_torch": Optimizer(sharded=True),
     "adamw_8bit": Optimizer(eight_bits=True, bitsandbytes=True),
-    "paged_adamw_8bit": Optimizer(eight_bits=True, bitsandbytes=True, paged=True, without="adamw_8bit"),
+    "paged_adamw_8bit": Optimizer(eight_bits=True, bitsandbytes=True, paged=True, unpaged="adamw_8bit"),
     "paged_adamw_32bit": Optimizer(bitsandbytes=True, paged=True),
     "adafactor": Optimizer(),
 }
@@ -40,7 +40,7 @@ DEFAULT_OPTIMIZER: OptimizerName = "adamw_torch_fused"
 
 
 def state_bytes(name: OptimizerName, shape: tuple[int, ...], *, embedding: bool = False) -> int:
-    """Bytes of the states of one weight. `embedding`: it is looked up, and may also be the output head."""
+    """Bytes of the states of one weight. `embedding`: whether it is an embedding, which may also be the output head."""
     values = prod(shape)
     if name == "adafactor" and len(shape) > 1:  # means over rows and over columns
         return FLOAT32_BYTES * (values // shape[-1] + values // shape[-2])

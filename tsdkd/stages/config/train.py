@@ -26,7 +26,7 @@ def _default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
 MAX_EPOCHS = 1_000_000
 MICRO_BATCH_SIZE = 8
 SHARED_MEMORY_FRACTION = 0.3
-"""Of the memory of devices that vLLM shares with training."""
+"""The fraction of its devices' memory that vLLM takes if training runs on them, too."""
 ONLINE_SAMPLING = reuse(
     GenerateConfig,
     (
@@ -121,7 +121,7 @@ class OnlineConfig:
     )
     rollout_ahead: int = option(
         0,
-        "Steps that sampling is ahead of learning: with 1, vLLM samples the next batch while this one is learned.",
+        "With 1, vLLM samples the responses of the next step while the student learns those of this step.",
         group=ONLINE,
         min_=0,
         max_=1,
@@ -142,7 +142,7 @@ class OnlineConfig:
 
     @property
     def memory_fraction(self) -> float:
-        """Of the memory of vLLM's devices, for vLLM."""
+        """The fraction of its devices' memory that vLLM takes."""
         if (given := self.sampling.memory_fraction) is not None:
             return given
         return SHARED_MEMORY_FRACTION if self.vllm_shares_devices else MEMORY_FRACTION

@@ -22,7 +22,7 @@ from tsdkd.stages.models.distributed import gather
 from tsdkd.stages.models.load import LanguageModel
 
 SNAPSHOT = "sampling "
-"""Begins the keys of a batch's recorded columns that are a `SamplingSnapshot`."""
+"""Prefix of the recorded columns of a batch that make a `SamplingSnapshot`."""
 
 
 class AheadSource(OnlineSource):

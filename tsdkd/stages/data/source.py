@@ -96,10 +96,10 @@ class ScoringSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSnapshot:
-    """The log-probabilities that sampled some of a batch's tokens with; the student's drift is measured from them."""
+    """The log-probabilities with which some of a batch's tokens were sampled; the drift is measured from them."""
 
     rows: Tensor
-    """Of these tokens among the batch's response tokens (compared,)."""
+    """The numbers of these tokens among the batch's response tokens (compared,)."""
     ids: Tensor
     log_probs: Tensor
     """At `temperature`."""

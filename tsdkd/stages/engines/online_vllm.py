@@ -53,10 +53,10 @@ class VllmSampler:
         sleeps: bool = False,
         log_probs: bool = False,
     ) -> None:
-        """`directory`: of this machine's ranks, for weights. `adapter`: the engine gets the student's adapter alone.
+        """`directory`: receives this machine's weight files. `adapter`: the engine gets only the student's adapter.
 
-        `has_base`: it has loaded the student; else an adapter's base goes before the first adapter. `sleeps`: the
-        engine frees its GPU's memory between two batches. `log_probs`: responses get log-probabilities.
+        `has_base`: the engine has loaded the student; otherwise it gets the base model before the first adapter.
+        `sleeps`: it frees its GPU's memory between two batches. `log_probs`: responses get log-probabilities.
         """
         if log_probs:
             engine.sampling |= {"logprobs": 0}  # of the sampled token alone
@@ -123,7 +123,7 @@ def lora_arguments(student: ModelSpec, lora: LoRAConfig | None) -> dict[str, Any
 
 
 def require_rollout_gpus(count: int) -> list[str]:
-    """The names of `count` GPUs that no training process uses. Raises InputError where the machine lacks them."""
+    """The names of `count` GPUs that no training process uses. Raises InputError if there are too few."""
     if world_size() > local_world_size():
         raise InputError(
             "--rollout-gpus works on one machine.", "Start a server on each machine, and give --rollout-url."

@@ -2,7 +2,7 @@
 
 A child that samples gets requests with sampling parameters, or a `WeightCommand`. It sends the number of responses just
 finished (int), the outputs of all requests (list, empty after a command), or an error (str). A child that reads is in
-`vllm_reading`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
+`vllm_reading.py`. Neither reads an artifact. Scheduling is synchronous and the prefix cache is emptied before
 each message, so that a batch always gets the same responses.
 """
 
@@ -30,7 +30,7 @@ LAUNCHER_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-"""Of torchrun and accelerate: vLLM is no rank of the training run."""
+"""Variables of torchrun and accelerate, which vLLM must not see: it is no rank of the training run."""
 
 TokenRequest = tuple[list[int], int]
 """Prompt ids and seed."""

@@ -29,11 +29,11 @@ from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.teacher_server.connection import Connection, Json, RefusedError, ServerKind
 
 ROLLOUT_SERVER = ServerKind("rollout server", "--rollout-url", "TSDKD_ROLLOUT_API_KEY", repeats=False)
-"""A server that was started again would sample with its first weights."""
+"""No request is repeated: a server that was started again would sample with its first weights."""
 REQUESTS = 64
-"""Of one rank, at the same time."""
+"""Requests that one rank sends at the same time."""
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-"""Of the server: the routes that change weights and adapters."""
+"""Variables of the server, which open its routes for weights and adapters."""
 MODULE = "vllm.entrypoints.openai.api_server"
 
 
@@ -64,8 +64,8 @@ class ServedEngine:
     ) -> None:
         """Arguments as for `VllmEngine`.
 
-        Raises InputError for a server on another machine, for one without the routes, and for one that samples in
-        another way; the remedy is the command that starts the right one.
+        Raises InputError for a server on another machine, without the routes for weights, or with other settings of
+        sampling; the remedy is the command that starts the right server.
         """
         self.config = config
         self.sampling = sampling_parameters(student, config)
@@ -166,7 +166,7 @@ class ServedEngine:
             ) from None
 
     def _find_model(self, student: ModelSpec, max_tokens: int, more: dict[str, Any], remedy: str) -> str:
-        """The name that the model has at the server, whose settings are those of the engine."""
+        """The model's name at the server. Raises InputError if the server samples otherwise than the engine would."""
         url = self._connection.url
         try:
             name = str(self._connection.get("/v1/models")["data"][0]["id"])
@@ -175,7 +175,7 @@ class ServedEngine:
         except RefusedError as error:
             if error.status in {401, 403}:
                 raise
-            raise InputError(f"The rollout server at {url} takes no weights.", remedy) from None
+            raise InputError(f"The rollout server at {url} has no routes for weights.", remedy) from None
         except InputError as error:
             raise InputError(error.cause, remedy) from None
         except (TsdkdError, AttributeError, IndexError, KeyError, TypeError):
@@ -185,7 +185,7 @@ class ServedEngine:
         return name
 
     def _find_faults(self, info: Json, student: ModelSpec, max_tokens: int, more: dict[str, Any]) -> list[str]:
-        """How a server samples otherwise than the engine. `info`: vLLM's configuration at the server."""
+        """The settings in which a server differs from the engine. `info`: vLLM's configuration at the server."""
         model, lora = info["model_config"], info.get("lora_config") or {}
         dtype = str(student.resolve_dtype(self.config.dtype))
         wrong = {
@@ -195,7 +195,8 @@ class ServedEngine:
             "samples ids that the models do not share": MASK_PADDING_ROWS not in (model["logits_processors"] or ())
             or info["additional_config"].get(VOCAB_SIZE_KEY) != student.vocab,
             "reads prompts in chunks": info["scheduler_config"]["enable_chunked_prefill"],
-            "has no LoRA, or of a lower rank": (lora.get("max_lora_rank") or 0) < more.get("max_lora_rank", 0),
+            f"takes no LoRA adapters of rank {more.get('max_lora_rank', 0)}": (lora.get("max_lora_rank") or 0)
+            < more.get("max_lora_rank", 0),
         }
         return [fault for fault, found in wrong.items() if found]
 

@@ -1,4 +1,4 @@
-"""A vLLM server on GPUs of its own, which rank 0 starts and which ends with it."""
+"""Starts a vLLM server on GPUs of its own; the server ends with rank 0."""
 
 import multiprocessing
 import os

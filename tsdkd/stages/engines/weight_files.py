@@ -26,13 +26,13 @@ from tsdkd.stages.models.merged_weights import merged_weights
 
 SHARED_MEMORY = Path("/dev/shm")
 NAME, UNLOCKED_NAME = "tsdkd-weights-", "tsdkd-unlocked-"
-"""What the names of directories start with."""
+"""Prefixes of the names of directories."""
 FILE_BYTES = 1 << 30
 
 
 @contextmanager
 def machine_directory(needed: int) -> Iterator[Path]:
-    """An empty directory for this machine's ranks: in shared memory if that has room for `needed` bytes.
+    """An empty directory for this machine's ranks: in shared memory if `needed` bytes are free there.
 
     Removes the directories of runs that were killed: a process holds the lock of its directory until it ends.
     """
@@ -55,12 +55,12 @@ def machine_directory(needed: int) -> Iterator[Path]:
 
 
 def weight_bytes(model: Any, dtype: torch.dtype) -> int:
-    """Of the weights of a model in `dtype`."""
+    """The bytes of a model's weights in `dtype`."""
     return sum(int(p.numel()) for p in base_with_adapters(model).parameters()) * dtype.itemsize
 
 
-def has_own_names(model: Any) -> bool:
-    """Whether each weight in memory is one weight of the model's files; of some models several are joined or split."""
+def maps_one_to_one(model: Any) -> bool:
+    """Whether each weight in memory is one weight of the files; loading some models joins or splits weights."""
     conversions = getattr(base_with_adapters(model), "_weight_conversions", None)
     return conversions is not None and not any(isinstance(each, WeightConverter) for each in conversions)
 
@@ -72,7 +72,7 @@ def write_weights(model: Any, dtype: torch.dtype, directory: Path, *, merge: boo
     merged = merged_weights(base, merge=merge).items()
     whole = ((name, _whole(value, dtype)) for name, value in merged if name not in tied)
     on_cpu = ((name, value.cpu()) for name, value in whole if kept)
-    if has_own_names(model):
+    if maps_one_to_one(model):
         weights = (item for name, value in on_cpu for item in revert_weight_conversion(base, {name: value}).items())
     else:
         weights = (item for item in revert_weight_conversion(base, dict(on_cpu)).items() if kept)

@@ -6,7 +6,7 @@ Token ids are stored as the engine sampled them, with the end token. The content
 so that an interrupted run ends with the bytes of an uninterrupted one. One part is in memory at a time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -81,12 +81,9 @@ def generate(
     part_size = config.part_size or PART_SIZE[engine]
     config = replace(config, engine=engine, part_size=part_size)
     records = _model_records(config, student, by_name)
-    models = {record.role: load_spec(record.name, _chat_of(record.role, config)) for record in records}
+    models = _load_specs(records, config)
     require_attention(config.attention, [record.name for record in records])
-    vocab = min(spec.vocab for spec in models.values())
     tokenizer = _template_model(models).tokenizer
-    ends = [i for i in pair_end_ids(tokenizer, *(spec.end_ids for spec in models.values())) if i < vocab]
-    models = {role: replace(spec, vocab=vocab, end_ids=ends) for role, spec in models.items()}
     require_stop_support(config, tokenizer)
     config = with_supported_draft(config, models.values(), observer)
     columns = config.column, config.limit, config.system, config.config_name, config.split, config.teacher_by
@@ -116,6 +113,15 @@ def generate(
                 missing = (part for part in requests.parts(authorship, counts) if not writer.has(part.file))
                 _sample_parts(missing, authorship, models, config, max_tokens, writer, pool, advance)
         return writer.finish(_summary(writer.artifact, counts), observer.info)
+
+
+def _load_specs(records: Sequence[ModelRecord], config: GenerateConfig) -> dict[str, ModelSpec]:
+    """The models by role, all with the ids and the end tokens of the pair."""
+    models = {record.role: load_spec(record.name, _chat_of(record.role, config)) for record in records}
+    vocab = min(spec.vocab for spec in models.values())
+    tokenizer = _template_model(models).tokenizer
+    ends = [i for i in pair_end_ids(tokenizer, *(spec.end_ids for spec in models.values())) if i < vocab]
+    return {role: replace(spec, vocab=vocab, end_ids=ends) for role, spec in models.items()}
 
 
 def _label(config: GenerateConfig, models: Mapping[str, ModelSpec]) -> str:

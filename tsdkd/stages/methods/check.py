@@ -2,34 +2,44 @@
 
 import json
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tsdkd.core.features import Features, ResponseContext
+from tsdkd.core.losses import Loss, TokenBlock
 from tsdkd.core.selective import SelectiveObjective, Weighted
+from tsdkd.core.teacher_signals import TeacherLogits
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 
 LENGTHS = (9, 5, 1, 12)
 STEPS = 10
-_PROBABILITIES = {"uniform", "hellinger", "total_variation", "student_outside_mass", "teacher_outside_mass"}
+TRIED_STEPS = (0, 5, 9)
+TOKENS, VOCAB = 3, 4096
+_PROBABILITIES = {"uniform", "hellinger", "student_outside_mass", "teacher_outside_mass"}
 
 
 def try_method(method: Method, options: Options) -> bool:
-    """Call the selection, and the update of a state, on made-up responses. Returns whether a loss has a temperature.
+    """Call the losses, the selection and the update of a state on made-up responses, in some steps of a run.
 
-    Raises InputError for a function that fails, weights that do not fit, weights of a response that depend on other
-    responses although the scope is a response, and a state that cannot be saved.
+    Returns whether a loss has a temperature. Raises InputError for a function that fails, values and weights that do
+    not fit, a token's loss that depends on other tokens, weights of a response that depend on other responses although
+    the scope is a response, and a state that cannot be saved.
     """
     objective = method.with_losses(options)
+    _try_losses(method, objective)
     state = deepcopy(dict(method.state))
-    features = _made_up(objective, state)
-    weighted = objective.weigh(features)
-    if method.scope == "response":
-        _require_independent_rows(method, objective, features, weighted)
-    method.updated(state, dict.fromkeys(objective.losses, 1.0), options)
+    tempered = False
+    for step in TRIED_STEPS:
+        features = _made_up(objective, method.authors_with(options), step, state)
+        weighted = objective.weigh(features)
+        tempered |= any(isinstance(term.temperature, Tensor) or term.temperature != 1 for term in weighted.values())
+        if method.scope == "response":
+            _require_independent_rows(method, objective, features, weighted)
+        method.updated(state, dict.fromkeys(objective.losses, 1.0), options)
     try:
         saved = json.loads(json.dumps(state))
     except (TypeError, ValueError):
@@ -39,10 +49,38 @@ def try_method(method: Method, options: Options) -> bool:
             f"The state of the method {method.name} holds values that cannot be saved.",
             "Keep numbers, words and lists of them, by words.",
         )
-    return any(isinstance(term.temperature, Tensor) or term.temperature != 1 for term in weighted.values())
+    return tempered
 
 
-def _made_up(objective: SelectiveObjective, state: dict[str, object]) -> Features:
+def _try_losses(method: Method, objective: SelectiveObjective) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, TOKENS, VOCAB, generator=generator, dtype=torch.float64)
+    for name, loss in objective.losses.items():
+        try:
+            loss.check_vocab(VOCAB)
+        except InputError:  # the vocabulary of the models decides
+            continue
+        log_q = logits.log_softmax(-1).requires_grad_()
+        block = TokenBlock(log_q, TeacherLogits(teacher), ids=torch.arange(TOKENS))
+        values = _loss_values(method, name, loss, block)
+        if not isinstance(values, Tensor) or values.shape != (TOKENS,) or not values.requires_grad:
+            raise InputError(
+                f"The loss {name} of the method {method.name} has no differentiable value of each token.",
+                "Form a tensor (tokens,) of tokens.log_q (tokens, vocab).",
+            )
+        first = TokenBlock(log_q[:1], TeacherLogits(teacher[:1]), ids=torch.arange(1))
+        if not torch.allclose(_loss_values(method, name, loss, first), values[:1]):
+            raise InputError(
+                f"The loss {name} of the method {method.name} gives a token another value beside other tokens.",
+                "Form each token's loss of its own row; compare tokens in `select`.",
+            )
+
+
+def _loss_values(method: Method, name: str, loss: Loss, tokens: TokenBlock) -> Any:
+    return method.call(f"values of {name}", lambda: loss.values(tokens))
+
+
+def _made_up(objective: SelectiveObjective, authors: tuple[str, ...], step: int, state: dict[str, object]) -> Features:
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(-1)
     grids = {}
@@ -58,8 +96,8 @@ def _made_up(objective: SelectiveObjective, state: dict[str, object]) -> Feature
             values = 3 * values
         grids[name] = values.masked_fill(~mask, 0)
     prompts = torch.arange(len(LENGTHS)) // 2 if objective.scope == "batch" else None
-    authors = ("student", "teacher", "student", "given")
-    return Features(mask, grids, ResponseContext(grids.get("uniform"), authors, prompts, STEPS // 2, STEPS, state))
+    own = tuple(authors[i % len(authors)] for i in range(len(LENGTHS)))
+    return Features(mask, grids, ResponseContext(grids.get("uniform"), own, prompts, step, STEPS, state))
 
 
 def _require_independent_rows(

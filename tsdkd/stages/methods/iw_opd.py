@@ -38,7 +38,10 @@ def select(features: Features, options: Options) -> Selected:
 METHOD = Method(
     name="iw-opd",
     full_name="IW-OPD (arXiv 2606.22600)",
-    description="KL from the student to the teacher, with greater weights before the models have disagreed much",
+    description=(
+        "KL from the student to the teacher, or its policy gradient, with greater weights before the models have "
+        "disagreed much"
+    ),
     losses=losses,
     select=select,
     features=("student_log_prob", "teacher_log_prob"),

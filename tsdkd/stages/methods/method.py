@@ -13,7 +13,7 @@ from tsdkd.core.losses import Loss
 from tsdkd.core.selective import Scope, Selected, SelectiveObjective
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.methods.origin import MethodOrigin
-from tsdkd.stages.methods.values import Options, OptionValue, option_text, parse_option, require_name
+from tsdkd.stages.methods.values import Options, OptionValue, option_text, parse_option, require_default, require_name
 
 ANY_AUTHOR = ("student", "teacher", "both", "mixture", "given")
 DIVERGENCE_ONLY: Mapping[str, Any] = {"alpha": 0.0, "em_weight": 0.0, "gate": False}
@@ -83,8 +83,13 @@ class Method:
 
     def __post_init__(self) -> None:
         require_name("method", self.name)
-        for name in self.options:
+        for name, default in self.options.items():
             require_name("option", name)
+            require_default(name, default)
+        if isinstance(self.authors, str) or not self.authors or not set(self.authors) <= set(ANY_AUTHOR):
+            raise InputError(
+                f"The authors of {self.name} are {self.authors!r:.80}.", f"Give a tuple of {', '.join(ANY_AUTHOR)}."
+            )
         if (self.losses is None) != (self.select is None):
             raise InputError(f"The method {self.name} has only one of losses and select.", "Give both.")
         if self.scope not in get_args(Scope):
@@ -146,22 +151,26 @@ class Method:
         assert self.losses is not None
         assert self.select is not None
         select, losses = self.select, self.losses
-        found = self._call("losses", lambda: losses(options)) if callable(losses) else losses
+        found = self.call("losses", lambda: losses(options)) if callable(losses) else losses
         k = options.get("k", 0)
         return SelectiveObjective(
             losses=found,
-            select=lambda features: self._call("select", lambda: select(features, options)),
+            select=lambda features: self.call("select", lambda: select(features, options)),
             features=tuple(self.features),
             k=k if isinstance(k, int) else 0,
             scope=self.scope,
         )
 
     def updated(self, state: dict[str, Any], terms: Mapping[str, float], options: Options) -> None:
-        """Change the state after a step whose losses had these means."""
-        if (update := self.update) is not None:
-            self._call("update", lambda: update(state, terms, options))
+        """Change the state after a step whose losses had these means. Raises InputError if `update` returns one."""
+        update = self.update
+        if update is None:
+            return
+        if self.call("update", lambda: update(state, terms, options)) is not None:
+            raise InputError(f"update of the method {self.name} returns a value.", "Change the state that it is given.")
 
-    def _call(self, function: str, call: Callable[[], Any]) -> Any:
+    def call(self, function: str, call: Callable[[], Any]) -> Any:
+        """The result of one of the method's own functions; their errors become InputError."""
         try:
             return call()
         except TsdkdError:

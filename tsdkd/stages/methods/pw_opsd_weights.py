@@ -29,7 +29,7 @@ def select(features: Features, options: Options) -> Selected:
 METHOD = Method(
     name="pw-opsd-weights",
     full_name="PW-OPSD (arXiv 2605.21606), position weights",
-    description="KL from the teacher with greater weights at later tokens",
+    description="KL between both models with greater weights at later tokens",
     losses=losses,
     select=select,
     options={"minimum": 0.25, "center": 0.3, "width": 0.1, "direction": "forward"},

@@ -19,7 +19,7 @@ def select(features: Features, options: Options) -> Selected:
 METHOD = Method(
     name="random-kd",
     full_name="divergence at random tokens",
-    description="KL from the teacher at a random share of the tokens, drawn anew in each step",
+    description="KL between both models at a random share of the tokens, drawn anew in each step",
     losses=losses,
     select=select,
     features=("uniform",),

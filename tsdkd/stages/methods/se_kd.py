@@ -34,7 +34,7 @@ def select(features: Features, options: Options) -> Selected:
 METHOD = Method(
     name="se-kd",
     full_name="SE-KD (arXiv 2602.01395), selection of positions",
-    description="KL from the teacher at the tokens where the student is most uncertain",
+    description="KL between both models at the tokens where the student is most uncertain",
     losses=losses,
     select=select,
     features=("student_entropy",),

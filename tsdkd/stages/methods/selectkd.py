@@ -29,7 +29,9 @@ def select(features: Features, options: Options) -> Selected:
 METHOD = Method(
     name="selectkd",
     full_name="SelecTKD (arXiv 2510.24021), greedy top k",
-    description="KL from the teacher at the tokens where the student's most likely token is among the teacher's k",
+    description=(
+        "KL between both models, with a small weight where the student's most likely token is not among the teacher's k"
+    ),
     losses=losses,
     select=select,
     features=("teacher_rank",),

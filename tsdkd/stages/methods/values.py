@@ -23,6 +23,14 @@ def require_name(noun: str, name: str) -> None:
         )
 
 
+def require_default(name: str, default: object) -> None:
+    """Raise InputError for a default whose type no option has."""
+    if not isinstance(default, bool | int | float | str):
+        raise InputError(
+            f"The option {name} has the default {default!r:.80}.", "Give true or false, a number, or a word."
+        )
+
+
 def parse_option(name: str, text: str, default: OptionValue) -> OptionValue:
     """The value that `text` writes, of the default's type. Raises InputError."""
     kind = type(default)

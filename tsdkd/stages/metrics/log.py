@@ -8,7 +8,7 @@ from tsdkd.artifacts.json_files import parse_json, read_regular_file, unreadable
 
 METRICS_FILE = "metrics.jsonl"
 TIMES = "seconds/"
-"""Begins the keys of an entry's times; they are no metrics, because they differ from run to run."""
+"""Prefix of an entry's times, which are no metrics: they differ from run to run."""
 MAX_BYTES = 1 << 32
 """Of a log; a step has about 1 kB."""
 

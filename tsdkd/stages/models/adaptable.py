@@ -1,4 +1,4 @@
-"""What adapters fit: the layers of a model, and the model inside a peft wrapper."""
+"""The layers of a model that adapters fit, and the model inside a peft wrapper."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ IMPORTER = "bitsandbytes.backends.cpu.ops"
 
 
 def refuse_hub_kernels() -> None:
-    """For this process, before transformers and bitsandbytes are imported. `kernels` works for everyone else."""
+    """Call it before transformers and bitsandbytes are imported. Other users of `kernels` are unaffected."""
     os.environ["USE_HUB_KERNELS"] = "NO"  # read by transformers
     sys.meta_path.insert(0, _Finder())
 

@@ -37,7 +37,7 @@ class TrainingMemory:
 
     @property
     def fixed(self) -> int:
-        """What has to fit for any batch."""
+        """The bytes that training needs for any batch."""
         return self.weights + self.teacher + (0 if self.paged else self.optimizer)
 
     @property

@@ -33,12 +33,12 @@ def is_parallel(config: ParallelConfig) -> bool:
 
 
 def require_parallel(command: str, config: ParallelConfig) -> None:
-    """Raises InputError for a command that a launcher started several times, and where Ray is needed and missing."""
+    """Raises InputError if a launcher started the command several times, or if `--ray` is given without Ray."""
     if world_size() > 1:
         if rank():
             raise OtherRankError
         raise InputError(
-            f"tsdkd {command} is started once, and starts its other processes itself.",
+            f"tsdkd {command} starts its processes itself, and a launcher has started several.",
             "Leave out torchrun or accelerate launch, and give --data-parallel N.",
         )
     if config.ray is not None:
@@ -51,8 +51,8 @@ def require_parallel(command: str, config: ParallelConfig) -> None:
 def open_pool(config: ParallelConfig, gpus: int, models: Sequence[ModelRecord], observer: Observer) -> Iterator[Pool]:
     """Open the pool of a command, and stop its workers afterwards.
 
-    `gpus`: of each worker, where there are any; `models`: those that workers load. Raises InputError for a cluster that
-    cannot be joined, and for workers that need more than there is.
+    `gpus`: GPUs per worker, if the machine has any; `models`: the models that workers load. Raises InputError for a
+    cluster that cannot be joined, and if the GPUs or the cluster's resources are too few.
     """
     if config.ray is not None:
         from tsdkd.stages.parallel.ray_cluster import RayCluster, connected

@@ -19,7 +19,7 @@ from tsdkd.stages.parallel.pool import Worker, WorkerLostError
 from tsdkd.stages.parallel.tasks import OpenHandler, Outcome, WorkerRunner, unpack
 
 CLOSED_PIPE = (EOFError, OSError)
-"""What a pipe raises when its other end died: between messages, within one, or with one that it had not read."""
+"""Errors of a pipe whose other end has died: between messages, within one, or before it read one."""
 SECONDS_TO_END = 10
 
 
@@ -27,7 +27,7 @@ class LocalProcesses:
     """Starts worker processes."""
 
     def __init__(self, count: int, gpus: int, observer: Observer) -> None:
-        """`gpus`: of each worker, where the machine has any. Raises InputError for more than it has."""
+        """`gpus`: GPUs per worker, if the machine has any. Raises InputError if it has too few."""
         self.count = count
         present = torch.cuda.device_count()
         if present and count * gpus > present:
@@ -74,7 +74,7 @@ class LocalWorker:
         self.process.start()
         child_pipe.close()
         self._sender = ThreadPoolExecutor(1)
-        """A full pipe makes a sender wait until the worker reads, and workers read between tasks."""
+        """A thread that sends: a full pipe makes it wait until the worker reads, which it does between tasks."""
 
     def send(self, handler: bytes, task: Any) -> None:
         self._sender.submit(self._write, pickle.dumps((handler, task)))

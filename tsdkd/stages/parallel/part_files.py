@@ -1,4 +1,4 @@
-"""Parts that workers write: into the artifact's directory where they see it, else through memory to the driver.
+"""Parts that workers write: into the artifact's directory if they see it; otherwise they send the bytes to the driver.
 
 The driver alone writes the manifest. It checks each part's hash, gives the part its name, and lists it.
 """

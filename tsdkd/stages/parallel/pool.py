@@ -267,11 +267,11 @@ class WorkerPool:
             )
         if MAX_ATTEMPTS in numbers:
             raise TsdkdError(
-                f"Workers ended {MAX_ATTEMPTS} times at the same work ({error}).",
+                f"The same task ended {MAX_ATTEMPTS} workers ({error}).",
                 "If memory ran out, use fewer processes or smaller batches; complete parts are kept.",
             )
         if numbers:
-            self._observer.warning(f"A worker is lost ({error}). Its unfinished tasks run again: {len(numbers)}.")
+            self._observer.warning(f"A worker was lost ({error}). Its unfinished tasks run again: {len(numbers)}.")
         advance(member.settled - member.advanced)
         return [Attempt(attempt.task, attempt.number + 1) for attempt in member.attempts]
 

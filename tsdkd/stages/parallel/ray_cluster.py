@@ -27,9 +27,9 @@ from tsdkd.stages.parallel.tasks import OpenHandler, Outcome, WorkerRunner, unpa
 
 AUTO = "auto"
 """The value of `--ray` without an address."""
-PATIENCE = 30.0
-"""Seconds without a worker after which the user hears what the run waits for."""
-TICK = 1.0
+NOTICE_SECONDS = 30.0
+"""Seconds without a worker after which a message says what the run waits for."""
+POLL_SECONDS = 1.0
 """Seconds between requests for the progress of tasks."""
 ANSWER_SECONDS = 5.0
 """Ray itself waits two minutes for an address, and then ends the process."""
@@ -85,15 +85,15 @@ class RayCluster:
     """Starts actors on the cluster that this process has joined."""
 
     def __init__(self, count: int | None, gpus: int, models: Sequence[ModelRecord], observer: Observer) -> None:
-        """`count`: None: as many as the cluster has resources for. `gpus`: of each worker, where nodes have any.
-        `models`: those that nodes need.
+        """`count`: workers; None: as many as the cluster has resources for. `gpus`: GPUs per worker, if nodes have any.
+        `models`: the models that each node needs.
 
-        A worker without a GPU has as many CPUs as this process has threads. Raises InputError where no node has them.
+        A worker without a GPU has as many CPUs as this process has threads. Raises InputError if no node has them.
         """
         import ray
 
         self._observer, self._models = observer, models
-        self._patience_ends = time.monotonic() + PATIENCE
+        self._notice_time = time.monotonic() + NOTICE_SECONDS
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         has_gpus = any(node.get("GPU") for node in nodes)
         self.needs = {"GPU": gpus, "CPU": 1} if has_gpus else {"CPU": torch.get_num_threads()}
@@ -130,19 +130,19 @@ class RayCluster:
 
         own = [cast("RayWorker", worker) for worker in workers]
         by_ref = {worker.pending[0]: worker for worker in own if worker.pending}
-        done, _ = ray.wait(list(by_ref), timeout=TICK, fetch_local=False)
+        done, _ = ray.wait(list(by_ref), timeout=POLL_SECONDS, fetch_local=False)
         if done:
             return [by_ref[ref] for ref in done]
         busy = [worker for worker in own if worker.ready and worker.pending]
-        if not busy and time.monotonic() > self._patience_ends:
-            self._patience_ends = math.inf
+        if not busy and time.monotonic() > self._notice_time:
+            self._notice_time = math.inf
             free = ray.available_resources()
             self._observer.info(
                 f"Waiting for the Ray cluster: a worker needs {self._in_words(self.needs)}, and {self._in_words(free)} "
                 "are free on all nodes together."
             )
         asked = {worker.ask_progress(): worker for worker in busy}
-        answered = ray.wait(list(asked), num_returns=len(asked), timeout=TICK)[0] if asked else []
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=POLL_SECONDS)[0] if asked else []
         return [asked[ref] for ref in answered if asked[ref].has_advanced(ref)]
 
 
@@ -198,7 +198,7 @@ class RayProcess:
     """The actor. A second thread makes the outcome of a task while the next task runs; a third tells the progress."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory`: the driver's, which relative paths start from; a node may lack it."""
+        """`directory`: the driver's, which relative paths start from; it may be missing on a node."""
         with suppress(OSError):
             os.chdir(directory)
         self._runner, self._lock = WorkerRunner(), threading.Lock()

@@ -26,7 +26,7 @@ Handler = Callable[[Any, Advance], Finish]
 OpenHandler = Callable[[Observer], AbstractContextManager[Handler]]
 """Loads the models of a handler, and frees their memory afterwards. Workers receive it pickled."""
 NO_MAIN_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""In the message of torch's RuntimeError."""
+"""Part of the message of torch's RuntimeError when main memory is short."""
 
 
 @dataclass(slots=True)
@@ -120,8 +120,7 @@ class WorkerRunner:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Wait until no other process of this user on this machine is in such a block, which loads a model into main
-    memory: all workers would load it at the same time."""
+    """Let one process of this user and machine at a time run the block, which loads a model into main memory."""
     path = Path(tempfile.gettempdir()) / f"tsdkd-{os.getuid()}.lock"
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     try:

@@ -29,8 +29,10 @@ OpenPair = Callable[[str, pa.Table], AbstractContextManager[ScoringPair]]
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Rows of the rollouts that one teacher reads. `file`: the part of the scores that they become, or the part that
-    holds the teacher's head; None: nothing is written, and the rate is measured."""
+    """Rows of the rollouts that one teacher reads.
+
+    `file`: the part of the scores to write, with these rows or with the teacher's head; None: measure the rate only.
+    """
 
     teacher: str
     table: pa.Table

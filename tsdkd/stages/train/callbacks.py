@@ -1,10 +1,9 @@
-"""Callbacks of the Trainer: progress on screen, the log, health, replays and Ctrl-C."""
+"""Callbacks of the Trainer: progress on screen, the log, health and replays."""
 
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsdkd.stages.data.replay import ReplaySchedule
@@ -126,15 +125,3 @@ class HealthCallback(TrainerCallback):
         if signs and self.stop:
             self.stopped_at = state.global_step
             control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
-
-
-class InterruptCallback(TrainerCallback):
-    """Saves and stops at the end of the step in which any rank set `requested`."""
-
-    requested = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:
-            self.requested = any(gather_object([self.requested]))
-        if self.requested:
-            control.should_save = control.should_training_stop = True

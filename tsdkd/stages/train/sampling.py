@@ -33,23 +33,24 @@ def find_ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) 
 def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, quantized: bool = False) -> OnlineConfig:
     """With the engine that samples, in the precision of the student's forward.
 
-    Raises InputError for a place of vLLM with another engine, or one that the machine lacks.
+    Raises InputError if the engine does not fit --rollout-url, --rollout-gpus or --rollout-ahead, or if a GPU is
+    missing.
     """
-    place = "--rollout-url" if online.rollout_url else "--rollout-gpus" if online.rollout_gpus else None
-    if place and (online.sampling.engine == "transformers" or online.teacher_fraction):
+    option = "--rollout-url" if online.rollout_url else "--rollout-gpus" if online.rollout_gpus else None
+    if option and (online.sampling.engine == "transformers" or online.teacher_fraction):
         raise InputError(
-            f"{place} is for vLLM, and transformers samples these responses.",
-            f"Leave out {place}, or --engine transformers and --teacher-fraction.",
+            f"{option} needs vLLM, but transformers samples these responses.",
+            f"Leave out {option}, or give {'--teacher-fraction 0' if online.teacher_fraction else '--engine vllm'}.",
         )
-    if place and quantized:
-        raise InputError("vLLM does not sample from a student with --quantize.", f"Leave out {place}.")
+    if option and quantized:
+        raise InputError("vLLM does not sample from a student with --quantize.", f"Leave out {option}.")
     engine: EngineName = "vllm" if online.rollout_url else choose_engine(online.sampling, quantized=quantized)
     if online.rollout_gpus:
         require_vllm()
         require_rollout_gpus(online.rollout_gpus)
         engine = "vllm"
     if online.rollout_ahead:
-        _require_overlap(engine, place)
+        _require_overlap(engine, option)
     authors = "student and teacher together" if online.teacher_fraction else "the student"
     served = f" at {online.rollout_url}" if online.rollout_url else ""
     observer.info(f"Responses are sampled from {authors} with {engine}{served}.")
@@ -57,14 +58,14 @@ def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, qua
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 
 
-def _require_overlap(engine: EngineName, place: str | None) -> None:
+def _require_overlap(engine: EngineName, option: str | None) -> None:
     """Raises InputError where the engine cannot sample while the student learns."""
     if engine == "transformers":
         raise InputError(
             "--rollout-ahead needs vLLM: transformers samples in the process that learns.",
-            "Give --engine vllm and no --teacher-fraction, or leave out --rollout-ahead.",
+            "Give --engine vllm with --teacher-fraction 0, or leave out --rollout-ahead.",
         )
-    if place is None and default_device() == "cuda":
+    if option is None and default_device() == "cuda":
         raise InputError(
             "--rollout-ahead needs GPUs for vLLM: it sleeps on the student's GPU while the student learns.",
             "Give --rollout-gpus or --rollout-url, or leave out --rollout-ahead.",

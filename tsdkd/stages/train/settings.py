@@ -125,7 +125,7 @@ def _require_optimizer(name: OptimizerName) -> None:
         _require_bitsandbytes(f"--optimizer {name}")
     if optimizer.paged and default_device() == "cpu":
         raise InputError(
-            f"--optimizer {name} pages the memory of a GPU, and there is none.", f"Choose {optimizer.without}."
+            f"--optimizer {name} pages the memory of a GPU, and there is none.", f"Choose {optimizer.unpaged}."
         )
     if not optimizer.sharded and shards_weights():
         sharded = " or ".join(other for other, properties in OPTIMIZERS.items() if properties.sharded)
@@ -139,7 +139,7 @@ def _require_quantization() -> None:
     _require_bitsandbytes("--quantize")
     if shards_weights():
         raise InputError(
-            "FSDP cannot shard weights that --quantize makes.",
+            "FSDP cannot shard the quantised weights of --quantize.",
             "Leave out --quantize, or configure accelerate without FSDP: each process then holds all weights.",
         )
 
@@ -159,10 +159,11 @@ def bitsandbytes_version(config: TrainConfig) -> dict[str, str]:
 
 
 @contextmanager
-def own_overrides(name: OptimizerName) -> Iterator[None]:
-    """bitsandbytes keeps the weights with float32 states for the whole process, by position in the optimizer.
+def reset_overrides(name: OptimizerName) -> Iterator[None]:
+    """Reset bitsandbytes' list of the weights with float32 states before and after a run.
 
-    They are forgotten before and after a run, so that another model does not get them and this one is freed.
+    bitsandbytes keeps the list for the whole process, by position in the optimizer: another model would get the entries
+    of this one, and this one would stay in memory.
     """
     if not OPTIMIZERS[name].bitsandbytes:
         yield

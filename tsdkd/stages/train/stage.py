@@ -168,7 +168,6 @@ def train_online(
     teachers = teachers_by_name(teachers)
     recorded = read_artifact(data, "rollouts") if (data / MANIFEST_FILE).is_file() else None
     online = _effective(config, teachers, recorded, observer)
-    config = replace(config, online=online)
     sampling = online.sampling
     chat, chat_parents = config.chat, template_parents(config.chat, output)
     if recorded is not None:
