@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.bench.arms import Arm
-from recipes.bench.methods import Entry
-from recipes.bench.settings import SEARCH_SEED, Settings
-from recipes.bench.tasks import Conditions
+from recipes.experiment.arms import Arm
+from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
+from recipes.experiment.settings import SEARCH_SEED, Settings
+from recipes.experiment.tasks import Conditions
 from tsdkd.errors import InputError
 
 HOUR = 3600

@@ -1,4 +1,4 @@
-"""Twelve digits, added modulo 100 in an order that the solution chooses first.
+"""Digits, added modulo 100 in an order that the solution chooses first.
 
 A solution of `471930582614?` is `a3:011234456789=` and then `00+0=00;00+1=01;01+1=02|02+2=04;` to `41+9=50#50`. Its
 first character is the order, one of `ORDERS`, and its second the size of the groups that `|` ends, one of `GROUPS`.
@@ -7,11 +7,10 @@ graded, which is the same for every plan.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from recipes.experiment.task import Shape, Task
 
-DIGITS = 12
 ORDERS: dict[str, Callable[[str], str]] = {
     "g": lambda digits: digits,
     "r": lambda digits: digits[::-1],
@@ -24,21 +23,13 @@ ORDERS: dict[str, Callable[[str], str]] = {
 GROUPS = "234"
 
 
-def draw_problem(generator: random.Random) -> str:
-    return "".join(generator.choices("0123456789", k=DIGITS)) + "?"
-
-
-def solution(problem: str, generator: random.Random) -> str:
-    return solve(problem, generator.choice([*ORDERS]), generator.choice(GROUPS))
-
-
 def solve(problem: str, order: str, group: str) -> str:
     """The solution by one plan."""
     digits = ORDERS[order](problem[:-1])
     value, text = 0, f"{order}{group}:{digits}="
     for number, digit in enumerate(digits, 1):
         result = (value + int(digit)) % 100
-        end = "#" if number == DIGITS else "|" if number % int(group) == 0 else ";"
+        end = "#" if number == len(digits) else "|" if number % int(group) == 0 else ";"
         text += f"{value:02}+{digit}={result:02}{end}"
         value = result
     return f"{text}{value:02}"
@@ -48,14 +39,31 @@ def answer(problem: str) -> str:
     return f"{sum(map(int, problem[:-1])) % 100:02}"
 
 
-PLANS = Task(
-    name="plans",
-    letters="".join(["0123456789+=:;|#?", *ORDERS]),
-    response_tokens=160,  # 1.4 times the length of a solution
-    context=192,
-    draw_problem=draw_problem,
-    solution=solution,
-    answer=answer,
-    teacher=Shape(width=128, inner=384, layers=4, rate=1e-3, steps=6000, every=100),
-    student=Shape(width=64, inner=192, layers=3, rate=1e-3, steps=8000, every=100),
-)
+def plans(name: str, digits: int, orders: Sequence[str], groups: Sequence[str]) -> Task:
+    """The task with this number of digits, whose solutions choose among these orders and groups."""
+    length = 9 * digits + 6
+
+    def draw_problem(generator: random.Random) -> str:
+        return "".join(generator.choices("0123456789", k=digits)) + "?"
+
+    def solution(problem: str, generator: random.Random) -> str:
+        return solve(problem, generator.choice(orders), generator.choice(groups))
+
+    return Task(
+        name=name,
+        letters="".join(["0123456789+=:;|#?", *ORDERS]),
+        response_tokens=round(1.4 * length),
+        context=round(1.4 * length) + digits + 8,
+        draw_problem=draw_problem,
+        solution=solution,
+        answer=answer,
+        teacher=Shape(width=128, inner=384, layers=4, rate=1e-3, steps=6000, every=100),
+        student=Shape(width=64, inner=192, layers=3, rate=1e-3, steps=8000, every=100),
+    )
+
+
+PLANS = plans("plans", 12, [*ORDERS], GROUPS)
+SHORT_PLANS = plans("plans-short", 6, [*ORDERS], GROUPS)
+"""60 tokens instead of 114."""
+ONE_PLAN = plans("plans-one", 12, ["a"], ["3"])
+"""Without a free choice, so that a good teacher is certain everywhere."""

@@ -22,8 +22,12 @@ def half_interval(values: Sequence[float]) -> float:
 
 
 def paired_differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
-    """The differences of the seeds that both have."""
-    return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
+    """The differences of the seeds for which both have the measure."""
+    return [
+        run[measure] - reference[seed][measure]
+        for seed, run in runs.items()
+        if measure in run and measure in reference.get(seed, {})
+    ]
 
 
 def paired_p(differences: Sequence[float]) -> float:

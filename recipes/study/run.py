@@ -1,164 +1,87 @@
-"""Runs the study: python -m recipes.study.run DIRECTORY [--seeds 0,1,2] [--scale tiny]
+"""Runs the study: python -m recipes.study.run DIRECTORY [--tasks "sums plans"] [--seeds "1 2 3 4"] [--scale tiny]
 
-Every arm is a `tsdkd train` and a greedy `tsdkd generate`, called in this process: a new process would load torch for
-longer than an arm takes. Complete arms are skipped, so the same command resumes an interrupted study.
+Complete arms are skipped, so the same command resumes an interrupted study. A task has its own directory, which a bench
+of the task may share.
 """
 
 import argparse
-import contextlib
-import json
 import sys
+from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from recipes.experiment import measures, models
-from recipes.experiment.commands import INTERRUPTED, run_tsdkd
-from recipes.experiment.sums import SUMS
-from recipes.experiment.task import Shape, write_prompts
-from recipes.study.arms import MAIN, Arm, every_arm
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of models and data; `full` is the study, `tiny` shows that it runs."""
-
-    teacher: Shape = SUMS.teacher
-    student: Shape = SUMS.student
-    teacher_accuracy: int = 99
-    prompts: int = 3200
-    """One epoch, 32 per step."""
-    test: int = 1000
-    dev: int = 200
-    held_out: int = 200
-
-
-SCALES = {
-    "full": Scale(),
-    "tiny": Scale(
-        replace(SUMS.teacher, steps=SUMS.teacher.every),
-        replace(SUMS.student, steps=SUMS.student.every),
-        *(0, 64, 32, 16, 16),
-    ),
-}
+from recipes.experiment import arms
+from recipes.experiment.arms import Arm
+from recipes.experiment.commands import INTERRUPTED
+from recipes.experiment.settings import Settings
+from recipes.experiment.tasks import find_task
+from recipes.experiment.workers import Workers, open_workers
+from recipes.study.questions import QUESTIONS, StudyArm, every_arm
+from tsdkd.errors import InputError
 
 
 @dataclass(frozen=True)
 class Study:
-    """One study, in the working directory."""
+    """The arms of one task, in a directory of the task's."""
 
-    scale: Scale
-    arms: list[Arm]
-    progress: Progress
+    root: Path
+    settings: Settings
+    arms: list[StudyArm]
 
-    def prepare(self) -> None:
-        """Make the problems, the teacher, and its responses for training and for held-out measurement."""
-        test, _, train = self._problems
-        write_prompts(Path("test.jsonl"), test)
-        write_prompts(Path("held_out.jsonl"), test[: self.scale.held_out])
-        write_prompts(Path("train.jsonl"), train)
-        self._train_on_solutions(
-            "teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True
-        )
-        for name in ("train", "held_out"):
-            run_tsdkd(
-                Path(),
-                f"generate --policy teacher --teacher teacher --prompts {name}.jsonl "
-                f"--rollouts {name} --max-new-tokens {SUMS.response_tokens} "
-                "--engine transformers --batch-size 250",
-            )
+    def prepare(self, workers: Workers) -> None:
+        """Make the models, the prompts, and the teacher's responses."""
+        self.settings.record(self.root)
+        workers.show(f"{self.settings.task}: models, prompts and the teacher's responses")
+        with chdir(self.root):
+            arms.prepare(find_task(self.settings))
+        starts = sorted({arm.start for arm in self.arms} | {None}, key=lambda start: start or 0)
+        seeds = [(self.settings, self.root, seed, starts) for seed in self.settings.seeds]
+        workers.each(f"{self.settings.task}: students", arms.prepare_seed, seeds)
 
-    def run_seed(self, seed: int) -> None:
-        """Make the students of one seed, and run all arms."""
-        directory = Path(f"seed-{seed}")
-        starts = {arm.start: directory / f"student-{arm.start}" for arm in self.arms}
-        self._train_on_solutions(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
-        for name in ("train", "held_out"):
-            run_tsdkd(
-                directory,
-                f"score --teacher teacher --student {starts[self.arms[0].start]} --k 5 "
-                f"--rollouts {name} --scores {directory}/{name}",
-            )
-        bar = self.progress.add_task(f"arms of seed {seed}", total=len(starts) + len(self.arms))
-        for start, student in starts.items():
-            self._measure(directory / f"before-{start}", student)
-            self.progress.advance(bar)
-        for arm in self.arms:
-            self._train(arm, seed, directory, starts[arm.start])
-            accuracy = json.loads((directory / arm.slug / measures.RESULT).read_text())["accuracy"]
-            self.progress.console.print(f"seed {seed}: {arm.name}: {accuracy:.1%}", soft_wrap=True)
-            self.progress.advance(bar)
+    def run_seed(self, workers: Workers, seed: int) -> None:
+        """Train and measure all arms of a seed, and measure its students before training."""
+        rate = find_task(self.settings).conditions.rate
+        before = [Arm(seed, "test", start=start) for start in dict.fromkeys(arm.start for arm in self.arms)]
+        chosen = [*before, *(arm.of_seed(seed, rate) for arm in self.arms)]
+        arms.run_arms(workers, f"{self.settings.task}, seed {seed}", self.settings, self.root, chosen)
 
-    @property
-    def _problems(self) -> list[list[str]]:
-        return SUMS.split(self.scale.test, self.scale.dev, self.scale.prompts)
 
-    def _train_on_solutions(
-        self, label: str, shape: Shape, seed: int, directories: dict[int, Path], *, decay: bool
-    ) -> None:
-        if all(directory.is_dir() for directory in directories.values()):
-            return
-        bar = self.progress.add_task(f"{label} are trained on solutions", total=shape.steps)
-        dev = self._problems[1]
-        models.make(SUMS, shape, seed, directories, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
-        self.progress.update(bar, completed=shape.steps)
-
-    def _train(self, arm: Arm, seed: int, directory: Path, student: Path) -> None:
-        output = directory / arm.slug
-        if (output / measures.RESULT).is_file():
-            return
-        recorded = "--rollouts train"
-        online = (
-            f"--teacher teacher --engine transformers --max-new-tokens {SUMS.response_tokens} --sample-batch-size 32"
-        )
-        data = {
-            "student": f"--prompts train.jsonl {online}",
-            "half": f"{recorded} {online} --lambda 0.5",
-            "replayed": f"{recorded} {online}",
-            "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {directory}/train",
-        }
-        run_tsdkd(
-            output,
-            f"train {arm.options} --student {student} {data[arm.data]} --checkpoint {output}/checkpoint "
-            f"--learning-rate {arm.rate} --seed {seed} --batch-size 32 --micro-batch-size 32 --epochs 1",
-        )
-        self._measure(output, output / "checkpoint")
-
-    def _measure(self, output: Path, model: Path) -> None:
-        """Sample greedy responses to the test problems and write the measures."""
-        if (output / measures.RESULT).is_file():
-            return
-        run_tsdkd(
-            output,
-            f"generate --student {model} --prompts test.jsonl --rollouts {output}/responses "
-            f"--temperature 0 --max-new-tokens {SUMS.response_tokens} --engine transformers --batch-size 250",
-        )
-        found = measures.response_measures(output / "responses", SUMS.is_correct)
-        found |= measures.divergence(model, Path("held_out"), output.parent / "held_out")
-        measures.write_result(output, found | measures.training_health(model))
+def find_studies(directory: Path, tasks: Sequence[str], scale: str, seeds: tuple[int, ...]) -> list[Study]:
+    """The study of each task. Raises InputError for a task without an arm."""
+    chosen = every_arm() if scale == "full" else [replace(arm, start=None) for arm in QUESTIONS[0].groups[0][:2]]
+    studies = []
+    for task in tasks or dict.fromkeys(arm.task for arm in chosen):
+        if not (found := [arm for arm in chosen if arm.task == task]):
+            known = " ".join(dict.fromkeys(arm.task for arm in chosen))
+            raise InputError(f"The study has no arm on {task}.", f"Choose TASKS from: {known}.")
+        studies.append(Study(directory / task, Settings(task, scale, seeds), found))
+    return studies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--tasks", default="")
+    parser.add_argument("--seeds", default="1 2 3 4")
+    parser.add_argument("--scale", choices=("full", "tiny"), default="full")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    arms = every_arm() if options.scale == "full" else [replace(MAIN[-1], start=0)]
-    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    console = Console(file=sys.stdout)  # the output of commands goes to their logs
-    options.directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(options.directory), Progress(*columns, console=console) as progress:
-        study = Study(SCALES[options.scale], arms, progress)
-        try:
-            study.prepare()
-            for seed in map(int, options.seeds.split(",")):
-                study.run_seed(seed)
-        except KeyboardInterrupt:
-            console.print("interrupted: run the same command again to continue")
-            raise SystemExit(INTERRUPTED) from None
+    seeds = tuple(map(int, options.seeds.split()))
+    try:
+        studies = find_studies(options.directory.resolve(), options.tasks.split(), options.scale, seeds)
+        with open_workers(options.workers) as workers:
+            for study in studies:
+                study.prepare(workers)
+            for seed in seeds:  # an interrupted study has all arms of its complete seeds
+                for study in studies:
+                    study.run_seed(workers, seed)
+    except InputError as error:
+        sys.stderr.write(f"error: {error.cause}\ntry:   {error.remedy}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stdout.write("interrupted: run the same command again to continue\n")
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

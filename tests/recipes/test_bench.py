@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from recipes.bench import arms, page
-from recipes.bench.arms import Arm
-from recipes.bench.methods import ENTRIES, REFERENCE, Entry, choose
+from recipes.bench import page
+from recipes.bench.methods import ENTRIES, choose
 from recipes.bench.plan import Plan, make_plan
-from recipes.bench.run import Bench, choose_rate, main, open_workers
-from recipes.bench.settings import Settings
-from recipes.bench.tasks import Conditions, Sizes, find_task
+from recipes.bench.run import Bench, choose_rate, main
+from recipes.experiment import arms
+from recipes.experiment.arms import Arm
+from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
+from recipes.experiment.settings import Settings
+from recipes.experiment.tables import COLUMNS
+from recipes.experiment.tasks import Conditions, Sizes, find_task
+from recipes.experiment.workers import open_workers
 from tests.helpers.recipes import finish, start
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
@@ -53,7 +57,7 @@ def test_a_bench_keeps_its_settings_and_gains_seeds(tmp_path: Path) -> None:
 
 def test_every_method_of_the_registry_is_in_the_bench() -> None:
     assert {entry.method for entry in ENTRIES.values()} == METHODS.keys()
-    assert choose("")[0].name == REFERENCE
+    assert choose("")[0].name == GKD.name
     assert {entry.name for entry in choose("")} == ENTRIES.keys()
 
 
@@ -68,13 +72,13 @@ def test_k_is_given_to_methods_that_have_one() -> None:
     assert ENTRIES["tsdkd"].train_options(5) == "--method tsdkd --k 5"
     assert ENTRIES["tropd-loss"].train_options(5) == "--method tropd-loss --method-option k=5"
     assert ENTRIES["tsdkd"].train_options(None) == "--method tsdkd"
-    assert ENTRIES[REFERENCE].train_options(5) == "--method gkd --beta 0.9"
+    assert ENTRIES[GKD.name].train_options(5) == "--method gkd --beta 0.9"
 
 
 def test_chosen_methods_are_beside_the_reference_and_may_be_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(METHOD_FILE)
-    assert [entry.name for entry in choose(f"tip {file}")] == [REFERENCE, "tip", "mine"]
+    assert [entry.name for entry in choose(f"tip {file}")] == [GKD.name, "tip", "mine"]
     with pytest.raises(InputError, match="nonsense"):
         choose("nonsense")
 
@@ -112,9 +116,9 @@ def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path)
         write_result(tmp_path, Arm(0, split), measuring_seconds=seconds)
     (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
     conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
-    probes = {REFERENCE: {"step": 1.0, "other": 20.0}}
-    plan = make_plan(tmp_path, Settings("sums"), conditions, choose(REFERENCE), probes, workers=2)
-    assert plan.methods == {REFERENCE: 7 * 120 + 3 * 10 + 4 * 30}
+    probes = {GKD.name: {"step": 1.0, "other": 20.0}}
+    plan = make_plan(tmp_path, Settings("sums"), conditions, choose(GKD.name), probes, workers=2)
+    assert plan.methods == {GKD.name: 7 * 120 + 3 * 10 + 4 * 30}
     assert plan.hours == pytest.approx((990 + 240) / 2 / 3600)
     plan.require(12)
     with pytest.raises(InputError, match="hours"):
@@ -136,22 +140,22 @@ def test_the_table_has_paired_differences_with_holms_p_and_the_ends_of_the_grid(
         "level": runs(0.2, 0.5, 0.8),
     }
     rates = {"gkd": 1e-4, "better": 4e-4, "level": 1e-4}
-    lines = page.format_table(rates, [2.5e-5, 1e-4, 4e-4], runs(0.1, 0.1, 0.1), measured).splitlines()
-    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines[2:]}
-    row = dict(zip(page.COLUMNS[1:5], cells["better"][1:5], strict=True))
-    assert row == {
+    lines = page.format_rows(rates, [2.5e-5, 1e-4, 4e-4], runs(0.1, 0.1, 0.1), measured).splitlines()
+    cells = {line.strip("|").split(" | ")[0].strip(): line.strip("|").split(" | ") for line in lines[2:]}
+    columns = ["name", *COLUMNS[1:4], "points"]
+    assert dict(zip(columns, cells["better"], strict=False)) == {
+        "name": " better",
         "learning rate": "0.0004*",
         "seeds": "3",
         "accuracy %": "61.0 ± 77.0",
-        "difference, points": "+11.0 ± 2.5",
+        "points": "+11.0 ± 2.5 (p 0.005)",
     }
-    assert cells["better"][5] == "0.005"
-    assert cells["better"][-1] == "1.50"
-    assert cells["level"][1:6] == ["0.0001", "3", "50.0 ± 74.5", "0.0 ± 0.0", "1.000"]
-    assert cells["gkd"][4:6] == ["", ""]
+    assert cells["better"][-1].strip() == "1.50"
+    assert cells["level"][1:5] == ["0.0001", "3", "50.0 ± 74.5", "0.0 ± 0.0 (p 1.000)"]
+    assert cells["gkd"][4] == cells["before"][4] == ""
 
 
-@pytest.mark.parametrize("name", ["sums", "plans", "embedded"])
+@pytest.mark.parametrize("name", ["sums", "plans", "plans-short", "embedded"])
 def test_splits_share_no_prompt(name: str) -> None:
     task = find_task(Settings(name))
     splits = task.splits()
@@ -236,11 +240,13 @@ def test_the_recipe_hands_its_variables_over(
     assert finish(start("bench", tmp_path, **variables, DRY_RUN=1)).splitlines()[-1] == "--plan-only"
 
 
-def test_workers_call_in_order_and_stop_after_an_error() -> None:
-    with open_workers(2) as each:
-        assert each(math.hypot, [(3, 4), (5, 12)]) == [5, 13]
-    with pytest.raises(ValueError, match="domain"), open_workers(2) as each:
-        each(math.sqrt, [(-1,)])
+@pytest.mark.parametrize("number", [1, 2])
+def test_workers_call_with_all_arguments_and_stop_after_an_error(number: int, tmp_path: Path) -> None:
+    with open_workers(number) as workers:
+        workers.each("writes", Path.write_text, [(tmp_path / name, name) for name in "ab"])
+    assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["a", "b"]
+    with pytest.raises(ValueError, match="domain"), open_workers(number) as workers:
+        workers.each("roots", math.sqrt, [(-1,)])
 
 
 def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,8 +254,8 @@ def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pyte
     for name in ("prepare", "prepare_seed", "run_arm"):
         monkeypatch.setattr(arms, name, lambda *arguments: called.append(arguments[-1]))
     monkeypatch.setattr(arms, "probe", lambda *_: {"step": 1.0, "other": 1.0})
-    monkeypatch.setattr("recipes.bench.run.make_plan", lambda *_: Plan({REFERENCE: 13 * 3600.0}, 0.0, 1))
-    bench = Bench(tmp_path, Settings("sums"), choose(REFERENCE), workers=1)
+    monkeypatch.setattr("recipes.bench.run.make_plan", lambda *_: Plan({GKD.name: 13 * 3600.0}, 0.0, 1))
+    bench = Bench(tmp_path, Settings("sums"), choose(GKD.name), workers=1)
     with pytest.raises(InputError, match=r"13\.0 hours"):
         bench.run(12, plan_only=False)
     assert called[1:] == [0, Arm(0, "validation"), Arm(0, "test")]

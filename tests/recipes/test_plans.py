@@ -7,8 +7,8 @@ from itertools import islice
 
 import pytest
 
-from recipes.experiment.plans import DIGITS, GROUPS, ORDERS, PLANS, solution, solve
-from recipes.experiment.task import END
+from recipes.experiment.plans import GROUPS, ONE_PLAN, ORDERS, PLANS, SHORT_PLANS, solve
+from recipes.experiment.task import END, Task
 
 PROBLEM = "471930582614?"
 SOLUTIONS = [solve(PROBLEM, order, group) for order in ORDERS for group in GROUPS]
@@ -34,15 +34,14 @@ def test_the_orders() -> None:
     }
 
 
-def test_every_plan_gives_the_answer_in_100_tokens_and_more() -> None:
-    for problem in islice(PLANS.problems(3), 50):
+@pytest.mark.parametrize(("task", "length"), [(PLANS, 115), (ONE_PLAN, 115), (SHORT_PLANS, 61)], ids=["12", "one", "6"])
+def test_every_plan_gives_the_answer_in_the_tasks_number_of_tokens(task: Task, length: int) -> None:
+    for problem in islice(task.problems(3), 50):
         texts = [solve(problem, order, group) for order in ORDERS for group in GROUPS]
-        assert all(PLANS.is_correct(problem, text) for text in texts)
+        assert all(task.is_correct(problem, text) for text in texts)
         assert {text[-2:] for text in texts} == {f"{sum(map(int, problem[:-1])) % 100:02}"}
-        lengths = {len(PLANS.tokenizer()(text + END).input_ids) for text in texts}
-        assert len(lengths) == 1
-        assert 100 < lengths.pop() < PLANS.response_tokens
-        assert len(problem) + PLANS.response_tokens <= PLANS.context
+        assert {len(task.tokenizer()(text + END).input_ids) for text in texts} == {length}
+        assert length < task.response_tokens <= task.context - len(problem)
 
 
 @pytest.mark.parametrize("response", [SOLUTIONS[0][:-1] + "9", SOLUTIONS[0][:-3], "50", "", "#50#", "#150"])
@@ -70,7 +69,7 @@ def test_entropy_is_at_the_choices_alone() -> None:
 
 def test_solutions_choose_every_plan_equally_often() -> None:
     generator = random.Random(0)
-    plans = Counter(solution(PROBLEM, generator)[:2] for _ in range(1800))
+    plans = Counter(PLANS.solution(PROBLEM, generator)[:2] for _ in range(1800))
     assert set(plans) == {text[:2] for text in SOLUTIONS}
     assert min(plans.values()) > 60
 
@@ -79,4 +78,8 @@ def test_problems_have_their_digits_and_splits_share_none() -> None:
     parts = PLANS.split(20, 10, 30)
     assert [len(part) for part in parts] == [20, 10, 30]
     assert len({problem for part in parts for problem in part}) == 60
-    assert all(len(problem) == DIGITS + 1 for part in parts for problem in part)
+    assert all(len(problem) == 13 for part in parts for problem in part)
+
+
+def test_solutions_of_one_plan_have_no_choice() -> None:
+    assert {ONE_PLAN.solution(PROBLEM, random.Random(seed))[:2] for seed in range(20)} == {"a3"}

@@ -2,29 +2,26 @@
 
 import json
 import random
-import subprocess
 import sys
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import typer.main
 
+from recipes.bench.methods import ENTRIES
 from recipes.experiment import measures, models, sums
+from recipes.experiment.entries import GKD
 from recipes.experiment.statistics import format_interval, holm, paired_differences, paired_p
 from recipes.experiment.sums import SUMS
 from recipes.experiment.task import END, Shape
-from recipes.study import health, report
-from recipes.study.arms import GKD, MAIN, QUESTIONS, Arm, every_arm
-from tsdkd.artifacts.manifest import Manifest
-from tsdkd.artifacts.writer import Writer
+from recipes.study import health, report, run
+from recipes.study.questions import QUESTIONS, StudyArm, every_arm
+from recipes.study.run import find_studies
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
-from tsdkd.stages.methods import find_method
+from tsdkd.errors import InputError
 from tsdkd.stages.metrics.log import METRICS_FILE
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_solution_writes_every_step_and_ends_with_the_answer() -> None:
@@ -67,17 +64,23 @@ def test_a_token_is_a_character() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("arm", every_arm(), ids=lambda arm: arm.slug)
-def test_every_arm_has_options_of_its_method(arm: Arm) -> None:
-    context = typer.main.get_command(app).commands["train"].make_context("train", arm.options.split())
-    read_objective(context, find_method(context.params["method"]))
+@pytest.mark.parametrize("arm", every_arm(), ids=lambda arm: str(arm.of_seed(1, 1e-4).directory))
+def test_every_arm_has_options_of_its_method(arm: StudyArm) -> None:
+    words = arm.entry.train_options(5).split()
+    context = typer.main.get_command(app).commands["train"].make_context("train", words)
+    read_objective(context, arm.entry.definition)
 
 
 def test_each_group_is_measured_against_gkd_and_no_two_arms_share_a_directory() -> None:
     groups = [group for question in QUESTIONS for group in question.groups]
-    assert {group[0].options for group in groups} == {GKD}
-    settings = {(arm.options, arm.start, arm.data, arm.rate) for group in groups for arm in group}
-    assert len(settings) == len({arm.slug for arm in every_arm()}) == len(every_arm())
+    assert {(group[0].entry.method, group[0].entry.options) for group in groups} == {(GKD.method, GKD.options)}
+    assert len({(arm.task, arm.of_seed(1, 1e-4).directory) for arm in every_arm()}) == len(every_arm())
+
+
+def test_a_name_is_the_same_entry_in_the_study_and_the_bench() -> None:
+    """They may share a directory."""
+    entries = [*ENTRIES.values(), *(arm.entry for arm in every_arm())]
+    assert len({entry.name for entry in entries}) == len(set(entries))
 
 
 def test_intervals_are_students() -> None:
@@ -106,26 +109,28 @@ def test_holm_multiplies_the_smallest_p_by_the_number_of_methods_and_never_falls
     )
 
 
-def test_complete_results_of_the_embedded_pair_count(tmp_path: Path) -> None:
-    summary = {"embedded": {"value": 0.5}, "held_out": {"kl": 0.25}}
-    for name in ("before", "gkd-1", "gkd-2"):
-        with Writer.open(tmp_path / "pair" / "results" / name, Manifest("results", {}, 0)) as writer:
-            if name != "gkd-2":
-                writer.finish(summary)
-    measured = {"accuracy": 0.5, "kl": 0.25}
-    assert report.read_pair(tmp_path) == {"before": {0: measured}, "gkd": {1: measured}}
+def test_two_arms_run_from_models_to_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", str(tmp_path), "--seeds", "1", "--scale", "tiny", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    run.main()
+    assert "sums, seed 1: 3 of 3 arms to run" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("result.json"))) == 3  # the student before, and the arms
+    monkeypatch.setattr(sys, "argv", words)
+    run.main()
+    assert "sums, seed 1: 0 of 3 arms to run" in capsys.readouterr().out
+    rows = report.format_tables(tmp_path).splitlines()
+    assert {line.split(" | ")[0] for line in rows} >= {"| sums", "| gate", "| direct (GKD, β 0.9)"}
+    student, *trained = health.measure_arms(tmp_path / "sums")
+    assert [row[:2] for row in (student, *trained)] == [
+        ["student", "1"],
+        ["gkd-0.0001", "1"],
+        ["tsdkd-gate-0.0001", "1"],
+    ]
+    assert len(student) == len(health.COLUMNS)
 
 
-def test_one_arm_runs_from_models_to_tables(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "recipes.study.run", tmp_path / "study", "--seeds", "0", "--scale", "tiny"]
-    shown = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "seed 0: gate, indirect, entropy (TSD-KD): " in shown
-    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
-    assert len(files) == 2  # the student before, and the arm
-    subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
-    assert files == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
-    assert "| student at 0 % |" in report.format_tables(tmp_path / "study")
-    (row,) = health.measure_arms(tmp_path / "study", [replace(MAIN[-1], start=0)])
-    assert len(row) == len(health.COLUMNS)
-    assert row[:2] == ["k-5-start-0-student-rate-0.0001", "1"]
-    assert sum(map(float, row[-1].split(", "))) == pytest.approx(1, abs=0.02)
+def test_a_task_without_an_arm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no arm on own"):
+        find_studies(tmp_path, ["own"], "full", (1, 2, 3, 4))

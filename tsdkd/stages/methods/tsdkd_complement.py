@@ -28,7 +28,9 @@ def select(features: Features, options: Options) -> Selected:
     return {
         "indirect": Weighted(features.mean(opener), factor=options["alpha"]),
         "direct": features.mean(features.mask) * gate,
-        "entropy": features.mean(features.top_share(student, options["em_ratio"])),
+        "entropy": Weighted(
+            features.mean(features.top_share(student, options["em_ratio"])), factor=options["em_weight"]
+        ),
     }
 
 
@@ -39,5 +41,5 @@ METHOD = Method(
     losses=losses,
     select=select,
     features=("student_entropy", "teacher_entropy"),
-    options={"alpha": 0.1, "beta": 0.9, "k": 10, "opener": 0.1, "tau": 1.0, "em_ratio": 0.1},
+    options={"alpha": 0.1, "beta": 0.9, "k": 10, "opener": 0.1, "tau": 1.0, "em_ratio": 0.1, "em_weight": 1.0},
 )

@@ -1,18 +1,20 @@
-"""The arms of a bench: one method with one learning rate and one seed, trained and measured."""
+"""The arms of an experiment: one method with one learning rate and one seed, trained and measured."""
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from recipes.bench.methods import Entry
-from recipes.bench.settings import Settings
-from recipes.bench.tasks import BenchTask, Rows, find_task
 from recipes.experiment.commands import run_tsdkd
+from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT, divergence, response_measures, training_health, write_result
+from recipes.experiment.settings import Settings
+from recipes.experiment.tasks import ExperimentTask, Rows, find_task
+from recipes.experiment.workers import Workers
 from tsdkd.artifacts.files import TIMES_FILE
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import InputError
@@ -31,11 +33,17 @@ class Arm:
     split: Split
     entry: Entry | None = None
     rate: float = 0.0
+    start: int | None = None
+    """The accuracy of the student before training, in percent; None: the task's."""
 
     @property
     def directory(self) -> Path:
         name = f"{self.entry.name}-{self.rate:g}" if self.entry else f"before-{self.split}"
-        return Path(f"seed-{self.seed}") / name
+        return Path(f"seed-{self.seed}") / (name + _from(self.start))
+
+    @property
+    def student(self) -> Path:
+        return _student(self.seed, self.start)
 
     @property
     def is_complete(self) -> bool:
@@ -51,7 +59,15 @@ class Arm:
         return True
 
 
-def prepare(task: BenchTask) -> None:
+def _student(seed: int, start: int | None) -> Path:
+    return Path(f"seed-{seed}") / f"student{_from(start)}"
+
+
+def _from(start: int | None) -> str:
+    return f"-from-{start}" if start is not None else ""
+
+
+def prepare(task: ExperimentTask) -> None:
     """Write the splits, make the teacher, and record its responses: to train on, and to measure the divergence on."""
     sizes = task.conditions.sizes
     for name, rows in task.splits().items():
@@ -68,20 +84,32 @@ def prepare(task: BenchTask) -> None:
         )
 
 
-def prepare_seed(settings: Settings, root: Path, seed: int) -> None:
-    """Make the student of a seed, and what it is measured with."""
+def prepare_seed(settings: Settings, root: Path, seed: int, starts: Sequence[int | None] = (None,)) -> None:
+    """Make the students of a seed, and what they are measured with."""
     with chdir(root):
         task, directory = find_task(settings), Path(f"seed-{seed}")
-        started = time.perf_counter()
-        task.make_student(seed, directory)
-        if not (directory / "student-seconds").is_file():
-            (directory / "student-seconds").write_text(f"{time.perf_counter() - started:.1f}\n")
+        for start in starts:
+            output = _student(seed, start)
+            started = time.perf_counter()
+            task.make_student(seed, start, output)
+            seconds = directory / f"{output.name}-seconds"
+            if not seconds.is_file():
+                directory.mkdir(exist_ok=True)
+                seconds.write_text(f"{time.perf_counter() - started:.1f}\n")
         for split in SPLITS:
             run_tsdkd(
                 directory,
-                f"score --teacher {task.teacher()} --student {task.student(directory)} "
+                f"score --teacher {task.teacher()} --student {task.student(_student(seed, starts[0]))} "
                 f"--rollouts teacher-{split}-held-out --scores {directory}/{split}-held-out",
             )
+
+
+def run_arms(workers: Workers, title: str, settings: Settings, root: Path, chosen: Sequence[Arm]) -> None:
+    """Run those of the arms that are not complete."""
+    with chdir(root):
+        missing = [arm for arm in chosen if not arm.is_complete]
+    heading = f"{title}: {len(missing)} of {len(chosen)} arms to run"
+    workers.each(heading, run_arm, [(settings, root, arm) for arm in missing])
 
 
 def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
@@ -91,11 +119,10 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
             return
         task = find_task(settings)
         found: dict[str, object] = {}
-        model = task.student(arm.directory.parent)
+        model = task.student(arm.student)
         if arm.entry:
             model = str(arm.directory / "checkpoint")
-            _record(task, arm.entry, arm.seed, arm.directory, "train")
-            _train(task, arm.entry, arm.rate, arm.seed, arm.directory, "train")
+            _train(task, arm, arm.directory, "train")
             found |= {"entry": arm.entry.identity}
             found |= training_costs(Path(model)) | training_health(Path(model))
         found |= measure(task, arm.directory, model, arm.split)
@@ -105,17 +132,16 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
 def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, float]:
     """The seconds of a step, with its recorded responses, and of a training beside its steps; measured once."""
     with chdir(root):
-        file = Path("probe") / entry.name / RESULT
-        if not file.is_file():
-            task, started = find_task(settings), time.perf_counter()
-            _record(task, entry, seed, file.parent, "probe")
-            recorded = time.perf_counter()
-            _train(task, entry, task.conditions.rate, seed, file.parent, "probe")
-            seconds = time.perf_counter() - recorded
-            steps = [times["whole"] for times in read_log(file.parent / "checkpoint" / TIMES_FILE)]
-            step = median(steps) + (recorded - started) / PROBE_STEPS
-            write_result(file.parent, {"step": step, "other": seconds - sum(steps)})
-        return json.loads(file.read_text())
+        output = Path("probe") / entry.name
+        if not (output / RESULT).is_file():
+            task = find_task(settings)
+            started = time.perf_counter()
+            recording = _train(task, Arm(seed, "validation", entry, task.conditions.rate), output, "probe")
+            seconds = time.perf_counter() - started - recording
+            steps = [times["whole"] for times in read_log(output / "checkpoint" / TIMES_FILE)]
+            step = median(steps) + recording / PROBE_STEPS
+            write_result(output, {"step": step, "other": seconds - sum(steps)})
+        return json.loads((output / RESULT).read_text())
 
 
 def training_costs(checkpoint: Path) -> dict[str, float]:
@@ -129,7 +155,7 @@ def training_costs(checkpoint: Path) -> dict[str, float]:
     }
 
 
-def measure(task: BenchTask, output: Path, model: str, split: Split) -> dict[str, object]:
+def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dict[str, object]:
     """Greedy and sampled accuracy and the divergence from the teacher, and the seconds that it takes.
 
     A task with a benchmark has its accuracy on the test alone.
@@ -149,7 +175,7 @@ def measure(task: BenchTask, output: Path, model: str, split: Split) -> dict[str
     return found | {"measuring_seconds": time.perf_counter() - started}
 
 
-def _respond(task: BenchTask, output: Path, model: str, split: Split, name: str, temperature: float) -> Path:
+def _respond(task: ExperimentTask, output: Path, model: str, split: Split, name: str, temperature: float) -> Path:
     run_tsdkd(
         output,
         f"generate --student {model} --prompts {split}.jsonl --rollouts {output}/{name} --temperature {temperature} "
@@ -158,41 +184,40 @@ def _respond(task: BenchTask, output: Path, model: str, split: Split, name: str,
     return output / name
 
 
-def _record(task: BenchTask, entry: Entry, seed: int, output: Path, prompts: str) -> None:
-    """Record the responses of a method that learns from those of both models; an arm has its own."""
+def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
+    """Train a method on the responses that it learns from. Returns the seconds of recording them, where it does."""
+    entry, conditions = arm.entry, task.conditions
+    method = entry.definition
+    student, teacher = task.student(arm.student), f"--teacher {task.teacher()}"
+    rollouts, started = f"teacher-{prompts}", time.perf_counter()
     if entry.records_responses:
+        rollouts = f"{output}/rollouts"
         run_tsdkd(
             output,
-            f"generate --policy speculative --student {task.student(Path(f'seed-{seed}'))} --teacher {task.teacher()} "
-            f"--prompts {prompts}.jsonl --rollouts {output}/rollouts --seed {seed} {_sampling(task)}",
+            f"generate --policy speculative --student {student} {teacher} --prompts {prompts}.jsonl "
+            f"--rollouts {rollouts} --seed {arm.seed} {_sampling(task)}",
         )
-
-
-def _train(task: BenchTask, entry: Entry, rate: float, seed: int, output: Path, prompts: str) -> None:
-    student, teacher = task.student(Path(f"seed-{seed}")), f"--teacher {task.teacher()}"
-    conditions, method = task.conditions, entry.definition
-    online = (
-        f"{teacher} --engine transformers --max-new-tokens {conditions.response_tokens} "
-        f"--sample-batch-size {conditions.batch}"
-    )
+    recorded = time.perf_counter() - started
+    engine = f"{teacher} --engine transformers"
+    online = f"{engine} --max-new-tokens {conditions.response_tokens} --sample-batch-size {conditions.batch}"
     if method.uses_replay:
-        data = f"--rollouts teacher-{prompts} {online} --held-out {conditions.scheduled} --eval-steps 20"
-    elif method.online_responses:
+        data = f"--rollouts {rollouts} {online} --held-out {conditions.scheduled} --eval-steps 20"
+    elif entry.author == "half":
+        data = f"--rollouts {rollouts} {online} --lambda 0.5"
+    elif entry.author == "the method's" and method.online_responses:
         data = f"--prompts {prompts}.jsonl {online}"
     else:
-        rollouts = f"{output}/rollouts" if entry.records_responses else f"teacher-{prompts}"
-        data = f"--rollouts {rollouts}" + (
-            f" {teacher} --engine transformers --lambda 0" if method.needs_teacher else ""
-        )
+        data = f"--rollouts {rollouts}" + (f" {engine} --lambda 0" if method.needs_teacher else "")
     run_tsdkd(
         output,
         f"train {entry.train_options(conditions.k)} --student {student} {data} --checkpoint {output}/checkpoint "
-        f"--learning-rate {rate:g} --seed {seed} --batch-size {conditions.batch} "
+        f"--learning-rate {arm.rate:g} --seed {arm.seed} --batch-size {conditions.batch} "
         f"--micro-batch-size {conditions.batch} --epochs {conditions.epochs}",
     )
+    return recorded
 
 
-def _sampling(task: BenchTask) -> str:
+def _sampling(task: ExperimentTask) -> str:
     conditions = task.conditions
     return f"--engine transformers --max-new-tokens {conditions.response_tokens} --batch-size {conditions.sample_batch}"
 

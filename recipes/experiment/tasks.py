@@ -1,4 +1,4 @@
-"""The tasks of the bench: two whose models and texts a seed makes, the embedded pair, and a user's own."""
+"""The tasks: sums and plans, whose models and texts a seed makes, the embedded pair, and a user's own."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from recipes.bench.settings import Settings
 from recipes.experiment import models
 from recipes.experiment.commands import run_tsdkd
-from recipes.experiment.plans import PLANS
+from recipes.experiment.plans import ONE_PLAN, PLANS, SHORT_PLANS
+from recipes.experiment.settings import Settings
 from recipes.experiment.sums import SUMS
 from recipes.experiment.task import Shape, Task
 from tsdkd.errors import InputError
@@ -58,7 +58,7 @@ class Conditions:
         return [factor * self.rate for factor in factors]
 
 
-class BenchTask(Protocol):
+class ExperimentTask(Protocol):
     """A teacher, a student for each seed, and prompts in three splits."""
 
     conditions: Conditions
@@ -73,12 +73,13 @@ class BenchTask(Protocol):
     def make_teacher(self) -> None:
         """Make the teacher in the working directory, unless it is there."""
 
-    def make_student(self, seed: int, directory: Path) -> None:
-        """Make the student of a seed, unless it is there."""
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        """Make the student of a seed, unless it is there; start: its accuracy in percent, None: the task's."""
 
     def teacher(self) -> str: ...
 
-    def student(self, directory: Path) -> str: ...
+    def student(self, output: Path) -> str:
+        """The value of `--student`, where `make_student` had this output."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,14 @@ class MadeTask:
     def make_teacher(self) -> None:
         self._make(self.task.teacher, 7, self.teacher_accuracy, Path("teacher"), decay=True)
 
-    def make_student(self, seed: int, directory: Path) -> None:
-        self._make(self.task.student, seed, self.student_accuracy, directory / "student", decay=False)
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        self._make(self.task.student, seed, self.student_accuracy if start is None else start, output, decay=False)
 
     def teacher(self) -> str:
         return "teacher"
 
-    def student(self, directory: Path) -> str:
-        return str(directory / "student")
+    def student(self, output: Path) -> str:
+        return str(output)
 
     def _problems(self) -> list[list[str]]:
         sizes = self.conditions.sizes
@@ -156,18 +157,18 @@ class StoryTask:
     def make_teacher(self) -> None:
         run_tsdkd(Path(), "prune --output before --drop 6 --limit 4")
 
-    def make_student(self, seed: int, directory: Path) -> None:
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
         run_tsdkd(
-            directory,
+            output.parent,
             f"train --method supervised-kd --student before --teacher embedded-teacher --rollouts teacher-train "
-            f"--lambda 0 --checkpoint {directory}/student --seed {seed} {self.start_options}",
+            f"--lambda 0 --checkpoint {output} --seed {seed} {self.start_options}",
         )
 
     def teacher(self) -> str:
         return "embedded-teacher"
 
-    def student(self, directory: Path) -> str:
-        return str(directory / "student")
+    def student(self, output: Path) -> str:
+        return str(output)
 
 
 @dataclass(frozen=True)
@@ -200,17 +201,17 @@ class OwnTask:
     def make_teacher(self) -> None:
         pass
 
-    def make_student(self, seed: int, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
 
     def teacher(self) -> str:
         return self.settings.teacher
 
-    def student(self, directory: Path) -> str:
+    def student(self, output: Path) -> str:
         return self.settings.student
 
 
-def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], BenchTask]:
+def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], ExperimentTask]:
     full = MadeTask(
         task,
         Conditions(32, task.response_tokens, 1e-4, Sizes(3200, 400, 1000, 200), k=5),
@@ -230,14 +231,14 @@ def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], BenchTas
     return lambda settings: small if settings.scale == "tiny" else full
 
 
-def _embedded(settings: Settings) -> BenchTask:
+def _embedded(settings: Settings) -> ExperimentTask:
     tiny = settings.scale == "tiny"
-    sizes = Sizes(8, 4, 4, 2) if tiny else Sizes(384, 180, 1800, 90)
+    sizes = Sizes(8, 4, 4, 2) if tiny else Sizes(384, 450, 1800, 90)
     conditions = Conditions(4 if tiny else 8, 16, 5e-6, sizes, sample_batch=64, scheduled=0.25 if tiny else 0.05)
     return StoryTask(conditions, "--epochs 1 --batch-size 8 --learning-rate 1e-4" if tiny else StoryTask.start_options)
 
 
-def _own(settings: Settings) -> BenchTask:
+def _own(settings: Settings) -> ExperimentTask:
     for name in ("teacher", "student", "prompts", "benchmark"):
         if not getattr(settings, name):
             raise InputError(f"{name.upper()} is missing.", "Set TEACHER, STUDENT, PROMPTS and BENCHMARK, or TASK.")
@@ -247,15 +248,15 @@ def _own(settings: Settings) -> BenchTask:
     return OwnTask(Conditions(batch, 512, 5e-6, sizes, sample_batch=32, scheduled=scheduled), settings)
 
 
-TASKS: dict[str, Callable[[Settings], BenchTask]] = {
+TASKS: dict[str, Callable[[Settings], ExperimentTask]] = {
     "sums": _made(SUMS, student_accuracy=85),
-    "plans": _made(PLANS, student_accuracy=85),
+    **{task.name: _made(task, student_accuracy=85) for task in (PLANS, SHORT_PLANS, ONE_PLAN)},
     "embedded": _embedded,
     "own": _own,
 }
 
 
-def find_task(settings: Settings) -> BenchTask:
+def find_task(settings: Settings) -> ExperimentTask:
     """The task with its sizes. Raises InputError for an unknown one."""
     if settings.task not in TASKS:
         raise InputError(f"No task is named {settings.task}.", f"Choose TASK from: {', '.join(TASKS)}.")
