@@ -4,7 +4,9 @@
 #
 #   bash recipes/bench.sh                                  TASK=plans METHODS="tsdkd tip my_method.py" bash recipes/bench.sh
 #   DRY_RUN=1 bash recipes/bench.sh                        SEEDS="1 2 3 4 5 6" bash recipes/bench.sh
-#   TEACHER=DIR STUDENT=DIR PROMPTS=FILE.jsonl BENCHMARK=gsm8k bash recipes/bench.sh
+#   TEACHER=DIR STUDENT=DIR PROMPTS=FILE BENCHMARK=gsm8k bash recipes/bench.sh
+#
+# Of your own task too: RESPONSE_TOKENS=1024 ENGINE=vllm WORKERS=1 EVAL_OPTIONS="--limit 500 --engine vllm"
 #
 # The plan in hours is shown before the bench starts, and a plan of more than HOURS is refused. Run the same line again to
 # continue; more METHODS or SEEDS add arms.
@@ -37,4 +39,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # more threads do not speed up mo
 
 exec python -m recipes.bench.run "$RUN" --task "$TASK" --scale "$SCALE" --methods "$methods" --seeds "$SEEDS" \
   --factors "$FACTORS" --workers "$WORKERS" --hours "$HOURS" --teacher "${TEACHER:-}" --student "${STUDENT:-}" \
-  --prompts "${PROMPTS:-}" --benchmark "${BENCHMARK:-}" $([ "${DRY_RUN:-0}" = 1 ] && echo --plan-only)
+  --prompts "${PROMPTS:-}" --benchmark "${BENCHMARK:-}" --eval-options="${EVAL_OPTIONS:-}" \
+  --engine "${ENGINE:-transformers}" --response-tokens "${RESPONSE_TOKENS:-512}" $([ "${DRY_RUN:-0}" = 1 ] && echo --plan-only)

@@ -91,22 +91,26 @@ def factors(text: str) -> tuple[float, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
-    for name in ("task", "scale", "teacher", "student", "prompts", "benchmark", "methods"):
+    for name in ("task", "scale", "methods", "teacher", "student", "prompts", "benchmark", "eval-options"):
         parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--engine", default="transformers")
+    parser.add_argument("--response-tokens", type=int, default=512)
     parser.add_argument("--seeds", type=seeds, default=(1, 2, 3, 4))
     parser.add_argument("--factors", type=factors, default=FACTORS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--hours", type=float, default=12.0)
     parser.add_argument("--plan-only", action="store_true")
     options = parser.parse_args()
-    own = {name: getattr(options, name) for name in ("teacher", "student", "prompts", "benchmark")}
     try:
         settings = Settings(
             task=options.task,
             scale=options.scale,
             seeds=options.seeds,
             factors=options.factors,
-            **{name: _absolute(value) for name, value in own.items()},
+            **{name: _absolute(getattr(options, name)) for name in ("teacher", "student", "prompts", "benchmark")},
+            eval_options=options.eval_options,
+            engine=options.engine,
+            response_tokens=options.response_tokens,
         )
         bench = Bench(options.directory.resolve(), settings, choose(options.methods), options.workers)
         bench.run(options.hours, plan_only=options.plan_only)

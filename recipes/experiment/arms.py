@@ -162,14 +162,15 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
     """
     started = time.perf_counter()
     found: dict[str, object] = {}
-    if not task.benchmark:
+    benchmark, options = task.conditions.benchmark, task.conditions.eval_options
+    if not benchmark:
         found |= response_measures(_respond(task, output, model, split, "greedy", 0), task.is_correct)
         if split == "test":
             sampled = response_measures(_respond(task, output, model, split, "sampled", 1), task.is_correct)
             found["sampled_accuracy"] = sampled["accuracy"]
     elif split == "test":
-        run_tsdkd(output, f"eval --tasks {task.benchmark} --model measured={model} --results {output}/results")
-        found["accuracy"] = load_manifest(output / "results" / "measured").summary[task.benchmark]["value"]
+        run_tsdkd(output, f"eval --tasks {benchmark} {options} --model measured={model} --results {output}/results")
+        found["accuracy"] = load_manifest(output / "results" / "measured").summary[benchmark]["value"]
     rollouts, scores = Path(f"teacher-{split}-held-out"), output.parent / f"{split}-held-out"
     found |= divergence(Path(model), rollouts, scores)
     return found | {"measuring_seconds": time.perf_counter() - started}
@@ -198,7 +199,7 @@ def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
             f"--rollouts {rollouts} --seed {arm.seed} {_sampling(task)}",
         )
     recorded = time.perf_counter() - started
-    engine = f"{teacher} --engine transformers"
+    engine = f"{teacher} --engine {conditions.engine}"
     online = f"{engine} --max-new-tokens {conditions.response_tokens} --sample-batch-size {conditions.batch}"
     if method.uses_replay:
         data = f"--rollouts {rollouts} {online} --held-out {conditions.scheduled} --eval-steps 20"
@@ -219,7 +220,8 @@ def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
 
 def _sampling(task: ExperimentTask) -> str:
     conditions = task.conditions
-    return f"--engine transformers --max-new-tokens {conditions.response_tokens} --batch-size {conditions.sample_batch}"
+    words = f"--engine {conditions.engine} --max-new-tokens {conditions.response_tokens}"
+    return f"{words} --batch-size {conditions.sample_batch}"
 
 
 def _write_rows(path: Path, rows: Rows) -> None:

@@ -23,10 +23,16 @@ class Settings:
     seeds: tuple[int, ...] = (1, 2, 3, 4)
     factors: tuple[float, ...] = FACTORS
     teacher: str = ""
-    """Of a task of the user's own, as `student`, `prompts` and `benchmark`."""
+    """Of a task of the user's own, as all that follow."""
     student: str = ""
     prompts: str = ""
     benchmark: str = ""
+    eval_options: str = ""
+    """More options of `tsdkd eval` on that benchmark."""
+    engine: str = "transformers"
+    """Of its sampling."""
+    response_tokens: int = 512
+    """The limit of its responses."""
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that the protocol excludes."""

@@ -1,9 +1,8 @@
 """The tasks: sums and plans, whose models and texts a seed makes, the embedded pair, and a user's own."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ from recipes.experiment.sums import SUMS
 from recipes.experiment.task import Shape, Task
 from tsdkd.errors import InputError
 from tsdkd.stages.data.embedded import make as stories
+from tsdkd.stages.data.prompts import Prompts
 
 Rows = list[dict[str, object]]
 
@@ -41,6 +41,7 @@ class Conditions:
     rate: float
     """The middle of the grid of learning rates."""
     sizes: Sizes
+    engine: str = "transformers"
     k: int | None = None
     """Tokens of a method that has a k; None: the method's own."""
     sample_batch: int = 250
@@ -48,6 +49,9 @@ class Conditions:
     epochs: int = 1
     scheduled: float = 0.05
     """The fraction of the training prompts that DistiLLM's schedule measures, and does not train on."""
+    benchmark: str = ""
+    """A benchmark of `tsdkd eval` that judges the test; "": the task's `is_correct` judges responses."""
+    eval_options: str = ""
 
     @property
     def steps(self) -> int:
@@ -62,8 +66,6 @@ class ExperimentTask(Protocol):
     """A teacher, a student for each seed, and prompts in three splits."""
 
     conditions: Conditions
-    benchmark: str
-    """A benchmark of `tsdkd eval` for the test; "": `is_correct` judges responses."""
 
     def splits(self) -> dict[str, Rows]:
         """The prompts of "train", "validation" and "test"."""
@@ -92,7 +94,6 @@ class MadeTask:
     student_accuracy: int
     dev: int
     """Problems on which the accuracies are measured while the models are made."""
-    benchmark: str = ""
 
     def splits(self) -> dict[str, Rows]:
         *found, _ = self._problems()
@@ -131,7 +132,6 @@ class StoryTask:
 
     conditions: Conditions
     start_options: str = "--epochs 2 --batch-size 8 --learning-rate 1e-4"
-    benchmark: str = ""
 
     def splits(self) -> dict[str, Rows]:
         return {name: [{"messages": stories.messages(story)} for story in part] for name, part in self._parts().items()}
@@ -178,21 +178,8 @@ class OwnTask:
     conditions: Conditions
     settings: Settings
 
-    @property
-    def benchmark(self) -> str:
-        return self.settings.benchmark
-
     def splits(self) -> dict[str, Rows]:
-        """Raises InputError where the file has too few prompts."""
-        sizes = self.conditions.sizes
-        rows = [json.loads(line) for line in Path(self.settings.prompts).read_text().splitlines()]
-        needed = sizes.validation + sizes.test + sizes.train
-        if len(rows) < needed:
-            raise InputError(
-                f"{self.settings.prompts} has {len(rows)} prompts.",
-                f"The bench needs {needed}: {sizes.train} to train on, the others to validate and to test.",
-            )
-        stream = iter(rows)
+        stream, sizes = iter(_own_prompts(self.settings)), self.conditions.sizes
         return {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test", "train")}
 
     def is_correct(self, prompt: str, response: str) -> bool:
@@ -242,10 +229,34 @@ def _own(settings: Settings) -> ExperimentTask:
     for name in ("teacher", "student", "prompts", "benchmark"):
         if not getattr(settings, name):
             raise InputError(f"{name.upper()} is missing.", "Set TEACHER, STUDENT, PROMPTS and BENCHMARK, or TASK.")
-    sizes = Sizes(8, 4, 4, 4) if settings.scale == "tiny" else Sizes(2048, 128, 128, 128)
-    batch = 4 if settings.scale == "tiny" else 32
-    scheduled = 0.25 if settings.scale == "tiny" else 0.05
-    return OwnTask(Conditions(batch, 512, 5e-6, sizes, sample_batch=32, scheduled=scheduled), settings)
+    tiny = settings.scale == "tiny"
+    batch, measured = (4, 4) if tiny else (32, 128)
+    steps = (len(_own_prompts(settings)) - 2 * measured) // batch
+    if steps < 1:
+        raise InputError(
+            f"{settings.prompts} has {len(_own_prompts(settings))} prompts.",
+            f"Give {2 * measured + batch} or more: {measured} validate, {measured} test, the others are trained on.",
+        )
+    sizes = Sizes(batch * (min(steps, 2) if tiny else steps), measured, measured, measured)
+    scheduled = 0.25 if tiny else 0.05
+    tokens = 16 if tiny else settings.response_tokens
+    conditions = Conditions(
+        *(batch, tokens, 5e-6, sizes, settings.engine),
+        sample_batch=32,
+        scheduled=scheduled,
+        benchmark=settings.benchmark,
+        eval_options=settings.eval_options,
+    )
+    return OwnTask(conditions, settings)
+
+
+@cache
+def _own_prompts(settings: Settings) -> Rows:
+    """Raises InputError for a file that `tsdkd generate` would not read."""
+    return [
+        {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "tools": prompt.tools}
+        for prompt in Prompts(Path(settings.prompts))
+    ]
 
 
 TASKS: dict[str, Callable[[Settings], ExperimentTask]] = {

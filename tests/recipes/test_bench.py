@@ -186,11 +186,25 @@ def test_a_users_own_task_needs_all_its_parts(tmp_path: Path) -> None:
         find_task(Settings("own", teacher="a", student="b", prompts="c"))
     with pytest.raises(InputError, match="No task is named"):
         find_task(Settings("nonsense"))
+
+
+def test_a_users_own_task_trains_on_all_prompts_that_it_does_not_measure_on(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "one"}\n' * 3)
-    own = find_task(Settings("own", teacher="a", student="b", prompts=str(prompts), benchmark="gsm8k"))
-    with pytest.raises(InputError, match="has 3 prompts"):
-        own.splits()
+    settings = Settings("own", teacher="a", student="b", prompts=str(prompts), benchmark="gsm8k", response_tokens=9)
+    prompts.write_text("".join(json.dumps({"prompt": f"prompt {i}"}) + "\n" for i in range(330)))
+    task = find_task(settings)
+    assert {name: len(rows) for name, rows in task.splits().items()} == {"validation": 128, "test": 128, "train": 64}
+    assert task.splits()["train"][0]["messages"] == [{"role": "user", "content": "prompt 256"}]
+    assert (task.conditions.benchmark, task.conditions.response_tokens) == ("gsm8k", 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"), [('{"prompt": "one"}', "has 1 prompts"), ("[", "JSON list"), ("{", "line 1")]
+)
+def test_a_file_that_is_no_file_of_enough_prompts_is_refused(text: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(f"{text}\n")
+    with pytest.raises(InputError, match=cause):
+        find_task(Settings("own", teacher="a", student="b", prompts=f"{tmp_path}/prompts.jsonl", benchmark="gsm8k"))
 
 
 def test_a_bench_runs_from_models_to_the_page_and_continues(
@@ -222,7 +236,7 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
     [
         ({}, {"task": "sums", "scale": "full", "seeds": "1 2 3 4", "hours": "12", "methods": ""}),
         ({"TASK": "plans", "METHODS": "tip mine.py"}, {"task": "plans", "methods": " tip {directory}/mine.py"}),
-        ({"PROMPTS": "mine.py", "BENCHMARK": "gsm8k"}, {"task": "own", "prompts": "{directory}/mine.py"}),
+        ({"PROMPTS": "mine.py", "ENGINE": "vllm"}, {"task": "own", "prompts": "{directory}/mine.py", "engine": "vllm"}),
         ({"SCALE": "tiny"}, {"scale": "tiny", "seeds": "1 2"}),
     ],
 )
