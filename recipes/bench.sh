@@ -29,7 +29,7 @@ case $SCALE in full | tiny) ;; *)
   exit 2 ;;
 esac
 SEEDS=${SEEDS:-$([ "$SCALE" = tiny ] && echo "1 2" || echo "1 2 3 4")}
-FACTORS=${FACTORS:-0.25 1 4}   # of the task's learning rate
+FACTORS=${FACTORS:-0.25 1 4 16}   # of the task's learning rate
 WORKERS=${WORKERS:-2}       # processes, each with one core
 HOURS=${HOURS:-12}
 RUN=${RUN:-runs/bench/$TASK$([ "$SCALE" = full ] || echo "-$SCALE")}

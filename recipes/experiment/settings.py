@@ -9,7 +9,7 @@ from tsdkd.errors import InputError
 SETTINGS_FILE = "settings.json"
 SEARCH_SEED = 0
 """Its models and responses serve the search of learning rates alone."""
-FACTORS = (0.25, 1.0, 4.0)
+FACTORS = (0.25, 1.0, 4.0, 16.0)
 """The grid of learning rates, as factors of the task's."""
 MIN_SEEDS = 4
 

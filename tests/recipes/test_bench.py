@@ -111,15 +111,15 @@ def test_an_arm_of_another_method_of_the_same_name_does_not_count(
 
 
 def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path) -> None:
-    """100 steps of 1 s and 20 s beside them: 7 trainings, 3 measured in 10 s and 4 in 30 s; 4 students of 60 s."""
+    """100 steps of 1 s and 20 s beside them: 8 trainings, 4 measured in 10 s and 4 in 30 s; 4 students of 60 s."""
     for split, seconds in (("validation", 10.0), ("test", 30.0)):
         write_result(tmp_path, Arm(0, split), measuring_seconds=seconds)
     (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
     conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
     probes = {GKD.name: {"step": 1.0, "other": 20.0}}
     plan = make_plan(tmp_path, Settings("sums"), conditions, choose(GKD.name), probes, workers=2)
-    assert plan.methods == {GKD.name: 7 * 120 + 3 * 10 + 4 * 30}
-    assert plan.hours == pytest.approx((990 + 240) / 2 / 3600)
+    assert plan.methods == {GKD.name: 8 * 120 + 4 * 10 + 4 * 30}
+    assert plan.hours == pytest.approx((1120 + 240) / 2 / 3600)
     plan.require(12)
     with pytest.raises(InputError, match="hours"):
         plan.require(0.1)
