@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tsdkd.child_processes import follow_parent
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -41,14 +43,17 @@ class Workers:
 
 @contextmanager
 def open_workers(number: int) -> Iterator[Workers]:
-    """After an error, calls that run end and no other begins."""
+    """After an error, calls that run end and no other begins. After Ctrl-C, calls end at once: an arm resumes."""
     console = Console(file=sys.stdout)  # arms redirect the output of their commands
     if number == 1:
         yield Workers(None, console)
         return
-    with ProcessPoolExecutor(number, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), follow_parent) as pool:
         try:
             yield Workers(pool, console)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                for worker in multiprocessing.active_children():
+                    worker.kill()
             pool.shutdown(cancel_futures=True)
             raise

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,19 @@ def test_workers_call_with_all_arguments_and_stop_after_an_error(number: int, tm
     assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["a", "b"]
     with pytest.raises(ValueError, match="domain"), open_workers(number) as workers:
         workers.each("roots", math.sqrt, [(-1,)])
+
+
+def write_later(file: Path) -> None:
+    time.sleep(2)
+    file.touch()
+
+
+def test_workers_end_at_once_when_they_are_interrupted(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), open_workers(2) as workers:
+        workers.pool.submit(write_later, tmp_path / "late")
+        workers.pool.submit(print).result()  # both workers run
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
