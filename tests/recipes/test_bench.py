@@ -270,10 +270,14 @@ def write_later(file: Path) -> None:
 
 
 def test_workers_end_at_once_when_they_are_interrupted(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), open_workers(2) as workers:
-        workers.pool.submit(write_later, tmp_path / "late")
-        workers.pool.submit(print).result()  # both workers run
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with open_workers(2) as workers:
+            workers.pool.submit(write_later, tmp_path / "late")
+            workers.pool.submit(print).result()  # both workers run
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not list(tmp_path.iterdir())
 
 
