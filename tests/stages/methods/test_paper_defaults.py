@@ -9,8 +9,8 @@ from torch import Tensor
 from tsdkd.core import Features, ResponseContext, SampledTokens, TeacherLogits, token_selective_loss
 from tsdkd.stages.methods import METHODS
 
-LENGTHS, VOCAB = (11, 3, 6, 1), 70
-RESPONSES = [range(11), range(11, 14), range(14, 20), range(20, 21)]
+LENGTHS, VOCAB = (10, 3, 7, 1), 70
+RESPONSES = [range(10), range(10, 13), range(13, 20), range(20, 21)]
 GENERATOR = torch.Generator().manual_seed(23)
 NOISE, STUDENT = (torch.randn(21, VOCAB, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
 STUDENT *= torch.linspace(1, 6, 21)[torch.randperm(21, generator=GENERATOR), None]
