@@ -1,6 +1,7 @@
 """Every method with its paper's settings on random logits: loss and gradient are those of the formula, written out."""
 
 from collections.abc import Callable
+from math import log
 
 import pytest
 import torch
@@ -235,6 +236,33 @@ def test_adakds_schedule_has_the_codes_numbers() -> None:
         shares.append(state["share"])
         method.updated(state, {"divergence": float(step < 2)}, options)
     assert shares == pytest.approx([1] * 8 + [0.95] * 6 + [0.9025])
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "values", "expected"),
+    [
+        ("selectkd", "divergence", {"teacher_rank": [0, 4, 5, 5]}, [1, 1, 0.01, 0.01]),
+        ("eopd", "forward", {"teacher_entropy": [0.5, 0.79, 0.8, 2]}, [0, 0, 1, 1]),
+        ("adakd", "divergence", {"hellinger": [0.1, 0.1, 0.1, 0.05]}, [4 / 3, 4 / 3, 4 / 3, 0]),
+        (
+            "reopold",
+            "policy_gradient",
+            {
+                "teacher_log_prob": [0, -1, -2.559, log(0.1) / 0.9],
+                "student_log_prob": [0] * 4,
+                "student_entropy": [1] * 4,
+            },
+            [0, -4 / 3, 0, 4 / 3 * log(0.1) / 0.9],
+        ),
+    ],
+)
+def test_tokens_at_the_bounds(name: str, loss: str, values: dict[str, list[float]], expected: list[float]) -> None:
+    """AdaKD takes floor(0.9 x 4) tokens."""
+    features = {key: torch.tensor([row], dtype=torch.float64) for key, row in values.items()}
+    context = ResponseContext(step=0, steps=10, state={"share": 0.9, "mean": None, "reference": None})
+    method = METHODS[name]
+    found = method.with_losses(method.read_options(())).weigh(Features(torch.ones(1, 4).bool(), features, context))
+    assert (4 * found[loss].weights[0]).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
