@@ -54,6 +54,13 @@ def random_rows(count: int, prompt: int, response: int, vocab: int) -> list[dict
     """Rollouts of random ids, all of one length."""
     ids = torch.randint(0, vocab, (count, prompt + response), generator=torch.Generator().manual_seed(0)).tolist()
     return [
-        {"sample_id": str(i), "prompt_ids": row[:prompt], "response_ids": row[prompt:], "finish_reason": "length"}
+        {
+            "sample_id": str(i),
+            "prompt_id": str(i),
+            "author": "student",
+            "prompt_ids": row[:prompt],
+            "response_ids": row[prompt:],
+            "finish_reason": "length",
+        }
         for i, row in enumerate(ids)
     ]

@@ -8,8 +8,9 @@ Schedule: the share r is 1 during the first `warmup` 5 % of the steps. Then it f
 mean of the loss (`decay` 0.99) is `tolerance` 5 % below its value at the last change, and rises when it is as far
 above.
 
-What the paper leaves open is the code's: tau^2 in the loss, the numbers of the schedule, and 0.1 as the least r. The
-median is that of the selected tokens, as in the code; median=all takes all tokens, the other reading of eq. (9).
+What the paper leaves open is the code's: tau^2 in the loss (eq. (2) has it, the gradient of eq. (11) has not), the
+numbers of the schedule, and 0.1 as the least r. The median is that of the selected tokens, as in the code; median=all
+takes all tokens, the other reading of eq. (9).
 Differences from the code: tau carries no gradient, as in the paper; selection, median and schedule are those of the
 optimizer step, and the code's are those of each micro-batch; the end of the warm-up gives the first reference, and in
 the code the step after it does.

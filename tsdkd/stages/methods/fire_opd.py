@@ -8,10 +8,11 @@ mean 1 in each response, the maxima over the step's tokens; alpha = beta = 1. Th
 mean log p(y) is at least the step's quantile `dropped`, 0.2.
 
 Differences from the paper: KL(q || p) over the vocabulary replaces its policy gradient at the response's token, whose
-expectation on the student's own responses is the same gradient; no clipping as in PPO. Of two responses the quantile
-drops one.
-Difference from the code: its quantile and maxima are those of a micro-batch. Its scripts take one response in each, so
-that none is dropped and the maxima are the response's.
+expectation is the same gradient for given weights (the filter and the mean of w depend on the response); no clipping as
+in PPO. Of two responses the quantile drops one. The paper's text was not read; one description takes the maxima over
+the batch.
+Difference from the code: its quantile, maxima and mean of w are those of a micro-batch with its dropped responses. Its
+scripts take one response in each, so that none is dropped, the maxima are the response's and the mean is that above.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def select(features: Features, options: Options) -> Selected:
     weights = (1 + options["alpha"] * confidence) * (1 + options["beta"] * confusion)
     mean = features.mean(features.mask)
     weights = weights / (mean * weights).sum(-1, keepdim=True)
-    return {"divergence": mean * weights * kept * (len(kept) / kept.sum())}
+    return {"divergence": mean * weights * kept * (len(kept) / int(kept.sum()))}
 
 
 def _relative(entropy: Tensor) -> Tensor:

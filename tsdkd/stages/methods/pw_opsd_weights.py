@@ -20,7 +20,7 @@ from tsdkd.stages.methods.values import Options
 def select(features: Features, options: Options) -> Selected:
     if options["width"] <= 0:
         raise InputError(f"The width is {options['width']}.", "Choose a width above 0.")
-    reached = (features.position + 0.5) / features.length
+    reached = (features.position.double() + 0.5) / features.length
     rise = ((reached - options["center"]) / options["width"]).sigmoid()
     weights = options["minimum"] + (1 - options["minimum"]) * rise
     return {"divergence": features.mean(features.mask) * weights}

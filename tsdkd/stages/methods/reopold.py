@@ -7,9 +7,13 @@ Loss: the mean over the selected tokens of the step of `-A log q(y)`, `A = max(l
 `floor = log(mixture) / (1 - mixture)`. Before the fraction `switch` of the steps, tokens with `log p(y)/q(y)` of at
 least the floor are selected; then those whose student entropy reaches the step's quantile `1 - share`.
 
-Differences from the paper: q is the current student's, without a ratio to the one that sampled. The sources disagree on
-two points. The floor is `log(mixture / (1 - mixture))` to some; the limit of the paper's bound is the form above. Some
-have mixture 0.3 and switch after a third of the steps; the defaults are PW-OPSD's.
+Difference from the paper: q is the current student's, without a ratio to the one that sampled.
+
+Inferred: the paper's text was not read, none of its authors' code was found, and the sources disagree on two points.
+The floor is `log(mixture / (1 - mixture))` to some. The form above is the limit, as r = p(y)/q(y) falls to 0, of the
+bound that they report, `log r <= log(mixture + (1 - mixture) r) / (1 - mixture)`; the other is no limit of it, and for
+mixtures of 1/2 and more it leaves no negative reward. Some have mixture 0.3 and switch after a third of the steps; the
+defaults are PW-OPSD's, which calls mixture 0.1, share 0.2 and half of the steps the paper's.
 """
 
 from math import log

@@ -1,6 +1,7 @@
 """Reverse KL on the student's k most likely tokens: the loss of "Rethinking OPD".
 
-Source: arXiv 2604.13016, eq. (5); the authors' code (thunlp/OPD 0a44395), compute_distillation_reward.
+Source: arXiv 2604.13016, eq. (5), as public descriptions give it; the authors' code (thunlp/OPD 0a44395),
+compute_distillation_reward.
 Data: scores of the student's responses with a whole distribution, or a loaded teacher.
 Loss: `KL(q || p)` of both distributions renormalised on the student's k most likely tokens, k = 16.
 

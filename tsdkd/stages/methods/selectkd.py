@@ -1,7 +1,7 @@
 """SelecTKD: a divergence at the tokens where the teacher accepts the student's most likely token (greedy top k).
 
-Source: arXiv 2510.24021 (CVPR 2026). The authors have published no code; the formula is that of two independent
-descriptions, which agree on the rule, k and the weight of rejected tokens.
+Source: arXiv 2510.24021 (CVPR 2026), as two independent descriptions give it. They agree on the rule, k and the weight
+of rejected tokens; one of them gives the mean over all L tokens. The paper's text was not read, and no code is public.
 Data: scores of any responses with a distribution, or a loaded teacher.
 Loss: `1/L sum_t V_t KL(p || q)`. V_t is 1 where the student's most likely token is among the teacher's k, elsewhere
 `rejected` (the paper's beta): k 5, 0.01. The paper adds V_t to several losses: --method-option direction=reverse takes
@@ -22,7 +22,7 @@ from tsdkd.stages.methods.values import Options
 def select(features: Features, options: Options) -> Selected:
     if not 0 <= (rejected := options["rejected"]) <= 1:
         raise InputError(f"The weight of rejected tokens is {rejected}.", "Choose a weight in [0, 1].")
-    accepted = features.teacher_rank < options["k"]
+    accepted = (features.teacher_rank < options["k"]).double()
     return {"divergence": features.mean(features.mask) * (rejected + (1 - rejected) * accepted)}
 
 

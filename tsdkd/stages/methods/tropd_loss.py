@@ -1,6 +1,7 @@
 """TrOPD's loss: policy gradient at trusted tokens, forward KL on the teacher's k most likely tokens at the others.
 
-Source: arXiv 2606.01249v3, eqs. (8) and (10), as public reading notes give them.
+Source: arXiv 2606.01249v3, eqs. (8), (10) and (13), as public reading notes give them. They report inconsistent signs
+in the paper. Neither its text nor its training code was read.
 Data: scores of the student's responses with a whole distribution, or a loaded teacher.
 Loss: y is trusted with probability `min(1, p(y)/q(y))`, drawn anew for each token and step. A trusted token has
 `-A log q(y)`, `A = log p(y)/q(y)` without gradient; any other `sum_v p_v log(p_v/q_v)` over the teacher's k most likely
