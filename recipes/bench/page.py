@@ -1,38 +1,49 @@
-"""The page of a bench with its table, and its rows: written from the results of the arms; no number is typed."""
+"""The page of a bench with its tables and figure, and its rows: written from the results; no number is typed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from recipes.bench.figure import draw_differences
 from recipes.bench.plan import Plan
 from recipes.experiment.arms import Arm
 from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import SEARCH_SEED, SETTINGS_FILE, Settings
 from recipes.experiment.statistics import Runs
-from recipes.experiment.tables import EXPLANATION, Row, format_table
+from recipes.experiment.tables import EXPLANATION, Row, format_lines, format_table
 from recipes.experiment.tasks import Conditions
 
-PAGE, ROWS = "bench.md", "results.jsonl"
+PAGE, ROWS, FIGURE = "bench.md", "results.jsonl", "differences.svg"
 
 
 def write(root: Path, settings: Settings, conditions: Conditions, chosen: Mapping[Entry, float], plan: Plan) -> None:
-    """Write `PAGE` and `ROWS` from all complete arms of the chosen methods."""
-    (root / ROWS).write_text("".join(json.dumps(row) + "\n" for row in read_rows(root, settings, conditions, chosen)))
-    runs_by_name = {entry.name: _read_runs(root, settings, entry, rate) for entry, rate in chosen.items()}
-    rates = {entry.name: rate for entry, rate in chosen.items()}
+    """Write `PAGE`, `ROWS` and `FIGURE` from all complete arms; chosen: the learning rate of each method."""
+    grid = conditions.rates(settings.factors)
+    search = {entry.name: [_read(root, search_arm(entry, rate)) for rate in grid] for entry in chosen}
     before = _read_runs(root, settings, None, 0.0)
-    (root / PAGE).write_text(format_page(settings, conditions, rates, before, runs_by_name, plan))
+    runs = {entry.name: _read_runs(root, settings, entry, rate) for entry, rate in chosen.items()}
+    ends = {min(grid), max(grid)} if len(grid) > 1 else set()
+    rates = {entry.name: f"{rate:g}{'*' * (rate in ends)}" for entry, rate in chosen.items()}
+    rows = [Row("before", before, before)]
+    rows += [Row(name, found, runs[GKD.name], rates[name]) for name, found in runs.items()]
+    draw_differences(rows[1:], root / FIGURE)
+    lines = [*read_rows(root, settings, conditions, chosen)]
+    (root / ROWS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / PAGE).write_text(format_page(settings, conditions, rows, search, plan))
+
+
+def search_arm(entry: Entry, rate: float) -> Arm:
+    return Arm(SEARCH_SEED, "validation", entry, rate)
 
 
 def read_rows(
     root: Path, settings: Settings, conditions: Conditions, chosen: Mapping[Entry, float]
 ) -> list[dict[str, object]]:
     """A row per complete arm: of the search, of the students before training, and of the test."""
-    seeds, rates = settings.seeds, conditions.rates(settings.factors)
-    found = [Arm(SEARCH_SEED, "validation", entry, rate) for entry in chosen for rate in rates]
-    found += [Arm(seed, "test") for seed in seeds]
-    found += [Arm(seed, "test", entry, rate) for entry, rate in chosen.items() for seed in seeds]
+    found = [search_arm(entry, rate) for entry in chosen for rate in conditions.rates(settings.factors)]
+    found += [Arm(seed, "test") for seed in settings.seeds]
+    found += [Arm(seed, "test", entry, rate) for entry, rate in chosen.items() for seed in settings.seeds]
     return [
         {
             "task": settings.task,
@@ -43,56 +54,60 @@ def read_rows(
             **result,
         }
         for arm in found
-        if (result := _read_result(root, arm))
+        if (result := _read(root, arm))
     ]
 
 
 def format_page(
     settings: Settings,
     conditions: Conditions,
-    rates: Mapping[str, float],
-    before: Runs,
-    runs_by_name: Mapping[str, Runs],
+    rows: list[Row],
+    search: Mapping[str, list[dict[str, float]]],
     plan: Plan,
 ) -> str:
-    """The page in Markdown."""
+    """The page in Markdown; search: the results of each method at each learning rate of the grid."""
     sizes, grid = conditions.sizes, conditions.rates(settings.factors)
     criterion = "divergence from the teacher" if settings.benchmark else "accuracy"
     return f"""# Bench: {settings.task}
 
 All methods have the same student, prompts, order and budget: {sizes.train} prompts, each once, with one response of up
 to {conditions.response_tokens} tokens, {conditions.steps} steps of {conditions.batch}. The learning rate of each method
-is the best of {", ".join(f"{rate:g}" for rate in grid)} by {criterion} on {sizes.validation} validation prompts, with
-a student and a seed that the test does not use; * marks an end of the grid. The test has other prompts, and seeds
+is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with a student and a seed that the
+test does not use; * marks an end of the grid. The test has other prompts, and seeds
 {", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
 `{SETTINGS_FILE}` holds the settings, `{ROWS}` every measurement.
 
-{format_rows(rates, grid, before, runs_by_name)}
+{format_table(rows)}
 
 {EXPLANATION}
 KL and entropy are measured on the responses to {sizes.held_out} of the test prompts. Differences are to GKD, and p has
-Holm's correction over the {len(runs_by_name) - 1} other methods.
+Holm's correction over the {len(rows) - 2} other methods.
+
+![Differences to GKD with 95 % intervals]({FIGURE})
+
+## The search
+
+{criterion.capitalize()} on the validation prompts, by learning rate:
+
+{_format_search(grid, search, "kl" if settings.benchmark else "accuracy")}
 """
 
 
-def format_rows(
-    rates: Mapping[str, float], grid: Sequence[float], before: Runs, runs_by_name: Mapping[str, Runs]
-) -> str:
-    """The table in Markdown: the students before training, and each method with its tests against the reference."""
-    reference = runs_by_name[GKD.name]
-    rows = [Row(name, runs, reference, _format_rate(rates[name], grid)) for name, runs in runs_by_name.items()]
-    return format_table([Row("before", before, before), *rows])
-
-
-def _format_rate(rate: float, grid: Sequence[float]) -> str:
-    return f"{rate:g}{'*' * (len(grid) > 1 and rate in {min(grid), max(grid)})}"
+def _format_search(grid: list[float], search: Mapping[str, list[dict[str, float]]], measure: str) -> str:
+    scale, digits = (1, 4) if measure == "kl" else (100, 1)
+    lines = [["", *(f"{rate:g}" for rate in grid)]]
+    lines += [
+        [name, *(f"{scale * result[measure]:.{digits}f}" if result else "" for result in results)]
+        for name, results in search.items()
+    ]
+    return format_lines(lines)
 
 
 def _read_runs(root: Path, settings: Settings, entry: Entry | None, rate: float) -> Runs:
-    found = {seed: _read_result(root, Arm(seed, "test", entry, rate)) for seed in settings.seeds}
+    found = {seed: _read(root, Arm(seed, "test", entry, rate)) for seed in settings.seeds}
     return {seed: result for seed, result in found.items() if result}
 
 
-def _read_result(root: Path, arm: Arm) -> dict[str, float]:
+def _read(root: Path, arm: Arm) -> dict[str, float]:
     file = root / arm.directory / RESULT
     return json.loads(file.read_text()) if file.is_file() else {}

@@ -64,7 +64,7 @@ class Bench:
     def _search(self, conditions: Conditions, workers: Workers) -> dict[Entry, float]:
         """The learning rate of each entry, chosen on the validation split alone."""
         rates = conditions.rates(self.settings.factors)
-        search = {entry: [Arm(SEARCH_SEED, "validation", entry, rate) for rate in rates] for entry in self.entries}
+        search = {entry: [page.search_arm(entry, rate) for rate in rates] for entry in self.entries}
         every = [arm for found in search.values() for arm in found]
         arms.run_arms(workers, "search", self.settings, self.root, every)
         return {entry: choose_rate(found, self.root) for entry, found in search.items()}

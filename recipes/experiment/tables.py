@@ -53,7 +53,13 @@ def format_table(rows: Sequence[Row]) -> str:
         for measure in MEASURES
     }
     cells = [_cells(row, {measure: p.get(row.name) for measure, p in corrected.items()}) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (COLUMNS, ["---"] * len(COLUMNS), *cells))
+    return format_lines([COLUMNS, *cells])
+
+
+def format_lines(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its heading."""
+    heading, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *others))
 
 
 def _cells(row: Row, p: dict[str, float | None]) -> list[str]:

@@ -20,7 +20,7 @@ from recipes.experiment.arms import Arm
 from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import Settings
-from recipes.experiment.tables import COLUMNS
+from recipes.experiment.tables import COLUMNS, Row, format_table
 from recipes.experiment.tasks import Conditions, Sizes, find_task
 from recipes.experiment.workers import open_workers
 from tests.helpers.recipes import finish, start
@@ -133,15 +133,16 @@ def runs(*accuracies: float, seconds: float = 1.0) -> dict[int, Mapping[str, flo
     }
 
 
-def test_the_table_has_paired_differences_with_holms_p_and_the_ends_of_the_grid() -> None:
+def test_the_table_has_paired_differences_with_holms_p() -> None:
     """Differences of 10, 11 and 12 points: t is 11 sqrt 3, p is 0.0027, and 0.0055 of two methods."""
     measured = {
         "gkd": runs(0.2, 0.5, 0.8),
         "better": runs(0.3, 0.61, 0.92, seconds=1.5),
         "level": runs(0.2, 0.5, 0.8),
     }
-    rates = {"gkd": 1e-4, "better": 4e-4, "level": 1e-4}
-    lines = page.format_rows(rates, [2.5e-5, 1e-4, 4e-4], runs(0.1, 0.1, 0.1), measured).splitlines()
+    before = runs(0.1, 0.1, 0.1)
+    rows = [Row(name, found, measured["gkd"], "0.0004*") for name, found in measured.items()]
+    lines = format_table([Row("before", before, before), *rows]).splitlines()
     cells = {line.strip("|").split(" | ")[0].strip(): line.strip("|").split(" | ") for line in lines[2:]}
     columns = ["name", *COLUMNS[1:4], "points"]
     assert dict(zip(columns, cells["better"], strict=False)) == {
@@ -152,7 +153,7 @@ def test_the_table_has_paired_differences_with_holms_p_and_the_ends_of_the_grid(
         "points": "+11.0 ± 2.5 (p 0.005)",
     }
     assert cells["better"][-1].strip() == "1.50"
-    assert cells["level"][1:5] == ["0.0001", "3", "50.0 ± 74.5", "0.0 ± 0.0 (p 1.000)"]
+    assert cells["level"][1:5] == ["0.0004*", "3", "50.0 ± 74.5", "0.0 ± 0.0 (p 1.000)"]
     assert cells["gkd"][4] == cells["before"][4] == ""
 
 
@@ -226,7 +227,10 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
     }
     assert all(row["steps"] == 2 and row["tokens"] > 0 for row in rows if row["method"] != "before")
     assert all(("sampled_accuracy" in row) == (row["split"] == "test") for row in rows)
-    assert "| seqkd |" in (tmp_path / "run" / page.PAGE).read_text()
+    text = (tmp_path / "run" / page.PAGE).read_text()
+    assert "| seqkd | 0.0001 | 1 | " in text
+    assert "| seqkd | 0.0 |" in text  # the search
+    assert (tmp_path / "run" / page.FIGURE).is_file()
     monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split()])
     main()
     assert "seed 1: 0 of 3 arms to run" in capsys.readouterr().out
