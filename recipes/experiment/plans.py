@@ -58,7 +58,7 @@ def plans(name: str, digits: int, orders: Sequence[str], groups: Sequence[str]) 
         solution=solution,
         answer=answer,
         teacher=Shape(width=128, inner=384, layers=4, rate=1e-3, steps=6000, every=100),
-        student=Shape(width=64, inner=192, layers=3, rate=1e-3, steps=8000, every=100),
+        student=Shape(width=64, inner=192, layers=3, rate=1e-3, steps=8000, every=50),
     )
 
 
