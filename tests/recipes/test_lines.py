@@ -101,9 +101,9 @@ def test_every_line_of_a_paper_recipe_is_accepted(recipe: str, lines: Lines, sta
         require_accepted(found, stages)
 
 
-def test_figure_1_reads_responses_of_the_student(lines: Lines, stages: list[str]) -> None:
+def test_figure_1_reads_responses_of_the_student(lines: Lines, stages: list[str], tmp_path: Path) -> None:
     for environment in (*({"PAIR": pair} for pair in PAIRS), {"SCALE": "tiny"}):
-        found = lines.dry("figure1", **environment)
+        found = lines.dry("figure1", RUN=str(tmp_path), **environment)
         assert [line.split()[1] for line in found] == ["generate", "score", "inspect"]
         assert "--policy student" in found[0]
         require_accepted(found, stages)

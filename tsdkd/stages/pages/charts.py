@@ -57,7 +57,7 @@ class Chart:
     @property
     def svg_file(self) -> str:
         """The drawing as a file of its own, on white; without a page around it, its text is black."""
-        return self.svg.replace(HIDDEN, 'style="background: white"', 1)
+        return str(self.svg).replace(HIDDEN, 'style="background: white"', 1)
 
 
 def line_chart(title: str, x: str, y: str, series: Sequence[Series], description: str = "") -> Chart:
