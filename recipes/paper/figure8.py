@@ -74,9 +74,11 @@ def _section(results: Mapping[str, Artifact], benchmark: str) -> str:
     verdicts = {name: _verdict(row) for name, row in rows.items()}
     accuracies = {name: 100 * artifact.manifest.summary[benchmark]["value"] for name, artifact in results.items()}
     any_results, any_row = next(iter(results.values())), next(iter(rows.values()))
+    written = BENCHMARKS[benchmark].max_new_tokens
+    explanation = "" if written else " A response is the list of choices, each after its log-likelihood."
     lines = [
         f"## {benchmark}: document {document[1]} of {escape_markdown(document[0])}\n",
-        f"{reason} The benchmark has {len(common):,} documents here.\n",
+        f"{reason} The benchmark has {len(common):,} documents here.{explanation}\n",
         "| model | accuracy, % | alone correct | this document | tokens |",
         "|---|---|---|---|---|",
         *(

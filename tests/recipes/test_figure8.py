@@ -63,6 +63,7 @@ def test_the_page_shows_each_response_with_its_verdict_and_length(measured: dict
 def test_multiple_choice_has_no_tokens(tmp_path: Path) -> None:
     page = figure_page({"student": results(tmp_path / "student", {"sciq": binary_scores("10")})}, ["sciq"])
     assert "| student | 50.0 | 1 | correct |  |" in page
+    assert "A response is the list of choices, each after its log-likelihood." in page
 
 
 def test_a_single_prompt_is_shown_as_a_whole(tmp_path: Path) -> None:

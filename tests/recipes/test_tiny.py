@@ -106,10 +106,8 @@ def test_figure_8_is_a_page_of_the_measured_rows(tsdkd: Path, run: Path) -> None
 
 
 def test_figure_1_is_a_drawing_of_recorded_entropies(tsdkd: Path, run: Path) -> None:
-    for first_output in ("tokens     4", "rollouts-student is complete"):  # the second time, nothing is sampled
-        output = finish(start("paper/figure1", tsdkd, SCALE="tiny", RUN=run))
-        assert first_output in output
-        assert output.splitlines()[-1] == str(run / "figure1.svg")
+    output = finish(start("paper/figure1", tsdkd, SCALE="tiny", RUN=run))
+    assert output.splitlines()[-1] == str(run / "figure1.svg")
     texts = [
         element.text for element in ElementTree.parse(run / "figure1.svg").iter("{http://www.w3.org/2000/svg}text")
     ]
