@@ -1,21 +1,29 @@
-"""Methods that select from whole steps, or at random: resumption, one reading by a server, no copy of a sharded model."""
+"""Methods that select from whole steps, or at random: resumption, one reading by a server, sharded weights, replays."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.helpers.commands import run as command
 from tests.helpers.deaths import die_at
 from tests.helpers.forked_ranks import FSDP, run_ranks
-from tests.helpers.own_methods import write_method
+from tests.helpers.own_methods import OF_WHOLE_STEPS, write_method
 from tests.helpers.teacher_server import FakeServer, model_at, serve
 from tests.helpers.training import CONFIG, SAMPLING, metrics
+from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.core import TSDKDConfig
+from tsdkd.stages.config.generate import GenerateConfig
+from tsdkd.stages.config.recorded import check_config
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data import served_scoring
+from tsdkd.stages.generate.stage import generate
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models import distributed
 from tsdkd.stages.teacher_server.server import TeacherServer
+from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.stage import train_offline, train_online, train_served
 from tsdkd.stages.train.trainer import DistillationTrainer
 
@@ -115,3 +123,39 @@ def test_features_are_read_from_sharded_weights(
         train_offline(run / "rollouts", run / "scores", str(student), tmp_path / "c", config)
 
     assert run_ranks(learn, 2, FSDP) == [0, 0]
+
+
+def test_a_method_of_ones_own_may_replay(
+    student: Path, teacher: Path, prompts: Path, tmp_path: Path, contents: Contents
+) -> None:
+    """The complete checkpoint is read again, although reading it runs no file of a method."""
+    text = OF_WHOLE_STEPS.replace('scope="batch",', 'scope="batch",\n    uses_replay=True,')
+    method, rollouts = write_method(tmp_path / "m.py", text), tmp_path / "rollouts"
+    generate(prompts, None, rollouts, GenerateConfig(max_new_tokens=8, policy="teacher"), teachers={"": str(teacher)})
+    paths = ["--rollouts", rollouts, "--teacher", teacher, "--student", student, "--checkpoint", tmp_path / "c"]
+    options = ["--batch-size", 2, "--micro-batch-size", 1, "--epochs", 1, "--held-out", 0.3, "--eval-steps", 1]
+    options += ["--replay-capacity", 2, "--phi", 1, "--max-new-tokens", 8, "--engine", "transformers"]
+    command("train", "--method", method, *paths, *options, "--precision", "float32")
+    assert all(entry["loss"] > 0 for entry in metrics(tmp_path / "c") if "loss" in entry)
+    before = contents(tmp_path / "c")
+    command("train", "--config", tmp_path / "c" / "config.yaml", *paths)
+    assert contents(tmp_path / "c") == before
+    recorded = load_manifest(tmp_path / "c").config
+    with pytest.raises(ValueError, match=r"config\.online\.replay"):
+        check_config("checkpoint", recorded | {"online": recorded["online"] | {"replay": {"phi": "much"}}})
+
+
+def test_equal_responses_share_their_weights(tmp_path: Path) -> None:
+    """A step of replays may hold a response twice, on two ranks; its weights count once for each."""
+    text = WITHOUT_HIDDEN.replace('("forward_kl",)', '("uniform",)').replace(
+        "features.forward_kl >= features.forward_kl[features.mask].median()",
+        "features.batch_ranks(features.uniform * 0) < 6",
+    )
+    response = {"sample_id": "a", "prompt_id": "a", "author": "student", "turn": 0, "response_ids": [1] * 3}
+    other = response | {"sample_id": "b"}
+    selection = StepSelection(find_method(str(write_method(tmp_path / "m.py", text))), {}, seed=0)
+    selection.select_step([([response, other], {}), ([response], {})], step=0, steps=1, ranks=1)
+    selected = selection.selected([response, other, response], torch.ones(3, 3).bool())
+    weights = selected["kl"].weights
+    assert torch.equal(weights[0], weights[2])
+    assert float(weights.sum()) == pytest.approx(3)  # the mean over the step's three responses, each of weight 1

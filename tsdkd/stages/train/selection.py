@@ -1,5 +1,6 @@
 """What a method's selection reads beside the tokens during training, its state, and the weights of a whole step."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -157,9 +158,12 @@ class StepSelection:
             self.state,
         )
         weighted = self.objective.weigh(Features(mask, grids, context))
+        equal = defaultdict(list)
+        for row, response in enumerate(responses):
+            equal[_key(response)].append(row)
         self._selected = {
-            _key(response): {name: _take_row(grid, i, int(lengths[i])) for name, grid in weighted.items()}
-            for i, response in enumerate(responses)
+            key: {name: _take_rows(grid, own, int(lengths[own[0]])) for name, grid in weighted.items()}
+            for key, own in equal.items()
         }
 
     def update(self, logs: Mapping[str, float]) -> None:
@@ -208,8 +212,9 @@ def _grid_or_number(rows: Sequence[float | Tensor], mask: Tensor) -> float | Ten
     return grid.masked_fill(~mask, 1)
 
 
-def _take_row(weighted: Weighted, row: int, length: int) -> Weighted:
+def _take_rows(weighted: Weighted, rows: list[int], length: int) -> Weighted:
+    """The weights of equal responses, which replays may be: their mean, because their losses are equal."""
     temperature = weighted.temperature
     if isinstance(temperature, Tensor):
-        temperature = temperature[row, :length]
-    return replace(weighted, weights=weighted.weights[row, :length], temperature=temperature)
+        temperature = temperature[rows, :length].mean(0)
+    return replace(weighted, weights=weighted.weights[rows, :length].mean(0), temperature=temperature)
