@@ -16,7 +16,7 @@ from tsdkd.stages.data.batches import packed_batches, predicting_hidden
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.source import Sample, Source, collate, sample_turns
-from tsdkd.stages.models.load import LanguageModel, not_finite_error
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at a time."""

@@ -16,7 +16,7 @@ from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.context import require_context
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec

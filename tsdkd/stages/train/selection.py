@@ -24,7 +24,7 @@ from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.methods.values import Options
 from tsdkd.stages.metrics.names import require_term_names
 from tsdkd.stages.metrics.step_times import timed
-from tsdkd.stages.models.load import hidden_states, output_head
+from tsdkd.stages.models.language_model import hidden_states, output_head
 
 
 class TriedObjective(NamedTuple):

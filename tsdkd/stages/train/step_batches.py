@@ -26,7 +26,7 @@ from tsdkd.stages.data.source import (
 from tsdkd.stages.metrics.step_times import StepTimes, timed
 from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.train.batch_order import EpochLoader, LazyBatches, MicroBatches, grouped, pack_samples
 from tsdkd.stages.train.saved_steps import StepSavingTrainer
 from tsdkd.stages.train.selection import StepSelection

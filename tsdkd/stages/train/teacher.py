@@ -13,7 +13,8 @@ from tsdkd.stages.data.online_teachers import LoadedTeacher, OnlineTeacher, Teac
 from tsdkd.stages.data.scoring import report_padded_reading
 from tsdkd.stages.data.served_teachers import ServedTeachers
 from tsdkd.stages.models.device import require_device
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
