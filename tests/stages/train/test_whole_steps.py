@@ -149,7 +149,7 @@ def test_equal_responses_share_their_weights(tmp_path: Path) -> None:
     """A step of replays may hold a response twice, on two ranks; its weights count once for each."""
     text = WITHOUT_HIDDEN.replace('("forward_kl",)', '("uniform",)').replace(
         "features.forward_kl >= features.forward_kl[features.mask].median()",
-        "features.batch_ranks(features.uniform * 0) < 6",
+        "features.batch_ranks(features.uniform * 0) < 5",
     )
     response = {"sample_id": "a", "prompt_id": "a", "author": "student", "turn": 0, "response_ids": [1] * 3}
     other = response | {"sample_id": "b"}
