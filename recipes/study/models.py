@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from recipes.study import task
 from tsdkd.stages.engines.transformers_engine import sample_responses
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
