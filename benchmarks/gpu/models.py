@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.gpu.figures import Options
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 TOKENS = 151_665
 """Ids of the tokenizer; further rows of the heads are padding."""

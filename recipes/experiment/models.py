@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from recipes.experiment.task import END, Shape, Task
 from tsdkd.stages.engines.transformers_engine import sample_responses
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 def make(

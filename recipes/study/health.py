@@ -16,7 +16,8 @@ from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.source import collate
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
-from tsdkd.stages.models.load import hidden_states, load_model
+from tsdkd.stages.models.language_model import hidden_states
+from tsdkd.stages.models.load import load_model
 
 MASSES = ("student_outside_mass", "teacher_outside_mass")
 SHARES = tuple(f"{term}_grad_share" for term in TERMS)

@@ -32,7 +32,8 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect.stage import inspect_all, inspect_models, inspect_scores
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.health import response_health
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.stage import train_offline, train_online
 

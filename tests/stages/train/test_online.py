@@ -14,6 +14,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
+from tsdkd.stages.data.held_out import split_held_out
 from tsdkd.stages.data.online import OnlineSource, samples_from_prompts
 from tsdkd.stages.data.online_teachers import LoadedTeacher
 from tsdkd.stages.data.prompts import Prompts
@@ -26,7 +27,7 @@ from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.sampling import with_engine
 from tsdkd.stages.train.settings import recorded_settings
-from tsdkd.stages.train.stage import split_held_out, train_offline, train_online
+from tsdkd.stages.train.stage import train_offline, train_online
 
 Contents = Callable[[Path], dict[str, bytes]]
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
@@ -279,14 +280,14 @@ def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student:
     reader = load_model(str(student))
     samples, _ = samples_from_prompts(Prompts(prompts), reader.tokenizer, 512)
     source = OnlineSource(samples, LoadedTeacher(reader), LocalSampler(SAMPLING), 1.0)
-    trained, held_out = split_held_out(source, replace(ONLINE, held_out=0.5, eval_steps=1))
+    trained, held_out = split_held_out(source, 0.5)
     assert sorted(trained + held_out) == list(range(10))
     fewer = OnlineSource(samples[3:], LoadedTeacher(reader), LocalSampler(SAMPLING), 1.0)
-    assert {fewer.prompt_id(i) for i in split_held_out(fewer, replace(ONLINE, held_out=0.5, eval_steps=1))[1]} == {
+    assert {fewer.prompt_id(i) for i in split_held_out(fewer, 0.5)[1]} == {
         source.prompt_id(i) for i in held_out if i >= 3
     }
     with pytest.raises(InputError, match="hold out 0 of 10 responses"):
-        split_held_out(source, replace(ONLINE, held_out=1e-9, eval_steps=1))
+        split_held_out(source, 1e-9)
 
 
 def test_settings_that_do_not_change_the_result_are_not_recorded() -> None:

@@ -12,7 +12,8 @@ from tsdkd.errors import ArtifactError, InputError, TsdkdError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop, settings
 from tsdkd.stages.train.stage import train_offline

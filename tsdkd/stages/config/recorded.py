@@ -20,7 +20,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.config.train import TrainConfig
+from tsdkd.stages.config.train import ReplayConfig, TrainConfig
 from tsdkd.stages.methods import METHODS
 from tsdkd.stages.methods.origin import METHOD_FILE
 
@@ -59,7 +59,12 @@ def check_config(kind: str, config: Mapping[str, Any]) -> None:
     configuration = CONFIGS[_command(kind, config)]
     from_elsewhere = {"method"} if "method_origin" in config else set()  # reading runs no file of a method
     unread = {"method_options", *from_elsewhere}
-    conform({name: value for name, value in config.items() if name not in unread}, configuration, "config")
+    read = {name: value for name, value in config.items() if name not in unread}
+    online = config.get("online")
+    if from_elsewhere and isinstance(online, Mapping) and online.get("replay") is not None:
+        conform(online["replay"], ReplayConfig, "config.online.replay")  # the method alone tells that it replays
+        read["online"] = {**online, "replay": None}
+    conform(read, configuration, "config")
     values = flatten(dict(config))
     if values.get("chat.template") not in {None, PLAIN}:  # a file is a parent
         raise ValueError(f"config.chat.template is {values['chat.template']!r}, not {PLAIN!r}")

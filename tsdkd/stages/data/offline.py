@@ -26,7 +26,7 @@ from tsdkd.stages.data.provenance import Staleness
 from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
 from tsdkd.stages.data.source import COMPARED_TOKENS, Sample, ScoringSnapshot, collate
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
 TEACHER_END_IDS = "teacher_end_ids"

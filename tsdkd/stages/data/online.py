@@ -22,7 +22,7 @@ from tsdkd.stages.data.rollout_teachers import SOURCE, TEACHER, naming_column
 from tsdkd.stages.data.source import Sample, SamplingSnapshot, sample_length
 from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.models.distributed import gather
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 LOG_PROBS = "sampling_log_probs"
 """The key of the log-probabilities that a sample's response was sampled with, where the sampler gives them."""

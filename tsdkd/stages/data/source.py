@@ -13,7 +13,7 @@ from tsdkd.core.ranking import propose
 from tsdkd.stages.data.batches import Batch, join_sequences
 from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.metrics.step_times import timed
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 Sample = dict[str, Any]
 """One rollout: "sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask" (None: all tokens are

@@ -187,7 +187,8 @@ def _training_flops(student: PlannedModel, teachers: ModelFractions, workload: W
     flops = per_weight * student.size.matmul_parameters * tokens
     for teacher, fraction in teachers:
         if config.online:
-            flops += readings * fraction * FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
+            forwards = readings if len(teachers) == 1 else 1  # several keep what they read of a step
+            flops += forwards * fraction * FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
         else:
             head = teacher.head("auto").weight.numel()
             flops += readings * fraction * FORWARD_FLOPS * head * workload.response_tokens

@@ -30,7 +30,8 @@ from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.models.record import library_versions
 from tsdkd.stages.models.spec import load_config

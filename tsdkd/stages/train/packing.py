@@ -2,7 +2,7 @@
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 def require_packed_length(longest: int, config: TrainConfig) -> None:

@@ -1,6 +1,6 @@
 """What training needs of its inputs, beside files that fit together: responses, lengths, models and fresh scores."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.context import require_context
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.paths import model_directory
+from tsdkd.stages.models.record import require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer
@@ -96,6 +97,24 @@ def require_known_teachers(data: Path, samples: list[Sample], teachers: Collecti
     for name in teachers:
         if name not in named:
             observer.warning(f"No prompt has the teacher {name}.")
+
+
+def require_same_authors(rollouts: Artifact | None, models: Sequence[ModelRecord], observer: Observer) -> None:
+    """Warns where rollouts are by other teachers. `models`: the student and the teachers.
+
+    Raises InputError where tokenizers differ, or the template of the rollouts is another one.
+    """
+    student, *teachers = models
+    for teacher in teachers:
+        require_same_tokenizer(student, teacher)
+    if rollouts is None:
+        return
+    require_same_template(rollouts.manifest.models[0], student)
+    weights = {teacher.role: teacher.weights for teacher in teachers}
+    for author in rollouts.manifest.models:
+        require_same_tokenizer(author, student)
+        if author.teacher_name is not None and author.weights != weights.get(author.role):
+            observer.warning(f"The rollouts are by another {author.role} ({author.name}) than the one that is loaded.")
 
 
 def report_provenance(source: OfflineSource, record: ModelRecord, student: LanguageModel, observer: Observer) -> None:

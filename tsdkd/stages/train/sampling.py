@@ -15,7 +15,7 @@ from tsdkd.stages.engines.online_vllm import lora_arguments, open_vllm_sampler, 
 from tsdkd.stages.engines.vllm_served import ServedEngine
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import default_device
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.observer import Observer
 

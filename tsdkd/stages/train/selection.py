@@ -1,5 +1,6 @@
 """What a method's selection reads beside the tokens during training, its state, and the weights of a whole step."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -8,21 +9,22 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from tsdkd.core import Features, Head, ResponseContext, TSDKDConfig, Weighted, token_features_from_hidden
+from tsdkd.core import Features, ResponseContext, TeacherSignal, TSDKDConfig, Weighted, token_features_from_hidden
 from tsdkd.core.features import KNOWN_BEFORE
 from tsdkd.core.selective import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.data.batches import Batch, predicted_ids, predicting_hidden
+from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.randomness import random_integer
-from tsdkd.stages.data.source import Sample, Source
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.methods import Method, find_method
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.methods.values import Options
 from tsdkd.stages.metrics.names import require_term_names
 from tsdkd.stages.metrics.step_times import timed
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import hidden_states, output_head
 
 
 class TriedObjective(NamedTuple):
@@ -80,14 +82,29 @@ class StepSelection:
         """Whether it selects once per optimizer step."""
         return self.objective.scope == "batch"
 
-    def read(self, student: LanguageModel, head: Head, source: Source, batch: Batch) -> dict[str, Tensor]:
-        """The features (tokens,) of a micro-batch that both models' distributions decide; one forward each."""
-        with timed("student"):
-            hidden, ids = predicting_hidden(student, batch), predicted_ids(batch)
-        with timed("teacher"):
-            signal = source.signal(batch)
+    def read(
+        self,
+        model: PreTrainedModel,
+        vocab: int,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        predicting: Tensor,
+        response_mask: Tensor,
+        teacher: TeacherSignal | None,
+    ) -> dict[str, Tensor]:
+        """A forward of the student that returns a micro-batch's features (tokens,) that the distributions decide.
+
+        `teacher` is None in a batch without samples, which has no features.
+        """
+        hidden = hidden_states(model, input_ids, attention_mask, position_ids)
+        model.get_output_embeddings()(hidden[:, :0])  # FSDP gathers the head's weights when the head is called
+        if teacher is None:
+            return {}
+        ids = predicted_ids({"input_ids": input_ids, "predicting": predicting})
+        hidden, head = hidden[predicting], output_head(model, vocab)
         with timed("objective"):
-            return token_features_from_hidden(hidden, head, signal, batch["response_mask"], self.objective, ids)
+            return token_features_from_hidden(hidden, head, teacher, response_mask, self.objective, ids)
 
     def inputs(self, responses: Sequence[Sample], mask: Tensor, step: int, steps: int) -> dict[str, Any]:
         """The arguments of the loss for a micro-batch's responses, the rows of the mask."""
@@ -141,9 +158,12 @@ class StepSelection:
             self.state,
         )
         weighted = self.objective.weigh(Features(mask, grids, context))
+        equal = defaultdict(list)
+        for row, response in enumerate(responses):
+            equal[_key(response)].append(row)
         self._selected = {
-            _key(response): {name: _take_row(grid, i, int(lengths[i])) for name, grid in weighted.items()}
-            for i, response in enumerate(responses)
+            key: {name: _take_rows(grid, own, int(lengths[own[0]])) for name, grid in weighted.items()}
+            for key, own in equal.items()
         }
 
     def update(self, logs: Mapping[str, float]) -> None:
@@ -192,8 +212,9 @@ def _grid_or_number(rows: Sequence[float | Tensor], mask: Tensor) -> float | Ten
     return grid.masked_fill(~mask, 1)
 
 
-def _take_row(weighted: Weighted, row: int, length: int) -> Weighted:
+def _take_rows(weighted: Weighted, rows: list[int], length: int) -> Weighted:
+    """The weights of equal responses, which replays may be: their mean, because their losses are equal."""
     temperature = weighted.temperature
     if isinstance(temperature, Tensor):
-        temperature = temperature[row, :length]
-    return replace(weighted, weights=weighted.weights[row, :length], temperature=temperature)
+        temperature = temperature[rows, :length].mean(0)
+    return replace(weighted, weights=weighted.weights[rows, :length].mean(0), temperature=temperature)

@@ -5,7 +5,7 @@ padding do not change the update. A run that is killed at any moment resumes fro
 same weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tsdkd.errors import InputError
 from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
-from tsdkd.stages.data.held_out import HeldOut
+from tsdkd.stages.data.held_out import HeldOut, split_held_out
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_authors
 from tsdkd.stages.data.online import (
     OnlineSource,
@@ -32,19 +32,18 @@ from tsdkd.stages.data.online import (
 )
 from tsdkd.stages.data.online_teachers import OnlineTeacher
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.rollout_teachers import column_of_teachers
-from tsdkd.stages.data.source import Sample, Source
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.choice import with_supported_draft
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.distributed import gather
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -56,6 +55,7 @@ from tsdkd.stages.train.prerequisites import (
     require_known_teachers,
     require_readable_samples,
     require_responses,
+    require_same_authors,
     require_scored_samplers,
 )
 from tsdkd.stages.train.sampling import find_ends, open_sampler, require_rollout_server, with_engine
@@ -108,7 +108,7 @@ def train_offline(
     require_same_template(source.rollouts.manifest.models[0], record)
     spec = load_spec(student)
     require_readable(source.rollouts, [spec])
-    indices, held_out = split_held_out(source, config)
+    indices, held_out = split_held_out(source, config.held_out)
     data = TrainingData(source, indices, HeldOut(source, held_out) if held_out else None)
 
     def open_data(learner: LanguageModel) -> AbstractContextManager[TrainingData]:
@@ -174,7 +174,7 @@ def train_online(
         chat, chat_parents = chat_of_rollouts(recorded, config.chat), ()
         config = replace(config, chat=ChatConfig())  # the parent records it
     models = model_records(student, teachers, chat, output)
-    _require_same_authors(recorded, models, observer)
+    require_same_authors(recorded, models, observer)
     prompts = Prompts(
         data, sampling.column, sampling.limit, sampling.system, teacher_by=sampling.teacher_by, teachers=[*teachers]
     )
@@ -233,7 +233,7 @@ def _online_data(
     source = OnlineSource(samples, teacher, sampler, online.student_fraction, online.teacher_fraction)
     if online.rollout_ahead:
         source = AheadSource(samples, teacher, sampler, online.student_fraction, online.sampling)
-    indices, held_out = split_held_out(source, config)
+    indices, held_out = split_held_out(source, config.held_out)
     own = [samples[i] for i in held_out] if rank() == 0 else []  # sampled once, for all ranks
     responses = source.read_ahead(gather(source.with_responses(own, learner, (seed,))))
     measured = OnlineSource(responses, teacher, sampler, online.student_fraction) if held_out else None
@@ -265,24 +265,6 @@ def train_served(
         return train_online(data, student, servers, output, config, seed, observer, overwrite)
 
 
-def _require_same_authors(rollouts: Artifact | None, models: Sequence[ModelRecord], observer: Observer) -> None:
-    """Warns where rollouts are by other teachers. `models`: the student and the teachers.
-
-    Raises InputError where tokenizers differ, or the template of the rollouts is another one.
-    """
-    student, *teachers = models
-    for teacher in teachers:
-        require_same_tokenizer(student, teacher)
-    if rollouts is None:
-        return
-    require_same_template(rollouts.manifest.models[0], student)
-    weights = {teacher.role: teacher.weights for teacher in teachers}
-    for author in rollouts.manifest.models:
-        require_same_tokenizer(author, student)
-        if author.teacher_name is not None and author.weights != weights.get(author.role):
-            observer.warning(f"The rollouts are by another {author.role} ({author.name}) than the one that is loaded.")
-
-
 def _samples(
     prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, day: str | None, observer: Observer
 ) -> list[Sample]:
@@ -290,22 +272,3 @@ def _samples(
     if skipped:
         observer.warning(f"Prompts skipped: {skipped:,} empty or longer than {max_tokens} tokens.")
     return samples
-
-
-def split_held_out(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:
-    """Indices of the samples that are trained on, and of those that are measured on.
-
-    A prompt's content decides, so every round and seed holds out the same prompts. Raises InputError when either list
-    would be empty.
-    """
-    trained: list[int] = []
-    held_out: list[int] = []
-    for i in range(len(source)):
-        measured = config.held_out and random_uniform("held out", source.prompt_id(i)) < config.held_out
-        (held_out if measured else trained).append(i)
-    if config.held_out and not (trained and held_out):
-        raise InputError(
-            f"--held-out {config.held_out:g} would hold out {len(held_out)} of {len(source)} responses.",
-            "Choose another --held-out, or give more prompts.",
-        )
-    return trained, held_out

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,7 @@ from tsdkd.stages.data.source import (
 from tsdkd.stages.metrics.step_times import StepTimes, timed
 from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.distributed import unsharded
-from tsdkd.stages.models.load import LanguageModel, output_head
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.train.batch_order import EpochLoader, LazyBatches, MicroBatches, grouped, pack_samples
 from tsdkd.stages.train.saved_steps import StepSavingTrainer
 from tsdkd.stages.train.selection import StepSelection
@@ -94,17 +94,30 @@ class StepBatchesTrainer(StepSavingTrainer):
         selection = self.selection
         if selection is None or not selection.of_whole_steps:
             return
-        found = [(turns_of_samples(samples), dict[str, Tensor]()) for samples in batches.samples]
         if selection.method.reads_twice:
-            with self.inference_student() as inference:
-                student = unsharded(inference)
-                head = output_head(student.model, self.vocab)
-                found = [
-                    (batch.pop("samples"), selection.read(student, head, self.source, self._prepare_inputs(batch)))
-                    for batch in batches
-                    if batch["samples"]
-                ]
+            found = self._read_features(selection, batches)
+        else:
+            found = [(turns_of_samples(samples), {}) for samples in batches.samples]
         selection.select_step(found, self.state.global_step, self.state.max_steps, self.args.world_size)
+
+    def _read_features(
+        self, selection: StepSelection, batches: LazyBatches
+    ) -> list[tuple[list[Sample], dict[str, Tensor]]]:
+        """The responses of each micro-batch with their features.
+
+        Every rank makes as many forward calls, because each gathers sharded weights.
+        """
+        model, found = self.student.model, []
+        with self.inference_student():
+            model.forward = partial(selection.read, model, self.vocab)
+            for batch in batches:
+                samples, inputs = batch.pop("samples"), self._prepare_inputs(batch)
+                with timed("teacher"):
+                    teacher = self.source.signal(inputs) if samples else None
+                del inputs["recorded"]
+                with timed("student"):
+                    found.append((samples, model(**inputs, teacher=teacher)))
+        return found
 
     def _with_responses(self, samples: list[Sample]) -> list[Sample]:
         step, seed = self.state.global_step, self.args.seed

@@ -11,9 +11,10 @@ from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.online_teachers import LoadedTeacher, OnlineTeacher, TeachersInTurn
 from tsdkd.stages.data.scoring import report_padded_reading
-from tsdkd.stages.data.served_teachers import ServedTeacher, ServedTeachers
+from tsdkd.stages.data.served_teachers import ServedTeachers
 from tsdkd.stages.models.device import require_device
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
@@ -81,7 +82,7 @@ def open_teacher(
     """The teachers, loaded or served, cut to the ids that they and the student know; several are loaded in turn."""
     servers = {name: teacher for name, teacher in teachers.items() if not isinstance(teacher, str)}
     if servers:
-        return ServedTeacher(servers[""], vocab) if "" in servers else ServedTeachers(servers, vocab)
+        return ServedTeachers(servers, vocab)
 
     def load(name: str, observer: Observer) -> LanguageModel:
         teacher = replace(_load_teacher(str(teachers[name]), config, observer), shared_vocab=vocab, pair_end_ids=ends)

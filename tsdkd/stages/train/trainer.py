@@ -44,7 +44,7 @@ from tsdkd.stages.metrics.names import teacher_metric
 from tsdkd.stages.metrics.step_means import StepMeans
 from tsdkd.stages.metrics.step_times import StepTimes, timed
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
-from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
+from tsdkd.stages.models.language_model import LanguageModel, decoder_of, hidden_states, output_head
 from tsdkd.stages.models.packed_attention import training_attention
 from tsdkd.stages.train.batch_order import (
     DistributedOpener,
