@@ -106,7 +106,7 @@ class Run:
         parts = ", ".join(f"{part} {self.seconds[part]:.2f}" for part in PARTS)
         losses = f"loss {self.losses[0]:.4g} -> {self.losses[-1]:.4g}"
         fault = "" if self.trained else "NOT TRAINED: "
-        return f"{fault}{self.cost}, CPU s: {parts}; {losses}; {self.changed:.1%} of weights changed"
+        return f"{fault}CPU s: {parts}; {losses}; {self.changed:.1%} of weights changed"
 
     @property
     def cost(self) -> str:
@@ -136,6 +136,7 @@ class Bench:
     student: str
     teacher: str
     size: Size
+    console: Console
 
     @property
     def sampling(self) -> list[object]:
@@ -154,7 +155,12 @@ class Bench:
             tsdkd("score", *student, *teacher, *rollouts, *scores)
 
     def run(self, arm: Arm, mode: str, policy: str) -> Run:
-        """Train the student."""
+        """Train the student, and show the result."""
+        run = self._train(arm, mode, policy)
+        self.console.print(f"{policy}, {mode}, {arm}: {run}", highlight=False, soft_wrap=True)
+        return run
+
+    def _train(self, arm: Arm, mode: str, policy: str) -> Run:
         method, output = METHODS[arm.name], self.workspace / "checkpoint"
         data: list[object] = ["--rollouts", self.workspace / policy / "rollouts"]
         if mode in SIGNALS:
@@ -210,8 +216,8 @@ def arms_of(names: Sequence[str]) -> list[Arm]:
     return [Arm(name, options) for name in names or METHODS for options in ("", *VARIANTS.get(name, ()))]
 
 
-def measure(bench: Bench, arms: Sequence[Arm], modes: Sequence[str], console: Console) -> Runs:
-    """The runs by arm and mode. Each is shown when it ends."""
+def measure(bench: Bench, arms: Sequence[Arm], modes: Sequence[str]) -> Runs:
+    """The runs by arm and mode."""
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         if arm != GKD:
@@ -226,7 +232,6 @@ def measure(bench: Bench, arms: Sequence[Arm], modes: Sequence[str], console: Co
             bench.record(policy, [mode for mode in modes if mode in SIGNALS])
             for mode in modes:
                 for arm, run in bench.group(group, mode, policy):
-                    console.print(f"{policy}, {mode}, {arm}: {run}", highlight=False, soft_wrap=True)
                     if (arm, mode) not in found or policy == arm.policy:
                         found[arm, mode] = run
     return found
@@ -266,8 +271,8 @@ def main() -> None:
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as directory:
         size = TINY if options.tiny else Size()
-        bench = Bench(Path(directory), model(options.student), model(options.teacher), size)
-        show(measure(bench, arms_of(options.method), options.mode or MODES, console), console)
+        bench = Bench(Path(directory), model(options.student), model(options.teacher), size, console)
+        show(measure(bench, arms_of(options.method), options.mode or MODES), console)
 
 
 if __name__ == "__main__":

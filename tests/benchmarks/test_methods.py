@@ -13,8 +13,9 @@ from tsdkd.stages.methods import METHODS
 def test_each_way_to_train_is_measured_or_refused(
     student: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench, console = Bench(tmp_path, str(student), str(teacher), TINY), Console(width=120)
-    runs = measure(bench, arms_of(["reopold"]), ("hidden", "topk", "online"), console)
+    console = Console(width=120)
+    bench = Bench(tmp_path, str(student), str(teacher), TINY, console)
+    runs = measure(bench, arms_of(["reopold"]), ("hidden", "topk", "online"))
     trained = {(arm.name, mode) for (arm, mode), run in runs.items() if run.trained}
     both = {(name, mode) for name in ("gkd", "reopold") for mode in ("hidden", "online")}
     assert trained == both | {("gkd", "topk")}
@@ -23,6 +24,7 @@ def test_each_way_to_train_is_measured_or_refused(
     printed = capsys.readouterr().out
     assert "(1) The teacher's signal 'topk' does not give the feature teacher_log_prob." in printed
     assert "5 runs trained" in printed
+    assert "student, online, reopold: CPU s" in printed
 
 
 def test_every_method_has_an_arm_and_responses() -> None:
