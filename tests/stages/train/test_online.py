@@ -1,6 +1,7 @@
 """Online training: the student responds with its current weights, and the update is the objective's."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.training import CONFIG, SAMPLING, cut, loss_of_two_models, metrics, same_update, weights
+from tests.helpers.training import (
+    CONFIG,
+    SAMPLING,
+    RecordingObserver,
+    cut,
+    loss_of_two_models,
+    metrics,
+    same_update,
+    weights,
+)
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
@@ -23,9 +33,10 @@ from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.sampling import with_engine
+from tsdkd.stages.train.sampling import open_sampler, with_engine
 from tsdkd.stages.train.settings import recorded_settings
 from tsdkd.stages.train.stage import train_offline, train_online
 
@@ -274,6 +285,21 @@ def test_places_of_vllm_are_refused_where_it_does_not_sample() -> None:
     )
     with pytest.raises(InputError, match="vLLM is not installed"):
         with_engine(OnlineConfig(sampling=auto, rollout_gpus=1), "float32", observer)
+
+
+def test_vllm_starts_only_if_responses_are_sampled(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, spec, observer = load_model(str(student)), load_spec(str(student)), RecordingObserver()
+    monkeypatch.setattr("tsdkd.stages.train.sampling.open_vllm_sampler", lambda *_: nullcontext("vLLM"))
+    with_vllm = replace(SAMPLING, engine="vllm")
+    samplers = []
+    for student_fraction in (0, 1):
+        online = OnlineConfig(student_fraction=student_fraction, sampling=with_vllm)
+        with open_sampler(spec, reader, LoadedTeacher(reader), online, None, 64, observer) as sampler:
+            samplers.append(sampler)
+        with_engine(replace(online, sampling=SAMPLING), "float32", observer)
+    assert isinstance(samplers[0], LocalSampler)
+    assert samplers[1] == "vLLM"
+    assert [message.split()[0] for message in observer.messages] == ["No", "Responses"]
 
 
 def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:

@@ -131,6 +131,11 @@ class OnlineConfig:
     """Decides when the student responds, in place of `student_fraction`; None: no response is replayed."""
 
     @property
+    def samples_responses(self) -> bool:
+        """Whether responses are sampled during training; without, all prompts keep those of the rollouts."""
+        return bool(self.student_fraction or self.replay)
+
+    @property
     def teacher_fraction(self) -> float:
         """The teacher's weight in the mixture that responses are sampled from."""
         return self.sampling.teacher_fraction if self.sampling.policy == "teacher-mixed" else 0.0

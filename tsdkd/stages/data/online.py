@@ -168,5 +168,5 @@ def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_by: str
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:
     """Tokens of the longest prompt with its response, recorded or sampled."""
-    sampled = config.sampling.response_limit if config.student_fraction or config.replay else 0
+    sampled = config.sampling.response_limit if config.samples_responses else 0
     return max(len(s["prompt_ids"]) + max(sampled, len(s["response_ids"])) for s in samples)
