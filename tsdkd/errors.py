@@ -4,7 +4,7 @@ from typing import Any
 
 
 class TsdkdError(Exception):
-    """A failure that the command line did not cause, such as a full disk or a NaN loss. Exit code 1."""
+    """A failure that the command line did not cause, such as a full disk. Exit code 1."""
 
     exit_code = 1
 
@@ -16,6 +16,12 @@ class TsdkdError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors of worker processes reach the driver pickled."""
         return type(self), (self.cause, self.remedy), self.__dict__
+
+
+class NotFiniteError(TsdkdError):
+    """Training whose loss or gradient is NaN or infinite. Exit code 3."""
+
+    exit_code = 3
 
 
 class InputError(TsdkdError, ValueError):

@@ -68,11 +68,12 @@ def format_page(
     """The page in Markdown; search: the results of each method at each learning rate of the grid."""
     sizes, grid = conditions.sizes, conditions.rates(settings.factors)
     criterion = "divergence from the teacher" if settings.benchmark else "accuracy"
+    others = "a seed" if settings.benchmark else "a student and a seed"
     return f"""# Bench: {settings.task}
 
 All methods have the same student, prompts, order and budget: {sizes.train} prompts, each once, with one response of up
 to {conditions.response_tokens} tokens, {conditions.steps} steps of {conditions.batch}. The learning rate of each method
-is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with a student and a seed that the
+is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with {others} that the
 test does not use; * marks an end of the grid. The test has other prompts, and seeds
 {", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
 `{SETTINGS_FILE}` holds the settings, `{ROWS}` every measurement.
@@ -97,7 +98,7 @@ def _format_search(grid: list[float], search: Mapping[str, list[dict[str, float]
     scale, digits = (1, 4) if measure == "kl" else (100, 1)
     lines = [["", *(f"{rate:g}" for rate in grid)]]
     lines += [
-        [name, *(f"{scale * result[measure]:.{digits}f}" if result else "" for result in results)]
+        [name, *(f"{scale * result[measure]:.{digits}f}" if measure in result else "not finite" for result in results)]
         for name, results in search.items()
     ]
     return format_lines(lines)

@@ -5,6 +5,7 @@ Complete arms are skipped, so the same command resumes an interrupted bench, and
 
 import argparse
 import json
+import math
 import sys
 from contextlib import chdir
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from recipes.experiment.commands import INTERRUPTED
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import FACTORS, SEARCH_SEED, Settings
-from recipes.experiment.tasks import Conditions, find_task
+from recipes.experiment.tasks import Conditions, find_task, require_models
 from recipes.experiment.workers import Workers, open_workers
+from tsdkd.artifacts.locks import lock_for_writing
 from tsdkd.errors import InputError
 
 
@@ -36,8 +38,10 @@ class Bench:
     def run(self, hours: float, *, plan_only: bool) -> None:
         """Prepare, plan, search, measure and write the page. Raises InputError where the plan exceeds the hours."""
         task = find_task(self.settings)
+        if self.settings.task == "own":
+            require_models(self.settings)
         self.settings.record(self.root)
-        with open_workers(self.workers) as workers:
+        with lock_for_writing(self.root), open_workers(self.workers) as workers:
             workers.show("models, prompts and the teacher's responses")
             with chdir(self.root):
                 arms.prepare(task)
@@ -71,11 +75,11 @@ class Bench:
 
 
 def choose_rate(search: list[Arm], root: Path) -> float:
-    """The learning rate with the highest validation accuracy, then with the lowest divergence."""
+    """The learning rate with the highest validation accuracy, then with the lowest divergence, and one that trains."""
 
     def quality(arm: Arm) -> tuple[float, float]:
         result = json.loads((root / arm.directory / RESULT).read_text())
-        return result.get("accuracy", 0.0), -result["kl"]
+        return result.get("accuracy", 0.0), -result.get("kl", math.inf)
 
     return max(search, key=quality).rate
 

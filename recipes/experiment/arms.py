@@ -1,11 +1,13 @@
 """The arms of an experiment: one method with one learning rate and one seed, trained and measured."""
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Literal
 
@@ -17,7 +19,7 @@ from recipes.experiment.tasks import ExperimentTask, Rows, find_task
 from recipes.experiment.workers import Workers
 from tsdkd.artifacts.files import TIMES_FILE
 from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, NotFiniteError
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
 
 Split = Literal["validation", "test"]
@@ -79,8 +81,8 @@ def prepare(task: ExperimentTask) -> None:
     for name in ("train", "probe", *(f"{split}-held-out" for split in SPLITS)):
         run_tsdkd(
             Path(),
-            f"generate --policy teacher --teacher {task.teacher()} --prompts {name}.jsonl --rollouts teacher-{name} "
-            f"{_sampling(task)}",
+            f"generate --policy teacher --teacher {quote(task.teacher())} --prompts {name}.jsonl "
+            f"--rollouts teacher-{name} {_sampling(task)}",
         )
 
 
@@ -99,7 +101,7 @@ def prepare_seed(settings: Settings, root: Path, seed: int, starts: Sequence[int
         for split in SPLITS:
             run_tsdkd(
                 directory,
-                f"score --teacher {task.teacher()} --student {task.student(_student(seed, starts[0]))} "
+                f"score --teacher {quote(task.teacher())} --student {quote(task.student(_student(seed, starts[0])))} "
                 f"--rollouts teacher-{split}-held-out --scores {directory}/{split}-held-out",
             )
 
@@ -113,7 +115,7 @@ def run_arms(workers: Workers, title: str, settings: Settings, root: Path, chose
 
 
 def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
-    """Train and measure one arm, unless it is complete."""
+    """Train and measure one arm, unless it is complete. A training that is not finite has no measures."""
     with chdir(root):
         if arm.is_complete:
             return
@@ -122,8 +124,14 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
         model = task.student(arm.student)
         if arm.entry:
             model = str(arm.directory / "checkpoint")
-            _train(task, arm, arm.directory, "train")
             found |= {"entry": arm.entry.identity}
+            try:
+                _train(task, arm, arm.directory, "train")
+            except SystemExit as end:
+                if end.code != NotFiniteError.exit_code:
+                    raise
+                write_result(arm.directory, found | {"degenerated": True})
+                return
             found |= training_costs(Path(model)) | training_health(Path(model))
         found |= measure(task, arm.directory, model, arm.split)
         write_result(arm.directory, found)
@@ -134,6 +142,7 @@ def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, 
     with chdir(root):
         output = Path("probe") / entry.name
         if not (output / RESULT).is_file():
+            shutil.rmtree(output, ignore_errors=True)  # a part of a training tells no time
             task = find_task(settings)
             started = time.perf_counter()
             recording = _train(task, Arm(seed, "validation", entry, task.conditions.rate), output, "probe")
@@ -169,7 +178,9 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
             sampled = response_measures(_respond(task, output, model, split, "sampled", 1), task.is_correct)
             found["sampled_accuracy"] = sampled["accuracy"]
     elif split == "test":
-        run_tsdkd(output, f"eval --tasks {benchmark} {options} --model measured={model} --results {output}/results")
+        run_tsdkd(
+            output, f"eval --tasks {benchmark} {options} --model measured={quote(model)} --results {output}/results"
+        )
         found["accuracy"] = load_manifest(output / "results" / "measured").summary[benchmark]["value"]
     rollouts, scores = Path(f"teacher-{split}-held-out"), output.parent / f"{split}-held-out"
     found |= divergence(Path(model), rollouts, scores)
@@ -179,8 +190,8 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
 def _respond(task: ExperimentTask, output: Path, model: str, split: Split, name: str, temperature: float) -> Path:
     run_tsdkd(
         output,
-        f"generate --student {model} --prompts {split}.jsonl --rollouts {output}/{name} --temperature {temperature} "
-        f"{_sampling(task)}",
+        f"generate --student {quote(model)} --prompts {split}.jsonl --rollouts {output}/{name} "
+        f"--temperature {temperature} {_sampling(task)}",
     )
     return output / name
 
@@ -189,7 +200,7 @@ def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
     """Train a method on the responses that it learns from. Returns the seconds of recording them, where it does."""
     entry, conditions = arm.entry, task.conditions
     method = entry.definition
-    student, teacher = task.student(arm.student), f"--teacher {task.teacher()}"
+    student, teacher = quote(task.student(arm.student)), f"--teacher {quote(task.teacher())}"
     rollouts, started = f"teacher-{prompts}", time.perf_counter()
     if entry.records_responses:
         rollouts = f"{output}/rollouts"
@@ -205,7 +216,7 @@ def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
         data = f"--rollouts {rollouts} {online} --held-out {conditions.scheduled} --eval-steps 20"
     elif entry.author == "half":
         data = f"--rollouts {rollouts} {online} --lambda 0.5"
-    elif entry.author == "the method's" and method.online_responses:
+    elif entry.author == "the method's" and method.online_responses and "student" in method.authors:
         data = f"--prompts {prompts}.jsonl {online}"
     else:
         data = f"--rollouts {rollouts}" + (f" {engine} --lambda 0" if method.needs_teacher else "")

@@ -1,6 +1,7 @@
 """`tsdkd` commands in this process: a new process would load torch for longer than a small arm takes."""
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def run_tsdkd(directory: Path, command: str) -> None:
     """Run one command with its output in `directory/log.txt`. Raises SystemExit when it fails, which prints why."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log.txt"
-    sys.argv = ["tsdkd", *command.split()]  # the journal records the command
+    sys.argv = ["tsdkd", *shlex.split(command)]  # the journal records the command
     with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = app(sys.argv[1:], prog_name="tsdkd", standalone_mode=False)
     if status:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from tsdkd.stages.methods import Method, find_method
@@ -37,7 +38,7 @@ class Entry:
 
     def train_options(self, k: int | None) -> str:
         """The method's options; k replaces its number of tokens where it has one and the options name none."""
-        words = [f"--method {self.method}", self.options]
+        words = [f"--method {quote(self.method)}", self.options]
         if k is not None and "k" in self.definition.options:
             words.append(f"--method-option k={k}")
         if k is not None and "k" in self.definition.objective_options and self.definition.objective.alpha:

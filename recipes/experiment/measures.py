@@ -19,6 +19,7 @@ LAST_STEPS = 10
 
 def write_result(output: Path, measures: dict[str, object]) -> None:
     """Write `RESULT` into `output`; its presence marks a complete arm."""
+    output.mkdir(parents=True, exist_ok=True)
     temporary = output / f"{RESULT}.tmp"
     temporary.write_text(json.dumps(measures))
     temporary.rename(output / RESULT)

@@ -41,18 +41,19 @@ class Settings:
                 f"The seeds are {' '.join(map(str, self.seeds))}.",
                 f"Name each seed once, and not {SEARCH_SEED}, which the search uses.",
             )
+        if min(self.factors, default=0) <= 0 or len(set(self.factors)) < len(self.factors):
+            raise InputError(
+                f"The factors are {' '.join(f'{factor:g}' for factor in self.factors)}.",
+                "Name each factor once, above 0: FACTORS='0.25 1 4 16'.",
+            )
         if self.scale == "full" and len(self.seeds) < MIN_SEEDS:
             raise InputError(f"There are only {len(self.seeds)} seeds.", f"Give {MIN_SEEDS} or more: SEEDS='1 2 3 4'.")
 
     def record(self, directory: Path) -> None:
-        """Write the settings into a new bench. Raises InputError where the bench has others."""
+        """Write the settings into the bench's directory. Raises InputError where the bench has others."""
         file = directory / SETTINGS_FILE
         settings = json.loads(json.dumps(asdict(self)))
-        if not file.is_file():
-            directory.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(settings, indent=1) + "\n")
-            return
-        recorded = json.loads(file.read_text())
+        recorded = json.loads(file.read_text()) if file.is_file() else settings
         # Seeds may be added: an arm's result depends on its own seed alone.
         different = [name for name in settings if name != "seeds" and settings[name] != recorded.get(name)]
         if different:
@@ -60,3 +61,7 @@ class Settings:
                 f"{directory} is a bench with another {', another '.join(different)}.",
                 "Choose another RUN, or give the settings that the bench has.",
             )
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+        temporary.rename(file)

@@ -21,7 +21,9 @@ EXPLANATION = """\
 Intervals are 95 %, Student's t over seeds. A difference is paired by seed, from the same student and prompts; its p is
 two-sided by the paired t-test, with Holm's correction. Accuracy and length are of responses at temperature 0, sampled
 accuracy of responses at temperature 1. KL(teacher ‖ student) and the student's entropy are nats per token of the
-teacher's responses. Seconds per step are medians while all workers ran; "times" divides them by the reference's."""
+teacher's responses. Seconds per step are medians while all workers ran; "times" divides them by the reference's.
+They exclude the recording of responses before training. A training whose loss or gradient is not finite counts as
+degenerated and has no measures."""
 
 
 @dataclass(frozen=True)

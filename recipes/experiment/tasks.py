@@ -1,5 +1,6 @@
 """The tasks: sums and plans, whose models and texts a seed makes, the embedded pair, and a user's own."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -16,6 +17,8 @@ from recipes.experiment.task import Shape, Task
 from tsdkd.errors import InputError
 from tsdkd.stages.data.embedded import make as stories
 from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.models.record import model_record, require_same_tokenizer
+from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 Rows = list[dict[str, object]]
 
@@ -147,7 +150,7 @@ class StoryTask:
     def is_correct(self, prompt: str, response: str) -> bool:
         """Whether the response names the right one of the story's two values, and not the other."""
         story = self._stories[prompt]
-        named = {value for value in story["choices"] if value.lower() in response.lower()}
+        named = {value for value in story["choices"] if re.search(rf"\b{re.escape(value)}\b", response, re.IGNORECASE)}
         return named == {story["answer"]}
 
     @cached_property
@@ -229,6 +232,9 @@ def _own(settings: Settings) -> ExperimentTask:
     for name in ("teacher", "student", "prompts", "benchmark"):
         if not getattr(settings, name):
             raise InputError(f"{name.upper()} is missing.", "Set TEACHER, STUDENT, PROMPTS and BENCHMARK, or TASK.")
+    benchmark, *others = choose_benchmarks(settings.benchmark.split(","))
+    if others:
+        raise InputError(f"BENCHMARK={settings.benchmark} names several.", "Give one.")
     tiny = settings.scale == "tiny"
     batch, measured = (4, 4) if tiny else (32, 128)
     steps = (len(_own_prompts(settings)) - 2 * measured) // batch
@@ -244,10 +250,16 @@ def _own(settings: Settings) -> ExperimentTask:
         *(batch, tokens, 5e-6, sizes, settings.engine),
         sample_batch=32,
         scheduled=scheduled,
-        benchmark=settings.benchmark,
+        benchmark=benchmark.name,
         eval_options=settings.eval_options,
     )
     return OwnTask(conditions, settings)
+
+
+def require_models(settings: Settings) -> None:
+    """Raise InputError for an unknown teacher or student, and for two that have different tokenizers."""
+    teacher, student = (model_record(role, getattr(settings, role), hashed=False) for role in ("teacher", "student"))
+    require_same_tokenizer(teacher, student)
 
 
 @cache

@@ -79,7 +79,8 @@ def draw_rates(directory: Path, output: Path) -> None:
     for axis, question in zip(axes, RATES, strict=True):
         for arms in zip(*question.groups, strict=True):
             found = {_arm(arm).rate: read_runs(directory, arm.task, _arm(arm)) for arm in arms}
-            points = {rate: [100 * run["accuracy"] for run in runs.values()] for rate, runs in found.items() if runs}
+            points = {rate: Row("", runs, {}).values("accuracy") for rate, runs in found.items()}
+            points = {rate: [100 * value for value in values] for rate, values in points.items() if values}
             means, errors = [*map(fmean, points.values())], [*map(half_interval, points.values())]
             axis.errorbar([*points], means, errors, label=arms[0].entry.name, capsize=3)
         rates = [_arm(group[0]).rate for group in question.groups]

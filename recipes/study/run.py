@@ -7,7 +7,7 @@ of the task may share.
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import chdir
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from recipes.experiment.settings import Settings
 from recipes.experiment.tasks import find_task
 from recipes.experiment.workers import Workers, open_workers
 from recipes.study.questions import QUESTIONS, StudyArm, every_arm
+from tsdkd.artifacts.locks import lock_for_writing
 from tsdkd.errors import InputError
 
 
@@ -31,7 +32,6 @@ class Study:
 
     def prepare(self, workers: Workers) -> None:
         """Make the models, the prompts, and the teacher's responses."""
-        self.settings.record(self.root)
         workers.show(f"{self.settings.task}: models, prompts and the teacher's responses")
         with chdir(self.root):
             arms.prepare(find_task(self.settings))
@@ -70,8 +70,10 @@ def main() -> None:
     seeds = tuple(map(int, options.seeds.split()))
     try:
         studies = find_studies(options.directory.resolve(), options.tasks.split(), options.scale, seeds)
-        with open_workers(options.workers) as workers:
+        with ExitStack() as locks, open_workers(options.workers) as workers:
             for study in studies:
+                study.settings.record(study.root)
+                locks.enter_context(lock_for_writing(study.root))
                 study.prepare(workers)
             for seed in seeds:  # an interrupted study has all arms of its complete seeds
                 for study in studies:

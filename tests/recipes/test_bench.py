@@ -19,14 +19,17 @@ from recipes.experiment import arms
 from recipes.experiment.arms import Arm
 from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
-from recipes.experiment.settings import Settings
+from recipes.experiment.settings import SETTINGS_FILE, Settings
 from recipes.experiment.tables import COLUMNS, Row, format_table
 from recipes.experiment.tasks import Conditions, Sizes, find_task
 from recipes.experiment.workers import open_workers
+from tests.helpers.models import save_tiny_model
+from tests.helpers.prompts import write_prompts
 from tests.helpers.recipes import finish, start
+from tsdkd.artifacts.locks import lock_for_writing
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, NotFiniteError
 from tsdkd.stages.data.embedded import make as stories
 from tsdkd.stages.methods import METHODS, find_method
 
@@ -54,6 +57,19 @@ def test_a_bench_keeps_its_settings_and_gains_seeds(tmp_path: Path) -> None:
     Settings("sums", seeds=(1, 2, 3, 4, 5)).record(tmp_path)
     with pytest.raises(InputError, match="another factors"):
         Settings("sums", factors=(1.0,)).record(tmp_path)
+    assert json.loads((tmp_path / SETTINGS_FILE).read_text())["seeds"] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (0.0, 1.0), ()])
+def test_a_grid_that_repeats_a_rate_or_has_none_is_refused(factors: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="factors are"):
+        Settings("sums", factors=factors)
+
+
+def test_a_second_bench_in_the_directory_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    with lock_for_writing(tmp_path), pytest.raises(InputError, match="Another process"):
+        Bench(tmp_path, Settings("sums"), choose(GKD.name), workers=1).run(12, plan_only=False)
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_every_method_of_the_registry_is_in_the_bench() -> None:
@@ -97,6 +113,49 @@ def test_the_rate_is_chosen_by_accuracy_and_then_by_divergence(tmp_path: Path) -
     for arm, kl in zip(search, (0.1, 0.4, 0.3), strict=True):
         write_result(tmp_path, arm, kl=kl)
     assert choose_rate(search, tmp_path) == 1e-5
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    def exits(*_: object) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(arms, "run_tsdkd", exits)
+
+
+def test_a_rate_whose_training_is_not_finite_is_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, search = Settings("sums"), [page.search_arm(ENTRIES["tip"], rate) for rate in (1e-4, 1e-3)]
+    fail(monkeypatch, 1)
+    with pytest.raises(SystemExit):
+        arms.run_arm(settings, tmp_path, search[0])
+    fail(monkeypatch, NotFiniteError.exit_code)
+    arms.run_arm(settings, tmp_path, search[0])
+    write_result(tmp_path, search[1], accuracy=0.0, kl=100.0)
+    assert choose_rate(search, tmp_path) == 1e-3
+    failed = json.loads((tmp_path / search[0].directory / RESULT).read_text())
+    table = page._format_search([1e-4, 1e-3], {"tip": [failed, {"accuracy": 0.0}]}, "accuracy")
+    assert table.splitlines()[-1] == "| tip | not finite | 0.0 |"
+    runs_of_tip = {1: failed, 2: {"accuracy": 0.5, "degenerated": False}}
+    assert "| 1 of 2 |" in format_table([Row("tip", runs_of_tip, runs(0.5, 0.5))])
+
+
+def test_a_probe_that_was_interrupted_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "probe" / "tip" / "checkpoint").mkdir(parents=True)
+    fail(monkeypatch, 1)
+    with pytest.raises(SystemExit):
+        arms.probe(Settings("sums"), tmp_path, ENTRIES["tip"], 0)
+    assert not (tmp_path / "probe" / "tip").exists()
+
+
+@pytest.mark.parametrize(("authors", "data"), [("teacher", "--rollouts teacher-train"), ("student", "--prompts train")])
+def test_a_method_learns_from_responses_of_its_author(
+    authors: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(METHOD_FILE.replace('name="mine"', f'name="mine", authors=("{authors}",)'))
+    commands: list[str] = []
+    monkeypatch.setattr(arms, "run_tsdkd", lambda _, command: commands.append(command))
+    arm = Arm(1, "test", choose(f"{tmp_path}/mine.py")[1], 1e-4)
+    arms._train(find_task(Settings("sums")), arm, tmp_path, "train")
+    assert data in commands[0]
 
 
 def test_an_arm_of_another_method_of_the_same_name_does_not_count(
@@ -181,6 +240,10 @@ def test_the_embedded_task_trains_on_the_embedded_prompts_and_judges_by_the_name
     assert task.is_correct(prompt, f"The answer is {right}.")
     assert not task.is_correct(prompt, f"{right} or {wrong}")
     assert not task.is_correct(prompt, "Neither.")
+    prompt, story = next((p, s) for p, s in task._stories.items() if "hat" in s["choices"])
+    wrong = next(value for value in story["choices"] if value != story["answer"])
+    assert task.is_correct(prompt, f"That is what I know: the {story['answer']}.")
+    assert not task.is_correct(prompt, f"That is what I know: the {wrong}.")
 
 
 def test_a_users_own_task_needs_all_its_parts(tmp_path: Path) -> None:
@@ -188,6 +251,35 @@ def test_a_users_own_task_needs_all_its_parts(tmp_path: Path) -> None:
         find_task(Settings("own", teacher="a", student="b", prompts="c"))
     with pytest.raises(InputError, match="No task is named"):
         find_task(Settings("nonsense"))
+
+
+@pytest.mark.parametrize(("benchmark", "cause"), [("nonsense", "is not a benchmark"), ("gsm8k,sciq", "names several")])
+def test_a_users_own_task_has_one_known_benchmark(benchmark: str, cause: str) -> None:
+    with pytest.raises(InputError, match=cause):
+        find_task(Settings("own", teacher="a", student="b", prompts="c", benchmark=benchmark))
+
+
+def test_a_users_own_task_runs_from_its_models_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path with a space, and the reference alone. A student that cannot be used leaves no directory."""
+    teacher, student = (save_tiny_model(tmp_path / "my models" / str(seed), seed=seed) for seed in (1, 2))
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
+    fixed = "--task own --scale tiny --seeds 1 --factors 1 --workers 1"
+    words = ["run", str(tmp_path / "run"), *fixed.split()]
+    words += ["--methods", "gkd", "--teacher", str(teacher), "--prompts", str(prompts), "--benchmark", "embedded"]
+    words += ["--eval-options=--limit 2 --max-new-tokens 4", "--student"]
+    monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit):
+        main()
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(sys, "argv", [*words, str(student)])
+    main()
+    rows = [json.loads(line) for line in (tmp_path / "run" / page.ROWS).read_text().splitlines()]
+    assert [(row["method"], row["split"], "accuracy" in row, "kl" in row) for row in rows] == [
+        ("gkd", "validation", False, True),
+        ("before", "test", True, True),
+        ("gkd", "test", True, True),
+    ]
+    assert "with a seed that" in (tmp_path / "run" / page.PAGE).read_text()
 
 
 def test_a_users_own_task_trains_on_all_prompts_that_it_does_not_measure_on(tmp_path: Path) -> None:

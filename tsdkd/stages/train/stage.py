@@ -81,7 +81,7 @@ def train_offline(
     """Distil the teacher that recorded scores describe; without scores, learn from the responses alone.
 
     Raises InputError before anything is written, KeyboardInterrupt after an interrupted step is finished and saved,
-    TsdkdError when the loss or the gradient is not finite.
+    NotFiniteError when the loss or the gradient is not finite.
     """
     observer = observer or SilentObserver()
     method = find_method(config.method)

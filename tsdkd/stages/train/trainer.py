@@ -27,7 +27,7 @@ from tsdkd.core import (
 )
 from tsdkd.core.config import TERMS
 from tsdkd.core.features import NO_CONTEXT
-from tsdkd.errors import TsdkdError
+from tsdkd.errors import NotFiniteError
 from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.rollout_ahead import AheadSource
@@ -185,7 +185,7 @@ class DistillationTrainer(StepBatchesTrainer):
 
     def _raise_not_finite(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
         terms = [name for name in self.terms if not metrics.get(name, loss.new_zeros(())).isfinite()]
-        raise TsdkdError(
+        raise NotFiniteError(
             f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(terms) or 'sum'}), "
             f"samples {', '.join(dict.fromkeys(sample['sample_id'] for sample in samples))}.",
             "Lower --learning-rate, or inspect these samples. The last saved step is kept.",
@@ -212,7 +212,7 @@ class DistillationTrainer(StepBatchesTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before this step is saved
-            raise TsdkdError(
+            raise NotFiniteError(
                 f"The gradient is not finite at step {self.state.global_step}.",
                 "Lower --learning-rate or --max-grad-norm. Nothing of this step was saved.",
             )
