@@ -138,6 +138,20 @@ def test_a_rate_whose_training_is_not_finite_is_the_worst(tmp_path: Path, monkey
     assert "| 1 of 2 |" in format_table([Row("tip", runs_of_tip, runs(0.5, 0.5))])
 
 
+@pytest.mark.parametrize(("split", "other"), [("validation", "test"), ("test", "validation")])
+def test_a_model_is_measured_on_its_split_alone(
+    split: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(arms, "run_tsdkd", lambda _, command: read.append(command))
+    monkeypatch.setattr(arms, "response_measures", lambda *_: {"accuracy": 1.0})
+    monkeypatch.setattr(arms, "divergence", lambda *found: read.extend(map(str, found)) or {"kl": 0.1})
+    arms.measure(find_task(Settings("sums")), tmp_path / "arm", "model", split)
+    assert f"--prompts {split}.jsonl" in read[0]
+    assert read[-2:] == [f"teacher-{split}-held-out", f"{tmp_path}/{split}-held-out"]
+    assert not [text for text in read if f"{other}.jsonl" in text or f"{other}-held-out" in text]
+
+
 def test_a_probe_that_was_interrupted_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "probe" / "tip" / "checkpoint").mkdir(parents=True)
     fail(monkeypatch, 1)
