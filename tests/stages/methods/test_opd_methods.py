@@ -274,7 +274,7 @@ def test_the_full_divergence_of_iw_opd_takes_all_responses() -> None:
         (OnlineConfig(sampling=SAMPLING, student_fraction=0.5), "only from responses that are sampled"),
         (
             OnlineConfig(sampling=replace(SAMPLING, engine="vllm"), rollout_ahead=True),
-            "--rollout-ahead makes them older",
+            "--rollout-ahead samples a step earlier",
         ),
     ],
 )

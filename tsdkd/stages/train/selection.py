@@ -1,4 +1,4 @@
-"""What a method's selection reads beside the tokens during training, its state, and the weights of a whole step."""
+"""The selection of a method during training: what it reads beside the tokens, its state, and a whole step's weights."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ def try_objective(config: TrainConfig) -> TriedObjective:
 
 
 ResponseKey = tuple[str, int, tuple[int, ...]]
-"""Sample, turn and tokens of a response: equal for equal responses alone."""
+"""Sample, turn and tokens of a response: equal only for equal responses."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class StepSelection:
         response_mask: Tensor,
         teacher: TeacherSignal | None,
     ) -> dict[str, Tensor]:
-        """A forward of the student that returns a micro-batch's features (tokens,) that the distributions decide.
+        """Run the student's forward; returns the micro-batch's features (tokens,) that the distributions decide.
 
         `teacher` is None in a batch without samples, which has no features.
         """
@@ -213,7 +213,7 @@ def _grid_or_number(rows: Sequence[float | Tensor], mask: Tensor) -> float | Ten
 
 
 def _take_rows(weighted: Weighted, rows: list[int], length: int) -> Weighted:
-    """The weights of equal responses, which replays may be: their mean, because their losses are equal."""
+    """The mean weights of equal responses, which replays may hold: equal responses have equal losses."""
     temperature = weighted.temperature
     if isinstance(temperature, Tensor):
         temperature = temperature[rows, :length].mean(0)
