@@ -186,7 +186,7 @@ def test_tsd_kd_as_a_selection_is_tsd_kd() -> None:
     torch.testing.assert_close(grad, own.student.grad)
 
 
-def test_selected_beforehand_from_the_features_is_the_same() -> None:
+def test_weights_selected_beforehand_give_the_same() -> None:
     losses = {name: LOSSES[name] for name in ("forward", "ranking", "todi")}
     names = tuple(name for name in ALL_FEATURES if name != "uniform")
     objective = SelectiveObjective(
@@ -333,8 +333,8 @@ def recorded_teachers(case: Case) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("signal", ["topk", "ranks", "responses"])
-def test_recorded_signals_give_what_they_are_said_to_give(signal: str) -> None:
-    """Each loss and feature is formed from its least signal, and refused by name for less."""
+def test_each_loss_and_feature_is_formed_from_its_least_signal(signal: str) -> None:
+    """For less it is refused by name."""
     case = make([7, 3])
     teacher = recorded_teachers(case)[signal]
     order = ("responses", "ranks", "topk", "hidden")
