@@ -1,10 +1,11 @@
-"""What a step of each method costs beside GKD's: from recorded scores, with a loaded teacher, and online.
+"""The cost of a step of each method beside GKD's: from recorded scores, with a loaded teacher, and online.
 
     python -m benchmarks.methods [--student S] [--teacher T] [--method NAME ...] [--mode MODE ...] [--tiny]
 
-Each run is a `tsdkd train` in this process, on one thread, without the memory estimate and a saved optimizer. A step's
-cost is the median CPU time of the steps after the first. GKD runs on the same responses before every `INTERVAL` runs; a
-run's ratio divides by the mean of the GKD runs around it. Every run must have finite losses and change the weights.
+Each run is a `tsdkd train` in this process, on one thread, which neither estimates memory nor saves the optimizer. A
+step's cost is the median CPU time of the steps after the first. GKD runs on the same responses before every `INTERVAL`
+runs; a run's ratio is its cost divided by the mean of the GKD runs before and after it. Every run must have finite
+losses and change the weights.
 """
 
 import argparse
@@ -44,9 +45,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "se-kd": ("--method-option direction=reverse",),
     "iw-opd": ("--method-option sampled=true",),
 }
-"""Options that change what a method reads, or which data suffice."""
+"""Options with which a method reads other values, or needs other data."""
 POLICIES = {"student": "student", "teacher": "teacher", "both": "speculative"}
-"""Of the recorded responses, by the first author that a method learns from."""
+"""The policy of recorded responses, by the first author that a method learns from."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Size:
     batch: int = 2
     """Responses of a step, read at once."""
     tokens: int = 32
-    """Of the longest response."""
+    """The length of the longest response."""
     top_k: int = 64
 
 
@@ -75,7 +76,7 @@ class Arm(NamedTuple):
 
     @property
     def policy(self) -> str:
-        """That of the recorded responses."""
+        """The policy of the recorded responses."""
         return POLICIES[METHODS[self.name].authors[0]]
 
 
@@ -93,7 +94,7 @@ class Run:
     changed: float = 0.0
     """The fraction of the weights that training changed."""
     ratio: float = math.nan
-    """Of its step's seconds to GKD's; nan where GKD is refused, and for GKD."""
+    """Its step's seconds divided by GKD's; nan where GKD is refused, and for GKD."""
 
     @property
     def trained(self) -> bool:
@@ -140,7 +141,7 @@ class Bench:
 
     @property
     def sampling(self) -> list[object]:
-        """Options of responses that are sampled, one for each place in the steps' batches."""
+        """Options of sampling, with as many prompts as the steps take responses."""
         limit = self.size.steps * self.size.batch
         return ["--engine", "transformers", "--max-new-tokens", self.size.tokens, "--limit", limit]
 
@@ -197,8 +198,8 @@ class Bench:
                 if run.refusal or before.refusal:
                     yield arm, run
                 else:
-                    usual = (before.seconds["whole"] + after.seconds["whole"]) / 2
-                    yield arm, replace(run, ratio=run.seconds["whole"] / usual)
+                    gkd_seconds = (before.seconds["whole"] + after.seconds["whole"]) / 2
+                    yield arm, replace(run, ratio=run.seconds["whole"] / gkd_seconds)
 
 
 def _changed(student: Path, checkpoint: Path) -> float:
@@ -241,7 +242,7 @@ def show(runs: Runs, console: Console) -> None:
     """The ratios of all runs, the reasons of the refusals, and whether all others trained."""
     reasons = list(dict.fromkeys(run.refusal for run in runs.values() if run.refusal))
     modes = list(dict.fromkeys(mode for _, mode in runs))
-    table = Table("", *modes, title="CPU time of a step, in GKD's; s: in seconds; (N): refused")
+    table = Table("", *modes, title="CPU time of a step, divided by GKD's; s: in seconds; (N): refused")
     for arm in dict.fromkeys(arm for arm, _ in runs):
         found = [runs[arm, mode] for mode in modes]
         cells = [f"({reasons.index(run.refusal) + 1})" if run.refusal else run.cost for run in found]

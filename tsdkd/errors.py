@@ -1,5 +1,7 @@
 """The errors that the command line prints: one line of cause, one line of remedy, and an exit code."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -39,6 +41,11 @@ class OtherRankError(TsdkdError):
 
     def __init__(self) -> None:
         super().__init__("Another rank of this run failed.", "Read its message.")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The known name that is most like an unknown one, for a remedy."""
+    return difflib.get_close_matches(str(name), list(known), 1, 0)[0]
 
 
 def first_line(error: BaseException) -> str:

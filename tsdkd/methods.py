@@ -1,4 +1,4 @@
-"""What a distillation method of one's own is written with: docs/write_a_method.md. It loads without torch.
+"""The names that a method of your own is written with: docs/write_a_method.md. It loads without torch.
 
 `METHOD = Method(...)` in a Python file makes the file a value of `tsdkd train --method`.
 """

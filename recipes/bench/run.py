@@ -6,7 +6,6 @@ Complete arms are skipped, so the same command resumes an interrupted bench, and
 import argparse
 import json
 import math
-import sys
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from recipes.bench.methods import choose
 from recipes.bench.plan import make_plan
 from recipes.experiment import arms
 from recipes.experiment.arms import SPLITS, Arm
-from recipes.experiment.commands import INTERRUPTED
+from recipes.experiment.commands import exit_statuses
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import FACTORS, SEARCH_SEED, Settings
 from recipes.experiment.tasks import Conditions, find_task, require_models
 from recipes.experiment.workers import Workers, open_workers
 from tsdkd.artifacts.locks import lock_for_writing
-from tsdkd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=12.0)
     parser.add_argument("--plan-only", action="store_true")
     options = parser.parse_args()
-    try:
+    with exit_statuses():
         settings = Settings(
             task=options.task,
             scale=options.scale,
@@ -118,12 +116,6 @@ def main() -> None:
         )
         bench = Bench(options.directory.resolve(), settings, choose(options.methods), options.workers)
         bench.run(options.hours, plan_only=options.plan_only)
-    except InputError as error:
-        sys.stderr.write(f"error: {error.cause}\ntry:   {error.remedy}\n")
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stdout.write("interrupted: run the same command again to continue\n")
-        raise SystemExit(INTERRUPTED) from None
 
 
 def _absolute(value: str) -> str:

@@ -3,7 +3,7 @@
 LIMIT=${LIMIT:-1000}   # prompts
 . "$(dirname "$0")/preamble.sh"
 
-SAMPLE="--limit $LIMIT $SAMPLE"   # of SCALE=tiny, the limit that follows holds
+SAMPLE="--limit $LIMIT $SAMPLE"   # with SCALE=tiny, SAMPLE has another --limit, which comes later and counts
 record student
 tsdkd score --rollouts "$RUN/rollouts-student" --scores "$RUN/scores-student" --signal ranks \
   --student "$STUDENT" --teacher "$TEACHER"

@@ -45,7 +45,7 @@ def figure_page(results: Mapping[str, Artifact], benchmarks: Iterable[str]) -> s
 
 
 def choose_document(correct: Mapping[str, set[Document]], documents: Iterable[Document]) -> tuple[Document, str]:
-    """The document by the rule of the introduction, with the reason; `correct`: the documents that each answers so."""
+    """The document by the rule of the introduction, with the reason. `correct`: the correct ones by model."""
     first, alone = min(documents), sorted(alone_correct(correct).get(FAVOURED, ()))
     if alone:
         return alone[0], f"The first of {len(alone):,} that {FAVOURED} alone answers correctly."
@@ -53,7 +53,7 @@ def choose_document(correct: Mapping[str, set[Document]], documents: Iterable[Do
 
 
 def alone_correct(correct: Mapping[str, set[Document]]) -> dict[str, set[Document]]:
-    """By model, the documents that it answers correctly and no other one but the teacher."""
+    """By model, without the teacher: the documents that it alone of these models answers correctly."""
     students = {name: documents for name, documents in correct.items() if name != TEACHER}
     return {
         name: documents.difference(*(others for other, others in students.items() if other != name))
@@ -87,7 +87,7 @@ def _section(results: Mapping[str, Artifact], benchmark: str) -> str:
             for name in results
         ),
         "\n### Prompt\n",
-        _fenced(_question(any_results, benchmark, document, str(any_row["prompt"]))),
+        _fenced(_without_shots(any_results, benchmark, document, str(any_row["prompt"]))),
         "\n### Target\n",
         _fenced(str(any_row["target"])),
     ]
@@ -101,7 +101,7 @@ def _verdict(row: Mapping[str, object]) -> str:
 
 
 def _token_counts(results: Mapping[str, Artifact], benchmark: str, responses: Mapping[str, str]) -> dict[str, int]:
-    """By model; empty for multiple choice."""
+    """The tokens of each model's response; empty for multiple choice, whose responses are not written."""
     if not BENCHMARKS[benchmark].max_new_tokens:
         return {}
     from tsdkd.stages.models.tokenizers import load_tokenizer
@@ -110,8 +110,8 @@ def _token_counts(results: Mapping[str, Artifact], benchmark: str, responses: Ma
     return {name: len(tokenizer(response, add_special_tokens=False).input_ids) for name, response in responses.items()}
 
 
-def _question(results: Artifact, benchmark: str, document: Document, prompt: str) -> str:
-    """The prompt without the lines that all prompts of the document's subtask begin with, such as shots."""
+def _without_shots(results: Artifact, benchmark: str, document: Document, prompt: str) -> str:
+    """The prompt without the lines that all prompts of the document's subtask begin with: shots, and instructions."""
     part = results.table_part(f"{BENCHMARKS[benchmark].file_stem}.parquet")
     column = results.read_part(part, ["prompt", "subtask"], pc.field("subtask") == document[0])["prompt"]
     prompts = [text.split("\n") for text in set(column.to_pylist())]

@@ -64,7 +64,7 @@ fi
 
 prompts=(--prompts "$PROMPTS" --column "$COLUMN")
 models=(--model "teacher=$TEACHER" --model "student=$STUDENT")
-names=(teacher student)   # of the models
+names=(teacher student)   # the names in models
 known= recorded= rows=()
 
 # row NAME RESPONSES OPTIONS...: one model, and the responses that it learns from:
@@ -111,11 +111,11 @@ measure() {  # evaluates teacher, student and all rows beside the published numb
   show_plan
 }
 
-show_plan() {  # of a dry run
+show_plan() {  # prints the plan of a dry run
   [ "${DRY_RUN:-0}" != 1 ] || command tsdkd plan "$plan" --prompts "$COUNT"
 }
 
-draw() {  # FIGURE OUTPUT ARGUMENTS...: writes OUTPUT with recipes/paper/FIGURE.py, and says so; a dry run draws nothing
+draw() {  # FIGURE OUTPUT ARGUMENTS...: writes OUTPUT with recipes/paper/FIGURE.py and prints its path; not in a dry run
   [ "${DRY_RUN:-0}" != 1 ] || return 0
   python -m "recipes.paper.$1" "${@:2}"
   echo "$2"

@@ -5,7 +5,6 @@ of the task may share.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from recipes.experiment import arms
 from recipes.experiment.arms import Arm
-from recipes.experiment.commands import INTERRUPTED
+from recipes.experiment.commands import exit_statuses
 from recipes.experiment.settings import Settings
 from recipes.experiment.tasks import find_task
 from recipes.experiment.workers import Workers, open_workers
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     seeds = tuple(map(int, options.seeds.split()))
-    try:
+    with exit_statuses():
         studies = find_studies(options.directory.resolve(), options.tasks.split(), options.scale, seeds)
         with ExitStack() as locks, open_workers(options.workers) as workers:
             for study in studies:
@@ -78,12 +77,6 @@ def main() -> None:
             for seed in seeds:  # an interrupted study has all arms of its complete seeds
                 for study in studies:
                     study.run_seed(workers, seed)
-    except InputError as error:
-        sys.stderr.write(f"error: {error.cause}\ntry:   {error.remedy}\n")
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stdout.write("interrupted: run the same command again to continue\n")
-        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

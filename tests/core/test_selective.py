@@ -186,12 +186,15 @@ def test_tsd_kd_as_a_selection_is_tsd_kd() -> None:
     torch.testing.assert_close(grad, own.student.grad)
 
 
-def test_selected_beforehand_from_the_features_is_the_same() -> None:
+def test_weights_selected_beforehand_give_the_same() -> None:
     losses = {name: LOSSES[name] for name in ("forward", "ranking", "todi")}
     names = tuple(name for name in ALL_FEATURES if name != "uniform")
-    objective = SelectiveObjective(
-        losses, lambda f: {"forward": f.mean(f.mask) * f.hellinger, "ranking": f.mean(f.teacher_rank > 0)}, names, k=3
-    )
+
+    def select(f: Features) -> dict[str, torch.Tensor]:
+        zeros = f.mean(f.mask) * 0
+        return {"forward": f.mean(f.mask) * f.hellinger, "ranking": f.mean(f.teacher_rank > 0), "todi": zeros}
+
+    objective = SelectiveObjective(losses, select, names, k=3)
     case = make([6, 3])
     own, sampled = case.clone(), random_sampled(case)
     teacher = TeacherHidden(case.teacher[case.mask], case.teacher_head)
@@ -277,7 +280,7 @@ def test_features_have_their_formulas() -> None:
 
     def select(features: Features) -> dict[str, torch.Tensor]:
         found.append(features)
-        return {}
+        return {"forward": features.mean(features.mask)}
 
     objective = SelectiveObjective({"forward": KL}, select, ALL_FEATURES, k=2)
     from tsdkd.core import SampledTokens
@@ -333,8 +336,8 @@ def recorded_teachers(case: Case) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("signal", ["topk", "ranks", "responses"])
-def test_recorded_signals_give_what_they_are_said_to_give(signal: str) -> None:
-    """Each loss and feature is formed from its least signal, and refused by name for less."""
+def test_each_loss_and_feature_is_formed_from_its_least_signal(signal: str) -> None:
+    """For less it is refused by name."""
     case = make([7, 3])
     teacher = recorded_teachers(case)[signal]
     order = ("responses", "ranks", "topk", "hidden")
@@ -363,6 +366,7 @@ def test_recorded_signals_give_what_they_are_said_to_give(signal: str) -> None:
         ({"features": ("teacher_rank",)}, "needs a number k"),
         ({"select": lambda f: {"forwards": f.mean(f.mask)}}, "'forwards', which is no loss"),
         ({"select": lambda f: f.mean(f.mask)}, "which is no loss"),
+        ({"select": lambda f: {}}, "gives no weights of forward"),
         ({"select": lambda f: {"forward": f.mean(f.mask)[0]}}, "has shape"),
         ({"select": lambda f: {"forward": 1.0}}, "is 1.0, and the mask"),
         ({"select": lambda f: {"forward": f.mean(f.mask) / 0}}, "not finite"),
@@ -385,6 +389,20 @@ def test_wrong_objectives_and_selections_are_refused(changes: dict[str, object],
         token_selective_loss_from_hidden(student, case.head, teacher, case.mask, SelectiveObjective(**arguments))
     with pytest.raises(InputError, match=message):
         token_selective_loss(case.head.logits(student), teacher, case.mask, SelectiveObjective(**arguments))
+
+
+@pytest.mark.parametrize("padding", [0.0, math.nan])
+def test_weights_and_temperatures_off_the_responses_do_not_count(padding: float) -> None:
+    """A mask of no token has mean weights 0, and padding in a mask has weight 0."""
+
+    def select(f: Features) -> dict[str, Weighted]:
+        filled = torch.where(f.mask, 2.0, padding)
+        assert f.mean(~f.mask).tolist() == f.mean(f.mask & (f.position > 9)).tolist() == [[0.0] * 4] * 2
+        return {"forward": Weighted(f.mean(torch.ones_like(f.mask)) * filled, filled)}
+
+    _, grad = both(make([4, 2]), SelectiveObjective({"forward": KL}, select))
+    assert grad.isfinite().all()
+    assert grad.any()
 
 
 def test_compiled_and_tempered_recorded_signals_are_refused() -> None:

@@ -59,9 +59,11 @@ def command(
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.data.recorded_chat import chat_of_rollouts
     from tsdkd.stages.train.hosts import failing_together
+    from tsdkd.stages.train.trial import try_objective
 
     output, observer, chat = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain), config.chat
     with failing_together():
+        try_objective(config)  # the stages, which take seconds to import, try it too
         if config.online:
             data = rollouts, prompts
             artifact = _train_online(config, *data, student, teacher, teacher_url, output, seed, observer, overwrite)
@@ -139,7 +141,7 @@ def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None)
             (f"teacher{name and f' {name}'} ({'online' if config.online else 'absent'})", teacher.name)
             for name, teacher in manifest.teachers.items()
         ),
-        ("method", config.method),
+        ("method", _method_text(config.method, manifest.config["method"])),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
     family = manifest.config["objective"]  # empty for a method with losses of its own
@@ -161,3 +163,8 @@ def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None)
         saved = summary.get("best_step", summary["steps"])
         rows.append(("degenerated", f"at step {summary['degenerated_at']}; the checkpoint is step {saved}"))
     return rows
+
+
+def _method_text(given: str, name: str) -> str:
+    """A method's name, with the file that was given."""
+    return name if given == name else f"{name} ({given})"

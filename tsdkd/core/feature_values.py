@@ -18,7 +18,7 @@ from tsdkd.errors import InputError
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features to form, and the number k of tokens that some of them depend on."""
+    """The features to form, with the number k of tokens that some of them depend on."""
 
     names: tuple[str, ...] = ()
     k: int = 0
@@ -27,8 +27,7 @@ class FeatureSet:
     def form(self, student_logits: Tensor, teacher: TeacherSignal, ids: Tensor | None) -> dict[str, Tensor]:
         """Logits (n, vocab), the teacher's signal and the response's tokens (n,) -> features (n,), by name.
 
-        Raises InputError for a feature that the signal does not give, and for one of the response's tokens without
-        them.
+        Raises InputError for a feature that the signal does not give, and without `ids` for a feature of these tokens.
         """
         if not self.names:
             return {}
@@ -80,7 +79,7 @@ _FORM: Mapping[str, Callable[[TokenBlock, int], Tensor]] = {
 
 
 def feature_set(objective: SelectiveObjective) -> FeatureSet:
-    """The features of an objective beside the two entropies, which every first pass takes."""
+    """The features of an objective but the two entropies, which every first pass forms."""
     return FeatureSet(tuple(name for name in objective.features if name in _FORM), objective.k)
 
 
@@ -92,7 +91,7 @@ def features_of(
     if "uniform" in objective.features:
         if context.uniform is None or context.uniform.shape != mask.shape:
             raise InputError(
-                "The selection reads random numbers.", "Pass ResponseContext(uniform) of the mask's shape."
+                "The selection reads random numbers.", "Pass ResponseContext(uniform=...) of the mask's shape."
             )
         grids["uniform"] = context.uniform.masked_fill(~mask, 0)
     return Features(mask, grids, context)

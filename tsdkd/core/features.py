@@ -1,4 +1,4 @@
-"""What a method's selection reads of the response tokens. It loads without torch.
+"""The features of response tokens, which a method's selection reads. It loads without torch.
 
 `FEATURES` names the values that are formed from both models' distributions, in the first pass and only for methods
 that ask for them; `feature_values` forms them.
@@ -40,7 +40,7 @@ KNOWN_BEFORE = ("uniform",)
 
 @dataclass(frozen=True)
 class ResponseContext:
-    """What is known of responses beside their tokens; training gives all of it."""
+    """What a selection reads of responses beside their tokens; training gives all of it."""
 
     uniform: Tensor | None = None
     """(batch, seq), in [0, 1)"""
@@ -57,7 +57,7 @@ NO_CONTEXT = ResponseContext()
 
 @dataclass(frozen=True)
 class Features:
-    """The tokens of some responses: one row for each response, which a mask tells from padding.
+    """The features of some responses' tokens: one row for each response, with padding where `mask` is False.
 
     Tensors are (batch, seq), without gradient, in nats, at temperature 1, and 0 where `mask` is False. Every feature
     that a method declares has its own attribute; one that it does not declare raises InputError.
@@ -76,12 +76,12 @@ class Features:
 
     @property
     def position(self) -> Tensor:
-        """The number of response tokens before a token."""
+        """The number of response tokens before each token."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
     @property
     def length(self) -> Tensor:
-        """The tokens of a response (batch, 1)."""
+        """The number of tokens of each response (batch, 1)."""
         return self.mask.sum(-1, keepdim=True)
 
     @property
@@ -129,7 +129,7 @@ class Features:
 
     @property
     def forward_kl(self) -> Tensor:
-        """KL(teacher || student); of a recorded top K a lower bound, as the other divergences."""
+        """KL(teacher || student). From a recorded top K, this and the other divergences are lower bounds."""
         return self._value("forward_kl")
 
     @property
@@ -159,7 +159,7 @@ class Features:
 
     @property
     def teacher_rank(self) -> Tensor:
-        """The rank of the student's most likely token at the teacher, 0 the best; k where the teacher has k better."""
+        """The teacher's rank of the student's most likely token, 0 the best; k if it is not among the teacher's k."""
         return self._value("teacher_rank")
 
     @property
@@ -184,7 +184,7 @@ class Features:
         return response_ranks(values, self.mask)
 
     def batch_ranks(self, values: Tensor) -> Tensor:
-        """The rank of each token among those of all responses, as `ranks`; padding comes last."""
+        """The rank of each token among the tokens of all responses, as in `ranks`; padding comes last."""
         from tsdkd.core.selection import response_ranks
 
         flat: Tensor = response_ranks(values.reshape(1, -1), self.mask.reshape(1, -1))

@@ -21,7 +21,7 @@ Temperature: TypeAlias = "float | Tensor"
 """A number, or one of each token (tokens, 1)."""
 SignalName = Literal["responses", "ranks", "topk", "hidden"]
 SIGNALS: tuple[SignalName, ...] = ("responses", "ranks", "topk", "hidden")
-"""What is known of the teacher, from the least to all: the tokens of the responses, the ranks of the student's
+"""What is known of the teacher, from the least to the most: the tokens of the responses, the ranks of the student's
 candidates, the teacher's top K, its whole distribution."""
 
 
@@ -40,7 +40,7 @@ class TokenBlock:
 
     @property
     def log_p(self) -> Tensor:
-        """The teacher's log-probabilities (tokens, vocab). Raises InputError for a signal that does not know all."""
+        """The teacher's log-probabilities (tokens, vocab). Raises InputError for a signal without the distribution."""
         return self.teacher.vocab_log_probs(self.temperature)
 
     def at_ids(self, values: Tensor) -> Tensor:
@@ -114,15 +114,15 @@ class TopK:
     of: Literal["student", "teacher"]
     """The model whose k most likely tokens count."""
     renormalized: Literal["both", "teacher", "neither"] = "both"
-    """Whose probabilities sum to 1 on the k tokens. Without the student's, it is no divergence of two distributions and
-    can be negative."""
+    """Whose probabilities are divided by their sum on the k tokens. If not the student's, the value is no divergence of
+    two distributions and can be negative."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"The divergence on the top k has k = {self.k}.", "Choose 1 or more.")
         if self.renormalized != "both" and self.divergence.mix not in {0, 1}:
             raise InputError(
-                "Only KL, forward or reverse, is formed of unnormalised probabilities.", "Renormalise both."
+                "Only KL, forward or reverse, takes probabilities that do not sum to 1.", "Renormalise both."
             )
 
     @property

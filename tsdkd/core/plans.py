@@ -1,4 +1,4 @@
-"""What the passes evaluate: losses, and how their tokens are weighted before and after the first pass."""
+"""What the passes compute of an objective: its features, its losses, and the weights of their tokens."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,9 +17,9 @@ from tsdkd.core.selection import OpenerFraction, gated_weights, mean_weights, se
 from tsdkd.core.selective import SelectiveObjective, Weighted
 from tsdkd.core.token_comparison import TokenValues
 
-MOSTLY = 0.5
-"""The fraction of weighted tokens from which the first pass accumulates a divergence's gradient at all tokens: the
-second pass would form the logits of weighted tokens again, which costs as much as the gradient."""
+FIRST_PASS_FRACTION = 0.5
+"""If more than this fraction of the tokens has a weight, the first pass accumulates a divergence's gradient, at all
+tokens. Otherwise the second pass does, at tokens with a weight, whose logits it forms again."""
 
 
 class TermWeights(NamedTuple):
@@ -33,10 +33,10 @@ class TermWeights(NamedTuple):
 
 
 class Plan:
-    """An objective, as the passes evaluate it."""
+    """An objective, as the passes compute it. This one has no terms and no features."""
 
     temperature: float = 1.0
-    """Of the first pass, and of the terms unless they have another."""
+    """That of the first pass, and of terms without a temperature of their own."""
     first: tuple[str, Divergence] | None = None
     """The term whose gradient the first pass accumulates."""
     second: Mapping[str, Loss] = MappingProxyType({})
@@ -50,7 +50,7 @@ class Plan:
     ids: Tensor | None = None
     """The response's tokens (tokens,)."""
     k: int = 1
-    """The most candidates that are ranked."""
+    """The greatest number of candidates that a term ranks."""
 
     def first_weights(self, values: TokenValues, tokens: slice) -> TermWeights:
         """The weights of some tokens in the first term, from their values."""
@@ -74,7 +74,7 @@ class Plan:
 
 
 class ConfigPlan(Plan):
-    """TSD-KD and its relatives: the first pass weights the direct term by a token's own entropies."""
+    """A `TSDKDConfig`: the first pass weights the direct term by a token's own two entropies."""
 
     def __init__(
         self,
@@ -131,14 +131,14 @@ class ConfigPlan(Plan):
 
 
 class FeaturePlan(Plan):
-    """The features of an objective alone, for one first pass."""
+    """The features of an objective, without its losses: one first pass forms them."""
 
     def __init__(self, objective: SelectiveObjective, ids: Tensor | None) -> None:
         self.features, self.ids = feature_set(objective), ids
 
 
 class SelectivePlan(Plan):
-    """A `SelectiveObjective`. Weights that are known before the first pass let it accumulate a divergence."""
+    """A `SelectiveObjective`. If its weights are known before the first pass, that pass can accumulate a divergence."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class SelectivePlan(Plan):
         for name, term in (self._selected or {}).items():
             loss = self.objective.losses[name]
             plain = not isinstance(term.temperature, Tensor) and term.temperature == self.temperature
-            mostly = int(term.weights.count_nonzero()) > MOSTLY * len(term.weights)
+            mostly = int(term.weights.count_nonzero()) > FIRST_PASS_FRACTION * len(term.weights)
             if isinstance(loss, Divergence) and plain and mostly:
                 return name, loss
         return None

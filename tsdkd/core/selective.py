@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tsdkd.core.features import FEATURES, FEATURES_OF_K, KNOWN_BEFORE, Features
 from tsdkd.core.losses import SIGNALS, Loss, PolicyGradient, Ranking, SignalName, Temperature, TopK, require_at_most
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class SelectiveObjective:
 
     losses: Mapping[str, Loss]
     select: Callable[[Features], Selected]
-    """Gives the weights of each loss; a loss that it leaves out has weight 0."""
+    """Gives the weights of every loss; zeros where a loss does not apply."""
     features: tuple[str, ...] = ()
     """The features that it reads, of `FEATURES`."""
     k: int = 0
@@ -58,9 +58,11 @@ class SelectiveObjective:
         for name, loss in self.losses.items():
             _require_loss(name, loss)
         if unknown := sorted(set(self.features) - FEATURES.keys()):
-            raise InputError(f"Unknown feature {unknown[0]!r}.", f"Choose of {', '.join(FEATURES)}.")
+            raise InputError(f"Unknown feature {unknown[0]!r}.", _feature_remedy(unknown[0]))
         if self.k < 1 and (of_k := [name for name in self.features if name in FEATURES_OF_K]):
-            raise InputError(f"The feature {of_k[0]} needs a number k of tokens.", "Give k, 1 or more.")
+            raise InputError(
+                f"The feature {of_k[0]} needs a number k of tokens.", "Give k, 1 or more; methods have it in options."
+            )
 
     @property
     def selects_before(self) -> bool:
@@ -120,7 +122,17 @@ class SelectiveObjective:
                 f"The selection gives {unknown[0]!r:.100}, which is no loss.",
                 f"Return a dictionary with weights of {', '.join(self.losses)}.",
             )
-        return {name: _checked(name, selected.get(name), features.mask) for name in self.losses}
+        at = f"at step {features.step + 1} of {features.steps}"
+        if missing := [name for name in self.losses if name not in selected]:
+            raise InputError(
+                f"The selection gives no weights of {', '.join(missing)} {at}.",
+                "Return weights of every loss; zeros where it does not apply.",
+            )
+        return {name: _checked(name, selected[name], features.mask, at) for name in self.losses}
+
+
+def _feature_remedy(name: str) -> str:
+    return f"The nearest is {nearest(name, FEATURES)!r}; all are {', '.join(FEATURES)}."
 
 
 def _require_loss(name: str, loss: Any) -> None:
@@ -132,24 +144,23 @@ def _require_loss(name: str, loss: Any) -> None:
         )
 
 
-def _checked(name: str, given: Tensor | Weighted | None, mask: Tensor) -> Weighted:
+def _checked(name: str, given: Tensor | Weighted, mask: Tensor, at: str) -> Weighted:
+    """`at`: the step, in words."""
     import torch
 
-    if given is None:
-        return Weighted(torch.zeros(mask.shape, dtype=torch.float64, device=mask.device))
     weighted = given if isinstance(given, Weighted) else Weighted(given)
-    weights = _checked_grid(f"weights of {name}", weighted.weights, mask, 0.0)
+    weights = _checked_grid(f"weights of {name}", weighted.weights, mask, 0.0, at)
     temperature = weighted.temperature
     if not isinstance(temperature, int | float):
-        temperature = _checked_grid(f"temperatures of {name}", temperature, mask, 1.0)
+        temperature = _checked_grid(f"temperatures of {name}", temperature, mask, 1.0, at)
     if not bool(((divisors := torch.as_tensor(temperature)) > 0).all() and divisors.isfinite().all()):
-        raise InputError(f"A temperature of {name} is not above 0 and finite.", "Give temperatures above 0.")
+        raise InputError(f"A temperature of {name} is not above 0 and finite {at}.", "Give temperatures above 0.")
     if not isinstance(weighted.factor, int | float) or not isfinite(weighted.factor):
         raise InputError(f"The factor of {name} is {weighted.factor!r:.100}.", "Give a finite number.")
     return replace(weighted, weights=weights, temperature=temperature)
 
 
-def _checked_grid(noun: str, grid: object, mask: Tensor, padding: float) -> Tensor:
+def _checked_grid(noun: str, grid: object, mask: Tensor, padding: float, at: str) -> Tensor:
     """The numbers (batch, seq) in float64, without gradient, with `padding` off the responses."""
     import torch
 
@@ -160,5 +171,5 @@ def _checked_grid(noun: str, grid: object, mask: Tensor, padding: float) -> Tens
             "Return one number for each token.",
         )
     if not bool(grid[mask].isfinite().all()):
-        raise InputError(f"The selection's {noun} are not finite.", "Check its divisions and logarithms.")
+        raise InputError(f"The selection's {noun} are not finite {at}.", "Check its divisions and logarithms.")
     return grid.detach().double().masked_fill(~mask, padding)

@@ -2,7 +2,7 @@
 
 The first pass forms each token's logits once and computes all values that the token's two distributions determine:
 entropies, a divergence with its gradient, and the features that a selection reads. From these, the plan weights the
-tokens of every other loss. The second pass forms the logits again, at the tokens with a weight alone.
+tokens of every other loss. The second pass forms the logits again, only at tokens with a weight.
 """
 
 from collections import defaultdict
@@ -218,7 +218,7 @@ class TwoPasses:
                 losses.append(loss_and_grad(loss, block_tokens, q, softcap_grad, buffers, student.in_vocab[own]))
         if self.student.requires_grad:
             weights = term.factor / temperature * term.weights[tokens]
-            self.student.accumulate(name, tokens, student.values, weights)  # by now their gradients
+            self.student.accumulate(name, tokens, student.values, weights)  # now the gradients
         return losses
 
     def _accumulate_ranking(

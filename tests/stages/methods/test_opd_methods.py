@@ -177,7 +177,7 @@ def test_tropd_draws_the_tokens_that_it_trusts(y: int, uniform: float, value: fl
     assert found[0] == pytest.approx(grad, abs=1e-6)
 
 
-def test_tropds_expected_gradient() -> None:
+def test_tropd_has_the_expected_gradient() -> None:
     q, trust, expected = (0.665241, 0.244728, 0.090031), (0.135335, 1, 1), [0.0, 0, 0]
     for y in range(3):
         for uniform, probability in ((0.0, trust[y]), (0.999, 1 - trust[y])):
@@ -274,7 +274,7 @@ def test_the_full_divergence_of_iw_opd_takes_all_responses() -> None:
         (OnlineConfig(sampling=SAMPLING, student_fraction=0.5), "only from responses that are sampled"),
         (
             OnlineConfig(sampling=replace(SAMPLING, engine="vllm"), rollout_ahead=True),
-            "--rollout-ahead makes them older",
+            "--rollout-ahead samples a step earlier",
         ),
     ],
 )
@@ -342,7 +342,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", ["tropd-loss", "reopold"])
-def test_training_online(student: Path, teacher: Path, prompts: Path, tmp_path: Path, name: str) -> None:
+def test_methods_train_online(student: Path, teacher: Path, prompts: Path, tmp_path: Path, name: str) -> None:
     config = settings(name, online=OnlineConfig(sampling=SAMPLING), epochs=1)
     train_online(prompts, str(student), str(teacher), tmp_path / "c", config)
     assert all(entry["loss"] for entry in metrics(tmp_path / "c"))

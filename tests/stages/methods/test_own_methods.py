@@ -17,6 +17,7 @@ from tests.helpers.own_methods import OF_WHOLE_STEPS, page_examples, write_metho
 from tests.helpers.training import (
     CONFIG,
     SAMPLING,
+    RecordingObserver,
     cut,
     learn,
     logits_of_two_models,
@@ -36,14 +37,15 @@ from tsdkd.stages.methods import find_method, origin
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop
-from tsdkd.stages.train.selection import StepSelection, try_objective
+from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.stage import train_offline, train_online
 from tsdkd.stages.train.teacher import with_signal
+from tsdkd.stages.train.trial import try_objective
 
 Contents = Callable[[Path], dict[str, bytes]]
 KL_AT = "def select(features, options):\n    return {'d': %s}\n"
 METHOD = """
-from tsdkd.methods import Divergence, Method, PolicyGradient, Ranking, TopK, ToDi, Weighted
+from tsdkd.methods import Divergence, Entropy, Method, PolicyGradient, Ranking, TopK, ToDi, Weighted
 {0}
 METHOD = Method(name="mine", full_name="mine", description="mine", select=select, **{1})
 """
@@ -63,6 +65,7 @@ def test_the_pages_example_from_end_to_end(
     more = ["--micro-batch-size", 5, "--epochs", 3, "--learning-rate", "1e-3", "--precision", "float32"]
     shown = command(*train, *more, "--checkpoint", tmp_path / "c")
     assert "divergence" in shown
+    assert f"unsure ({file})" in shown
     first, _, last = metrics(tmp_path / "c")
     rows = read_artifact(run / "rollouts", "rollouts").table().to_pylist()
     (s, t), mask = logits_of_two_models(rows, student, teacher)
@@ -238,6 +241,22 @@ def test_a_step_is_selected_in_one_order_of_its_responses(tmp_path: Path) -> Non
     assert found[0] == found[1] == [[0.75] * 3, [0.75, 0, 0], [0] * 3]
 
 
+def test_a_run_without_any_weight_is_warned_of(run: Path, student: Path, tmp_path: Path) -> None:
+    """Ranks at the teacher end at k, so none reaches 3."""
+    text = METHOD.format(
+        KL_AT % "features.mean(features.teacher_rank >= 3)",
+        "{'losses': {'d': Divergence.jsd(0)}, 'features': ('teacher_rank',), 'options': {'k': 5}}",
+    )
+    file, observer = write_method(tmp_path / "m.py", text), RecordingObserver()
+    learn(run, student, tmp_path / "c", settings(file, "k=1", epochs=1), observer=observer)
+    check = "Check the conditions of `select` and its options; no teacher_rank exceeds k."
+    assert observer.warnings == [
+        f"At step 1 no token has a weight in any loss: the step has no gradient. {check}",
+        f"No step of 3 has a token with a weight in any loss: the student has learned nothing. {check}",
+    ]
+    assert all(entry["loss"] == 0 for entry in metrics(tmp_path / "c"))
+
+
 def test_random_numbers_depend_on_seed_step_and_response_alone(tmp_path: Path) -> None:
     samples = [{"sample_id": f"s{i}", "turn": 0, "response_ids": [1] * (i + 2), "author": "student"} for i in range(3)]
 
@@ -348,7 +367,11 @@ OF_LOSS = "{'losses': {'d': Loss()}}"
         (METHOD.format(KL_AT % "1 / 0", LOSSES % ""), r"select of the method mine fails \(ZeroDivisionError"),
         (METHOD.format(KL_AT % "features.mask[0]", LOSSES % ""), "has shape"),
         (METHOD.format(KL_AT % "features.batch_mean(features.mask)", LOSSES % ""), "other weights beside other"),
-        (METHOD.format(MEAN, LOSSES % ", 'features': ('entropies',)"), "Unknown feature 'entropies'"),
+        (
+            METHOD.format(MEAN, "{'losses': {'d': Divergence.jsd(0), 'e': Entropy(), 'f': Entropy()}}"),
+            r"gives no weights of e, f at step 1 of 10\.",
+        ),
+        (METHOD.format(MEAN, LOSSES % ", 'features': ('entropy_s',)"), "'entropy_s'. The nearest is 'teacher_entropy'"),
         (METHOD.format(MEAN, LOSSES % ", 'features': ('teacher_rank',)"), "needs a number k"),
         (METHOD.format(MEAN, LOSSES % ", 'features': 'jsd'"), "one word"),
         (METHOD.format(MEAN, LOSSES % ", 'scope': 'step'"), "scope of mine is 'step'"),
@@ -366,7 +389,7 @@ OF_LOSS = "{'losses': {'d': Loss()}}"
             "factor of d is '2'",
         ),
         (METHOD.format(KL_AT % "Weighted(features.mean(features.mask), 1e999)", LOSSES % ""), "not above 0 and finite"),
-        (METHOD.format(KL_AT % "features.mean(features.mask) / (9 - features.step)", LOSSES % ""), "are not finite"),
+        (METHOD.format(KL_AT % "features.mean(features.mask) / (9 - features.step)", LOSSES % ""), "at step 10 of 10"),
         (METHOD.format(MEAN, "{'losses': [Divergence.jsd(0)]}"), "no losses by name"),
         (METHOD.format(MEAN, "{'losses': {'d': lambda tokens: tokens.log_q}}"), "which is no loss"),
         (METHOD.format(OWN_LOSS % "0" + MEAN, "{'losses': {'d': Loss}}"), "which is no loss"),
@@ -389,6 +412,21 @@ def test_methods_with_mistakes_are_refused(run: Path, student: Path, tmp_path: P
     with pytest.raises(InputError, match=message):
         learn(run, student, tmp_path / "c", settings(write_method(tmp_path / "m.py", text)))
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("selected", "message"),
+    [
+        ("{} if features.step == 1 else {'d': features.mean(features.mask)}", "no weights of d at step 2 of 6"),
+        ("{'d': features.mean(features.mask) / abs(features.step - 2)}", "weights of d are not finite at step 3 of 6"),
+    ],
+)
+def test_wrong_weights_of_steps_that_are_not_tried_are_refused(
+    run: Path, student: Path, tmp_path: Path, selected: str, message: str
+) -> None:
+    file = write(tmp_path / "m.py", f"def select(features, options):\n    return {selected}\n", LOSSES % "")
+    with pytest.raises(InputError, match=message):
+        learn(run, student, tmp_path / "c", settings(file))
 
 
 def test_trials_follow_a_run(tmp_path: Path) -> None:

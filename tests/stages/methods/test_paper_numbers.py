@@ -1,4 +1,4 @@
-"""Published selections against numbers that were computed by hand from their papers' formulas, and in training."""
+"""Methods of the papers have numbers that were computed by hand from the papers' formulas, and train."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -181,7 +181,7 @@ def test_selectkd_accepts_the_students_best_token(k: int, direction: str, weight
     close(step.grad, expected_grad([(t, w / 3, 1.0, formula) for t, w in zip(C, weights, strict=True)], C))
 
 
-def test_selectkd_may_reject_tokens_whole() -> None:
+def test_selectkd_with_rejected_0_gives_rejected_tokens_no_weight() -> None:
     step = take_step("selectkd", C, options=("k=1", "rejected=0"))
     assert step.weights() == [[0, 1, 0]]
     assert step.loss == pytest.approx(0.682857 / 3, abs=1e-6)
@@ -270,7 +270,7 @@ IW = {A: [1.5, 1.410221, 1.410221, 1.099816, 1.025652], B: [1.5, 1.253581, 1.006
 
 
 @pytest.mark.parametrize(("response", "value", "full"), [(A, 0.388084, 0.944173), (B, 0.112512, 0.600508)])
-def test_iw_opd_weighs_by_what_came_before(response: tuple[Token, ...], value: float, full: float) -> None:
+def test_iw_opd_weights_fall_as_disagreement_adds_up(response: tuple[Token, ...], value: float, full: float) -> None:
     step = take_step("iw-opd", response)
     assert step.weights() == [pytest.approx(IW[response], abs=1e-6)]
     assert step.loss == pytest.approx(full, abs=1e-6)

@@ -86,7 +86,7 @@ def test_names_are_drawn_literally() -> None:
         assert set(names) <= set(texts)
 
 
-def test_a_drawing_is_a_file_of_its_own() -> None:
+def test_a_drawing_is_an_svg_file() -> None:
     root = ElementTree.fromstring(line_chart("t", "x", "y", [Series("a", [1, 2], [3, 4])]).svg_file)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.get("style") == "background: white"

@@ -125,7 +125,7 @@ def test_features_are_read_from_sharded_weights(
     assert run_ranks(learn, 2, FSDP) == [0, 0]
 
 
-def test_a_method_of_ones_own_may_replay(
+def test_a_users_method_can_replay(
     student: Path, teacher: Path, prompts: Path, tmp_path: Path, contents: Contents
 ) -> None:
     """The complete checkpoint is read again, although reading it runs no file of a method."""

@@ -132,7 +132,7 @@ class OnlineConfig:
 
     @property
     def samples_responses(self) -> bool:
-        """Whether responses are sampled during training; without, all prompts keep those of the rollouts."""
+        """Whether responses are sampled during training; if not, all prompts keep those of the rollouts."""
         return bool(self.student_fraction or self.replay)
 
     @property
@@ -183,7 +183,7 @@ class TrainConfig:
     )
     method_options: tuple[str, ...] = option(
         (),
-        "Option of a method with options of its own, NAME=VALUE; repeatable.",
+        "Option that the method declares, such as share=0.3; repeatable.",
         group=OBJECTIVE,
         name="method-option",
         metavar="NAME=VALUE",

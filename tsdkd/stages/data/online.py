@@ -62,7 +62,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
 
     @property
     def author(self) -> str:
-        """Of sampled responses."""
+        """The author of sampled responses."""
         return "mixture" if self.teacher_fraction else "student"
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ class ServedTeachers(OnlineTeacher):
     """Served teachers; each reads its own samples of an optimizer step once, all at the same time."""
 
     servers: Mapping[str, TeacherServer]
-    """By the teachers' names; "" for an only one."""
+    """By the teachers' names; "" without names."""
     vocab: int
     """Ids that the student knows."""
 

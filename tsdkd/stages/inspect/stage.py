@@ -148,7 +148,7 @@ def _objective(scores: ScoresReader, config: InspectConfig, checkpoint: Path | N
         manifest = load_manifest(checkpoint)
         if manifest.config.get("objective") == {}:
             method = manifest.config["method"]
-            observer.info(f"{checkpoint} was trained by the selection of {method}; the one shown is TSD-KD's.")
+            observer.info(f"{checkpoint} was trained with the selection of {method}; inspect shows that of TSD-KD.")
         elif scores.artifact.fingerprint in {parent.fingerprint for parent in manifest.parents}:
             recorded = recorded_objective(manifest)
             observer.info(f"Settings without an option are those that trained {checkpoint}.")

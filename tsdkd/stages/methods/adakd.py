@@ -2,15 +2,15 @@
 
 Source: arXiv 2510.11615 (AAAI 2026), eq. (3) to (10); the authors' code (SassyRong/AdaKD 3b9be1b).
 Data: scores of any responses with a whole distribution, or a loaded teacher; the paper's are a dataset's responses.
-Loss: the mean over the step's `floor(r N)` most difficult of N tokens of `tau^2 KL(q || p)` at the temperature
-`tau = temperature exp(-c tanh(log(s/median)))`. The difficulty s is the Hellinger distance, c 0.5.
-Schedule: the share r is 1 during the first `warmup` 5 % of the steps. Then it falls by `rate` 5 % whenever the running
-mean of the loss (`decay` 0.99) is `tolerance` 5 % below its value at the last change, and rises when it is as far
-above.
+Loss: `tau^2 KL(q || p)` at the temperature `tau = temperature exp(-c tanh(log(s/median)))`, its mean over the
+`floor(r N)` most difficult of the step's N tokens. The difficulty s is the Hellinger distance; c 0.5.
+Schedule: the share r is 1 during the first 5 % (`warmup`) of the steps. Then r falls by 5 % (`rate`) whenever the
+running mean of the loss (`decay` 0.99) is 5 % (`tolerance`) below its value at the last change, and rises by 5 %
+whenever it is 5 % above.
 
-What the paper leaves open is the code's: tau^2 in the loss (eq. (2) has it, the gradient of eq. (11) has not), the
-numbers of the schedule, and 0.1 as the least r. The median is that of the selected tokens, as in the code; median=all
-takes all tokens, the other reading of eq. (9).
+Open in the paper, as in the code here: tau^2 in the loss (eq. (2) has it, the gradient of eq. (11) has not), the
+numbers of the schedule, and 0.1 as the least r. The median is that of the selected tokens; median=all takes all tokens,
+the other reading of eq. (9).
 Differences from the code: tau carries no gradient, as in the paper; selection, median and schedule are those of the
 optimizer step, and the code's are those of each micro-batch; the end of the warm-up gives the first reference, and in
 the code the step after it does.

@@ -1,18 +1,18 @@
 """FiRe-OPD: reverse KL without the responses that the teacher finds least likely, with a weight for each token.
 
-Source: arXiv 2606.02684, eq. (4) to (8), as two descriptions give them, and the authors' code (YuYingLi0/FiRe-OPD
-2e23cd6), which agrees but for the scopes below.
+Source: arXiv 2606.02684, eq. (4) to (8), as two public descriptions give them; the authors' code (YuYingLi0/FiRe-OPD
+2e23cd6). The paper's text was not read.
 Data: scores of any responses with a whole distribution, or a loaded teacher; the paper takes the student's responses.
-Loss: `1/L sum_t w_t KL(q || p)`, w proportional to `(1 + alpha (1 - H(p)/max H(p))) (1 + beta H(q)/max H(q))` and of
-mean 1 in each response, the maxima over the step's tokens; alpha = beta = 1. Then the mean over the responses whose
-mean log p(y) is at least the step's quantile `dropped`, 0.2.
+Loss: `1/L sum_t w_t KL(q || p)`. w is proportional to `(1 + alpha (1 - H(p)/max H(p))) (1 + beta H(q)/max H(q))`, with
+the maxima over the step's tokens, and has the mean 1 in each response; alpha = beta = 1. Then the mean over the
+responses whose mean log p(y) is at least the step's quantile `dropped`, 0.2. Of two responses the quantile drops one.
 
 Differences from the paper: KL(q || p) over the vocabulary replaces its policy gradient at the response's token, whose
-expectation is the same gradient for given weights (the filter and the mean of w depend on the response); no clipping as
-in PPO. Of two responses the quantile drops one. The paper's text was not read; one description takes the maxima over
-the batch.
+expectation is the same gradient for given weights (the quantile and the mean of w depend on the response); no clipping
+as in PPO.
+Open in the paper: the scope of the maxima; one description takes them over the batch.
 Difference from the code: its quantile, maxima and mean of w are those of a micro-batch with its dropped responses. Its
-scripts take one response in each, so that none is dropped, the maxima are the response's and the mean is that above.
+scripts have one response in each micro-batch, so none is dropped and the maxima are the response's.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """IW-OPD: reverse KL with greater weights at the tokens before which the models have disagreed little.
 
-Source: the authors' code (YannX1e/Importance-Weighted-On-Policy-Distillation b1320d3) and TRL's (huggingface/trl
-f2cd577); arXiv 2606.22600 v3, eq. (17), as a public description gives it.
+Source: arXiv 2606.22600 v3, eq. (17), as a public description gives it; the authors' code
+(YannX1e/Importance-Weighted-On-Policy-Distillation b1320d3) and TRL's (huggingface/trl f2cd577). The paper's text was
+not read.
 Data: scores of any responses with a whole distribution, or a loaded teacher; the paper takes the student's responses.
 Loss: `1/L sum_t w_t KL(q || p)`, `w_t = 1 + gamma (1 - sum_{k<t} |A_k| / sum_k |A_k|)`, A = log p(y) - log q(y) at the
 response's token y; gamma 0.5. --method-option sampled=true takes the paper's loss, the policy gradient at y with the
 advantage w_t A_t, from responses that the student samples.
 
-Differences from the paper: KL(q || p) over the vocabulary, unless sampled; the weights depend on the sampled tokens, so
-its gradient is not exactly the expectation of the policy gradient. q is the current student, also for recorded
-responses; no clipping as in PPO and no correction for the engine's probabilities. In the description of eq. (17) the
-whole sum ends before the last token, whose weight is then 1; both codes include it.
+Differences from the paper: without sampled=true, KL(q || p) over the vocabulary replaces the policy gradient; the
+weights depend on the sampled tokens, so its gradient is not exactly the expectation of the policy gradient. q is the
+current student's, also for recorded responses; no clipping as in PPO and no correction for the engine's probabilities.
+Open in the paper: in the description of eq. (17) the whole sum ends before the last token; both codes include it.
 """
 
 from tsdkd.core.features import Features

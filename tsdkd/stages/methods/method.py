@@ -1,4 +1,4 @@
-"""A method: its losses and selection, or an objective of TSD-KD's family; its options and the responses it learns from.
+"""A method: its losses and selection, or a `TSDKDConfig`; its options and the responses that it learns from.
 
 It loads without torch.
 """
@@ -38,7 +38,7 @@ Update: TypeAlias = Callable[[dict[str, Any], Mapping[str, float], Options], Non
 class Method:
     """One way to distil, with its paper's settings as defaults.
 
-    It has either `losses` with a `select`, or an `objective` of TSD-KD's family with the names of `objective_options`.
+    It has either `losses` with a `select`, or an `objective` with the names of its fields that a user may change.
     docs/write_a_method.md shows how to write one. Raises InputError for a description that does not fit together.
     """
 
@@ -47,7 +47,7 @@ class Method:
     full_name: str
     """With authors and venue, for the model card."""
     description: str
-    """The loss in a clause that follows the full name in the model card."""
+    """The loss in a clause, which follows the full name in the model card."""
     losses: Losses | None = None
     """The losses by the names that the log shows, or a function of the options that gives them."""
     select: Select | None = None
@@ -60,10 +60,10 @@ class Method:
     """"batch": `select` is called once per optimizer step, with all its responses, before the first loss. That costs a
     forward of the student, and online of the teacher, if it reads features of the models."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """What `select` and `update` keep across steps, as it is before the first: numbers, words and lists of them. It is
-    saved with each step. It needs scope "batch"."""
+    """What `select` and `update` keep across steps, as it is before the first step: numbers, words and lists of them.
+    Each saved step contains it. It needs scope "batch"."""
     update: Update | None = None
-    """Changes the state after each step: called with the state, the step's mean of each loss, and the options."""
+    """Changes the state after each step; its arguments are the state, the step's mean of each loss, and the options."""
     objective: TSDKDConfig = field(default_factory=TSDKDConfig)
     """Of a method without `losses`: the formula and its settings."""
     objective_options: tuple[str, ...] = ()
@@ -127,9 +127,10 @@ class Method:
         for text in given:
             name, equals, value = text.partition("=")
             if not equals or name not in self.options:
-                known = ", ".join(option_text(*item) for item in self.options.items()) or "no such options"
+                known = ", ".join(option_text(*item) for item in self.options.items())
                 raise InputError(
-                    f"--method-option {text!r} is no option of {self.name}.", f"Write NAME=VALUE; it has {known}."
+                    f"--method-option {text!r} is no option of {self.name}.",
+                    f"Write NAME=VALUE; it has {known}." if known else "Leave it out: the method declares no options.",
                 )
             if name in values:
                 raise InputError(f"--method-option {name} is given twice.", "Give it once.")

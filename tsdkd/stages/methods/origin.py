@@ -23,7 +23,7 @@ class MethodOrigin:
     recorded: dict[str, str]
     """What a checkpoint records of it, as part of its identity."""
     content: bytes | None = None
-    """The file."""
+    """The bytes of the file."""
 
     def __str__(self) -> str:
         return " ".join(self.recorded.values())

@@ -1,14 +1,15 @@
 """Prune-OPD's decay: the weight falls with each token so far at which the models' k most likely tokens differ.
 
-Source: arXiv 2605.07804v3, eqs. (5) to (11), as a public description gives them; the authors' library as contained in
-lx-Meteors/OPD-Test 82ffb3b, prune_opd.py.
+Source: arXiv 2605.07804 v3, eq. (5) to (11), as a public description gives them; the authors' code as
+lx-Meteors/OPD-Test 82ffb3b, prune_opd.py, holds it. The paper's text was not read.
 Data: scores of the student's responses with a whole distribution, or a loaded teacher.
 Loss: `rethinking-opd-topk`'s, k = 16, with the weights `max(0, 1 - drop C_t) + base`. C_t counts the tokens up to and
 including t at which fewer than `agreement` of the student's k most likely tokens are among the teacher's.
 
 Differences from the paper: its control of the response length by these weights is left out, and so is its other measure
 of agreement, the sampled token in the teacher's nucleus; the loss is the mean over a response's tokens, then over
-responses. Its library weighs the policy gradient of the k tokens that `rethinking_opd_topk` describes.
+responses.
+Difference from the code: it weights the policy gradient of the k tokens that `rethinking_opd_topk` describes.
 """
 
 from tsdkd.core.features import Features

@@ -1,11 +1,12 @@
 """PW-OPSD's position weights: a divergence that counts more at the later tokens of a response.
 
-Source: arXiv 2605.21606; the authors' code (SaFo-Lab/PW-OPSD 35303e0), ea_opsd_trainer.py.
-Data: scores of any responses, or a loaded teacher; the paper's responses are the student's.
+Source: arXiv 2605.21606, as public descriptions give it; the authors' code (SaFo-Lab/PW-OPSD 35303e0),
+ea_opsd_trainer.py. The paper's text was not read.
+Data: scores of any responses with a distribution, or a loaded teacher; the paper takes the student's responses.
 Loss: `1/L sum_t w_t KL(p || q)`, `w_t = minimum + (1 - minimum) sigmoid(((t - 1/2)/L - center) / width)`, t = 1..L,
 then the mean over responses, as in the paper.
 
-Differences from the paper: only the weights are taken. The paper distils the model from itself with the solution in the
+Differences from the paper: this is its weights alone. The paper distils the model from itself with the solution in the
 prompt, at temperature 1.1, and clips the divergence's term of each token of the vocabulary at 0.05.
 """
 

@@ -1,7 +1,7 @@
 """Random selection: a divergence at a random share of the tokens, the control of every selection.
 
 Source: none; the control of `se-kd` and of other selections at the same share.
-Data: scores of any responses, or a loaded teacher.
+Data: scores of any responses with a distribution, or a loaded teacher.
 Loss: `se-kd`'s, at `ceil(share L)` tokens that seed, step and response draw.
 """
 

@@ -1,19 +1,19 @@
 """REOPOLD: policy gradient whose reward has a floor; first without the lowest rewards, then at uncertain tokens.
 
-Source: arXiv 2603.11137, eqs. (4) and (7) to (10), as public reading notes and the baseline of PW-OPSD
-(SaFo-Lab/PW-OPSD 35303e0) give them.
+Source: arXiv 2603.11137, eq. (4) and (7) to (10), as public reading notes and the baseline of PW-OPSD
+(SaFo-Lab/PW-OPSD 35303e0) give them. The paper's text was not read, and none of its authors' code was found.
 Data: scores of the student's responses with a whole distribution, or a loaded teacher.
-Loss: the mean over the selected tokens of the step of `-A log q(y)`, `A = max(log p(y)/q(y), floor)` without gradient,
-`floor = log(mixture) / (1 - mixture)`. Before the fraction `switch` of the steps, tokens with `log p(y)/q(y)` of at
+Loss: `-A log q(y)`, `A = max(log p(y)/q(y), floor)` without gradient, `floor = log(mixture) / (1 - mixture)`; its mean
+over the step's selected tokens. Before the fraction `switch` of the steps, tokens with `log p(y)/q(y)` of at
 least the floor are selected; then those whose student entropy reaches the step's quantile `1 - share`.
 
 Difference from the paper: q is the current student's, without a ratio to the one that sampled.
 
-Inferred: the paper's text was not read, none of its authors' code was found, and the sources disagree on two points.
-The floor is `log(mixture / (1 - mixture))` to some. The form above is the limit, as r = p(y)/q(y) falls to 0, of the
-bound that they report, `log r <= log(mixture + (1 - mixture) r) / (1 - mixture)`; the other is no limit of it, and for
-mixtures of 1/2 and more it leaves no negative reward. Some have mixture 0.3 and switch after a third of the steps; the
-defaults are PW-OPSD's, which calls mixture 0.1, share 0.2 and half of the steps the paper's.
+Open: the sources disagree on two points. The floor is `log(mixture / (1 - mixture))` in some. The form above is the
+limit, as r = p(y)/q(y) falls to 0, of the bound that they report,
+`log r <= log(mixture + (1 - mixture) r) / (1 - mixture)`; the other is no limit of it, and for mixtures of 1/2 and more
+it leaves no negative reward. Some have mixture 0.3 and switch after a third of the steps; the defaults are PW-OPSD's,
+which calls mixture 0.1, share 0.2 and half of the steps the paper's.
 """
 
 from math import log

@@ -1,13 +1,13 @@
 """SE-KD: a divergence at the tokens of the greatest student entropy.
 
-Source: arXiv 2602.01395 (its text and the authors' code, almogtavor/SE-KD3x 08b2763).
-Data: scores of any responses, or a loaded teacher.
-Loss: the mean over the `ceil(share L)` tokens of greatest entropy of the student of KL(p || q), then over responses;
-share 0.2. On the student's own responses the paper takes KL(q || p): --method-option direction=reverse.
+Source: arXiv 2602.01395; the authors' code (almogtavor/SE-KD3x 08b2763).
+Data: scores of any responses with a distribution, or a loaded teacher.
+Loss: KL(p || q), its mean over the `ceil(share L)` tokens of a response with the greatest student entropy, then over
+responses; share 0.2. On the student's own responses the paper takes KL(q || p): --method-option direction=reverse.
 
-Differences from the paper: only tokens of responses count, and the paper's positions are those of packed documents;
-the authors' code takes the mean over all selected tokens of a micro-batch. The paper's choice of classes and of samples
-(SE-KD3X) is left out.
+Differences from the paper: only tokens of responses count, and the paper's positions are those of packed documents; the
+paper's choice of classes and of samples (SE-KD3X) is left out.
+Difference from the code: it takes the mean over all selected tokens of a micro-batch.
 """
 
 from tsdkd.core.features import Features

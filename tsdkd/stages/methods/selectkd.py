@@ -3,9 +3,9 @@
 Source: arXiv 2510.24021 (CVPR 2026), as two independent descriptions give it. They agree on the rule, k and the weight
 of rejected tokens; one of them gives the mean over all L tokens. The paper's text was not read, and no code is public.
 Data: scores of any responses with a distribution, or a loaded teacher.
-Loss: `1/L sum_t V_t KL(p || q)`. V_t is 1 where the student's most likely token is among the teacher's k, elsewhere
-`rejected` (the paper's beta): k 5, 0.01. The paper adds V_t to several losses: --method-option direction=reverse takes
-KL(q || p).
+Loss: `1/L sum_t V_t KL(p || q)`. V_t is 1 where the student's most likely token is among the teacher's k most likely
+ones, elsewhere `rejected` (the paper's beta); k 5, rejected 0.01. The paper adds V_t to several losses: --method-option
+direction=reverse takes KL(q || p).
 
 Differences from the paper: the proposals by sampling (Spec-k) are left out, and so are the losses and rollouts of
 DistiLLM-2, which the paper's main results build on.

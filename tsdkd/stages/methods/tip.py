@@ -1,12 +1,12 @@
 """TIP: reverse KL at the tokens where the student is uncertain, or the models disagree (Soft-OR).
 
-Source: arXiv 2604.14084 v4, eq. (2), (3), (7) to (9) and Sec. 6; the authors' code does not contain the selection.
+Source: arXiv 2604.14084 v4, eq. (2), (3), (7) to (9) and Sec. 6; the authors' code has no selection.
 Data: scores of any responses with a distribution, or a loaded teacher; the paper takes the student's responses.
-Loss: the mean over the `floor(share L)` tokens of a response with the greatest `1 - (1 - h)(1 - d)` of KL(q || p), then
+Loss: KL(q || p), its mean over the `floor(share L)` tokens of a response with the greatest `1 - (1 - h)(1 - d)`, then
 over responses; share 0.5. h is the student's entropy, d is KL(q || p), both scaled to [0, 1] by the least and the
 greatest value of the step's tokens; entropies above their 98 % quantile are cut to it first.
 
-What the paper leaves open: a response of fewer than 1/share tokens counts with one; the quantile is interpolated
+Open in the paper, chosen here: a response of fewer than 1/share tokens counts with one; the quantile is interpolated
 linearly; values that are all equal become 0.
 """
 

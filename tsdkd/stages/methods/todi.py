@@ -1,11 +1,12 @@
 """ToDi: forward and reverse KL, mixed at each token of the vocabulary by the ratio of both probabilities.
 
-Source: Jung et al., EMNLP 2025 (arXiv 2505.16297); the authors' code (jungseongryong/ToDi 45f1f8b), compute_ToDi.
+Source: Jung et al., EMNLP 2025 (arXiv 2505.16297), as public descriptions give it; the authors' code
+(jungseongryong/ToDi 45f1f8b), compute_ToDi. The paper's text was not read.
 Data: scores of any responses with a whole distribution, or a loaded teacher; the paper's are a dataset's responses.
 Loss: `sum_v a_v p_v log(p_v/q_v) + (1 - a_v) q_v log(q_v/p_v)`, `a_v = sigmoid(beta log(p_v/q_v))` without gradient.
 
-Differences from the paper: temperature 1, and the authors' scripts take 2; the loss has no cross-entropy on the
-dataset's responses, which has half the weight there; it is the mean over a response's tokens, then over responses.
+Differences from the code: the temperature is 1, and the authors' scripts take 2; the loss has no cross-entropy on the
+dataset's responses, which has half of the weight there; it is the mean over a response's tokens, then over responses.
 """
 
 from tsdkd.core.features import Features

@@ -1,15 +1,16 @@
 """TrOPD's loss: policy gradient at trusted tokens, forward KL on the teacher's k most likely tokens at the others.
 
-Source: arXiv 2606.01249v3, eqs. (8), (10) and (13), as public reading notes give them. They report inconsistent signs
-in the paper. Neither its text nor its training code was read.
+Source: arXiv 2606.01249 v3, eq. (8), (10) and (13), as public reading notes give them, which report inconsistent signs
+in the paper. Neither the paper's text nor the authors' code was read.
 Data: scores of the student's responses with a whole distribution, or a loaded teacher.
-Loss: y is trusted with probability `min(1, p(y)/q(y))`, drawn anew for each token and step. A trusted token has
-`-A log q(y)`, `A = log p(y)/q(y)` without gradient; any other `sum_v p_v log(p_v/q_v)` over the teacher's k most likely
+Loss: y is trusted with probability `min(1, p(y)/q(y))`, drawn anew for each token and step. A trusted token has `-A log
+q(y)`, `A = log p(y)/q(y)` without gradient; any other has `sum_v p_v log(p_v/q_v)` over the teacher's k most likely
 tokens without renormalisation, k = 64.
 
 Differences from the paper: its teacher-written prefixes are left out; the loss is the mean over a response's tokens,
-then over responses; q is the current student's, without a ratio to the one that sampled. The released code is said to
-renormalise the teacher's k probabilities and to use the KL of other tokens, without gradient, as a negative advantage.
+then over responses; q is the current student's, without a ratio to the one that sampled.
+Differences from the code, by the notes: it renormalises the teacher's k probabilities, and uses the KL of other tokens,
+without gradient, as a negative advantage.
 """
 
 from tsdkd.core.features import Features

@@ -1,10 +1,12 @@
 """TSD-KD whose ranking has one more candidate: all tokens outside the student's k together.
 
-Source: Kim and Baek, ICLR 2026, eq. (13); the complement is this project's.
+Source: Kim and Baek, ICLR 2026, eq. (13).
 Data: scores of any responses with a whole distribution, or a loaded teacher.
 Loss: `tsdkd`'s, whose indirect term ranks k + 1 candidates. The last one has the sum of the other tokens' probabilities
-under either model; the teacher ranks it by that sum like every other candidate. The first choice of the Plackett-Luce
-likelihood is then the student's own probability, so that a common shift of the k logits changes the loss.
+under either model; the teacher ranks it by that sum like every other candidate.
+
+Difference from the paper: the last candidate. With it, the first choice of the Plackett-Luce likelihood has the
+student's own probabilities, so a common shift of the k logits changes the loss.
 """
 
 from tsdkd.core.features import Features

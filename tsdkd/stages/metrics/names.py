@@ -73,7 +73,7 @@ SUMMARY_METRICS = (*TERM_METRICS, "student_entropy", "candidate_overlap", "drift
 
 
 def metric(name: str) -> Metric:
-    """How a metric is shown, also one of a method's own losses, which have the names that the method gives them."""
+    """How a metric is shown, also one of a method's own losses, which the method names."""
     if name in METRICS:
         return METRICS[name]
     for suffix, words, unit in (

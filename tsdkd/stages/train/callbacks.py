@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsdkd.stages.data.replay import ReplaySchedule
-from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
+from tsdkd.stages.metrics.health import HealthMonitor, WeightMonitor, degeneration_warning
 from tsdkd.stages.metrics.log import is_evaluation, is_step, log_line, times_line
 from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS, metric, with_own_terms
 from tsdkd.stages.metrics.step_times import timed
@@ -101,23 +101,29 @@ class OptimizerTimesCallback(TrainerCallback):
 
 
 class HealthCallback(TrainerCallback):
-    """Warns once of each sign that the run degenerates; with `stop`, ends the run before that step is saved."""
+    """Warns once of each sign that the run degenerates; with `stop`, ends the run before that step is saved.
+
+    It also warns of the first step in which no token has a weight, and at the end of a run without any.
+    """
 
     def __init__(self, observer: Observer, *, stop: bool) -> None:
         self.observer = observer
         self.stop = stop
-        self.monitor = HealthMonitor()
+        self.monitor, self.weights = HealthMonitor(), WeightMonitor()
         self.stopped_at: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for entry in filter(is_step, state.log_history):  # of the session that is resumed, which warned itself
             self.monitor.update(entry)
+            self.weights.update(entry)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         if not is_step(logs):
             return
+        if self.weights.update(logs):
+            self.observer.warning(self.weights.step_warning(state.global_step))
         signs = self.monitor.update(logs)
         for sign in signs:
             if sign.is_new:
@@ -125,3 +131,7 @@ class HealthCallback(TrainerCallback):
         if signs and self.stop:
             self.stopped_at = state.global_step
             control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.weights.found_none:
+            self.observer.warning(self.weights.run_warning())

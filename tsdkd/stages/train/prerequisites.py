@@ -1,4 +1,4 @@
-"""What training needs of its inputs, beside files that fit together: responses, lengths, models and fresh scores."""
+"""Checks of training's inputs: responses and their authors, lengths, models, and whether scores are fresh."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
@@ -74,7 +74,7 @@ def require_responses(config: TrainConfig, recorded: Artifact | None) -> None:
         )
     if method.has_policy_gradient(options) and online.rollout_ahead:
         raise InputError(
-            f"{method.name} learns from responses of the student as it is, and --rollout-ahead makes them older.",
+            f"{method.name} learns from responses of the current student, and --rollout-ahead samples a step earlier.",
             "Leave out --rollout-ahead.",
         )
     if recorded is None and online.student_fraction < 1:

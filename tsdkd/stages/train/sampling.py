@@ -56,7 +56,7 @@ def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, qua
     if online.samples_responses:
         observer.info(f"Responses are sampled from {authors} with {engine}{served}.")
     else:
-        observer.info("No responses are sampled: the student learns the recorded ones.")
+        observer.info("No responses are sampled: the student learns from recorded ones.")
     dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 

@@ -1,55 +1,29 @@
-"""What a method's selection reads beside the tokens during training, its state, and the weights of a whole step."""
+"""The selection of a method during training: what it reads beside the tokens, its state, and a whole step's weights."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tsdkd.core import Features, ResponseContext, TeacherSignal, TSDKDConfig, Weighted, token_features_from_hidden
+from tsdkd.core import Features, ResponseContext, TeacherSignal, Weighted, token_features_from_hidden
 from tsdkd.core.features import KNOWN_BEFORE
 from tsdkd.core.selective import SelectiveObjective
-from tsdkd.errors import InputError
-from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.randomness import random_integer
 from tsdkd.stages.data.source import Sample
-from tsdkd.stages.methods import Method, find_method
-from tsdkd.stages.methods.check import try_method
+from tsdkd.stages.methods import Method
 from tsdkd.stages.methods.values import Options
-from tsdkd.stages.metrics.names import require_term_names
 from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.models.language_model import hidden_states, output_head
 
-
-class TriedObjective(NamedTuple):
-    """The objective of a run; a method's own losses have been tried on made-up responses."""
-
-    objective: TSDKDConfig | SelectiveObjective
-    tempered: bool
-    """Whether its own losses have another temperature than 1."""
-
-
-def try_objective(config: TrainConfig) -> TriedObjective:
-    """The objective of a configuration. Raises InputError for a method that fails on made-up responses."""
-    method = find_method(config.method)
-    if not method.is_selective:
-        return TriedObjective(config.objective, tempered=False)
-    if config.compile:
-        raise InputError(f"--compile does not apply to {method.name}, which has losses of its own.", "Leave it out.")
-    options = method.read_options(config.method_options)
-    objective = method.with_losses(options)
-    require_term_names(objective.losses)
-    return TriedObjective(objective, try_method(method, options))
-
-
 ResponseKey = tuple[str, int, tuple[int, ...]]
-"""Sample, turn and tokens of a response: equal for equal responses alone."""
+"""Sample, turn and tokens of a response: equal only for equal responses."""
 
 
 @dataclass
@@ -93,7 +67,7 @@ class StepSelection:
         response_mask: Tensor,
         teacher: TeacherSignal | None,
     ) -> dict[str, Tensor]:
-        """A forward of the student that returns a micro-batch's features (tokens,) that the distributions decide.
+        """Run the student's forward; returns the micro-batch's features (tokens,) that the distributions decide.
 
         `teacher` is None in a batch without samples, which has no features.
         """
@@ -213,7 +187,7 @@ def _grid_or_number(rows: Sequence[float | Tensor], mask: Tensor) -> float | Ten
 
 
 def _take_rows(weighted: Weighted, rows: list[int], length: int) -> Weighted:
-    """The weights of equal responses, which replays may be: their mean, because their losses are equal."""
+    """The mean weights of equal responses, which replays may hold: equal responses have equal losses."""
     temperature = weighted.temperature
     if isinstance(temperature, Tensor):
         temperature = temperature[rows, :length].mean(0)

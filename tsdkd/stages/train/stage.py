@@ -59,8 +59,8 @@ from tsdkd.stages.train.prerequisites import (
     require_scored_samplers,
 )
 from tsdkd.stages.train.sampling import find_ends, open_sampler, require_rollout_server, with_engine
-from tsdkd.stages.train.selection import TriedObjective, try_objective
 from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
+from tsdkd.stages.train.trial import TriedObjective, try_objective
 
 SERVED_TOP_K = 20
 """Log-probabilities per token of a served teacher: the most that vLLM gives unless it is told otherwise."""

@@ -1,4 +1,4 @@
-"""A Trainer whose optimizer steps have responses: sampled, packed or padded, and selected from as a whole."""
+"""A Trainer that forms the micro-batches of each optimizer step: it samples responses, packs or pads, and selects."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +90,7 @@ class StepBatchesTrainer(StepSavingTrainer):
         return padded, self._count_responses(padded.samples, device)
 
     def _select_step(self, batches: LazyBatches) -> None:
-        """With a method that selects from whole steps: read all micro-batches once, and select. Every rank calls it."""
+        """If the method selects from whole steps, read all micro-batches and select. Every rank must call it."""
         selection = self.selection
         if selection is None or not selection.of_whole_steps:
             return
@@ -105,7 +105,7 @@ class StepBatchesTrainer(StepSavingTrainer):
     ) -> list[tuple[list[Sample], dict[str, Tensor]]]:
         """The responses of each micro-batch with their features.
 
-        Every rank makes as many forward calls, because each gathers sharded weights.
+        All ranks must make the same number of forward calls, because each call gathers sharded weights.
         """
         model, found = self.student.model, []
         with self.inference_student():
@@ -145,7 +145,7 @@ class StepBatchesTrainer(StepSavingTrainer):
         return [[samples[i] for i in batch] for batch in batches]
 
     def _read_ahead(self, micro_batches: list[list[Sample]]) -> LazyBatches:
-        """The micro-batches of this rank, which several teachers read one after the other."""
+        """This rank's micro-batches, after servers or several teachers have read their samples."""
         with timed("teacher"):
             samples = self.source.read_ahead([sample for micro_batch in micro_batches for sample in micro_batch])
         return LazyBatches(grouped(samples, micro_batches), self._collate)

@@ -1,4 +1,4 @@
-"""What the manifest of a checkpoint tells of its training: the first, the last and the best metrics."""
+"""The summary of training in a checkpoint's manifest: the first, the last and the best metrics."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ from tsdkd.stages.models.record import model_record
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer
-from tsdkd.stages.train.selection import TriedObjective
+from tsdkd.stages.train.trial import TriedObjective
 
 Teachers = Mapping[str, str | TeacherServer]
 """The model of each teacher, or its server, by name."""
