@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Methods of token selection under one protocol: the same student, prompts, seeds and token budget, a grid of learning
+# Methods of token selection under one protocol: the same student, prompts, seeds and number of responses, a grid of learning
 # rates that is searched on a validation split, and differences to GKD on a test split, paired by seed.
 #
 #   bash recipes/bench.sh                                  TASK=plans METHODS="tsdkd tip my_method.py" bash recipes/bench.sh

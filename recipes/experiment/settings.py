@@ -54,8 +54,9 @@ class Settings:
         file = directory / SETTINGS_FILE
         settings = json.loads(json.dumps(asdict(self)))
         recorded = json.loads(file.read_text()) if file.is_file() else settings
-        # Seeds may be added: an arm's result depends on its own seed alone.
-        different = [name for name in settings if name != "seeds" and settings[name] != recorded.get(name)]
+        # An arm's result depends on its own seed and learning rate alone.
+        fixed = [name for name in settings if name not in {"seeds", "factors"}]
+        different = [name for name in fixed if settings[name] != recorded.get(name)]
         if different:
             raise InputError(
                 f"{directory} is a bench with another {', another '.join(different)}.",

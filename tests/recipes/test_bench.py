@@ -52,11 +52,11 @@ def test_too_few_repeated_and_searched_seeds_are_refused(seeds: tuple[int, ...],
         Settings("sums", seeds=seeds)
 
 
-def test_a_bench_keeps_its_settings_and_gains_seeds(tmp_path: Path) -> None:
+def test_a_bench_keeps_its_settings_but_for_seeds_and_factors(tmp_path: Path) -> None:
     Settings("sums").record(tmp_path)
-    Settings("sums", seeds=(1, 2, 3, 4, 5)).record(tmp_path)
-    with pytest.raises(InputError, match="another factors"):
-        Settings("sums", factors=(1.0,)).record(tmp_path)
+    Settings("sums", seeds=(1, 2, 3, 4, 5), factors=(1.0, 64.0)).record(tmp_path)
+    with pytest.raises(InputError, match="another scale, another engine"):
+        Settings("sums", "tiny", engine="vllm").record(tmp_path)
     assert json.loads((tmp_path / SETTINGS_FILE).read_text())["seeds"] == [1, 2, 3, 4, 5]
 
 
