@@ -6,7 +6,7 @@
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence, Entropy, Loss, PolicyGradient, Ranking, ToDi, TokenBlock, TopK
-from tsdkd.core.selective import Selected, Weighted
+from tsdkd.core.selective_objective import Selected, Weighted
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 

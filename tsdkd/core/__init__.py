@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from tsdkd.core.selection import select as select
     from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
     from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
-    from tsdkd.core.selective import SelectiveObjective as SelectiveObjective
-    from tsdkd.core.selective import Weighted as Weighted
+    from tsdkd.core.selective_objective import SelectiveObjective as SelectiveObjective
+    from tsdkd.core.selective_objective import Weighted as Weighted
     from tsdkd.core.several_teachers import SeveralTeachers as SeveralTeachers
     from tsdkd.core.teacher_signals import TeacherHidden as TeacherHidden
     from tsdkd.core.teacher_signals import TeacherLogits as TeacherLogits

@@ -10,10 +10,10 @@ from tsdkd.core.chunk_sizes import chunk_sizes
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.features import NO_CONTEXT, ResponseContext
 from tsdkd.core.lm_head import Head
-from tsdkd.core.plans import ConfigPlan, FeaturePlan, Plan, SelectivePlan
+from tsdkd.core.pass_terms import ConfigTerms, FeatureTerms, PassTerms, SelectiveTerms
 from tsdkd.core.policy_gradient import SampledTokens, require_sampled
 from tsdkd.core.selection import OpenerFraction, check_rows
-from tsdkd.core.selective import SelectiveObjective, Weighted
+from tsdkd.core.selective_objective import SelectiveObjective, Weighted
 from tsdkd.core.student_logits import StudentLogits, WithPrecomputedGradients, differentiable_tensors
 from tsdkd.core.teacher_signals import TeacherHidden, TeacherSignal
 from tsdkd.core.two_passes import TwoPasses
@@ -109,15 +109,15 @@ def token_selective_loss_from_hidden(
     requires_grad = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
         student = StudentLogits(student_hidden, student_head, precision, requires_grad)
-        plan: Plan
+        terms: PassTerms
         if isinstance(objective, SelectiveObjective):
             ids = None if sampled is None else sampled.ids
-            plan = SelectivePlan(objective, response_mask, ids, context, selected, student.wide)
+            terms = SelectiveTerms(objective, response_mask, ids, context, selected, student.wide)
         else:
             sampled = require_sampled(sampled, objective)
-            plan = ConfigPlan(objective, response_mask, sampled, opener_fraction, student.wide)
-        sizes = chunk_sizes(student.hidden, student.vocab, plan.k, teacher.width, chunk)
-        loss, metrics = TwoPasses(student, teacher, plan, sizes, compiled).run()
+            terms = ConfigTerms(objective, response_mask, sampled, opener_fraction, student.wide)
+        sizes = chunk_sizes(student.hidden, student.vocab, terms.k, teacher.width, chunk)
+        loss, metrics = TwoPasses(student, teacher, terms, sizes, compiled).run()
     attach: Any = WithPrecomputedGradients.apply  # typed by some versions of torch only
     return attach(loss, student.gradients, *leaves), metrics
 
@@ -141,9 +141,9 @@ def token_features_from_hidden(
     objective.check_vocab(student_head.vocab)
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
         student = StudentLogits(student_hidden, student_head, precision, [False] * 3)
-        plan = FeaturePlan(objective, ids)
+        terms = FeatureTerms(objective, ids)
         sizes = chunk_sizes(student.hidden, student.vocab, 1, teacher.width, chunk)
-        values, _, formed = TwoPasses(student, teacher, plan, sizes, compiled=False).first_pass()
+        values, _, formed = TwoPasses(student, teacher, terms, sizes, compiled=False).first_pass()
     found = {"student_entropy": values.student_entropy, "teacher_entropy": values.teacher_entropy, **formed}
     return {name: found[name] for name in objective.features if name in found}
 

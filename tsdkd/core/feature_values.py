@@ -11,7 +11,7 @@ from tsdkd.core.features import Features, ResponseContext
 from tsdkd.core.losses import Divergence, TokenBlock
 from tsdkd.core.metrics import to_grid
 from tsdkd.core.ranking import outside_mass
-from tsdkd.core.selective import SelectiveObjective
+from tsdkd.core.selective_objective import SelectiveObjective
 from tsdkd.core.teacher_signals import TeacherSignal, argmax
 from tsdkd.errors import InputError
 

@@ -14,11 +14,11 @@ from tsdkd.core.feature_values import feature_set, features_of
 from tsdkd.core.features import NO_CONTEXT, ResponseContext
 from tsdkd.core.losses import Loss, Ranking, Temperature, TokenBlock
 from tsdkd.core.metrics import RankedTokens, loss_metrics, selective_metrics, to_grid
-from tsdkd.core.plans import by_token
+from tsdkd.core.pass_terms import by_token
 from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards, mean_future_rewards, require_sampled
 from tsdkd.core.ranking import outside_mass
 from tsdkd.core.selection import OpenerFraction, check_rows, select
-from tsdkd.core.selective import SelectiveObjective, Weighted
+from tsdkd.core.selective_objective import SelectiveObjective, Weighted
 from tsdkd.core.teacher_signals import TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 

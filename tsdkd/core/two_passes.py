@@ -1,8 +1,8 @@
 """The two passes over chunks of tokens that compute an objective; docs/loss_without_logits.md derives the gradients.
 
 The first pass forms each token's logits once and computes all values that the token's two distributions determine:
-entropies, a divergence with its gradient, and the features that a selection reads. From these, the plan weights the
-tokens of every other loss. The second pass forms the logits again, only at tokens with a weight.
+entropies, a divergence with its gradient, and the features that a selection reads. From these, the
+`PassTerms` weight the tokens of every other loss. The second pass forms the logits again, only at tokens with a weight.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from tsdkd.core.loss_gradients import loss_and_grad
 from tsdkd.core.losses import Entropy, Loss, PolicyGradient, Ranking, TokenBlock
 from tsdkd.core.metrics import RankedTokens
 from tsdkd.core.objective import weighted_sum
-from tsdkd.core.plans import Plan, TermWeights
+from tsdkd.core.pass_terms import PassTerms, TermWeights
 from tsdkd.core.policy_gradient import SampledTokens
 from tsdkd.core.ranking import outside_mass, plackett_luce_grad, plackett_luce_nll
 from tsdkd.core.student_logits import StudentLogits
@@ -49,7 +49,7 @@ class TwoPasses:
 
     student: StudentLogits
     teacher: TeacherSignal
-    plan: Plan
+    terms: PassTerms
     sizes: ChunkSizes
     compiled: bool
     _features: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -58,34 +58,34 @@ class TwoPasses:
 
     def run(self) -> tuple[Tensor, dict[str, Tensor]]:
         """First pass, selection, second pass -> the loss, detached, and the metrics of `token_selective_loss`."""
-        plan = self.plan
+        terms = self.terms
         values, first, features = self.first_pass()
-        weights = plan.second_weights(values, features, first.weights)
+        weights = terms.second_weights(values, features, first.weights)
         found = self._second_pass(weights, values)
-        if plan.first:
-            name, _ = plan.first
+        if terms.first:
+            name, _ = terms.first
             weights, found = weights | {name: first}, found | {name: (first.weights * values.divergence).sum()}
-        terms = {name: found[name] for name in plan.order}
-        loss = weighted_sum(terms, {name: weights[name].factor for name in terms})
+        sums = {name: found[name] for name in terms.order}
+        loss = weighted_sum(sums, {name: weights[name].factor for name in sums})
         ranked = {name: concatenate(blocks) for name, blocks in self._ranked.items()}
-        metrics = plan.metrics(terms, values, weights, ranked)
-        norms = {f"{term}_grad_norm": self.student.grad_norm(term) for term in terms}
+        metrics = terms.metrics(sums, values, weights, ranked)
+        norms = {f"{name}_grad_norm": self.student.grad_norm(name) for name in sums}
         return loss, metrics | {name: norm for name, norm in norms.items() if norm is not None}
 
     def first_pass(self) -> tuple[TokenValues, TermWeights, FeatureValues]:
         """Compare both models at every token and accumulate the first term's gradient.
 
-        Returns the values, the weights of the first term, and the features that the plan requests.
+        Returns the values, the weights of the first term, and the features that the terms request.
         """
-        plan = self.plan
+        terms = self.terms
         values, weights = [], []
         for chunk in slices(len(self.teacher), self.sizes.chunk):
             student = self.student.linear(chunk)
             compared = self._compare_chunk(student, self.teacher.take(chunk), chunk)
-            term = plan.first_weights(compared, chunk)
-            if plan.first and self.student.requires_grad:
+            term = terms.first_weights(compared, chunk)
+            if terms.first and self.student.requires_grad:
                 grads = student.values  # the comparison has overwritten the linear outputs
-                self.student.accumulate(plan.first[0], chunk, grads, term.factor / plan.temperature * term.weights)
+                self.student.accumulate(terms.first[0], chunk, grads, term.factor / terms.temperature * term.weights)
             values.append(compared)
             weights.append(term)
         features = {name: torch.cat(blocks) for name, blocks in self._features.items()}
@@ -104,7 +104,7 @@ class TwoPasses:
     def _compare_teacher_chunk(self, student: LinearOutputs, teacher: TeacherSignal, start: int) -> TokenValues:
         """`_compare_chunk` for tokens whose teacher logits exist at the same time; `start`: the first token."""
         if teacher.vocab is not None and self.compiled and kernel_fits(student.values):
-            sampled = self.plan.importance and self.plan.importance.take(slice(start, start + len(student)))
+            sampled = self.terms.importance and self.terms.importance.take(slice(start, start + len(student)))
             return compare_by_kernel(student, self._teacher_outputs(teacher), self._comparison, sampled)
         return concatenate(
             [
@@ -117,21 +117,21 @@ class TwoPasses:
         self, student: LinearOutputs, block: slice, logits: Tensor, teacher: TeacherSignal, start: int
     ) -> TokenValues:
         tokens = slice(start + block.start, start + block.stop)
-        ids = None if self.plan.ids is None else self.plan.ids[tokens]
-        for name, formed in self.plan.features.form(logits, teacher, ids).items():
+        ids = None if self.terms.ids is None else self.terms.ids[tokens]
+        for name, formed in self.terms.features.form(logits, teacher, ids).items():
             self._features[name].append(formed)
         compare: Callable[..., TokenValues] = compare_signal
         other: TeacherSignal | Tensor = teacher
         if isinstance(teacher, TeacherLogits):
             compare, other = compare_compiled if self.compiled else compare_logits, teacher.logits
-        sampled: SampledTokens | None = self.plan.importance and self.plan.importance.take(tokens)
+        sampled: SampledTokens | None = self.terms.importance and self.terms.importance.take(tokens)
         buffers = BlockBuffers() if self.compiled else self._buffers(len(logits))
         grad_out = student.in_vocab[block]
         return compare(logits, other, student.softcap_grad(logits), self._comparison, sampled, buffers, grad_out)
 
     @property
     def _comparison(self) -> Comparison:
-        return Comparison(self.plan.first[1] if self.plan.first else None, self.plan.temperature)
+        return Comparison(self.terms.first[1] if self.terms.first else None, self.terms.temperature)
 
     def _blocks(
         self, student: LinearOutputs, teacher: TeacherSignal, *, whole: bool = True
@@ -181,20 +181,20 @@ class TwoPasses:
 
     def _known_losses(self, name: str, term: TermWeights, values: TokenValues) -> Tensor | None:
         """The losses of all tokens (tokens,), where the first pass has computed them."""
-        loss = self.plan.second[name]
-        if isinstance(loss, Entropy) and self._has_plan_temperature(term):
+        loss = self.terms.second[name]
+        if isinstance(loss, Entropy) and self._has_pass_temperature(term):
             return values.student_entropy
         return -torch.ones_like(values.student_entropy) if isinstance(loss, PolicyGradient) else None
 
-    def _has_plan_temperature(self, term: TermWeights) -> bool:
-        return not isinstance(term.temperature, Tensor) and term.temperature == self.plan.temperature
+    def _has_pass_temperature(self, term: TermWeights) -> bool:
+        return not isinstance(term.temperature, Tensor) and term.temperature == self.terms.temperature
 
     def _accumulate(
         self, name: str, tokens: Tensor, student: LinearOutputs, term: TermWeights, values: TokenValues
     ) -> list[Tensor]:
         """Accumulate a term's gradient at some tokens; their linear outputs are overwritten. Returns their losses."""
-        loss = self.plan.second[name]
-        if isinstance(loss, Ranking) and not loss.rest and self._has_plan_temperature(term):
+        loss = self.terms.second[name]
+        if isinstance(loss, Ranking) and not loss.rest and self._has_pass_temperature(term):
             return self._accumulate_ranking(name, loss, tokens, student, term, values)
         return self._accumulate_loss(name, loss, tokens, student, term, values)
 
@@ -211,8 +211,8 @@ class TwoPasses:
                 divisor = temperature[own].unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
                 buffers = self._buffers(len(logits))
                 q, log_q = softmax(logits, divisor, buffers.student_probs, buffers.student_log_probs)
-                ids = None if self.plan.ids is None else self.plan.ids[tokens[own]]
-                entropy = values.student_entropy[tokens[own]] if self._has_plan_temperature(term) else None
+                ids = None if self.terms.ids is None else self.terms.ids[tokens[own]]
+                entropy = values.student_entropy[tokens[own]] if self._has_pass_temperature(term) else None
                 block_tokens = TokenBlock(log_q, signal, divisor, ids, entropy)
                 softcap_grad = student.softcap_grad(logits)
                 losses.append(loss_and_grad(loss, block_tokens, q, softcap_grad, buffers, student.in_vocab[own]))
@@ -225,7 +225,7 @@ class TwoPasses:
         self, name: str, loss: Ranking, tokens: Tensor, student: LinearOutputs, term: TermWeights, values: TokenValues
     ) -> list[Tensor]:
         """`_accumulate` for gradients at the candidates alone; keeps the values that the metrics need."""
-        losses, temperature = [], self.plan.temperature
+        losses, temperature = [], self.terms.temperature
         for block in slices(len(tokens), self.sizes.indirect_block):
             own = tokens[block]
             logits, teacher = student.take(block).logits(), self.teacher.take(own)

@@ -37,8 +37,8 @@ from tsdkd.stages.methods import find_method, origin
 from tsdkd.stages.methods.check import try_method
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop
-from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.stage import train_offline, train_online
+from tsdkd.stages.train.step_selection import StepSelection
 from tsdkd.stages.train.teacher import with_signal
 from tsdkd.stages.train.trial import try_objective
 

@@ -23,8 +23,8 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models import distributed
 from tsdkd.stages.teacher_server.server import TeacherServer
-from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.stage import train_offline, train_online, train_served
+from tsdkd.stages.train.step_selection import StepSelection
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 Contents = Callable[[Path], dict[str, bytes]]

@@ -22,7 +22,7 @@ from typing import Any
 from tsdkd.core.config import ROUNDING
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence
-from tsdkd.core.selective import Selected, Weighted
+from tsdkd.core.selective_objective import Selected, Weighted
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options

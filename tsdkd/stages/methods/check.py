@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tsdkd.core.features import Features, ResponseContext
 from tsdkd.core.losses import Loss, TokenBlock
-from tsdkd.core.selective import SelectiveObjective, Weighted
+from tsdkd.core.selective_objective import SelectiveObjective, Weighted
 from tsdkd.core.teacher_signals import TeacherLogits
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method

@@ -14,7 +14,7 @@ over all tokens of a micro-batch.
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence, Loss, TopK
-from tsdkd.core.selective import Selected, Weighted
+from tsdkd.core.selective_objective import Selected, Weighted
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 

@@ -16,7 +16,7 @@ Open in the paper: in the description of eq. (17) the whole sum ends before the 
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence, Loss, PolicyGradient
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options

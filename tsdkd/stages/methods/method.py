@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, get_args
 from tsdkd.core.config import TSDKDConfig
 from tsdkd.core.features import KNOWN_BEFORE, Features
 from tsdkd.core.losses import Loss
-from tsdkd.core.selective import Scope, Selected, SelectiveObjective
+from tsdkd.core.selective_objective import Scope, Selected, SelectiveObjective
 from tsdkd.errors import InputError, TsdkdError, first_line
 from tsdkd.stages.methods.origin import MethodOrigin
 from tsdkd.stages.methods.values import Options, OptionValue, option_text, parse_option, require_default, require_name

@@ -13,7 +13,7 @@ Difference from the code: it weights the policy gradient of the k tokens that `r
 """
 
 from tsdkd.core.features import Features
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.rethinking_opd_topk import losses
 from tsdkd.stages.methods.values import Options

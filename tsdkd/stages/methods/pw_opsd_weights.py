@@ -11,7 +11,7 @@ prompt, at temperature 1.1, and clips the divergence's term of each token of the
 """
 
 from tsdkd.core.features import Features
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.se_kd import losses

@@ -6,7 +6,7 @@ Loss: `se-kd`'s, at `ceil(share L)` tokens that seed, step and response draw.
 """
 
 from tsdkd.core.features import Features
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.se_kd import losses
 from tsdkd.stages.methods.values import Options

@@ -20,7 +20,7 @@ from math import log
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import PolicyGradient
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options

@@ -13,7 +13,7 @@ gradient, which also moves probability between the k tokens and the rest.
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence, TopK
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 

@@ -12,7 +12,7 @@ Difference from the code: it takes the mean over all selected tokens of a micro-
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options

@@ -12,7 +12,7 @@ DistiLLM-2, which the paper's main results build on.
 """
 
 from tsdkd.core.features import Features
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.se_kd import losses

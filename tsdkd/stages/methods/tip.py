@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tsdkd.core.config import ROUNDING
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.errors import InputError
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options

@@ -11,7 +11,7 @@ dataset's responses, which has half of the weight there; it is the mean over a r
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import ToDi
-from tsdkd.core.selective import Selected, Weighted
+from tsdkd.core.selective_objective import Selected, Weighted
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 

@@ -15,7 +15,7 @@ without gradient, as a negative advantage.
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence, Loss, PolicyGradient, TopK
-from tsdkd.core.selective import Selected
+from tsdkd.core.selective_objective import Selected
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 

@@ -11,7 +11,7 @@ student's own probabilities, so a common shift of the k logits changes the loss.
 
 from tsdkd.core.features import Features
 from tsdkd.core.losses import Divergence, Entropy, Loss, Ranking
-from tsdkd.core.selective import Selected, Weighted
+from tsdkd.core.selective_objective import Selected, Weighted
 from tsdkd.stages.methods.method import Method
 from tsdkd.stages.methods.values import Options
 

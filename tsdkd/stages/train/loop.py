@@ -49,7 +49,6 @@ from tsdkd.stages.train.interruption import InterruptCallback, stopping_on_signa
 from tsdkd.stages.train.packing import require_packed_length, require_packing
 from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
-from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.settings import (
     bitsandbytes_version,
     recorded_settings,
@@ -57,6 +56,7 @@ from tsdkd.stages.train.settings import (
     reset_overrides,
     training_arguments,
 )
+from tsdkd.stages.train.step_selection import StepSelection
 from tsdkd.stages.train.summary import training_summary
 from tsdkd.stages.train.trainer import DistillationTrainer
 

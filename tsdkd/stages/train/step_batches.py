@@ -29,7 +29,7 @@ from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.train.batch_order import EpochLoader, LazyBatches, MicroBatches, grouped, pack_samples
 from tsdkd.stages.train.saved_steps import StepSavingTrainer
-from tsdkd.stages.train.selection import StepSelection
+from tsdkd.stages.train.step_selection import StepSelection
 
 
 class StepBatchesTrainer(StepSavingTrainer):

@@ -49,8 +49,8 @@ from tsdkd.stages.models.packed_attention import training_attention
 from tsdkd.stages.train.batch_order import (
     DistributedOpener,
 )
-from tsdkd.stages.train.selection import StepSelection
 from tsdkd.stages.train.step_batches import StepBatchesTrainer
+from tsdkd.stages.train.step_selection import StepSelection
 
 
 class DistillationTrainer(StepBatchesTrainer):

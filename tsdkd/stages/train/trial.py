@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from tsdkd.core.config import TSDKDConfig
-from tsdkd.core.selective import SelectiveObjective
+from tsdkd.core.selective_objective import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.methods import find_method

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tsdkd.core import Features, ResponseContext, TeacherSignal, Weighted, token_features_from_hidden
 from tsdkd.core.features import KNOWN_BEFORE
-from tsdkd.core.selective import SelectiveObjective
+from tsdkd.core.selective_objective import SelectiveObjective
 from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.randomness import random_integer
 from tsdkd.stages.data.source import Sample

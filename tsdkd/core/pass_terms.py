@@ -14,7 +14,7 @@ from tsdkd.core.losses import Divergence, Loss, Ranking, Temperature
 from tsdkd.core.metrics import RankedTokens, loss_metrics, selective_metrics, to_grid
 from tsdkd.core.policy_gradient import SampledTokens, mean_future_rewards
 from tsdkd.core.selection import OpenerFraction, gated_weights, mean_weights, select_tokens
-from tsdkd.core.selective import SelectiveObjective, Weighted
+from tsdkd.core.selective_objective import SelectiveObjective, Weighted
 from tsdkd.core.token_comparison import TokenValues
 
 FIRST_PASS_FRACTION = 0.5
@@ -32,7 +32,7 @@ class TermWeights(NamedTuple):
     factor: float = 1.0
 
 
-class Plan:
+class PassTerms:
     """An objective, as the passes compute it. This one has no terms and no features."""
 
     temperature: float = 1.0
@@ -73,7 +73,7 @@ class Plan:
         return dict(terms)
 
 
-class ConfigPlan(Plan):
+class ConfigTerms(PassTerms):
     """A `TSDKDConfig`: the first pass weights the direct term by a token's own two entropies."""
 
     def __init__(
@@ -130,14 +130,14 @@ class ConfigPlan(Plan):
         }
 
 
-class FeaturePlan(Plan):
+class FeatureTerms(PassTerms):
     """The features of an objective, without its losses: one first pass forms them."""
 
     def __init__(self, objective: SelectiveObjective, ids: Tensor | None) -> None:
         self.features, self.ids = feature_set(objective), ids
 
 
-class SelectivePlan(Plan):
+class SelectiveTerms(PassTerms):
     """A `SelectiveObjective`. If its weights are known before the first pass, that pass can accumulate a divergence."""
 
     def __init__(
