@@ -54,7 +54,7 @@ _NAMES = {
     "config": ["TSDKDConfig"],
     "features": ["Features", "ResponseContext"],
     "losses": ["Divergence", "Entropy", "Loss", "PolicyGradient", "Ranking", "TokenBlock", "TopK", "ToDi"],
-    "selective": ["SelectiveObjective", "Weighted"],
+    "selective_objective": ["SelectiveObjective", "Weighted"],
     "distributions": ["entropy", "generalized_jsd"],
     "lm_head": ["Head"],
     "policy_gradient": ["SampledTokens"],
