@@ -159,7 +159,7 @@ def todi(q: Tensor) -> Tensor:
     return MEAN @ (a * P * (P / q).log() + (1 - a) * q * (q / P).log()).sum(-1)
 
 
-def tsdkd_complement(q: Tensor) -> Tensor:
+def tsdkd_complement(q: Tensor, em_weight: float = 1.0) -> Tensor:
     opener = torch.zeros(21).double()
     for response in RESPONSES:
         own = entropy(Q)[response]
@@ -169,7 +169,7 @@ def tsdkd_complement(q: Tensor) -> Tensor:
     jsd = 0.9 * kl(P, m) + 0.1 * kl(q, m)
     gate = 1 / (1 + (entropy(P) - entropy(Q)).exp())
     uncertain = mean_of_best(entropy(Q), lambda length: -(-length // 10))
-    return 0.1 * opener @ ranking_with_rest(q) + MEAN @ (gate * jsd) + uncertain @ entropy(q)
+    return 0.1 * opener @ ranking_with_rest(q) + MEAN @ (gate * jsd) + em_weight * uncertain @ entropy(q)
 
 
 def ranking_with_rest(q: Tensor) -> Tensor:
@@ -200,22 +200,24 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "pw-opsd-weights": pw_opsd_weights,
     "todi": todi,
     "tsdkd-complement": tsdkd_complement,
+    "tsdkd-complement, em_weight=0.25": lambda q: tsdkd_complement(q, 0.25),
 }
 
 
 @pytest.mark.parametrize("case", FORMULAS)
 def test_a_step_with_the_papers_settings(case: str) -> None:
-    method = METHODS[case.removesuffix(", late")]
+    name, _, variant = case.partition(", ")
+    method = METHODS[name]
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(-1)
     context = ResponseContext(
         torch.zeros(mask.shape).double().masked_scatter(mask, UNIFORM),
         ("student",) * 4,
-        step=5 if case.endswith("late") else 0 if method.state else 4,
+        step=5 if variant == "late" else 0 if method.state else 4,
         steps=10,
         state=dict(method.state),
     )
     one, two = (STUDENT.clone().requires_grad_() for _ in range(2))
-    objective = method.with_losses(method.read_options(()))
+    objective = method.with_losses(method.read_options((variant,) if "=" in variant else ()))
     teacher, ids = TeacherLogits(TEACHER), SampledTokens(IDS)
     loss, _ = token_selective_loss(one, teacher, mask, objective, sampled=ids, context=context)
     expected = FORMULAS[case](two.softmax(-1))
