@@ -11,7 +11,7 @@ from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import SEARCH_SEED, SETTINGS_FILE, Settings
 from recipes.experiment.statistics import Runs
-from recipes.experiment.tables import EXPLANATION, Row, format_lines, format_table
+from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_lines, format_table
 from recipes.experiment.tasks import Conditions
 
 PAGE, ROWS, FIGURE = "bench.md", "results.jsonl", "differences.svg"
@@ -20,7 +20,7 @@ PAGE, ROWS, FIGURE = "bench.md", "results.jsonl", "differences.svg"
 def write(root: Path, settings: Settings, conditions: Conditions, chosen: Mapping[Entry, float], plan: Plan) -> None:
     """Write `PAGE`, `ROWS` and `FIGURE` from all complete arms; chosen: the learning rate of each method."""
     grid = conditions.rates(settings.factors)
-    search = {entry.name: [_read(root, search_arm(entry, rate)) for rate in grid] for entry in chosen}
+    search = {entry: [_read(root, search_arm(entry, rate)) for rate in grid] for entry in chosen}
     before = _read_runs(root, settings, None, 0.0)
     runs = {entry.name: _read_runs(root, settings, entry, rate) for entry, rate in chosen.items()}
     ends = {min(grid), max(grid)} if len(grid) > 1 else set()
@@ -62,19 +62,20 @@ def format_page(
     settings: Settings,
     conditions: Conditions,
     rows: list[Row],
-    search: Mapping[str, list[dict[str, float]]],
+    search: Mapping[Entry, list[dict[str, float]]],
     plan: Plan,
 ) -> str:
     """The page in Markdown; search: the results of each method at each learning rate of the grid."""
     sizes, grid = conditions.sizes, conditions.rates(settings.factors)
-    criterion = "divergence from the teacher" if settings.benchmark else "accuracy"
+    criterion = "divergence" if settings.benchmark else "accuracy, then by divergence,"
+    note = "" if settings.scale == "full" else f"{MEANINGLESS}\n\n"
     others = "a seed" if settings.benchmark else "a student and a seed"
     return f"""# Bench: {settings.task}
 
-All methods have the same student, prompts, order and budget: {sizes.train} prompts, each once, with one response of up
-to {conditions.response_tokens} tokens, {conditions.steps} steps of {conditions.batch}. The learning rate of each method
-is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with {others} that the
-test does not use; * marks an end of the grid. The test has other prompts, and seeds
+{note}All methods have the same student, prompts, order and budget: {sizes.train} prompts, each once, with one response
+of up to {conditions.response_tokens} tokens, {conditions.steps} steps of {conditions.batch}. The learning rate of each
+method is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with {others}
+that the test does not use; * marks an end of the grid. The test has other prompts, and seeds
 {", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
 `{SETTINGS_FILE}` holds the settings, `{ROWS}` every measurement.
 
@@ -88,20 +89,27 @@ Holm's correction over the {len(rows) - 2} other methods.
 
 ## The search
 
-{criterion.capitalize()} on the validation prompts, by learning rate:
+{"KL" if settings.benchmark else "Accuracy and KL"} on the validation prompts, by learning rate; and the options of each
+method beside its own defaults.
 
-{_format_search(grid, search, "kl" if settings.benchmark else "accuracy")}
+{_format_search(grid, search)}
 """
 
 
-def _format_search(grid: list[float], search: Mapping[str, list[dict[str, float]]], measure: str) -> str:
-    scale, digits = (1, 4) if measure == "kl" else (100, 1)
-    lines = [["", *(f"{rate:g}" for rate in grid)]]
+def _format_search(grid: list[float], search: Mapping[Entry, list[dict[str, float]]]) -> str:
+    lines = [["", *(f"{rate:g}" for rate in grid), "options"]]
     lines += [
-        [name, *(f"{scale * result[measure]:.{digits}f}" if measure in result else "not finite" for result in results)]
-        for name, results in search.items()
+        [entry.name, *map(_format_result, found), f"`{entry.options}`" if entry.options else ""]
+        for entry, found in search.items()
     ]
     return format_lines(lines)
+
+
+def _format_result(result: dict[str, float]) -> str:
+    if "kl" not in result:
+        return "not finite" if result else ""
+    accuracy = f"{100 * result['accuracy']:.1f} %, " if "accuracy" in result else ""
+    return f"{accuracy}{result['kl']:.4f}"
 
 
 def _read_runs(root: Path, settings: Settings, entry: Entry | None, rate: float) -> Runs:

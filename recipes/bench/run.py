@@ -18,7 +18,7 @@ from recipes.experiment.arms import SPLITS, Arm
 from recipes.experiment.commands import exit_statuses
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
-from recipes.experiment.settings import FACTORS, SEARCH_SEED, Settings
+from recipes.experiment.settings import FACTORS, SEARCH_SEED, Settings, read_numbers
 from recipes.experiment.tasks import Conditions, find_task, require_models
 from recipes.experiment.workers import Workers, open_workers
 from tsdkd.artifacts.locks import lock_for_writing
@@ -82,14 +82,6 @@ def choose_rate(search: list[Arm], root: Path) -> float:
     return max(search, key=quality).rate
 
 
-def seeds(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split()))
-
-
-def factors(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
@@ -97,8 +89,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--response-tokens", type=int, default=512)
-    parser.add_argument("--seeds", type=seeds, default=(1, 2, 3, 4))
-    parser.add_argument("--factors", type=factors, default=FACTORS)
+    parser.add_argument("--seeds", default="1 2 3 4")
+    parser.add_argument("--factors", default=" ".join(map(str, FACTORS)))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--hours", type=float, default=12.0)
     parser.add_argument("--plan-only", action="store_true")
@@ -107,8 +99,8 @@ def main() -> None:
         settings = Settings(
             task=options.task,
             scale=options.scale,
-            seeds=options.seeds,
-            factors=options.factors,
+            seeds=read_numbers("SEEDS", options.seeds, int),
+            factors=read_numbers("FACTORS", options.factors, float),
             **{name: _absolute(getattr(options, name)) for name in ("teacher", "student", "prompts", "benchmark")},
             eval_options=options.eval_options,
             engine=options.engine,

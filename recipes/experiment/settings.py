@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tsdkd.errors import InputError
 
@@ -12,6 +13,14 @@ SEARCH_SEED = 0
 FACTORS = (0.25, 1.0, 4.0, 16.0)
 """The grid of learning rates, as factors of the task's."""
 MIN_SEEDS = 4
+
+
+def read_numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """The numbers of a variable such as SEEDS. Raises InputError for words."""
+    try:
+        return tuple(map(kind, text.split()))
+    except ValueError:
+        raise InputError(f"{name} is {text!r}.", f"Give numbers, such as {name}='1 2 3 4'.") from None
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,9 @@ class Settings:
         fixed = [name for name in settings if name not in {"seeds", "factors"}]
         different = [name for name in fixed if settings[name] != recorded.get(name)]
         if different:
+            changes = [f"{name} {recorded.get(name)!r} and not {settings[name]!r}" for name in different]
             raise InputError(
-                f"{directory} is a bench with another {', another '.join(different)}.",
+                f"{directory} has the bench of {', '.join(changes)}.",
                 "Choose another RUN, or give the settings that the bench has.",
             )
         directory.mkdir(parents=True, exist_ok=True)

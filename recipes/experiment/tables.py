@@ -7,9 +7,9 @@ from statistics import fmean
 from recipes.experiment.statistics import Runs, format_interval, holm, paired_differences, paired_p
 
 MEASURES = {
-    "accuracy": ("accuracy %", "points", 100, 1),
-    "sampled_accuracy": ("sampled accuracy %", "points", 100, 1),
-    "kl": ("KL", "difference", 1, 4),
+    "accuracy": ("accuracy %", "accuracy, points", 100, 1),
+    "sampled_accuracy": ("sampled accuracy %", "sampled, points", 100, 1),
+    "kl": ("KL", "KL, difference", 1, 4),
 }
 """Those with a test: two headings, scale and digits."""
 COLUMNS = [
@@ -17,6 +17,7 @@ COLUMNS = [
     *(heading for value, difference, _, _ in MEASURES.values() for heading in (value, difference)),
     *("entropy", "length", "truncated", "degenerated", "tokens learned", "s/step", "times"),
 ]
+MEANINGLESS = "**SCALE=tiny: the models are untrained, and the numbers mean nothing.**"
 EXPLANATION = """\
 Intervals are 95 %, Student's t over seeds. A difference is paired by seed, from the same student and prompts; its p is
 two-sided by the paired t-test, with Holm's correction. Accuracy and length are of responses at temperature 0, sampled

@@ -245,7 +245,7 @@ def _own(settings: Settings) -> ExperimentTask:
         )
     sizes = Sizes(batch * (min(steps, 2) if tiny else steps), measured, measured, measured)
     scheduled = 0.25 if tiny else 0.05
-    tokens = 16 if tiny else settings.response_tokens
+    tokens = min(16, settings.response_tokens) if tiny else settings.response_tokens
     conditions = Conditions(
         *(batch, tokens, 5e-6, sizes, settings.engine),
         sample_batch=32,

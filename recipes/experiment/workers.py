@@ -1,6 +1,7 @@
 """Processes that run the arms of an experiment, with a progress bar."""
 
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ class Workers:
     def each(self, title: str, function: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> None:
         """Call a function with each of several arguments, in any order."""
         self.show(title)
+        if not calls:
+            return
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             for _ in progress.track(self._results(function, calls), total=len(calls), description=""):
@@ -38,7 +41,10 @@ class Workers:
         if self.pool is None:
             yield from (function(*arguments) for arguments in calls)
         else:
-            yield from (call.result() for call in as_completed(self.pool.submit(function, *a) for a in calls))
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a worker that starts inherits it
+            running = [self.pool.submit(function, *arguments) for arguments in calls]
+            signal.signal(signal.SIGINT, handler)
+            yield from (call.result() for call in as_completed(running))
 
 
 @contextmanager

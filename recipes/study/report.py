@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 
 from recipes.experiment.arms import Arm
 from recipes.experiment.measures import RESULT
-from recipes.experiment.settings import Settings
+from recipes.experiment.settings import SETTINGS_FILE, Settings
 from recipes.experiment.statistics import Runs, half_interval
-from recipes.experiment.tables import EXPLANATION, Row, format_table
+from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_table
 from recipes.experiment.tasks import find_task
 from recipes.study.questions import QUESTIONS, RATES, TERMS_OF_SUMS, Question, StudyArm, every_arm
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
@@ -54,7 +54,9 @@ def format_question(directory: Path, question: Question) -> str:
 def format_tables(directory: Path) -> str:
     """All tables in Markdown."""
     tables = [format_before(directory), *(format_question(directory, question) for question in QUESTIONS)]
-    return "\n\n".join([EXPLANATION, *filter(None, tables)]) + "\n"
+    scales = {json.loads(file.read_text())["scale"] for file in directory.glob(f"*/{SETTINGS_FILE}")}
+    note = MEANINGLESS if "tiny" in scales else ""
+    return "\n\n".join(filter(None, [note, EXPLANATION, *tables])) + "\n"
 
 
 def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> None:

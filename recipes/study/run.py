@@ -13,7 +13,7 @@ from pathlib import Path
 from recipes.experiment import arms
 from recipes.experiment.arms import Arm
 from recipes.experiment.commands import exit_statuses
-from recipes.experiment.settings import Settings
+from recipes.experiment.settings import Settings, read_numbers
 from recipes.experiment.tasks import find_task
 from recipes.experiment.workers import Workers, open_workers
 from recipes.study.questions import QUESTIONS, StudyArm, every_arm
@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    seeds = tuple(map(int, options.seeds.split()))
     with exit_statuses():
+        seeds = read_numbers("SEEDS", options.seeds, int)
         studies = find_studies(options.directory.resolve(), options.tasks.split(), options.scale, seeds)
         with ExitStack() as locks, open_workers(options.workers) as workers:
             for study in studies:

@@ -19,7 +19,7 @@ from recipes.experiment import arms
 from recipes.experiment.arms import Arm
 from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
-from recipes.experiment.settings import SETTINGS_FILE, Settings
+from recipes.experiment.settings import SETTINGS_FILE, Settings, read_numbers
 from recipes.experiment.tables import COLUMNS, Row, format_table
 from recipes.experiment.tasks import Conditions, Sizes, find_task
 from recipes.experiment.workers import open_workers
@@ -52,10 +52,15 @@ def test_too_few_repeated_and_searched_seeds_are_refused(seeds: tuple[int, ...],
         Settings("sums", seeds=seeds)
 
 
+def test_words_in_place_of_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="SEEDS is 'one two'"):
+        read_numbers("SEEDS", "one two", int)
+
+
 def test_a_bench_keeps_its_settings_but_for_seeds_and_factors(tmp_path: Path) -> None:
     Settings("sums").record(tmp_path)
     Settings("sums", seeds=(1, 2, 3, 4, 5), factors=(1.0, 64.0)).record(tmp_path)
-    with pytest.raises(InputError, match="another scale, another engine"):
+    with pytest.raises(InputError, match="scale 'full' and not 'tiny', engine"):
         Settings("sums", "tiny", engine="vllm").record(tmp_path)
     assert json.loads((tmp_path / SETTINGS_FILE).read_text())["seeds"] == [1, 2, 3, 4, 5]
 
@@ -132,8 +137,8 @@ def test_a_rate_whose_training_is_not_finite_is_the_worst(tmp_path: Path, monkey
     write_result(tmp_path, search[1], accuracy=0.0, kl=100.0)
     assert choose_rate(search, tmp_path) == 1e-3
     failed = json.loads((tmp_path / search[0].directory / RESULT).read_text())
-    table = page._format_search([1e-4, 1e-3], {"tip": [failed, {"accuracy": 0.0}]}, "accuracy")
-    assert table.splitlines()[-1] == "| tip | not finite | 0.0 |"
+    table = page._format_search([1e-4, 1e-3], {ENTRIES["tip"]: [failed, {"accuracy": 0.5, "kl": 2.0}]})
+    assert table.splitlines()[-1] == "| tip | not finite | 50.0 %, 2.0000 |  |"
     runs_of_tip = {1: failed, 2: {"accuracy": 0.5, "degenerated": False}}
     assert "| 1 of 2 |" in format_table([Row("tip", runs_of_tip, runs(0.5, 0.5))])
 
@@ -293,7 +298,7 @@ def test_a_users_own_task_runs_from_its_models_to_the_page(tmp_path: Path, monke
         ("before", "test", True, True),
         ("gkd", "test", True, True),
     ]
-    assert "with a seed that" in (tmp_path / "run" / page.PAGE).read_text()
+    assert "with a seed\nthat" in (tmp_path / "run" / page.PAGE).read_text()
 
 
 def test_a_users_own_task_trains_on_all_prompts_that_it_does_not_measure_on(tmp_path: Path) -> None:
@@ -335,7 +340,7 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
     assert all(("sampled_accuracy" in row) == (row["split"] == "test") for row in rows)
     text = (tmp_path / "run" / page.PAGE).read_text()
     assert "| seqkd | 0.0001 | 1 | " in text
-    assert "| seqkd | 0.0 |" in text  # the search
+    assert "| seqkd | 0.0 %, " in text  # the search
     assert (tmp_path / "run" / page.FIGURE).is_file()
     monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split()])
     main()
