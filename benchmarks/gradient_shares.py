@@ -18,7 +18,8 @@ from tsdkd.core import TSDKDConfig, token_selective_loss_from_hidden
 from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.source import collate
-from tsdkd.stages.models.load import hidden_states, load_model
+from tsdkd.stages.models.language_model import hidden_states
+from tsdkd.stages.models.load import load_model
 
 
 def gradient_norms(run: Path, samples: int, config: TSDKDConfig) -> dict[str, tuple[float, float]]:

@@ -30,7 +30,7 @@ from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.data.batches import join_sequences
 from tsdkd.stages.data.rollout_lengths import sequence_lengths
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
+from tsdkd.stages.models.language_model import LanguageModel, decoder_of, hidden_states, output_head
 from tsdkd.stages.models.packed_attention import training_attention
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.stage import train_offline

@@ -41,7 +41,7 @@ from tsdkd.core import TSDKDConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
-from tsdkd.stages.data.held_out import HeldOut, measure_held_out
+from tsdkd.stages.data.held_out import HeldOut, measure_held_out, split_held_out
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.rollout_lengths import LENGTH_COLUMNS, sequence_lengths
 from tsdkd.stages.generate.stage import generate
@@ -49,7 +49,7 @@ from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.served import score_served
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.stage import split_held_out, train_offline, train_online, train_served
+from tsdkd.stages.train.stage import train_offline, train_online, train_served
 
 EXACT, TOP_K, VLLM, SERVER = "transformers", "topk, transformers", "vLLM offline", "topk, server"
 SPARE = 4
@@ -192,7 +192,7 @@ def _columns(scores: Artifact) -> dict[str, np.ndarray[Any, Any]]:
 def show_training(run: Path, student: str) -> Table:
     """The trained students: distance of their weights from that by the exact scores, and their held-out divergence."""
     source = OfflineSource(run / "rollouts", run / EXACT)
-    held_out = HeldOut(source, split_held_out(source, TRAINING)[1])
+    held_out = HeldOut(source, split_held_out(source, TRAINING.held_out)[1])
     start, exact = _weights(student), _weights(run / f"student, {EXACT}, 0")
     trained = TRAINING.epochs * (len(source) - len(held_out.indices))
     title = f"about {trained:.0f} responses trained on, {len(held_out.indices)} held out"

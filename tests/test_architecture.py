@@ -25,6 +25,7 @@ ROOMS = (
     "core",
     "stages.observer",
     "stages.methods",
+    "methods",
     "stages.config",
     "stages.__init__",
     "stages.metrics",

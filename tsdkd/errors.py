@@ -1,10 +1,12 @@
 """The errors that the command line prints: one line of cause, one line of remedy, and an exit code."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
 class TsdkdError(Exception):
-    """A failure that the command line did not cause, such as a full disk or a NaN loss. Exit code 1."""
+    """A failure that the command line did not cause, such as a full disk. Exit code 1."""
 
     exit_code = 1
 
@@ -16,6 +18,12 @@ class TsdkdError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors of worker processes reach the driver pickled."""
         return type(self), (self.cause, self.remedy), self.__dict__
+
+
+class NotFiniteError(TsdkdError):
+    """Training whose loss or gradient is NaN or infinite. Exit code 3."""
+
+    exit_code = 3
 
 
 class InputError(TsdkdError, ValueError):
@@ -33,6 +41,11 @@ class OtherRankError(TsdkdError):
 
     def __init__(self) -> None:
         super().__init__("Another rank of this run failed.", "Read its message.")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The known name that is most like an unknown one, for a remedy."""
+    return difflib.get_close_matches(str(name), list(known), 1, 0)[0]
 
 
 def first_line(error: BaseException) -> str:

@@ -40,7 +40,7 @@ from tsdkd.core import Head
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.data.batches import Batch
 from tsdkd.stages.models.attributes import replaced_attribute
-from tsdkd.stages.models.load import hidden_states
+from tsdkd.stages.models.language_model import hidden_states
 from tsdkd.stages.models.model_size import model_size
 from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.train import trainer as trainer_module

@@ -34,7 +34,8 @@ from tsdkd.stages.config.optimizer import OPTIMIZERS
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.data.source import collate
 from tsdkd.stages.models.device import free_memory
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.train.settings import reset_overrides, training_arguments

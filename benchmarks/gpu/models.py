@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.gpu.figures import Options
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 TOKENS = 151_665
 """Ids of the tokenizer; further rows of the heads are padding."""
@@ -54,6 +54,13 @@ def random_rows(count: int, prompt: int, response: int, vocab: int) -> list[dict
     """Rollouts of random ids, all of one length."""
     ids = torch.randint(0, vocab, (count, prompt + response), generator=torch.Generator().manual_seed(0)).tolist()
     return [
-        {"sample_id": str(i), "prompt_ids": row[:prompt], "response_ids": row[prompt:], "finish_reason": "length"}
+        {
+            "sample_id": str(i),
+            "prompt_id": str(i),
+            "author": "student",
+            "prompt_ids": row[:prompt],
+            "response_ids": row[prompt:],
+            "finish_reason": "length",
+        }
         for i, row in enumerate(ids)
     ]

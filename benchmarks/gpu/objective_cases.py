@@ -13,7 +13,7 @@ from benchmarks.gpu.figures import Figure, Options, within
 from tsdkd.core import Head, TeacherHidden, TSDKDConfig, token_selective_loss, token_selective_loss_from_hidden
 from tsdkd.core.gradients import BlockBuffers
 from tsdkd.core.lm_head import LinearOutputs
-from tsdkd.core.token_comparison import compare_by_kernel, compare_logits
+from tsdkd.core.token_comparison import Comparison, compare_by_kernel, compare_logits
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 FORMULAS = {
@@ -80,12 +80,13 @@ def _chunked(*arguments: Any, compiled: bool = False) -> Tensor:
 
 def _comparison(student: LinearOutputs, teacher: LinearOutputs, config: TSDKDConfig) -> list[Tensor]:
     logits, grads = student.logits(), torch.empty_like(student.values)
-    values = compare_logits(logits, teacher.logits(), student.softcap_grad(logits), config, None, BlockBuffers(), grads)
+    others = Comparison(config.formula, config.temperature), None, BlockBuffers(), grads
+    values = compare_logits(logits, teacher.logits(), student.softcap_grad(logits), *others)
     return [*values[:4], grads]
 
 
 def _kernel(student: LinearOutputs, teacher: LinearOutputs, config: TSDKDConfig) -> list[Tensor]:
-    values = compare_by_kernel(student, teacher, config, None)
+    values = compare_by_kernel(student, teacher, Comparison(config.formula, config.temperature), None)
     return [*values[:4], student.values]
 
 

@@ -23,6 +23,7 @@ COUNT=${COUNT:-86000}   # its distinct prompts, roughly; used by the plan
 SAMPLE="--max-prompt-tokens 512 --max-new-tokens 512"
 HELD_OUT="--held-out 0.01 --eval-steps 50"   # in every row; DistiLLM's schedule follows the held-out divergence
 EVAL=${EVAL:---engine vllm --allow-code-execution}   # MBPP runs model-written programs in a sandbox
+EXAMPLES=${EXAMPLES:-math mbpp}   # the benchmarks of Figure 8
 TRAIN=${TRAIN:-}   # more options, such as --micro-batch-size 4 --gradient-checkpointing
 if [ "${DRY_RUN:-0}" = 1 ]; then EXTRAS=${EXTRAS-}; else EXTRAS=${EXTRAS-[vllm]}; fi   # a plan needs no vLLM
 
@@ -48,7 +49,7 @@ case $SCALE in
     PROMPTS=tsdkd/stages/data/embedded/prompts.jsonl COLUMN=messages
     SAMPLE="--engine transformers --limit 2 --max-prompt-tokens 128 --max-new-tokens 2"
     HELD_OUT="--held-out 0.45 --eval-steps 1"   # one of the first two prompts
-    EVAL="--tasks embedded --limit 2"
+    EVAL="--tasks embedded --limit 2" EXAMPLES=embedded
     TRAIN="--lora --lora-rank 1 --lora-targets q_proj --epochs 1 --batch-size 1" ;;
   *) stop "$SCALE is not a scale." "SCALE=paper or tiny." ;;
 esac
@@ -63,6 +64,7 @@ fi
 
 prompts=(--prompts "$PROMPTS" --column "$COLUMN")
 models=(--model "teacher=$TEACHER" --model "student=$STUDENT")
+names=(teacher student)   # the names in models
 known= recorded= rows=()
 
 # row NAME RESPONSES OPTIONS...: one model, and the responses that it learns from:
@@ -86,6 +88,7 @@ learn() {  # NAME RESPONSES OPTIONS...
   tsdkd train --checkpoint "$RUN/$name" --seed "$SEED" --student "$STUDENT" "${source[@]}" \
     --learning-rate "$RATE" $HELD_OUT $TRAIN "$@"
   models+=(--model "$name=$RUN/$name")
+  names+=("$name")
 }
 
 record() {  # POLICY
@@ -105,5 +108,15 @@ measure() {  # evaluates teacher, student and all rows beside the published numb
   for line in "${rows[@]}"; do eval "learn $line"; done
   tsdkd eval --results "$RUN/results" $EVAL "${CHAT[@]}" "${models[@]}" --paper "$PAPER"
   tsdkd report "$RUN"
+  show_plan
+}
+
+show_plan() {  # prints the plan of a dry run
   [ "${DRY_RUN:-0}" != 1 ] || command tsdkd plan "$plan" --prompts "$COUNT"
+}
+
+draw() {  # FIGURE OUTPUT ARGUMENTS...: writes OUTPUT with recipes/paper/FIGURE.py and prints its path; not in a dry run
+  [ "${DRY_RUN:-0}" != 1 ] || return 0
+  python -m "recipes.paper.$1" "${@:2}"
+  echo "$2"
 }

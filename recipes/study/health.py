@@ -1,25 +1,23 @@
-"""Outside mass and gradient shares, a row per arm: python -m recipes.study.health DIRECTORY
+"""Outside mass and gradient shares, a row per arm: python -m recipes.study.health DIRECTORY/TASK
 
 The held-out columns measure each model on every token of the teacher's held-out responses, so that they include arms
 without an indirect term. The other columns come from the logs: the opener of the student's own responses.
 """
 
-import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from recipes.study.arms import Arm, every_arm
-from recipes.study.measures import LAST_STEPS
+from recipes.experiment.measures import LAST_STEPS
 from tsdkd.core import TSDKDConfig, token_selective_loss
 from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.source import collate
-from tsdkd.stages.metrics.log import METRICS_FILE, is_step
-from tsdkd.stages.models.load import hidden_states, load_model
+from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
+from tsdkd.stages.models.language_model import hidden_states
+from tsdkd.stages.models.load import load_model
 
 MASSES = ("student_outside_mass", "teacher_outside_mass")
 SHARES = tuple(f"{term}_grad_share" for term in TERMS)
@@ -43,8 +41,7 @@ def held_out_masses(model: Path, samples: OfflineSource, k: int = 5) -> dict[str
 
 def read_log_means(checkpoint: Path) -> dict[str, float]:
     """Means over the first and the last steps, and of the shares over all steps."""
-    log = [json.loads(line) for line in (checkpoint / METRICS_FILE).read_text().splitlines()]
-    log = [entry for entry in log if is_step(entry)]
+    log = [entry for entry in read_log(checkpoint / METRICS_FILE) if is_step(entry)]
     parts = {"first": log[:LAST_STEPS], "last": log[-LAST_STEPS:]}
     values = {
         f"{part} {name}": fmean(step[name] for step in steps)
@@ -66,24 +63,25 @@ def row(name: str, measured: list[dict[str, float]]) -> list[str]:
     return [name, str(len(measured)), *map(mean, MASSES), *steps, shares]
 
 
-def measure_arms(directory: Path, arms: Iterable[Arm]) -> list[list[str]]:
-    """A row for the students before training, by accuracy, and for each arm with a checkpoint."""
-    models = [(f"student at {start} %", f"student-{start}", "") for start in sorted({arm.start for arm in every_arm()})]
-    models += [(arm.slug, arm.slug, "checkpoint") for arm in arms]
+def measure_arms(directory: Path) -> list[list[str]]:
+    """A row for each arm of a task: the students before training, and the trained ones."""
+    models = {model.name: "" for model in sorted(directory.glob("seed-*/student*/"))}
+    models |= {model.parent.name: "checkpoint" for model in sorted(directory.glob("seed-*/*/checkpoint/"))}
     rows = []
-    for name, slug, inside in models:
+    for name, inside in models.items():
         measured = []
-        for seed in sorted(directory.glob("seed-*/held_out")):
-            model = seed.parent / slug / inside
+        for seed in sorted(directory.glob("seed-*/test-held-out/")):
+            model = seed.parent / name / inside
             if (model / "config.json").is_file():
-                masses = held_out_masses(model, OfflineSource(directory / "held_out", seed))
-                measured.append(masses | (read_log_means(model) if (model / METRICS_FILE).is_file() else {}))
+                samples = OfflineSource(directory / "teacher-test-held-out", seed)
+                log = read_log_means(model) if (model / METRICS_FILE).is_file() else {}
+                measured.append(held_out_masses(model, samples) | log)
         rows += [row(name, measured)] if measured else []
     return rows
 
 
 def main() -> None:
-    table = [COLUMNS, ["---"] * len(COLUMNS), *measure_arms(Path(sys.argv[1]), every_arm())]
+    table = [COLUMNS, ["---"] * len(COLUMNS), *measure_arms(Path(sys.argv[1]))]
     sys.stdout.write("".join(f"| {' | '.join(cells)} |\n" for cells in table))
 
 

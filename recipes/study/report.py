@@ -5,133 +5,66 @@ Seeds are replicates: mean and 95 % interval by Student's t. Differences are pai
 
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from scipy.stats import t as student_t
 
-from recipes.study.arms import MAIN, QUESTIONS, RATES, Arm
-from recipes.study.measures import RESULT
-from tsdkd.artifacts.manifest import load_manifest
-from tsdkd.stages.metrics.log import METRICS_FILE
-
-COLUMNS = [
-    "",
-    "accuracy %",
-    "difference, points",
-    "KL",
-    "difference",
-    "entropy",
-    "tokens",
-    "truncated",
-    "repeating",
-    "degenerated",
-]
-Runs = dict[int, dict[str, float]]
-"""Measures by name, for each seed."""
+from recipes.experiment.arms import Arm
+from recipes.experiment.measures import RESULT
+from recipes.experiment.settings import SETTINGS_FILE, Settings
+from recipes.experiment.statistics import Runs, half_interval
+from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_table
+from recipes.experiment.tasks import find_task
+from recipes.study.questions import QUESTIONS, RATES, TERMS_OF_SUMS, Question, StudyArm, every_arm
+from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
 
 
-def read_arms(directory: Path) -> dict[str, Runs]:
-    """The measures of every arm, by the name of its directory."""
-    runs_by_name: dict[str, Runs] = defaultdict(dict)
-    for file in sorted(directory.glob(f"seed-*/*/{RESULT}")):
-        runs_by_name[file.parent.name][int(file.parts[-3].removeprefix("seed-"))] = json.loads(file.read_text())
-    return runs_by_name
+def read_runs(directory: Path, task: str, arm: Arm) -> Runs:
+    """The measures of an arm, by seed; the arm's own seed does not count."""
+    found = sorted((directory / task).glob(f"seed-*/{arm.directory.name}/{RESULT}"))
+    return {int(file.parts[-3].removeprefix("seed-")): json.loads(file.read_text()) for file in found}
 
 
-def read_pair(directory: Path) -> dict[str, Runs]:
-    """The results of `tsdkd eval` on the embedded pair, by method."""
-    runs_by_name: dict[str, Runs] = defaultdict(dict)
-    for path in sorted(directory.glob("pair/results/[!.]*/")):
-        manifest, (name, _, seed) = load_manifest(path), path.name.rpartition("-")
-        if manifest.state != "complete":
-            continue
-        summary = manifest.summary
-        runs_by_name[name or seed][int(seed) if name else 0] = summary["held_out"] | {
-            "accuracy": summary["embedded"]["value"]
-        }
-    return runs_by_name
+def _arm(arm: StudyArm) -> Arm:
+    return arm.of_seed(1, find_task(Settings(arm.task)).conditions.rate)
 
 
-def format_interval(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± half of the 95 % interval; one value has no interval."""
-    return f"{fmean(values):.{digits}f}" + (f" ± {half_interval(values):.{digits}f}" if len(values) > 1 else "")
+def format_before(directory: Path) -> str:
+    """The students before training."""
+    rows = []
+    for task, start in dict.fromkeys((arm.task, arm.start) for arm in every_arm()):
+        if runs := read_runs(directory, task, Arm(1, "test", start=start)):
+            rows.append(Row(f"{task}{f' from {start} %' if start else ''}", runs, runs))
+    return f"**Before training**\n\n{format_table(rows)}"
 
 
-def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean; 0 for one value."""
-    if len(values) == 1:
-        return 0.0
-    return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-
-
-def paired_differences(runs: Runs, reference: Runs, measure: str) -> list[float]:
-    """The differences of the seeds that both have."""
-    return [runs[seed][measure] - reference[seed][measure] for seed in runs if seed in reference]
-
-
-def format_table(title: str, rows: Iterable[tuple[str, Runs, Runs]]) -> str:
-    """A Markdown table; rows: a name, its measures, and the measures of its reference."""
-    lines = [f"**{title}**", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    return "\n".join([*lines, *(_line(_cells(*row)) for row in rows if row[1])])
-
-
-def _cells(name: str, runs: Runs, reference: Runs) -> list[str]:
-    measured = [name]
-    for measure, scale, digits in (("accuracy", 100, 1), ("kl", 1, 3)):
-        measured.append(format_interval([scale * run[measure] for run in runs.values()], digits))
-        paired = [scale * value for value in paired_differences(runs, reference, measure)]
-        measured.append(
-            "" if runs is reference or not paired else f"{'+' * (fmean(paired) > 0)}{format_interval(paired, digits)}"
-        )
-    fractions = [_mean(runs, measure, ".1%") for measure in ("truncated", "repeating")]
-    trained = [run["degenerated"] for run in runs.values() if "degenerated" in run]
-    degenerated = f"{sum(trained)} of {len(trained)}" if trained else ""
-    return [*measured, _mean(runs, "entropy", ".3f"), _mean(runs, "length", ".1f"), *fractions, degenerated]
-
-
-def _mean(runs: Runs, measure: str, format_: str) -> str:
-    known = [run[measure] for run in runs.values() if measure in run]
-    return format(fmean(known), format_) if known else ""
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def format_question(directory: Path, question: Question) -> str:
+    """The table of a question; "" without a complete arm."""
+    rows = []
+    for group in question.groups:
+        arms = [(arm, read_runs(directory, arm.task, _arm(arm))) for arm in group]
+        reference = arms[0][1]
+        rows += [Row(arm.name, runs, reference, f"{_arm(arm).rate:g}") for arm, runs in arms if runs]
+    return f"**{question.title}**\n\n{format_table(rows)}" if rows else ""
 
 
 def format_tables(directory: Path) -> str:
-    """All tables in Markdown: the students before training, each question, and the embedded pair."""
-    runs_by_name = read_arms(directory)
-    before = sorted(name for name in runs_by_name if name.startswith("before-"))
-    written = [
-        format_table(
-            "Before", [(f"student at {n.removeprefix('before-')} %", runs_by_name[n], runs_by_name[n]) for n in before]
-        )
-    ]
-    for question in QUESTIONS:
-        rows = [
-            (arm.name, runs_by_name[arm.slug], runs_by_name[group[0].slug])
-            for group in question.groups
-            for arm in group
-        ]
-        written.append(format_table(question.title, rows))
-    if pair := read_pair(directory):
-        written.append(
-            format_table("On the embedded pair", [(name, runs, pair.get("gkd", {})) for name, runs in pair.items()])
-        )
-    return "\n\n".join(written) + "\n"
+    """All tables in Markdown."""
+    tables = [format_before(directory), *(format_question(directory, question) for question in QUESTIONS)]
+    scales = {json.loads(file.read_text())["scale"] for file in directory.glob(f"*/{SETTINGS_FILE}")}
+    note = MEANINGLESS if "tiny" in scales else ""
+    return "\n\n".join(filter(None, [note, EXPLANATION, *tables])) + "\n"
 
 
-def draw_training(directory: Path, arms: Iterable[Arm], output: Path) -> None:
+def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> None:
     """Top-1 agreement and student entropy on the responses of each step; means over seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for arm in arms:
-        files = sorted(directory.glob(f"seed-*/{arm.slug}/checkpoint/{METRICS_FILE}"))
-        logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        files = sorted((directory / arm.task).glob(f"seed-*/{_arm(arm).directory.name}/checkpoint/{METRICS_FILE}"))
+        logs = [[entry for entry in read_log(file) if is_step(entry)] for file in files]
         for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
             means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]
             axis.plot(range(1, len(means) + 1), means, label=arm.name, linewidth=1)
@@ -142,21 +75,21 @@ def draw_training(directory: Path, arms: Iterable[Arm], output: Path) -> None:
     plt.close(figure)
 
 
-def draw_rates(runs_by_name: dict[str, Runs], output: Path) -> None:
-    """Accuracy by learning rate, with 95 % intervals."""
-    figure, axis = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for arms in zip(*RATES.groups, strict=True):
-        points = {arm.rate: [100 * run["accuracy"] for run in runs_by_name[arm.slug].values()] for arm in arms}
-        points = {rate: values for rate, values in points.items() if values}
-        name = arms[0].name.partition(": ")[2]
-        axis.errorbar(
-            list(points), [*map(fmean, points.values())], [*map(half_interval, points.values())], label=name, capsize=3
-        )
-    tried = [group[0].rate for group in RATES.groups]
-    axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", ylim=(0, 100))
-    axis.set_xticks(tried, [f"{rate:g}" for rate in tried])
-    axis.minorticks_off()
-    axis.legend(fontsize=7)
+def draw_rates(directory: Path, output: Path) -> None:
+    """Accuracy by learning rate, with 95 % intervals; a panel for each task."""
+    figure, axes = plt.subplots(1, len(RATES), figsize=(4.4 * len(RATES), 3.2), layout="constrained")
+    for axis, question in zip(axes, RATES, strict=True):
+        for arms in zip(*question.groups, strict=True):
+            found = {_arm(arm).rate: read_runs(directory, arm.task, _arm(arm)) for arm in arms}
+            points = {rate: Row("", runs, {}).values("accuracy") for rate, runs in found.items()}
+            points = {rate: [100 * value for value in values] for rate, values in points.items() if values}
+            means, errors = [*map(fmean, points.values())], [*map(half_interval, points.values())]
+            axis.errorbar([*points], means, errors, label=arms[0].entry.name, capsize=3)
+        rates = [_arm(group[0]).rate for group in question.groups]
+        axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title=question.groups[0][0].task)
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.minorticks_off()
+    axes[0].legend(fontsize=7)
     figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
 
@@ -167,8 +100,8 @@ def main() -> None:
     mpl.rcParams["svg.hashsalt"] = "study"  # the same results give the same bytes
     output.mkdir(parents=True, exist_ok=True)
     (output / "tables.md").write_text(format_tables(directory))
-    draw_training(directory, MAIN, output / "training.svg")
-    draw_rates(read_arms(directory), output / "rates.svg")
+    draw_training(directory, TERMS_OF_SUMS, output / "training.svg")
+    draw_rates(directory, output / "rates.svg")
 
 
 if __name__ == "__main__":

@@ -1,183 +1,82 @@
-"""Runs the study: python -m recipes.study.run DIRECTORY [--seeds 0,1,2] [--scale tiny]
+"""Runs the study: python -m recipes.study.run DIRECTORY [--tasks "sums plans"] [--seeds "1 2 3 4"] [--scale tiny]
 
-Every arm is a `tsdkd train` and a greedy `tsdkd generate`, called in this process: a new process would load torch for
-longer than an arm takes. Complete arms are skipped, so the same command resumes an interrupted study.
+Complete arms are skipped, so the same command resumes an interrupted study. A task has its own directory, which a bench
+of the task may share.
 """
 
 import argparse
-import contextlib
-import json
-import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from recipes.study import measures, models, task
-from recipes.study.arms import MAIN, Arm, every_arm
-from tsdkd.cli import app
-
-INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of models and data; `full` is the study, `tiny` shows that it runs."""
-
-    teacher: models.Shape = models.TEACHER
-    student: models.Shape = models.STUDENT
-    teacher_accuracy: int = 99
-    prompts: int = 3200
-    """One epoch, 32 per step."""
-    test: int = 1000
-    dev: int = 200
-    held_out: int = 200
-
-
-SCALES = {
-    "full": Scale(),
-    "tiny": Scale(
-        replace(models.TEACHER, steps=models.EVERY), replace(models.STUDENT, steps=models.EVERY), 0, 64, 32, 16, 16
-    ),
-}
+from recipes.experiment import arms
+from recipes.experiment.arms import Arm
+from recipes.experiment.commands import exit_statuses
+from recipes.experiment.settings import Settings, read_numbers
+from recipes.experiment.tasks import find_task
+from recipes.experiment.workers import Workers, open_workers
+from recipes.study.questions import QUESTIONS, StudyArm, every_arm
+from tsdkd.artifacts.locks import lock_for_writing
+from tsdkd.errors import InputError
 
 
 @dataclass(frozen=True)
 class Study:
-    """One study, in the working directory."""
+    """The arms of one task, in a directory of the task's."""
 
-    scale: Scale
-    arms: list[Arm]
-    progress: Progress
+    root: Path
+    settings: Settings
+    arms: list[StudyArm]
 
-    def prepare(self) -> None:
-        """Make the problems, the teacher, and its responses for training and for held-out measurement."""
-        task.write(Path("test.jsonl"), self.test_problems)
-        task.write(Path("held_out.jsonl"), self.test_problems[: self.scale.held_out])
-        task.write(Path("train.jsonl"), self._problems[-self.scale.prompts :])
-        self._train_on_solutions(
-            "teacher", self.scale.teacher, 7, {self.scale.teacher_accuracy: Path("teacher")}, decay=True
-        )
-        for name in ("train", "held_out"):
-            self._tsdkd(
-                Path(),
-                f"generate --policy teacher --teacher teacher --prompts {name}.jsonl "
-                f"--rollouts {name} --max-new-tokens {task.RESPONSE_TOKENS} "
-                "--engine transformers --batch-size 250",
-            )
+    def prepare(self, workers: Workers) -> None:
+        """Make the models, the prompts, and the teacher's responses."""
+        workers.show(f"{self.settings.task}: models, prompts and the teacher's responses")
+        with chdir(self.root):
+            arms.prepare(find_task(self.settings))
+        starts = sorted({arm.start for arm in self.arms} | {None}, key=lambda start: start or 0)
+        seeds = [(self.settings, self.root, seed, starts) for seed in self.settings.seeds]
+        workers.each(f"{self.settings.task}: students", arms.prepare_seed, seeds)
 
-    def run_seed(self, seed: int) -> None:
-        """Make the students of one seed, and run all arms."""
-        directory = Path(f"seed-{seed}")
-        starts = {arm.start: directory / f"student-{arm.start}" for arm in self.arms}
-        self._train_on_solutions(f"students of seed {seed}", self.scale.student, seed, starts, decay=False)
-        for name in ("train", "held_out"):
-            self._tsdkd(
-                directory,
-                f"score --teacher teacher --student {starts[self.arms[0].start]} --k 5 "
-                f"--rollouts {name} --scores {directory}/{name}",
-            )
-        bar = self.progress.add_task(f"arms of seed {seed}", total=len(starts) + len(self.arms))
-        for start, student in starts.items():
-            self._measure(directory / f"before-{start}", student)
-            self.progress.advance(bar)
-        for arm in self.arms:
-            self._train(arm, seed, directory, starts[arm.start])
-            accuracy = json.loads((directory / arm.slug / measures.RESULT).read_text())["accuracy"]
-            self.progress.console.print(f"seed {seed}: {arm.name}: {accuracy:.1%}", soft_wrap=True)
-            self.progress.advance(bar)
+    def run_seed(self, workers: Workers, seed: int) -> None:
+        """Train and measure all arms of a seed, and measure its students before training."""
+        rate = find_task(self.settings).conditions.rate
+        before = [Arm(seed, "test", start=start) for start in dict.fromkeys(arm.start for arm in self.arms)]
+        chosen = [*before, *(arm.of_seed(seed, rate) for arm in self.arms)]
+        arms.run_arms(workers, f"{self.settings.task}, seed {seed}", self.settings, self.root, chosen)
 
-    @property
-    def test_problems(self) -> list[str]:
-        return self._problems[: self.scale.test]
 
-    @property
-    def _problems(self) -> list[str]:
-        return list(islice(task.problems(0), self.scale.test + self.scale.dev + self.scale.prompts))
-
-    def _train_on_solutions(
-        self, label: str, shape: models.Shape, seed: int, directories: dict[int, Path], *, decay: bool
-    ) -> None:
-        if all(directory.is_dir() for directory in directories.values()):
-            return
-        bar = self.progress.add_task(f"{label} are trained on solutions", total=shape.steps)
-        dev = self._problems[self.scale.test :][: self.scale.dev]
-        models.make(shape, seed, directories, dev, lambda steps: self.progress.advance(bar, steps), decay=decay)
-        self.progress.update(bar, completed=shape.steps)
-
-    def _train(self, arm: Arm, seed: int, directory: Path, student: Path) -> None:
-        output = directory / arm.slug
-        if (output / measures.RESULT).is_file():
-            return
-        recorded = "--rollouts train"
-        online = (
-            f"--teacher teacher --engine transformers --max-new-tokens {task.RESPONSE_TOKENS} --sample-batch-size 32"
-        )
-        data = {
-            "student": f"--prompts train.jsonl {online}",
-            "half": f"{recorded} {online} --lambda 0.5",
-            "replayed": f"{recorded} {online}",
-            "teacher": recorded if "seqkd" in arm.options else f"{recorded} --scores {directory}/train",
-        }
-        self._tsdkd(
-            output,
-            f"train {arm.options} --student {student} {data[arm.data]} --checkpoint {output}/checkpoint "
-            f"--learning-rate {arm.rate} --seed {seed} --batch-size 32 --micro-batch-size 32 --epochs 1",
-        )
-        self._measure(output, output / "checkpoint")
-
-    def _measure(self, output: Path, model: Path) -> None:
-        """Sample greedy responses to the test problems and write the measures."""
-        if (output / measures.RESULT).is_file():
-            return
-        self._tsdkd(
-            output,
-            f"generate --student {model} --prompts test.jsonl --rollouts {output}/responses "
-            f"--temperature 0 --max-new-tokens {task.RESPONSE_TOKENS} --engine transformers --batch-size 250",
-        )
-        measures.write(output, model, Path("held_out"), output.parent / "held_out")
-
-    def _tsdkd(self, directory: Path, command: str) -> None:
-        """Run one command with its output in a log file. Raises SystemExit when the command fails."""
-        directory.mkdir(parents=True, exist_ok=True)
-        sys.argv = ["tsdkd", *command.split()]  # the journal records the command
-        with (
-            (directory / "log.txt").open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            status = app(sys.argv[1:], prog_name="tsdkd", standalone_mode=False)
-        if status:
-            reason = (
-                "interrupted: run the same command again to continue"
-                if status == INTERRUPTED
-                else f"failed; see {(directory / 'log.txt').resolve()}"
-            )
-            self.progress.console.print(f"tsdkd {command}: {reason}", soft_wrap=True)
-            raise SystemExit(status)
+def find_studies(directory: Path, tasks: Sequence[str], scale: str, seeds: tuple[int, ...]) -> list[Study]:
+    """The study of each task. Raises InputError for a task without an arm."""
+    chosen = every_arm() if scale == "full" else [replace(arm, start=None) for arm in QUESTIONS[0].groups[0][:2]]
+    studies = []
+    for task in tasks or dict.fromkeys(arm.task for arm in chosen):
+        if not (found := [arm for arm in chosen if arm.task == task]):
+            known = " ".join(dict.fromkeys(arm.task for arm in chosen))
+            raise InputError(f"The study has no arm on {task}.", f"Choose TASKS from: {known}.")
+        studies.append(Study(directory / task, Settings(task, scale, seeds), found))
+    return studies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--tasks", default="")
+    parser.add_argument("--seeds", default="1 2 3 4")
+    parser.add_argument("--scale", choices=("full", "tiny"), default="full")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    arms = every_arm() if options.scale == "full" else [replace(MAIN[-1], start=0)]
-    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    console = Console(file=sys.stdout)  # the output of commands goes to their logs
-    options.directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.chdir(options.directory), Progress(*columns, console=console) as progress:
-        study = Study(SCALES[options.scale], arms, progress)
-        try:
-            study.prepare()
-            for seed in map(int, options.seeds.split(",")):
-                study.run_seed(seed)
-        except KeyboardInterrupt:
-            console.print("interrupted: run the same command again to continue")
-            raise SystemExit(INTERRUPTED) from None
+    with exit_statuses():
+        seeds = read_numbers("SEEDS", options.seeds, int)
+        studies = find_studies(options.directory.resolve(), options.tasks.split(), options.scale, seeds)
+        with ExitStack() as locks, open_workers(options.workers) as workers:
+            for study in studies:
+                study.settings.record(study.root)
+                locks.enter_context(lock_for_writing(study.root))
+                study.prepare(workers)
+            for seed in seeds:  # an interrupted study has all arms of its complete seeds
+                for study in studies:
+                    study.run_seed(workers, seed)
 
 
 if __name__ == "__main__":

@@ -320,7 +320,8 @@ def test_the_summary_of_training_shows_if_scores_are_stale_by_now(
     student = ModelRecord("student", "s", "w", "t", "c")
     measured = {"candidate_overlap": overlap, "drift": drift}
     summary = {"steps": 1} | {f"{name}_{at}": value for name, value in measured.items() for at in ("first", "last")}
-    manifest = Manifest("checkpoint", {"precision": "float32"}, 0, models=(student,), summary=summary)
+    config = {"precision": "float32", "objective": {}, "method": "tsdkd"}
+    manifest = Manifest("checkpoint", config, 0, models=(student,), summary=summary)
     rows = dict(_summary(TrainConfig(), manifest, Manifest("rollouts", {"policy": policy}, 0)))
     assert rows["drift"] == f"{drift:.3f} -> {drift:.3f}"
     assert ("stale by now" in rows.get("scores", "")) == is_stale

@@ -35,6 +35,7 @@ from tsdkd.stages.config.recorded import CONFIGS, config_values, options_text
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import ONLINE_SAMPLING, LoRAConfig, OnlineConfig, ReplayConfig, TrainConfig
 from tsdkd.stages.methods import METHODS, Method, find_method
+from tsdkd.stages.methods.values import option_text
 from tsdkd.stages.results.benchmarks import BENCHMARKS
 
 
@@ -276,6 +277,7 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
 
     method = find_method(draw(st.sampled_from(sorted(METHODS))))
     own = {name: value for name, value in some("").items() if name not in {"method", "lora"}}
+    own["method_options"] = tuple(option_text(*item) for item in method.options.items() if draw(st.booleans()))
     own[draw(st.sampled_from(["micro_batch_size", "micro_batch_tokens"]))] = None
     if draw(st.booleans()) and not method.uses_replay:
         own |= {"held_out": 0.0, "eval_steps": 0}
@@ -303,7 +305,7 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
 @st.composite
 def objectives(draw: st.DrawFn, method: Method) -> Any:
     strategies = {option.key: values_of(option) for option in config_options(TrainConfig)}
-    chosen = draw(st.sets(st.sampled_from(method.options))) if method.options else set()
+    chosen = draw(st.sets(st.sampled_from(method.objective_options))) if method.objective_options else set()
     values = {name: draw(strategies[f"objective.{name}"]) for name in chosen}
     divergence = values.get("divergence", method.objective.divergence)
     values.pop("skew" if divergence == "jsd" else "beta", None)

@@ -4,9 +4,11 @@ import inspect
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.own_methods import write_method
 from tsdkd.cli.app import COMMANDS
 
 HEAVY = {"torch", "transformers", "yaml", "asyncio", "unittest", "pyarrow", "matplotlib", "importlib.metadata"}
@@ -63,3 +65,15 @@ def test_the_list_of_commands_repeats_their_docstrings(name: str) -> None:
     module = import_module(f"tsdkd.cli.{name}")
     help_ = module.app.info.help if hasattr(module, "app") else inspect.getdoc(module.command)
     assert help_.splitlines()[0] == COMMANDS[name].help
+
+
+def test_a_mistake_in_a_method_is_named_before_the_stage_loads(tmp_path: Path) -> None:
+    text = "def select(features, options):\n    return {'d': 1 / 0}\n"
+    arguments = 'name="m", full_name="m", description="m", losses={"d": Divergence.jsd(0)}, select=select'
+    file = write_method(
+        tmp_path / "m.py", f"from tsdkd.methods import Divergence, Method\n{text}\nMETHOD = Method({arguments})\n"
+    )
+    program = tsdkd("sorted({'peft', 'tsdkd.stages.train.stage'} & set(sys.modules))", "train", "--method", str(file))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "select of the method m fails (ZeroDivisionError" in done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"

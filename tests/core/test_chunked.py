@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.largest_tensor import LargestTensor
 from tests.helpers.objective_cases import MINILLM, TEACHER_WIDTH, VOCAB, WIDTH, Case, make, random_sampled
 from tsdkd.core import (
     AdaptiveOpener,
@@ -448,23 +448,11 @@ def test_no_tensor_grows_to_tokens_times_vocabulary(config: TSDKDConfig, monkeyp
     monkeypatch.setattr(chunk_sizes, "TOKEN_STEP", 1)
     case = make([200, 120])
     case.sampled = random_sampled(case)
-    largest = 0
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, function: object, types: object, args: object = (), kwargs: object = None
-        ) -> object:
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, list | tuple) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    with Watch():
+    with LargestTensor() as largest:
         by_chunks(case, config)[0].backward()
-    assert 80 * VOCAB <= largest < 320 * VOCAB
-    assert largest <= max(case.teacher.numel(), 320 * config.k)  # hidden states, and k scores a token
+    assert 80 * VOCAB <= largest.elements < 320 * VOCAB
+    assert largest.elements <= max(case.teacher.numel(), 320 * config.k)  # hidden states, and k scores a token
 
 
 @pytest.mark.parametrize("tokens", [100, 256, 320, 513, 8192])

@@ -2,7 +2,7 @@
 
 import torch
 
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 def bare_logits(model: LanguageModel, row: dict[str, list[int]]) -> torch.Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tsdkd.errors import TsdkdError
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 
 
 class ReadingProcess:

@@ -18,7 +18,9 @@ Scores = dict[str, list[tuple[float, float]]]
 METRICS = {"gsm8k": "exact_match,flexible-extract", "ifeval": "inst_level_strict_acc,none"}
 
 
-def results(directory: Path, scores: Scores, model: str = "m", first: int = 0, samples: int = 1) -> Artifact:
+def results(
+    directory: Path, scores: Scores, model: str = "m", first: int = 0, samples: int = 1, response: str = ""
+) -> Artifact:
     """A results artifact with these scores; documents are numbered from `first`, and each has so many in a row."""
     summary, schema = {}, schema_of("results", ["sample"])
     manifest = Manifest(kind="results", config={}, seed=0, models=(ModelRecord("evaluated", model, "w", "t", "c"),))
@@ -32,6 +34,10 @@ def results(directory: Path, scores: Scores, model: str = "m", first: int = 0, s
                     "document_hash": str(first + i // samples),
                     "sample": i % samples,
                     "metric": METRICS.get(name, "acc,none"),
+                    "prompt": f"An example.\nQuestion {first + i // samples}?\nAnswer:",
+                    "response": response,
+                    "target": f"target {first + i // samples}",
+                    "truncated": False,
                     "score": s,
                     "weight": w,
                 }

@@ -128,6 +128,7 @@ def results(directory: Path, name: str, verdicts: str, response: str = "", first
             "response": f"{name} responds {i} {response}",
             "target": str(i),
             "score": float(verdict),
+            "truncated": False,
             "weight": weight,
         }
         for i, verdict in enumerate(verdicts, first)

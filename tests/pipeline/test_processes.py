@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.commands import run as run_command
 from tests.helpers.fsdp_on_cpu import FSDP
+from tests.helpers.own_methods import write_method
 from tests.helpers.prompts import write_prompts
 from tests.helpers.ranks import Launcher, open_launcher
 from tests.helpers.training import metrics, same_update, weights
@@ -53,7 +54,8 @@ def learn(
     launcher: Launcher | None, output: Path, *options: object, module: str = TWO
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Without a launcher in this process, else as two ranks that run `module`."""
-    command = ["train", "--checkpoint", output, "--k", 4, "--precision", "float32"]
+    command = ["train", "--checkpoint", output, "--precision", "float32"]
+    command += [] if "--method" in options else ["--k", 4]
     command += ["--learning-rate", 1e-3, "--epochs", 2, "--batch-size", 4, *options]
     if launcher is None:
         run_command(*command)
@@ -87,6 +89,15 @@ def test_two_processes_train_like_one(run: Path, student: Path, tmp_path: Path, 
     expected = learn(None, tmp_path / "one", *options, "--micro-batch-size", 4)
     for way in (["--micro-batch-size", 1], ["--micro-batch-tokens", 70]):  # several per rank and step
         require_same(learn(launcher, tmp_path / way[0], *options, *way), expected, student)
+
+
+def test_two_processes_select_from_whole_steps_like_one(
+    run: Path, student: Path, tmp_path: Path, launcher: Launcher
+) -> None:
+    """Statistics of the whole step, random numbers and a state; the last step gives one rank fewer responses."""
+    options = *offline(run), "--method", write_method(tmp_path / "m.py")
+    expected = learn(None, tmp_path / "one", *options, "--micro-batch-size", 4)
+    require_same(learn(launcher, tmp_path / "two", *options, "--micro-batch-size", 1), expected, student)
 
 
 @pytest.mark.parametrize("way", ["online", "lora"])

@@ -69,6 +69,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ):
         reach(f"tsdkd.stages.{name}")
     reach("tsdkd.stages.report.stage.report")
+    reach("tsdkd.stages.inspect.stage.inspect_all")
     reach("tsdkd.artifacts.manifest.load_manifest")
     models = tuple(ModelRecord(role, role, "w", "t", "c") for role in ("teacher", "student"))
     read = SimpleNamespace(manifest=Manifest("checkpoint", config={}, seed=0, models=models))
@@ -98,6 +99,18 @@ def test_every_line_of_a_paper_recipe_is_accepted(recipe: str, lines: Lines, sta
         assert len(rows) >= 2
         assert len({line.split("--held-out ")[1].split(" --")[0] for line in rows}) == 1  # all rows
         require_accepted(found, stages)
+
+
+def test_figure_1_reads_responses_of_the_student(lines: Lines, stages: list[str], tmp_path: Path) -> None:
+    for environment in (*({"PAIR": pair} for pair in PAIRS), {"SCALE": "tiny"}):
+        found = lines.dry("figure1", RUN=str(tmp_path), **environment)
+        assert [line.split()[1] for line in found] == ["generate", "score", "inspect"]
+        assert "--policy student" in found[0]
+        require_accepted(found, stages)
+
+
+def test_figure_8_shows_the_rows_of_table_1(lines: Lines) -> None:
+    assert lines.dry("figure8") == lines.dry("table1")
 
 
 @pytest.mark.parametrize(("recipe", "environment"), [("quickstart", {}), ("rounds", {"ROUNDS": "2"})])

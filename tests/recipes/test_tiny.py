@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -82,7 +83,7 @@ ROWS = {
 """Of each recipe: one row of every kind; the others differ by options that test_lines.py tries."""
 
 
-@pytest.mark.parametrize("recipe", PAPER)
+@pytest.mark.parametrize("recipe", [recipe for recipe in PAPER if recipe != "figure8"])
 def test_a_recipe_ends_with_its_table_and_the_report(recipe: str, tsdkd: Path, run: Path) -> None:
     output = finish(start(f"paper/{recipe}", tsdkd, SCALE="tiny", RUN=run, PAIR="qwen2.5", ROWS=ROWS[recipe]))
     assert rows(output) == {"teacher", "student", *ROWS[recipe].split()}
@@ -94,3 +95,21 @@ def test_a_recipe_ends_with_its_table_and_the_report(recipe: str, tsdkd: Path, r
     assert "vs student" in output
     assert "paper, " in output
     assert output.splitlines()[-1] == str(run / "report.html")
+
+
+def test_figure_8_is_a_page_of_the_measured_rows(tsdkd: Path, run: Path) -> None:
+    variables = {"SCALE": "tiny", "RUN": run, "ROWS": "tsdkd"}
+    output = finish(start("paper/figure8", tsdkd, **variables))
+    assert output.splitlines()[-1] == str(run / "figure8.md")
+    headings = [line.partition(":")[0] for line in (run / "figure8.md").read_text().splitlines() if line[:2] == "##"]
+    assert headings == ["## embedded", "### Prompt", "### Target", "### teacher", "### student", "### tsdkd"]
+
+
+def test_figure_1_is_a_drawing_of_recorded_entropies(tsdkd: Path, run: Path) -> None:
+    output = finish(start("paper/figure1", tsdkd, SCALE="tiny", RUN=run))
+    assert output.splitlines()[-1] == str(run / "figure1.svg")
+    texts = [
+        element.text for element in ElementTree.parse(run / "figure1.svg").iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert {"student", "teacher", "nats"} <= {*texts}
+    assert "Mean entropy by position" in (run / "figure1.html").read_text()

@@ -1,6 +1,5 @@
 """`--config FILE`: a YAML file of options, by name; the command line wins over it."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from typer.models import OptionInfo
 
 from tsdkd.artifacts.regular_files import MAX_TEXT, require_regular_file
 from tsdkd.cli.app import SWITCHED_OFF
-from tsdkd.errors import InputError
+from tsdkd.errors import InputError, nearest
 from tsdkd.stages.config.groups import COMMON
 from tsdkd.stages.config.option import parameter_name, union_members
 from tsdkd.stages.config.recorded import COMMAND_LINE_ONLY
@@ -112,7 +111,7 @@ def _read(file: Path, keys: dict[str, FileKey], command: str) -> dict[str, Any]:
     for key, value in _pairs(file):
         name = parameter_name(str(key))
         if name not in keys:
-            near = keys[difflib.get_close_matches(name, keys, 1, 0)[0]].name
+            near = keys[nearest(name, keys)].name
             raise InputError(
                 f"{file}: `tsdkd {command}` has no option {key!r}.",
                 f"The nearest is {near!r}; `tsdkd {command} --help` lists all.",

@@ -13,7 +13,7 @@ from tsdkd.cli.train_config import read_train_config, scores_path
 from tsdkd.core.config import TERMS
 from tsdkd.stages.config.groups import MONITORING
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SUMMARY_METRICS
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SUMMARY_METRICS, metric
 
 if TYPE_CHECKING:
     from tsdkd.artifacts.manifest import Manifest
@@ -59,9 +59,11 @@ def command(
     from tsdkd.artifacts.reader import read_artifact
     from tsdkd.stages.data.recorded_chat import chat_of_rollouts
     from tsdkd.stages.train.hosts import failing_together
+    from tsdkd.stages.train.trial import try_objective
 
     output, observer, chat = checkpoint or run / "checkpoint", ConsoleObserver(plain=plain), config.chat
     with failing_together():
+        try_objective(config)  # the stages, which take seconds to import, try it too
         if config.online:
             data = rollouts, prompts
             artifact = _train_online(config, *data, student, teacher, teacher_url, output, seed, observer, overwrite)
@@ -139,14 +141,15 @@ def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None)
             (f"teacher{name and f' {name}'} ({'online' if config.online else 'absent'})", teacher.name)
             for name, teacher in manifest.teachers.items()
         ),
-        ("method", config.method),
+        ("method", _method_text(config.method, manifest.config["method"])),
         ("steps", f"{summary['steps']} of {config.batch_size} responses, {manifest.config['precision']}"),
     ]
-    for name in SUMMARY_METRICS:
-        if f"{name}_first" in summary:
-            weight = f" (weight {getattr(config.objective, TERMS[name]):g})" if name in TERMS else ""
-            values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
-            rows.append((f"{METRICS[name].label}{weight}", values))
+    family = manifest.config["objective"]  # empty for a method with losses of its own
+    names = [key.removesuffix("_first") for key in summary if key.endswith("_first")]
+    for name in [*(name for name in SUMMARY_METRICS if name in names), *sorted({*names} - {*SUMMARY_METRICS})]:
+        weight = f" (weight {family[TERMS[name]]:g})" if TERMS.get(name) in family else ""
+        values = f"{summary[f'{name}_first']:.3f} -> {summary[f'{name}_last']:.3f}"
+        rows.append((f"{metric(name).label}{weight}", values))
     measured = "candidate_overlap_last" in summary and rollouts is not None and has_student_responses(rollouts)
     if measured and Staleness(summary["candidate_overlap_last"], summary["drift_last"]).is_stale:
         rows.append(("scores", "stale by now: sample and score again before further training (docs/rounds.md)"))
@@ -160,3 +163,8 @@ def _summary(config: TrainConfig, manifest: Manifest, rollouts: Manifest | None)
         saved = summary.get("best_step", summary["steps"])
         rows.append(("degenerated", f"at step {summary['degenerated_at']}; the checkpoint is step {saved}"))
     return rows
+
+
+def _method_text(given: str, name: str) -> str:
+    """A method's name, with the file that was given."""
+    return name if given == name else f"{name} ({given})"

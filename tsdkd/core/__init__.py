@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsdkd.core.adaptive_opener import AdaptiveOpener as AdaptiveOpener
+    from tsdkd.core.chunked import token_features_from_hidden as token_features_from_hidden
     from tsdkd.core.chunked import token_selective_loss_from_hidden as token_selective_loss_from_hidden
     from tsdkd.core.chunked import tsdkd_loss_from_hidden as tsdkd_loss_from_hidden
-    from tsdkd.core.config import Divergence as Divergence
     from tsdkd.core.config import TSDKDConfig as TSDKDConfig
     from tsdkd.core.distributions import entropy as entropy
     from tsdkd.core.distributions import generalized_jsd as generalized_jsd
+    from tsdkd.core.features import Features as Features
+    from tsdkd.core.features import ResponseContext as ResponseContext
     from tsdkd.core.lm_head import Head as Head
+    from tsdkd.core.losses import Divergence as Divergence
+    from tsdkd.core.losses import Entropy as Entropy
+    from tsdkd.core.losses import Loss as Loss
+    from tsdkd.core.losses import PolicyGradient as PolicyGradient
+    from tsdkd.core.losses import Ranking as Ranking
+    from tsdkd.core.losses import ToDi as ToDi
+    from tsdkd.core.losses import TokenBlock as TokenBlock
+    from tsdkd.core.losses import TopK as TopK
     from tsdkd.core.objective import token_selective_loss as token_selective_loss
     from tsdkd.core.objective import tsdkd_loss as tsdkd_loss
     from tsdkd.core.policy_gradient import SampledTokens as SampledTokens
@@ -31,6 +41,8 @@ if TYPE_CHECKING:
     from tsdkd.core.selection import select as select
     from tsdkd.core.selection import top_entropy_mask as top_entropy_mask
     from tsdkd.core.selection import uncertainty_gate as uncertainty_gate
+    from tsdkd.core.selective_objective import SelectiveObjective as SelectiveObjective
+    from tsdkd.core.selective_objective import Weighted as Weighted
     from tsdkd.core.several_teachers import SeveralTeachers as SeveralTeachers
     from tsdkd.core.teacher_signals import TeacherHidden as TeacherHidden
     from tsdkd.core.teacher_signals import TeacherLogits as TeacherLogits
@@ -38,8 +50,11 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adaptive_opener": ["AdaptiveOpener"],
-    "chunked": ["token_selective_loss_from_hidden", "tsdkd_loss_from_hidden"],
-    "config": ["Divergence", "TSDKDConfig"],
+    "chunked": ["token_features_from_hidden", "token_selective_loss_from_hidden", "tsdkd_loss_from_hidden"],
+    "config": ["TSDKDConfig"],
+    "features": ["Features", "ResponseContext"],
+    "losses": ["Divergence", "Entropy", "Loss", "PolicyGradient", "Ranking", "TokenBlock", "TopK", "ToDi"],
+    "selective_objective": ["SelectiveObjective", "Weighted"],
     "distributions": ["entropy", "generalized_jsd"],
     "lm_head": ["Head"],
     "policy_gradient": ["SampledTokens"],

@@ -1,5 +1,6 @@
 """The objective from hidden states: value and gradients of `token_selective_loss` without the logits of all tokens."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,10 +8,12 @@ from torch import Tensor
 
 from tsdkd.core.chunk_sizes import chunk_sizes
 from tsdkd.core.config import TSDKDConfig
+from tsdkd.core.features import NO_CONTEXT, ResponseContext
 from tsdkd.core.lm_head import Head
+from tsdkd.core.pass_terms import ConfigTerms, FeatureTerms, PassTerms, SelectiveTerms
 from tsdkd.core.policy_gradient import SampledTokens, require_sampled
-from tsdkd.core.ranking import check_k
 from tsdkd.core.selection import OpenerFraction, check_rows
+from tsdkd.core.selective_objective import SelectiveObjective, Weighted
 from tsdkd.core.student_logits import StudentLogits, WithPrecomputedGradients, differentiable_tensors
 from tsdkd.core.teacher_signals import TeacherHidden, TeacherSignal
 from tsdkd.core.two_passes import TwoPasses
@@ -66,11 +69,13 @@ def token_selective_loss_from_hidden(
     student_head: Head,
     teacher: TeacherSignal,
     response_mask: Tensor,
-    config: TSDKDConfig,
+    objective: TSDKDConfig | SelectiveObjective,
     opener_fraction: OpenerFraction | None = None,
     chunk: int | None = None,
     compiled: bool = False,
     sampled: SampledTokens | None = None,
+    context: ResponseContext = NO_CONTEXT,
+    selected: Mapping[str, Weighted] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`token_selective_loss` from the student's hidden states (tokens, width). It can be differentiated once.
 
@@ -80,42 +85,80 @@ def token_selective_loss_from_hidden(
     Args:
         student_hidden: the rows of `response_mask`'s True positions, row after row.
         student_head: its weight and bias receive gradients where they require them.
-        teacher: as in `token_selective_loss`, and so are response_mask, config, opener_fraction and sampled.
+        teacher: as in `token_selective_loss`, and so are all arguments but the next two.
         chunk: tokens per matrix product; by default it follows from `chunk_sizes.CHUNK_BYTES` and free memory.
         compiled: fuse the work between the products, which pays off after some seconds of compilation; it needs a
-            teacher whose whole distribution is known.
+            teacher whose whole distribution is known, and the losses of a `TSDKDConfig`.
 
     Raises:
         InputError: a row without response tokens, k not below the vocabulary, numbers of tokens or vocabularies that
             do not fit, float16 (the gradients of single tokens vanish in it), a signal without the values that
             a term or `compiled` needs.
     """
-    check_rows(response_mask)
+    precision = _precision(student_hidden)
     _check_fit(student_hidden, student_head, teacher, response_mask)
     if compiled and teacher.vocab is None:
         raise InputError(
             "The compiled objective needs the teacher's probability of every token.",
             "Leave out --compile, or score with --signal hidden.",
         )
-    if config.alpha:
-        check_k(config.k, student_head.vocab)
-    sampled = require_sampled(sampled, config)
+    if compiled and isinstance(objective, SelectiveObjective):
+        raise InputError("The compiled objective has the losses of TSD-KD and its relatives.", "Leave out --compile.")
+    objective.check_vocab(student_head.vocab)
     leaves = differentiable_tensors(student_hidden, student_head)
     requires_grad = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
-    device = student_hidden.device.type
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden.dtype
-    if precision == torch.float16:
-        raise InputError("The objective cannot be computed in float16.", "Use bfloat16 or float32.")
-    with torch.no_grad(), torch.autocast(device, enabled=False):
+    with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
         student = StudentLogits(student_hidden, student_head, precision, requires_grad)
-        sizes = chunk_sizes(student.hidden, student.vocab, config.k, teacher.width, chunk)
-        passes = TwoPasses(student, teacher, response_mask, config, sampled, sizes, compiled)
-        loss, metrics = passes.run(opener_fraction)
+        terms: PassTerms
+        if isinstance(objective, SelectiveObjective):
+            ids = None if sampled is None else sampled.ids
+            terms = SelectiveTerms(objective, response_mask, ids, context, selected, student.wide)
+        else:
+            sampled = require_sampled(sampled, objective)
+            terms = ConfigTerms(objective, response_mask, sampled, opener_fraction, student.wide)
+        sizes = chunk_sizes(student.hidden, student.vocab, terms.k, teacher.width, chunk)
+        loss, metrics = TwoPasses(student, teacher, terms, sizes, compiled).run()
     attach: Any = WithPrecomputedGradients.apply  # typed by some versions of torch only
     return attach(loss, student.gradients, *leaves), metrics
 
 
+def token_features_from_hidden(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher: TeacherSignal,
+    response_mask: Tensor,
+    objective: SelectiveObjective,
+    ids: Tensor | None = None,
+    chunk: int | None = None,
+) -> dict[str, Tensor]:
+    """The features of an objective that both models' distributions decide, by name: (tokens,) each, in one pass.
+
+    With them, the weights of a whole optimizer step can be selected before its first loss. Arguments and errors are
+    those of `token_selective_loss_from_hidden`; `ids`: the response's tokens (tokens,).
+    """
+    precision = _precision(student_hidden)
+    _check_fit(student_hidden, student_head, teacher, response_mask)
+    objective.check_vocab(student_head.vocab)
+    with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
+        student = StudentLogits(student_hidden, student_head, precision, [False] * 3)
+        terms = FeatureTerms(objective, ids)
+        sizes = chunk_sizes(student.hidden, student.vocab, 1, teacher.width, chunk)
+        values, _, formed = TwoPasses(student, teacher, terms, sizes, compiled=False).first_pass()
+    found = {"student_entropy": values.student_entropy, "teacher_entropy": values.teacher_entropy, **formed}
+    return {name: found[name] for name in objective.features if name in found}
+
+
+def _precision(hidden: Tensor) -> torch.dtype:
+    """Autocast's precision, else that of the hidden states. Raises InputError for float16."""
+    device = hidden.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if precision == torch.float16:
+        raise InputError("The objective cannot be computed in float16.", "Use bfloat16 or float32.")
+    return precision
+
+
 def _check_fit(hidden: Tensor, head: Head, teacher: TeacherSignal, response_mask: Tensor) -> None:
+    check_rows(response_mask)
     tokens = int(response_mask.sum())
     if not len(hidden) == len(teacher) == tokens:
         raise InputError(

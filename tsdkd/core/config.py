@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
 
+from tsdkd.core.losses import Divergence, Entropy, Loss, PolicyGradient, Ranking
 from tsdkd.errors import InputError
 
 ROUNDING = 1e-12
@@ -19,33 +20,6 @@ ranking: the likelihood of the *reversed* ranking. opener: one length for all re
 the cumulated entropy of the batch, row after row, reaches the fraction c. entropy: minimised at every token whose
 entropy is at least the batch's quantile `em_ratio`, that is on 90 % of the tokens. The last two take means over all
 tokens of the batch; a batch is one call of the loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """`teacher_weight KL(P || M) + student_weight KL(Q || M)`, `M = mix P + (1 - mix) Q`, P the teacher, Q the student.
-
-    Construct it by one of the three class methods: only for these are the gradients known in closed form.
-    """
-
-    mix: float
-    teacher_weight: float
-    student_weight: float
-
-    @classmethod
-    def jsd(cls, beta: float) -> "Divergence":
-        """Generalised JSD, eq. (1); KL(P || Q) at 0 and KL(Q || P) at 1, as in GKD (Agarwal et al. 2024)."""
-        return cls(beta, 1.0, 0.0) if beta == 0 else cls(beta, 0.0, 1.0) if beta == 1 else cls(beta, beta, 1 - beta)
-
-    @classmethod
-    def skew_kl(cls, skew: float) -> "Divergence":
-        """KL(P || skew P + (1 - skew) Q) of DistiLLM (Ko et al. 2024)."""
-        return cls(skew, 1.0, 0.0)
-
-    @classmethod
-    def skew_reverse_kl(cls, skew: float) -> "Divergence":
-        """KL(Q || (1 - skew) P + skew Q) of DistiLLM (Ko et al. 2024)."""
-        return cls(1 - skew, 0.0, 1.0)
 
 
 TERMS = {
@@ -133,6 +107,21 @@ class TSDKDConfig:
                 "The policy gradient completes the gradient of a reverse KL at every token, at temperature 1.",
                 "Give beta 1, no gate, temperature 1 and a direct_weight, or policy_gradient_weight 0.",
             )
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """The losses of all terms but the direct one, by name."""
+        losses: dict[str, tuple[float, Loss]] = {
+            "indirect": (self.alpha, Ranking(self.k, released="ranking" in self.released)),
+            "entropy": (self.em_weight, Entropy()),
+            "policy_gradient": (self.policy_gradient_weight, PolicyGradient()),
+        }
+        return {name: loss for name, (weight, loss) in losses.items() if weight}
+
+    def check_vocab(self, vocab: int) -> None:
+        """Raise InputError for a k that is too large for the vocabulary."""
+        for loss in self.losses.values():
+            loss.check_vocab(vocab)
 
     @property
     def formula(self) -> Divergence:

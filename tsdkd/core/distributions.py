@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import Divergence
+from tsdkd.core.losses import Divergence, Temperature
 
 
-def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def log_probs(logits: Tensor, temperature: Temperature = 1.0) -> Tensor:
     """Log-softmax of `logits / temperature` (..., vocab), in float32 or better."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return (wide / temperature).log_softmax(-1)

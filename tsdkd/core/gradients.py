@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import Divergence
+from tsdkd.core.losses import Divergence, Temperature
 
 Buffer = Tensor | None
 """Memory for a result; None: the function allocates."""
@@ -25,12 +25,15 @@ class BlockBuffers(NamedTuple):
     product: Buffer = None
 
 
-def softmax(logits: Tensor, temperature: float, probs_out: Buffer, log_probs_out: Buffer) -> tuple[Tensor, Tensor]:
+def softmax(
+    logits: Tensor, temperature: Temperature, probs_out: Buffer, log_probs_out: Buffer
+) -> tuple[Tensor, Tensor]:
     """Softmax of `logits / temperature` and its logarithm, in float32 or better."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    if temperature != 1 or logits.dtype != wide:
+    divided = isinstance(temperature, Tensor) or temperature != 1
+    if divided or logits.dtype != wide:
         logits = logits.to(wide, copy=True) if probs_out is None else probs_out.copy_(logits)
-    if temperature != 1:
+    if divided:
         logits /= temperature
     log_probs = torch.log_softmax(logits, -1, dtype=wide, out=log_probs_out)
     return torch.exp(log_probs, out=probs_out), log_probs
@@ -83,9 +86,9 @@ def softmax_backward(
     return mean
 
 
-def negative_entropy_grad(q: Tensor, log_q: Tensor, entropy: Tensor) -> Tensor:
-    """Gradient of -H(q) at the tempered logits, `q (log q + H)`; entropy (n,). Consumes `log_q`."""
-    return log_q.add_(entropy.unsqueeze(-1)).mul_(q)
+def entropy_grad(q: Tensor, log_q: Tensor, entropy: Tensor) -> Tensor:
+    """Gradient of H(q) at the tempered logits, `-q (log q + H)`; entropy (n,). Consumes `log_q`."""
+    return torch.sub(-entropy.unsqueeze(-1), log_q, out=log_q).mul_(q)
 
 
 def negative_log_prob_grad(q: Tensor, ids: Tensor) -> Tensor:

@@ -3,15 +3,22 @@
 This is the readable reference. `chunked` gives the same without forming all logits; tests hold it to this module.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from tsdkd.core.config import TERMS, TSDKDConfig
 from tsdkd.core.distributions import entropy_of, log_probs
-from tsdkd.core.metrics import RankedTokens, loss_metrics, to_grid
+from tsdkd.core.feature_values import feature_set, features_of
+from tsdkd.core.features import NO_CONTEXT, ResponseContext
+from tsdkd.core.losses import Loss, Ranking, Temperature, TokenBlock
+from tsdkd.core.metrics import RankedTokens, loss_metrics, selective_metrics, to_grid
+from tsdkd.core.pass_terms import by_token
 from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards, mean_future_rewards, require_sampled
-from tsdkd.core.ranking import outside_mass, plackett_luce_nll
+from tsdkd.core.ranking import outside_mass
 from tsdkd.core.selection import OpenerFraction, check_rows, select
+from tsdkd.core.selective_objective import SelectiveObjective, Weighted
 from tsdkd.core.teacher_signals import TeacherLogits, TeacherSignal
 from tsdkd.errors import InputError
 
@@ -59,19 +66,23 @@ def token_selective_loss(
     student_logits: Tensor,
     teacher: TeacherSignal,
     response_mask: Tensor,
-    config: TSDKDConfig,
+    objective: TSDKDConfig | SelectiveObjective,
     opener_fraction: OpenerFraction | None = None,
     sampled: SampledTokens | None = None,
+    context: ResponseContext = NO_CONTEXT,
+    selected: Mapping[str, Weighted] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective for any teacher signal, on response tokens only.
+    """An objective for any teacher signal, on response tokens only.
 
     Args:
         student_logits: (tokens, vocab), the rows of `response_mask`'s True positions, row after row.
         teacher: its signal at the same tokens.
         response_mask: bool (batch, seq), True at response tokens.
-        config: as in `tsdkd_loss`.
+        objective: the weights and selection of `tsdkd_loss`, or losses with a selection of one's own.
         opener_fraction: as in `tsdkd_loss`.
         sampled: the tokens with their sampling probabilities; required for a policy gradient.
+        context: what a selection of one's own reads beside the tokens.
+        selected: its weights, if they were selected beforehand.
 
     Returns:
         The loss, a scalar: the mean over responses, so micro-batches are weighted by their number of responses.
@@ -80,15 +91,31 @@ def token_selective_loss(
         "gate", "opener_length", "top1_agreement" (if the signal knows it), "response_length". With an indirect term
         also, over the opener: "rank_agreement" (Kendall's tau), "student_outside_mass" and "teacher_outside_mass" (each
         model's tempered probability outside the candidates that are ranked; the teacher's if the signal knows it). With
-        a policy gradient, "direct" is weighted by importance.
+        a policy gradient, "direct" is weighted by importance. A selection of one's own has its losses' names in place
+        of the three terms', no gate and no opener length, and "NAME_selected", the fraction of tokens that have a
+        weight in a loss.
 
     Raises:
         InputError: a row without response tokens, k not below the vocabulary, no `sampled` for a policy gradient, a
-            signal without the values that a term needs.
+            signal without the values that a term or a feature needs, a selection whose weights do not fit.
     """
     check_rows(response_mask)
-    sampled = require_sampled(sampled, config)
+    objective.check_vocab(student_logits.shape[-1])
     teacher = teacher.materialized()
+    if isinstance(objective, SelectiveObjective):
+        return _selective_loss(student_logits, teacher, response_mask, objective, sampled, context, selected)
+    return _config_loss(student_logits, teacher, response_mask, objective, opener_fraction, sampled)
+
+
+def _config_loss(
+    student_logits: Tensor,
+    teacher: TeacherSignal,
+    response_mask: Tensor,
+    config: TSDKDConfig,
+    opener_fraction: OpenerFraction | None,
+    sampled: SampledTokens | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    sampled = require_sampled(sampled, config)
     log_q = log_probs(student_logits, config.temperature)
     student_entropy = entropy_of(log_q.detach())
     teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
@@ -102,41 +129,93 @@ def token_selective_loss(
     indirect, direct, entropy = (
         w[response_mask] / len(response_mask) for w in (weights.indirect, weights.direct, weights.entropy)
     )
-    opener, uncertain = indirect > 0, entropy > 0
+    by_term = {"indirect": indirect, "entropy": entropy}
+    if sampled:
+        teacher_log_probs = teacher.log_probs_of(sampled.ids)
+        importance, rewards = importance_and_rewards(sampled.gather(log_q.detach()), teacher_log_probs, sampled)
+        direct = direct * importance
+        future_rewards = mean_future_rewards(to_grid(rewards, response_mask), response_mask)[response_mask]
+        by_term["policy_gradient"] = direct * future_rewards
 
-    terms: dict[str, Tensor] = {}
-    ranked = None
-    if config.alpha:
-        opener_teacher = teacher.take(opener)
-        candidates = opener_teacher.ranked_candidates(student_logits[opener], config.k)
-        candidate_logits = student_logits[opener].gather(-1, candidates) / config.temperature
-        ranked = RankedTokens(
-            candidate_logits,
-            outside_mass(log_q.detach()[opener].gather(-1, candidates)),
-            opener_teacher.outside_mass(candidates, config.temperature, None),
-        )
-        nll = plackett_luce_nll(candidate_logits, "ranking" in config.released)
-        terms["indirect"] = (indirect[opener] * nll).sum()
-    if config.direct_weight:
-        if sampled:
-            teacher_log_probs = teacher.log_probs_of(sampled.ids)
-            importance, rewards = importance_and_rewards(sampled.gather(log_q), teacher_log_probs, sampled)
-            future_rewards = mean_future_rewards(to_grid(rewards, response_mask), response_mask)[response_mask]
-            terms["policy_gradient"] = -(direct * importance * future_rewards).sum()
-            direct = direct * importance.detach()
-        terms["direct"] = (direct * teacher.divergence(log_q, config.formula, config.temperature)).sum()
-    if config.em_weight:
-        terms["entropy"] = (entropy[uncertain] * entropy_of(log_q[uncertain])).sum()
+    losses = config.losses | ({"direct": config.formula} if config.direct_weight else {})
+    terms = {
+        name: _term(losses[name], by_term.get(name, direct), student_logits, teacher, config.temperature, sampled)
+        for name in TERMS
+        if name in losses
+    }
     means = {
         "student_entropy": student_entropy,
         "teacher_entropy": teacher_entropy,
         "top1_agreement": teacher.top1_agreement(student_logits),
         "gate": weights.gate[response_mask],
     }
-    metrics = loss_metrics(terms, means, weights.indirect > 0, response_mask, ranked)
-    return weighted_sum(terms, config), metrics
+    opener = indirect > 0
+    ranked = None
+    if config.alpha:
+        ranked = _rank(
+            config.k, config.temperature, student_logits[opener], log_q.detach()[opener], teacher.take(opener)
+        )
+    metrics = loss_metrics(terms, means, response_mask, weights.indirect > 0, ranked)
+    metrics["opener_length"] = opener.sum() / len(response_mask)
+    return weighted_sum(terms, {name: getattr(config, TERMS[name]) for name in terms}), metrics
 
 
-def weighted_sum(terms: dict[str, Tensor], config: TSDKDConfig) -> Tensor:
-    """Eq. (13): the unweighted terms, by the names in `TERMS`, times their weights in the config."""
-    return torch.stack([getattr(config, TERMS[name]) * term for name, term in terms.items()]).sum()
+def _selective_loss(
+    student_logits: Tensor,
+    teacher: TeacherSignal,
+    response_mask: Tensor,
+    objective: SelectiveObjective,
+    sampled: SampledTokens | None,
+    context: ResponseContext,
+    selected: Mapping[str, Weighted] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    logits = student_logits.detach()
+    log_q = log_probs(logits)
+    entropies = {"student_entropy": entropy_of(log_q), "teacher_entropy": teacher.entropy(1).to(log_q)}
+    if selected is None:
+        formed = feature_set(objective).form(logits, teacher, None if sampled is None else sampled.ids)
+        selected = objective.weigh(features_of(objective, response_mask, entropies | formed, context))
+    weights = by_token(selected, response_mask, log_q.dtype)
+    terms = {
+        name: _term(loss, weights[name].weights, student_logits, teacher, weights[name].temperature, sampled)
+        for name, loss in objective.losses.items()
+    }
+    ranked = {}
+    for name, loss in objective.losses.items():
+        rows, temperature = weights[name].weights != 0, weights[name].temperature
+        tempered = isinstance(temperature, Tensor) or temperature != 1
+        if isinstance(loss, Ranking) and not loss.rest and not tempered and rows.any():
+            ranked[name] = _rank(loss.k, 1, logits[rows], log_q[rows], teacher.take(rows))
+    means = entropies | {"top1_agreement": teacher.top1_agreement(student_logits)}
+    grids = {name: to_grid(term.weights != 0, response_mask) for name, term in weights.items()}
+    metrics = selective_metrics(terms, means, grids, response_mask, ranked)
+    return weighted_sum(terms, {name: term.factor for name, term in weights.items()}), metrics
+
+
+def _term(
+    loss: Loss,
+    weights: Tensor,
+    student_logits: Tensor,
+    teacher: TeacherSignal,
+    temperature: Temperature,
+    sampled: SampledTokens | None,
+) -> Tensor:
+    """The weighted sum of a loss over the tokens that have a weight (tokens,)."""
+    rows = weights != 0
+    divisor = temperature[rows].unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
+    ids = None if sampled is None else sampled.ids[rows]
+    tokens = TokenBlock(log_probs(student_logits[rows], divisor), teacher.take(rows), divisor, ids)
+    return (weights[rows] * loss.values(tokens)).sum()
+
+
+def _rank(k: int, temperature: float, student_logits: Tensor, log_q: Tensor, teacher: TeacherSignal) -> RankedTokens:
+    """The values of ranked tokens that the metrics need."""
+    candidates = teacher.ranked_candidates(student_logits, k)
+    scores = student_logits.detach().gather(-1, candidates) / temperature
+    masses = outside_mass(log_q.gather(-1, candidates)), teacher.outside_mass(candidates, temperature, None)
+    return RankedTokens(scores, *masses)
+
+
+def weighted_sum(terms: Mapping[str, Tensor], factors: Mapping[str, float]) -> Tensor:
+    """Eq. (13): the unweighted terms times their factors, by name."""
+    return torch.stack([factors[name] * term for name, term in terms.items()]).sum()

@@ -1,4 +1,4 @@
-"""MiniLLM's policy gradient of the reverse KL (Gu et al. 2024), the fourth term, which TSD-KD does not have.
+"""MiniLLM's policy gradient of the reverse KL (Gu et al. 2024): a fourth term, which TSD-KD does not have.
 
 `sum_t w_t [KL_t - R_t+1 grad log q(y_t)]`: the divergence at a token, and the token's effect on later tokens.
 """

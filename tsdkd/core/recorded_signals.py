@@ -6,8 +6,8 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of
+from tsdkd.core.losses import Divergence, Temperature
 from tsdkd.core.ranking import best_first, propose
 from tsdkd.core.teacher_signals import argmax
 from tsdkd.errors import InputError
@@ -36,10 +36,13 @@ class RecordedSignal:
         return None  # a recorded top K need not contain the candidates
 
     def log_probs_of(self, ids: Tensor) -> NoReturn:
-        raise InputError(
-            "The policy gradient needs the teacher's probability of every token, which was not recorded.",
-            "Score with --signal hidden.",
-        )
+        raise _not_recorded("The policy gradient")
+
+    def vocab_log_probs(self, temperature: Temperature) -> NoReturn:
+        raise _not_recorded("A loss or a feature")
+
+    def top(self, k: int, temperature: Temperature) -> tuple[Tensor, Tensor]:
+        raise _not_recorded("A loss or a feature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class TeacherRanks(RecordedSignal):
     def take(self, tokens: Tensor | slice) -> "TeacherRanks":
         return TeacherRanks(self.entropies[tokens], self.candidates[tokens], self.ranks[tokens])
 
-    def entropy(self, temperature: float) -> Tensor:
+    def entropy(self, temperature: Temperature) -> Tensor:
         return _at_temperature_1(self.entropies, temperature)
 
     def top1_agreement(self, student_logits: Tensor) -> None:
@@ -74,7 +77,7 @@ class TeacherRanks(RecordedSignal):
             )
         return self.candidates[..., :k].gather(-1, self.ranks[..., :k].argsort(-1))
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
         raise InputError(
             "Ranks alone carry no distribution, so the direct term cannot be formed.",
             "Train with --direct-weight 0, or score with --signal hidden or topk.",
@@ -102,7 +105,7 @@ class TopKRanks:
     def take(self, tokens: Tensor | slice) -> "TopKRanks":
         return TopKRanks(self.entropies[tokens], self.top_ids[tokens], self.top_log_probs[tokens])
 
-    def entropy(self, temperature: float) -> Tensor:
+    def entropy(self, temperature: Temperature) -> Tensor:
         return _at_temperature_1(self.entropies, temperature)
 
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
@@ -131,7 +134,7 @@ class TeacherTopK(RecordedSignal):
     def take(self, tokens: Tensor | slice) -> "TeacherTopK":
         return TeacherTopK(self.recorded.take(tokens), self.top_ids[tokens], self.top_log_probs[tokens])
 
-    def entropy(self, temperature: float) -> Tensor:
+    def entropy(self, temperature: Temperature) -> Tensor:
         return self.recorded.entropy(temperature)
 
     def top1_agreement(self, student_logits: Tensor) -> Tensor:
@@ -140,9 +143,19 @@ class TeacherTopK(RecordedSignal):
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         return self.recorded.ranked_candidates(student_logits, k)
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
+        _require_temperature_1(temperature)
         student_top = student_log_probs.gather(-1, self.top_ids)
         return divergence_of(_with_tail(self.top_log_probs), _with_tail(student_top), formula)
+
+    def top(self, k: int, temperature: Temperature) -> tuple[Tensor, Tensor]:
+        _require_temperature_1(temperature)
+        if k > self.top_ids.shape[-1]:
+            raise InputError(
+                f"k is {k}, but only the teacher's {self.top_ids.shape[-1]} most likely tokens are known.",
+                "Lower k, or score again with a larger --top-k.",
+            )
+        return self.top_ids[:, :k], self.top_log_probs[:, :k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +174,7 @@ class TeacherTokens(RecordedSignal):
     def take(self, tokens: Tensor | slice) -> "TeacherTokens":
         return TeacherTokens(self.ids[tokens])
 
-    def entropy(self, temperature: float) -> Tensor:
+    def entropy(self, temperature: Temperature) -> Tensor:
         return torch.zeros(len(self), device=self.ids.device)
 
     def top1_agreement(self, student_logits: Tensor) -> None:
@@ -170,19 +183,31 @@ class TeacherTokens(RecordedSignal):
     def ranked_candidates(self, student_logits: Tensor, k: int) -> Tensor:
         raise InputError("Responses alone rank no candidates, so the indirect term cannot be formed.", "Give alpha 0.")
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
         if formula != Divergence.jsd(0):
             raise InputError("From responses alone only forward KL can be formed.", "Give beta 0.")
         return -student_log_probs.gather(-1, self.ids.unsqueeze(-1)).squeeze(-1)
 
 
-def _at_temperature_1(entropies: Tensor, temperature: float) -> Tensor:
-    if temperature != 1:
+def _at_temperature_1(entropies: Tensor, temperature: Temperature) -> Tensor:
+    _require_temperature_1(temperature)
+    return entropies
+
+
+def _require_temperature_1(temperature: Temperature) -> None:
+    if isinstance(temperature, Tensor) or temperature != 1:
+        named = "one of each token" if isinstance(temperature, Tensor) else str(temperature)
         raise InputError(
-            f"Recorded entropies hold at temperature 1, not {temperature}.",
+            f"Recorded entropies and probabilities hold at temperature 1, not {named}.",
             "Score with --signal hidden, or train at temperature 1.",
         )
-    return entropies
+
+
+def _not_recorded(reader: str) -> InputError:
+    return InputError(
+        f"{reader} needs the teacher's probability of every token, which was not recorded.",
+        "Score with --signal hidden.",
+    )
 
 
 def _with_tail(top_log_probs: Tensor) -> Tensor:

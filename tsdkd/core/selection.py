@@ -123,13 +123,17 @@ def top_entropy_mask(student_entropy: Tensor, response_mask: Tensor, ratio: floa
     """
     length = response_mask.sum(-1, keepdim=True).double()
     count = (length * ratio * (1 - ROUNDING)).ceil().clamp(min=1)
-    order = (
-        student_entropy.detach().masked_fill(~response_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    )
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    )
-    return (rank < count) & response_mask
+    return (response_ranks(student_entropy, response_mask) < count) & response_mask
+
+
+def response_ranks(values: Tensor, response_mask: Tensor) -> Tensor:
+    """The rank of each position by descending values, 0 first: (batch, seq) -> (batch, seq).
+
+    Ties go to the earlier position; positions off the response come last.
+    """
+    order = values.detach().masked_fill(~response_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    positions = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, positions)
 
 
 def released_opener_mask(student_entropy: Tensor, response_mask: Tensor, fraction: float | Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import Divergence
 from tsdkd.core.lm_head import LinearOutputs
+from tsdkd.core.losses import Divergence, Temperature
 from tsdkd.core.teacher_signals import TeacherHidden, TeacherLogits
 
 
@@ -66,8 +66,14 @@ class SeveralTeachers:
             )
         )
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
         return self.materialized().divergence(student_log_probs, formula, temperature)
+
+    def vocab_log_probs(self, temperature: Temperature) -> Tensor:
+        return self.materialized().vocab_log_probs(temperature)
+
+    def top(self, k: int, temperature: Temperature) -> tuple[Tensor, Tensor]:
+        return self.materialized().top(k, temperature)
 
     def log_probs_of(self, ids: Tensor) -> Tensor:
         return self.materialized().log_probs_of(ids)

@@ -10,9 +10,9 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import Divergence
 from tsdkd.core.distributions import divergence_of, entropy_of, log_probs
 from tsdkd.core.lm_head import Head, LinearOutputs
+from tsdkd.core.losses import Divergence, Temperature
 from tsdkd.core.ranking import best_first, outside_mass, propose, rank_candidates
 
 ARGMAX_BLOCK = 128
@@ -69,8 +69,14 @@ class TeacherSignal(Protocol):
         not know the candidates' probabilities.
         """
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
         """The divergence from student log-probabilities (tokens, vocab): nats (tokens,)."""
+
+    def vocab_log_probs(self, temperature: Temperature) -> Tensor:
+        """Log-probabilities (tokens, vocab)."""
+
+    def top(self, k: int, temperature: Temperature) -> tuple[Tensor, Tensor]:
+        """The teacher's k most likely tokens, best first, and their log-probabilities: (tokens, k) each."""
 
     def log_probs_of(self, ids: Tensor) -> Tensor:
         """Log-probabilities of ids (tokens,) at temperature 1, one at each token: (tokens,)."""
@@ -117,8 +123,15 @@ class TeacherLogits:
             return outside_mass(log_probs(self.logits.detach(), temperature).gather(-1, candidates))
         return outside_mass(self.logits.gather(-1, candidates).to(log_sum) / temperature - log_sum.unsqueeze(-1))
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
-        return divergence_of(log_probs(self.logits.detach(), temperature), student_log_probs, formula)
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
+        return divergence_of(self.vocab_log_probs(temperature), student_log_probs, formula)
+
+    def vocab_log_probs(self, temperature: Temperature) -> Tensor:
+        return log_probs(self.logits.detach(), temperature)
+
+    def top(self, k: int, temperature: Temperature) -> tuple[Tensor, Tensor]:
+        ids = self.logits.topk(k, -1).indices
+        return ids, self.vocab_log_probs(temperature).gather(-1, ids)
 
     def log_probs_of(self, ids: Tensor) -> Tensor:
         return log_probs(self.logits.detach()).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -172,8 +185,14 @@ class TeacherHidden:
         logits = self.head.linear_at(self.hidden, candidates).logits()
         return outside_mass(logits.to(log_sum) / temperature - log_sum.unsqueeze(-1))
 
-    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: float) -> Tensor:
+    def divergence(self, student_log_probs: Tensor, formula: Divergence, temperature: Temperature) -> Tensor:
         return self.materialized().divergence(student_log_probs, formula, temperature)
+
+    def vocab_log_probs(self, temperature: Temperature) -> Tensor:
+        return self.materialized().vocab_log_probs(temperature)
+
+    def top(self, k: int, temperature: Temperature) -> tuple[Tensor, Tensor]:
+        return self.materialized().top(k, temperature)
 
     def log_probs_of(self, ids: Tensor) -> Tensor:
         return self.materialized().log_probs_of(ids)

@@ -7,11 +7,20 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from tsdkd.core.config import TSDKDConfig
-from tsdkd.core.gradients import BlockBuffers, divergence_grad, dot, softmax, write_product
+from tsdkd.core.gradients import BlockBuffers, divergence_grad, dot, softmax
 from tsdkd.core.lm_head import LinearOutputs
+from tsdkd.core.loss_gradients import differentiate
+from tsdkd.core.losses import Divergence, TokenBlock
 from tsdkd.core.policy_gradient import SampledTokens, importance_and_rewards
 from tsdkd.core.teacher_signals import TeacherSignal, top1_agreement
+
+
+class Comparison(NamedTuple):
+    """How both models are compared at every token."""
+
+    formula: Divergence | None
+    """The divergence that is formed with its gradient; None: none is."""
+    temperature: float
 
 
 class TokenValues(NamedTuple):
@@ -22,7 +31,7 @@ class TokenValues(NamedTuple):
     top1_agreement: Tensor | None
     """None for a signal that does not know the teacher's most likely token."""
     divergence: Tensor
-    """0 without a direct term."""
+    """0 without a formula."""
     importance: Tensor
     """1 without a policy gradient."""
     reward: Tensor
@@ -46,27 +55,27 @@ def compare_logits(
     student_logits: Tensor,
     teacher_logits: Tensor,
     softcap_grad: Tensor | None,
-    config: TSDKDConfig,
+    comparison: Comparison,
     sampled: SampledTokens | None,
     buffers: BlockBuffers,
     grad_out: Tensor,
 ) -> TokenValues:
     """Compare a block of logits (n, vocab), in as few sweeps over the vocabulary as the closed forms need.
 
-    With a direct term, the divergence's gradient at the student's tempered logits before a soft-cap goes to `grad_out`
+    With a formula, the divergence's gradient at the student's tempered logits before a soft-cap goes to `grad_out`
     (n, vocab), which may be the memory of `student_logits`. `softcap_grad`: at the student's logits.
     """
     agreement = top1_agreement(student_logits, teacher_logits)
-    q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
-    p, log_p = softmax(teacher_logits, config.temperature, buffers.teacher_probs, buffers.teacher_log_probs)
+    q, log_q = softmax(student_logits, comparison.temperature, buffers.student_probs, buffers.student_log_probs)
+    p, log_p = softmax(teacher_logits, comparison.temperature, buffers.teacher_probs, buffers.teacher_log_probs)
     student_entropy, teacher_entropy = -dot(q, log_q, buffers.product), -dot(p, log_p, buffers.product)
-    log_sums = _log_sum(student_logits, log_q, config), _log_sum(teacher_logits, log_p, config)
+    log_sums = _log_sum(student_logits, log_q, comparison), _log_sum(teacher_logits, log_p, comparison)
     if sampled:
         importance, reward = importance_and_rewards(sampled.gather(log_q), sampled.gather(log_p), sampled)
     else:
         importance, reward = _without_policy_gradient(student_entropy)
-    if config.direct_weight:
-        divergence = divergence_grad(q, log_q, p, log_p, config.formula, softcap_grad, buffers.product, grad_out)
+    if comparison.formula:
+        divergence = divergence_grad(q, log_q, p, log_p, comparison.formula, softcap_grad, buffers.product, grad_out)
     else:
         divergence = torch.zeros_like(student_entropy)
     return TokenValues(student_entropy, teacher_entropy, agreement, divergence, importance, reward, *log_sums)
@@ -76,13 +85,13 @@ def compare_compiled(
     student_logits: Tensor,
     teacher_logits: Tensor,
     softcap_grad: Tensor | None,
-    config: TSDKDConfig,
+    comparison: Comparison,
     sampled: SampledTokens | None,
     buffers: BlockBuffers,
     grad_out: Tensor,
 ) -> TokenValues:
     """`compare_logits` as fused loops in C++; torch.compile needs a compiler. `buffers` are not used."""
-    values, grads = _compiled_comparison()(student_logits, teacher_logits, softcap_grad, config, sampled)
+    values, grads = _compiled_comparison()(student_logits, teacher_logits, softcap_grad, comparison, sampled)
     grad_out.copy_(grads)
     return values
 
@@ -96,12 +105,12 @@ def _comparison_and_grad(
     student_logits: Tensor,
     teacher_logits: Tensor,
     softcap_grad: Tensor | None,
-    config: TSDKDConfig,
+    comparison: Comparison,
     sampled: SampledTokens | None,
 ) -> tuple[TokenValues, Tensor]:
     """Changes no argument: for a second shape, torch 2.13 miscompiles a gradient that overwrites `student_logits`."""
     grads = torch.empty_like(student_logits)
-    values = compare_logits(student_logits, teacher_logits, softcap_grad, config, sampled, BlockBuffers(), grads)
+    values = compare_logits(student_logits, teacher_logits, softcap_grad, comparison, sampled, BlockBuffers(), grads)
     return values, grads
 
 
@@ -109,7 +118,7 @@ def compare_signal(
     student_logits: Tensor,
     teacher: TeacherSignal,
     softcap_grad: Tensor | None,
-    config: TSDKDConfig,
+    comparison: Comparison,
     sampled: SampledTokens | None,
     buffers: BlockBuffers,
     grad_out: Tensor,
@@ -118,26 +127,20 @@ def compare_signal(
 
     Raises InputError for values that the signal cannot give.
     """
-    q, log_q = softmax(student_logits, config.temperature, buffers.student_probs, buffers.student_log_probs)
+    q, log_q = softmax(student_logits, comparison.temperature, buffers.student_probs, buffers.student_log_probs)
     student_entropy = -dot(q, log_q, buffers.product)
-    log_sum = _log_sum(student_logits, log_q, config)
-    teacher_entropy = teacher.entropy(config.temperature).to(student_entropy)
+    log_sum = _log_sum(student_logits, log_q, comparison)
+    teacher_entropy = teacher.entropy(comparison.temperature).to(student_entropy)
     agreement = teacher.top1_agreement(student_logits)
     if sampled:
         importance, reward = importance_and_rewards(sampled.gather(log_q), teacher.log_probs_of(sampled.ids), sampled)
     else:
         importance, reward = _without_policy_gradient(student_entropy)
     divergence = torch.zeros_like(student_entropy)
-    if config.direct_weight:
-        with torch.enable_grad():
-            leaf = log_q.detach().requires_grad_()
-            divergence = teacher.divergence(leaf, config.formula, config.temperature)
-            (log_probs_grad,) = torch.autograd.grad(divergence.sum(), leaf)
-        total = log_probs_grad.sum(-1, keepdim=True)
-        write_product(grad_out, log_probs_grad.sub_(q.mul_(total)), softcap_grad)
-    return TokenValues(
-        student_entropy, teacher_entropy, agreement, divergence.detach(), importance, reward, log_sum, None
-    )
+    if comparison.formula:
+        tokens = TokenBlock(log_q, teacher, comparison.temperature)
+        divergence = differentiate(comparison.formula, tokens, q, softcap_grad, grad_out)
+    return TokenValues(student_entropy, teacher_entropy, agreement, divergence, importance, reward, log_sum, None)
 
 
 def kernel_fits(student: Tensor) -> bool:
@@ -146,17 +149,18 @@ def kernel_fits(student: Tensor) -> bool:
 
 
 def compare_by_kernel(
-    student: LinearOutputs, teacher: LinearOutputs, config: TSDKDConfig, sampled: SampledTokens | None
+    student: LinearOutputs, teacher: LinearOutputs, comparison: Comparison, sampled: SampledTokens | None
 ) -> TokenValues:
     """`compare_logits` as a Triton kernel, in float32; the gradient overwrites `student.values`."""
     from tsdkd.core.triton_kernel import compare
 
     logits = [outputs.logits_of(sampled.ids) for outputs in (student, teacher)] if sampled else []
-    compared = compare(student, teacher, config.formula, config.temperature)
+    formula = comparison.formula or Divergence.jsd(1)  # the kernel forms one in any case
+    compared = compare(student, teacher, formula, comparison.temperature)
     if sampled:
         log_sums = compared.student_log_sum, compared.teacher_log_sum
         student_log_probs, teacher_log_probs = (
-            z.float() / config.temperature - log_sum for z, log_sum in zip(logits, log_sums, strict=True)
+            z.float() / comparison.temperature - log_sum for z, log_sum in zip(logits, log_sums, strict=True)
         )
         importance, reward = importance_and_rewards(student_log_probs, teacher_log_probs, sampled)
     else:
@@ -164,9 +168,9 @@ def compare_by_kernel(
     return TokenValues(*compared[:4], importance, reward, *compared[4:])
 
 
-def _log_sum(logits: Tensor, log_probs: Tensor, config: TSDKDConfig) -> Tensor:
+def _log_sum(logits: Tensor, log_probs: Tensor, comparison: Comparison) -> Tensor:
     """log sum exp of the tempered logits, from the first token's logit and log-probability: (n, vocab) -> (n,)."""
-    return logits[:, 0].to(log_probs) / config.temperature - log_probs[:, 0]
+    return logits[:, 0].to(log_probs) / comparison.temperature - log_probs[:, 0]
 
 
 def _without_policy_gradient(like: Tensor) -> tuple[Tensor, Tensor]:

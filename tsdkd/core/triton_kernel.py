@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tsdkd.core.config import Divergence
 from tsdkd.core.lm_head import LinearOutputs
+from tsdkd.core.losses import Divergence
 
 VOCAB_BLOCK = 2048
 """Tokens of the vocabulary that a program works on at a time."""

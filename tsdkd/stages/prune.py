@@ -25,8 +25,9 @@ from tsdkd.stages.data.prompt_tokens import prompt_token_ids
 from tsdkd.stages.data.prompts import Prompts
 from tsdkd.stages.models.adapters import is_adapter
 from tsdkd.stages.models.attention import require_attention
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 from tsdkd.stages.models.layers import DecoderLayers, drop_error
-from tsdkd.stages.models.load import LanguageModel, load_model, not_finite_error
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import chat_day, library_versions, model_record
 from tsdkd.stages.models.save import save_model

@@ -19,7 +19,8 @@ from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import Request
 from tsdkd.stages.engines.both_models import BothModelsEngine, PartialResponse
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 
 CONFIG = GenerateConfig(policy="speculative", max_new_tokens=12, batch_size=3, part_size=4, limit=6, accept_k=8)
 VOCAB = 258

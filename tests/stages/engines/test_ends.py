@@ -15,7 +15,8 @@ from tsdkd.stages.engines.both_models import BothModelsEngine
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason, require_stop_support
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 
 CONFIG = GenerateConfig(max_new_tokens=24, batch_size=4)
 PROMPTS = [[(7 * i + 3 * j * j + j) % 250 for j in range(length)] for i, length in enumerate([9, 3, 1, 5, 5])]

@@ -26,7 +26,8 @@ from tsdkd.stages.engines import choice, reader_check, vllm_reader
 from tsdkd.stages.engines.vllm_engine import EngineProcess
 from tsdkd.stages.engines.vllm_reader import VllmReader, open_readers, reading_arguments
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import load_model, share_vocab
+from tsdkd.stages.models.language_model import share_vocab
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score import stage

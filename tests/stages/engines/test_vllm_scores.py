@@ -15,7 +15,8 @@ from tests.helpers.training import RecordingObserver
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.scoring import score_in_turn, score_responses
 from tsdkd.stages.engines.vllm_reader import ReaderPair, open_readers
-from tsdkd.stages.models.load import LanguageModel, load_model, share_vocab
+from tsdkd.stages.models.language_model import LanguageModel, share_vocab
+from tsdkd.stages.models.load import load_model
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 

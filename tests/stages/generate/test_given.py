@@ -32,7 +32,8 @@ from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.inspect.stage import inspect_all, inspect_models, inspect_scores
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.metrics.health import response_health
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train.stage import train_offline, train_online
 
@@ -275,7 +276,8 @@ def test_online_training_keeps_masks_and_samples_without(run: Path, pair: tuple[
 def test_each_turn_has_a_health_of_its_own() -> None:
     """Only the last turn can be truncated, and repetitions count within a turn."""
     ids = [1, 2, 3, 4, 0, *[7] * 12]
-    sample = {"sample_id": "a", "response_ids": ids, "response_mask": [i != 4 for i in range(17)]}
+    sample = {"sample_id": "a", "prompt_id": "a", "author": "given", "response_ids": ids}
+    sample |= {"response_mask": [i != 4 for i in range(17)]}
     turns = turns_as_samples(sample | {"finish_reason": "length"})
     assert [turn["response_ids"] for turn in turns] == [[1, 2, 3, 4], [7] * 12]
     assert response_health(turns) == {"truncated": 0.5, "repeating": 0.5}

@@ -220,10 +220,14 @@ def test_aggregates_are_sums_over_the_artifact(run: Path, rows: JoinedRows, open
     responses = [inspect_run(run, sample_id=row["sample_id"], opener=opener, k=3) for row in rows]
     tokens = [token for response in responses for token in response.tokens]
     assert (aggregate.responses, aggregate.tokens) == (len(rows), len(tokens))
-    for role, means in zip(("student", "teacher"), aggregate.mean_entropy_by_position, strict=True):
-        for position, mean in enumerate(means):
+    by_position = aggregate.mean_entropy_by_position, aggregate.standard_errors_by_position
+    for role, means, errors in zip(("student", "teacher"), *by_position, strict=True):
+        for position, (mean, error) in enumerate(zip(means, errors, strict=True)):
             entropies = [row[f"{role}_entropy"][position] for row in rows if len(row["response_ids"]) > position]
             assert mean == pytest.approx(np.mean(entropies))
+            count = len(entropies)
+            known = np.std(entropies, ddof=1) / count**0.5 if count > 1 else np.nan
+            assert error == pytest.approx(known, rel=1e-4, nan_ok=True)
             assert aggregate.responses_by_position[position] == len(entropies)
     assert sorted(aggregate.opener_lengths.elements()) == sorted(response.opener_length for response in responses)
     assert sum(count for _, count in aggregate.opener_length_bins) == len(rows)

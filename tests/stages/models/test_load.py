@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsdkd.errors import InputError
 from tsdkd.stages.models import device
-from tsdkd.stages.models.load import load_model, position_ids
+from tsdkd.stages.models.language_model import position_ids
+from tsdkd.stages.models.load import load_model
 
 
 def test_the_head_is_cut_to_the_tokenizers_ids(student: Path, teacher: Path) -> None:

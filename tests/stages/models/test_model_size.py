@@ -11,7 +11,7 @@ from tests.helpers.models import byte_tokenizer
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.train import LoRAConfig, OnlineConfig, TrainConfig
 from tsdkd.stages.models.device import default_device, total_memory
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.model_size import head_shape, model_size, parameter_count
 from tsdkd.stages.models.new_adapters import add_lora

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.helpers.models import byte_tokenizer
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import LoRAConfig
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.new_adapters import add_lora, save_adapter
 
 TINY = {

@@ -11,7 +11,7 @@ from tests.helpers.families import FAMILIES, PACKING_CASES, RECURRENT, SIZES, ti
 from tests.helpers.models import byte_tokenizer
 from tsdkd.stages.data.batches import join_sequences, predicting_hidden
 from tsdkd.stages.models import packed_attention
-from tsdkd.stages.models.load import LanguageModel, hidden_states
+from tsdkd.stages.models.language_model import LanguageModel, hidden_states
 from tsdkd.stages.models.packed_attention import PACKED, PackedMask, packed_mask, packed_sequences
 
 LENGTHS = [12, 7, 3]

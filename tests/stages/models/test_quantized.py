@@ -13,7 +13,8 @@ from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
 from tsdkd.stages.config.types import QuantizedBits
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.memory import estimate_training_memory
 from tsdkd.stages.models.merged_weights import merged_weights
 from tsdkd.stages.models.model_size import model_size

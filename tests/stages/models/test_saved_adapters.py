@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.helpers.models import byte_tokenizer, save_tiny_model
 from tsdkd.errors import InputError
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.merged import merged_model_directory
 
 IDS = torch.arange(5, 30).unsqueeze(0)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -83,6 +84,13 @@ def test_names_are_drawn_literally() -> None:
     for chart in charts:
         texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
         assert set(names) <= set(texts)
+
+
+def test_a_drawing_is_an_svg_file() -> None:
+    root = ElementTree.fromstring(line_chart("t", "x", "y", [Series("a", [1, 2], [3, 4])]).svg_file)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("style") == "background: white"
+    assert root.get("aria-hidden") is None
 
 
 def test_charts_are_reproducible_and_share_no_ids() -> None:

@@ -78,9 +78,37 @@ def test_training_costs_six_operations_four_with_lora_and_two_more_with_gradient
     assert estimate.temporary_disk == 2 * 12 * trained_weights  # steps 8 and 9 are saved
 
 
-def test_online_training_adds_sampling_and_the_teachers_forward_pass(small: PlannedModel, large: PlannedModel) -> None:
-    from tsdkd.stages.config.train import OnlineConfig
+def test_a_method_that_selects_from_whole_steps_reads_them_twice(small: PlannedModel, large: PlannedModel) -> None:
+    once, twice = (
+        estimates.estimate_train(
+            small, [(large, 1.0)], WORKLOAD, TrainConfig(batch_size=4, epochs=1, method=name), "float32", COMPUTE_BOUND
+        ).seconds
+        for name in ("se-kd", "tip")
+    )
+    assert twice - once == pytest.approx((2 * MULTIPLIED * 250 + 2 * 272 * 48 * 50) / 1e6)
 
+
+@pytest.mark.parametrize(("fractions", "teachers_forwards"), [([1.0], 2), ([0.6, 0.4], 1)])
+def test_an_only_loaded_teacher_reads_whole_steps_twice_and_several_once(
+    small: PlannedModel, large: PlannedModel, fractions: list[float], teachers_forwards: int
+) -> None:
+    online = OnlineConfig(sampling=GenerateConfig(engine="transformers"))
+    once, twice = (
+        estimates.estimate_train(
+            small,
+            [(large, fraction) for fraction in fractions],
+            WORKLOAD,
+            TrainConfig(batch_size=4, epochs=1, method=name, online=online),
+            "float32",
+            COMPUTE_BOUND,
+        ).seconds
+        for name in ("se-kd", "tip")
+    )
+    more = 2 * MULTIPLIED * 250 + (teachers_forwards - 1) * 2 * TEACHER * 250
+    assert twice - once == pytest.approx(more / 1e6)
+
+
+def test_online_training_adds_sampling_and_the_teachers_forward_pass(small: PlannedModel, large: PlannedModel) -> None:
     offline = TrainConfig(batch_size=4, epochs=1)
     online = TrainConfig(batch_size=4, epochs=1, online=OnlineConfig(sampling=GenerateConfig(engine="transformers")))
     offline_seconds, online_seconds = (
@@ -94,8 +122,6 @@ def test_online_training_adds_sampling_and_the_teachers_forward_pass(small: Plan
 
 
 def test_a_teacher_mixed_policy_adds_the_teachers_sampling(small: PlannedModel, large: PlannedModel) -> None:
-    from tsdkd.stages.config.train import OnlineConfig
-
     student, mixed = (
         TrainConfig(batch_size=4, online=OnlineConfig(sampling=GenerateConfig(engine="transformers", policy=policy)))
         for policy in ("student", "teacher-mixed")

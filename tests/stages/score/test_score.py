@@ -19,7 +19,8 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import score_cost, scoring
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.parallel.part_files import WrittenPart
 from tsdkd.stages.score import loop, pairs

@@ -1,5 +1,6 @@
 """Reading a teacher from a server: all routes against the model itself, faults, keys, and servers that come back."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from tests.helpers.models import byte_tokenizer
 from tests.helpers.teacher_server import FakeServer, random_model, serve
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.teacher_server import connection
-from tsdkd.stages.teacher_server.connection import KEY_VARIABLE
+from tsdkd.stages.teacher_server.connection import KEY_VARIABLE, Connection
 from tsdkd.stages.teacher_server.reading import ReadRequest, teacher_ranks
 from tsdkd.stages.teacher_server.server import TeacherServer
 
@@ -256,6 +257,22 @@ def test_an_interrupt_does_not_wait_for_answers(fake: FakeServer, monkeypatch: p
         server.read(requests(3), interrupt)
     assert not answer.is_set()
     answer.set()
+
+
+def test_a_connection_that_is_made_during_the_closing_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Connection(f"http://127.0.0.1:{silent.getsockname()[1]}", 1)
+        trace = client._trace
+
+        def closing_first(event: str, info: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                client._closed.set()
+            trace(event, info)
+
+        monkeypatch.setattr(client, "_trace", closing_first)
+        with pytest.raises(TsdkdError) as failure:
+            client.post("/v1/completions", {})
+    assert "timed out" not in str(failure.value)
 
 
 def test_redirects_are_refused(fake: FakeServer) -> None:

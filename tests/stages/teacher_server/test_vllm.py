@@ -9,7 +9,8 @@ import torch
 from tests.helpers.models import save_tiny_model
 from tests.helpers.vllm_server import serve_vllm
 from tsdkd.errors import InputError
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.teacher_server.reading import ReadRequest, check_reading
 from tsdkd.stages.teacher_server.routes import TokensRoute
 from tsdkd.stages.teacher_server.server import TeacherServer

@@ -68,6 +68,20 @@ def test_signs(name: str, value: float, bad: bool) -> None:
     assert sum(sign.is_new for signs in found for sign in signs) == bad
 
 
+def test_the_first_step_without_any_weight_is_warned_of_once() -> None:
+    """One loss has weights in the first step, none has any in the next two; the run is resumed after the second."""
+    entries = [{"loss": 1.0, "a_selected": a, "b_selected": 0.0} for a in (0.5, 0.0, 0.0)]
+    for resumed in (0, 2):
+        observer, state = RecordingObserver(), SimpleNamespace(global_step=2, log_history=entries[:resumed])
+        callback = callbacks.HealthCallback(observer, stop=False)
+        callback.on_train_begin(None, state, None)
+        for entry in entries[resumed:]:
+            callback.on_log(None, state, None, entry)
+        callback.on_train_end(None, state, None)
+        expected = ["At step 2 no token has a weight in any loss: the step has no gradient."]
+        assert observer.messages == ([] if resumed else expected)
+
+
 @pytest.fixture
 def degenerating(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run degenerates from step 4 on."""

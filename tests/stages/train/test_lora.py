@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.training import CONFIG, cut, metrics, same_update, weights
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import LoRAConfig, TrainConfig
-from tsdkd.stages.models.load import load_model, output_head
+from tsdkd.stages.models.language_model import output_head
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.train.stage import train_offline

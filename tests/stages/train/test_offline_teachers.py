@@ -22,7 +22,8 @@ from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.data.source import collate
 from tsdkd.stages.eval.stage import evaluate
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
 
 Grads = dict[str, torch.Tensor]

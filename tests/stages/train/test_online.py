@@ -1,6 +1,7 @@
 """Online training: the student responds with its current weights, and the update is the objective's."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.training import CONFIG, SAMPLING, cut, loss_of_two_models, metrics, same_update, weights
+from tests.helpers.training import (
+    CONFIG,
+    SAMPLING,
+    RecordingObserver,
+    cut,
+    loss_of_two_models,
+    metrics,
+    same_update,
+    weights,
+)
 from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
+from tsdkd.stages.data.held_out import split_held_out
 from tsdkd.stages.data.online import OnlineSource, samples_from_prompts
 from tsdkd.stages.data.online_teachers import LoadedTeacher
 from tsdkd.stages.data.prompts import Prompts
@@ -22,11 +33,12 @@ from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.online import LocalSampler
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.models.load import load_model
+from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.score.stage import score
-from tsdkd.stages.train.sampling import with_engine
+from tsdkd.stages.train.sampling import open_sampler, with_engine
 from tsdkd.stages.train.settings import recorded_settings
-from tsdkd.stages.train.stage import split_held_out, train_offline, train_online
+from tsdkd.stages.train.stage import train_offline, train_online
 
 Contents = Callable[[Path], dict[str, bytes]]
 ONLINE = replace(CONFIG, online=OnlineConfig(sampling=SAMPLING))
@@ -275,18 +287,33 @@ def test_places_of_vllm_are_refused_where_it_does_not_sample() -> None:
         with_engine(OnlineConfig(sampling=auto, rollout_gpus=1), "float32", observer)
 
 
+def test_vllm_starts_only_if_responses_are_sampled(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, spec, observer = load_model(str(student)), load_spec(str(student)), RecordingObserver()
+    monkeypatch.setattr("tsdkd.stages.train.sampling.open_vllm_sampler", lambda *_: nullcontext("vLLM"))
+    with_vllm = replace(SAMPLING, engine="vllm")
+    samplers = []
+    for student_fraction in (0, 1):
+        online = OnlineConfig(student_fraction=student_fraction, sampling=with_vllm)
+        with open_sampler(spec, reader, LoadedTeacher(reader), online, None, 64, observer) as sampler:
+            samplers.append(sampler)
+        with_engine(replace(online, sampling=SAMPLING), "float32", observer)
+    assert isinstance(samplers[0], LocalSampler)
+    assert samplers[1] == "vLLM"
+    assert [message.split()[0] for message in observer.messages] == ["No", "Responses"]
+
+
 def test_the_same_prompts_are_held_out_whatever_the_seed(prompts: Path, student: Path, teacher: Path) -> None:
     reader = load_model(str(student))
     samples, _ = samples_from_prompts(Prompts(prompts), reader.tokenizer, 512)
     source = OnlineSource(samples, LoadedTeacher(reader), LocalSampler(SAMPLING), 1.0)
-    trained, held_out = split_held_out(source, replace(ONLINE, held_out=0.5, eval_steps=1))
+    trained, held_out = split_held_out(source, 0.5)
     assert sorted(trained + held_out) == list(range(10))
     fewer = OnlineSource(samples[3:], LoadedTeacher(reader), LocalSampler(SAMPLING), 1.0)
-    assert {fewer.prompt_id(i) for i in split_held_out(fewer, replace(ONLINE, held_out=0.5, eval_steps=1))[1]} == {
+    assert {fewer.prompt_id(i) for i in split_held_out(fewer, 0.5)[1]} == {
         source.prompt_id(i) for i in held_out if i >= 3
     }
     with pytest.raises(InputError, match="hold out 0 of 10 responses"):
-        split_held_out(source, replace(ONLINE, held_out=1e-9, eval_steps=1))
+        split_held_out(source, 1e-9)
 
 
 def test_settings_that_do_not_change_the_result_are_not_recorded() -> None:

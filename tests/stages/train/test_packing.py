@@ -22,7 +22,7 @@ from tsdkd.stages.data.batches import even_batches
 from tsdkd.stages.data.replay import ReplaySchedule
 from tsdkd.stages.generate.stage import generate
 from tsdkd.stages.methods import find_method
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.train import trainer as trainer_module
 from tsdkd.stages.train.batch_order import pack_samples
 from tsdkd.stages.train.settings import recorded_settings

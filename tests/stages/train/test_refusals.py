@@ -8,11 +8,12 @@ import pytest
 
 from tests.helpers.training import CONFIG, OBJECTIVE, learn
 from tsdkd.core import TSDKDConfig
-from tsdkd.errors import ArtifactError, InputError, TsdkdError
+from tsdkd.errors import ArtifactError, InputError, NotFiniteError
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.score.stage import score
 from tsdkd.stages.train import loop, settings
 from tsdkd.stages.train.stage import train_offline
@@ -30,7 +31,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(
 
     monkeypatch.setattr(loop, "load_model", load_broken)
     with pytest.raises(
-        TsdkdError, match=r"loss is nan at step 1 \(indirect, direct, entropy\), samples [0-9a-f]+-0, [0-9a-f]+-0"
+        NotFiniteError, match=r"loss is nan at step 1 \(indirect, direct, entropy\), samples [0-9a-f]+-0, [0-9a-f]+-0"
     ) as caught:
         learn(run, student, tmp_path / "c")
     assert "--learning-rate" in caught.value.remedy

@@ -25,7 +25,7 @@ from tsdkd.stages.data.requests import Request, Response
 from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.source import Sample
 from tsdkd.stages.generate.stage import generate
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.train.batch_order import MicroBatches
 from tsdkd.stages.train.sampling import with_engine

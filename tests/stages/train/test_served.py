@@ -15,8 +15,6 @@ from tsdkd.core import TSDKDConfig
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import OnlineConfig
 from tsdkd.stages.data import served_scoring
-from tsdkd.stages.data.batches import join_sequences
-from tsdkd.stages.data.served_teachers import batch_requests
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.teacher_server import connection
 from tsdkd.stages.train import stage
@@ -134,12 +132,3 @@ def test_objectives_that_need_more_than_a_server_gives_are_refused(
 def test_the_top_k_of_a_loaded_teacher_is_refused(prompts: Path, student: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Give --teacher-url"):
         train_online(prompts, str(student), str(teacher), tmp_path / "c", ONLINE)
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_requests_are_the_sequences_of_a_batch(packed: bool) -> None:
-    prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
-    batch = join_sequences(prompts, responses, [[range(2)], [range(1), range(2, 4)]], packed=packed)
-    first, second = batch_requests(batch)
-    assert (first.ids, first.positions) == ([1, 2, 3, 5, 6], [3, 4])
-    assert (second.ids, second.positions) == ([4, 7, 8, 9, 10], [1, 3, 4])

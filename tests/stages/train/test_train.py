@@ -27,7 +27,7 @@ from tests.helpers.training import (
     same_update,
     weights,
 )
-from tsdkd.core import Head, SampledTokens, TeacherHidden, token_selective_loss
+from tsdkd.core import Head, TeacherHidden, token_selective_loss
 from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data import source
 from tsdkd.stages.data.batches import join_sequences
@@ -62,7 +62,7 @@ def test_fifty_steps_follow_the_reference(
     learn(run, student, tmp_path / "chunked", config)
 
     def by_logits(
-        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, compiled: bool, sampled: SampledTokens
+        hidden: torch.Tensor, head: Head, teacher: TeacherHidden, *more: object, **_: object
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return token_selective_loss(head.logits(hidden), teacher, *more)
 
@@ -157,10 +157,10 @@ def test_the_checkpoint_has_the_weights_that_the_forward_used(
 ) -> None:
     """A bfloat16 forward uses rounded weights, and those of the last step are saved."""
     states: list[dict[str, torch.Tensor]] = []
-    summary = loop._summary
+    summary = loop.training_summary
     monkeypatch.setattr(
         loop,
-        "_summary",
+        "training_summary",
         lambda trainer, *more: (states.append(trainer.model.state_dict()), summary(trainer, *more))[1],
     )
     learn(run, student, tmp_path / "c", replace(CONFIG, precision="bfloat16"))

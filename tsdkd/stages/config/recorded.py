@@ -20,8 +20,9 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.option import config_options
 from tsdkd.stages.config.prune import PruneConfig
 from tsdkd.stages.config.score import ScoreConfig
-from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.methods import find_method
+from tsdkd.stages.config.train import ReplayConfig, TrainConfig
+from tsdkd.stages.methods import METHODS
+from tsdkd.stages.methods.origin import METHOD_FILE
 
 CONFIGS: dict[str, type] = {
     "generate": GenerateConfig,
@@ -56,7 +57,14 @@ def check_config(kind: str, config: Mapping[str, Any]) -> None:
     Settings that are missing or unknown pass: artifacts of an earlier or later tsdkd have them.
     """
     configuration = CONFIGS[_command(kind, config)]
-    conform(config, configuration, "config")
+    from_elsewhere = {"method"} if "method_origin" in config else set()  # reading runs no file of a method
+    unread = {"method_options", *from_elsewhere}
+    read = {name: value for name, value in config.items() if name not in unread}
+    online = config.get("online")
+    if from_elsewhere and isinstance(online, Mapping) and online.get("replay") is not None:
+        conform(online["replay"], ReplayConfig, "config.online.replay")  # the method alone tells that it replays
+        read["online"] = {**online, "replay": None}
+    conform(read, configuration, "config")
     values = flatten(dict(config))
     if values.get("chat.template") not in {None, PLAIN}:  # a file is a parent
         raise ValueError(f"config.chat.template is {values['chat.template']!r}, not {PLAIN!r}")
@@ -70,7 +78,7 @@ def check_config(kind: str, config: Mapping[str, Any]) -> None:
 
 def recorded_objective(manifest: Manifest) -> TSDKDConfig:
     """The objective that trained a checkpoint. Raises ArtifactError for settings that this tsdkd does not know."""
-    settings = manifest.config["objective"]
+    settings = manifest.config["objective"]  # empty for a method with its own losses
     if unknown := settings.keys() - {field.name for field in fields(TSDKDConfig)}:
         raise ArtifactError(f"The checkpoint has the unknown setting objective.{min(unknown)}.", "Update tsdkd.")
     objective: TSDKDConfig = conform(settings, TSDKDConfig)
@@ -86,7 +94,10 @@ def recorded_options(path: Path, manifest: Manifest, resolve_path: ResolvePath) 
     options = _inputs(path, manifest, resolve_path) | (
         {"seed": manifest.seed} if command in {"generate", "train", "eval"} else {}
     )
-    return options | config_values(command, manifest.config)
+    options |= config_values(command, manifest.config)
+    if "sha256" in manifest.config.get("method_origin", {}):
+        options["method"] = str(resolve_path(METHOD_FILE))  # the checkpoint has a copy
+    return options
 
 
 def config_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +113,8 @@ def config_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def default_values(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The default values of a command's options, by name; the recorded method decides some of those of train."""
     values = {option.key: option.default for option in config_options(CONFIGS[command])}
-    if command == "train":
-        method = find_method(config["method"])
-        values |= {f"objective.{name}": getattr(method.objective, name) for name in method.options}
+    if command == "train" and (method := METHODS.get(config["method"])):
+        values |= {f"objective.{name}": getattr(method.objective, name) for name in method.objective_options}
         values["online.sampling.teacher_fraction"] = method.teacher_fraction
     return {option.name: values[option.key] for option in config_options(CONFIGS[command])}
 
@@ -191,4 +201,5 @@ def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
     if group != "objective":
         return True
     unused = "skew" if config["objective"]["divergence"] == "jsd" else "beta"
-    return name in find_method(config["method"]).options and name != unused
+    method = METHODS.get(config["method"])  # one from elsewhere records no objective
+    return method is not None and name in method.objective_options and name != unused

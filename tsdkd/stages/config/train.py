@@ -131,6 +131,11 @@ class OnlineConfig:
     """Decides when the student responds, in place of `student_fraction`; None: no response is replayed."""
 
     @property
+    def samples_responses(self) -> bool:
+        """Whether responses are sampled during training; if not, all prompts keep those of the rollouts."""
+        return bool(self.student_fraction or self.replay)
+
+    @property
     def teacher_fraction(self) -> float:
         """The teacher's weight in the mixture that responses are sampled from."""
         return self.sampling.teacher_fraction if self.sampling.policy == "teacher-mixed" else 0.0
@@ -169,7 +174,21 @@ class OnlineConfig:
 class TrainConfig:
     """How the student learns; the defaults are those of Table 10."""
 
-    method: str = option("tsdkd", f"Way to distil: {', '.join(METHODS)}.", group=OBJECTIVE, metavar="NAME", common=True)
+    method: str = option(
+        "tsdkd",
+        f"Way to distil: {', '.join(METHODS)}, a Python file, or a method of an installed package.",
+        group=OBJECTIVE,
+        metavar="NAME",
+        common=True,
+    )
+    method_options: tuple[str, ...] = option(
+        (),
+        "Option that the method declares, such as share=0.3; repeatable.",
+        group=OBJECTIVE,
+        name="method-option",
+        metavar="NAME=VALUE",
+        repeatable=True,
+    )
     objective: TSDKDConfig = nested(TSDKDConfig, options=OBJECTIVE_OPTIONS)
     online: OnlineConfig | None = nested(OnlineConfig, default=None)
     """None: offline training, from recorded scores and without the teacher."""
@@ -262,7 +281,9 @@ class TrainConfig:
             raise InputError("--micro-batch-size and --micro-batch-tokens are both given.", "Give one of them.")
         if bool(self.held_out) != bool(self.eval_steps):
             raise InputError("--held-out and --eval-steps belong together.", "Give both, or neither.")
-        find_method(self.method).require_objective(self.objective)
+        method = find_method(self.method)
+        method.require_objective(self.objective)
+        method.read_options(self.method_options)
         self._require_schedule()
 
     def _require_schedule(self) -> None:

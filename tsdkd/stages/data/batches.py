@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsdkd.stages.models.load import LanguageModel, packed_lengths, position_ids
+from tsdkd.stages.models.language_model import LanguageModel, packed_lengths, position_ids
 
 Ids = Sequence[int]
 Batch = dict[str, Any]

@@ -14,8 +14,9 @@ from tsdkd.core.distributions import entropy_of, log_probs
 from tsdkd.errors import InputError
 from tsdkd.stages.data.batches import packed_batches, predicting_hidden
 from tsdkd.stages.data.offline import OfflineSource
+from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.source import Sample, Source, collate, sample_turns
-from tsdkd.stages.models.load import LanguageModel, not_finite_error
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at a time."""
@@ -32,6 +33,25 @@ class HeldOut:
 
     source: Source
     indices: Sequence[int]
+
+
+def split_held_out(source: Source, fraction: float) -> tuple[list[int], list[int]]:
+    """Indices of the samples that are trained on, and of those that are measured on.
+
+    A prompt's content decides, so every round and seed holds out the same prompts. Raises InputError when either list
+    would be empty.
+    """
+    trained: list[int] = []
+    held_out: list[int] = []
+    for i in range(len(source)):
+        measured = fraction and random_uniform("held out", source.prompt_id(i)) < fraction
+        (held_out if measured else trained).append(i)
+    if fraction and not (trained and held_out):
+        raise InputError(
+            f"--held-out {fraction:g} would hold out {len(held_out)} of {len(source)} responses.",
+            "Choose another --held-out, or give more prompts.",
+        )
+    return trained, held_out
 
 
 def measure_held_out(

@@ -26,14 +26,16 @@ from tsdkd.stages.data.provenance import Staleness
 from tsdkd.stages.data.rollout_lengths import trained_lengths
 from tsdkd.stages.data.signal_storage import SIGNALS_WITH_HEAD, SignalDecoder, load_head
 from tsdkd.stages.data.source import COMPARED_TOKENS, Sample, ScoringSnapshot, collate
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
 TEACHER_END_IDS = "teacher_end_ids"
 """The key of the scores' configuration that lists the teacher's end tokens which are not the student's."""
 MEASURED_ROWS, MEASURED_TOKENS = 32, 32_768
 """The most rows, and about the most tokens, that a student reads to measure how stale scores are."""
-ROLLOUT_COLUMNS = ["sample_id", "prompt_id", "prompt_ids", "response_ids", "response_mask", "finish_reason", "teacher"]
+ROLLOUT_COLUMNS = [
+    *("sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask", "finish_reason", "teacher"),
+]
 
 
 class RolloutSource(torch.utils.data.Dataset[Sample]):

@@ -22,7 +22,7 @@ from tsdkd.stages.data.rollout_teachers import SOURCE, TEACHER, naming_column
 from tsdkd.stages.data.source import Sample, SamplingSnapshot, sample_length
 from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.models.distributed import gather
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 LOG_PROBS = "sampling_log_probs"
 """The key of the log-probabilities that a sample's response was sampled with, where the sampler gives them."""
@@ -60,6 +60,11 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         self.sampler = sampler
         self.student_fraction = student_fraction
 
+    @property
+    def author(self) -> str:
+        """The author of sampled responses."""
+        return "mixture" if self.teacher_fraction else "student"
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -83,7 +88,7 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
             self.sampler.update(student, list(requests.values()))
         with timed("sampling"):
             responses = dict(zip(requests, self.sampler.sample(list(requests.values())), strict=True))
-        sampled = {sample_id: response_columns(response) for sample_id, response in responses.items()}
+        sampled = {sample_id: response_columns(response, self.author) for sample_id, response in responses.items()}
         return [sample | sampled.get(sample["sample_id"], {}) for sample in samples]
 
     def requests(self, samples: list[Sample], key: Sequence[int]) -> dict[str, Request]:
@@ -107,9 +112,10 @@ class OnlineSource(torch.utils.data.Dataset[Sample]):
         return None
 
 
-def response_columns(response: Response) -> Sample:
+def response_columns(response: Response, author: str) -> Sample:
     """The columns of a sample that its new response replaces."""
-    columns: Sample = {"response_ids": response.ids, "finish_reason": response.finish_reason, "response_mask": None}
+    columns: Sample = {"response_ids": response.ids, "finish_reason": response.finish_reason}
+    columns |= {"response_mask": None, "author": author}
     return columns if response.log_probs is None else columns | {LOG_PROBS: response.log_probs}
 
 
@@ -129,7 +135,13 @@ def samples_from_prompts(
     Raises InputError if no prompt fits.
     """
     samples = [
-        {"sample_id": prompt.prompt_id, "prompt_id": prompt.prompt_id, "response_ids": [], "finish_reason": ""}
+        {
+            "sample_id": prompt.prompt_id,
+            "prompt_id": prompt.prompt_id,
+            "author": "",
+            "response_ids": [],
+            "finish_reason": "",
+        }
         | {"prompt_ids": prompt_token_ids(tokenizer, prompt, day, max_tokens)}
         | ({"teacher": prompt.teacher} if prompt.teacher else {})
         for prompt in prompts
@@ -156,5 +168,5 @@ def samples_from_rollouts(rollouts: Artifact, limit: int | None, teacher_by: str
 
 def longest_sequence(samples: list[Sample], config: OnlineConfig) -> int:
     """Tokens of the longest prompt with its response, recorded or sampled."""
-    sampled = config.sampling.response_limit if config.student_fraction or config.replay else 0
+    sampled = config.sampling.response_limit if config.samples_responses else 0
     return max(len(s["prompt_ids"]) + max(sampled, len(s["response_ids"])) for s in samples)

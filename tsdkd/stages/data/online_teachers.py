@@ -12,7 +12,7 @@ from tsdkd.core import Head, SeveralTeachers, TeacherHidden, TeacherSignal
 from tsdkd.stages.data.batches import Batch, packed_batches, predicting_hidden
 from tsdkd.stages.data.source import Sample, join_samples, sample_length, sample_turns
 from tsdkd.stages.models.device import free_memory
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.observer import Observer, SilentObserver
 
 BATCH_TOKENS = 8192

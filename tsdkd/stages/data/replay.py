@@ -14,7 +14,7 @@ from tsdkd.stages.data.online import OnlineSource, ResponseSampler
 from tsdkd.stages.data.online_teachers import OnlineTeacher
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.source import Sample
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 class ReplaySchedule:

@@ -19,7 +19,7 @@ from tsdkd.stages.data.requests import Response
 from tsdkd.stages.data.source import COMPARED_TOKENS, Sample, SamplingSnapshot, sample_turns
 from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.models.distributed import gather
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 SNAPSHOT = "sampling "
 """Prefix of the recorded columns of a batch that make a `SamplingSnapshot`."""
@@ -70,7 +70,8 @@ class AheadSource(OnlineSource):
     def _wait(self) -> dict[str, Sample] | None:
         if self._sampling:
             ids, responses = self._sampling
-            self._sampled = dict(zip(ids, map(response_columns, responses.result()), strict=True))
+            columns = (response_columns(response, self.author) for response in responses.result())
+            self._sampled = dict(zip(ids, columns, strict=True))
             self._sampling = None
         return self._sampled
 

@@ -18,7 +18,7 @@ from tsdkd.stages.data.batches import Batch, join_sequences, predicted_ids, pred
 from tsdkd.stages.data.hidden_reader import HiddenReader
 from tsdkd.stages.data.signal_storage import LOSSY_SIGNALS, SIGNALS_WITH_HEAD, SignalDecoder, encode_signal
 from tsdkd.stages.data.source import sample_turns
-from tsdkd.stages.models.load import LanguageModel, not_finite_error
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 from tsdkd.stages.observer import Observer
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}

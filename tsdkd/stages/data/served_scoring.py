@@ -13,7 +13,7 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.data.batches import join_sequences, predicted_ids, predicting_hidden
 from tsdkd.stages.data.scoring import RolloutRow, ScoreRow, chunk_tokens
 from tsdkd.stages.data.turns import response_turns
-from tsdkd.stages.models.load import LanguageModel, not_finite_error
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 from tsdkd.stages.teacher_server.reading import Reading, ReadRequest, teacher_ranks
 
 MIN_CAPTURED_MASS = 0.7

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tsdkd.artifacts.schemas import SIGNAL_COLUMNS, schema_of
-from tsdkd.core import Head, SeveralTeachers, TeacherHidden, TeacherRanks, TeacherSignal, TeacherTopK, TSDKDConfig
+from tsdkd.core import (
+    Head,
+    SelectiveObjective,
+    SeveralTeachers,
+    TeacherHidden,
+    TeacherRanks,
+    TeacherSignal,
+    TeacherTopK,
+    TSDKDConfig,
+)
+from tsdkd.core.losses import SignalName
 from tsdkd.errors import InputError
 from tsdkd.stages.config.score import ScoreConfig
 
@@ -118,8 +129,29 @@ class SignalDecoder:
     def to(self, device: torch.device) -> "SignalDecoder":
         return replace(self, heads={name: head.to(device).aligned for name, head in self.heads.items()})
 
-    def require_support(self, objective: TSDKDConfig, *, held_out: bool) -> None:
+    def require_support(self, objective: TSDKDConfig | SelectiveObjective, *, held_out: bool) -> None:
         """Raises InputError if an objective, or held-out measurement, needs more than the signal records."""
+        if self.signal == "ranks" and held_out:
+            raise InputError(
+                "Scores with the signal 'ranks' record no teacher distribution, which --held-out needs.",
+                "Leave out --held-out, or score with --signal hidden or topk.",
+            )
+        if isinstance(objective, SelectiveObjective):
+            known: dict[str, SignalName] = {"ranks": "ranks", "topk": "topk"}
+            most = (inf, inf) if self.heads else (self.k, self.top_k)
+            objective.require_signal(known.get(self.signal, "hidden"), *most)
+        else:
+            self._require_config_support(objective)
+
+    def require_temperature_1(self, temperature: float | str) -> None:
+        """Raises InputError if probabilities at another temperature are not known."""
+        if not self.heads and temperature != 1:
+            raise InputError(
+                f"Scores with the signal {self.signal!r} hold at temperature 1, not {temperature}.",
+                "Score with --signal hidden, or train at temperature 1.",
+            )
+
+    def _require_config_support(self, objective: TSDKDConfig) -> None:
         max_k = self.k if self.vocab is None else self.vocab - 1
         if objective.alpha and objective.k > max_k:
             remedy = "Lower --k, or score again with a larger one." if self.vocab is None else "Lower --k."
@@ -129,21 +161,12 @@ class SignalDecoder:
                 "Scores with the signal 'ranks' record no teacher distribution, which the direct term needs.",
                 "Give --direct-weight 0, or score with --signal hidden or topk.",
             )
-        if self.signal == "ranks" and held_out:
-            raise InputError(
-                "Scores with the signal 'ranks' record no teacher distribution, which --held-out needs.",
-                "Leave out --held-out, or score with --signal hidden or topk.",
-            )
         if not self.heads and objective.policy_gradient_weight:
             raise InputError(
                 f"Scores with the signal {self.signal!r} do not hold the teacher's probability of every token.",
                 "Score with --signal hidden.",
             )
-        if not self.heads and objective.temperature != 1:
-            raise InputError(
-                f"Scores with the signal {self.signal!r} hold at temperature 1, not {objective.temperature}.",
-                "Score with --signal hidden, or train at temperature 1.",
-            )
+        self.require_temperature_1(objective.temperature)
 
     def tensors(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of scores -> tensors (tokens, ...) of all their tokens, row after row.

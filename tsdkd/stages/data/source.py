@@ -13,11 +13,11 @@ from tsdkd.core.ranking import propose
 from tsdkd.stages.data.batches import Batch, join_sequences
 from tsdkd.stages.data.turns import response_turns
 from tsdkd.stages.metrics.step_times import timed
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 Sample = dict[str, Any]
-"""One rollout: "sample_id", "prompt_ids", "response_ids", "response_mask" (None: all tokens are one turn; may be
-absent), "finish_reason", and the columns that a source adds."""
+"""One rollout: "sample_id", "prompt_id", "prompt_ids", "author", "response_ids", "response_mask" (None: all tokens are
+one turn; may be absent), "finish_reason", and the columns that a source adds."""
 
 COMPARED_TOKENS = 64
 """Evenly spaced tokens of a batch that a snapshot is compared on; more would cost time in every step."""
@@ -135,6 +135,11 @@ def sample_turns(sample: Sample) -> list[range]:
     return response_turns(len(sample["response_ids"]), sample.get("response_mask"))
 
 
+def turns_of_samples(samples: list[Sample]) -> list[Sample]:
+    """The turns of all samples, as `turns_as_samples`."""
+    return [turn for sample in samples for turn in turns_as_samples(sample)]
+
+
 def turns_as_samples(sample: Sample) -> list[Sample]:
     """Each turn of a sample's response as a response of its own; only the last one can be truncated."""
     turns = sample_turns(sample)
@@ -142,10 +147,13 @@ def turns_as_samples(sample: Sample) -> list[Sample]:
     return [
         {
             "sample_id": sample["sample_id"],
+            "prompt_id": sample["prompt_id"],
+            "author": sample["author"],
+            "turn": i,
             "response_ids": sample["response_ids"][turn.start : turn.stop],
             "finish_reason": reason,
         }
-        for turn, reason in zip(turns, reasons, strict=True)
+        for i, (turn, reason) in enumerate(zip(turns, reasons, strict=True))
     ]
 
 

@@ -22,7 +22,8 @@ from tsdkd.stages.doctor.chat_prompts import SampledPrompts
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
 from tsdkd.stages.metrics.health import is_repeating
 from tsdkd.stages.models.chat import pair_end_ids
-from tsdkd.stages.models.load import LanguageModel, load_model, share_vocab
+from tsdkd.stages.models.language_model import LanguageModel, share_vocab
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import Observer
 
 BATCH_TOKENS = 8192

@@ -26,7 +26,7 @@ from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
 from tsdkd.stages.models.cache import can_roll_back
-from tsdkd.stages.models.load import LanguageModel, position_ids
+from tsdkd.stages.models.language_model import LanguageModel, position_ids
 
 
 @dataclass(slots=True)

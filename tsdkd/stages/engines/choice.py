@@ -12,7 +12,8 @@ from tsdkd.stages.config.score import ScoreConfig
 from tsdkd.stages.config.types import EngineName
 from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.models.adapters import vllm_max_lora_rank
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.observer import Observer

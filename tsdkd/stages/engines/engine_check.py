@@ -19,7 +19,8 @@ from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
 from tsdkd.stages.engines.vllm_engine import VllmEngine
 from tsdkd.stages.engines.vllm_process import EngineOutput
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.spec import ModelSpec
 
 CHECKED_RESPONSES, CHECKED_TOKENS = 4, 24

@@ -11,7 +11,7 @@ from tsdkd.stages.engines.protocol import Engine
 from tsdkd.stages.engines.transformers_engine import TransformersEngine
 from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.distributed import unsharded
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 @dataclass

@@ -34,7 +34,7 @@ from tsdkd.stages.engines.weight_files import (
 from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.adapters import VLLM_LORA_RANKS
 from tsdkd.stages.models.distributed import gather, wait_for_all_ranks
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec, load_config
 from tsdkd.stages.observer import Observer
 

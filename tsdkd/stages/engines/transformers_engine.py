@@ -19,7 +19,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.engines.vllm_engine import translate_vllm_errors
 from tsdkd.stages.models.chat import turn_end_ids
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer
 

@@ -23,7 +23,7 @@ from tsdkd.stages.eval.seeded_sampling import SeededSampling, response_seed
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.chat_rendering import render_chat
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.results.benchmark import Sampling

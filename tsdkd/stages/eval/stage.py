@@ -52,7 +52,7 @@ from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.chat import require_turns
 from tsdkd.stages.models.chat_format import template_defaults
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import (
     chat_day,

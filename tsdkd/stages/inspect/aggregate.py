@@ -59,6 +59,8 @@ class Aggregate:
     """Turns that have a token at each position."""
     entropy_sums: Array = field(default_factory=lambda: np.zeros((2, 0)))
     """Sums of student and teacher entropy at each position: (2, positions)."""
+    entropy_squares: Array = field(default_factory=lambda: np.zeros((2, 0)))
+    """Sums of their squares: (2, positions)."""
     opener_lengths: Counter[int] = field(default_factory=Counter)
     opener_fractions: Counter[float] = field(default_factory=Counter)
     """The c of each turn."""
@@ -94,8 +96,9 @@ class Aggregate:
         self.tokens += length
         self._grow_positions(length)
         self.responses_by_position[:length] += 1
-        self.entropy_sums[0, :length] += student
-        self.entropy_sums[1, :length] += teacher
+        entropies = np.stack([student, teacher]).astype(np.float64)
+        self.entropy_sums[:, :length] += entropies
+        self.entropy_squares[:, :length] += entropies**2
         self.opener_lengths[opener] += 1
         self.opener_fractions[fraction] += 1
         total = float(student.sum())
@@ -107,6 +110,7 @@ class Aggregate:
         if missing > 0:
             self.responses_by_position = np.pad(self.responses_by_position, (0, missing))
             self.entropy_sums = np.pad(self.entropy_sums, ((0, 0), (0, missing)))
+            self.entropy_squares = np.pad(self.entropy_squares, ((0, 0), (0, missing)))
 
     @property
     def has_gate(self) -> bool:
@@ -117,6 +121,14 @@ class Aggregate:
         """Of student and teacher: (2, positions)."""
         means: Array = self.entropy_sums / self.responses_by_position
         return means
+
+    @property
+    def standard_errors_by_position(self) -> Array:
+        """Of the mean entropies: (2, positions); nan at a position that a single turn has."""
+        counts = np.where(self.responses_by_position > 1, self.responses_by_position, np.nan)
+        squared_deviations = (self.entropy_squares - self.entropy_sums**2 / counts).clip(0)
+        errors: Array = np.sqrt(squared_deviations / (counts * (counts - 1)))
+        return errors
 
     @property
     def opener_length_bins(self) -> list[tuple[int, int]]:

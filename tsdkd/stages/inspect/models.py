@@ -8,7 +8,8 @@ from tsdkd.stages.data.scoring import score_responses
 from tsdkd.stages.inspect.recorded import ResponseScores, Rollout
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.context import require_context
-from tsdkd.stages.models.load import LanguageModel, load_model, share_vocab
+from tsdkd.stages.models.language_model import LanguageModel, share_vocab
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.observer import Observer
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from tsdkd.stages.inspect.aggregate import Aggregate, Histogram
 from tsdkd.stages.inspect.response import ENTROPY_LEVELS, InspectedResponse
 from tsdkd.stages.inspect.token_texts import show_whitespace
-from tsdkd.stages.pages.charts import Chart, Series, bar_chart, line_chart
+from tsdkd.stages.pages.charts import Z_95, Chart, Series, bar_chart, line_chart
 from tsdkd.stages.pages.page import load_templates, render
 
 
@@ -30,11 +30,19 @@ def aggregate_page(aggregate: Aggregate, name: str) -> str:
     return render("aggregate.html", name=name, summary=aggregate.summary, charts=_charts(aggregate))
 
 
-def _charts(aggregate: Aggregate) -> list[Chart]:
+def entropy_chart(aggregate: Aggregate) -> Chart:
+    """The mean entropy of both models by position, with 95 % intervals (the paper's Fig. 1)."""
     positions = [float(i + 1) for i in range(len(aggregate.responses_by_position))]
-    curves = zip(("student", "teacher"), aggregate.mean_entropy_by_position, strict=True)
-    entropies = [Series(role, positions, values.tolist()) for role, values in curves]
-    charts = [line_chart("Mean entropy by position", "position in the response", "nats", entropies)]
+    means = aggregate.mean_entropy_by_position
+    half = Z_95 * aggregate.standard_errors_by_position
+    curves = zip(("student", "teacher"), means, (means - half).clip(0), means + half, strict=True)
+    series = [Series(role, positions, *(line.tolist() for line in lines)) for role, *lines in curves]
+    title, description = "Mean entropy by position", "The bands are 95 % intervals of the means."
+    return line_chart(title, "position in the response", "nats", series, description)
+
+
+def _charts(aggregate: Aggregate) -> list[Chart]:
+    charts = [entropy_chart(aggregate)]
     if aggregate.objective.alpha:
         lengths, counts = zip(*aggregate.opener_length_bins, strict=True)
         openers = Series("openers", [float(length) for length in lengths], counts)

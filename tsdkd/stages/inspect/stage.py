@@ -146,7 +146,10 @@ def _objective(scores: ScoresReader, config: InspectConfig, checkpoint: Path | N
     recorded = TSDKDConfig()
     if checkpoint is not None and (checkpoint / MANIFEST_FILE).is_file():
         manifest = load_manifest(checkpoint)
-        if scores.artifact.fingerprint in {parent.fingerprint for parent in manifest.parents}:
+        if manifest.config.get("objective") == {}:
+            method = manifest.config["method"]
+            observer.info(f"{checkpoint} was trained with the selection of {method}; inspect shows that of TSD-KD.")
+        elif scores.artifact.fingerprint in {parent.fingerprint for parent in manifest.parents}:
             recorded = recorded_objective(manifest)
             observer.info(f"Settings without an option are those that trained {checkpoint}.")
         else:

@@ -23,7 +23,7 @@ METHOD = Method(
         "and replayed, as the held-out divergence requires"
     ),
     objective=TSDKDConfig(divergence="skew-kl", **DIVERGENCE_ONLY),
-    options=("divergence", "skew", "beta", "temperature"),
+    objective_options=("divergence", "skew", "beta", "temperature"),
     authors=("teacher", "given"),
     uses_replay=True,
 )

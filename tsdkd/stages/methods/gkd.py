@@ -18,5 +18,5 @@ METHOD = Method(
     full_name="GKD (Agarwal et al., ICLR 2024)",
     description="generalised Jensen-Shannon divergence from the teacher at every token",
     objective=TSDKDConfig(beta=0.5, **DIVERGENCE_ONLY),
-    options=("beta", "temperature"),
+    objective_options=("beta", "temperature"),
 )

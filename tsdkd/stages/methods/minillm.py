@@ -23,7 +23,7 @@ METHOD = Method(
         "tokens sampled from a mixture of both"
     ),
     objective=TSDKDConfig(beta=1.0, policy_gradient_weight=1.0, **DIVERGENCE_ONLY),
-    options=(),
+    objective_options=(),
     authors=("student", "mixture"),
     teacher_fraction=0.2,
 )

@@ -13,5 +13,5 @@ METHOD = Method(
     full_name="reverse KL, token by token (as in Agarwal et al., ICLR 2024)",
     description="KL from the student to the teacher at every token",
     objective=TSDKDConfig(beta=1.0, **DIVERGENCE_ONLY),
-    options=("temperature",),
+    objective_options=("temperature",),
 )

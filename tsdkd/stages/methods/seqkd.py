@@ -16,7 +16,7 @@ METHOD = Method(
     full_name="sequence-level distillation (Kim and Rush, 2016)",
     description="cross-entropy on the teacher's responses, or on given ones",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
-    options=(),
+    objective_options=(),
     authors=("teacher", "given"),
     needs_teacher=False,
     online_responses=False,

@@ -18,7 +18,7 @@ METHOD = Method(
     full_name="speculative distillation (Xu et al., ICLR 2025)",
     description="a divergence at every token of responses that the student proposed and the teacher corrected",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
-    options=("beta", "temperature"),
+    objective_options=("beta", "temperature"),
     authors=("both",),
     online_responses=False,
 )

@@ -16,5 +16,5 @@ METHOD = Method(
     full_name="skew KL (Ko et al., ICML 2024)",
     description="KL from the teacher to a mixture of teacher and student at every token",
     objective=TSDKDConfig(divergence="skew-kl", **DIVERGENCE_ONLY),
-    options=("skew", "temperature"),
+    objective_options=("skew", "temperature"),
 )

@@ -16,7 +16,7 @@ METHOD = Method(
     full_name="supervised distillation (as in Agarwal et al., ICLR 2024)",
     description="forward KL at every token of the teacher's responses, or of given ones",
     objective=TSDKDConfig(beta=0.0, **DIVERGENCE_ONLY),
-    options=("temperature",),
+    objective_options=("temperature",),
     authors=("teacher", "given"),
     online_responses=False,
 )

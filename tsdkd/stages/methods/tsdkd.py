@@ -22,5 +22,5 @@ METHOD = Method(
         "tokens"
     ),
     objective=TSDKDConfig(),
-    options=tuple(field.name for field in fields(TSDKDConfig) if field.name != "policy_gradient_weight"),
+    objective_options=tuple(field.name for field in fields(TSDKDConfig) if field.name != "policy_gradient_weight"),
 )

@@ -22,5 +22,5 @@ METHOD = Method(
     full_name="TSD-KD as its code was released",
     description="with the reversed ranking, the entropy term on 90 % of the tokens, and one opener per micro-batch",
     objective=replace(TSDKD.objective, released=RELEASED),
-    options=tuple(name for name in TSDKD.options if name != "released"),
+    objective_options=tuple(name for name in TSDKD.objective_options if name != "released"),
 )

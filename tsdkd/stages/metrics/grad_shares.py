@@ -7,7 +7,7 @@ step. Its share is the norm of its gradient, divided by the sum of the norms of 
 from collections.abc import Mapping
 from typing import Any
 
-from tsdkd.core.config import TERMS
+_NORM, _SQUARE = "_grad_norm", "_grad_square"
 
 
 def square_grad_norms(metrics: Mapping[str, Any], responses: int) -> dict[str, Any]:
@@ -17,9 +17,13 @@ def square_grad_norms(metrics: Mapping[str, Any], responses: int) -> dict[str, A
     different micro-batches and ranks differ, so their squares add; a micro-batch's weight is its number
     of responses.
     """
-    norms = {f"{term}_grad_norm": f"{term}_grad_square" for term in TERMS}
-    squares = {norms[name]: responses * value**2 for name, value in metrics.items() if name in norms}
-    return {name: value for name, value in metrics.items() if name not in norms} | squares
+    squared = {}
+    for name, value in metrics.items():
+        if name.endswith(_NORM):
+            squared[name.removesuffix(_NORM) + _SQUARE] = responses * value**2
+        else:
+            squared[name] = value
+    return squared
 
 
 def pop_grad_shares(means: dict[str, float]) -> dict[str, float]:
@@ -27,7 +31,7 @@ def pop_grad_shares(means: dict[str, float]) -> dict[str, float]:
 
     Returns nothing for a single term, and where all gradients are 0.
     """
-    squares = {term: means.pop(f"{term}_grad_square", None) for term in TERMS}
-    norms = {term: square**0.5 for term, square in squares.items() if square is not None}
+    terms = [name.removesuffix(_SQUARE) for name in means if name.endswith(_SQUARE)]
+    norms = {term: means.pop(f"{term}{_SQUARE}") ** 0.5 for term in terms}
     total = sum(norms.values())
     return {f"{term}_grad_share": norm / total for term, norm in norms.items()} if len(norms) > 1 and total else {}

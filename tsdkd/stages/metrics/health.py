@@ -1,9 +1,11 @@
-"""Signs that a run degenerates: responses that repeat themselves, entropy or length that collapses."""
+"""Signs that a run degenerates: repeating responses, collapsing entropy or length. Steps that train no token."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from tsdkd.stages.metrics.names import SELECTED
 
 COMPARED_STEPS = 5
 """The last `COMPARED_STEPS` steps are compared with the first `COMPARED_STEPS` steps."""
@@ -11,6 +13,7 @@ COLLAPSED_BELOW = 0.2
 """Entropy or length has collapsed below this fraction of its first value."""
 REPEATING_ABOVE = 0.5
 """A response repeats itself when more than this fraction of its 4-grams occurred before in it."""
+CHECK_SELECTION = "Check the conditions of `select` and its options; no teacher_rank exceeds k."
 COLLAPSING_METRICS = {"student_entropy": "the student's entropy", "response_length": "the length of its responses"}
 
 
@@ -72,6 +75,36 @@ class HealthMonitor:
         if repeating > max(REPEATING_ABOVE, 2 * _mean(self.first, "repeating")):
             texts["repeating"] = f"{repeating:.0%} of the responses repeat themselves"
         return texts
+
+
+class WeightMonitor:
+    """Finds the steps in which no token has a weight in any of a method's own losses."""
+
+    def __init__(self) -> None:
+        self.steps = self.unweighted = 0
+
+    def update(self, step: Mapping[str, float]) -> bool:
+        """Take one step's log entry. Returns whether it is the first step without any weight."""
+        fractions = [value for name, value in step.items() if name.endswith(SELECTED)]
+        without = bool(fractions) and not any(fractions)
+        self.steps += 1
+        self.unweighted += without
+        return without and self.unweighted == 1
+
+    @property
+    def found_none(self) -> bool:
+        """Whether no step so far has a weight."""
+        return 0 < self.steps == self.unweighted
+
+    def step_warning(self, step: int) -> str:
+        """The warning of the first step without any weight."""
+        text = f"At step {step} no token has a weight in any loss: the step has no gradient."
+        return f"{text} {CHECK_SELECTION}" if self.found_none else text
+
+    def run_warning(self) -> str:
+        """The warning at the end of a run without any weight."""
+        count = f"No step of {self.steps} has a token with a weight in any loss"
+        return f"{count}: the student has learned nothing. {CHECK_SELECTION}"
 
 
 def _mean(steps: Iterable[Mapping[str, float]], metric: str) -> float:

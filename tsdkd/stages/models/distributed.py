@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tsdkd.errors import InputError
 from tsdkd.processes import world_size
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 T = TypeVar("T")
 

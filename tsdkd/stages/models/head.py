@@ -5,8 +5,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tsdkd.core import Head
 from tsdkd.errors import InputError, first_line
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.layers import config_of_layers
-from tsdkd.stages.models.load import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from tsdkd.errors import InputError, first_line
-from tsdkd.stages.models.load import decoder_of
+from tsdkd.stages.models.language_model import decoder_of
 
 LAYER_INDICES = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids")
 """Settings that list indices of layers."""

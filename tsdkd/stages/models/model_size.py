@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tsdkd.stages.models.adaptable import adaptable_layers
 from tsdkd.stages.models.device import total_memory
-from tsdkd.stages.models.load import decoder_of
+from tsdkd.stages.models.language_model import decoder_of
 from tsdkd.stages.models.quantized import quantizable_layers
 from tsdkd.stages.models.weights import without_weights
 

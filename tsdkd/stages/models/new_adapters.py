@@ -11,7 +11,7 @@ from torch import Tensor
 from tsdkd.errors import InputError, first_line
 from tsdkd.stages.config.train import LoRAConfig
 from tsdkd.stages.models.adaptable import adaptable_layers, base_with_adapters, unadaptable_names
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 REMEDY = "Choose other modules with --lora-targets, or train full weights."
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tsdkd.errors import TsdkdError, first_line
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.config_files import GENERATION_CONFIG
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.tokenizers import end_token_ids
 
 CONFIG = "config.json"

@@ -14,6 +14,8 @@ from tsdkd.printable import escape_controls
 
 INK = "#010203"
 """Replaced by the page's text colour, so that charts follow light and dark."""
+HIDDEN = 'aria-hidden="true"'
+"""Of a drawing in a page: screen readers read the table of values."""
 COLOURS = ("#2f7ed8", "#d9730d", "#2e9e5b", "#b04ad8", "#c83c3c", "#8a8a2a")
 """Of series, in order; each has contrast 3 or more on white and on near-black."""
 STROKES = ("-", "--", ":", "-.")
@@ -22,6 +24,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of dots, which must differ without colours."""
 MAX_VALUES = 12
 """Rows in a chart's table of values, evenly spread."""
+Z_95 = 1.96
+"""Standard errors on each side of a 95 % interval."""
 WIDTH = 5.2
 """Inches; at a font size of 10 points, a phone shows such a chart legibly."""
 
@@ -49,6 +53,11 @@ class Chart:
     rows: list[list[str]]
     description: str = ""
     """The chart in a sentence."""
+
+    @property
+    def svg_file(self) -> str:
+        """The drawing as a file of its own, on white; without a page around it, its text is black."""
+        return str(self.svg).replace(HIDDEN, 'style="background: white"', 1)
 
 
 def line_chart(title: str, x: str, y: str, series: Sequence[Series], description: str = "") -> Chart:
@@ -136,7 +145,7 @@ def _draw_svg(
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     svg = escape_controls(target.getvalue())
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("<svg ", f"<svg {HIDDEN} ", 1)
     return markupsafe.Markup(svg)
 
 

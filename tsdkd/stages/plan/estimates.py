@@ -16,6 +16,7 @@ from tsdkd.stages.config.train import TrainConfig
 from tsdkd.stages.config.types import DType
 from tsdkd.stages.data.score_cost import BLOCK_BYTES, score_cost
 from tsdkd.stages.data.scoring import CHUNK_BYTES
+from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.device import total_memory
 from tsdkd.stages.models.memory import estimate_training_memory, optimizer_bytes
 from tsdkd.stages.models.model_size import fitting_batch_size
@@ -181,12 +182,16 @@ def _training_flops(student: PlannedModel, teachers: ModelFractions, workload: W
     tokens = workload.prompt_tokens + workload.response_tokens
     per_weight = LORA_TRAINING_FLOPS if config.lora else FULL_TRAINING_FLOPS
     per_weight += CHECKPOINTING_FLOPS * config.gradient_checkpointing
+    readings = 2 if find_method(config.method).reads_twice else 1
+    per_weight += FORWARD_FLOPS * (readings - 1)
     flops = per_weight * student.size.matmul_parameters * tokens
     for teacher, fraction in teachers:
         if config.online:
-            flops += fraction * FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
+            forwards = readings if len(teachers) == 1 else 1  # several keep what they read of a step
+            flops += forwards * fraction * FORWARD_FLOPS * teacher.size.matmul_parameters * tokens
         else:
-            flops += fraction * FORWARD_FLOPS * teacher.head("auto").weight.numel() * workload.response_tokens
+            head = teacher.head("auto").weight.numel()
+            flops += readings * fraction * FORWARD_FLOPS * head * workload.response_tokens
     return flops
 
 

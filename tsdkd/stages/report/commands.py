@@ -55,7 +55,7 @@ def _is_default_input(path: Path, name: str, value: str, manifest: Manifest) -> 
 def _words(name: str, value: Any) -> list[object]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
-    if name in {"model", "stop"} or (name == "teacher" and isinstance(value, list)):
+    if name in {"model", "stop", "method-option"} or (name == "teacher" and isinstance(value, list)):
         return [word for entry in value for word in (f"--{name}", entry)]
     return [f"--{name}", ",".join(value) if isinstance(value, list | tuple) else value]
 

@@ -4,7 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from tsdkd.stages.metrics.names import GRAD_SHARE_METRICS, METRICS, TERM_METRICS, metric_teacher, teacher_metric
+from tsdkd.stages.metrics.names import (
+    GRAD_SHARE_METRICS,
+    METRICS,
+    SELECTED,
+    TERM_METRICS,
+    metric,
+    metric_teacher,
+    own_terms,
+    teacher_metric,
+)
 from tsdkd.stages.pages.charts import Chart, Series, line_chart
 from tsdkd.stages.report.runs import Run
 
@@ -28,8 +37,8 @@ class MetricChart:
 
 def _chart(*metrics: str, title: str = "") -> MetricChart:
     """A chart of one metric, or of several metrics with one unit."""
-    label, unit = METRICS[metrics[0]].label, METRICS[metrics[0]].unit
-    labels = {name: METRICS[name].label if len(metrics) > 1 else "" for name in metrics}
+    label, unit = metric(metrics[0]).label, metric(metrics[0]).unit
+    labels = {name: metric(name).label if len(metrics) > 1 else "" for name in metrics}
     return MetricChart(title or label[0].upper() + label[1:], unit, labels)
 
 
@@ -62,10 +71,15 @@ def charts_by_teacher(logs: dict[str, list[LogEntry]]) -> list[MetricChart]:
     """A chart of the divergence on held-out prompts with a curve for each of several teachers."""
     keys = dict.fromkeys(key for log in logs.values() for entry in log for key in entry)
     labels = {key: metric_teacher(key) for key in keys if key.startswith(teacher_metric(DIVERGENCE, ""))}
-    metric = METRICS[DIVERGENCE]
-    return (
-        [MetricChart(f"{metric.label[0].upper()}{metric.label[1:]} by teacher", metric.unit, labels)] if labels else []
-    )
+    shown = METRICS[DIVERGENCE]
+    return [MetricChart(f"{shown.label[0].upper()}{shown.label[1:]} by teacher", shown.unit, labels)] if labels else []
+
+
+def charts_of_own_terms(logs: dict[str, list[LogEntry]]) -> list[MetricChart]:
+    """Charts of the losses of methods with losses of their own, and of the tokens that have a weight in them."""
+    own = sorted({term for log in logs.values() for entry in log for term in own_terms(entry)})
+    charts = [_chart(term) for term in own if term not in TERM_METRICS]
+    return charts + ([_chart(*(f"{term}{SELECTED}" for term in own), title="Selected tokens")] if own else [])
 
 
 def draw_charts(charts: Iterable[MetricChart], logs: dict[str, list[LogEntry]]) -> list[Chart]:

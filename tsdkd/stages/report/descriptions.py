@@ -39,7 +39,7 @@ def differences_to_paper(run: Run) -> list[tuple[str, str, str]]:
         rows += [
             (f"{prefix}{name}", _format_value(settings[name]), _format_value(value))
             for name, value in paper.items()
-            if settings.get(name) != value
+            if name in settings and settings[name] != value
         ]
     return rows
 
@@ -167,7 +167,7 @@ def _describe_checkpoint(artifact: RunArtifact) -> str:
         f"{steps} of {config['batch_size']:,} responses, {epochs}, seed {manifest.seed}. "
         f"Trained: {weights}, learning rate {config['learning_rate']:g}, {config['schedule']} schedule, "
         f"{_percent(config['warmup_ratio'])} warmup, forward pass in {config['precision']}. "
-        f"{_describe_objective(config['method'], config['objective'])}"
+        f"{_describe_objective(config['method'], config['objective'], config.get('method_options', ()))}"
     )
 
 
@@ -184,7 +184,9 @@ def _describe_data(manifest: Manifest) -> str:
     return f"online; the student responded to {_percent(online['student_fraction'])} of the prompts{teacher}"
 
 
-def _describe_objective(method: str, objective: dict[str, Any]) -> str:
+def _describe_objective(method: str, objective: dict[str, Any], options: Iterable[str]) -> str:
+    if not objective:  # the method's own losses
+        return f"Method {method}{': ' if options else ''}{', '.join(options)}."
     fraction = objective["opener"]
     opener = "an adaptive opener" if fraction == "adaptive" else f"openers with {_percent(fraction)} of the entropy"
     gate = "weighted by the gate" if objective["gate"] else "without a gate"

@@ -105,22 +105,23 @@ def _draw(items: list[T]) -> list[T]:
 def _compare_document(
     results: tuple[Artifact, Artifact], benchmark: str, document: Document, change: str
 ) -> ResponseComparison:
-    rows = [_read_document(result, benchmark, document) for result in results]
+    rows = [read_document(result, benchmark, document) for result in results]
     responses = tuple(
-        ComparedResponse(author, truncate(str(row["response"])), _format_verdict(float(str(row["score"]))))
+        ComparedResponse(author, truncate(str(row["response"])), format_verdict(float(str(row["score"]))))
         for author, row in zip((BEFORE, AFTER), rows, strict=True)
     )
     title = f"{change}: {benchmark}, document {document[1]} of {document[0]}"
     return ResponseComparison(title, truncate(str(rows[0]["prompt"])), responses, truncate(str(rows[0]["target"])))
 
 
-def _read_document(results: Artifact, benchmark: str, document: Document) -> dict[str, object]:
+def read_document(results: Artifact, benchmark: str, document: Document) -> dict[str, object]:
+    """The row of a document's first sample by the headline metric."""
     part = results.table_part(f"{BENCHMARKS[benchmark].file_stem}.parquet")
     subtask, number, hash_ = document
     condition = (
         (pc.field("subtask") == subtask) & (pc.field("document") == number) & (pc.field("document_hash") == hash_)
     )
-    columns = ["subtask", "document", "document_hash", "metric", "prompt", "response", "target", "score"]
+    columns = ["subtask", "document", "document_hash", "metric", "prompt", "response", "target", "score", "truncated"]
     condition &= pc.field("metric") == results.manifest.summary[benchmark]["metric"]
     row = results.read_part(part, columns, condition).to_pylist()[0]
     return dict(row)
@@ -136,5 +137,6 @@ def _read_first_responses(rollouts: Artifact, prompt_ids: list[str]) -> dict[str
     return texts
 
 
-def _format_verdict(score: float) -> str:
+def format_verdict(score: float) -> str:
+    """A score in a word; a score between wrong and correct as a number."""
     return {0.0: "wrong", 1.0: "correct"}.get(score, f"{score:.2f}")

@@ -8,7 +8,7 @@ from typing import Any
 from tsdkd.artifacts.disk import replace_text, translate_disk_errors
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.errors import InputError
-from tsdkd.stages.pages.charts import Chart, Series, dot_chart
+from tsdkd.stages.pages.charts import Z_95, Chart, Series, dot_chart
 from tsdkd.stages.pages.page import render
 from tsdkd.stages.report import commands, costs, curves, descriptions, groups, notes, responses
 from tsdkd.stages.report.runs import Run, RunArtifact, load_runs
@@ -16,9 +16,6 @@ from tsdkd.stages.results.compare import Comparison, Score, compare
 from tsdkd.stages.results.model_names import shorten_paths
 from tsdkd.stages.results.paired import Difference
 from tsdkd.stages.results.tables import MAIN_METHODS, benchmark_tables, held_out_tables, truncation_notes
-
-Z_95 = 1.96
-"""Standard errors on each side of a 95 % interval."""
 
 
 @reading_inputs()
@@ -46,7 +43,7 @@ def report(directories: Sequence[Path], html: Path | None = None) -> Path:
         has_log=bool(logs),
         has_held_out=any(artifact.manifest.config.get("held_out") for run in runs for artifact in run.trained),
         held_out_charts=curves.draw_charts([*curves.HELD_OUT_CHARTS, *curves.charts_by_teacher(logs)], logs),
-        term_charts=curves.draw_charts(curves.TERM_CHARTS, logs),
+        term_charts=curves.draw_charts([*curves.TERM_CHARTS, *curves.charts_of_own_terms(logs)], logs),
         health_charts=curves.draw_charts(curves.HEALTH_CHARTS, logs),
         rollout_comparisons=responses.compare_rollouts(runs),
         warnings=[*comparison_warnings, *notes.degeneration_signs(logs)],

@@ -28,7 +28,8 @@ from tsdkd.stages.data.served_scoring import (
     student_scores,
     teacher_columns,
 )
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.server import TeacherServer
 

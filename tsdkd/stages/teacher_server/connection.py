@@ -67,6 +67,7 @@ class Connection:
         self._client = httpx2.Client(headers=headers, limits=limits, timeout=TIMEOUT, follow_redirects=False)
         self._closed = threading.Event()
         self._sockets = WeakSet[socket.socket]()
+        self._lock = threading.Lock()
 
     @property
     def sends_key_in_clear(self) -> bool:
@@ -123,16 +124,20 @@ class Connection:
 
     def close(self) -> None:
         """End all requests at once, also those that wait for an answer."""
-        self._closed.set()
-        for connected in list(self._sockets):
-            with suppress(OSError):  # closed, or replaced by its TLS socket
-                connected.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._closed.set()
+            for connected in self._sockets:
+                _shut_down(connected)
         self._client.close()
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Remember the sockets of connections: closing the client alone does not wake a thread that reads one."""
         if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
-            self._sockets.add(info["return_value"].get_extra_info("socket"))
+            connected = info["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._sockets.add(connected)
+                if self._closed.is_set():
+                    _shut_down(connected)
 
     def _require_success(self, response: httpx2.Response) -> None:
         status = response.status_code
@@ -168,6 +173,11 @@ class Connection:
         if self._key:
             line = line.replace(self._key, "***")
         return escape_line(line[:LONGEST_QUOTE]).rstrip(".")
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):  # closed, or replaced by its TLS socket
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _base_url(url: str, kind: ServerKind) -> str:

@@ -1,16 +1,15 @@
-"""Callbacks of the Trainer: progress on screen, the log, health, replays and Ctrl-C."""
+"""Callbacks of the Trainer: progress on screen, the log, health and replays."""
 
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tsdkd.stages.data.replay import ReplaySchedule
-from tsdkd.stages.metrics.health import HealthMonitor, degeneration_warning
+from tsdkd.stages.metrics.health import HealthMonitor, WeightMonitor, degeneration_warning
 from tsdkd.stages.metrics.log import is_evaluation, is_step, log_line, times_line
-from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS
+from tsdkd.stages.metrics.names import HELD_OUT_METRICS, METRICS, SCREEN_METRICS, metric, with_own_terms
 from tsdkd.stages.metrics.step_times import timed
 from tsdkd.stages.observer import Observer
 
@@ -44,7 +43,7 @@ class ProgressCallback(TrainerCallback):
             self.observer.info(f"step {state.global_step}: {', '.join(measured)}")
 
     def _show(self, logs: dict[str, float]) -> None:
-        if shown := {METRICS[name].label: logs[name] for name in SCREEN_METRICS if name in logs}:
+        if shown := {metric(name).label: logs[name] for name in with_own_terms(SCREEN_METRICS, logs)}:
             self.observer.metrics(shown)
 
 
@@ -102,23 +101,29 @@ class OptimizerTimesCallback(TrainerCallback):
 
 
 class HealthCallback(TrainerCallback):
-    """Warns once of each sign that the run degenerates; with `stop`, ends the run before that step is saved."""
+    """Warns once of each sign that the run degenerates; with `stop`, ends the run before that step is saved.
+
+    It also warns of the first step in which no token has a weight, and at the end of a run without any.
+    """
 
     def __init__(self, observer: Observer, *, stop: bool) -> None:
         self.observer = observer
         self.stop = stop
-        self.monitor = HealthMonitor()
+        self.monitor, self.weights = HealthMonitor(), WeightMonitor()
         self.stopped_at: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for entry in filter(is_step, state.log_history):  # of the session that is resumed, which warned itself
             self.monitor.update(entry)
+            self.weights.update(entry)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         if not is_step(logs):
             return
+        if self.weights.update(logs):
+            self.observer.warning(self.weights.step_warning(state.global_step))
         signs = self.monitor.update(logs)
         for sign in signs:
             if sign.is_new:
@@ -127,14 +132,6 @@ class HealthCallback(TrainerCallback):
             self.stopped_at = state.global_step
             control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
 
-
-class InterruptCallback(TrainerCallback):
-    """Saves and stops at the end of the step in which any rank set `requested`."""
-
-    requested = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:
-            self.requested = any(gather_object([self.requested]))
-        if self.requested:
-            control.should_save = control.should_training_stop = True
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.weights.found_none:
+            self.observer.warning(self.weights.run_warning())

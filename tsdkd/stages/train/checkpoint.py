@@ -7,6 +7,8 @@ import torch
 
 from tsdkd.artifacts.manifest import Manifest
 from tsdkd.stages.config.train import LoRAConfig
+from tsdkd.stages.methods import Method
+from tsdkd.stages.methods.origin import METHOD_FILE
 from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step, log_line
 from tsdkd.stages.models.distributed import unsharded
 from tsdkd.stages.models.merged_weights import merged_weights
@@ -18,9 +20,16 @@ from tsdkd.stages.train.trainer import DistillationTrainer
 
 
 def save_checkpoint(
-    trainer: DistillationTrainer, lora: LoRAConfig | None, manifest: Manifest, directory: Path, dtype: torch.dtype
+    trainer: DistillationTrainer,
+    lora: LoRAConfig | None,
+    method: Method,
+    manifest: Manifest,
+    directory: Path,
+    dtype: torch.dtype,
 ) -> None:
-    """Write weights (or an adapter), tokenizer, metrics and model card. Every rank must call it; rank 0 writes.
+    """Write weights (or an adapter), tokenizer, metrics, model card and the file of a user's method.
+
+    Every rank must call it; rank 0 writes.
 
     Full weights are saved in the precision of the forward pass (`dtype`). The float32 weights behind a bfloat16 forward
     hold updates that are too small for it; used in float32, all of them would take effect together, in a model that no
@@ -44,4 +53,6 @@ def save_checkpoint(
     steps, evaluations = list(filter(is_step, entries)), list(filter(is_evaluation, entries))
     lines = [log_line(entry) for entry in entries if is_step(entry) or is_evaluation(entry)]
     (directory / METRICS_FILE).write_text("".join(lines))
-    (directory / "README.md").write_text(model_card(manifest, steps, evaluations))
+    (directory / "README.md").write_text(model_card(manifest, method, steps, evaluations))
+    if method.origin and method.origin.content is not None:
+        (directory / METHOD_FILE).write_bytes(method.origin.content)

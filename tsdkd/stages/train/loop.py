@@ -1,13 +1,11 @@
 """One run of training, offline or online: from its inputs to a complete checkpoint, resumable at every saved step."""
 
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -28,19 +26,18 @@ from tsdkd.stages.data.replay import ReplaySource
 from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.source import Source
 from tsdkd.stages.methods import find_method
-from tsdkd.stages.metrics.log import METRICS_FILE, is_evaluation, is_step
-from tsdkd.stages.metrics.names import HELD_OUT_METRICS, SUMMARY_METRICS, metric_teacher, teacher_metric
+from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models import memory
 from tsdkd.stages.models.attention import require_attention
 from tsdkd.stages.models.device import default_device, forward_precision
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.new_adapters import add_lora
 from tsdkd.stages.models.record import library_versions
 from tsdkd.stages.models.spec import load_config
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.train.callbacks import (
     HealthCallback,
-    InterruptCallback,
     LogCallback,
     OptimizerTimesCallback,
     ProgressCallback,
@@ -48,6 +45,7 @@ from tsdkd.stages.train.callbacks import (
 )
 from tsdkd.stages.train.checkpoint import save_checkpoint
 from tsdkd.stages.train.hosts import agree_on_directory, require_same_inputs
+from tsdkd.stages.train.interruption import InterruptCallback, stopping_on_signals
 from tsdkd.stages.train.packing import require_packed_length, require_packing
 from tsdkd.stages.train.prerequisites import require_full_weights
 from tsdkd.stages.train.resume import StateCallback, Stateful, find_intact_step, has_saved_step, step_number
@@ -58,6 +56,8 @@ from tsdkd.stages.train.settings import (
     reset_overrides,
     training_arguments,
 )
+from tsdkd.stages.train.step_selection import StepSelection
+from tsdkd.stages.train.summary import training_summary
 from tsdkd.stages.train.trainer import DistillationTrainer
 
 
@@ -105,6 +105,9 @@ def run_training(
     require_packed_length(inputs.max_length, config)
     if config.compile:
         require_compiler(default_device())
+    method = find_method(config.method)  # a file may change during the run
+    selection = StepSelection.of_method(method, config.method_options, seed)
+    (selection.objective if selection else config.objective).check_vocab(inputs.vocab)
     manifest = checkpoint_manifest(models, inputs.parents, config, seed, inputs.day)
     with _open_directory(output, manifest, overwrite) as (writer, directory), observer.writing(directory):
         if load_manifest(directory).state == "complete":
@@ -130,14 +133,14 @@ def run_training(
                 student = add_lora(student, config.lora, seed)
             with _removed_unless_saved(resume), reset_overrides(config.optimizer):
                 trainer = DistillationTrainer(
-                    student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens
+                    student, *data, arguments, config.objective, config.compile, config.micro_batch_tokens, selection
                 )
                 degenerated_at = _train(trainer, resume, observer, stop_on_degeneration=config.stop_on_degeneration)
-        save_checkpoint(trainer, config.lora, manifest, staging, getattr(torch, precision))
+        save_checkpoint(trainer, config.lora, method, manifest, staging, getattr(torch, precision))
         if writer is not None:
             writer.add_directory(staging)
             shutil.rmtree(staging)
-            writer.finish(_summary(trainer, degenerated_at), observer.info)
+            writer.finish(training_summary(trainer, degenerated_at), observer.info)
             shutil.rmtree(writer.path / SAVED_STEPS, ignore_errors=True)  # the next command deletes what remains
         PartialState().wait_for_everyone()
         return Artifact(output, load_manifest(output))
@@ -222,8 +225,10 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
     last = _find_last_step(resume, observer)
     schedule = trainer.source.schedule if isinstance(trainer.source, ReplaySource) else None
     ahead = trainer.source if isinstance(trainer.source, AheadSource) else None
+    selection = trainer.selection if trainer.selection and trainer.selection.of_whole_steps else None
     stateful: dict[str, Stateful | None] = {"adaptive": trainer.adaptive, "replay": schedule, "ahead": ahead}
-    states = StateCallback({name: value for name, value in stateful.items() if value})
+    stateful["method"] = selection
+    states = StateCallback({name: value for name, value in stateful.items() if value is not None})
     if last:
         states.restore(last)
     interrupt, health = InterruptCallback(), HealthCallback(observer, stop=stop_on_degeneration)
@@ -238,7 +243,7 @@ def _train(trainer: DistillationTrainer, resume: Path, observer: Observer, *, st
             interrupt,
         ):
             trainer.add_callback(callback)
-        with _requesting_stop_on_signals(interrupt, observer):
+        with stopping_on_signals(interrupt, observer):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if interrupt.requested:
         raise KeyboardInterrupt
@@ -269,59 +274,3 @@ def _restore_last_step(trainer: DistillationTrainer, resume: Path, stopped_at: i
         )
     trainer.restore_step(step)
     observer.warning(f"Training stopped; the checkpoint is step {trainer.state.global_step}.")
-
-
-@contextmanager
-def _requesting_stop_on_signals(interrupt: InterruptCallback, observer: Observer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM finish and save the step; a second Ctrl-C stops at once.
-
-    A second SIGTERM does nothing: a batch system sends it to a process and to its launcher, which passes it on.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request(number: int, _: object) -> None:
-        again = ""
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-            again = " Press Ctrl-C again to stop now."
-        if not interrupt.requested:
-            interrupt.requested = True
-            observer.info(f"Interrupted: training stops once this step is saved.{again}")
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _summary(trainer: DistillationTrainer, degenerated_at: int | None) -> dict[str, Any]:
-    steps = list(filter(is_step, trainer.state.log_history))
-    summary: dict[str, Any] = {"steps": len(steps)}
-    for position, entry in (("first", steps[0]), ("last", steps[-1])):
-        summary |= {f"{name}_{position}": entry[name] for name in SUMMARY_METRICS if name in entry}
-    if trainer.state.best_metric is not None:
-        name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
-        summary |= {"best_step": trainer.state.best_global_step, f"best_{name}": trainer.state.best_metric}
-    summary |= {"teachers": teachers} if (teachers := _summary_by_teacher(trainer)) else {}
-    return summary | ({} if degenerated_at is None else {"degenerated_at": degenerated_at})
-
-
-def _summary_by_teacher(trainer: DistillationTrainer) -> dict[str, dict[str, float]]:
-    """The first, the last and the best measurement on the held-out responses of each named teacher."""
-    entries = list(filter(is_evaluation, trainer.state.log_history))
-    if not entries:
-        return {}
-    best = next((entry for entry in entries if entry["step"] == trainer.state.best_global_step), entries[-1])
-    summary: dict[str, dict[str, float]] = {}
-    for name in filter(None, dict.fromkeys(map(metric_teacher, entries[0]))):
-        summary[name] = {"tokens": entries[0][teacher_metric("eval_tokens", name)]}
-        for metric in HELD_OUT_METRICS:
-            key = teacher_metric(metric, name)
-            if key in entries[0]:
-                summary[name] |= {f"{metric}_first": entries[0][key], f"{metric}_last": entries[-1][key]}
-                summary[name][metric.replace("eval_", "best_")] = best[key]
-    return summary

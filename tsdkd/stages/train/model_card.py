@@ -8,14 +8,16 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from tsdkd.artifacts.manifest import Manifest, flatten
 from tsdkd.printable import escape_markdown
-from tsdkd.stages.methods import find_method
-from tsdkd.stages.metrics.names import CARD_METRICS, HELD_OUT_METRICS, METRICS
+from tsdkd.stages.methods import Method
+from tsdkd.stages.metrics.names import CARD_METRICS, HELD_OUT_METRICS, METRICS, metric, with_own_terms
 
 MAX_ROWS = 12
 """Rows of the table of training steps; the steps are evenly spread."""
 
 
-def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluations: Sequence[dict[str, float]]) -> str:
+def model_card(
+    manifest: Manifest, method: Method, steps: Sequence[dict[str, float]], evaluations: Sequence[dict[str, float]]
+) -> str:
     """README.md of a checkpoint, from its manifest and its log's steps and held-out measurements."""
     student, *teachers = manifest.models
     names = " and ".join(escape_markdown(_last_part(teacher.name)) for teacher in teachers)
@@ -30,7 +32,6 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
         *((model.role, model.name, model.weights) for model in manifest.models),
         *((parent.kind, parent.path, parent.fingerprint) for parent in manifest.parents),
     ]
-    method = find_method(manifest.config["method"])
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {escape_markdown(_last_part(student.name))}, {origin}",
@@ -51,10 +52,10 @@ def model_card(manifest: Manifest, steps: Sequence[dict[str, float]], evaluation
 
 
 def _step_table(steps: Sequence[dict[str, float]]) -> str:
-    names = [name for name in CARD_METRICS if name in steps[0]]
+    names = with_own_terms(CARD_METRICS, steps[0])
     indices = sorted({round(i * (len(steps) - 1) / (MAX_ROWS - 1)) for i in range(MAX_ROWS)})
     rows = [[str(i + 1), *(f"{steps[i][name]:.4g}" for name in names)] for i in indices]
-    return _table(["step", *(METRICS[name].label for name in names)], rows)
+    return _table(["step", *(metric(name).label for name in names)], rows)
 
 
 def _evaluation_table(evaluations: Sequence[dict[str, float]]) -> str:

@@ -2,7 +2,7 @@
 
 from tsdkd.errors import InputError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 def require_packed_length(longest: int, config: TrainConfig) -> None:
@@ -10,7 +10,7 @@ def require_packed_length(longest: int, config: TrainConfig) -> None:
     tokens = config.micro_batch_tokens
     if tokens and longest > tokens:
         reach, others = "reach", ""
-        if config.online and (config.online.student_fraction or config.online.replay):
+        if config.online and config.online.samples_responses:
             reach, others = "can reach", ", or lower --max-new-tokens or --max-prompt-tokens"
         raise InputError(
             f"A prompt and its response {reach} {longest:,} tokens, more than --micro-batch-tokens {tokens:,}.",

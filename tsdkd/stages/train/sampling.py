@@ -15,7 +15,7 @@ from tsdkd.stages.engines.online_vllm import lora_arguments, open_vllm_sampler, 
 from tsdkd.stages.engines.vllm_served import ServedEngine
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import default_device
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.spec import ModelSpec
 from tsdkd.stages.observer import Observer
 
@@ -25,7 +25,7 @@ def find_ends(specs: list[ModelSpec], online: OnlineConfig, observer: Observer) 
     tokenizer, sampling = specs[0].tokenizer, online.sampling
     require_stop_support(sampling, tokenizer)
     ends = pair_end_ids(tokenizer, *(spec.end_ids for spec in specs))
-    if not ends and not sampling.stop and (online.student_fraction or online.replay):
+    if not ends and not sampling.stop and online.samples_responses:
         observer.warning(f"The models have no end token: responses have {sampling.response_limit} tokens.")
     return ends
 
@@ -53,7 +53,10 @@ def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, qua
         _require_overlap(engine, option)
     authors = "student and teacher together" if online.teacher_fraction else "the student"
     served = f" at {online.rollout_url}" if online.rollout_url else ""
-    observer.info(f"Responses are sampled from {authors} with {engine}{served}.")
+    if online.samples_responses:
+        observer.info(f"Responses are sampled from {authors} with {engine}{served}.")
+    else:
+        observer.info("No responses are sampled: the student learns from recorded ones.")
     dtype: DType = "bfloat16" if precision == "bfloat16" else "float32"
     return replace(online, sampling=replace(online.sampling, engine=engine, dtype=dtype))
 
@@ -74,7 +77,7 @@ def _require_overlap(engine: EngineName, option: str | None) -> None:
 
 def require_rollout_server(student: ModelSpec, online: OnlineConfig, lora: LoRAConfig | None, max_length: int) -> None:
     """Raises InputError for a server of --rollout-url that does not sample as an engine of this run."""
-    if online.rollout_url:
+    if online.rollout_url and online.samples_responses:
         with ServedEngine(online.rollout_url, student, online.sampling, max_length, lora_arguments(student, lora)):
             pass
 
@@ -88,9 +91,9 @@ def open_sampler(
     max_length: int,
     observer: Observer,
 ) -> AbstractContextManager[ResponseSampler]:
-    """`learner`: the student in memory. All ranks call it together."""
+    """`learner`: the student in memory. All ranks call it together. vLLM starts only if responses are sampled."""
     sampling = online.sampling
-    if sampling.engine == "transformers":
+    if sampling.engine == "transformers" or not online.samples_responses:
         mixed = teacher.model if isinstance(teacher, LoadedTeacher) and sampling.policy == "teacher-mixed" else None
         return nullcontext(LocalSampler(sampling, mixed))
     return open_vllm_sampler(student, learner, online, lora, max_length, observer)

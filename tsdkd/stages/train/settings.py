@@ -25,7 +25,9 @@ from tsdkd.stages.models.device import default_device
 def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that change the result; the manifest records them, and a resumed run must have the same."""
     settings = recorded_config(config)
-    del settings["trackers"]
+    del settings["trackers"], settings["method_options"]
+    method = find_method(config.method)
+    settings |= method.recorded(method.read_options(config.method_options))
     if config.micro_batch_tokens is None:
         settings["micro_batch_size"] = config.micro_batch_size or MICRO_BATCH_SIZE
         del settings["micro_batch_tokens"]

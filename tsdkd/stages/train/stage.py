@@ -5,7 +5,7 @@ padding do not change the update. A run that is killed at any moment resumes fro
 same weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.locks import reading_inputs
 from tsdkd.artifacts.manifest import ModelRecord, teachers_by_name
 from tsdkd.artifacts.reader import Artifact, read_artifact
+from tsdkd.core import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.processes import rank
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
-from tsdkd.stages.data.held_out import HeldOut
+from tsdkd.stages.data.held_out import HeldOut, split_held_out
 from tsdkd.stages.data.offline import OfflineSource, RolloutSource, response_authors
 from tsdkd.stages.data.online import (
     OnlineSource,
@@ -31,19 +32,18 @@ from tsdkd.stages.data.online import (
 )
 from tsdkd.stages.data.online_teachers import OnlineTeacher
 from tsdkd.stages.data.prompts import Prompts
-from tsdkd.stages.data.randomness import random_uniform
 from tsdkd.stages.data.readable import require_readable
 from tsdkd.stages.data.recorded_chat import chat_of_rollouts, template_parents
 from tsdkd.stages.data.replay import ReplaySchedule, ReplaySource
 from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.rollout_teachers import column_of_teachers
-from tsdkd.stages.data.source import Sample, Source
+from tsdkd.stages.data.source import Sample
 from tsdkd.stages.engines.choice import with_supported_draft
 from tsdkd.stages.methods import find_method
 from tsdkd.stages.models.chat import pair_end_ids
 from tsdkd.stages.models.device import forward_precision
 from tsdkd.stages.models.distributed import gather
-from tsdkd.stages.models.load import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.record import chat_day, model_record, require_same_template, require_same_tokenizer
 from tsdkd.stages.models.spec import load_spec
 from tsdkd.stages.observer import Observer, SilentObserver
@@ -55,10 +55,12 @@ from tsdkd.stages.train.prerequisites import (
     require_known_teachers,
     require_readable_samples,
     require_responses,
+    require_same_authors,
     require_scored_samplers,
 )
 from tsdkd.stages.train.sampling import find_ends, open_sampler, require_rollout_server, with_engine
 from tsdkd.stages.train.teacher import Teachers, model_records, open_teacher, require_served_length, with_signal
+from tsdkd.stages.train.trial import TriedObjective, try_objective
 
 SERVED_TOP_K = 20
 """Log-probabilities per token of a served teacher: the most that vLLM gives unless it is told otherwise."""
@@ -79,22 +81,26 @@ def train_offline(
     """Distil the teacher that recorded scores describe; without scores, learn from the responses alone.
 
     Raises InputError before anything is written, KeyboardInterrupt after an interrupted step is finished and saved,
-    TsdkdError when the loss or the gradient is not finite.
+    NotFiniteError when the loss or the gradient is not finite.
     """
     observer = observer or SilentObserver()
     method = find_method(config.method)
     chat = chat_of_rollouts(read_artifact(rollouts, "rollouts", hashed=False), config.chat)
     config = replace(config, chat=ChatConfig())  # the parent records it
+    tried = try_objective(config)
     record = model_record("student", student, chat=chat)
-    source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config)
+    source = RolloutSource(rollouts) if scores is None else _scored_source(rollouts, scores, record, config, tried)
     if scores is None and method.needs_teacher:
         raise InputError(f"{config.method} needs scores of these responses.", "Run `tsdkd score` first.")
     if scores is not None and not method.needs_teacher:
         raise InputError(f"{config.method} learns from the teacher's responses alone.", "Leave out the scores.")
+    if scores is None and isinstance(tried.objective, SelectiveObjective):
+        tried.objective.require_signal("responses")
     if scores is None and config.compile:
         raise InputError(f"--compile has no effect on {config.method}.", "Leave out --compile.")
-    method.require_authors(response_authors(source.rollouts))
-    method.require_unmodified_sampling(source.rollouts.manifest.config)
+    options = method.read_options(config.method_options)
+    method.require_authors(response_authors(source.rollouts), options)
+    method.require_unmodified_sampling(source.rollouts.manifest.config, options)
     if method.objective.policy_gradient_weight:
         require_scored_samplers(source)
     for model in source.teachers or (source.rollouts.manifest.model("student"),):
@@ -102,7 +108,7 @@ def train_offline(
     require_same_template(source.rollouts.manifest.models[0], record)
     spec = load_spec(student)
     require_readable(source.rollouts, [spec])
-    indices, held_out = split_held_out(source, config)
+    indices, held_out = split_held_out(source, config.held_out)
     data = TrainingData(source, indices, HeldOut(source, held_out) if held_out else None)
 
     def open_data(learner: LanguageModel) -> AbstractContextManager[TrainingData]:
@@ -123,10 +129,14 @@ def train_offline(
     return run_training(inputs, output, config, seed, observer, overwrite)
 
 
-def _scored_source(rollouts: Path, scores: Path, student: ModelRecord, config: TrainConfig) -> OfflineSource:
+def _scored_source(
+    rollouts: Path, scores: Path, student: ModelRecord, config: TrainConfig, tried: TriedObjective
+) -> OfflineSource:
     """Rollouts with their scores. Raises InputError when the scores do not suffice for the objective."""
     source = OfflineSource(rollouts, scores)
-    source.decoder.require_support(config.objective, held_out=bool(config.held_out))
+    source.decoder.require_support(tried.objective, held_out=bool(config.held_out))
+    if tried.tempered:
+        source.decoder.require_temperature_1("another")
     if config.compile and not source.decoder.heads:
         raise InputError(
             f"--compile needs the teacher's hidden states, but these scores hold {source.decoder.signal!r}.",
@@ -164,11 +174,11 @@ def train_online(
         chat, chat_parents = chat_of_rollouts(recorded, config.chat), ()
         config = replace(config, chat=ChatConfig())  # the parent records it
     models = model_records(student, teachers, chat, output)
-    _require_same_authors(recorded, models, observer)
+    require_same_authors(recorded, models, observer)
     prompts = Prompts(
         data, sampling.column, sampling.limit, sampling.system, teacher_by=sampling.teacher_by, teachers=[*teachers]
     )
-    require_responses(online, find_method(config.method), recorded)
+    require_responses(config, recorded)
     loaded = [model for model in teachers.values() if isinstance(model, str)]
     specs = [load_spec(student, chat), *map(load_spec, loaded)]
     online = replace(online, sampling=with_supported_draft(sampling, specs, observer))
@@ -203,7 +213,7 @@ def train_online(
 def _effective(config: TrainConfig, teachers: Teachers, recorded: Artifact | None, observer: Observer) -> OnlineConfig:
     """The online settings, with the server's log-probabilities, the engine, and the column that names teachers."""
     assert config.online is not None
-    online = with_signal(config, config.online, teachers)
+    online = with_signal(config, config.online, teachers, try_objective(config))
     online = with_engine(online, forward_precision(config.precision), observer, quantized=bool(config.quantize))
     column = column_of_teachers(recorded, teachers, online.sampling.teacher_by)
     return replace(online, sampling=replace(online.sampling, teacher_by=column))
@@ -223,7 +233,7 @@ def _online_data(
     source = OnlineSource(samples, teacher, sampler, online.student_fraction, online.teacher_fraction)
     if online.rollout_ahead:
         source = AheadSource(samples, teacher, sampler, online.student_fraction, online.sampling)
-    indices, held_out = split_held_out(source, config)
+    indices, held_out = split_held_out(source, config.held_out)
     own = [samples[i] for i in held_out] if rank() == 0 else []  # sampled once, for all ranks
     responses = source.read_ahead(gather(source.with_responses(own, learner, (seed,))))
     measured = OnlineSource(responses, teacher, sampler, online.student_fraction) if held_out else None
@@ -255,24 +265,6 @@ def train_served(
         return train_online(data, student, servers, output, config, seed, observer, overwrite)
 
 
-def _require_same_authors(rollouts: Artifact | None, models: Sequence[ModelRecord], observer: Observer) -> None:
-    """Warns where rollouts are by other teachers. `models`: the student and the teachers.
-
-    Raises InputError where tokenizers differ, or the template of the rollouts is another one.
-    """
-    student, *teachers = models
-    for teacher in teachers:
-        require_same_tokenizer(student, teacher)
-    if rollouts is None:
-        return
-    require_same_template(rollouts.manifest.models[0], student)
-    weights = {teacher.role: teacher.weights for teacher in teachers}
-    for author in rollouts.manifest.models:
-        require_same_tokenizer(author, student)
-        if author.teacher_name is not None and author.weights != weights.get(author.role):
-            observer.warning(f"The rollouts are by another {author.role} ({author.name}) than the one that is loaded.")
-
-
 def _samples(
     prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int, day: str | None, observer: Observer
 ) -> list[Sample]:
@@ -280,22 +272,3 @@ def _samples(
     if skipped:
         observer.warning(f"Prompts skipped: {skipped:,} empty or longer than {max_tokens} tokens.")
     return samples
-
-
-def split_held_out(source: Source, config: TrainConfig) -> tuple[list[int], list[int]]:
-    """Indices of the samples that are trained on, and of those that are measured on.
-
-    A prompt's content decides, so every round and seed holds out the same prompts. Raises InputError when either list
-    would be empty.
-    """
-    trained: list[int] = []
-    held_out: list[int] = []
-    for i in range(len(source)):
-        measured = config.held_out and random_uniform("held out", source.prompt_id(i)) < config.held_out
-        (held_out if measured else trained).append(i)
-    if config.held_out and not (trained and held_out):
-        raise InputError(
-            f"--held-out {config.held_out:g} would hold out {len(held_out)} of {len(source)} responses.",
-            "Choose another --held-out, or give more prompts.",
-        )
-    return trained, held_out

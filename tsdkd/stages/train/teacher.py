@@ -5,18 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsdkd.artifacts.manifest import ModelRecord, teacher_role
+from tsdkd.core import SelectiveObjective
 from tsdkd.errors import InputError
 from tsdkd.stages.config.chat import ChatConfig
 from tsdkd.stages.config.train import OnlineConfig, TrainConfig
 from tsdkd.stages.data.online_teachers import LoadedTeacher, OnlineTeacher, TeachersInTurn
 from tsdkd.stages.data.scoring import report_padded_reading
-from tsdkd.stages.data.served_teachers import ServedTeacher, ServedTeachers
+from tsdkd.stages.data.served_teachers import ServedTeachers
 from tsdkd.stages.models.device import require_device
-from tsdkd.stages.models.load import LanguageModel, load_model
+from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 from tsdkd.stages.models.record import model_record
 from tsdkd.stages.observer import Observer
 from tsdkd.stages.teacher_server.record import served_record
 from tsdkd.stages.teacher_server.server import TeacherServer
+from tsdkd.stages.train.trial import TriedObjective
 
 Teachers = Mapping[str, str | TeacherServer]
 """The model of each teacher, or its server, by name."""
@@ -34,7 +37,7 @@ def model_records(student: str, teachers: Teachers, chat: ChatConfig, output: Pa
     return learner, *records
 
 
-def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers) -> OnlineConfig:
+def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers, tried: TriedObjective) -> OnlineConfig:
     """The settings with the number of log-probabilities that a server gives; of loaded teachers, unchanged.
 
     Raises InputError for an objective or an option that the teachers do not support.
@@ -52,7 +55,10 @@ def with_signal(config: TrainConfig, online: OnlineConfig, teachers: Teachers) -
             require_device(online.teacher_device)
         return online
     objective = config.objective
-    if online.teacher_fraction or objective.policy_gradient_weight or objective.temperature != 1 or config.compile:
+    if isinstance(tried.objective, SelectiveObjective):
+        tried.objective.require_signal("topk", top=server.top_k)
+    tempered = tried.tempered or objective.temperature != 1
+    if online.teacher_fraction or objective.policy_gradient_weight or tempered or config.compile:
         raise InputError(
             "A served teacher gives its most likely tokens at temperature 1: no mixture, no policy gradient, no "
             "--compile and no other temperature.",
@@ -76,7 +82,7 @@ def open_teacher(
     """The teachers, loaded or served, cut to the ids that they and the student know; several are loaded in turn."""
     servers = {name: teacher for name, teacher in teachers.items() if not isinstance(teacher, str)}
     if servers:
-        return ServedTeacher(servers[""], vocab) if "" in servers else ServedTeachers(servers, vocab)
+        return ServedTeachers(servers, vocab)
 
     def load(name: str, observer: Observer) -> LanguageModel:
         teacher = replace(_load_teacher(str(teachers[name]), config, observer), shared_vocab=vocab, pair_end_ids=ends)

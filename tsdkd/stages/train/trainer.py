@@ -1,30 +1,34 @@
 """transformers' Trainer with the token-selective objective.
 
 It differs from Trainer in the loss, which is averaged over the responses of the whole optimizer batch; in the order of
-the samples and their responses; in evaluation on held-out samples; in the metrics that every log entry carries; and in
-the names of the weights in saved steps.
+the samples and their responses; in evaluation on held-out samples; and in the metrics that every log entry carries.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from tsdkd.core import AdaptiveOpener, SampledTokens, TeacherSignal, TSDKDConfig, token_selective_loss_from_hidden
+from tsdkd.core import (
+    AdaptiveOpener,
+    ResponseContext,
+    SampledTokens,
+    TeacherSignal,
+    TSDKDConfig,
+    Weighted,
+    token_selective_loss_from_hidden,
+)
 from tsdkd.core.config import TERMS
-from tsdkd.errors import TsdkdError
-from tsdkd.stages.data.batches import Batch, predicted_ids
+from tsdkd.core.features import NO_CONTEXT
+from tsdkd.errors import NotFiniteError
+from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.rollout_ahead import AheadSource
 from tsdkd.stages.data.source import (
@@ -32,11 +36,6 @@ from tsdkd.stages.data.source import (
     SamplingSnapshot,
     ScoringSnapshot,
     Source,
-    collate,
-    empty_batch,
-    sample_length,
-    sample_turns,
-    turns_as_samples,
 )
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
@@ -44,24 +43,17 @@ from tsdkd.stages.metrics.log import TIMES, is_step
 from tsdkd.stages.metrics.names import teacher_metric
 from tsdkd.stages.metrics.step_means import StepMeans
 from tsdkd.stages.metrics.step_times import StepTimes, timed
-from tsdkd.stages.models.adaptable import base_with_adapters
-from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
-from tsdkd.stages.models.load import LanguageModel, decoder_of, hidden_states, output_head
+from tsdkd.stages.models.language_model import LanguageModel, decoder_of, hidden_states, output_head
 from tsdkd.stages.models.packed_attention import training_attention
-from tsdkd.stages.models.save import weights_only
 from tsdkd.stages.train.batch_order import (
     DistributedOpener,
-    EpochLoader,
-    LazyBatches,
-    MicroBatches,
-    grouped,
-    pack_samples,
 )
-from tsdkd.stages.train.resume import require_intact
+from tsdkd.stages.train.step_batches import StepBatchesTrainer
+from tsdkd.stages.train.step_selection import StepSelection
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(StepBatchesTrainer):
     """Trains a student on a source's samples towards the source's teacher."""
 
     def __init__(
@@ -74,15 +66,19 @@ class DistillationTrainer(Trainer):
         objective: TSDKDConfig,
         compiled: bool = False,
         packed_tokens: int | None = None,
+        selection: StepSelection | None = None,
     ) -> None:
         """`indices`: the source's samples that are trained on. Raises InputError for an unsupported strategy.
 
-        `packed_tokens`: the most tokens of a packed micro-batch; None: micro-batches are padded.
+        `packed_tokens`: the most tokens of a packed micro-batch; None: micro-batches are padded. `selection`: that of a
+        method with its own losses, in place of the objective.
         """
         self.student = student
         self.source = source
         self.held_out = held_out
-        self.objective = objective
+        self.selection = selection
+        self.objective = selection.objective if selection else objective
+        self.terms = tuple(selection.objective.losses) if selection else tuple(TERMS)
         self.compiled = compiled
         self.packed_tokens = packed_tokens
         self._decoder_config = decoder_of(student.model).config
@@ -91,7 +87,7 @@ class DistillationTrainer(Trainer):
         """The student's config as it was loaded; Trainer switches its cache off."""
         self.vocab = student.vocab
         opener = DistributedOpener if arguments.world_size > 1 else AdaptiveOpener
-        self.adaptive = opener() if objective.opener == "adaptive" else None
+        self.adaptive = opener() if not selection and objective.opener == "adaptive" else None
         self._means = StepMeans()
         self._times = StepTimes(student.device)
         self._inference_forward = student.model.forward
@@ -117,6 +113,8 @@ class DistillationTrainer(Trainer):
         response_mask: Tensor,
         teacher: TeacherSignal | None,
         snapshot: ScoringSnapshot | SamplingSnapshot | None = None,
+        context: ResponseContext = NO_CONTEXT,
+        selected: dict[str, Weighted] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's forward during training: loss and metrics. `teacher` is None in a batch without samples."""
         hidden = hidden_states(model, input_ids, attention_mask, position_ids)
@@ -139,92 +137,12 @@ class DistillationTrainer(Trainer):
                 self.adaptive.fraction if self.adaptive else None,
                 compiled=self.compiled,
                 sampled=SampledTokens(ids, self.source.teacher_fraction, sampling_log_probs),
+                context=context,
+                selected=selected,
             )
         if isinstance(output, FSDPModule):
             loss = loss + zero
         return loss, metrics | (snapshot.compare(hidden, head) if snapshot else {})
-
-    @contextmanager
-    def inference_student(self) -> Iterator[LanguageModel]:
-        """The student with its current weights and its own forward, in evaluation mode and training precision."""
-        model = base_with_adapters(self.student.model)
-        training, training_forward = self.student.model.training, self.student.model.forward
-        self.student.model.forward = self._inference_forward
-        self.student.model.eval()
-        attention = replaced_attribute(self._decoder_config, "_attn_implementation", self._inference_attention)
-        try:
-            with attention, torch.no_grad(), self.accelerator.autocast():
-                yield replace(self.student, model=model)
-        finally:
-            self.student.model.forward = training_forward
-            self.student.model.train(training)
-
-    def get_train_dataloader(self) -> EpochLoader:
-        args = self.args  # packed micro-batches are made from whole optimizer batches, on every rank
-        ranks = (0, 1) if self.packed_tokens else (args.process_index, args.world_size)
-        self.micro_batches = MicroBatches(len(self.train_dataset), args.train_batch_size, args.seed, *ranks)
-        return EpochLoader(self.train_dataset, batch_sampler=self.micro_batches, collate_fn=self.data_collator)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[Sequence[Any], Any]:
-        """The micro-batches of one optimizer step, with responses, and the number of responses over all ranks.
-
-        All packed micro-batches of a step are one entry, because Trainer expects as many entries in every step.
-        """
-        self._times.start()
-        micro_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        samples = [sample for micro_batch in micro_batches for sample in micro_batch]
-        if self.packed_tokens:
-            own = self._with_responses(self._own_part(samples))
-            everywhere = gather_object(own) if self.args.world_size > 1 else own
-            packed = self._read_ahead(self._pack(everywhere, self.packed_tokens))
-            return [{"micro_batches": packed}], self._count_responses(packed.samples, device)
-        padded = self._read_ahead(grouped(self._with_responses(samples), micro_batches))
-        return padded, self._count_responses(padded.samples, device)
-
-    def _with_responses(self, samples: list[Sample]) -> list[Sample]:
-        step, seed = self.state.global_step, self.args.seed
-        with self.inference_student():  # the sampler gets the whole module, whose forward gathers sharded weights
-            progress = step / self.state.max_steps
-            samples = self.source.with_responses(samples, self.student, (seed, step), progress)
-            if isinstance(self.source, AheadSource) and step + 1 < self.state.max_steps:
-                self.source.sample_ahead(self._samples_of(step + 1), self.student, (seed, step + 1))
-        return samples
-
-    def _samples_of(self, step: int) -> list[Sample]:
-        """The samples of an optimizer step, counted from 0, whose responses this rank samples."""
-        batches = self.micro_batches.of_step(step, self.args.gradient_accumulation_steps)
-        samples = [self.train_dataset[i] for batch in batches for i in batch]
-        return self._own_part(samples) if self.packed_tokens else samples
-
-    def _own_part(self, samples: list[Sample]) -> list[Sample]:
-        """The part of all ranks' samples whose responses this rank samples."""
-        rank, ranks = self.args.process_index, self.args.world_size
-        return samples[len(samples) * rank // ranks : len(samples) * (rank + 1) // ranks]
-
-    def _pack(self, samples: list[Sample], tokens: int) -> list[list[Sample]]:
-        ranks = self.args.process_index, self.args.world_size
-        batches = pack_samples(list(map(sample_length, samples)), tokens, *ranks, in_order=self.adaptive is not None)
-        return [[samples[i] for i in batch] for batch in batches]
-
-    def _read_ahead(self, micro_batches: list[list[Sample]]) -> LazyBatches:
-        """The micro-batches of this rank, which several teachers read one after the other."""
-        with timed("teacher"):
-            samples = self.source.read_ahead([sample for micro_batch in micro_batches for sample in micro_batch])
-        return LazyBatches(grouped(samples, micro_batches), self._collate)
-
-    def _count_responses(self, micro_batches: list[list[Sample]], device: torch.device) -> Any:
-        """The turns of all ranks' samples."""
-        turns = sum(len(sample_turns(sample)) for micro_batch in micro_batches for sample in micro_batch)
-        return self.accelerator.reduce(torch.tensor(turns, device=device), reduction="sum")
-
-    def _collate(self, samples: list[Sample]) -> Batch:
-        packed = self.packed_tokens is not None
-        if not samples:  # the last samples of the epoch are on other ranks; this rank runs the forward with them
-            return empty_batch(packed=packed) | {"samples": []}
-        turns = [turn for sample in samples for turn in turns_as_samples(sample)]
-        return collate(samples, self.source, packed=packed) | {"samples": turns}
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one padded micro-batch, or of all packed ones of the step."""
@@ -253,7 +171,10 @@ class DistillationTrainer(Trainer):
             teacher = self.source.signal(inputs) if samples else None
         snapshot = self.source.scoring_snapshot(inputs) if samples else None
         del inputs["recorded"]
-        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot)
+        own: dict[str, Any] = {}
+        if self.selection and samples:
+            own = self.selection.inputs(samples, inputs["response_mask"], self.state.global_step, self.state.max_steps)
+        loss, metrics = model(**inputs, teacher=teacher, snapshot=snapshot, **own)
         if not torch.isfinite(loss):
             self._raise_not_finite(loss, metrics, samples)
         responses = len(inputs["response_mask"])
@@ -263,8 +184,8 @@ class DistillationTrainer(Trainer):
         return loss * responses / num_items_in_batch * self.accelerator.num_processes
 
     def _raise_not_finite(self, loss: Tensor, metrics: dict[str, Tensor], samples: list[Sample]) -> None:
-        terms = [name for name in TERMS if not metrics.get(name, loss.new_zeros(())).isfinite()]
-        raise TsdkdError(
+        terms = [name for name in self.terms if not metrics.get(name, loss.new_zeros(())).isfinite()]
+        raise NotFiniteError(
             f"The loss is {loss.item()} at step {self.state.global_step + 1} ({', '.join(terms) or 'sum'}), "
             f"samples {', '.join(dict.fromkeys(sample['sample_id'] for sample in samples))}.",
             "Lower --learning-rate, or inspect these samples. The last saved step is kept.",
@@ -289,46 +210,17 @@ class DistillationTrainer(Trainer):
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a step under the weight names of the model in memory, which are the ones that Trainer reads back.
-
-        Those of the hub differ for some models, for example where experts are fused.
-        """
-        directory = Path(str(output_dir or self.args.output_dir))
-        options: dict[str, Any] = {} if hasattr(self.model, "peft_config") else {"save_original_format": False}
-        with weights_only(base_with_adapters(self.model)):
-            self.model.save_pretrained(directory, state_dict=state_dict, **options)
-        if self.args.should_save:
-            torch.save(self.args, directory / TRAINING_ARGS_NAME)
-
-    def _load_best_model(self) -> None:
-        """Load the best step. Raises TsdkdError if it is damaged: Trainer would keep the last weights."""
-        require_intact(Path(str(self.state.best_model_checkpoint)))
-        super()._load_best_model()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        known = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        if missing := set(load_result.missing_keys) - known:
-            raise TsdkdError(
-                f"The saved step has no values for {len(missing)} weights, such as {min(missing)}.",
-                f"Remove {self.args.output_dir} to train again.",
-            )
-        super()._issue_warnings_after_load(load_result)
-
-    def restore_step(self, step: Path) -> None:
-        """Load weights and log of a saved step."""
-        self._load_from_checkpoint(str(step))
-        self.state = TrainerState.load_from_json(str(step / TRAINER_STATE_NAME))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("grad_norm", 0.0)):  # logged before this step is saved
-            raise TsdkdError(
+            raise NotFiniteError(
                 f"The gradient is not finite at step {self.state.global_step}.",
                 "Lower --learning-rate or --max-grad-norm. Nothing of this step was saved.",
             )
         if is_step(logs):
             logs.update(self._means.pop(self.args.world_size))
             logs.update(pop_grad_shares(logs))
+            if self.selection:
+                self.selection.update(logs)
             if isinstance(self.source, AheadSource):
                 logs["rollout_age"] = self.source.age
             logs.update({f"{TIMES}{part}": seconds for part, seconds in self._times.pop().items()})

@@ -1,10 +1,10 @@
 """The measures of a model: accuracy on the test, divergence from the teacher, and health of training."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from recipes.study import task
 from tsdkd.artifacts.journal import read_sessions
 from tsdkd.artifacts.reader import read_artifact
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
@@ -17,31 +17,28 @@ LAST_STEPS = 10
 """The last steps of training, over which health is averaged."""
 
 
-def write(output: Path, model: Path, rollouts: Path, scores: Path) -> None:
-    """Write `RESULT` into `output`, which holds the model's test responses; its presence marks a complete arm.
-
-    rollouts, scores: held-out responses of the teacher.
-    """
-    measures = accuracy_of(output / "responses") | _divergence(model, OfflineSource(rollouts, scores))
-    measures |= training_health(model)
+def write_result(output: Path, measures: dict[str, object]) -> None:
+    """Write `RESULT` into `output`; its presence marks a complete arm."""
+    output.mkdir(parents=True, exist_ok=True)
     temporary = output / f"{RESULT}.tmp"
     temporary.write_text(json.dumps(measures))
     temporary.rename(output / RESULT)
 
 
-def accuracy_of(rollouts: Path) -> dict[str, float]:
+def response_measures(rollouts: Path, is_correct: Callable[[str, str], bool]) -> dict[str, float]:
     """Fractions of correct and of truncated responses, and tokens per response."""
     columns = ["messages", "response", "response_ids", "finish_reason"]
     rows = read_artifact(rollouts, "rollouts").table().select(columns).to_pylist()
     return {
-        "accuracy": fmean(task.is_correct(row["messages"][-1]["content"], row["response"]) for row in rows),
+        "accuracy": fmean(is_correct(row["messages"][-1]["content"], row["response"]) for row in rows),
         "length": fmean(len(row["response_ids"]) for row in rows),
         "truncated": fmean(row["finish_reason"] == "length" for row in rows),
     }
 
 
-def _divergence(model: Path, samples: OfflineSource) -> dict[str, float]:
-    """KL from the teacher, top-1 agreement and the model's entropy on held-out responses, in nats per token."""
+def divergence(model: Path, rollouts: Path, scores: Path) -> dict[str, float]:
+    """KL from the teacher, top-1 agreement and the model's entropy on the teacher's responses, in nats per token."""
+    samples = OfflineSource(rollouts, scores)
     reader = load_model(str(model))
     measured = measure_held_out(reader, reader.head, HeldOut(samples, range(len(samples))))
     return {name: measured[name] for name in ("kl", "top1_agreement", "entropy")}

@@ -1,38 +1,20 @@
-"""The models of the study, trained from scratch on the task: one teacher, and students of several accuracies."""
+"""Models that are trained from scratch on a task: a teacher, and students of several accuracies."""
 
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recipes.study import task
+from recipes.experiment.task import END, Shape, Task
 from tsdkd.stages.engines.transformers_engine import sample_responses
-from tsdkd.stages.models.load import LanguageModel
-
-
-@dataclass(frozen=True)
-class Shape:
-    width: int
-    inner: int
-    layers: int
-    rate: float
-    """Peak learning rate."""
-    steps: int
-    """Maximum number of steps."""
-    batch: int = 32
-
-
-TEACHER = Shape(width=96, inner=256, layers=3, rate=2e-3, steps=1000)
-STUDENT = Shape(width=48, inner=144, layers=2, rate=1.5e-3, steps=2000)
-EVERY = 10
-"""Steps between evaluations."""
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 def make(
+    task: Task,
     shape: Shape,
     seed: int,
     directories: dict[int, Path],
@@ -46,21 +28,21 @@ def make(
     decay: the learning rate falls linearly to zero. Raises RuntimeError where an accuracy is not reached.
     """
     torch.manual_seed(seed)
-    model, tokenizer = _new_model(shape), task.tokenizer()
+    model, tokenizer = _new_model(task, shape), task.tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape.rate, betas=(0.9, 0.98))
     decayed = (lambda step: 1 - step / shape.steps) if decay else (lambda _: 1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * decayed(step))
-    generator, source = random.Random(seed), task.problems(1000 + seed, frozenset(dev))
+    generator, source = random.Random(seed), task.problems(1000 + seed, dev)
     remaining, reached = sorted(directories), 0.0
     for step in range(1, shape.steps + 1):
         chosen = [next(source) for _ in range(shape.batch)]
-        _step(model, tokenizer, chosen, generator)
+        _step(task, model, tokenizer, chosen, generator)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         advance(1)
-        if step % EVERY == 0:
-            reached = 100 * accuracy(LanguageModel("in training", model, tokenizer), dev)
+        if step % shape.every == 0:
+            reached = 100 * accuracy(task, LanguageModel("in training", model, tokenizer), dev)
             while remaining and reached >= remaining[0]:
                 _save(model, tokenizer, directories[remaining.pop(0)])
             if not remaining:
@@ -68,15 +50,15 @@ def make(
     raise RuntimeError(f"The model reached {reached:.0f} %, not {remaining[0]} %: raise its steps.")
 
 
-def accuracy(model: LanguageModel, problems: list[str]) -> float:
+def accuracy(task: Task, model: LanguageModel, problems: list[str]) -> float:
     """The fraction of problems with a correct greedy response."""
     prompts = [model.tokenizer(problem).input_ids for problem in problems]
-    responses = sample_responses(model, prompts, task.RESPONSE_TOKENS, temperature=0)
+    responses = sample_responses(model, prompts, task.response_tokens, temperature=0)
     texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
     return sum(map(task.is_correct, problems, texts)) / len(problems)
 
 
-def _new_model(shape: Shape) -> LlamaForCausalLM:
+def _new_model(task: Task, shape: Shape) -> LlamaForCausalLM:
     """A model with five times the usual initializer range, which learns the task in hundreds of steps."""
     end = task.tokenizer().eos_token_id
     config = LlamaConfig(
@@ -85,7 +67,7 @@ def _new_model(shape: Shape) -> LlamaForCausalLM:
         intermediate_size=shape.inner,
         num_hidden_layers=shape.layers,
         num_attention_heads=4,
-        max_position_embeddings=64,
+        max_position_embeddings=task.context,
         initializer_range=0.1,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -95,9 +77,9 @@ def _new_model(shape: Shape) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _step(model: LlamaForCausalLM, tokenizer: object, chosen: list[str], generator: random.Random) -> None:
+def _step(task: Task, model: LlamaForCausalLM, tokenizer: object, chosen: list[str], generator: random.Random) -> None:
     """Compute the gradients of the cross-entropy of solutions; all sequences have the same length."""
-    ids = torch.tensor(tokenizer([p + task.solution(p, generator) + task.END for p in chosen]).input_ids)
+    ids = torch.tensor(tokenizer([p + task.solution(p, generator) + END for p in chosen]).input_ids)
     labels = ids.clone()
     labels[:, : len(chosen[0])] = -100
     model.zero_grad()

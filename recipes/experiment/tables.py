@@ -1,0 +1,96 @@
+"""Tables of results: means with intervals over seeds, and differences paired by seed with their tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from recipes.experiment.statistics import Runs, format_interval, holm, paired_differences, paired_p
+
+MEASURES = {
+    "accuracy": ("accuracy %", "accuracy, points", 100, 1),
+    "sampled_accuracy": ("sampled accuracy %", "sampled, points", 100, 1),
+    "kl": ("KL", "KL, difference", 1, 4),
+}
+"""Those with a test: two headings, scale and digits."""
+COLUMNS = [
+    *("", "learning rate", "seeds"),
+    *(heading for value, difference, _, _ in MEASURES.values() for heading in (value, difference)),
+    *("entropy", "length", "truncated", "degenerated", "tokens learned", "s/step", "times"),
+]
+MEANINGLESS = "**SCALE=tiny: the models are untrained, and the numbers mean nothing.**"
+EXPLANATION = """\
+Intervals are 95 %, Student's t over seeds. A difference is paired by seed, from the same student and prompts; its p is
+two-sided by the paired t-test, with Holm's correction. Accuracy and length are of responses at temperature 0, sampled
+accuracy of responses at temperature 1. KL(teacher ‖ student) and the student's entropy are nats per token of the
+teacher's responses. Seconds per step are medians while all workers ran; "times" divides them by the reference's.
+They exclude the recording of responses before training. A training whose loss or gradient is not finite counts as
+degenerated and has no measures."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one arm, and those of the arm that it is compared with."""
+
+    name: str
+    runs: Runs
+    reference: Runs
+    rate: str = ""
+
+    @property
+    def is_reference(self) -> bool:
+        return self.runs is self.reference
+
+    def values(self, measure: str) -> list[float]:
+        return [run[measure] for run in self.runs.values() if measure in run]
+
+    def differences(self, measure: str) -> list[float]:
+        """Paired by seed; none where a run lacks the measure."""
+        return paired_differences(self.runs, self.reference, measure)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """A Markdown table. The p-values of a measure have Holm's correction over the rows that are no reference."""
+    tested = {row.name: row for row in rows if not row.is_reference}
+    corrected = {
+        measure: holm({name: paired_p(row.differences(measure)) for name, row in tested.items()})
+        for measure in MEASURES
+    }
+    cells = [_cells(row, {measure: p.get(row.name) for measure, p in corrected.items()}) for row in rows]
+    return format_lines([COLUMNS, *cells])
+
+
+def format_lines(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its heading."""
+    heading, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *others))
+
+
+def _cells(row: Row, p: dict[str, float | None]) -> list[str]:
+    measured: list[str] = []
+    for measure, (_, _, scale, digits) in MEASURES.items():
+        values = [scale * value for value in row.values(measure)]
+        measured.append(format_interval(values, digits) if values else "")
+        differences = [] if row.is_reference else [scale * value for value in row.differences(measure)]
+        measured.append(_format_difference(differences, digits, p[measure]) if differences else "")
+    degenerated = row.values("degenerated")
+    seconds, reference = row.values("seconds_per_step"), Row("", row.reference, {}).values("seconds_per_step")
+    return [
+        *(row.name, row.rate, str(len(row.runs)), *measured),
+        *(_mean(row, "entropy", ".3f"), _mean(row, "length", ".1f"), _mean(row, "truncated", ".1%")),
+        f"{sum(degenerated)} of {len(degenerated)}" if degenerated else "",
+        _mean(row, "tokens", ".0f"),
+        _mean(row, "seconds_per_step", ".3f"),
+        f"{fmean(seconds) / fmean(reference):.2f}" if seconds and reference else "",
+    ]
+
+
+def _format_difference(values: list[float], digits: int, p: float | None) -> str:
+    shown = f"{'+' * (fmean(values) > 0)}{format_interval(values, digits)}"
+    if p is None or len(values) < 2:
+        return shown
+    return f"{shown} (p {'<0.001' if p < 0.001 else format(p, '.3f')})"
+
+
+def _mean(row: Row, measure: str, format_: str) -> str:
+    known = row.values(measure)
+    return format(fmean(known), format_) if known else ""

@@ -1,0 +1,286 @@
+"""The tasks: sums and plans, whose models and texts a seed makes, the embedded pair, and a user's own."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from recipes.experiment import models
+from recipes.experiment.commands import run_tsdkd
+from recipes.experiment.plans import ONE_PLAN, PLANS, SHORT_PLANS
+from recipes.experiment.settings import Settings
+from recipes.experiment.sums import SUMS
+from recipes.experiment.task import Shape, Task
+from tsdkd.errors import InputError
+from tsdkd.stages.data.embedded import make as stories
+from tsdkd.stages.data.prompts import Prompts
+from tsdkd.stages.models.record import model_record, require_same_tokenizer
+from tsdkd.stages.results.benchmarks import choose_benchmarks
+
+Rows = list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of prompts. One response to each training prompt is the budget of every method."""
+
+    train: int
+    validation: int
+    test: int
+    held_out: int
+    """The first of the validation and of the test prompts, on whose teacher responses the divergence is measured."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every method has in common."""
+
+    batch: int
+    """Responses per step."""
+    response_tokens: int
+    rate: float
+    """The middle of the grid of learning rates."""
+    sizes: Sizes
+    engine: str = "transformers"
+    k: int | None = None
+    """Tokens of a method that has a k; None: the method's own."""
+    sample_batch: int = 250
+    """Responses that are sampled together where no training runs."""
+    epochs: int = 1
+    scheduled: float = 0.05
+    """The fraction of the training prompts that DistiLLM's schedule measures, and does not train on."""
+    benchmark: str = ""
+    """A benchmark of `tsdkd eval` that judges the test; "": the task's `is_correct` judges responses."""
+    eval_options: str = ""
+
+    @property
+    def steps(self) -> int:
+        return self.sizes.train * self.epochs // self.batch
+
+    def rates(self, factors: Iterable[float]) -> list[float]:
+        """The grid of learning rates."""
+        return [factor * self.rate for factor in factors]
+
+
+class ExperimentTask(Protocol):
+    """A teacher, a student for each seed, and prompts in three splits."""
+
+    conditions: Conditions
+
+    def splits(self) -> dict[str, Rows]:
+        """The prompts of "train", "validation" and "test"."""
+
+    def is_correct(self, prompt: str, response: str) -> bool: ...
+
+    def make_teacher(self) -> None:
+        """Make the teacher in the working directory, unless it is there."""
+
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        """Make the student of a seed, unless it is there; start: its accuracy in percent, None: the task's."""
+
+    def teacher(self) -> str: ...
+
+    def student(self, output: Path) -> str:
+        """The value of `--student`, where `make_student` had this output."""
+
+
+@dataclass(frozen=True)
+class MadeTask:
+    """A teacher and students trained from scratch."""
+
+    task: Task
+    conditions: Conditions
+    teacher_accuracy: int
+    student_accuracy: int
+    dev: int
+    """Problems on which the accuracies are measured while the models are made."""
+
+    def splits(self) -> dict[str, Rows]:
+        *found, _ = self._problems()
+        names = ("train", "validation", "test")
+        return {name: [{"prompt": p} for p in part] for name, part in zip(names, found, strict=True)}
+
+    def is_correct(self, prompt: str, response: str) -> bool:
+        return self.task.is_correct(prompt, response)
+
+    def make_teacher(self) -> None:
+        self._make(self.task.teacher, 7, self.teacher_accuracy, Path("teacher"), decay=True)
+
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        self._make(self.task.student, seed, self.student_accuracy if start is None else start, output, decay=False)
+
+    def teacher(self) -> str:
+        return "teacher"
+
+    def student(self, output: Path) -> str:
+        return str(output)
+
+    def _problems(self) -> list[list[str]]:
+        sizes = self.conditions.sizes
+        return self.task.split(sizes.train, sizes.validation, sizes.test, self.dev)
+
+    def _make(self, shape: Shape, seed: int, percent: int, output: Path, *, decay: bool) -> None:
+        if not output.is_dir():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            dev = self._problems()[-1]
+            models.make(self.task, shape, seed, {percent: output}, dev, lambda _: None, decay=decay)
+
+
+@dataclass(frozen=True)
+class StoryTask:
+    """The embedded teacher, and a student that starts from its responses: the teacher without six of its layers."""
+
+    conditions: Conditions
+    start_options: str = "--epochs 2 --batch-size 8 --learning-rate 1e-4"
+
+    def splits(self) -> dict[str, Rows]:
+        return {name: [{"messages": stories.messages(story)} for story in part] for name, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, Rows]:
+        """The embedded prompts, and stories that are in none of the embedded files."""
+        sizes = self.conditions.sizes
+        stream = stories.stories(stories.SEED)
+        train = list(islice(stream, stories.SIZES["prompts"]))[: sizes.train]
+        list(islice(stream, stories.SIZES["held_out"] + stories.SIZES["benchmark"]))
+        return {"train": train} | {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test")}
+
+    def is_correct(self, prompt: str, response: str) -> bool:
+        """Whether the response names the right one of the story's two values, and not the other."""
+        story = self._stories[prompt]
+        named = {value for value in story["choices"] if re.search(rf"\b{re.escape(value)}\b", response, re.IGNORECASE)}
+        return named == {story["answer"]}
+
+    @cached_property
+    def _stories(self) -> dict[str, dict[str, object]]:
+        return {story["prompt"]: story for part in self._parts().values() for story in part}
+
+    def make_teacher(self) -> None:
+        run_tsdkd(Path(), "prune --output before --drop 6 --limit 4")
+
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        run_tsdkd(
+            output.parent,
+            f"train --method supervised-kd --student before --teacher embedded-teacher --rollouts teacher-train "
+            f"--lambda 0 --checkpoint {output} --seed {seed} {self.start_options}",
+        )
+
+    def teacher(self) -> str:
+        return "embedded-teacher"
+
+    def student(self, output: Path) -> str:
+        return str(output)
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """Models, prompts and a benchmark of the user; validation measures the divergence alone."""
+
+    conditions: Conditions
+    settings: Settings
+
+    def splits(self) -> dict[str, Rows]:
+        stream, sizes = iter(_own_prompts(self.settings)), self.conditions.sizes
+        return {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test", "train")}
+
+    def is_correct(self, prompt: str, response: str) -> bool:
+        raise NotImplementedError("the benchmark judges")
+
+    def make_teacher(self) -> None:
+        pass
+
+    def make_student(self, seed: int, start: int | None, output: Path) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+
+    def teacher(self) -> str:
+        return self.settings.teacher
+
+    def student(self, output: Path) -> str:
+        return self.settings.student
+
+
+def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], ExperimentTask]:
+    full = MadeTask(
+        task,
+        Conditions(32, task.response_tokens, 1e-4, Sizes(3200, 400, 1000, 200), k=5),
+        teacher_accuracy=99,
+        student_accuracy=student_accuracy,
+        dev=200,
+    )
+    shape = Shape(width=16, inner=32, layers=1, rate=1e-3, steps=10, batch=4)
+    small = replace(
+        full,
+        task=replace(task, teacher=shape, student=shape),
+        conditions=replace(full.conditions, batch=4, response_tokens=16, sizes=Sizes(8, 4, 4, 4), scheduled=0.25),
+        teacher_accuracy=0,
+        student_accuracy=0,
+        dev=2,
+    )
+    return lambda settings: small if settings.scale == "tiny" else full
+
+
+def _embedded(settings: Settings) -> ExperimentTask:
+    tiny = settings.scale == "tiny"
+    sizes = Sizes(8, 4, 4, 2) if tiny else Sizes(384, 450, 1800, 90)
+    conditions = Conditions(4 if tiny else 8, 16, 5e-6, sizes, sample_batch=64, scheduled=0.25 if tiny else 0.05)
+    return StoryTask(conditions, "--epochs 1 --batch-size 8 --learning-rate 1e-4" if tiny else StoryTask.start_options)
+
+
+def _own(settings: Settings) -> ExperimentTask:
+    for name in ("teacher", "student", "prompts", "benchmark"):
+        if not getattr(settings, name):
+            raise InputError(f"{name.upper()} is missing.", "Set TEACHER, STUDENT, PROMPTS and BENCHMARK, or TASK.")
+    benchmark, *others = choose_benchmarks(settings.benchmark.split(","))
+    if others:
+        raise InputError(f"BENCHMARK={settings.benchmark} names several.", "Give one.")
+    tiny = settings.scale == "tiny"
+    batch, measured = (4, 4) if tiny else (32, 128)
+    steps = (len(_own_prompts(settings)) - 2 * measured) // batch
+    if steps < 1:
+        raise InputError(
+            f"{settings.prompts} has {len(_own_prompts(settings))} prompts.",
+            f"Give {2 * measured + batch} or more: {measured} validate, {measured} test, the others are trained on.",
+        )
+    sizes = Sizes(batch * (min(steps, 2) if tiny else steps), measured, measured, measured)
+    scheduled = 0.25 if tiny else 0.05
+    tokens = min(16, settings.response_tokens) if tiny else settings.response_tokens
+    conditions = Conditions(
+        *(batch, tokens, 5e-6, sizes, settings.engine),
+        sample_batch=32,
+        scheduled=scheduled,
+        benchmark=benchmark.name,
+        eval_options=settings.eval_options,
+    )
+    return OwnTask(conditions, settings)
+
+
+def require_models(settings: Settings) -> None:
+    """Raise InputError for an unknown teacher or student, and for two that have different tokenizers."""
+    teacher, student = (model_record(role, getattr(settings, role), hashed=False) for role in ("teacher", "student"))
+    require_same_tokenizer(teacher, student)
+
+
+@cache
+def _own_prompts(settings: Settings) -> Rows:
+    """Raises InputError for a file that `tsdkd generate` would not read."""
+    return [
+        {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "tools": prompt.tools}
+        for prompt in Prompts(Path(settings.prompts))
+    ]
+
+
+TASKS: dict[str, Callable[[Settings], ExperimentTask]] = {
+    "sums": _made(SUMS, student_accuracy=85),
+    **{task.name: _made(task, student_accuracy=85) for task in (PLANS, SHORT_PLANS, ONE_PLAN)},
+    "embedded": _embedded,
+    "own": _own,
+}
+
+
+def find_task(settings: Settings) -> ExperimentTask:
+    """The task with its sizes. Raises InputError for an unknown one."""
+    if settings.task not in TASKS:
+        raise InputError(f"No task is named {settings.task}.", f"Choose TASK from: {', '.join(TASKS)}.")
+    return TASKS[settings.task](settings)
