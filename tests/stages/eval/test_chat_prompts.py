@@ -197,7 +197,7 @@ def test_a_prompt_has_the_bos_tokens_of_its_chat_template(
 
     monkeypatch.setattr(HFLM, "_model_generate", respond)
     monkeypatch.setattr(HFLM, "_loglikelihood_tokens", score)
-    monkeypatch.setattr("tsdkd.stages.eval.stage.require_turns", lambda *_: None)
+    monkeypatch.setattr("tsdkd.stages.eval.chat_format.require_turns", lambda *_: None)
     config = replace(CONFIG, tasks=("gsm8k", "sciq"), limit=1, max_new_tokens=4, chat_template=bool(template))
     evaluate(str(model), tmp_path / "r", config, rows)
     assert len(sent) == 1 + 4

@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
-from tsdkd.artifacts.files import MANIFEST_FILE
 from tsdkd.artifacts.hashing import content_digest
 from tsdkd.artifacts.json_files import read_json
 from tsdkd.artifacts.locks import reading_inputs
-from tsdkd.artifacts.manifest import Manifest, Parent, load_manifest, relative_path
-from tsdkd.artifacts.reader import Artifact, run_of
+from tsdkd.artifacts.manifest import Manifest, Parent, relative_path
+from tsdkd.artifacts.reader import Artifact
 from tsdkd.artifacts.replacing import unfinished_extension
 from tsdkd.artifacts.schemas import schema_of
 from tsdkd.artifacts.summaries import MeasuredSummary
 from tsdkd.artifacts.writer import Writer
-from tsdkd.errors import InputError
-from tsdkd.stages.config.chat import ChatConfig, recorded_config
+from tsdkd.stages.config.chat import recorded_config
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out, require_hidden_signal
 from tsdkd.stages.data.offline import OfflineSource
@@ -34,6 +31,7 @@ from tsdkd.stages.data.recorded_chat import template_parents
 from tsdkd.stages.engines.choice import engine_version
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.eval import harness
+from tsdkd.stages.eval.chat_format import require_trained_format, template_in_words, uses_chat_template
 from tsdkd.stages.eval.evaluated_model import EvaluatedModel
 from tsdkd.stages.eval.prerequisites import (
     require_end_token,
@@ -50,19 +48,16 @@ from tsdkd.stages.eval.previous_results import (
 )
 from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.models.attention import require_attention
-from tsdkd.stages.models.chat import require_turns
-from tsdkd.stages.models.chat_format import template_defaults
 from tsdkd.stages.models.language_model import LanguageModel
 from tsdkd.stages.models.paths import model_directory
 from tsdkd.stages.models.record import (
     chat_day,
-    chat_template_digest,
     library_versions,
     model_record,
     require_same_tokenizer,
 )
 from tsdkd.stages.models.spec import load_spec
-from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer, require_chat_template
+from tsdkd.stages.models.tokenizers import day_arguments, load_tokenizer
 from tsdkd.stages.observer import Observer, SilentObserver
 from tsdkd.stages.parallel.choice import is_parallel, open_pool
 from tsdkd.stages.parallel.pool import Pool
@@ -118,7 +113,7 @@ def evaluate(
             _write_json(writer, HELD_OUT_FILE, _measure_held_out(evaluated.language_model, source, config, observer))
         if incomplete:
             require_space_for_prompts(incomplete, config, evaluated.lm_eval_model.max_length)
-            template = _template_in_words(model, config.chat) if chat else "no chat template"
+            template = template_in_words(model, config.chat) if chat else "no chat template"
             observer.info(f"{output.name}: {model} is prompted with {template}.")
             evaluated.lm_eval_model.chat_template_args |= day_arguments(day)
         for benchmark in incomplete:
@@ -158,9 +153,9 @@ def require_measurable(
     model_directory(model)
     require_attention(config.attention, [model])
     require_prerequisites(benchmarks, data, allow_code_execution)
-    chat = _uses_chat_template(model, config, benchmarks)
+    chat = uses_chat_template(model, config, benchmarks)
     require_end_token(load_spec(model), benchmarks)
-    _require_trained_format(model, output, config)
+    require_trained_format(model, output, config)
     if previous := None if overwrite else previous_results(unfinished_extension(output) or output):
         require_same_settings(output, previous, config)
     return chat
@@ -232,50 +227,6 @@ def _manifest(
         engine=f"lm-eval on {config.engine}",
         libraries=library_versions() | harness.evaluation_versions() | engine_version(config.engine),
     )
-
-
-def _uses_chat_template(model: str, config: EvalConfig, benchmarks: list[Benchmark]) -> bool:
-    tokenizer = load_tokenizer(model, config.chat)
-    has_template = tokenizer.chat_template is not None
-    if config.chat_template and not has_template:
-        raise InputError(f"{model} has no chat template.", "Leave out --chat, or give --chat-template plain or FILE.")
-    chat = has_template if config.chat_template is None else config.chat_template
-    if chat:
-        require_chat_template(tokenizer)
-        for benchmark in benchmarks:
-            require_turns(tokenizer, benchmark.roles)
-    return chat
-
-
-def _require_trained_format(model: str, output: Path, config: EvalConfig) -> None:
-    """Raises InputError where a format is given to the checkpoint of this run that was trained with another one."""
-    directory = model_directory(model)
-    if not config.chat.is_set or run_of(directory) != run_of(output) or not (directory / MANIFEST_FILE).is_file():
-        return
-    manifest = load_manifest(directory)
-    if manifest.kind != "checkpoint":
-        return
-    trained, given = load_tokenizer(model), load_tokenizer(model, config.chat)
-    if chat_template_digest(given) != manifest.model("student").chat_template:
-        raise InputError(
-            f"{model} was trained with {_defaults_in_words(trained)}, and these options make "
-            f"{_defaults_in_words(given)}.",
-            "Leave out --chat-template and --chat-template-kwargs for this checkpoint, or write the results of another "
-            "format outside its run with --results.",
-        )
-
-
-def _defaults_in_words(tokenizer: PreTrainedTokenizerBase) -> str:
-    defaults, digest = template_defaults(tokenizer.chat_template), chat_template_digest(tokenizer)[:12]
-    keywords = f" with {json.dumps(defaults)}" if defaults else ""
-    return f"the chat template {digest}{keywords}"
-
-
-def _template_in_words(model: str, chat: ChatConfig) -> str:
-    """Names the keywords of the command, and those that a checkpoint's template has from its training."""
-    template = f"the chat template {chat.template}" if chat.template else "its chat template"
-    keywords = template_defaults(load_tokenizer(model, chat).chat_template)
-    return f"{template} with {json.dumps(keywords, sort_keys=True)}" if keywords else template
 
 
 def _measure_held_out(
