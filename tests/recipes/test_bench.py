@@ -348,6 +348,15 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
     assert "seed 1: 0 of 3 arms to run" in capsys.readouterr().out
 
 
+def test_the_page_describes_the_search_of_its_task() -> None:
+    """Of the tasks, only `own` reads BENCHMARK."""
+    settings = Settings("sums", benchmark="gsm8k")
+    rows = [Row(name, {}, {}) for name in ("before", "gkd")]
+    text = page.format_page(settings, find_task(settings).conditions, rows, {}, Plan({}, 0.0, 1))
+    assert "is the best of 4 by accuracy, then by divergence" in text
+    assert "Accuracy and KL on the validation prompts" in text
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
