@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Methods of token selection under one protocol: the same student, prompts, seeds and number of responses, a grid of learning
-# rates that is searched on a validation split, and differences to GKD on a test split, paired by seed.
+# Compares methods under one protocol: the same student, prompts, seeds and number of responses, a search of the learning
+# rate on a validation split, and differences to GKD on a test split, paired by seed.
 #
 #   bash recipes/bench.sh                                  TASK=plans METHODS="tsdkd tip my_method.py" bash recipes/bench.sh
 #   DRY_RUN=1 bash recipes/bench.sh                        SEEDS="1 2 3 4 5 6" bash recipes/bench.sh
 #   TEACHER=DIR STUDENT=DIR PROMPTS=FILE BENCHMARK=gsm8k bash recipes/bench.sh
 #
-# Of your own task too: RESPONSE_TOKENS=1024 ENGINE=vllm WORKERS=1 EVAL_OPTIONS="--limit 500 --engine vllm"
+# For your own task also: RESPONSE_TOKENS=1024 ENGINE=vllm WORKERS=1 EVAL_OPTIONS="--limit 500 --engine vllm"
 #
-# The plan in hours is shown before the bench starts, and a plan of more than HOURS is refused. Run the same line again to
-# continue; more METHODS or SEEDS add arms.
+# The bench shows its plan in hours before the first training, and refuses a plan of more than HOURS. Run the same line
+# again to continue; more METHODS, SEEDS or FACTORS add arms.
 set -euo pipefail
-METHODS=${METHODS:-}        # all; or names, and files of your own methods; gkd is always there
+METHODS=${METHODS:-}        # all; or names, and files of your own methods; gkd is always added
 methods=
-for method in $METHODS; do  # files are named from the caller's directory
+for method in $METHODS; do  # paths of files start at the caller's directory
   case $method in *.py) method=$(realpath "$method") ;; esac
   methods="$methods $method"
 done
@@ -22,7 +22,7 @@ for name in TEACHER STUDENT PROMPTS; do
 done
 cd "$(dirname "$0")/.."
 
-TASK=${TASK:-$([ -n "${TEACHER:-}${STUDENT:-}${PROMPTS:-}${BENCHMARK:-}" ] && echo own || echo sums)}   # sums, plans, embedded, own
+TASK=${TASK:-$([ -n "${TEACHER:-}${STUDENT:-}${PROMPTS:-}${BENCHMARK:-}" ] && echo own || echo sums)}   # also plans, plans-short, plans-one, embedded
 SCALE=${SCALE:-full}        # tiny: shows that it runs, in seconds
 case $SCALE in full | tiny) ;; *)
   printf 'error: No scale is named %s.\ntry:   SCALE=full or SCALE=tiny.\n' "$SCALE" >&2

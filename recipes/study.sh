@@ -4,7 +4,7 @@
 #
 #   bash recipes/study.sh                                  TASKS="sums" SEEDS="1 2 3 4 5 6" bash recipes/study.sh
 #
-# Run the same line again to continue. An arm that a bench in the same RUN has run is not run again.
+# Run the same line again to continue. The study skips an arm that a bench in the same RUN has run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

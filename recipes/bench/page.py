@@ -1,4 +1,4 @@
-"""The page of a bench with its tables and figure, and its rows: written from the results; no number is typed."""
+"""Writes the page of a bench, its figure and its rows from the results; no number is typed."""
 
 import json
 from collections.abc import Mapping
@@ -67,30 +67,30 @@ def format_page(
 ) -> str:
     """The page in Markdown; search: the results of each method at each learning rate of the grid."""
     sizes, grid = conditions.sizes, conditions.rates(settings.factors)
-    criterion = "divergence" if settings.benchmark else "accuracy, then by divergence,"
+    criterion = "divergence" if conditions.benchmark else "accuracy, then by divergence,"
     note = "" if settings.scale == "full" else f"{MEANINGLESS}\n\n"
-    others = "a seed" if settings.benchmark else "a student and a seed"
+    others = "a seed" if conditions.benchmark else "a student and a seed"
     return f"""# Bench: {settings.task}
 
-{note}All methods have the same student, prompts, order and budget: {sizes.train} prompts, each once, with one response
-of up to {conditions.response_tokens} tokens, {conditions.steps} steps of {conditions.batch}. The learning rate of each
-method is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with {others}
-that the test does not use; * marks an end of the grid. The test has other prompts, and seeds
-{", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
+{note}All methods have the same student, prompts, order and number of responses: {sizes.train} prompts, each once, with
+one response of up to {conditions.response_tokens} tokens, in {conditions.steps} steps of {conditions.batch}. The
+learning rate of each method is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with
+{others} that the test does not use; * marks a rate at an end of the grid. The test has other prompts, and
+the seeds {", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
 `{SETTINGS_FILE}` holds the settings, `{ROWS}` every measurement.
 
 {format_table(rows)}
 
 {EXPLANATION}
-KL and entropy are measured on the responses to {sizes.held_out} of the test prompts. Differences are to GKD, and p has
-Holm's correction over the {len(rows) - 2} other methods.
+KL and entropy use the responses to {sizes.held_out} of the test prompts. The reference is GKD, and Holm's
+correction counts the {len(rows) - 2} other methods.
 
 ![Differences to GKD with 95 % intervals]({FIGURE})
 
 ## The search
 
-{"KL" if settings.benchmark else "Accuracy and KL"} on the validation prompts, by learning rate; and the options of each
-method beside its own defaults.
+{"KL" if conditions.benchmark else "Accuracy and KL"} on the validation prompts with each learning rate. The last column
+lists the options that the bench sets for a method.
 
 {_format_search(grid, search)}
 """

@@ -165,14 +165,14 @@ def training_costs(checkpoint: Path) -> dict[str, float]:
 
 
 def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dict[str, object]:
-    """Greedy and sampled accuracy and the divergence from the teacher, and the seconds that it takes.
+    """Measure greedy and sampled accuracy, the divergence from the teacher, and the seconds of measuring.
 
-    A task with a benchmark has its accuracy on the test alone.
+    A benchmark measures accuracy on the test split alone.
     """
     started = time.perf_counter()
     found: dict[str, object] = {}
     benchmark, options = task.conditions.benchmark, task.conditions.eval_options
-    if not benchmark:
+    if task.is_correct:
         found |= response_measures(_respond(task, output, model, split, "greedy", 0), task.is_correct)
         if split == "test":
             sampled = response_measures(_respond(task, output, model, split, "sampled", 1), task.is_correct)

@@ -1,4 +1,4 @@
-"""The protocol: everything that a bench holds fixed for all methods."""
+"""The settings of a bench, which are equal for all of its methods, and their limits."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,14 +9,14 @@ from tsdkd.errors import InputError
 
 SETTINGS_FILE = "settings.json"
 SEARCH_SEED = 0
-"""Its models and responses serve the search of learning rates alone."""
+"""The seed whose student chooses the learning rates. The test does not use it."""
 FACTORS = (0.25, 1.0, 4.0, 16.0)
 """The grid of learning rates, as factors of the task's."""
 MIN_SEEDS = 4
 
 
 def read_numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
-    """The numbers of a variable such as SEEDS. Raises InputError for words."""
+    """The numbers of a variable such as SEEDS. Raises InputError for other text."""
     try:
         return tuple(map(kind, text.split()))
     except ValueError:
@@ -25,23 +25,23 @@ def read_numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[A
 
 @dataclass(frozen=True)
 class Settings:
-    """One bench, but for its methods."""
+    """The settings of a bench or of a study's task. The methods are separate: adding some continues the bench."""
 
     task: str
     scale: str = "full"
     seeds: tuple[int, ...] = (1, 2, 3, 4)
     factors: tuple[float, ...] = FACTORS
     teacher: str = ""
-    """Of a task of the user's own, as all that follow."""
+    """The teacher of the task `own`. Other tasks ignore this field and all fields below."""
     student: str = ""
     prompts: str = ""
     benchmark: str = ""
     eval_options: str = ""
-    """More options of `tsdkd eval` on that benchmark."""
+    """More options of `tsdkd eval` on the benchmark."""
     engine: str = "transformers"
-    """Of its sampling."""
+    """The engine that samples responses."""
     response_tokens: int = 512
-    """The limit of its responses."""
+    """The most tokens of a response."""
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that the protocol excludes."""
@@ -59,7 +59,7 @@ class Settings:
             raise InputError(f"There are only {len(self.seeds)} seeds.", f"Give {MIN_SEEDS} or more: SEEDS='1 2 3 4'.")
 
     def record(self, directory: Path) -> None:
-        """Write the settings into the bench's directory. Raises InputError where the bench has others."""
+        """Write the settings into the directory. Raises InputError if it records different ones."""
         file = directory / SETTINGS_FILE
         settings = json.loads(json.dumps(asdict(self)))
         recorded = json.loads(file.read_text()) if file.is_file() else settings

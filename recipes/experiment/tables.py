@@ -11,7 +11,7 @@ MEASURES = {
     "sampled_accuracy": ("sampled accuracy %", "sampled, points", 100, 1),
     "kl": ("KL", "KL, difference", 1, 4),
 }
-"""Those with a test: two headings, scale and digits."""
+"""The measures that are tested: headings of value and difference, scale, digits."""
 COLUMNS = [
     *("", "learning rate", "seeds"),
     *(heading for value, difference, _, _ in MEASURES.values() for heading in (value, difference)),
@@ -19,17 +19,17 @@ COLUMNS = [
 ]
 MEANINGLESS = "**SCALE=tiny: the models are untrained, and the numbers mean nothing.**"
 EXPLANATION = """\
-Intervals are 95 %, Student's t over seeds. A difference is paired by seed, from the same student and prompts; its p is
-two-sided by the paired t-test, with Holm's correction. Accuracy and length are of responses at temperature 0, sampled
-accuracy of responses at temperature 1. KL(teacher ‖ student) and the student's entropy are nats per token of the
-teacher's responses. Seconds per step are medians while all workers ran; "times" divides them by the reference's.
-They exclude the recording of responses before training. A training whose loss or gradient is not finite counts as
-degenerated and has no measures."""
+Intervals are 95 %, by Student's t over seeds. Differences are paired by seed: both models start from the same student
+and train on the same prompts. p is two-sided, from the paired t-test with Holm's correction. Accuracy, length and
+truncation are measured on responses at temperature 0, sampled accuracy at temperature 1. KL is KL(teacher ‖ student).
+KL and the student's entropy are nats per token, measured on the teacher's responses. "s/step" is the median time of a
+step while all workers run, without the time to record responses before training; "times" divides it by the
+reference's. A training whose loss or gradient is not finite counts as degenerated and has no measures."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one arm, and those of the arm that it is compared with."""
+    """The runs of one arm and of its reference, the arm that it is compared with."""
 
     name: str
     runs: Runs
@@ -44,12 +44,12 @@ class Row:
         return [run[measure] for run in self.runs.values() if measure in run]
 
     def differences(self, measure: str) -> list[float]:
-        """Paired by seed; none where a run lacks the measure."""
+        """Differences to the reference, paired by seed, over the seeds for which both runs have the measure."""
         return paired_differences(self.runs, self.reference, measure)
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """A Markdown table. The p-values of a measure have Holm's correction over the rows that are no reference."""
+    """A Markdown table. Holm's correction of a measure's p-values counts all rows except references."""
     tested = {row.name: row for row in rows if not row.is_reference}
     corrected = {
         measure: holm({name: paired_p(row.differences(measure)) for name, row in tested.items()})

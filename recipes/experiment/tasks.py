@@ -1,4 +1,4 @@
-"""The tasks: sums and plans, whose models and texts a seed makes, the embedded pair, and a user's own."""
+"""The tasks: sums and plans with models trained from scratch, the embedded pair, and a task of the user's own."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -25,18 +25,18 @@ Rows = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of prompts. One response to each training prompt is the budget of every method."""
+    """Numbers of prompts. Every method learns from one response to each training prompt."""
 
     train: int
     validation: int
     test: int
     held_out: int
-    """The first of the validation and of the test prompts, on whose teacher responses the divergence is measured."""
+    """The number of validation prompts, and of test prompts, that measure the divergence on the teacher's responses."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every method has in common."""
+    """The settings that are equal for all methods of a task."""
 
     batch: int
     """Responses per step."""
@@ -46,14 +46,14 @@ class Conditions:
     sizes: Sizes
     engine: str = "transformers"
     k: int | None = None
-    """Tokens of a method that has a k; None: the method's own."""
+    """The k of every method that has one; None: each method's default."""
     sample_batch: int = 250
-    """Responses that are sampled together where no training runs."""
+    """Responses that are sampled together outside training."""
     epochs: int = 1
     scheduled: float = 0.05
-    """The fraction of the training prompts that DistiLLM's schedule measures, and does not train on."""
+    """The fraction of the training prompts that DistiLLM's schedule measures on; it does not train on them."""
     benchmark: str = ""
-    """A benchmark of `tsdkd eval` that judges the test; "": the task's `is_correct` judges responses."""
+    """The benchmark of `tsdkd eval` that measures test accuracy; "": the task's `is_correct` decides."""
     eval_options: str = ""
 
     @property
@@ -73,18 +73,24 @@ class ExperimentTask(Protocol):
     def splits(self) -> dict[str, Rows]:
         """The prompts of "train", "validation" and "test"."""
 
-    def is_correct(self, prompt: str, response: str) -> bool: ...
+    @property
+    def is_correct(self) -> Callable[[str, str], bool] | None:
+        """Whether the response, the second argument, answers the prompt; None: a benchmark measures accuracy."""
 
     def make_teacher(self) -> None:
-        """Make the teacher in the working directory, unless it is there."""
+        """Make the teacher in the working directory. A teacher that exists is kept."""
 
     def make_student(self, seed: int, start: int | None, output: Path) -> None:
-        """Make the student of a seed, unless it is there; start: its accuracy in percent, None: the task's."""
+        """Make a seed's student in `output`. A student that exists is kept.
 
-    def teacher(self) -> str: ...
+        start: the accuracy in percent at which the student is taken; None: the task's default.
+        """
+
+    def teacher(self) -> str:
+        """The value of `--teacher`."""
 
     def student(self, output: Path) -> str:
-        """The value of `--student`, where `make_student` had this output."""
+        """The value of `--student` for the student that `make_student` made in `output`."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +186,11 @@ class OwnTask:
 
     conditions: Conditions
     settings: Settings
+    is_correct = None
 
     def splits(self) -> dict[str, Rows]:
         stream, sizes = iter(_own_prompts(self.settings)), self.conditions.sizes
         return {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test", "train")}
-
-    def is_correct(self, prompt: str, response: str) -> bool:
-        raise NotImplementedError("the benchmark judges")
 
     def make_teacher(self) -> None:
         pass

@@ -249,7 +249,7 @@ def test_splits_share_no_prompt(name: str) -> None:
     assert len(set(prompts)) == len(prompts)
 
 
-def test_the_embedded_task_trains_on_the_embedded_prompts_and_judges_by_the_named_value() -> None:
+def test_the_embedded_task_trains_on_the_embedded_prompts_and_a_correct_response_names_one_value() -> None:
     task = find_task(Settings("embedded"))
     embedded = (stories.DIRECTORY / "prompts.jsonl").read_text().splitlines()
     assert [row["messages"] for row in task.splits()["train"]] == [json.loads(line)["messages"] for line in embedded]
@@ -309,6 +309,7 @@ def test_a_users_own_task_trains_on_all_prompts_that_it_does_not_measure_on(tmp_
     assert {name: len(rows) for name, rows in task.splits().items()} == {"validation": 128, "test": 128, "train": 64}
     assert task.splits()["train"][0]["messages"] == [{"role": "user", "content": "prompt 256"}]
     assert (task.conditions.benchmark, task.conditions.response_tokens) == ("gsm8k", 9)
+    assert task.is_correct is None  # the benchmark measures accuracy
 
 
 @pytest.mark.parametrize(
@@ -345,6 +346,15 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
     monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split()])
     main()
     assert "seed 1: 0 of 3 arms to run" in capsys.readouterr().out
+
+
+def test_the_page_describes_the_search_of_its_task() -> None:
+    """Of the tasks, only `own` reads BENCHMARK."""
+    settings = Settings("sums", benchmark="gsm8k")
+    rows = [Row(name, {}, {}) for name in ("before", "gkd")]
+    text = page.format_page(settings, find_task(settings).conditions, rows, {}, Plan({}, 0.0, 1))
+    assert "is the best of 4 by accuracy, then by divergence" in text
+    assert "Accuracy and KL on the validation prompts" in text
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_other_responses_are_wrong(response: str) -> None:
     assert not PLANS.is_correct(PROBLEM, response)
 
 
-def test_the_answer_alone_is_judged() -> None:
+def test_a_response_is_correct_by_its_answer_alone() -> None:
     assert PLANS.is_correct(PROBLEM, "g2:nonsense#50")
 
 
