@@ -55,6 +55,17 @@ class SquaredError:
         return (tokens.log_q - tokens.log_p).gather(-1, best).squeeze(-1).square()
 
 
+class SummedLogProbs:
+    """A loss of one's own: a sum over the vocabulary, whose gradient autograd gives as one expanded number."""
+
+    needs = "responses"
+
+    def check_vocab(self, vocab: int) -> None: ...
+
+    def values(self, tokens: TokenBlock) -> torch.Tensor:
+        return -tokens.log_q.sum(-1)
+
+
 LOSSES: dict[str, Loss] = {
     "forward": KL,
     "jsd": Divergence.jsd(0.3),
@@ -69,6 +80,7 @@ LOSSES: dict[str, Loss] = {
     "entropy": Entropy(),
     "policy_gradient": PolicyGradient(),
     "own": SquaredError(),
+    "sum": SummedLogProbs(),
 }
 ALL_FEATURES = tuple(FEATURES)
 

@@ -43,6 +43,6 @@ def differentiate(loss: Loss, tokens: TokenBlock, q: Tensor, softcap_grad: Tenso
         leaf = tokens.log_q.detach().requires_grad_()
         values = loss.values(TokenBlock(leaf, tokens.teacher, tokens.temperature, tokens.ids))
         (log_probs_grad,) = torch.autograd.grad(values.sum(), leaf)
-    total = log_probs_grad.sum(-1, keepdim=True)
-    write_product(grad_out, log_probs_grad.sub_(q.mul_(total)), softcap_grad)
+    total = log_probs_grad.sum(-1, keepdim=True)  # autograd may give one expanded number, which cannot be written to
+    write_product(grad_out, q.mul_(-total).add_(log_probs_grad), softcap_grad)
     return values.detach()

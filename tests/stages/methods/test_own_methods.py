@@ -1,4 +1,4 @@
-"""Methods with losses of their own: a user's file from end to end, whole steps, resumption, refusals by name."""
+"""Methods with losses of their own: a user's file from end to end, whole steps, refusals by name."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,7 +18,6 @@ from tests.helpers.training import (
     CONFIG,
     SAMPLING,
     RecordingObserver,
-    cut,
     learn,
     logits_of_two_models,
     metrics,
@@ -171,21 +170,6 @@ def test_micro_batches_do_not_change_a_selection_from_whole_steps(run: Path, stu
     changed = write_method(tmp_path / "m.py", OF_WHOLE_STEPS.replace("quantile(0.4)", "quantile(0.9)"))
     other = learn(run, student, tmp_path / "other", settings(changed, epochs=1))
     assert not same_update(other, expected, weights(student))
-
-
-def test_a_cut_run_with_a_state_and_random_numbers_ends_with_the_same_bytes(
-    run: Path, student: Path, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings(write_method(tmp_path / "m.py"))
-    learn(run, student, tmp_path / "whole", config)
-    cut(monkeypatch, 3, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        learn(run, student, tmp_path / "cut", config)
-    monkeypatch.undo()
-    learn(run, student, tmp_path / "cut", config)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    scales = [entry["kl"] for entry in metrics(tmp_path / "whole")]
-    assert len(set(scales)) == len(scales)
 
 
 def test_the_pages_example_of_a_state_doubles_weights_above_the_running_mean(

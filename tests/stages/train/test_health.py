@@ -12,7 +12,7 @@ from tests.helpers.training import CONFIG, learn, metrics, weights
 from tsdkd.artifacts.manifest import load_manifest
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.config.train import TrainConfig
-from tsdkd.stages.metrics.health import HealthMonitor, Sign, is_repeating, response_health
+from tsdkd.stages.metrics.health import HealthMonitor, Sign, WeightMonitor, is_repeating, response_health
 from tsdkd.stages.observer import SilentObserver
 from tsdkd.stages.train import callbacks, resume
 from tsdkd.stages.train.trainer import DistillationTrainer
@@ -80,6 +80,9 @@ def test_the_first_step_without_any_weight_is_warned_of_once() -> None:
         callback.on_train_end(None, state, None)
         expected = ["At step 2 no token has a weight in any loss: the step has no gradient."]
         assert observer.messages == ([] if resumed else expected)
+    monitor = WeightMonitor()
+    assert not monitor.update({"loss": 1.0})  # of a method without losses of its own
+    assert not monitor.found_none
 
 
 @pytest.fixture

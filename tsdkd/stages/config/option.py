@@ -99,6 +99,13 @@ def reuse(kind: type, names: tuple[str, ...], group: str, **changes: Mapping[str
     return {name: replace(declared[name], group=group, common=False, **dict(changes.get(name, {}))) for name in names}
 
 
+def default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
+    """`shown` of an option whose default depends on the method, with the methods that have another default."""
+    others = sorted({value for value in defaults.values() if value != usual})
+    named = [f"{other:g} with {', '.join(n for n, value in defaults.items() if value == other)}" for other in others]
+    return "; ".join([f"{usual:g}", *named])
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigOption:
     """An option of a configuration, with the field that it sets."""

@@ -1,6 +1,5 @@
 """Configuration of `tsdkd train`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,17 +10,9 @@ from tsdkd.stages.config.generate import MEMORY_FRACTION, PROMPT_COLUMNS, Genera
 from tsdkd.stages.config.groups import ENGINE, LORA, MONITORING, OBJECTIVE, ONLINE, OPTIMIZER, REPLAY
 from tsdkd.stages.config.objective import OBJECTIVE_OPTIONS
 from tsdkd.stages.config.optimizer import DEFAULT_OPTIMIZER, OptimizerName
-from tsdkd.stages.config.option import Option, nested, option, reuse
+from tsdkd.stages.config.option import Option, default_in_words, nested, option, reuse
 from tsdkd.stages.config.types import DTYPE_HELP, DType, QuantizedBits, attention_option
 from tsdkd.stages.methods import METHODS, find_method
-
-
-def _default_in_words(usual: float, defaults: Mapping[str, float]) -> str:
-    """A default in words, with the methods that have another default."""
-    others = sorted({value for value in defaults.values() if value != usual})
-    named = [f"{other:g} with {', '.join(n for n, value in defaults.items() if value == other)}" for other in others]
-    return "; ".join([f"{usual:g}", *named])
-
 
 MAX_EPOCHS = 1_000_000
 MICRO_BATCH_SIZE = 8
@@ -39,7 +30,7 @@ ONLINE_SAMPLING = reuse(
     batch_size={"name": "sample-batch-size"},
     teacher_fraction={
         "help": "The teacher's weight in the mixture that tokens are sampled from.",
-        "shown": _default_in_words(0, {name: method.teacher_fraction for name, method in METHODS.items()}),
+        "shown": default_in_words(0, {name: method.teacher_fraction for name, method in METHODS.items()}),
     },
     memory_fraction={
         "help": "vLLM: fraction of the GPU's memory (or the machine's).",
@@ -95,7 +86,7 @@ class OnlineConfig:
         "Fraction of prompts that the student responds to; the others keep the responses of --rollouts.",
         group=ONLINE,
         name="lambda",
-        shown=_default_in_words(
+        shown=default_in_words(
             1, {name: float(method.online_responses and not method.uses_replay) for name, method in METHODS.items()}
         ),
     )

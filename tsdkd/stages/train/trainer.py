@@ -31,12 +31,7 @@ from tsdkd.errors import NotFiniteError
 from tsdkd.stages.data.batches import predicted_ids
 from tsdkd.stages.data.held_out import HeldOut, measure_held_out
 from tsdkd.stages.data.rollout_ahead import AheadSource
-from tsdkd.stages.data.source import (
-    Sample,
-    SamplingSnapshot,
-    ScoringSnapshot,
-    Source,
-)
+from tsdkd.stages.data.source import Sample, SamplingSnapshot, ScoringSnapshot, Source
 from tsdkd.stages.metrics.grad_shares import pop_grad_shares, square_grad_norms
 from tsdkd.stages.metrics.health import response_health
 from tsdkd.stages.metrics.log import TIMES, is_step
@@ -46,9 +41,7 @@ from tsdkd.stages.metrics.step_times import StepTimes, timed
 from tsdkd.stages.models.distributed import require_supported_strategy, unsharded
 from tsdkd.stages.models.language_model import LanguageModel, decoder_of, hidden_states, output_head
 from tsdkd.stages.models.packed_attention import training_attention
-from tsdkd.stages.train.batch_order import (
-    DistributedOpener,
-)
+from tsdkd.stages.train.batch_order import DistributedOpener
 from tsdkd.stages.train.step_batches import StepBatchesTrainer
 from tsdkd.stages.train.step_selection import StepSelection
 
