@@ -205,7 +205,10 @@ class Features:
         return mean_weights(mask & self.mask)
 
     def batch_mean(self, mask: Tensor) -> Tensor:
-        """Weights of the mean over the mask's tokens of all responses; only for methods of scope "batch"."""
+        """Weights of the mean over the mask's tokens of all responses: batch/n at each of n tokens, 0 elsewhere.
+
+        Only for methods of scope "batch".
+        """
         from tsdkd.core.selection import batch_mean_weights
 
         return batch_mean_weights(mask & self.mask)
