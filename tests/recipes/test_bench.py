@@ -298,7 +298,8 @@ def test_a_users_own_task_runs_from_its_models_to_the_page(tmp_path: Path, monke
         ("before", "test", True, True),
         ("gkd", "test", True, True),
     ]
-    assert "with a seed\nthat" in (tmp_path / "run" / page.PAGE).read_text()
+    words = " ".join((tmp_path / "run" / page.PAGE).read_text().split())
+    assert "with a seed that the test does not use" in words
 
 
 def test_a_users_own_task_trains_on_all_prompts_that_it_does_not_measure_on(tmp_path: Path) -> None:
