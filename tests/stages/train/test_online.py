@@ -274,8 +274,11 @@ def test_places_of_vllm_are_refused_where_it_does_not_sample() -> None:
         OnlineConfig(rollout_url="http://127.0.0.1:8000", rollout_gpus=1)
     for place in ({"rollout_url": "http://127.0.0.1:8000"}, {"rollout_gpus": 1}):
         online = OnlineConfig(sampling=SAMPLING, **place)
-        with pytest.raises(InputError, match="needs vLLM, but"):
-            with_engine(online, "float32", observer)
+        mixed = replace(online, sampling=replace(SAMPLING, policy="teacher-mixed", teacher_fraction=0.2))
+        for given, missing in ((online, "--engine vllm"), (mixed, "--engine vllm and --teacher-fraction 0")):
+            with pytest.raises(InputError, match="needs vLLM, but") as caught:
+                with_engine(given, "float32", observer)
+            assert caught.value.remedy.endswith(f"or give {missing}.")
         with pytest.raises(InputError, match="--quantize") as caught:
             with_engine(replace(online, sampling=GenerateConfig()), "float32", observer, quantized=True)
         assert "--rollout" in caught.value.remedy

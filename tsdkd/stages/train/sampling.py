@@ -37,10 +37,12 @@ def with_engine(online: OnlineConfig, precision: str, observer: Observer, *, qua
     missing.
     """
     option = "--rollout-url" if online.rollout_url else "--rollout-gpus" if online.rollout_gpus else None
-    if option and (online.sampling.engine == "transformers" or online.teacher_fraction):
+    needed = ["--engine vllm"] * (online.sampling.engine == "transformers")
+    needed += ["--teacher-fraction 0"] * bool(online.teacher_fraction)
+    if option and needed:
         raise InputError(
             f"{option} needs vLLM, but transformers samples these responses.",
-            f"Leave out {option}, or give {'--teacher-fraction 0' if online.teacher_fraction else '--engine vllm'}.",
+            f"Leave out {option}, or give {' and '.join(needed)}.",
         )
     if option and quantized:
         raise InputError("vLLM does not sample from a student with --quantize.", f"Leave out {option}.")
