@@ -12,7 +12,7 @@ from recipes.experiment.tables import MEASURES, Row
 
 
 def draw_differences(rows: Sequence[Row], output: Path) -> None:
-    """A panel for each measure, a line for each row that is no reference: mean and 95 % interval over seeds."""
+    """Draw a panel for each measure, with mean and 95 % interval over seeds for each row except the reference."""
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "bench"  # the same results give the same bytes
     compared = [row for row in rows if not row.is_reference]

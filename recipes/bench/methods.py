@@ -24,8 +24,8 @@ ENTRIES = {
 }
 
 
-def choose(names: str) -> list[Entry]:
-    """GKD and the named entries; all for "". A name may also be that of a method or a method's file.
+def choose_entries(names: str) -> list[Entry]:
+    """GKD and the named entries, or all for "". A name is that of an entry, a method or a method's file.
 
     Raises InputError for an unknown name and for two files of one name.
     """

@@ -1,4 +1,4 @@
-"""The plan of a bench: hours by method, from a probe of each and the measurement of an untrained student."""
+"""The plan of a bench: hours of each method, from a probe of it and the measurement of a student before training."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ HOUR = 3600
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds of one process for each method, and for the students that are not yet made."""
+    """Seconds of one process for each method, and for the students that do not exist yet."""
 
     methods: dict[str, float]
     students: float
@@ -35,8 +35,8 @@ class Plan:
             ["hours of one process:", *lines, f"in all {self.hours:.2f} hours with {self.workers} workers"]
         )
 
-    def require(self, hours: float) -> None:
-        """Raise InputError where the plan exceeds these hours."""
+    def require_at_most(self, hours: float) -> None:
+        """Raise InputError if the plan exceeds these hours."""
         if self.hours > hours:
             raise InputError(
                 f"The plan takes {self.hours:.1f} hours, more than {hours:g}.",
@@ -52,7 +52,7 @@ def make_plan(
     probes: dict[str, dict[str, float]],
     workers: int,
 ) -> Plan:
-    """The plan of a whole bench; what is complete counts too, except students."""
+    """The plan of a whole bench. It includes arms that are complete, but no students that exist."""
     before = {split: _result(root / Arm(SEARCH_SEED, split).directory) for split in ("validation", "test")}
     trainings = len(settings.factors), len(settings.seeds)
     measuring = sum(count * before[split]["measuring_seconds"] for count, split in zip(trainings, before, strict=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.bench import page
-from recipes.bench.methods import choose
+from recipes.bench.methods import choose_entries
 from recipes.bench.plan import make_plan
 from recipes.experiment import arms
 from recipes.experiment.arms import SPLITS, Arm
@@ -47,11 +47,11 @@ class Bench:
             for split in SPLITS:
                 arms.run_arm(self.settings, self.root, Arm(SEARCH_SEED, split))
             workers.show(f"{arms.PROBE_STEPS} steps of each method")
-            # One after the other, and before the workers start, so that a step takes no less than here.
+            # One after the other, before the workers start: they slow each other down.
             probes = {entry.name: arms.probe(self.settings, self.root, entry, SEARCH_SEED) for entry in self.entries}
             plan = make_plan(self.root, self.settings, task.conditions, self.entries, probes, self.workers)
             workers.show(plan.format())
-            plan.require(hours)
+            plan.require_at_most(hours)
             if plan_only:
                 return
             chosen = self._search(task.conditions, workers)
@@ -73,7 +73,7 @@ class Bench:
 
 
 def choose_rate(search: list[Arm], root: Path) -> float:
-    """The learning rate with the highest validation accuracy, then with the lowest divergence, and one that trains."""
+    """The rate of the highest accuracy, then of the lowest divergence. A training that is not finite is the worst."""
 
     def quality(arm: Arm) -> tuple[float, float]:
         result = json.loads((root / arm.directory / RESULT).read_text())
@@ -106,12 +106,12 @@ def main() -> None:
             engine=options.engine,
             response_tokens=options.response_tokens,
         )
-        bench = Bench(options.directory.resolve(), settings, choose(options.methods), options.workers)
+        bench = Bench(options.directory.resolve(), settings, choose_entries(options.methods), options.workers)
         bench.run(options.hours, plan_only=options.plan_only)
 
 
 def _absolute(value: str) -> str:
-    """A path that exists from the bench's own directory too; other words, such as hub ids, as they are."""
+    """An existing path as an absolute one; other words, such as hub ids, unchanged."""
     return str(Path(value).resolve()) if value and Path(value).exists() else value
 
 

@@ -1,4 +1,4 @@
-"""The arms of an experiment: one method with one learning rate and one seed, trained and measured."""
+"""The arms of an experiment: an entry with a learning rate and a seed, trained and measured."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ PROBE_STEPS = 3
 
 @dataclass(frozen=True)
 class Arm:
-    """An entry's training, or the student before it, and the split on which it is measured."""
+    """A trained entry, or without an entry the student before training, and the split that measures it."""
 
     seed: int
     split: Split
@@ -70,7 +70,7 @@ def _from(start: int | None) -> str:
 
 
 def prepare(task: ExperimentTask) -> None:
-    """Write the splits, make the teacher, and record its responses: to train on, and to measure the divergence on."""
+    """Write the splits, make the teacher, and record its responses for training and for the divergence."""
     sizes = task.conditions.sizes
     for name, rows in task.splits().items():
         _write_rows(Path(f"{name}.jsonl"), rows)
@@ -87,7 +87,7 @@ def prepare(task: ExperimentTask) -> None:
 
 
 def prepare_seed(settings: Settings, root: Path, seed: int, starts: Sequence[int | None] = (None,)) -> None:
-    """Make the students of a seed, and what they are measured with."""
+    """Make the students of a seed, and the scores that measure their divergence."""
     with chdir(root):
         task, directory = find_task(settings), Path(f"seed-{seed}")
         for start in starts:
@@ -107,7 +107,7 @@ def prepare_seed(settings: Settings, root: Path, seed: int, starts: Sequence[int
 
 
 def run_arms(workers: Workers, title: str, settings: Settings, root: Path, chosen: Sequence[Arm]) -> None:
-    """Run those of the arms that are not complete."""
+    """Run the arms that are not complete."""
     with chdir(root):
         missing = [arm for arm in chosen if not arm.is_complete]
     heading = f"{title}: {len(missing)} of {len(chosen)} arms to run"
@@ -115,7 +115,7 @@ def run_arms(workers: Workers, title: str, settings: Settings, root: Path, chose
 
 
 def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
-    """Train and measure one arm, unless it is complete. A training that is not finite has no measures."""
+    """Train and measure one arm, unless it is complete. A training whose loss is not finite has no measures."""
     with chdir(root):
         if arm.is_complete:
             return
@@ -138,11 +138,14 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
 
 
 def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, float]:
-    """The seconds of a step, with its recorded responses, and of a training beside its steps; measured once."""
+    """Measure the seconds of a step, with its recorded responses, and those of a training outside its steps.
+
+    Times that exist are kept.
+    """
     with chdir(root):
         output = Path("probe") / entry.name
         if not (output / RESULT).is_file():
-            shutil.rmtree(output, ignore_errors=True)  # a part of a training tells no time
+            shutil.rmtree(output, ignore_errors=True)  # an interrupted training gives no times
             task = find_task(settings)
             started = time.perf_counter()
             recording = _train(task, Arm(seed, "validation", entry, task.conditions.rate), output, "probe")
@@ -154,7 +157,7 @@ def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, 
 
 
 def training_costs(checkpoint: Path) -> dict[str, float]:
-    """The median seconds of a step, the number of steps, and the response tokens that were learned from."""
+    """The median seconds of a step, the number of steps, and the number of response tokens in them."""
     steps = [entry for entry in read_log(checkpoint / METRICS_FILE) if is_step(entry)]
     batch = load_manifest(checkpoint).config["batch_size"]
     return {
@@ -197,7 +200,7 @@ def _respond(task: ExperimentTask, output: Path, model: str, split: Split, name:
 
 
 def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
-    """Train a method on the responses that it learns from. Returns the seconds of recording them, where it does."""
+    """Train an arm's method on responses of its authors. Returns the seconds spent on recording them, or 0."""
     entry, conditions = arm.entry, task.conditions
     method = entry.definition
     student, teacher = quote(task.student(arm.student)), f"--teacher {quote(task.teacher())}"

@@ -1,4 +1,4 @@
-"""`tsdkd` commands in this process: a new process would load torch for longer than a small arm takes."""
+"""Runs `tsdkd` commands in this process: loading torch in a new process takes longer than a small arm."""
 
 import contextlib
 import shlex
@@ -27,7 +27,7 @@ def exit_statuses() -> Iterator[None]:
 
 
 def run_tsdkd(directory: Path, command: str) -> None:
-    """Run one command with its output in `directory/log.txt`. Raises SystemExit when it fails, which prints why."""
+    """Run one command and append its output to `directory/log.txt`. If it fails, print why and raise SystemExit."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log.txt"
     sys.argv = ["tsdkd", *shlex.split(command)]  # the journal records the command

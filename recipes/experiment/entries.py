@@ -1,4 +1,4 @@
-"""A method with its options, as an arm of an experiment trains with it."""
+"""Entries: the methods of an experiment, each with its options and a name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ class Entry:
     """One method with its options."""
 
     name: str
-    """Unique in an experiment: the name of a directory."""
+    """Unique in an experiment, because it names directories."""
     method: str
     options: str = ""
     author: Literal["the method's", "half", "teacher"] = "the method's"
-    """Author of the responses: the method decides; or half the student's and half the teacher's; or the teacher's."""
+    """Author of the responses: the method's default, half of them by each model, or the teacher."""
 
     @property
     def definition(self) -> Method:
@@ -25,7 +25,7 @@ class Entry:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What an arm records of the entry; a method's file counts by its content."""
+        """The values that an arm records to identify its entry; a method's file is identified by its content."""
         origin = self.definition.origin
         identity = {"method": self.definition.name, "options": self.options}
         identity["origin"] = origin.recorded if origin else None
@@ -33,11 +33,11 @@ class Entry:
 
     @property
     def records_responses(self) -> bool:
-        """Whether it learns from recorded responses of the student and the teacher together."""
+        """Whether it learns from responses that student and teacher write together before training."""
         return self.definition.authors == ("both",)
 
     def train_options(self, k: int | None) -> str:
-        """The method's options; k replaces its number of tokens where it has one and the options name none."""
+        """The method's options. k is added for a method that has a k, unless the options name one."""
         words = [f"--method {quote(self.method)}", self.options]
         if k is not None and "k" in self.definition.options:
             words.append(f"--method-option k={k}")
@@ -53,7 +53,7 @@ def file_entry(word: str) -> Entry:
 
 
 GKD = Entry("gkd", "gkd", "--beta 0.9")
-"""What all others are compared with."""
+"""The reference of all comparisons."""
 TSDKD = Entry("tsdkd", "tsdkd")
 MILD = Entry("tsdkd-mild", "tsdkd", "--direct-weight 10 --em-weight 0.01")
 """More of the direct term, less of the entropy term."""

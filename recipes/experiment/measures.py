@@ -1,4 +1,4 @@
-"""The measures of a model: accuracy on the test, divergence from the teacher, and health of training."""
+"""The measures of a model: accuracy, divergence from the teacher, and health of training."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tsdkd.stages.models.load import load_model
 
 RESULT = "result.json"
 LAST_STEPS = 10
-"""The last steps of training, over which health is averaged."""
+"""The number of last training steps over which health is averaged."""
 
 
 def write_result(output: Path, measures: dict[str, object]) -> None:

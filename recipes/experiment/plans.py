@@ -2,8 +2,8 @@
 
 A solution of `471930582614?` is `a3:011234456789=` and then `00+0=00;00+1=01;01+1=02|02+2=04;` to `41+9=50#50`. Its
 first character is the order, one of `ORDERS`, and its second the size of the groups that `|` ends, one of `GROUPS`.
-These two choices are free and equally likely, and they decide every later character. Only the number after `#` is
-graded, which is the same for every plan.
+These two choices are free and equally likely, and they decide every later character. A response is correct if the
+number after `#` is right; it is the same for every plan.
 """
 
 import random

@@ -1,7 +1,7 @@
 """Chains of arithmetic modulo ten, solved step by step.
 
 A solution of `7+8-3-9+4?` is `7+8=5;5m3=2;2-9=3;3p4=7#7`: a step writes each sign as it is or as a letter (p, m), so
-one problem has many solutions. Only the digit after `#` is graded.
+one problem has many solutions. A response is correct if the digit after `#` is right.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""A task whose texts a seed makes, with one token per character, and the models that are trained on it from scratch."""
+"""A family of generated problems with one token per character, and the models that are trained on it from scratch."""
 
 import json
 import random
@@ -35,11 +35,11 @@ class Task:
 
     name: str
     letters: str
-    """Every character of its texts."""
+    """All characters of problems and solutions."""
     response_tokens: int
-    """The limit of a response, more than the length of a solution."""
+    """The most tokens of a response; solutions are shorter."""
     context: int
-    """The most tokens of a problem with a response."""
+    """The most tokens of a problem and its response together."""
     draw_problem: Callable[[random.Random], str]
     solution: Callable[[str, random.Random], str]
     """A solution whose free choices the generator makes; all solutions have the same length."""
@@ -48,7 +48,7 @@ class Task:
     student: Shape
 
     def problems(self, seed: int, without: Iterable[str] = ()) -> Iterator[str]:
-        """Yield distinct problems without end, except those in `without`."""
+        """Yield distinct problems that are not in `without`, endlessly."""
         generator, seen = random.Random(seed), set(without)
         while True:
             problem = self.draw_problem(generator)

@@ -18,7 +18,7 @@ from tsdkd.child_processes import follow_parent
 
 @dataclass(frozen=True)
 class Workers:
-    """One worker is this process."""
+    """A pool of processes; without a pool, this process is the only worker."""
 
     pool: ProcessPoolExecutor | None
     console: Console
@@ -28,7 +28,7 @@ class Workers:
         self.console.print(f"{time.strftime('%H:%M')} {text}", soft_wrap=True, markup=False, highlight=False)
 
     def each(self, title: str, function: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> None:
-        """Call a function with each of several arguments, in any order."""
+        """Call a function once for each tuple of arguments, in any order."""
         self.show(title)
         if not calls:
             return
@@ -49,7 +49,7 @@ class Workers:
 
 @contextmanager
 def open_workers(number: int) -> Iterator[Workers]:
-    """After an error, calls that run end and no other begins. After Ctrl-C, calls end at once: an arm resumes."""
+    """Start workers. After an error, running calls finish and no other starts; Ctrl-C kills them: arms resume."""
     console = Console(file=sys.stdout)  # arms redirect the output of their commands
     if number == 1:
         yield Workers(None, console)

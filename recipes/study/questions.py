@@ -47,7 +47,7 @@ class StudyArm:
     task: str
     entry: Entry
     factor: float = 1.0
-    """Of the task's learning rate."""
+    """The learning rate, as a multiple of the task's."""
     start: int | None = None
     """The accuracy of the student before training, in percent; None: the task's."""
 

@@ -23,7 +23,7 @@ from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
 
 
 def read_runs(directory: Path, task: str, arm: Arm) -> Runs:
-    """The measures of an arm, by seed; the arm's own seed does not count."""
+    """The measures of an arm for every seed; the arm's own seed is ignored."""
     found = sorted((directory / task).glob(f"seed-*/{arm.directory.name}/{RESULT}"))
     return {int(file.parts[-3].removeprefix("seed-")): json.loads(file.read_text()) for file in found}
 

@@ -1,7 +1,7 @@
 """Runs the study: python -m recipes.study.run DIRECTORY [--tasks "sums plans"] [--seeds "1 2 3 4"] [--scale tiny]
 
-Complete arms are skipped, so the same command resumes an interrupted study. A task has its own directory, which a bench
-of the task may share.
+Complete arms are skipped, so the same command resumes an interrupted study. Each task has a directory, which a bench of
+the same task may share.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tsdkd.errors import InputError
 
 @dataclass(frozen=True)
 class Study:
-    """The arms of one task, in a directory of the task's."""
+    """The arms of one task, in its directory."""
 
     root: Path
     settings: Settings

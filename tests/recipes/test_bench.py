@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from recipes.bench import page
-from recipes.bench.methods import ENTRIES, choose
+from recipes.bench.methods import ENTRIES, choose_entries
 from recipes.bench.plan import Plan, make_plan
 from recipes.bench.run import Bench, choose_rate, main
 from recipes.experiment import arms
@@ -73,14 +73,14 @@ def test_a_grid_that_repeats_a_rate_or_has_none_is_refused(factors: tuple[float,
 
 def test_a_second_bench_in_the_directory_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     with lock_for_writing(tmp_path), pytest.raises(InputError, match="Another process"):
-        Bench(tmp_path, Settings("sums"), choose(GKD.name), workers=1).run(12, plan_only=False)
+        Bench(tmp_path, Settings("sums"), choose_entries(GKD.name), workers=1).run(12, plan_only=False)
     assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_every_method_of_the_registry_is_in_the_bench() -> None:
     assert {entry.method for entry in ENTRIES.values()} == METHODS.keys()
-    assert choose("")[0].name == GKD.name
-    assert {entry.name for entry in choose("")} == ENTRIES.keys()
+    assert choose_entries("")[0].name == GKD.name
+    assert {entry.name for entry in choose_entries("")} == ENTRIES.keys()
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda entry: entry.name)
@@ -100,9 +100,9 @@ def test_k_is_given_to_methods_that_have_one() -> None:
 def test_chosen_methods_are_beside_the_reference_and_may_be_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(METHOD_FILE)
-    assert [entry.name for entry in choose(f"tip {file}")] == [GKD.name, "tip", "mine"]
+    assert [entry.name for entry in choose_entries(f"tip {file}")] == [GKD.name, "tip", "mine"]
     with pytest.raises(InputError, match="nonsense"):
-        choose("nonsense")
+        choose_entries("nonsense")
 
 
 def write_result(root: Path, arm: Arm, **result: object) -> None:
@@ -172,7 +172,7 @@ def test_a_method_learns_from_responses_of_its_author(
     (tmp_path / "mine.py").write_text(METHOD_FILE.replace('name="mine"', f'name="mine", authors=("{authors}",)'))
     commands: list[str] = []
     monkeypatch.setattr(arms, "run_tsdkd", lambda _, command: commands.append(command))
-    arm = Arm(1, "test", choose(f"{tmp_path}/mine.py")[1], 1e-4)
+    arm = Arm(1, "test", choose_entries(f"{tmp_path}/mine.py")[1], 1e-4)
     arms._train(find_task(Settings("sums")), arm, tmp_path, "train")
     assert data in commands[0]
 
@@ -196,12 +196,12 @@ def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path)
     (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
     conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
     probes = {GKD.name: {"step": 1.0, "other": 20.0}}
-    plan = make_plan(tmp_path, Settings("sums"), conditions, choose(GKD.name), probes, workers=2)
+    plan = make_plan(tmp_path, Settings("sums"), conditions, choose_entries(GKD.name), probes, workers=2)
     assert plan.methods == {GKD.name: 8 * 120 + 4 * 10 + 4 * 30}
     assert plan.hours == pytest.approx((1120 + 240) / 2 / 3600)
-    plan.require(12)
+    plan.require_at_most(12)
     with pytest.raises(InputError, match="hours"):
-        plan.require(0.1)
+        plan.require_at_most(0.1)
 
 
 def runs(*accuracies: float, seconds: float = 1.0) -> dict[int, Mapping[str, float]]:
@@ -413,7 +413,7 @@ def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(arms, name, lambda *arguments: called.append(arguments[-1]))
     monkeypatch.setattr(arms, "probe", lambda *_: {"step": 1.0, "other": 1.0})
     monkeypatch.setattr("recipes.bench.run.make_plan", lambda *_: Plan({GKD.name: 13 * 3600.0}, 0.0, 1))
-    bench = Bench(tmp_path, Settings("sums"), choose(GKD.name), workers=1)
+    bench = Bench(tmp_path, Settings("sums"), choose_entries(GKD.name), workers=1)
     with pytest.raises(InputError, match=r"13\.0 hours"):
         bench.run(12, plan_only=False)
     assert called[1:] == [0, Arm(0, "validation"), Arm(0, "test")]
