@@ -21,7 +21,7 @@ class TsdkdError(Exception):
 
 
 class NotFiniteError(TsdkdError):
-    """Training whose loss or gradient is NaN or infinite. Exit code 3."""
+    """A loss, gradient or logit that is NaN or infinite. Exit code 3."""
 
     exit_code = 3
 

@@ -25,6 +25,8 @@ from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 PROBE_STEPS = 3
+STUDENTS_SECONDS = "students-seconds"
+"""The file with the seconds that a seed's students took to make."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,11 @@ def prepare_seed(settings: Settings, root: Path, seed: int, starts: Sequence[int
     """Make the students of a seed, and the scores that measure their divergence."""
     with chdir(root):
         task, directory = find_task(settings), Path(f"seed-{seed}")
-        for start in starts:
-            output = _student(seed, start)
-            started = time.perf_counter()
-            task.make_student(seed, start, output)
-            seconds = directory / f"{output.name}-seconds"
-            if not seconds.is_file():
-                directory.mkdir(exist_ok=True)
-                seconds.write_text(f"{time.perf_counter() - started:.1f}\n")
+        directory.mkdir(exist_ok=True)
+        started = time.perf_counter()
+        task.make_students(seed, {start: _student(seed, start) for start in starts})
+        if not (seconds := directory / STUDENTS_SECONDS).is_file():
+            seconds.write_text(f"{time.perf_counter() - started:.1f}\n")
         for split in SPLITS:
             run_tsdkd(
                 directory,
@@ -115,7 +114,7 @@ def run_arms(workers: Workers, title: str, settings: Settings, root: Path, chose
 
 
 def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
-    """Train and measure one arm, unless it is complete. A training whose loss is not finite has no measures."""
+    """Train and measure one arm, unless it is complete. One whose loss or logits are not finite has no measures."""
     with chdir(root):
         if arm.is_complete:
             return
@@ -125,16 +124,21 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
         if arm.entry:
             model = str(arm.directory / "checkpoint")
             found |= {"entry": arm.entry.identity}
-            try:
-                _train(task, arm, arm.directory, "train")
-            except SystemExit as end:
-                if end.code != NotFiniteError.exit_code:
-                    raise
-                write_result(arm.directory, found | {"degenerated": True})
-                return
-            found |= training_costs(Path(model)) | training_health(Path(model))
-        found |= measure(task, arm.directory, model, arm.split)
-        write_result(arm.directory, found)
+        try:
+            measured = _train_and_measure(task, arm, model)
+        except NotFiniteError:
+            if not arm.entry:
+                raise
+            measured = {"degenerated": True}
+        write_result(arm.directory, found | measured)
+
+
+def _train_and_measure(task: ExperimentTask, arm: Arm, model: str) -> dict[str, object]:
+    costs: dict[str, object] = {}
+    if arm.entry:
+        _train(task, arm, arm.directory, "train")
+        costs = training_costs(Path(model)) | training_health(Path(model))
+    return costs | measure(task, arm.directory, model, arm.split)
 
 
 def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, float]:

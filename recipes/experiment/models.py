@@ -19,13 +19,14 @@ def make(
     seed: int,
     directories: dict[int, Path],
     dev: list[str],
-    advance: Callable[[int], None],
+    advance: Callable[[float], None],
     *,
     decay: bool,
 ) -> None:
     """Train a model on solutions and save it in `directories[a]` once its accuracy reaches a percent.
 
-    decay: the learning rate falls linearly to zero. Raises RuntimeError where an accuracy is not reached.
+    advance: called after each step with the last measured accuracy in percent. decay: the learning rate falls linearly
+    to zero. Raises RuntimeError where an accuracy is not reached.
     """
     torch.manual_seed(seed)
     model, tokenizer = _new_model(task, shape), task.tokenizer()
@@ -40,13 +41,13 @@ def make(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        advance(1)
         if step % shape.every == 0:
             reached = 100 * accuracy(task, LanguageModel("in training", model, tokenizer), dev)
             while remaining and reached >= remaining[0]:
                 _save(model, tokenizer, directories[remaining.pop(0)])
             if not remaining:
                 return
+        advance(reached)
     raise RuntimeError(f"The model reached {reached:.0f} %, not {remaining[0]} %: raise its steps.")
 
 

@@ -1,12 +1,14 @@
 """The tasks: sums and plans with models trained from scratch, the embedded pair, and a task of the user's own."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipes.experiment import models
 from recipes.experiment.commands import run_tsdkd
@@ -80,17 +82,17 @@ class ExperimentTask(Protocol):
     def make_teacher(self) -> None:
         """Make the teacher in the working directory. A teacher that exists is kept."""
 
-    def make_student(self, seed: int, start: int | None, output: Path) -> None:
-        """Make a seed's student in `output`. A student that exists is kept.
+    def make_students(self, seed: int, outputs: Mapping[int | None, Path]) -> None:
+        """Make a seed's students. One that exists is kept.
 
-        start: the accuracy in percent at which the student is taken; None: the task's default.
+        outputs: directories, by the accuracy in percent at which the student is taken; None: the task's default.
         """
 
     def teacher(self) -> str:
         """The value of `--teacher`."""
 
     def student(self, output: Path) -> str:
-        """The value of `--student` for the student that `make_student` made in `output`."""
+        """The value of `--student` for the student that `make_students` made in `output`."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,21 @@ class MadeTask:
         return self.task.is_correct(prompt, response)
 
     def make_teacher(self) -> None:
-        self._make(self.task.teacher, 7, self.teacher_accuracy, Path("teacher"), decay=True)
+        if Path("teacher").is_dir():
+            return
+        shape, goal = self.task.teacher, self.teacher_accuracy
+        columns = TextColumn("teacher"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+            bar = progress.add_task("", total=shape.steps)
 
-    def make_student(self, seed: int, start: int | None, output: Path) -> None:
-        self._make(self.task.student, seed, self.student_accuracy if start is None else start, output, decay=False)
+            def advance(reached: float) -> None:
+                progress.update(bar, advance=1, description=f"steps at most; {reached:.0f} % right, stops at {goal} %")
+
+            self._make(shape, 7, {goal: Path("teacher")}, advance, decay=True)
+
+    def make_students(self, seed: int, outputs: Mapping[int | None, Path]) -> None:
+        chosen = {self.student_accuracy if start is None else start: output for start, output in outputs.items()}
+        self._make(self.task.student, seed, chosen, lambda _: None, decay=False)
 
     def teacher(self) -> str:
         return "teacher"
@@ -128,11 +141,14 @@ class MadeTask:
         sizes = self.conditions.sizes
         return self.task.split(sizes.train, sizes.validation, sizes.test, self.dev)
 
-    def _make(self, shape: Shape, seed: int, percent: int, output: Path, *, decay: bool) -> None:
-        if not output.is_dir():
+    def _make(
+        self, shape: Shape, seed: int, directories: dict[int, Path], advance: Callable[[float], None], *, decay: bool
+    ) -> None:
+        missing = {percent: output for percent, output in directories.items() if not output.is_dir()}
+        for output in missing.values():
             output.parent.mkdir(parents=True, exist_ok=True)
-            dev = self._problems()[-1]
-            models.make(self.task, shape, seed, {percent: output}, dev, lambda _: None, decay=decay)
+        if missing:
+            models.make(self.task, shape, seed, missing, self._problems()[-1], advance, decay=decay)
 
 
 @dataclass(frozen=True)
@@ -166,12 +182,13 @@ class StoryTask:
     def make_teacher(self) -> None:
         run_tsdkd(Path(), "prune --output before --drop 6 --limit 4")
 
-    def make_student(self, seed: int, start: int | None, output: Path) -> None:
-        run_tsdkd(
-            output.parent,
-            f"train --method supervised-kd --student before --teacher embedded-teacher --rollouts teacher-train "
-            f"--lambda 0 --checkpoint {output} --seed {seed} {self.start_options}",
-        )
+    def make_students(self, seed: int, outputs: Mapping[int | None, Path]) -> None:
+        for output in outputs.values():
+            run_tsdkd(
+                output.parent,
+                f"train --method supervised-kd --student before --teacher embedded-teacher --rollouts teacher-train "
+                f"--lambda 0 --checkpoint {output} --seed {seed} {self.start_options}",
+            )
 
     def teacher(self) -> str:
         return "embedded-teacher"
@@ -195,8 +212,8 @@ class OwnTask:
     def make_teacher(self) -> None:
         pass
 
-    def make_student(self, seed: int, start: int | None, output: Path) -> None:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    def make_students(self, seed: int, outputs: Mapping[int | None, Path]) -> None:
+        pass
 
     def teacher(self) -> str:
         return self.settings.teacher

@@ -1,4 +1,4 @@
-"""Tables and plots of the complete arms: python -m recipes.study.report DIRECTORY OUTPUT
+"""Tables, rows and plots of the complete arms: python -m recipes.study.report DIRECTORY OUTPUT
 
 Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired by seed, from the same student.
 """
@@ -30,6 +30,17 @@ def read_runs(directory: Path, task: str, arm: Arm) -> Runs:
 
 def _arm(arm: StudyArm) -> Arm:
     return arm.of_seed(1, find_task(Settings(arm.task)).conditions.rate)
+
+
+def read_rows(directory: Path) -> list[dict[str, object]]:
+    """A row per complete arm, in the order of the questions; the students before training come first."""
+    chosen = every_arm()
+    students = dict.fromkeys((arm.task, Arm(1, "test", start=arm.start)) for arm in chosen)
+    return [
+        {"task": task, "arm": arm.directory.name, "seed": seed, **measures}
+        for task, arm in [*students, *((arm.task, _arm(arm)) for arm in chosen)]
+        for seed, measures in read_runs(directory, task, arm).items()
+    ]
 
 
 def format_before(directory: Path) -> str:
@@ -100,6 +111,7 @@ def main() -> None:
     mpl.rcParams["svg.hashsalt"] = "study"  # the same results give the same bytes
     output.mkdir(parents=True, exist_ok=True)
     (output / "tables.md").write_text(format_tables(directory))
+    (output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_rows(directory)))
     draw_training(directory, TERMS_OF_SUMS, output / "training.svg")
     draw_rates(directory, output / "rates.svg")
 

@@ -15,7 +15,7 @@ from recipes.bench import page
 from recipes.bench.methods import ENTRIES, choose_entries
 from recipes.bench.plan import Plan, make_plan
 from recipes.bench.run import Bench, choose_rate, main
-from recipes.experiment import arms
+from recipes.experiment import arms, commands
 from recipes.experiment.arms import Arm
 from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT
@@ -121,10 +121,7 @@ def test_the_rate_is_chosen_by_accuracy_and_then_by_divergence(tmp_path: Path) -
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    def exits(*_: object) -> None:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(arms, "run_tsdkd", exits)
+    monkeypatch.setattr(commands, "app", lambda *_, **__: status)
 
 
 def test_a_rate_whose_training_is_not_finite_is_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +138,19 @@ def test_a_rate_whose_training_is_not_finite_is_the_worst(tmp_path: Path, monkey
     assert table.splitlines()[-1] == "| tip | not finite | 50.0 %, 2.0000 |  |"
     runs_of_tip = {1: failed, 2: {"accuracy": 0.5, "degenerated": False}}
     assert "| 1 of 2 |" in format_table([Row("tip", runs_of_tip, runs(0.5, 0.5))])
+
+
+def test_a_trained_model_whose_logits_are_not_finite_has_no_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, arm = Settings("sums"), page.search_arm(ENTRIES["tip"], 1e-3)
+    for name in ("_train", "training_costs", "training_health"):
+        monkeypatch.setattr(arms, name, lambda *_: {})
+    fail(monkeypatch, NotFiniteError.exit_code)
+    arms.run_arm(settings, tmp_path, arm)
+    assert json.loads((tmp_path / arm.directory / RESULT).read_text())["degenerated"]
+    with pytest.raises(NotFiniteError):
+        arms.run_arm(settings, tmp_path, Arm(0, "validation"))  # the student before training
 
 
 @pytest.mark.parametrize(("split", "other"), [("validation", "test"), ("test", "validation")])
@@ -162,7 +172,7 @@ def test_a_probe_that_was_interrupted_starts_again(tmp_path: Path, monkeypatch: 
     fail(monkeypatch, 1)
     with pytest.raises(SystemExit):
         arms.probe(Settings("sums"), tmp_path, ENTRIES["tip"], 0)
-    assert not (tmp_path / "probe" / "tip").exists()
+    assert not (tmp_path / "probe" / "tip" / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(("authors", "data"), [("teacher", "--rollouts teacher-train"), ("student", "--prompts train")])
@@ -193,7 +203,7 @@ def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path)
     """100 steps of 1 s and 20 s beside them: 8 trainings, 4 measured in 10 s and 4 in 30 s; 4 students of 60 s."""
     for split, seconds in (("validation", 10.0), ("test", 30.0)):
         write_result(tmp_path, Arm(0, split), measuring_seconds=seconds)
-    (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
+    (tmp_path / "seed-0" / "students-seconds").write_text("60.0")
     conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
     probes = {GKD.name: {"step": 1.0, "other": 20.0}}
     plan = make_plan(tmp_path, Settings("sums"), conditions, choose_entries(GKD.name), probes, workers=2)

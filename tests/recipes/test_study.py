@@ -122,6 +122,8 @@ def test_two_arms_run_from_models_to_tables(
     assert "sums, seed 1: 0 of 3 arms to run" in capsys.readouterr().out
     rows = report.format_tables(tmp_path).splitlines()
     assert {line.split(" | ")[0] for line in rows} >= {"| sums", "| gate", "| direct (GKD, β 0.9)"}
+    found = [(row["task"], row["arm"], row["seed"], "accuracy" in row) for row in report.read_rows(tmp_path)]
+    assert found == [("sums", arm, 1, True) for arm in ("before-test", "gkd-0.0001", "tsdkd-gate-0.0001")]
     student, *trained = health.measure_arms(tmp_path / "sums")
     assert [row[:2] for row in (student, *trained)] == [
         ["student", "1"],

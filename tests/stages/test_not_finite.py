@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsdkd.errors import TsdkdError
+from tsdkd.errors import NotFiniteError, TsdkdError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.config.prune import PruneConfig
@@ -52,6 +52,15 @@ def test_logits_that_overflow_end_the_stage(
     generate(prompts, str(student), run / "rollouts", GenerateConfig(max_new_tokens=3, limit=2))
     score(run / "rollouts", str(student), str(student), run / "scores", ScoreConfig(k=4))
     stages: list[Callable[[], object]] = [
+        *(
+            lambda t=t: generate(
+                prompts,
+                model,
+                tmp_path / "g",
+                GenerateConfig(max_new_tokens=3, limit=2, temperature=t, dtype="float16"),
+            )
+            for t in (0.0, 1.0)
+        ),
         lambda: score(run / "rollouts", str(student), model, tmp_path / "s", ScoreConfig(k=4, dtype="float16")),
         lambda: prune(model, prompts, tmp_path / "p", PruneConfig(drop=1, dtype="float16")),
         lambda: evaluate(model, tmp_path / "e", EvalConfig(("sciq",), limit=2, dtype="float16"), rows),
@@ -61,3 +70,15 @@ def test_logits_that_overflow_end_the_stage(
         with pytest.raises(TsdkdError, match=r"in float16|are NaN") as caught:
             stage()
         assert "--dtype" in caught.value.remedy
+
+
+def test_a_model_that_diverged_is_refused_without_another_precision(
+    student: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Its hidden states are finite; its logits overflow float32."""
+    path = str(scaled(student, tmp_path / "diverged", "lm_head", 3e38))
+    for temperature in (0.0, 1.0):
+        config = GenerateConfig(max_new_tokens=3, limit=2, temperature=temperature)
+        with pytest.raises(NotFiniteError, match="in float32") as caught:
+            generate(prompts, path, tmp_path / "g", config)
+        assert "--dtype" not in caught.value.remedy

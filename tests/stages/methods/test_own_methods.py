@@ -413,6 +413,19 @@ def test_wrong_weights_of_steps_that_are_not_tried_are_refused(
         learn(run, student, tmp_path / "c", settings(file))
 
 
+def test_a_state_that_cannot_be_saved_any_more_ends_training(run: Path, student: Path, tmp_path: Path) -> None:
+    """The trial's three updates keep it as it was."""
+    update = """
+def update(state, losses, options):
+    state['steps'] += 1
+    state['seen'] = {1} if state['steps'] == 4 else []
+"""
+    more = ", 'scope': 'batch', 'state': {'steps': 0, 'seen': []}, 'update': update"
+    file = write(tmp_path / "m.py", KL_AT % "features.mean(features.mask)" + update, LOSSES % more)
+    with pytest.raises(InputError, match="state of the method mine holds values that cannot be saved"):
+        learn(run, student, tmp_path / "c", settings(file))
+
+
 def test_trials_follow_a_run(tmp_path: Path) -> None:
     """They begin with step 0, which may fill the state, and have the authors that the method learns from."""
     select = """

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -19,7 +21,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
-from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def sample_responses(
 ) -> list[list[int]]:
     """Sample one response per prompt, with its end token; temperature 0 is greedy. Uses torch's global random state.
 
-    `finders`: of stop strings, one per prompt, before its first token; none without stop strings.
+    `finders`: of stop strings, one per prompt, before its first token; none without stop strings. Raises NotFiniteError
+    for logits that are NaN or infinite.
     """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -82,11 +85,25 @@ def sample_responses(
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
             generation_config=settings,
+            logits_processor=LogitsProcessorList([RequireFinite(language_model.name, language_model.model.dtype)]),
             stopping_criteria=StoppingCriteriaList([StopStringCriteria(finders)] if finders else []),
         )
     lengths = [finder.length for finder in finders] or [max_new_tokens] * len(prompts)
     rows = output[:, ids.shape[1] :].tolist()
     return [_through_end_token(row[:n], language_model.end_ids) for row, n in zip(rows, lengths, strict=True)]
+
+
+class RequireFinite(LogitsProcessor):
+    """Ends generation at logits that are NaN or infinite: greedily it would continue, with a token of no meaning."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.name, self.dtype = name, dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits (batch, vocab), those of suppressed tokens -inf -> the same."""
+        if not scores.logsumexp(-1).isfinite().all():
+            raise not_finite_error(self.name, self.dtype)
+        return scores
 
 
 class StopStringCriteria(StoppingCriteria):

@@ -3,6 +3,7 @@
 It loads without torch.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias, get_args
@@ -163,12 +164,22 @@ class Method:
         )
 
     def updated(self, state: dict[str, Any], terms: Mapping[str, float], options: Options) -> None:
-        """Change the state after a step whose losses had these means. Raises InputError if `update` returns one."""
+        """Change the state after a step whose losses had these means.
+
+        Raises InputError if `update` returns a value, and for a state that cannot be saved.
+        """
         update = self.update
-        if update is None:
-            return
-        if self.call("update", lambda: update(state, terms, options)) is not None:
+        if update and self.call("update", lambda: update(state, terms, options)) is not None:
             raise InputError(f"update of the method {self.name} returns a value.", "Change the state that it is given.")
+        try:
+            saved = json.loads(json.dumps(state))
+        except (TypeError, ValueError):
+            saved = None
+        if saved != state:
+            raise InputError(
+                f"The state of the method {self.name} holds values that cannot be saved.",
+                "Keep numbers, words and lists of them, by words.",
+            )
 
     def call(self, function: str, call: Callable[[], Any]) -> Any:
         """The result of one of the method's own functions; their errors become InputError."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tsdkd.core import Head
-from tsdkd.errors import InputError, TsdkdError
+from tsdkd.errors import InputError, NotFiniteError
 from tsdkd.stages.models.adaptable import base_with_adapters
 from tsdkd.stages.models.context import context_length
 from tsdkd.stages.models.packed_attention import packed_sequences
@@ -169,10 +169,12 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def not_finite_error(name: str, dtype: torch.dtype) -> TsdkdError:
+def not_finite_error(name: str, dtype: torch.dtype) -> NotFiniteError:
     """The error for a model whose weights are finite, and whose activations or logits are not."""
     precision = str(dtype).removeprefix("torch.")
-    return TsdkdError(
+    return NotFiniteError(
         f"{name} computes NaN or infinite values in {precision}.",
-        "Load it in another precision: --dtype bfloat16 or float32.",
+        "Load it in another precision: --dtype bfloat16 or float32."
+        if dtype == torch.float16
+        else "Use another checkpoint, or train it again with a lower --learning-rate.",
     )
