@@ -87,22 +87,33 @@ def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> No
 
 
 def draw_rates(directory: Path, output: Path) -> None:
-    """Accuracy by learning rate, with 95 % intervals; a panel for each task."""
-    figure, axes = plt.subplots(1, len(RATES), figsize=(4.4 * len(RATES), 3.2), layout="constrained")
-    for axis, question in zip(axes, RATES, strict=True):
-        for arms in zip(*question.groups, strict=True):
-            found = {_arm(arm).rate: read_runs(directory, arm.task, _arm(arm)) for arm in arms}
-            points = {rate: Row("", runs, {}).values("accuracy") for rate, runs in found.items()}
-            points = {rate: [100 * value for value in values] for rate, values in points.items() if values}
-            means, errors = [*map(fmean, points.values())], [*map(half_interval, points.values())]
-            axis.errorbar([*points], means, errors, label=arms[0].entry.name, capsize=3)
-        rates = [_arm(group[0]).rate for group in question.groups]
-        axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title=question.groups[0][0].task)
+    """Accuracy by learning rate, with 95 % intervals; a panel for each task that has run, no figure without one."""
+    lines_of = {question.groups[0][0].task: _accuracies(directory, question) for question in RATES}
+    panels = {task: lines for task, lines in lines_of.items() if lines}
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), layout="constrained", squeeze=False)
+    for axis, (task, lines) in zip(axes[0], panels.items(), strict=True):
+        for name, values in lines.items():
+            means, errors = [*map(fmean, values.values())], [*map(half_interval, values.values())]
+            axis.errorbar([*values], means, errors, label=name, capsize=3)
+        rates = sorted({rate for values in lines.values() for rate in values})
+        axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title=task)
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.minorticks_off()
-    axes[0].legend(fontsize=7)
+        axis.legend(fontsize=7)
     figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
+
+
+def _accuracies(directory: Path, question: Question) -> dict[str, dict[float, list[float]]]:
+    """The accuracies in percent of all seeds, by entry and learning rate."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for arm in (arm for group in question.groups for arm in group):
+        found = Row("", read_runs(directory, arm.task, _arm(arm)), {}).values("accuracy")
+        if found:
+            lines.setdefault(arm.entry.name, {})[_arm(arm).rate] = [100 * value for value in found]
+    return lines
 
 
 def main() -> None:

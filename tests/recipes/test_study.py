@@ -1,5 +1,6 @@
 """The miniature study: its task, its arms, its intervals, and a run of one arm from models to tables."""
 
+import itertools
 import json
 import random
 import sys
@@ -16,7 +17,7 @@ from recipes.experiment.statistics import format_interval, holm, paired_differen
 from recipes.experiment.sums import SUMS
 from recipes.experiment.task import END, Shape
 from recipes.study import health, report, run
-from recipes.study.questions import QUESTIONS, StudyArm, every_arm
+from recipes.study.questions import QUESTIONS, RATES, StudyArm, every_arm
 from recipes.study.run import find_studies
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
@@ -131,6 +132,19 @@ def test_two_arms_run_from_models_to_tables(
         ["tsdkd-gate-0.0001", "1"],
     ]
     assert len(student) == len(health.COLUMNS)
+
+
+def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp_path: Path) -> None:
+    report.draw_rates(tmp_path, tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
+    question = next(question for question in RATES if question.groups[0][0].task == "sums")
+    for seed, factor in itertools.product((1, 2), (0, 1)):
+        arm = question.groups[0][factor].of_seed(seed, 1e-4)
+        measures.write_result(tmp_path / "sums" / arm.directory, {"accuracy": 0.25 * seed})
+    report.draw_rates(tmp_path, tmp_path / "rates.svg")
+    drawn = (tmp_path / "rates.svg").read_text()
+    assert "<!-- sums -->" in drawn
+    assert "<!-- plans -->" not in drawn
 
 
 def test_a_task_without_an_arm_is_refused(tmp_path: Path) -> None:

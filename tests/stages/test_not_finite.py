@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,20 @@ def test_logits_that_overflow_end_the_stage(
         assert "--dtype" in caught.value.remedy
 
 
-def test_a_model_that_diverged_is_refused_without_another_precision(
-    student: Path, prompts: Path, tmp_path: Path
+def test_a_model_that_diverged_does_not_respond(
+    student: Path, teacher: Path, prompts: Path, rows: Path, tmp_path: Path
 ) -> None:
     """Its hidden states are finite; its logits overflow float32."""
-    path = str(scaled(student, tmp_path / "diverged", "lm_head", 3e38))
-    for temperature in (0.0, 1.0):
-        config = GenerateConfig(max_new_tokens=3, limit=2, temperature=temperature)
+    path, teachers = str(scaled(student, tmp_path / "diverged", "lm_head", 3e38)), {"": str(teacher)}
+    config = GenerateConfig(max_new_tokens=3, limit=2)
+    stages: list[Callable[[], object]] = [
+        lambda: generate(prompts, path, tmp_path / "g", config),
+        lambda: generate(prompts, path, tmp_path / "g", replace(config, temperature=0)),
+        lambda: generate(prompts, path, tmp_path / "g", replace(config, policy="speculative"), teachers=teachers),
+        lambda: evaluate(path, tmp_path / "e", EvalConfig(("gsm8k",), limit=2, max_new_tokens=4), rows),
+        lambda: evaluate(path, tmp_path / "e", EvalConfig(("gsm8k",), limit=2, max_new_tokens=4, temperature=1.0), rows),
+    ]
+    for stage in stages:
         with pytest.raises(NotFiniteError, match="in float32") as caught:
-            generate(prompts, path, tmp_path / "g", config)
+            stage()
         assert "--dtype" not in caught.value.remedy

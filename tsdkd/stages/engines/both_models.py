@@ -26,7 +26,7 @@ from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
 from tsdkd.stages.engines.transformers_engine import nucleus_logits
 from tsdkd.stages.models.cache import can_roll_back
-from tsdkd.stages.models.language_model import LanguageModel, position_ids
+from tsdkd.stages.models.language_model import LanguageModel, position_ids, require_finite
 
 
 @dataclass(slots=True)
@@ -194,6 +194,7 @@ class CachedModel:
         """Read new ids at their positions, both (batch, new); return logits (batch, new, vocab)."""
         attention = torch.cat([self.attention, torch.ones(len(ids), self.pending + ids.shape[1], dtype=torch.long)], 1)
         logits = self._read(ids, attention, positions)
+        require_finite(logits, self.language_model.name, logits.dtype)
         self.pending += ids.shape[1]
         return logits
 

@@ -21,7 +21,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
-from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
+from tsdkd.stages.models.language_model import LanguageModel, require_finite
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def sample_responses(
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([RequireFinite(language_model.name, language_model.model.dtype)]),
+            logits_processor=LogitsProcessorList([RequireFinite(language_model)]),
             stopping_criteria=StoppingCriteriaList([StopStringCriteria(finders)] if finders else []),
         )
     lengths = [finder.length for finder in finders] or [max_new_tokens] * len(prompts)
@@ -94,15 +94,14 @@ def sample_responses(
 
 
 class RequireFinite(LogitsProcessor):
-    """Ends generation at logits that are NaN or infinite: greedily it would continue, with a token of no meaning."""
+    """Ends generation at logits that are NaN or infinite."""
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
-        self.name, self.dtype = name, dtype
+    def __init__(self, language_model: LanguageModel) -> None:
+        self.name, self.dtype = language_model.name, language_model.model.dtype
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits (batch, vocab), those of suppressed tokens -inf -> the same."""
-        if not scores.logsumexp(-1).isfinite().all():
-            raise not_finite_error(self.name, self.dtype)
+        """Logits (batch, vocab) -> the same."""
+        require_finite(scores, self.name, self.dtype)
         return scores
 
 

@@ -14,11 +14,12 @@ from typing import Any, Self, cast
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tsdkd.errors import InputError, TsdkdError
 from tsdkd.stages.data.batches import Ids
 from tsdkd.stages.data.thoughts import THOUGHT_MARKERS, remove_thought
+from tsdkd.stages.engines.transformers_engine import RequireFinite
 from tsdkd.stages.eval.seeded_sampling import SeededSampling, response_seed
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
@@ -257,11 +258,12 @@ class TransformersModel(ResponseTracking, HFLM):
         )
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
+        processors: list[LogitsProcessor] = [RequireFinite(self._language_model)]
         if self.sampling.temperature:
             mask = settings["attention_mask"].bool()
             seeds = self.next_seeds([ids[kept].tolist() for ids, kept in zip(context, mask, strict=True)])
-            sampling = SeededSampling(seeds, self.sampling.temperature, self.sampling.top_p, context.device)
-            settings["logits_processor"] = LogitsProcessorList([sampling])
+            processors.append(SeededSampling(seeds, self.sampling.temperature, self.sampling.top_p, context.device))
+        settings["logits_processor"] = LogitsProcessorList(processors)
         # The model's own config would fill in every unset value, such as a repetition penalty.
         with replaced_attribute(self.model, "generation_config", self._greedy), self._token_count_shown():
             output: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
