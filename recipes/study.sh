@@ -19,4 +19,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # more threads do not speed up mo
 
 python -m recipes.study.run "$RUN" --tasks "$TASKS" --seeds "$SEEDS" --scale "$SCALE" --workers "$WORKERS"
 python -m recipes.study.report "$RUN" "$RUN/study"
-echo "tables and plots: $RUN/study"
+echo "tables, rows and plots: $RUN/study"

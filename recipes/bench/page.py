@@ -6,15 +6,15 @@ from pathlib import Path
 
 from recipes.bench.figure import draw_differences
 from recipes.bench.plan import Plan
-from recipes.experiment.arms import Arm
+from recipes.experiment.arms import Arm, result_row
 from recipes.experiment.entries import GKD, Entry
-from recipes.experiment.measures import RESULT
+from recipes.experiment.measures import RESULT, ROWS
 from recipes.experiment.settings import SEARCH_SEED, SETTINGS_FILE, Settings
 from recipes.experiment.statistics import Runs
 from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_lines, format_table
 from recipes.experiment.tasks import Conditions
 
-PAGE, ROWS, FIGURE = "bench.md", "results.jsonl", "differences.svg"
+PAGE, FIGURE = "bench.md", "differences.svg"
 
 
 def write(root: Path, settings: Settings, conditions: Conditions, chosen: Mapping[Entry, float], plan: Plan) -> None:
@@ -44,18 +44,7 @@ def read_rows(
     found = [search_arm(entry, rate) for entry in chosen for rate in conditions.rates(settings.factors)]
     found += [Arm(seed, "test") for seed in settings.seeds]
     found += [Arm(seed, "test", entry, rate) for entry, rate in chosen.items() for seed in settings.seeds]
-    return [
-        {
-            "task": settings.task,
-            "method": arm.entry.name if arm.entry else "before",
-            "rate": arm.rate,
-            "seed": arm.seed,
-            "split": arm.split,
-            **result,
-        }
-        for arm in found
-        if (result := _read(root, arm))
-    ]
+    return [result_row(settings.task, arm, result) for arm in found if (result := _read(root, arm))]
 
 
 def format_page(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.experiment.arms import STUDENTS_SECONDS, Arm
+from recipes.experiment.arms import STUDENT_SECONDS, Arm
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import SEARCH_SEED, Settings
@@ -61,8 +61,8 @@ def make_plan(
         seconds = probes[entry.name]
         training = conditions.steps * seconds["step"] + seconds["other"]
         methods[entry.name] = sum(trainings) * training + measuring
-    student = float((root / f"seed-{SEARCH_SEED}" / STUDENTS_SECONDS).read_text())
-    missing = [seed for seed in settings.seeds if not (root / f"seed-{seed}" / STUDENTS_SECONDS).is_file()]
+    student = float((root / f"seed-{SEARCH_SEED}" / STUDENT_SECONDS).read_text())
+    missing = [seed for seed in settings.seeds if not (root / f"seed-{seed}" / STUDENT_SECONDS).is_file()]
     return Plan(methods, student * len(missing), workers)
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,8 @@ from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 PROBE_STEPS = 3
-STUDENTS_SECONDS = "students-seconds"
-"""The file with the seconds that a seed's students took to make."""
+STUDENT_SECONDS = "student-seconds"
+"""The file that holds the seconds of making a seed's students."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def prepare_seed(settings: Settings, root: Path, seed: int, starts: Sequence[int
         directory.mkdir(exist_ok=True)
         started = time.perf_counter()
         task.make_students(seed, {start: _student(seed, start) for start in starts})
-        if not (seconds := directory / STUDENTS_SECONDS).is_file():
+        if not (seconds := directory / STUDENT_SECONDS).is_file():
             seconds.write_text(f"{time.perf_counter() - started:.1f}\n")
         for split in SPLITS:
             run_tsdkd(
@@ -114,7 +114,10 @@ def run_arms(workers: Workers, title: str, settings: Settings, root: Path, chose
 
 
 def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
-    """Train and measure one arm, unless it is complete. One whose loss or logits are not finite has no measures."""
+    """Train and measure one arm, unless it is complete.
+
+    An arm whose loss, gradient or logits are not finite counts as degenerated and has no measures.
+    """
     with chdir(root):
         if arm.is_complete:
             return
@@ -125,20 +128,28 @@ def run_arm(settings: Settings, root: Path, arm: Arm) -> None:
             model = str(arm.directory / "checkpoint")
             found |= {"entry": arm.entry.identity}
         try:
-            measured = _train_and_measure(task, arm, model)
+            if arm.entry:
+                _train(task, arm, arm.directory, "train")
+                found |= training_costs(Path(model)) | training_health(Path(model))
+            found |= measure(task, arm.directory, model, arm.split)
         except NotFiniteError:
             if not arm.entry:
                 raise
-            measured = {"degenerated": True}
-        write_result(arm.directory, found | measured)
+            found["degenerated"] = True
+        write_result(arm.directory, found)
 
 
-def _train_and_measure(task: ExperimentTask, arm: Arm, model: str) -> dict[str, object]:
-    costs: dict[str, object] = {}
-    if arm.entry:
-        _train(task, arm, arm.directory, "train")
-        costs = training_costs(Path(model)) | training_health(Path(model))
-    return costs | measure(task, arm.directory, model, arm.split)
+def result_row(task: str, arm: Arm, result: Mapping[str, object]) -> dict[str, object]:
+    """An arm and its measures, as a row of `results.jsonl`."""
+    return {
+        "task": task,
+        "method": arm.entry.name if arm.entry else "before",
+        "rate": arm.rate,
+        "start": arm.start,
+        "seed": arm.seed,
+        "split": arm.split,
+        **result,
+    }
 
 
 def probe(settings: Settings, root: Path, entry: Entry, seed: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ CONTINUE = "interrupted: run the same command again to continue"
 
 @contextlib.contextmanager
 def exit_statuses() -> Iterator[None]:
-    """Exit with the code and the remedy of a TsdkdError, and with `INTERRUPTED` after Ctrl-C."""
+    """Print cause and remedy of a TsdkdError and exit with its code; after Ctrl-C with `INTERRUPTED`."""
     try:
         yield
     except TsdkdError as error:
@@ -37,7 +37,7 @@ def run_tsdkd(directory: Path, command: str) -> None:
     with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = app(sys.argv[1:], prog_name="tsdkd", standalone_mode=False)
     if status == NotFiniteError.exit_code:
-        raise NotFiniteError(f"tsdkd {command}: not finite.", f"See {log.resolve()}.")
+        raise NotFiniteError(f"`tsdkd {command}` found values that are not finite.", f"Read {log.resolve()}.")
     if status:
         reason = CONTINUE if status == INTERRUPTED else f"failed; see {log.resolve()}"
         sys.stdout.write(f"tsdkd {command}: {reason}\n")

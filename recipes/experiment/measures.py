@@ -12,7 +12,7 @@ from tsdkd.stages.data.offline import OfflineSource
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step
 from tsdkd.stages.models.load import load_model
 
-RESULT = "result.json"
+RESULT, ROWS = "result.json", "results.jsonl"
 LAST_STEPS = 10
 """The number of last training steps over which health is averaged."""
 

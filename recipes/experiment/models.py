@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,16 +17,16 @@ def make(
     task: Task,
     shape: Shape,
     seed: int,
-    directories: dict[int, Path],
+    goals: Sequence[tuple[int, Path]],
     dev: list[str],
     advance: Callable[[float], None],
     *,
     decay: bool,
 ) -> None:
-    """Train a model on solutions and save it in `directories[a]` once its accuracy reaches a percent.
+    """Train a model on solutions and save it in each goal's directory once it reaches the goal's accuracy in percent.
 
     advance: called after each step with the last measured accuracy in percent. decay: the learning rate falls linearly
-    to zero. Raises RuntimeError where an accuracy is not reached.
+    to zero. Raises RuntimeError where a goal is not reached.
     """
     torch.manual_seed(seed)
     model, tokenizer = _new_model(task, shape), task.tokenizer()
@@ -34,7 +34,7 @@ def make(
     decayed = (lambda step: 1 - step / shape.steps) if decay else (lambda _: 1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * decayed(step))
     generator, source = random.Random(seed), task.problems(1000 + seed, dev)
-    remaining, reached = sorted(directories), 0.0
+    remaining, reached = sorted(goals), 0.0
     for step in range(1, shape.steps + 1):
         chosen = [next(source) for _ in range(shape.batch)]
         _step(task, model, tokenizer, chosen, generator)
@@ -43,12 +43,12 @@ def make(
         schedule.step()
         if step % shape.every == 0:
             reached = 100 * accuracy(task, LanguageModel("in training", model, tokenizer), dev)
-            while remaining and reached >= remaining[0]:
-                _save(model, tokenizer, directories[remaining.pop(0)])
-            if not remaining:
-                return
+            while remaining and reached >= remaining[0][0]:
+                _save(model, tokenizer, remaining.pop(0)[1])
         advance(reached)
-    raise RuntimeError(f"The model reached {reached:.0f} %, not {remaining[0]} %: raise its steps.")
+        if not remaining:
+            return
+    raise RuntimeError(f"The model reached {reached:.0f} %, not {remaining[0][0]} %: raise its steps.")
 
 
 def accuracy(task: Task, model: LanguageModel, problems: list[str]) -> float:

@@ -117,19 +117,21 @@ class MadeTask:
     def make_teacher(self) -> None:
         if Path("teacher").is_dir():
             return
-        shape, goal = self.task.teacher, self.teacher_accuracy
+        goal, shape = self.teacher_accuracy, self.task.teacher
         columns = TextColumn("teacher"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
             bar = progress.add_task("", total=shape.steps)
 
-            def advance(reached: float) -> None:
-                progress.update(bar, advance=1, description=f"steps at most; {reached:.0f} % right, stops at {goal} %")
+            def advance(accuracy: float) -> None:
+                progress.update(bar, advance=1, description=f"steps at most, accuracy {accuracy:.0f} of {goal} %")
 
-            self._make(shape, 7, {goal: Path("teacher")}, advance, decay=True)
+            models.make(self.task, shape, 7, [(goal, Path("teacher"))], self._problems()[-1], advance, decay=True)
 
     def make_students(self, seed: int, outputs: Mapping[int | None, Path]) -> None:
-        chosen = {self.student_accuracy if start is None else start: output for start, output in outputs.items()}
-        self._make(self.task.student, seed, chosen, lambda _: None, decay=False)
+        goals = [(self.student_accuracy if start is None else start, output) for start, output in outputs.items()]
+        if missing := [(goal, output) for goal, output in goals if not output.is_dir()]:
+            dev = self._problems()[-1]
+            models.make(self.task, self.task.student, seed, missing, dev, lambda _: None, decay=False)
 
     def teacher(self) -> str:
         return "teacher"
@@ -140,15 +142,6 @@ class MadeTask:
     def _problems(self) -> list[list[str]]:
         sizes = self.conditions.sizes
         return self.task.split(sizes.train, sizes.validation, sizes.test, self.dev)
-
-    def _make(
-        self, shape: Shape, seed: int, directories: dict[int, Path], advance: Callable[[float], None], *, decay: bool
-    ) -> None:
-        missing = {percent: output for percent, output in directories.items() if not output.is_dir()}
-        for output in missing.values():
-            output.parent.mkdir(parents=True, exist_ok=True)
-        if missing:
-            models.make(self.task, shape, seed, missing, self._problems()[-1], advance, decay=decay)
 
 
 @dataclass(frozen=True)
@@ -222,12 +215,12 @@ class OwnTask:
         return self.settings.student
 
 
-def _made(task: Task, *, student_accuracy: int) -> Callable[[Settings], ExperimentTask]:
+def _made(task: Task, *, steps: int) -> Callable[[Settings], ExperimentTask]:
     full = MadeTask(
         task,
-        Conditions(32, task.response_tokens, 1e-4, Sizes(3200, 400, 1000, 200), k=5),
+        Conditions(32, task.response_tokens, 1e-4, Sizes(32 * steps, 400, 1000, 200), k=5),
         teacher_accuracy=99,
-        student_accuracy=student_accuracy,
+        student_accuracy=85,
         dev=200,
     )
     shape = Shape(width=16, inner=32, layers=1, rate=1e-3, steps=10, batch=4)
@@ -293,8 +286,8 @@ def _own_prompts(settings: Settings) -> Rows:
 
 
 TASKS: dict[str, Callable[[Settings], ExperimentTask]] = {
-    "sums": _made(SUMS, student_accuracy=85),
-    **{task.name: _made(task, student_accuracy=85) for task in (PLANS, SHORT_PLANS, ONE_PLAN)},
+    "sums": _made(SUMS, steps=100),
+    **{task.name: _made(task, steps=50) for task in (PLANS, SHORT_PLANS, ONE_PLAN)},  # of longer responses
     "embedded": _embedded,
     "own": _own,
 }

@@ -6,14 +6,15 @@ Seeds are replicates: mean and 95 % interval by Student's t. Differences are pai
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from recipes.experiment.arms import Arm
-from recipes.experiment.measures import RESULT
+from recipes.experiment.arms import Arm, result_row
+from recipes.experiment.measures import RESULT, ROWS
 from recipes.experiment.settings import SETTINGS_FILE, Settings
 from recipes.experiment.statistics import Runs, half_interval
 from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_table
@@ -37,7 +38,7 @@ def read_rows(directory: Path) -> list[dict[str, object]]:
     chosen = every_arm()
     students = dict.fromkeys((arm.task, Arm(1, "test", start=arm.start)) for arm in chosen)
     return [
-        {"task": task, "arm": arm.directory.name, "seed": seed, **measures}
+        result_row(task, replace(arm, seed=seed), measures)
         for task, arm in [*students, *((arm.task, _arm(arm)) for arm in chosen)]
         for seed, measures in read_runs(directory, task, arm).items()
     ]
@@ -90,6 +91,7 @@ def draw_rates(directory: Path, output: Path) -> None:
     """Accuracy by learning rate, with 95 % intervals; a panel for each task that has run, no figure without one."""
     lines_of = {question.groups[0][0].task: _accuracies(directory, question) for question in RATES}
     panels = {task: lines for task, lines in lines_of.items() if lines}
+    output.unlink(missing_ok=True)  # of an earlier report
     if not panels:
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), layout="constrained", squeeze=False)
@@ -122,7 +124,7 @@ def main() -> None:
     mpl.rcParams["svg.hashsalt"] = "study"  # the same results give the same bytes
     output.mkdir(parents=True, exist_ok=True)
     (output / "tables.md").write_text(format_tables(directory))
-    (output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_rows(directory)))
+    (output / ROWS).write_text("".join(json.dumps(row) + "\n" for row in read_rows(directory)))
     draw_training(directory, TERMS_OF_SUMS, output / "training.svg")
     draw_rates(directory, output / "rates.svg")
 

@@ -203,7 +203,7 @@ def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path)
     """100 steps of 1 s and 20 s beside them: 8 trainings, 4 measured in 10 s and 4 in 30 s; 4 students of 60 s."""
     for split, seconds in (("validation", 10.0), ("test", 30.0)):
         write_result(tmp_path, Arm(0, split), measuring_seconds=seconds)
-    (tmp_path / "seed-0" / "students-seconds").write_text("60.0")
+    (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
     conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
     probes = {GKD.name: {"step": 1.0, "other": 20.0}}
     plan = make_plan(tmp_path, Settings("sums"), conditions, choose_entries(GKD.name), probes, workers=2)

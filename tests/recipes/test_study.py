@@ -3,19 +3,24 @@
 import itertools
 import json
 import random
+import shutil
 import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
+from safetensors.torch import load_file
 
 from recipes.bench.methods import ENTRIES
 from recipes.experiment import measures, models, sums
 from recipes.experiment.entries import GKD
+from recipes.experiment.settings import Settings
 from recipes.experiment.statistics import format_interval, holm, paired_differences, paired_p
 from recipes.experiment.sums import SUMS
 from recipes.experiment.task import END, Shape
+from recipes.experiment.tasks import find_task
 from recipes.study import health, report, run
 from recipes.study.questions import QUESTIONS, RATES, StudyArm, every_arm
 from recipes.study.run import find_studies
@@ -53,9 +58,24 @@ def test_a_model_that_was_saved_before_an_interruption_is_kept(tmp_path: Path) -
     shape = Shape(width=8, inner=8, layers=1, rate=1e-3, steps=10, batch=2)
     dev = list(islice(SUMS.problems(0), 2))
     (tmp_path / "0").mkdir()
-    models.make(SUMS, shape, 0, {-1: tmp_path / "0", 0: tmp_path / "1"}, dev, lambda _: None, decay=False)
+    models.make(SUMS, shape, 0, [(-1, tmp_path / "0"), (0, tmp_path / "1")], dev, lambda _: None, decay=False)
     assert not list((tmp_path / "0").iterdir())
     assert (tmp_path / "1" / "model.safetensors").is_file()
+
+
+def test_one_training_makes_all_students_of_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, trained = find_task(Settings("sums", "tiny")), []
+    original = models._new_model
+    monkeypatch.setattr(models, "_new_model", lambda *words: trained.append(words) or original(*words))
+    outputs = {None: tmp_path / "student", 0: tmp_path / "student-from-0"}
+    task.make_students(1, outputs)
+    first, second = (load_file(output / "model.safetensors") for output in outputs.values())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    shutil.rmtree(outputs[0])
+    task.make_students(1, outputs)
+    task.make_students(1, outputs)
+    assert outputs[0].is_dir()
+    assert len(trained) == 2  # the first, and the one that was missing
 
 
 def test_a_token_is_a_character() -> None:
@@ -123,8 +143,10 @@ def test_two_arms_run_from_models_to_tables(
     assert "sums, seed 1: 0 of 3 arms to run" in capsys.readouterr().out
     rows = report.format_tables(tmp_path).splitlines()
     assert {line.split(" | ")[0] for line in rows} >= {"| sums", "| gate", "| direct (GKD, β 0.9)"}
-    found = [(row["task"], row["arm"], row["seed"], "accuracy" in row) for row in report.read_rows(tmp_path)]
-    assert found == [("sums", arm, 1, True) for arm in ("before-test", "gkd-0.0001", "tsdkd-gate-0.0001")]
+    written = [
+        (row["task"], row["method"], row["rate"], row["start"], row["seed"]) for row in report.read_rows(tmp_path)
+    ]
+    assert written == [("sums", "before", 0, None, 1), *(("sums", m, 1e-4, None, 1) for m in ("gkd", "tsdkd-gate"))]
     student, *trained = health.measure_arms(tmp_path / "sums")
     assert [row[:2] for row in (student, *trained)] == [
         ["student", "1"],
@@ -138,9 +160,11 @@ def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp
     report.draw_rates(tmp_path, tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
     question = next(question for question in RATES if question.groups[0][0].task == "sums")
-    for seed, factor in itertools.product((1, 2), (0, 1)):
-        arm = question.groups[0][factor].of_seed(seed, 1e-4)
-        measures.write_result(tmp_path / "sums" / arm.directory, {"accuracy": 0.25 * seed})
+    for seed, (factor, group) in itertools.product((1, 2), enumerate(question.groups)):
+        arm = group[0].of_seed(seed, 1e-4)
+        measures.write_result(tmp_path / "sums" / arm.directory, {"accuracy": 0.25 * seed + 0.125 * factor})
+    expected = {2.5e-5: [25, 50], 1e-4: [37.5, 62.5], 4e-4: [50, 75]}
+    assert report._accuracies(tmp_path, question) == {"gkd": expected}
     report.draw_rates(tmp_path, tmp_path / "rates.svg")
     drawn = (tmp_path / "rates.svg").read_text()
     assert "<!-- sums -->" in drawn

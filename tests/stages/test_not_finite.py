@@ -1,4 +1,4 @@
-"""Models with finite weights whose activations or logits overflow in float16: no stage records NaN."""
+"""Models with finite weights whose activations or logits overflow: no stage records NaN."""
 
 import shutil
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_logits_that_overflow_end_the_stage(
         lambda: evaluate(model, tmp_path / "h", EvalConfig(("sciq",), limit=2, dtype="float16"), rows, run),
     ]
     for stage in stages:
-        with pytest.raises(TsdkdError, match=r"in float16|are NaN") as caught:
+        with pytest.raises(TsdkdError, match="in float16") as caught:
             stage()
         assert "--dtype" in caught.value.remedy
 
@@ -78,13 +78,14 @@ def test_a_model_that_diverged_does_not_respond(
 ) -> None:
     """Its hidden states are finite; its logits overflow float32."""
     path, teachers = str(scaled(student, tmp_path / "diverged", "lm_head", 3e38)), {"": str(teacher)}
-    config = GenerateConfig(max_new_tokens=3, limit=2)
+    config, generated = GenerateConfig(max_new_tokens=3, limit=2), EvalConfig(("gsm8k",), limit=2, max_new_tokens=4)
     stages: list[Callable[[], object]] = [
         lambda: generate(prompts, path, tmp_path / "g", config),
         lambda: generate(prompts, path, tmp_path / "g", replace(config, temperature=0)),
         lambda: generate(prompts, path, tmp_path / "g", replace(config, policy="speculative"), teachers=teachers),
-        lambda: evaluate(path, tmp_path / "e", EvalConfig(("gsm8k",), limit=2, max_new_tokens=4), rows),
-        lambda: evaluate(path, tmp_path / "e", EvalConfig(("gsm8k",), limit=2, max_new_tokens=4, temperature=1.0), rows),
+        lambda: evaluate(path, tmp_path / "e", EvalConfig(("sciq",), limit=2), rows),
+        lambda: evaluate(path, tmp_path / "e", generated, rows),
+        lambda: evaluate(path, tmp_path / "e", replace(generated, temperature=1.0), rows),
     ]
     for stage in stages:
         with pytest.raises(NotFiniteError, match="in float32") as caught:

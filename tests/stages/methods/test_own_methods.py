@@ -413,8 +413,8 @@ def test_wrong_weights_of_steps_that_are_not_tried_are_refused(
         learn(run, student, tmp_path / "c", settings(file))
 
 
-def test_a_state_that_cannot_be_saved_any_more_ends_training(run: Path, student: Path, tmp_path: Path) -> None:
-    """The trial's three updates keep it as it was."""
+def test_a_state_that_can_no_longer_be_saved_is_refused(run: Path, student: Path, tmp_path: Path) -> None:
+    """After the trial's three updates it can."""
     update = """
 def update(state, losses, options):
     state['steps'] += 1

@@ -70,7 +70,7 @@ def measure_held_out(
     "kl_stderr" takes responses as the independent observations, since tokens of one response are correlated. Each rank
     reads every `world_size`-th batch; all ranks return the same result. `advance` is called with numbers of responses.
 
-    Raises TsdkdError if the divergence is not finite.
+    Raises NotFiniteError if the divergence is not finite.
     """
     source, indices = held_out.source, held_out.indices
     batches = list(packed_batches([source.length(i) for i in indices], batch_tokens))

@@ -47,7 +47,7 @@ def report_padded_reading(models: Iterable[LanguageModel], observer: Observer) -
 def score_responses(rollouts: list[RolloutRow], models: ModelPair, config: ScoreConfig) -> list[ScoreRow]:
     """Rows of rollouts, read as one batch -> their rows of scores; columns are tensors (tokens, ...) on the CPU.
 
-    Raises TsdkdError for a model whose entropies are not finite.
+    Raises NotFiniteError for a model whose entropies are not finite.
     """
     return compare_responses(rollouts, models, partial(_score_chunk, config=config))
 

@@ -25,7 +25,7 @@ SERVED_COLUMNS = ("teacher_entropy_low", "teacher_entropy_high", "tied_candidate
 def student_scores(rollouts: list[RolloutRow], student: LanguageModel, k: int) -> list[ScoreRow]:
     """The student's columns of rows of rollouts, read as one batch; tensors (tokens, ...) on the CPU.
 
-    Raises TsdkdError for a student whose entropies are not finite.
+    Raises NotFiniteError for a student whose entropies are not finite.
     """
     turns = [_turns(row) for row in rollouts]
     prompts, responses = ([row[name] for row in rollouts] for name in ("prompt_ids", "response_ids"))

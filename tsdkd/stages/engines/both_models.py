@@ -24,9 +24,9 @@ from tsdkd.stages.data.batches import batches_by_length, pad_left
 from tsdkd.stages.data.randomness import random_integer, random_uniform
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
-from tsdkd.stages.engines.transformers_engine import nucleus_logits
+from tsdkd.stages.engines.transformers_engine import has_finite_maximum, nucleus_logits
 from tsdkd.stages.models.cache import can_roll_back
-from tsdkd.stages.models.language_model import LanguageModel, position_ids, require_finite
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error, position_ids
 
 
 @dataclass(slots=True)
@@ -129,6 +129,7 @@ class BothModelsEngine:
         for i, token in enumerate(draft):
             if self._is_finished(partial):
                 return i
+            _require_finite_maximum(teacher_logits[i], self.teacher)
             logits = self._replacement_logits(partial, token, teacher_logits[i])
             if logits is not None:
                 partial.append(self._sample(logits, partial, len(partial.ids), "teacher"))
@@ -160,11 +161,18 @@ class BothModelsEngine:
         self, logits: Tensor, partial: PartialResponse, index: int, author: Literal["student", "teacher"]
     ) -> int:
         """Sample an id from logits (vocab,) by Gumbel-max, with noise that response, index and author decide."""
+        _require_finite_maximum(logits, self.student if author == "student" else self.teacher)
         if self.config.temperature == 0:
             return int(logits.argmax())
         scaled = nucleus_logits(logits.float().unsqueeze(0) / self.config.temperature, self.config.top_p)[0]
         generator = torch.Generator(logits.device).manual_seed(random_integer(partial.seed, index, author))
         return int((scaled - torch.empty_like(scaled).exponential_(generator=generator).log()).argmax())
+
+
+def _require_finite_maximum(logits: Tensor, language_model: LanguageModel) -> None:
+    """Raises NotFiniteError for logits (vocab,) of which the largest is NaN or infinite."""
+    if not has_finite_maximum(logits):
+        raise not_finite_error(language_model.name, language_model.model.dtype)
 
 
 class CachedModel:
@@ -194,7 +202,6 @@ class CachedModel:
         """Read new ids at their positions, both (batch, new); return logits (batch, new, vocab)."""
         attention = torch.cat([self.attention, torch.ones(len(ids), self.pending + ids.shape[1], dtype=torch.long)], 1)
         logits = self._read(ids, attention, positions)
-        require_finite(logits, self.language_model.name, logits.dtype)
         self.pending += ids.shape[1]
         return logits
 

@@ -21,7 +21,7 @@ from tsdkd.stages.config.generate import GenerateConfig
 from tsdkd.stages.data.batches import Ids, batches_by_length, pad_left
 from tsdkd.stages.data.requests import AnyRequestBatch, Request, Response
 from tsdkd.stages.engines.ends import StopStringFinder, finish_reason
-from tsdkd.stages.models.language_model import LanguageModel, require_finite
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def sample_responses(
     """Sample one response per prompt, with its end token; temperature 0 is greedy. Uses torch's global random state.
 
     `finders`: of stop strings, one per prompt, before its first token; none without stop strings. Raises NotFiniteError
-    for logits that are NaN or infinite.
+    for logits that are not finite.
     """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -85,7 +85,7 @@ def sample_responses(
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([RequireFinite(language_model)]),
+            logits_processor=LogitsProcessorList([FiniteLogits(language_model, language_model.end_ids)]),
             stopping_criteria=StoppingCriteriaList([StopStringCriteria(finders)] if finders else []),
         )
     lengths = [finder.length for finder in finders] or [max_new_tokens] * len(prompts)
@@ -93,16 +93,27 @@ def sample_responses(
     return [_through_end_token(row[:n], language_model.end_ids) for row, n in zip(rows, lengths, strict=True)]
 
 
-class RequireFinite(LogitsProcessor):
-    """Ends generation at logits that are NaN or infinite."""
+class FiniteLogits(LogitsProcessor):
+    """Raises NotFiniteError where the largest logit of a response that goes on is NaN or infinite."""
 
-    def __init__(self, language_model: LanguageModel) -> None:
-        self.name, self.dtype = language_model.name, language_model.model.dtype
+    def __init__(self, language_model: LanguageModel, end_ids: Sequence[int]) -> None:
+        self.language_model = language_model
+        self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=language_model.device)
+        self.ended: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits (batch, vocab) -> the same."""
-        require_finite(scores, self.name, self.dtype)
+        """Ids (batch, seq) and logits (batch, vocab) -> the logits."""
+        newest = torch.isin(input_ids[:, -1], self.end_ids)
+        # The first call's newest token belongs to the prompt.
+        self.ended = torch.zeros_like(newest) if self.ended is None else self.ended | newest
+        if not (has_finite_maximum(scores) | self.ended).all():
+            raise not_finite_error(self.language_model.name, self.language_model.model.dtype)
         return scores
+
+
+def has_finite_maximum(logits: Tensor) -> Tensor:
+    """Whether the largest logit of each token is finite: (..., vocab) -> (...). Impossible tokens have -inf."""
+    return logits.amax(-1).isfinite()  # the maximum with NaN is NaN
 
 
 class StopStringCriteria(StoppingCriteria):

@@ -124,7 +124,7 @@ class ParallelModel(ResponseTracking, LM):
         self.chat_template_args: dict[str, Any] = {}
         self._pool = pool
         self._open: OpenHandler = OpenLmEvalModel(name, config, chat)
-        self.start_tracking(name, len(self.tokenizer))
+        self.start_tracking(name, len(self.tokenizer), config.dtype)
         lengths = list[int]()
         pool.run(self._open, [None], lambda _, length: lengths.append(length))
         (self.max_length,) = lengths

@@ -16,15 +16,15 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from tsdkd.errors import InputError, TsdkdError
+from tsdkd.errors import InputError
 from tsdkd.stages.data.batches import Ids
 from tsdkd.stages.data.thoughts import THOUGHT_MARKERS, remove_thought
-from tsdkd.stages.engines.transformers_engine import RequireFinite
+from tsdkd.stages.engines.transformers_engine import FiniteLogits
 from tsdkd.stages.eval.seeded_sampling import SeededSampling, response_seed
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.chat import fit_system
 from tsdkd.stages.models.chat_rendering import render_chat
-from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.language_model import LanguageModel, not_finite_error
 from tsdkd.stages.models.model_size import fitting_batch_size, model_size
 from tsdkd.stages.models.vocabulary import require_known_ids
 from tsdkd.stages.results.benchmark import Sampling
@@ -91,6 +91,7 @@ class ResponseTracking:
     sampling: Sampling
     _name: str
     _vocab: int
+    _dtype: str
     _seed: int
     _whole_prompts: bool
     _prompt_counts: Counter[tuple[int, ...]]
@@ -100,10 +101,10 @@ class ResponseTracking:
     _samples: deque[list[TrackedResponse]]
     """Samples that lm-eval has not yet scored, each with a response to every request."""
 
-    def start_tracking(self, name: str, vocab: int) -> None:
-        """`name`: the model's; `vocab`: the number of ids that it knows."""
+    def start_tracking(self, name: str, vocab: int, dtype: str) -> None:
+        """`name`: the model's; `vocab`: the number of ids that it knows; `dtype`: its precision."""
         self.response_log, self.request_progress = ResponseLog(), RequestProgress()
-        self._name, self._vocab = name, vocab
+        self._name, self._vocab, self._dtype = name, vocab, dtype
         cast("Any", self).set_cache_hook(self.response_log)
         self.start_benchmark(Sampling(), seed=0)
 
@@ -183,9 +184,7 @@ class ResponseTracking:
         self._prepare(lengths, projected=max(lengths.values()))
         scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)  # type: ignore[misc]
         if any(isnan(log_likelihood) for log_likelihood, _ in scored):
-            raise TsdkdError(
-                "The model's log-likelihoods are NaN.", "Load it in another precision: --dtype bfloat16 or float32."
-            )
+            raise not_finite_error(self._name, self._dtype)
         return scored
 
     def _prepare(self, lengths: dict[str, int], projected: int) -> None:
@@ -219,7 +218,7 @@ class TransformersModel(ResponseTracking, HFLM):
             max_length=max_length,
             softmax_dtype="float32",
         )
-        self.start_tracking(language_model.name, language_model.vocab)
+        self.start_tracking(language_model.name, language_model.vocab, str(language_model.model.dtype))
         self._language_model, self._fixed_batch_size = language_model, batch_size
         self._end_ids = sorted({*language_model.end_ids, *turn_end_ids})
         added = tokenizer.added_tokens_decoder
@@ -258,7 +257,7 @@ class TransformersModel(ResponseTracking, HFLM):
         )
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
-        processors: list[LogitsProcessor] = [RequireFinite(self._language_model)]
+        processors: list[LogitsProcessor] = [FiniteLogits(self._language_model, self._end_ids)]
         if self.sampling.temperature:
             mask = settings["attention_mask"].bool()
             seeds = self.next_seeds([ids[kept].tolist() for ids, kept in zip(context, mask, strict=True)])

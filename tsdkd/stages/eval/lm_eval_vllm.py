@@ -59,7 +59,7 @@ class VllmModel(ResponseTracking, VLLM):
                 # a prompt read in chunks draws random numbers; CPUs do not support it
                 **({"enable_chunked_prefill": False} if sampled else {}),
             )
-        self.start_tracking(name, spec.vocab)
+        self.start_tracking(name, spec.vocab, spec.resolve_dtype(config.dtype))
         self.tokenizer.chat_template = spec.tokenizer.chat_template
         self._turn_end_ids = turn_end_ids
         self.request_progress.counted_by_engine = True

@@ -39,6 +39,7 @@ def try_method(method: Method, options: Options) -> bool:
         if method.scope == "response":
             _require_independent_rows(method, objective, features, weighted)
         method.updated(state, dict.fromkeys(objective.losses, 1.0), options)
+    method.require_saved_state(state)
     return tempered
 
 

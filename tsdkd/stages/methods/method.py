@@ -164,21 +164,23 @@ class Method:
         )
 
     def updated(self, state: dict[str, Any], terms: Mapping[str, float], options: Options) -> None:
-        """Change the state after a step whose losses had these means.
-
-        Raises InputError if `update` returns a value, and for a state that cannot be saved.
-        """
+        """Change the state after a step whose losses had these means. Raises InputError if `update` returns a value."""
         update = self.update
-        if update and self.call("update", lambda: update(state, terms, options)) is not None:
+        if update is None:
+            return
+        if self.call("update", lambda: update(state, terms, options)) is not None:
             raise InputError(f"update of the method {self.name} returns a value.", "Change the state that it is given.")
+
+    def require_saved_state(self, state: dict[str, Any]) -> None:
+        """Raises InputError for a state that JSON does not give back, such as one with tuples or numbers as keys."""
         try:
             saved = json.loads(json.dumps(state))
         except (TypeError, ValueError):
             saved = None
-        if saved != state:
+        if repr(saved) != repr(state):  # NaN equals no value
             raise InputError(
                 f"The state of the method {self.name} holds values that cannot be saved.",
-                "Keep numbers, words and lists of them, by words.",
+                "Keep numbers, strings and lists of them, in dictionaries with strings as keys.",
             )
 
     def call(self, function: str, call: Callable[[], Any]) -> Any:

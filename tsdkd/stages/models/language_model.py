@@ -169,21 +169,12 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def require_finite(logits: Tensor, name: str, dtype: torch.dtype) -> None:
-    """Raises NotFiniteError if some of a model's logits (..., vocab) are NaN or infinite; suppressed tokens have -inf.
-
-    A greedy choice among such logits is a token without meaning.
-    """
-    if not logits.amax(-1).isfinite().all():  # the maximum with a NaN is NaN
-        raise not_finite_error(name, dtype)
-
-
-def not_finite_error(name: str, dtype: torch.dtype) -> NotFiniteError:
+def not_finite_error(name: str, dtype: torch.dtype | str) -> NotFiniteError:
     """The error for a model whose weights are finite, and whose activations or logits are not."""
     precision = str(dtype).removeprefix("torch.")
     return NotFiniteError(
         f"{name} computes NaN or infinite values in {precision}.",
         "Load it in another precision: --dtype bfloat16 or float32."
-        if dtype == torch.float16
+        if precision == "float16"
         else "Use another checkpoint, or train it again with a lower --learning-rate.",
     )

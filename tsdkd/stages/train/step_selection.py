@@ -145,6 +145,8 @@ class StepSelection:
         self.method.updated(self.state, {name: logs[name] for name in self.objective.losses}, self.options)
 
     def state_dict(self) -> dict[str, Any]:
+        """Raises InputError for a state that cannot be saved."""
+        self.method.require_saved_state(self.state)
         return self.state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
