@@ -1,85 +1,67 @@
 """Tables, rows and plots of the complete arms: python -m recipes.study.report DIRECTORY OUTPUT
 
-Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired by seed, from the same student.
+Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired by seed, from the same student. The
+report keeps the rows of OUTPUT/results.jsonl that DIRECTORY lacks, so machines can divide the seeds.
 """
 
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from recipes.experiment.arms import Arm, result_row
-from recipes.experiment.measures import RESULT, ROWS
-from recipes.experiment.settings import SETTINGS_FILE, Settings
-from recipes.experiment.statistics import Runs, half_interval
+from recipes.experiment.measures import ROWS
+from recipes.experiment.settings import SETTINGS_FILE
+from recipes.experiment.statistics import half_interval
 from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_table
-from recipes.experiment.tasks import find_task
 from recipes.study.questions import QUESTIONS, RATES, TERMS_OF_SUMS, Question, StudyArm, every_arm
+from recipes.study.results import Results, arm_of_task, read_results, student_of_task
 from tsdkd.stages.metrics.log import METRICS_FILE, is_step, read_log
 
 
-def read_runs(directory: Path, task: str, arm: Arm) -> Runs:
-    """The measures of an arm for every seed; the arm's own seed is ignored."""
-    found = sorted((directory / task).glob(f"seed-*/{arm.directory.name}/{RESULT}"))
-    return {int(file.parts[-3].removeprefix("seed-")): json.loads(file.read_text()) for file in found}
-
-
-def _arm(arm: StudyArm) -> Arm:
-    return arm.of_seed(1, find_task(Settings(arm.task)).conditions.rate)
-
-
-def read_rows(directory: Path) -> list[dict[str, object]]:
-    """A row per complete arm, in the order of the questions; the students before training come first."""
-    chosen = every_arm()
-    students = dict.fromkeys((arm.task, Arm(1, "test", start=arm.start)) for arm in chosen)
-    return [
-        result_row(task, replace(arm, seed=seed), measures)
-        for task, arm in [*students, *((arm.task, _arm(arm)) for arm in chosen)]
-        for seed, measures in read_runs(directory, task, arm).items()
-    ]
-
-
-def format_before(directory: Path) -> str:
+def format_before(results: Results) -> str:
     """The students before training."""
     rows = []
     for task, start in dict.fromkeys((arm.task, arm.start) for arm in every_arm()):
-        if runs := read_runs(directory, task, Arm(1, "test", start=start)):
+        if runs := results.of(student_of_task(task, start)):
             rows.append(Row(f"{task}{f' from {start} %' if start else ''}", runs, runs))
     return f"**Before training**\n\n{format_table(rows)}"
 
 
-def format_question(directory: Path, question: Question) -> str:
+def format_question(results: Results, question: Question) -> str:
     """The table of a question; "" without a complete arm."""
     rows = []
     for group in question.groups:
-        arms = [(arm, read_runs(directory, arm.task, _arm(arm))) for arm in group]
-        reference = arms[0][1]
-        rows += [Row(arm.name, runs, reference, f"{_arm(arm).rate:g}") for arm, runs in arms if runs]
+        reference = results.of(arm_of_task(group[0]))
+        for arm in group:
+            _, trained = arm_of_task(arm)
+            if runs := results.of((arm.task, trained)):
+                rows.append(Row(arm.name, runs, reference, f"{trained.rate:g}"))
     return f"**{question.title}**\n\n{format_table(rows)}" if rows else ""
 
 
-def format_tables(directory: Path) -> str:
-    """All tables in Markdown."""
-    tables = [format_before(directory), *(format_question(directory, question) for question in QUESTIONS)]
-    scales = {json.loads(file.read_text())["scale"] for file in directory.glob(f"*/{SETTINGS_FILE}")}
-    note = MEANINGLESS if "tiny" in scales else ""
+def format_tables(results: Results, note: str = "") -> str:
+    """All tables in Markdown, after a note."""
+    tables = [format_before(results), *(format_question(results, question) for question in QUESTIONS)]
     return "\n\n".join(filter(None, [note, EXPLANATION, *tables])) + "\n"
 
 
 def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> None:
-    """Top-1 agreement and student entropy on the responses of each step; means over seeds."""
+    """Top-1 agreement and student entropy on the responses of each step, means over the seeds in the directory.
+
+    Without a log, a plot that exists is kept.
+    """
+    logs = {arm.name: [*map(_read_steps, _logs(directory, arm))] for arm in arms}
+    if not any(logs.values()):
+        return
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for arm in arms:
-        files = sorted((directory / arm.task).glob(f"seed-*/{_arm(arm).directory.name}/checkpoint/{METRICS_FILE}"))
-        logs = [[entry for entry in read_log(file) if is_step(entry)] for file in files]
-        for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
-            means = [fmean(entry[measure] for entry in step) for step in zip(*logs, strict=False)]
-            axis.plot(range(1, len(means) + 1), means, label=arm.name, linewidth=1)
+    for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
+        for name, seeds in logs.items():
+            means = [fmean(step[measure] for step in steps) for steps in zip(*seeds, strict=False)]
+            axis.plot(range(1, len(means) + 1), means, label=name, linewidth=1)
     axes[0].set(xlabel="step", ylabel="fraction of tokens", title="Top-1 agreement with the teacher")
     axes[1].set(xlabel="step", ylabel="nats per token", title="Student entropy")
     axes[0].legend(fontsize=7)
@@ -87,9 +69,18 @@ def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> No
     plt.close(figure)
 
 
-def draw_rates(directory: Path, output: Path) -> None:
+def _logs(directory: Path, arm: StudyArm) -> list[Path]:
+    task, trained = arm_of_task(arm)
+    return sorted((directory / task).glob(f"seed-*/{trained.directory.name}/checkpoint/{METRICS_FILE}"))
+
+
+def _read_steps(log: Path) -> list[dict[str, float]]:
+    return [entry for entry in read_log(log) if is_step(entry)]
+
+
+def draw_rates(results: Results, output: Path) -> None:
     """Accuracy by learning rate, with 95 % intervals; a panel for each task that has run, no figure without one."""
-    lines_of = {question.groups[0][0].task: _accuracies(directory, question) for question in RATES}
+    lines_of = {question.groups[0][0].task: _accuracies(results, question) for question in RATES}
     panels = {task: lines for task, lines in lines_of.items() if lines}
     output.unlink(missing_ok=True)  # of an earlier report
     if not panels:
@@ -108,13 +99,13 @@ def draw_rates(directory: Path, output: Path) -> None:
     plt.close(figure)
 
 
-def _accuracies(directory: Path, question: Question) -> dict[str, dict[float, list[float]]]:
+def _accuracies(results: Results, question: Question) -> dict[str, dict[float, list[float]]]:
     """The accuracies in percent of all seeds, by entry and learning rate."""
     lines: dict[str, dict[float, list[float]]] = {}
     for arm in (arm for group in question.groups for arm in group):
-        found = Row("", read_runs(directory, arm.task, _arm(arm)), {}).values("accuracy")
-        if found:
-            lines.setdefault(arm.entry.name, {})[_arm(arm).rate] = [100 * value for value in found]
+        task, trained = arm_of_task(arm)
+        if values := Row("", results.of((task, trained)), {}).values("accuracy"):
+            lines.setdefault(arm.entry.name, {})[trained.rate] = [100 * value for value in values]
     return lines
 
 
@@ -123,10 +114,12 @@ def main() -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "study"  # the same results give the same bytes
     output.mkdir(parents=True, exist_ok=True)
-    (output / "tables.md").write_text(format_tables(directory))
-    (output / ROWS).write_text("".join(json.dumps(row) + "\n" for row in read_rows(directory)))
+    results = read_results(directory, output / ROWS)
+    scales = {json.loads(file.read_text())["scale"] for file in directory.glob(f"*/{SETTINGS_FILE}")}
+    (output / "tables.md").write_text(format_tables(results, MEANINGLESS if "tiny" in scales else ""))
+    (output / ROWS).write_text("".join(json.dumps(row) + "\n" for row in results.rows()))
     draw_training(directory, TERMS_OF_SUMS, output / "training.svg")
-    draw_rates(directory, output / "rates.svg")
+    draw_rates(results, output / "rates.svg")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from recipes.experiment.sums import SUMS
 from recipes.experiment.task import END, Shape
 from recipes.experiment.tasks import find_task
 from recipes.study import health, report, run
-from recipes.study.questions import QUESTIONS, RATES, StudyArm, every_arm
+from recipes.study.questions import QUESTIONS, RATES, TERMS_OF_SUMS, StudyArm, every_arm
+from recipes.study.results import Results, arm_of_task, read_results
 from recipes.study.run import find_studies
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
@@ -141,11 +143,10 @@ def test_two_arms_run_from_models_to_tables(
     monkeypatch.setattr(sys, "argv", words)
     run.main()
     assert "sums, seed 1: 0 of 3 arms to run" in capsys.readouterr().out
-    rows = report.format_tables(tmp_path).splitlines()
-    assert {line.split(" | ")[0] for line in rows} >= {"| sums", "| gate", "| direct (GKD, β 0.9)"}
-    written = [
-        (row["task"], row["method"], row["rate"], row["start"], row["seed"]) for row in report.read_rows(tmp_path)
-    ]
+    lines = report.format_tables(read_results(tmp_path, tmp_path / "none")).splitlines()
+    assert {line.split(" | ")[0] for line in lines} >= {"| sums", "| gate", "| direct (GKD, β 0.9)"}
+    rows = read_results(tmp_path, tmp_path / "none").rows()
+    written = [tuple(row[name] for name in ("task", "method", "rate", "start", "seed")) for row in rows]
     assert written == [("sums", "before", 0, None, 1), *(("sums", m, 1e-4, None, 1) for m in ("gkd", "tsdkd-gate"))]
     student, *trained = health.measure_arms(tmp_path / "sums")
     assert [row[:2] for row in (student, *trained)] == [
@@ -157,18 +158,37 @@ def test_two_arms_run_from_models_to_tables(
 
 
 def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp_path: Path) -> None:
-    report.draw_rates(tmp_path, tmp_path / "none.svg")
+    report.draw_rates(Results({}), tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
     question = next(question for question in RATES if question.groups[0][0].task == "sums")
     for seed, (factor, group) in itertools.product((1, 2), enumerate(question.groups)):
         arm = group[0].of_seed(seed, 1e-4)
         measures.write_result(tmp_path / "sums" / arm.directory, {"accuracy": 0.25 * seed + 0.125 * factor})
     expected = {2.5e-5: [25, 50], 1e-4: [37.5, 62.5], 4e-4: [50, 75]}
-    assert report._accuracies(tmp_path, question) == {"gkd": expected}
-    report.draw_rates(tmp_path, tmp_path / "rates.svg")
+    results = read_results(tmp_path, tmp_path / "none")
+    assert report._accuracies(results, question) == {"gkd": expected}
+    report.draw_rates(results, tmp_path / "rates.svg")
     drawn = (tmp_path / "rates.svg").read_text()
     assert "<!-- sums -->" in drawn
     assert "<!-- plans -->" not in drawn
+
+
+def test_a_report_joins_the_seeds_of_several_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, arm = arm_of_task(TERMS_OF_SUMS[1])
+    output = tmp_path / "study"
+    for machine, seeds in (("a", (1, 2)), ("b", (2, 3))):
+        for seed in seeds:
+            measured = {"entry": arm.entry.identity, "accuracy": seed + (machine == "b") / 4}
+            measures.write_result(tmp_path / machine / task / replace(arm, seed=seed).directory, measured)
+        monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / machine), str(output)])
+        report.main()
+    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["accuracy"]) for row in rows] == [(1, 1.0), (2, 2.25), (3, 3.25)]
+    assert (output / "tables.md").read_text().count("| gate | 0.0001 | 3 |") == 1
+    rows[0]["entry"]["options"] = "--beta 0.1"
+    (output / "results.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(InputError, match="rows of tsdkd-gate on sums with other options"):
+        report.main()
 
 
 def test_a_task_without_an_arm_is_refused(tmp_path: Path) -> None:
