@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TASKS=${TASKS:-}            # all; or some of sums, plans, plans-one, plans-short, embedded
+METHODS=${METHODS:-}        # all; or some, such as "tsdkd tsdkd-mild"; gkd is always added
 SCALE=${SCALE:-full}        # tiny: two arms of untrained models, in seconds
 SEEDS=${SEEDS:-$([ "$SCALE" = tiny ] && echo "1 2" || echo "1 2 3 4")}
 WORKERS=${WORKERS:-2}       # processes, each with one core
@@ -17,6 +18,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # more threads do not speed up mo
 
 . recipes/setup.sh
 
-python -m recipes.study.run "$RUN" --tasks "$TASKS" --seeds "$SEEDS" --scale "$SCALE" --workers "$WORKERS"
+python -m recipes.study.run "$RUN" --tasks "$TASKS" --methods "$METHODS" --seeds "$SEEDS" --scale "$SCALE" --workers "$WORKERS"
 python -m recipes.study.report "$RUN" "$RUN/study"
 echo "tables, rows and plots: $RUN/study"

@@ -76,9 +76,13 @@ TERMS_OF_SUMS = _arms(TERMS, "sums", start=50)
 RATES = [
     Question(
         f"Which learning rate? {task}",
-        [_arms(KINDS, task, f"x {factor:g}: ", factor=factor, start=start) for factor in (0.25, 1.0, 4.0)],
+        [_arms(KINDS, task, f"x {factor:g}: ", factor=factor, start=start) for factor in factors],
     )
-    for task, start in (("sums", 50), ("plans", None), ("embedded", None))
+    for task, start, factors in (
+        ("sums", 50, (0.25, 1.0, 4.0)),
+        ("plans", None, (0.25, 1.0, 4.0)),
+        ("embedded", None, (1.0, 4.0)),  # at the paper's rate, and at one that moves the student in 48 steps
+    )
 ]
 QUESTIONS = [
     Question("What does each term do? sums from 50 %", [TERMS_OF_SUMS]),

@@ -1,4 +1,4 @@
-"""Runs the study: python -m recipes.study.run DIRECTORY [--tasks "sums plans"] [--seeds "1 2 3 4"] [--scale tiny]
+"""Runs the study: python -m recipes.study.run DIRECTORY [--tasks "sums plans"] [--methods "gkd tsdkd"] [--seeds "1 2"]
 
 Complete arms are skipped, so the same command resumes an interrupted study. Each task has a directory, which a bench of
 the same task may share.
@@ -13,6 +13,7 @@ from pathlib import Path
 from recipes.experiment import arms
 from recipes.experiment.arms import Arm
 from recipes.experiment.commands import exit_statuses
+from recipes.experiment.entries import GKD
 from recipes.experiment.settings import Settings, read_numbers
 from recipes.experiment.tasks import find_task
 from recipes.experiment.workers import Workers, open_workers
@@ -46,9 +47,18 @@ class Study:
         arms.run_arms(workers, f"{self.settings.task}, seed {seed}", self.settings, self.root, chosen)
 
 
-def find_studies(directory: Path, tasks: Sequence[str], scale: str, seeds: tuple[int, ...]) -> list[Study]:
-    """The study of each task. Raises InputError for a task without an arm."""
+def find_studies(
+    directory: Path, tasks: Sequence[str], scale: str, seeds: tuple[int, ...], methods: Sequence[str] = ()
+) -> list[Study]:
+    """The study of each task, with the arms of GKD and of the named methods, or all.
+
+    Raises InputError for an unknown method and for a task without an arm.
+    """
     chosen = every_arm() if scale == "full" else [replace(arm, start=None) for arm in QUESTIONS[0].groups[0][:2]]
+    names = {arm.entry.name for arm in chosen}
+    if unknown := set(methods) - names:
+        raise InputError(f"The study has no method {min(unknown)}.", f"Choose METHODS from: {' '.join(sorted(names))}.")
+    chosen = [arm for arm in chosen if not methods or arm.entry.name in {GKD.name, *methods}]
     studies = []
     for task in tasks or dict.fromkeys(arm.task for arm in chosen):
         if not (found := [arm for arm in chosen if arm.task == task]):
@@ -62,13 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("--tasks", default="")
+    parser.add_argument("--methods", default="")
     parser.add_argument("--seeds", default="1 2 3 4")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     with exit_statuses():
         seeds = read_numbers("SEEDS", options.seeds, int)
-        studies = find_studies(options.directory.resolve(), options.tasks.split(), options.scale, seeds)
+        tasks, methods = options.tasks.split(), options.methods.split()
+        studies = find_studies(options.directory.resolve(), tasks, options.scale, seeds, methods)
         with ExitStack() as locks, open_workers(options.workers) as workers:
             for study in studies:
                 study.settings.record(study.root)

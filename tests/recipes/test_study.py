@@ -191,6 +191,16 @@ def test_a_report_joins_the_seeds_of_several_machines(tmp_path: Path, monkeypatc
         report.main()
 
 
-def test_a_task_without_an_arm_is_refused(tmp_path: Path) -> None:
+def test_a_task_or_a_method_without_an_arm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no arm on own"):
         find_studies(tmp_path, ["own"], "full", (1, 2, 3, 4))
+    with pytest.raises(InputError, match="no method tip"):
+        find_studies(tmp_path, ["sums"], "full", (1, 2, 3, 4), ["tsdkd", "tip"])
+
+
+def test_named_methods_run_beside_gkd(tmp_path: Path) -> None:
+    (chosen,) = find_studies(tmp_path, ["embedded"], "full", (1, 2, 3, 4), ["tsdkd"])
+    assert [(arm.entry.name, arm.factor) for arm in chosen.arms] == [
+        *(("gkd", 1), ("tsdkd", 1)),
+        *(("gkd", 4), ("tsdkd", 4)),
+    ]
