@@ -57,14 +57,14 @@ def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> No
     logs = {arm.name: [*map(_read_steps, _logs(directory, arm))] for arm in arms}
     if not any(logs.values()):
         return
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, measure in zip(axes, ("top1_agreement", "student_entropy"), strict=True):
         for name, seeds in logs.items():
             means = [fmean(step[measure] for step in steps) for steps in zip(*seeds, strict=False)]
             axis.plot(range(1, len(means) + 1), means, label=name, linewidth=1)
     axes[0].set(xlabel="step", ylabel="fraction of tokens", title="Top-1 agreement with the teacher")
     axes[1].set(xlabel="step", ylabel="nats per token", title="Student entropy")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     figure.savefig(output, metadata={"Date": None})
     plt.close(figure)
 
