@@ -24,7 +24,8 @@ and train on the same prompts. p is two-sided, from the paired t-test with Holm'
 truncation are measured on responses at temperature 0, sampled accuracy at temperature 1. KL is KL(teacher ‖ student).
 KL and the student's entropy are nats per token, measured on the teacher's responses. "s/step" is the median time of a
 step while all workers run, without the time to record responses before training; "times" divides it by the
-reference's. A model whose loss, gradient or logits are not finite counts as degenerated and has no accuracy."""
+reference's. A model whose training warned of degeneration counts as degenerated; one whose loss, gradient or logits are
+not finite also does, and has no accuracy."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def entropy_finding(rate: float, kl: float = 0.1, entropy: float = 0.2, **object
 def test_the_harm_of_the_entropy_term(rate: float, objective: dict[str, float], harm: str, status: str) -> None:
     found = entropy_finding(rate, **objective)
     assert (found.values["harm"], found.status) == (harm, status)
-    assert (harm == "none") or "docs/study.md" in found.reason
+    assert (harm == "none") or "docs/study/tables.md" in found.reason
     assert " entropy " in found.reason.partition("(")[0]  # the conclusion comes before its numbers
 
 
