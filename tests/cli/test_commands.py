@@ -157,7 +157,7 @@ def test_lineage_of_a_second_round_ends(rollouts: Path, student: Path, teacher: 
     directory = rollouts.parent
     run("score", "--run", directory, "--teacher", teacher)
     run("train", "--run", directory, "--epochs", 1)
-    again = ("generate", "--run", directory, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5)
+    again = ("generate", "--run", directory, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5, "--seed", 1)
     run(*again, "--student", directory / "checkpoint", "--overwrite")
     tree = run("artifact", "lineage", rollouts)
     assert "changed since" in tree
