@@ -157,8 +157,8 @@ def test_lineage_of_a_second_round_ends(rollouts: Path, student: Path, teacher: 
     directory = rollouts.parent
     run("score", "--run", directory, "--teacher", teacher)
     run("train", "--run", directory, "--epochs", 1)
-    again = ("generate", "--run", directory, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5, "--seed", 1)
-    run(*again, "--student", directory / "checkpoint", "--overwrite")
+    again = ("generate", "--run", directory, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 5)
+    run(*again, "--student", directory / "checkpoint", "--overwrite", "--seed", 1)
     tree = run("artifact", "lineage", rollouts)
     assert "changed since" in tree
     assert tree.count("scores") == 2  # the kind and the directory's name
