@@ -1,7 +1,7 @@
 """Tables, rows and plots of the complete arms: python -m recipes.study.report DIRECTORY OUTPUT
 
 Seeds are replicates: mean and 95 % interval by Student's t. Differences are paired by seed, from the same student. The
-report keeps the rows of OUTPUT/results.jsonl that DIRECTORY lacks, so machines can divide the seeds.
+report keeps the rows of OUTPUT/results.jsonl whose seeds are not in DIRECTORY, so machines can divide the seeds.
 """
 
 import json

@@ -45,7 +45,7 @@ class Results:
 
 
 def read_results(directory: Path, recorded: Path) -> Results:
-    """The results of the arms in a directory, and of the rows in a file for seeds that the directory lacks.
+    """The results of the arms in a directory; for other seeds, those of the rows in a file.
 
     Raises InputError for a row that was measured with other options than its arm has.
     """

@@ -19,7 +19,8 @@ from tsdkd.artifacts.reader import Artifact
 from tsdkd.errors import InputError
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval import harness
-from tsdkd.stages.eval.lm_eval_transformers import HFLM, TrackedResponse, TransformersModel
+from tsdkd.stages.eval.lm_eval_transformers import HFLM, TransformersModel
+from tsdkd.stages.eval.response_tracking import TrackedResponse
 from tsdkd.stages.eval.stage import evaluate
 from tsdkd.stages.models.load import load_model
 from tsdkd.stages.observer import SilentObserver

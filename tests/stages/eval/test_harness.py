@@ -13,6 +13,7 @@ from tsdkd.errors import InputError
 from tsdkd.stages.eval import harness, prerequisites
 from tsdkd.stages.eval.harness import spread_limit, weighted_mean
 from tsdkd.stages.eval.prerequisites import require_prerequisites
+from tsdkd.stages.eval.response_tracking import RequestProgress, ResponseLog, TrackedResponse
 from tsdkd.stages.eval.sandbox.verdict import check_confinement
 from tsdkd.stages.eval.summary import result_line, summarize
 from tsdkd.stages.observer import SilentObserver
@@ -27,15 +28,11 @@ class FakeModel:
     rank, world_size = 0, 1
 
     def __init__(self, respond: Respond) -> None:
-        from tsdkd.stages.eval.lm_eval_transformers import RequestProgress, ResponseLog
-
         self.respond, self.response_log, self.request_progress = respond, ResponseLog(), RequestProgress()
 
     def start_benchmark(self, *_: object) -> None: ...
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        from tsdkd.stages.eval.lm_eval_transformers import TrackedResponse
-
         return [TrackedResponse.of(request.args[0], self.respond(request)) for request in requests]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.eval.evaluated_model import EvaluatedModel
 from tsdkd.stages.eval.harness import lm_eval_backends
-from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking, TrackedResponse
+from tsdkd.stages.eval.response_tracking import ResponseTracking, TrackedResponse
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.tokenizers import load_tokenizer
 from tsdkd.stages.observer import Observer

@@ -7,7 +7,7 @@ from typing import Any
 from tsdkd.stages.config.eval import EvalConfig
 from tsdkd.stages.engines.vllm_engine import MASK_PADDING_ROWS, VOCAB_SIZE_KEY, translate_vllm_errors
 from tsdkd.stages.engines.vllm_progress import forward_progress
-from tsdkd.stages.eval.lm_eval_transformers import ResponseTracking
+from tsdkd.stages.eval.response_tracking import ResponseTracking
 from tsdkd.stages.models.attributes import replaced_attribute
 from tsdkd.stages.models.merged import merged_model_directory
 from tsdkd.stages.models.spec import load_spec

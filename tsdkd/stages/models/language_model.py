@@ -174,7 +174,7 @@ def not_finite_error(name: str, dtype: torch.dtype | str) -> NotFiniteError:
     precision = str(dtype).removeprefix("torch.")
     return NotFiniteError(
         f"{name} computes NaN or infinite values in {precision}.",
-        "Load it in another precision: --dtype bfloat16 or float32."
+        "Load it in another precision: --dtype bfloat16 or float32, in train --teacher-dtype."
         if precision == "float16"
         else "Use another checkpoint, or train it again with a lower --learning-rate.",
     )
