@@ -426,6 +426,16 @@ def update(state, losses, options):
         learn(run, student, tmp_path / "c", settings(file))
 
 
+@pytest.mark.parametrize(
+    ("value", "saved"),
+    [(float("nan"), True), ([1, "a", None], True), ((1,), False), ({1: 2}, False), ({1}, False)],
+)
+def test_a_state_is_saved_as_it_is(value: object, saved: bool) -> None:
+    method = find_method("adakd")
+    with nullcontext() if saved else pytest.raises(InputError, match="cannot be saved"):
+        method.require_saved_state({"value": value})
+
+
 def test_trials_follow_a_run(tmp_path: Path) -> None:
     """They begin with step 0, which may fill the state, and have the authors that the method learns from."""
     select = """
