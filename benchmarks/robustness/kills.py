@@ -26,45 +26,20 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import import_module
 from itertools import chain, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks.robustness.kill_cases import CASES, RUN, Case
+from benchmarks.robustness.preload import preload
 from benchmarks.robustness.rows import Row, campaign_parser, write_rows_and_exit
 from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill, Outcome, run_traced
 from benchmarks.robustness.trees import differences, output_state, tree_of
-from tsdkd.cli.app import COMMANDS
 
 INTERRUPTED = 130
 LONGEST_RUN = 300
 """Seconds after which a run is ended and counts as a fault."""
-PRELOADED = (
-    "torch",
-    "transformers.trainer",
-    "transformers.models.llama.modeling_llama",
-    "peft",
-    "datasets",
-    "peft.utils.transformers_weight_conversion",
-    "lm_eval.evaluator",
-    "lm_eval.tasks",
-    "pyarrow.parquet",
-    "matplotlib.backends.backend_svg",
-    *(f"tsdkd.cli.{name}" for name in COMMANDS),
-    "tsdkd.stages.eval.harness",
-    "tsdkd.stages.eval.lm_eval_transformers",
-    "tsdkd.stages.eval.stage",
-    "tsdkd.stages.engines.both_models",
-    "tsdkd.stages.engines.transformers_engine",
-    "tsdkd.stages.generate.stage",
-    "tsdkd.stages.inspect.stage",
-    "tsdkd.stages.prune",
-    "tsdkd.stages.report.stage",
-    "tsdkd.stages.score.stage",
-    "tsdkd.stages.train.stage",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +248,6 @@ def _set_environment(out: Path) -> None:
     """Settings that libraries read when they are imported."""
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_HOME": str(out.resolve() / "cache"), "COLUMNS": "200"}
-
-
-def preload() -> None:
-    """Load what a run needs, so that it begins at once."""
-    for module in PRELOADED:
-        import_module(module)
-    import_module("torch").set_num_threads(1)
 
 
 def main() -> None:

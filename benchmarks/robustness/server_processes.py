@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import httpx2
 import numpy as np
 
-from benchmarks.robustness.kills import PRELOADED
+from benchmarks.robustness.preload import PRELOADED
 from tests.helpers.teacher_server import FakeServer, random_model, serve
 from tests.helpers.vllm_server import free_port
 from tsdkd.errors import TsdkdError

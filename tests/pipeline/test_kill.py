@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import pytest
 
 from benchmarks.robustness.kill_cases import CASES
-from benchmarks.robustness.kills import Campaign, Trial, preload
+from benchmarks.robustness.kills import Campaign, Trial
+from benchmarks.robustness.preload import preload
 from benchmarks.robustness.system_calls import SUPPORTED, Call, Kill
 from benchmarks.robustness.trees import output_state
 from tsdkd.artifacts.files import LOCK_FILE
