@@ -3,6 +3,8 @@
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import cycle
+from operator import add
 from pathlib import Path
 
 import torch
@@ -52,8 +54,12 @@ def make(
 
 
 def accuracy(task: Task, model: LanguageModel, problems: list[str]) -> float:
-    """The fraction of problems with a correct greedy response."""
-    prompts = [model.tokenizer(problem).input_ids for problem in problems]
+    """The fraction of problems with a correct greedy response after one of the task's beginnings, in turn.
+
+    A greedy response alone would always choose the same beginning, which may be the only one that the model has learned.
+    """
+    texts = map(add, problems, cycle(task.beginnings))
+    prompts = [model.tokenizer(text).input_ids for text in texts]
     responses = sample_responses(model, prompts, task.response_tokens, temperature=0)
     texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
     return sum(map(task.is_correct, problems, texts)) / len(problems)

@@ -1,32 +1,27 @@
-"""Digits, added modulo 100 in an order that the solution chooses first.
+"""Digits in a ring, added modulo 100 from a start that the solution chooses first.
 
-A solution of `471930582614?` is `a3:011234456789=` and then `00+0=00;00+1=01;01+1=02|02+2=04;` to `41+9=50#50`. Its
-first character is the order, one of `ORDERS`, and its second the size of the groups that `|` ends, one of `GROUPS`.
-These two choices are free and equally likely, and they decide every later character. A response is correct if the
-number after `#` is right; it is the same for every plan.
+A solution of `471930582614?` is `c3:305826144719=` and then `00+3=03;03+0=03;03+5=08|08+8=16;` to `41+9=50#50`. Its
+first character is the start, one of `STARTS`: `a` is the first digit of the ring, and the others divide it evenly. Its
+second is the size of the groups that `|` ends, one of `GROUPS`. These two choices are free and equally likely, and they
+decide every later character. A response is correct if the number after `#` is right; it is the same for every plan.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from recipes.experiment.task import Shape, Task
 
-ORDERS: dict[str, Callable[[str], str]] = {
-    "g": lambda digits: digits,
-    "r": lambda digits: digits[::-1],
-    "a": lambda digits: "".join(sorted(digits)),
-    "d": lambda digits: "".join(sorted(digits, reverse=True)),
-    "e": lambda digits: "".join(sorted(digits, key=lambda digit: int(digit) % 2)),
-    "o": lambda digits: "".join(sorted(digits, key=lambda digit: -(int(digit) % 2))),
-}
-"""As given, reversed, ascending, descending, even digits first, odd digits first; sorting is stable."""
-GROUPS = "234"
+STARTS, GROUPS = "abcdef", "234"
+EVERY_PLAN = [start + group for start in STARTS for group in GROUPS]
 
 
-def solve(problem: str, order: str, group: str) -> str:
-    """The solution by one plan."""
-    digits = ORDERS[order](problem[:-1])
-    value, text = 0, f"{order}{group}:{digits}="
+def solve(problem: str, plan: str) -> str:
+    """The solution by one plan: a start and the size of the groups."""
+    start, group = plan
+    ring = problem[:-1]
+    first = STARTS.index(start) * len(ring) // len(STARTS)
+    digits = ring[first:] + ring[:first]
+    value, text = 0, f"{plan}:{digits}="
     for number, digit in enumerate(digits, 1):
         result = (value + int(digit)) % 100
         end = "#" if number == len(digits) else "|" if number % int(group) == 0 else ";"
@@ -39,31 +34,32 @@ def answer(problem: str) -> str:
     return f"{sum(map(int, problem[:-1])) % 100:02}"
 
 
-def plans(name: str, digits: int, orders: Sequence[str], groups: Sequence[str]) -> Task:
-    """The task with this number of digits, whose solutions choose among these orders and groups."""
+def plans(name: str, digits: int, chosen: Sequence[str]) -> Task:
+    """The task with this number of digits, whose solutions follow one of these plans."""
     length = 9 * digits + 6
 
     def draw_problem(generator: random.Random) -> str:
         return "".join(generator.choices("0123456789", k=digits)) + "?"
 
     def solution(problem: str, generator: random.Random) -> str:
-        return solve(problem, generator.choice(orders), generator.choice(groups))
+        return solve(problem, generator.choice(chosen))
 
     return Task(
         name=name,
-        letters="".join(["0123456789+=:;|#?", *ORDERS]),
+        letters=f"0123456789+=:;|#?{STARTS}",
         response_tokens=round(1.4 * length),
         context=round(1.4 * length) + digits + 8,
         draw_problem=draw_problem,
         solution=solution,
         answer=answer,
-        teacher=Shape(width=128, inner=384, layers=4, rate=1e-3, steps=6000, every=100),
-        student=Shape(width=64, inner=192, layers=3, rate=1e-3, steps=8000, every=50),
+        teacher=Shape(width=128, inner=384, layers=4, rate=2e-3, steps=3000, every=50),
+        student=Shape(width=64, inner=192, layers=3, rate=2e-3, steps=3000),
+        beginnings=chosen,
     )
 
 
-PLANS = plans("plans", 12, [*ORDERS], GROUPS)
-SHORT_PLANS = plans("plans-short", 6, [*ORDERS], GROUPS)
+PLANS = plans("plans", 12, EVERY_PLAN)
+SHORT_PLANS = plans("plans-short", 6, EVERY_PLAN)
 """60 tokens instead of 114."""
-ONE_PLAN = plans("plans-one", 12, ["a"], ["3"])
+ONE_PLAN = plans("plans-one", 12, ["a3"])
 """Without a free choice, so that a good teacher is certain everywhere."""

@@ -46,6 +46,8 @@ class Task:
     answer: Callable[[str], str]
     teacher: Shape
     student: Shape
+    beginnings: Sequence[str] = ("",)
+    """The first characters of solutions, over all of which accuracy is measured while the models are made."""
 
     def problems(self, seed: int, without: Iterable[str] = ()) -> Iterator[str]:
         """Yield distinct problems that are not in `without`, endlessly."""

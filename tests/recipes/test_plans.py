@@ -7,37 +7,39 @@ from itertools import islice
 
 import pytest
 
-from recipes.experiment.plans import GROUPS, ONE_PLAN, ORDERS, PLANS, SHORT_PLANS, solve
+from recipes.experiment.plans import EVERY_PLAN, GROUPS, ONE_PLAN, PLANS, SHORT_PLANS, STARTS, solve
 from recipes.experiment.task import END, Task
 
 PROBLEM = "471930582614?"
-SOLUTIONS = [solve(PROBLEM, order, group) for order in ORDERS for group in GROUPS]
+SOLUTIONS = [solve(PROBLEM, plan) for plan in EVERY_PLAN]
 
 
 def test_a_solution_follows_its_plan_and_writes_every_sum() -> None:
-    text = solve("471930582614?", "d", "4")
-    head, _, steps = text.partition("=")
-    assert head == "d4:987654432110"
+    head, _, steps = solve("471930582614?", "d4").partition("=")
+    assert head == "d4:582614471930"
     assert steps == (
-        "00+9=09;09+8=17;17+7=24;24+6=30|30+5=35;35+4=39;39+4=43;43+3=46|46+2=48;48+1=49;49+1=50;50+0=50#50"
+        "00+5=05;05+8=13;13+2=15;15+6=21|21+1=22;22+4=26;26+4=30;30+7=37|37+1=38;38+9=47;47+3=50;50+0=50#50"
     )
 
 
-def test_the_orders() -> None:
-    assert {name: order("471930") for name, order in ORDERS.items()} == {
-        "g": "471930",
-        "r": "039174",
-        "a": "013479",
-        "d": "974310",
-        "e": "407193",
-        "o": "719340",
-    }
+@pytest.mark.parametrize(
+    ("problem", "digits"),
+    [
+        ("471930?", ["471930", "719304", "193047", "930471", "304719", "047193"]),
+        (
+            "471930582614?",
+            ["471930582614", "193058261447", "305826144719", "582614471930", "261447193058", "144719305826"],
+        ),
+    ],
+)
+def test_the_starts_divide_the_ring(problem: str, digits: list[str]) -> None:
+    assert [solve(problem, f"{start}2")[3:].partition("=")[0] for start in STARTS] == digits
 
 
 @pytest.mark.parametrize(("task", "length"), [(PLANS, 115), (ONE_PLAN, 115), (SHORT_PLANS, 61)], ids=["12", "one", "6"])
 def test_every_plan_gives_the_answer_in_the_tasks_number_of_tokens(task: Task, length: int) -> None:
     for problem in islice(task.problems(3), 50):
-        texts = [solve(problem, order, group) for order in ORDERS for group in GROUPS]
+        texts = [solve(problem, plan) for plan in EVERY_PLAN]
         assert all(task.is_correct(problem, text) for text in texts)
         assert {text[-2:] for text in texts} == {f"{sum(map(int, problem[:-1])) % 100:02}"}
         assert {len(task.tokenizer()(text + END).input_ids) for text in texts} == {length}
@@ -50,12 +52,12 @@ def test_other_responses_are_wrong(response: str) -> None:
 
 
 def test_a_response_is_correct_by_its_answer_alone() -> None:
-    assert PLANS.is_correct(PROBLEM, "g2:nonsense#50")
+    assert PLANS.is_correct(PROBLEM, "a2:nonsense#50")
 
 
 def test_entropy_is_at_the_choices_alone() -> None:
     """The next character, given all before it, over the solutions of one problem."""
-    assert len(set(SOLUTIONS)) == len(ORDERS) * len(GROUPS)
+    assert len(set(SOLUTIONS)) == len(STARTS) * len(GROUPS)
     entropies = []
     for position in range(len(SOLUTIONS[0])):
         prefixes = Counter(text[:position] for text in SOLUTIONS)
@@ -63,7 +65,7 @@ def test_entropy_is_at_the_choices_alone() -> None:
         entropies.append(
             sum(n / len(SOLUTIONS) * math.log(prefixes[text[:position]] / n) for text, n in longer.items())
         )
-    assert entropies[:2] == pytest.approx([math.log(len(ORDERS)), math.log(len(GROUPS))])
+    assert entropies[:2] == pytest.approx([math.log(len(STARTS)), math.log(len(GROUPS))])
     assert entropies[2:] == pytest.approx([0.0] * len(entropies[2:]), abs=1e-12)
 
 
