@@ -191,10 +191,11 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
     found: dict[str, object] = {}
     benchmark, options = task.conditions.benchmark, task.conditions.eval_options
     if task.is_correct:
-        found |= response_measures(_respond(task, output, model, split, "greedy", 0), task.is_correct)
+        found |= response_measures(_respond(task, output, model, split, "greedy", "--temperature 0"), task.is_correct)
         if split == "test":
-            sampled = response_measures(_respond(task, output, model, split, "sampled", 1), task.is_correct)
-            found["sampled_accuracy"] = sampled["accuracy"]
+            limit = f"--limit {task.conditions.sizes.sampled}" if task.conditions.sizes.sampled else ""
+            sampled = _respond(task, output, model, split, "sampled", f"--temperature 1 {limit}")
+            found["sampled_accuracy"] = response_measures(sampled, task.is_correct)["accuracy"]
     elif split == "test":
         run_tsdkd(
             output, f"eval --tasks {benchmark} {options} --model measured={quote(model)} --results {output}/results"
@@ -205,11 +206,11 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
     return found | {"measuring_seconds": time.perf_counter() - started}
 
 
-def _respond(task: ExperimentTask, output: Path, model: str, split: Split, name: str, temperature: float) -> Path:
+def _respond(task: ExperimentTask, output: Path, model: str, split: Split, name: str, options: str) -> Path:
     run_tsdkd(
         output,
         f"generate --student {quote(model)} --prompts {split}.jsonl --rollouts {output}/{name} "
-        f"--temperature {temperature} {_sampling(task)}",
+        f"{options} {_sampling(task)}",
     )
     return output / name
 

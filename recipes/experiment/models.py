@@ -56,7 +56,7 @@ def make(
 def accuracy(task: Task, model: LanguageModel, problems: list[str]) -> float:
     """The fraction of problems with a correct greedy response after one of the task's beginnings, in turn.
 
-    A greedy response alone would always choose the same beginning, which may be the only one that the model has learned.
+    A greedy response alone would always choose one beginning, perhaps the only one that the model has learned.
     """
     texts = map(add, problems, cycle(task.beginnings))
     prompts = [model.tokenizer(text).input_ids for text in texts]

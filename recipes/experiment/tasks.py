@@ -34,6 +34,8 @@ class Sizes:
     test: int
     held_out: int
     """The number of validation prompts, and of test prompts, that measure the divergence on the teacher's responses."""
+    sampled: int | None = None
+    """The number of test prompts that measure sampled accuracy; None: all."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ def _made(task: Task, *, steps: int) -> Callable[[Settings], ExperimentTask]:
 
 def _embedded(settings: Settings) -> ExperimentTask:
     tiny = settings.scale == "tiny"
-    sizes = Sizes(8, 4, 4, 2) if tiny else Sizes(384, 450, 1800, 90)
+    sizes = Sizes(8, 4, 4, 2, sampled=2) if tiny else Sizes(384, 450, 1800, 90, sampled=450)
     conditions = Conditions(4 if tiny else 8, 16, 5e-6, sizes, sample_batch=64, scheduled=0.25 if tiny else 0.05)
     return StoryTask(conditions, "--epochs 1 --batch-size 8 --learning-rate 1e-4" if tiny else StoryTask.start_options)
 
