@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TASKS=${TASKS:-}            # all; or some of sums, plans, plans-one, plans-short, embedded
-METHODS=${METHODS:-}        # all; or some, such as "tsdkd tsdkd-mild"; gkd is always added
+METHODS=${METHODS:-}        # all; or some, such as "tsdkd tsdkd-mild", with the arms that they are compared with
 SCALE=${SCALE:-full}        # tiny: two arms of untrained models, in seconds
 SEEDS=${SEEDS:-$([ "$SCALE" = tiny ] && echo "1 2" || echo "1 2 3 4")}
 WORKERS=${WORKERS:-2}       # processes, each with one core

@@ -56,17 +56,19 @@ def format_page(
 ) -> str:
     """The page in Markdown; search: the results of each method at each learning rate of the grid."""
     sizes, grid = conditions.sizes, conditions.rates(settings.factors)
-    criterion = "divergence" if conditions.benchmark else "accuracy, then by divergence,"
+    criterion = "divergence" if conditions.benchmark else "the mean of greedy and sampled accuracy, then by divergence,"
     note = "" if settings.scale == "full" else f"{MEANINGLESS}\n\n"
     others = "a seed" if conditions.benchmark else "a student and a seed"
+    sampled = f", and {sizes.sampled} of them sampled accuracy" if sizes.sampled else ""
+    test = "The test is the benchmark." if conditions.benchmark else f"{sizes.test} other prompts test{sampled}."
     return f"""# Bench: {settings.task}
 
 {note}All methods have the same student, prompts, order and number of responses: {sizes.train} prompts, each once, with
 one response of up to {conditions.response_tokens} tokens, in {conditions.steps} steps of {conditions.batch}. The
 learning rate of each method is the best of {len(grid)} by {criterion} on {sizes.validation} validation prompts, with
-{others} that the test does not use; * marks a rate at an end of the grid. The test has other prompts, and
-the seeds {", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
-`{SETTINGS_FILE}` holds the settings, `{ROWS}` every measurement.
+{others} that the test does not use; * marks a rate at an end of the grid. {test} The seeds
+are {", ".join(map(str, settings.seeds))}. The plan was {plan.hours:.1f} hours with {plan.workers} workers.
+`{SETTINGS_FILE}` holds the task's settings, `{ROWS}` every measurement.
 
 {format_table(rows)}
 
@@ -78,8 +80,8 @@ correction counts the {len(rows) - 2} other methods.
 
 ## The search
 
-{"KL" if conditions.benchmark else "Accuracy and KL"} on the validation prompts with each learning rate. The last column
-lists the options that the bench sets for a method.
+{"KL" if conditions.benchmark else "Greedy accuracy, sampled accuracy and KL"} on the validation prompts with each
+learning rate. The last column lists the options that the bench sets for a method.
 
 {_format_search(grid, search)}
 """
@@ -97,8 +99,8 @@ def _format_search(grid: list[float], search: Mapping[Entry, list[dict[str, floa
 def _format_result(result: dict[str, float]) -> str:
     if "kl" not in result:
         return "not finite" if result else ""
-    accuracy = f"{100 * result['accuracy']:.1f} %, " if "accuracy" in result else ""
-    return f"{accuracy}{result['kl']:.4f}"
+    accuracies = [f"{100 * result[name]:.1f} %" for name in ("accuracy", "sampled_accuracy") if name in result]
+    return ", ".join([*accuracies, f"{result['kl']:.4f}"])
 
 
 def _read_runs(root: Path, settings: Settings, entry: Entry | None, rate: float) -> Runs:

@@ -9,7 +9,7 @@ from recipes.experiment.arms import STUDENT_SECONDS, Arm
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import SEARCH_SEED, Settings
-from recipes.experiment.tasks import Conditions
+from recipes.experiment.tasks import ExperimentTask
 from tsdkd.errors import InputError
 
 HOUR = 3600
@@ -17,7 +17,7 @@ HOUR = 3600
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds of one process for each method, and for the students that do not exist yet."""
+    """Seconds of one process for each method, and for the students: to make missing ones, and to measure all."""
 
     methods: dict[str, float]
     students: float
@@ -47,7 +47,7 @@ class Plan:
 def make_plan(
     root: Path,
     settings: Settings,
-    conditions: Conditions,
+    task: ExperimentTask,
     entries: Sequence[Entry],
     probes: dict[str, dict[str, float]],
     workers: int,
@@ -59,11 +59,17 @@ def make_plan(
     methods = {}
     for entry in entries:
         seconds = probes[entry.name]
-        training = conditions.steps * seconds["step"] + seconds["other"]
+        training = task.conditions.steps * seconds["step"] + seconds["other"]
         methods[entry.name] = sum(trainings) * training + measuring
     student = float((root / f"seed-{SEARCH_SEED}" / STUDENT_SECONDS).read_text())
     missing = [seed for seed in settings.seeds if not (root / f"seed-{seed}" / STUDENT_SECONDS).is_file()]
-    return Plan(methods, student * len(missing), workers)
+    measured = len(seeds_of_students(task, settings)) * before["test"]["measuring_seconds"]
+    return Plan(methods, student * len(missing) + measured, workers)
+
+
+def seeds_of_students(task: ExperimentTask, settings: Settings) -> tuple[int, ...]:
+    """The seeds whose student is measured before training."""
+    return settings.seeds[:1] if task.one_student else settings.seeds
 
 
 def _result(directory: Path) -> dict[str, float]:

@@ -6,13 +6,14 @@ Complete arms are skipped, so the same command resumes an interrupted bench, and
 import argparse
 import json
 import math
+import random
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.bench import page
 from recipes.bench.methods import choose_entries
-from recipes.bench.plan import make_plan
+from recipes.bench.plan import make_plan, seeds_of_students
 from recipes.experiment import arms
 from recipes.experiment.arms import SPLITS, Arm
 from recipes.experiment.commands import exit_statuses
@@ -38,18 +39,19 @@ class Bench:
         task = find_task(self.settings)
         if self.settings.task == "own":
             require_models(self.settings)
-        self.settings.record(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
         with lock_for_writing(self.root), open_workers(self.workers) as workers:
+            self.settings.record(self.root, task.conditions)
             workers.show("models, prompts and the teacher's responses")
             with chdir(self.root):
                 arms.prepare(task)
             arms.prepare_seed(self.settings, self.root, SEARCH_SEED)
             for split in SPLITS:
                 arms.run_arm(self.settings, self.root, Arm(SEARCH_SEED, split))
-            workers.show(f"{arms.PROBE_STEPS} steps of each method")
-            # One after the other, before the workers start: they slow each other down.
-            probes = {entry.name: arms.probe(self.settings, self.root, entry, SEARCH_SEED) for entry in self.entries}
-            plan = make_plan(self.root, self.settings, task.conditions, self.entries, probes, self.workers)
+            probed = [(self.settings, self.root, entry, SEARCH_SEED) for entry in self.entries]
+            workers.each(f"{arms.PROBE_STEPS} steps of each method", arms.probe, probed)
+            probes = {arguments[2].name: arms.probe(*arguments) for arguments in probed}
+            plan = make_plan(self.root, self.settings, task, self.entries, probes, self.workers)
             workers.show(plan.format())
             plan.require_at_most(hours)
             if plan_only:
@@ -58,8 +60,10 @@ class Bench:
             seeds = [(self.settings, self.root, seed) for seed in self.settings.seeds]
             workers.each("students", arms.prepare_seed, seeds)
             for seed in self.settings.seeds:  # an interrupted bench has all methods of its complete seeds
-                test = [Arm(seed, "test"), *(Arm(seed, "test", entry, rate) for entry, rate in chosen.items())]
-                arms.run_arms(workers, f"seed {seed}", self.settings, self.root, test)
+                test = [Arm(seed, "test", entry, rate) for entry, rate in chosen.items()]
+                random.Random(seed).shuffle(test)  # so that no method always runs beside the same one
+                before = [Arm(seed, "test")] if seed in seeds_of_students(task, self.settings) else []
+                arms.run_arms(workers, f"seed {seed}", self.settings, self.root, [*before, *test])
                 page.write(self.root, self.settings, task.conditions, chosen, plan)
             workers.show(f"page: {self.root / page.PAGE}")
 
@@ -73,11 +77,14 @@ class Bench:
 
 
 def choose_rate(search: list[Arm], root: Path) -> float:
-    """The rate of the highest accuracy, then of the lowest divergence. A training that is not finite is the worst."""
+    """The rate of the highest mean of greedy and sampled accuracy, then of the lowest divergence.
+
+    A training that is not finite is the worst.
+    """
 
     def quality(arm: Arm) -> tuple[float, float]:
         result = json.loads((root / arm.directory / RESULT).read_text())
-        return result.get("accuracy", 0.0), -result.get("kl", math.inf)
+        return result.get("accuracy", 0.0) + result.get("sampled_accuracy", 0.0), -result.get("kl", math.inf)
 
     return max(search, key=quality).rate
 
@@ -106,6 +113,7 @@ def main() -> None:
             engine=options.engine,
             response_tokens=options.response_tokens,
         )
+        settings.require_seeds()
         bench = Bench(options.directory.resolve(), settings, choose_entries(options.methods), options.workers)
         bench.run(options.hours, plan_only=options.plan_only)
 

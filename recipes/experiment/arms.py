@@ -14,7 +14,7 @@ from typing import Literal
 from recipes.experiment.commands import run_tsdkd
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT, divergence, response_measures, training_health, write_result
-from recipes.experiment.settings import Settings
+from recipes.experiment.settings import SEARCH_SEED, Settings
 from recipes.experiment.tasks import ExperimentTask, Rows, find_task
 from recipes.experiment.workers import Workers
 from tsdkd.artifacts.files import TIMES_FILE
@@ -61,6 +61,11 @@ class Arm:
                 "Rename the method, or choose another RUN.",
             )
         return True
+
+
+def seed_directories(root: Path) -> list[Path]:
+    """The directories of the seeds that are tested; the search's is not among them."""
+    return [found for found in sorted(root.glob("seed-*/")) if found.name != f"seed-{SEARCH_SEED}"]
 
 
 def _student(seed: int, start: int | None) -> Path:
@@ -192,10 +197,9 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
     benchmark, options = task.conditions.benchmark, task.conditions.eval_options
     if task.is_correct:
         found |= response_measures(_respond(task, output, model, split, "greedy", "--temperature 0"), task.is_correct)
-        if split == "test":
-            limit = f"--limit {task.conditions.sizes.sampled}" if task.conditions.sizes.sampled else ""
-            sampled = _respond(task, output, model, split, "sampled", f"--temperature 1 {limit}")
-            found["sampled_accuracy"] = response_measures(sampled, task.is_correct)["accuracy"]
+        limit = f"--limit {task.conditions.sizes.sampled}" if task.conditions.sizes.sampled else ""
+        sampled = _respond(task, output, model, split, "sampled", f"--temperature 1 {limit}")
+        found["sampled_accuracy"] = response_measures(sampled, task.is_correct)["accuracy"]
     elif split == "test":
         run_tsdkd(
             output, f"eval --tasks {benchmark} {options} --model measured={quote(model)} --results {output}/results"
@@ -243,7 +247,7 @@ def _train(task: ExperimentTask, arm: Arm, output: Path, prompts: str) -> float:
         output,
         f"train {entry.train_options(conditions.k)} --student {student} {data} --checkpoint {output}/checkpoint "
         f"--learning-rate {arm.rate:g} --seed {arm.seed} --batch-size {conditions.batch} "
-        f"--micro-batch-size {conditions.batch} --epochs {conditions.epochs}",
+        f"--micro-batch-size {conditions.batch} --epochs 1",
     )
     return recorded
 

@@ -21,12 +21,14 @@ def make(
     seed: int,
     goals: Sequence[tuple[int, Path]],
     dev: list[str],
+    without: list[str],
     advance: Callable[[float], None],
     *,
     decay: bool,
 ) -> None:
     """Train a model on solutions and save it in each goal's directory once it reaches the goal's accuracy in percent.
 
+    dev: problems that measure the accuracy. without: problems that the model does not learn from, with dev among them.
     advance: called after each step with the last measured accuracy in percent. decay: the learning rate falls linearly
     to zero. Raises RuntimeError where a goal is not reached.
     """
@@ -35,7 +37,7 @@ def make(
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape.rate, betas=(0.9, 0.98))
     decayed = (lambda step: 1 - step / shape.steps) if decay else (lambda _: 1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * decayed(step))
-    generator, source = random.Random(seed), task.problems(1000 + seed, dev)
+    generator, source = random.Random(seed), task.problems(1000 + seed, without)
     remaining, reached = sorted(goals), 0.0
     for step in range(1, shape.steps + 1):
         chosen = [next(source) for _ in range(shape.batch)]

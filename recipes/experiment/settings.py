@@ -25,7 +25,10 @@ def read_numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[A
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a bench or of a study's task. The methods are separate: adding some continues the bench."""
+    """The settings of a bench or of a study's task.
+
+    The methods are separate, because other methods, seeds and factors continue what a directory has.
+    """
 
     task: str
     scale: str = "full"
@@ -55,24 +58,28 @@ class Settings:
                 f"The factors are {' '.join(f'{factor:g}' for factor in self.factors)}.",
                 "Name each factor once, above 0: FACTORS='0.25 1 4 16'.",
             )
+
+    def require_seeds(self) -> None:
+        """Raise InputError for fewer seeds than a comparison of methods needs."""
         if self.scale == "full" and len(self.seeds) < MIN_SEEDS:
             raise InputError(f"There are only {len(self.seeds)} seeds.", f"Give {MIN_SEEDS} or more: SEEDS='1 2 3 4'.")
 
-    def record(self, directory: Path) -> None:
-        """Write the settings into the directory. Raises InputError if it records different ones."""
+    def record(self, directory: Path, conditions: object) -> None:
+        """Write the settings that all arms share, and the task's conditions, into the directory.
+
+        Raises InputError if it records different ones.
+        """
         file = directory / SETTINGS_FILE
-        settings = json.loads(json.dumps(asdict(self)))
+        settings = asdict(self) | {"conditions": asdict(conditions)}
+        del settings["seeds"], settings["factors"]  # an arm depends on its own seed and learning rate alone
         recorded = json.loads(file.read_text()) if file.is_file() else settings
-        # An arm's result depends on its own seed and learning rate alone.
-        fixed = [name for name in settings if name not in {"seeds", "factors"}]
-        different = [name for name in fixed if settings[name] != recorded.get(name)]
+        different = [name for name in settings if settings[name] != recorded.get(name)]
         if different:
             changes = [f"{name} {recorded.get(name)!r} and not {settings[name]!r}" for name in different]
             raise InputError(
                 f"{directory} has the bench of {', '.join(changes)}.",
                 "Choose another RUN, or give the settings that the bench has.",
             )
-        directory.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
         temporary.rename(file)

@@ -25,7 +25,7 @@ truncation are measured on responses at temperature 0, sampled accuracy at tempe
 KL and the student's entropy are nats per token, measured on the teacher's responses. "s/step" is the median time of a
 step while all workers run, without the time to record responses before training; "times" divides it by the
 reference's. A model whose training warned of degeneration counts as degenerated; one whose loss, gradient or logits are
-not finite also does, and has no accuracy."""
+not finite also does, and has no accuracy: its method then has no differences."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Row:
         return [run[measure] for run in self.runs.values() if measure in run]
 
     def differences(self, measure: str) -> list[float]:
-        """Differences to the reference, paired by seed, over the seeds for which both runs have the measure."""
+        """Differences to the reference, paired by seed, over the seeds of both; none if a seed lacks the measure."""
+        if len(self.values(measure)) < len(self.runs):
+            return []  # the others would be a choice of the seeds that went well
         return paired_differences(self.runs, self.reference, measure)
 
 
@@ -70,7 +72,8 @@ def _cells(row: Row, p: dict[str, float | None]) -> list[str]:
     measured: list[str] = []
     for measure, (_, _, scale, digits) in MEASURES.items():
         values = [scale * value for value in row.values(measure)]
-        measured.append(format_interval(values, digits) if values else "")
+        some = f" ({len(values)} seeds)" if len(values) < len(row.runs) else ""
+        measured.append(f"{format_interval(values, digits)}{some}" if values else "")
         differences = [] if row.is_reference else [scale * value for value in row.differences(measure)]
         measured.append(_format_difference(differences, digits, p[measure]) if differences else "")
     degenerated = row.values("degenerated")

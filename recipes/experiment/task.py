@@ -1,11 +1,9 @@
 """A family of generated problems with one token per character, and the models that are trained on it from scratch."""
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -75,9 +73,3 @@ class Task:
         backend.decoder = decoders.Fuse()
         template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
         return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END, chat_template=template)
-
-
-def write_prompts(path: Path, problems: Sequence[str]) -> None:
-    """Write problems as a prompts file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"prompt": problem}) + "\n" for problem in problems))

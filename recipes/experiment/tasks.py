@@ -1,7 +1,7 @@
 """The tasks: sums and plans with models trained from scratch, the embedded pair, and a task of the user's own."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
@@ -23,6 +23,8 @@ from tsdkd.stages.models.record import model_record, require_same_tokenizer
 from tsdkd.stages.results.benchmarks import choose_benchmarks
 
 Rows = list[dict[str, object]]
+Goals = Sequence[tuple[int, Path]]
+"""Accuracies in percent, each with the directory of the model that reaches it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Sizes:
     held_out: int
     """The number of validation prompts, and of test prompts, that measure the divergence on the teacher's responses."""
     sampled: int | None = None
-    """The number of test prompts that measure sampled accuracy; None: all."""
+    """The number of prompts that measure sampled accuracy; None: all of the split."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Conditions:
     """The k of every method that has one; None: each method's default."""
     sample_batch: int = 250
     """Responses that are sampled together outside training."""
-    epochs: int = 1
     scheduled: float = 0.05
     """The fraction of the training prompts that DistiLLM's schedule measures on; it does not train on them."""
     benchmark: str = ""
@@ -62,7 +63,7 @@ class Conditions:
 
     @property
     def steps(self) -> int:
-        return self.sizes.train * self.epochs // self.batch
+        return self.sizes.train // self.batch
 
     def rates(self, factors: Iterable[float]) -> list[float]:
         """The grid of learning rates."""
@@ -73,6 +74,8 @@ class ExperimentTask(Protocol):
     """A teacher, a student for each seed, and prompts in three splits."""
 
     conditions: Conditions
+    one_student: bool
+    """Whether all seeds start from the same student, so that one measurement of it is enough."""
 
     def splits(self) -> dict[str, Rows]:
         """The prompts of "train", "validation" and "test"."""
@@ -107,11 +110,11 @@ class MadeTask:
     student_accuracy: int
     dev: int
     """Problems on which the accuracies are measured while the models are made."""
+    one_student = False
 
     def splits(self) -> dict[str, Rows]:
-        *found, _ = self._problems()
-        names = ("train", "validation", "test")
-        return {name: [{"prompt": p} for p in part] for name, part in zip(names, found, strict=True)}
+        problems = self._problems()
+        return {name: [{"prompt": problem} for problem in problems[name]] for name in ("train", "validation", "test")}
 
     def is_correct(self, prompt: str, response: str) -> bool:
         return self.task.is_correct(prompt, response)
@@ -127,13 +130,12 @@ class MadeTask:
             def advance(accuracy: float) -> None:
                 progress.update(bar, advance=1, description=f"steps at most, accuracy {accuracy:.0f} of {goal} %")
 
-            models.make(self.task, shape, 7, [(goal, Path("teacher"))], self._problems()[-1], advance, decay=True)
+            self._make(shape, 7, [(goal, Path("teacher"))], advance, decay=True)
 
     def make_students(self, seed: int, outputs: Mapping[int | None, Path]) -> None:
         goals = [(self.student_accuracy if start is None else start, output) for start, output in outputs.items()]
         if missing := [(goal, output) for goal, output in goals if not output.is_dir()]:
-            dev = self._problems()[-1]
-            models.make(self.task, self.task.student, seed, missing, dev, lambda _: None, decay=False)
+            self._make(self.task.student, seed, missing, lambda _: None, decay=False)
 
     def teacher(self) -> str:
         return "teacher"
@@ -141,9 +143,16 @@ class MadeTask:
     def student(self, output: Path) -> str:
         return str(output)
 
-    def _problems(self) -> list[list[str]]:
+    def _make(self, shape: Shape, seed: int, goals: Goals, advance: Callable[[float], None], *, decay: bool) -> None:
+        """Make a model that has not seen the problems of validation and test."""
+        problems = self._problems()
+        unseen = [*problems["validation"], *problems["test"], *problems["dev"]]
+        models.make(self.task, shape, seed, goals, problems["dev"], unseen, advance, decay=decay)
+
+    def _problems(self) -> dict[str, list[str]]:
         sizes = self.conditions.sizes
-        return self.task.split(sizes.train, sizes.validation, sizes.test, self.dev)
+        parts = {"train": sizes.train, "validation": sizes.validation, "test": sizes.test, "dev": self.dev}
+        return dict(zip(parts, self.task.split(*parts.values()), strict=True))
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,7 @@ class StoryTask:
 
     conditions: Conditions
     start_options: str = "--epochs 2 --batch-size 8 --learning-rate 1e-4"
+    one_student = False
 
     def splits(self) -> dict[str, Rows]:
         return {name: [{"messages": stories.messages(story)} for story in part] for name, part in self._parts().items()}
@@ -198,6 +208,7 @@ class OwnTask:
 
     conditions: Conditions
     settings: Settings
+    one_student = True
     is_correct = None
 
     def splits(self) -> dict[str, Rows]:

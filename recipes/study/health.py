@@ -10,7 +10,10 @@ from statistics import fmean
 
 import torch
 
+from recipes.experiment.arms import seed_directories
 from recipes.experiment.measures import LAST_STEPS
+from recipes.experiment.settings import Settings
+from recipes.experiment.tasks import find_task
 from tsdkd.core import TSDKDConfig, token_selective_loss
 from tsdkd.core.config import TERMS
 from tsdkd.stages.data.offline import OfflineSource
@@ -29,7 +32,7 @@ COLUMNS = [
 
 
 @torch.no_grad()
-def held_out_masses(model: Path, samples: OfflineSource, k: int = 5) -> dict[str, float]:
+def held_out_masses(model: Path, samples: OfflineSource, k: int) -> dict[str, float]:
     """Both models' probability outside the model's k candidates, means over the tokens of held-out responses."""
     student, batch = load_model(str(model)), collate([samples[i] for i in range(len(samples))], samples)
     hidden = hidden_states(student.model, batch["input_ids"], batch["attention_mask"])
@@ -65,17 +68,19 @@ def row(name: str, measured: list[dict[str, float]]) -> list[str]:
 
 def measure_arms(directory: Path) -> list[list[str]]:
     """A row for each arm of a task: the students before training, and the trained ones."""
-    models = {model.name: "" for model in sorted(directory.glob("seed-*/student*/"))}
-    models |= {model.parent.name: "checkpoint" for model in sorted(directory.glob("seed-*/*/checkpoint/"))}
+    seeds = seed_directories(directory)
+    k = find_task(Settings(directory.name)).conditions.k or TSDKDConfig().k
+    models = {model.name: "" for seed in seeds for model in sorted(seed.glob("student*/")) if not model.suffix}
+    models |= {model.parent.name: "checkpoint" for seed in seeds for model in sorted(seed.glob("*/checkpoint/"))}
     rows = []
     for name, inside in models.items():
         measured = []
-        for seed in sorted(directory.glob("seed-*/test-held-out/")):
-            model = seed.parent / name / inside
+        for seed in seeds:
+            model = seed / name / inside
             if (model / "config.json").is_file():
-                samples = OfflineSource(directory / "teacher-test-held-out", seed)
+                samples = OfflineSource(directory / "teacher-test-held-out", seed / "test-held-out")
                 log = read_log_means(model) if (model / METRICS_FILE).is_file() else {}
-                measured.append(held_out_masses(model, samples) | log)
+                measured.append(held_out_masses(model, samples, k) | log)
         rows += [row(name, measured)] if measured else []
     return rows
 

@@ -1,5 +1,6 @@
 """The study: its questions, and the arms that each compares."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from recipes.experiment.arms import Arm
@@ -108,7 +109,10 @@ QUESTIONS = [
 ]
 
 
-def every_arm() -> list[StudyArm]:
-    """Every arm once, in the order of the questions."""
-    arms = [replace(arm, name="") for question in QUESTIONS for group in question.groups for arm in group]
-    return list(dict.fromkeys(arms))
+def every_arm(methods: Collection[str] = ()) -> list[StudyArm]:
+    """Every arm once, in the order of the questions; or those of the named methods, and the arms they compare with."""
+    chosen: list[StudyArm] = []
+    for group in (group for question in QUESTIONS for group in question.groups):
+        named = [arm for arm in group if not methods or arm.entry.name in methods]
+        chosen += [group[0], *named] if named else []
+    return list(dict.fromkeys(replace(arm, name="") for arm in chosen))

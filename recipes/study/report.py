@@ -13,6 +13,7 @@ from statistics import fmean
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
+from recipes.experiment.arms import seed_directories
 from recipes.experiment.measures import ROWS
 from recipes.experiment.settings import SETTINGS_FILE
 from recipes.experiment.statistics import half_interval
@@ -71,7 +72,8 @@ def draw_training(directory: Path, arms: Iterable[StudyArm], output: Path) -> No
 
 def _logs(directory: Path, arm: StudyArm) -> list[Path]:
     task, trained = arm_of_task(arm)
-    return sorted((directory / task).glob(f"seed-*/{trained.directory.name}/checkpoint/{METRICS_FILE}"))
+    logs = [seed / trained.directory.name / "checkpoint" / METRICS_FILE for seed in seed_directories(directory / task)]
+    return [log for log in logs if log.is_file()]
 
 
 def _read_steps(log: Path) -> list[dict[str, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recipes.experiment.arms import Arm, result_row
+from recipes.experiment.arms import Arm, result_row, seed_directories
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import Settings
 from recipes.experiment.statistics import Runs
@@ -60,8 +60,12 @@ def _every_arm() -> Iterator[ArmOfTask]:
 
 
 def _runs(directory: Path, task: str, arm: Arm) -> Runs:
-    found = (directory / task).glob(f"seed-*/{arm.directory.name}/{RESULT}")
-    return {int(file.parts[-3].removeprefix("seed-")): json.loads(file.read_text()) for file in found}
+    files = {seed: seed / arm.directory.name / RESULT for seed in seed_directories(directory / task)}
+    return {
+        int(seed.name.removeprefix("seed-")): json.loads(file.read_text())
+        for seed, file in files.items()
+        if file.is_file()
+    }
 
 
 def _recorded_runs(rows: list[dict[str, object]], task: str, arm: Arm, file: Path) -> Runs:

@@ -13,7 +13,6 @@ from pathlib import Path
 from recipes.experiment import arms
 from recipes.experiment.arms import Arm
 from recipes.experiment.commands import exit_statuses
-from recipes.experiment.entries import GKD
 from recipes.experiment.settings import Settings, read_numbers
 from recipes.experiment.tasks import find_task
 from recipes.experiment.workers import Workers, open_workers
@@ -50,15 +49,15 @@ class Study:
 def find_studies(
     directory: Path, tasks: Sequence[str], scale: str, seeds: tuple[int, ...], methods: Sequence[str] = ()
 ) -> list[Study]:
-    """The study of each task, with the arms of GKD and of the named methods, or all.
+    """The study of each task, with the arms of the named methods and those they are compared with, or all.
 
     Raises InputError for an unknown method and for a task without an arm.
     """
-    chosen = every_arm() if scale == "full" else [replace(arm, start=None) for arm in QUESTIONS[0].groups[0][:2]]
-    names = {arm.entry.name for arm in chosen}
+    names = {arm.entry.name for arm in every_arm()}
     if unknown := set(methods) - names:
         raise InputError(f"The study has no method {min(unknown)}.", f"Choose METHODS from: {' '.join(sorted(names))}.")
-    chosen = [arm for arm in chosen if not methods or arm.entry.name in {GKD.name, *methods}]
+    tiny = [replace(arm, start=None) for arm in QUESTIONS[0].groups[0][:2]]
+    chosen = tiny if scale == "tiny" else every_arm(methods)
     studies = []
     for task in tasks or dict.fromkeys(arm.task for arm in chosen):
         if not (found := [arm for arm in chosen if arm.task == task]):
@@ -83,8 +82,9 @@ def main() -> None:
         studies = find_studies(options.directory.resolve(), tasks, options.scale, seeds, methods)
         with ExitStack() as locks, open_workers(options.workers) as workers:
             for study in studies:
-                study.settings.record(study.root)
+                study.root.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(lock_for_writing(study.root))
+                study.settings.record(study.root, find_task(study.settings).conditions)
                 study.prepare(workers)
             for seed in seeds:  # an interrupted study has all arms of its complete seeds
                 for study in studies:

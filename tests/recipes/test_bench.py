@@ -13,7 +13,7 @@ import typer.main
 
 from recipes.bench import page
 from recipes.bench.methods import ENTRIES, choose_entries
-from recipes.bench.plan import Plan, make_plan
+from recipes.bench.plan import Plan, make_plan, seeds_of_students
 from recipes.bench.run import Bench, choose_rate, main
 from recipes.experiment import arms, commands
 from recipes.experiment.arms import Arm
@@ -49,7 +49,7 @@ METHOD = Method(
 @pytest.mark.parametrize(("seeds", "cause"), [((1, 2, 3), "only 3"), ((0, 1, 2, 3), "0 1 2 3"), ((1, 1, 2, 3), "1 1")])
 def test_too_few_repeated_and_searched_seeds_are_refused(seeds: tuple[int, ...], cause: str) -> None:
     with pytest.raises(InputError, match=cause):
-        Settings("sums", seeds=seeds)
+        Settings("sums", seeds=seeds).require_seeds()
 
 
 def test_words_in_place_of_numbers_are_refused() -> None:
@@ -57,12 +57,16 @@ def test_words_in_place_of_numbers_are_refused() -> None:
         read_numbers("SEEDS", "one two", int)
 
 
-def test_a_bench_keeps_its_settings_but_for_seeds_and_factors(tmp_path: Path) -> None:
-    Settings("sums").record(tmp_path)
-    Settings("sums", seeds=(1, 2, 3, 4, 5), factors=(1.0, 64.0)).record(tmp_path)
+def test_a_bench_keeps_its_settings_and_conditions_with_other_seeds_and_factors(tmp_path: Path) -> None:
+    conditions = find_task(Settings("sums")).conditions
+    Settings("sums").record(tmp_path, conditions)
+    recorded = (tmp_path / SETTINGS_FILE).read_text()
+    Settings("sums", seeds=(1, 2, 3, 4, 5), factors=(1.0, 64.0)).record(tmp_path, conditions)
     with pytest.raises(InputError, match="scale 'full' and not 'tiny', engine"):
-        Settings("sums", "tiny", engine="vllm").record(tmp_path)
-    assert json.loads((tmp_path / SETTINGS_FILE).read_text())["seeds"] == [1, 2, 3, 4, 5]
+        Settings("sums", "tiny", engine="vllm").record(tmp_path, conditions)
+    with pytest.raises(InputError, match=r"'test': 1000, .* and not .*'test': 500"):
+        Settings("sums").record(tmp_path, replace(conditions, sizes=replace(conditions.sizes, test=500)))
+    assert (tmp_path / SETTINGS_FILE).read_text() == recorded
 
 
 @pytest.mark.parametrize("factors", [(1.0, 1.0), (0.0, 1.0), ()])
@@ -110,11 +114,12 @@ def write_result(root: Path, arm: Arm, **result: object) -> None:
     (root / arm.directory / RESULT).write_text(json.dumps(result))
 
 
-def test_the_rate_is_chosen_by_accuracy_and_then_by_divergence(tmp_path: Path) -> None:
+def test_the_rate_is_chosen_by_both_accuracies_and_then_by_divergence(tmp_path: Path) -> None:
     search = [Arm(0, "validation", ENTRIES["tip"], rate) for rate in (1e-5, 1e-4, 1e-3)]
-    for arm, accuracy, kl in zip(search, (0.5, 0.7, 0.7), (0.1, 0.4, 0.3), strict=True):
-        write_result(tmp_path, arm, accuracy=accuracy, kl=kl)
-    assert choose_rate(search, tmp_path) == 1e-3
+    for sampled, best in (((0.5, 0.75, 0.5), 1e-4), ((0.5, 0.5, 0.5), 1e-3), ((0.875, 0.5, 0.5), 1e-5)):
+        for arm, *values in zip(search, (0.5, 0.75, 0.75), sampled, (0.1, 0.4, 0.3), strict=True):
+            write_result(tmp_path, arm, **dict(zip(("accuracy", "sampled_accuracy", "kl"), values, strict=True)))
+        assert choose_rate(search, tmp_path) == best
     for arm, kl in zip(search, (0.1, 0.4, 0.3), strict=True):
         write_result(tmp_path, arm, kl=kl)
     assert choose_rate(search, tmp_path) == 1e-5
@@ -134,10 +139,13 @@ def test_a_rate_whose_training_is_not_finite_is_the_worst(tmp_path: Path, monkey
     write_result(tmp_path, search[1], accuracy=0.0, kl=100.0)
     assert choose_rate(search, tmp_path) == 1e-3
     failed = json.loads((tmp_path / search[0].directory / RESULT).read_text())
-    table = page._format_search([1e-4, 1e-3], {ENTRIES["tip"]: [failed, {"accuracy": 0.5, "kl": 2.0}]})
-    assert table.splitlines()[-1] == "| tip | not finite | 50.0 %, 2.0000 |  |"
-    runs_of_tip = {1: failed, 2: {"accuracy": 0.5, "degenerated": False}}
-    assert "| 1 of 2 |" in format_table([Row("tip", runs_of_tip, runs(0.5, 0.5))])
+    measured = {"accuracy": 0.5, "sampled_accuracy": 0.25, "kl": 2.0}
+    table = page._format_search([1e-4, 1e-3], {ENTRIES["tip"]: [failed, measured]})
+    assert table.splitlines()[-1] == "| tip | not finite | 50.0 %, 25.0 %, 2.0000 |  |"
+    runs_of_tip = {seed: {"accuracy": seed / 4, "degenerated": False} for seed in (2, 3)} | {1: failed}
+    line = format_table([Row("tip", runs_of_tip, runs(0.5, 0.25, 0.5))]).splitlines()[-1]
+    assert "| 1 of 3 |" in line
+    assert "| 3 | 62.5 ± 158.8 (2 seeds) |  |" in line  # the difference of two seeds would be a choice
 
 
 def test_a_trained_model_whose_logits_are_not_finite_has_no_measures(
@@ -154,15 +162,18 @@ def test_a_trained_model_whose_logits_are_not_finite_has_no_measures(
 
 
 @pytest.mark.parametrize(("split", "other"), [("validation", "test"), ("test", "validation")])
+@pytest.mark.parametrize(("task", "limit"), [("sums", ""), ("embedded", "--limit 450 ")])
 def test_a_model_is_measured_on_its_split_alone(
-    split: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, limit: str, split: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
     monkeypatch.setattr(arms, "run_tsdkd", lambda _, command: read.append(command))
     monkeypatch.setattr(arms, "response_measures", lambda *_: {"accuracy": 1.0})
     monkeypatch.setattr(arms, "divergence", lambda *found: read.extend(map(str, found)) or {"kl": 0.1})
-    arms.measure(find_task(Settings("sums")), tmp_path / "arm", "model", split)
-    assert f"--prompts {split}.jsonl" in read[0]
+    arms.measure(find_task(Settings(task)), tmp_path / "arm", "model", split)
+    assert all(f"--prompts {split}.jsonl" in command for command in read[:2])
+    assert "--temperature 0 --engine" in read[0]
+    assert f"--temperature 1 {limit}" in read[1]
     assert read[-2:] == [f"teacher-{split}-held-out", f"{tmp_path}/{split}-held-out"]
     assert not [text for text in read if f"{other}.jsonl" in text or f"{other}-held-out" in text]
 
@@ -200,15 +211,16 @@ def test_an_arm_of_another_method_of_the_same_name_does_not_count(
 
 
 def test_the_plan_counts_search_and_seeds_and_divides_by_workers(tmp_path: Path) -> None:
-    """100 steps of 1 s and 20 s beside them: 8 trainings, 4 measured in 10 s and 4 in 30 s; 4 students of 60 s."""
+    """100 steps of 1 s and 20 s beside them: 8 trainings, 4 measured in 10 s and 4 in 30 s; 4 students."""
     for split, seconds in (("validation", 10.0), ("test", 30.0)):
         write_result(tmp_path, Arm(0, split), measuring_seconds=seconds)
     (tmp_path / "seed-0" / "student-seconds").write_text("60.0")
-    conditions = Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1))
+    settings = Settings("sums")
+    task = replace(find_task(settings), conditions=Conditions(32, 48, 1e-4, Sizes(3200, 1, 1, 1)))
     probes = {GKD.name: {"step": 1.0, "other": 20.0}}
-    plan = make_plan(tmp_path, Settings("sums"), conditions, choose_entries(GKD.name), probes, workers=2)
+    plan = make_plan(tmp_path, settings, task, choose_entries(GKD.name), probes, workers=2)
     assert plan.methods == {GKD.name: 8 * 120 + 4 * 10 + 4 * 30}
-    assert plan.hours == pytest.approx((1120 + 240) / 2 / 3600)
+    assert plan.hours == pytest.approx((1120 + 240 + 120) / 2 / 3600)
     plan.require_at_most(12)
     with pytest.raises(InputError, match="hours"):
         plan.require_at_most(0.1)
@@ -310,6 +322,14 @@ def test_a_users_own_task_runs_from_its_models_to_the_page(tmp_path: Path, monke
     ]
     words = " ".join((tmp_path / "run" / page.PAGE).read_text().split())
     assert "with a seed that the test does not use" in words
+    assert "The test is the benchmark." in words
+
+
+def test_a_student_of_all_seeds_is_measured_once(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 400)
+    own = Settings("own", teacher="a", student="b", prompts=str(prompts), benchmark="gsm8k")
+    assert seeds_of_students(find_task(own), own) == (1,)
+    assert seeds_of_students(find_task(Settings("sums")), Settings("sums")) == (1, 2, 3, 4)
 
 
 def test_a_users_own_task_trains_on_all_prompts_that_it_does_not_measure_on(tmp_path: Path) -> None:
@@ -349,7 +369,7 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
         *((method, 1, "test") for method in ("before", "gkd", "seqkd")),
     }
     assert all(row["steps"] == 2 and row["tokens"] > 0 for row in rows if row["method"] != "before")
-    assert all(("sampled_accuracy" in row) == (row["split"] == "test") for row in rows)
+    assert all("sampled_accuracy" in row for row in rows)
     text = (tmp_path / "run" / page.PAGE).read_text()
     assert "| seqkd | 0.0001 | 1 | " in text
     assert "| seqkd | 0.0 %, " in text  # the search
@@ -364,8 +384,12 @@ def test_the_page_describes_the_search_of_its_task() -> None:
     settings = Settings("sums", benchmark="gsm8k")
     rows = [Row(name, {}, {}) for name in ("before", "gkd")]
     text = page.format_page(settings, find_task(settings).conditions, rows, {}, Plan({}, 0.0, 1))
-    assert "is the best of 4 by accuracy, then by divergence" in text
-    assert "Accuracy and KL on the validation prompts" in text
+    assert "is the best of 4 by the mean of greedy and sampled accuracy, then by divergence" in text
+    assert "Greedy accuracy, sampled accuracy and KL on the validation prompts" in text
+    assert "1000 other prompts test. The seeds" in " ".join(text.split())
+    settings = Settings("embedded")
+    text = page.format_page(settings, find_task(settings).conditions, rows, {}, Plan({}, 0.0, 1))
+    assert "1800 other prompts test, and 450 of them sampled accuracy." in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

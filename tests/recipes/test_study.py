@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from recipes.bench.methods import ENTRIES
 from recipes.experiment import measures, models, sums
 from recipes.experiment.entries import GKD
+from recipes.experiment.plans import EVERY_PLAN, PLANS
 from recipes.experiment.settings import Settings
 from recipes.experiment.statistics import format_interval, holm, paired_differences, paired_p
 from recipes.experiment.sums import SUMS
@@ -30,6 +31,7 @@ from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
 from tsdkd.errors import InputError
 from tsdkd.stages.metrics.log import METRICS_FILE
+from tsdkd.stages.models.language_model import LanguageModel
 
 
 def test_a_solution_writes_every_step_and_ends_with_the_answer() -> None:
@@ -60,7 +62,8 @@ def test_a_model_that_was_saved_before_an_interruption_is_kept(tmp_path: Path) -
     shape = Shape(width=8, inner=8, layers=1, rate=1e-3, steps=10, batch=2)
     dev = list(islice(SUMS.problems(0), 2))
     (tmp_path / "0").mkdir()
-    models.make(SUMS, shape, 0, [(-1, tmp_path / "0"), (0, tmp_path / "1")], dev, lambda _: None, decay=False)
+    goals = [(-1, tmp_path / "0"), (0, tmp_path / "1")]
+    models.make(SUMS, shape, 0, goals, dev, dev, lambda _: None, decay=False)
     assert not list((tmp_path / "0").iterdir())
     assert (tmp_path / "1" / "model.safetensors").is_file()
 
@@ -176,14 +179,14 @@ def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp
 def test_a_report_joins_the_seeds_of_several_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, arm = arm_of_task(TERMS_OF_SUMS[1])
     output = tmp_path / "study"
-    for machine, seeds in (("a", (1, 2)), ("b", (2, 3))):
+    for machine, seeds in (("a", (0, 1, 2)), ("b", (2, 3))):
         for seed in seeds:
             measured = {"entry": arm.entry.identity, "accuracy": seed + (machine == "b") / 4}
             measures.write_result(tmp_path / machine / task / replace(arm, seed=seed).directory, measured)
         monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / machine), str(output)])
         report.main()
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    assert [(row["seed"], row["accuracy"]) for row in rows] == [(1, 1.0), (2, 2.25), (3, 3.25)]
+    assert [(row["seed"], row["accuracy"]) for row in rows] == [(1, 1.0), (2, 2.25), (3, 3.25)]  # not the search's 0
     assert (output / "tables.md").read_text().count("| gate | 0.0001 | 3 |") == 1
     rows[0]["entry"]["options"] = "--beta 0.1"
     (output / "results.jsonl").write_text(json.dumps(rows[0]) + "\n")
@@ -204,3 +207,28 @@ def test_named_methods_run_beside_gkd(tmp_path: Path) -> None:
         *(("gkd", 1), ("tsdkd", 1)),
         *(("gkd", 4), ("tsdkd", 4)),
     ]
+    (chosen,) = find_studies(tmp_path, ["sums"], "full", (1,), ["tsdkd-half"])
+    assert [arm.entry.name for arm in chosen.arms] == ["gkd-half", "tsdkd-half"]
+
+
+def test_the_models_learn_from_no_problem_that_measures_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, without = find_task(Settings("sums")), []
+    monkeypatch.setattr(models, "make", lambda *words, **_: without.extend(words[5]))
+    task.make_students(1, {None: Path("missing")})
+    measured = [row["prompt"] for split in ("validation", "test") for row in task.splits()[split]]
+    assert set(measured) < set(without)
+    assert len(without) == len(measured) + task.dev
+
+
+def test_accuracy_is_over_all_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    model = LanguageModel("tiny", None, PLANS.tokenizer())
+
+    def respond(_: LanguageModel, prompts: list[list[int]], *__: object, **___: object) -> list[list[int]]:
+        asked.extend(model.tokenizer.decode(prompt) for prompt in prompts)
+        return [model.tokenizer("#12").input_ids, *([[]] * 19)]
+
+    monkeypatch.setattr(models, "sample_responses", respond)
+    problems = ["120900000000?"] * 20
+    assert models.accuracy(PLANS, model, problems) == 1 / 20
+    assert asked == [f"{problems[0]}{plan}" for plan in [*EVERY_PLAN, *EVERY_PLAN[:2]]]
