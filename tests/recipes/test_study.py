@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from recipes.experiment.statistics import format_interval, holm, paired_differen
 from recipes.experiment.sums import SUMS
 from recipes.experiment.task import END, Shape
 from recipes.experiment.tasks import find_task
-from recipes.study import health, report, run
+from recipes.study import health, plan_choices, report, run
 from recipes.study.questions import QUESTIONS, RATES, TERMS_OF_SUMS, StudyArm, every_arm
 from recipes.study.results import Results, arm_of_task, read_results
 from recipes.study.run import find_studies
@@ -158,6 +159,17 @@ def test_two_arms_run_from_models_to_tables(
         ["tsdkd-gate-0.0001", "1"],
     ]
     assert len(student) == len(health.COLUMNS)
+    choices = plan_choices.measure_arms(tmp_path / "sums")
+    assert [row[:2] for row in choices] == [[name, "1"] for name in ("before-test", "gkd-0.0001", "tsdkd-gate-0.0001")]
+
+
+def test_choices_among_plans_are_counted_over_the_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 1 takes one plan in half of four responses, seed 2 in all; the search's seed is left out."""
+    for seed in range(3):
+        (tmp_path / f"seed-{seed}" / "gkd-0.0001" / "sampled").mkdir(parents=True)
+    counts = {"seed-1": Counter({"a2": 2, "b3": 1, "c4": 1}), "seed-2": Counter({"a2": 4})}
+    monkeypatch.setattr(plan_choices, "count_plans", lambda rollouts: counts[rollouts.parts[-3]])
+    assert plan_choices.measure_arms(tmp_path) == [["gkd-0.0001", "2", "75.0 ± 317.7", "0.52 ± 6.61"]]
 
 
 def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp_path: Path) -> None:
