@@ -196,9 +196,9 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
     found: dict[str, object] = {}
     benchmark, options = task.conditions.benchmark, task.conditions.eval_options
     if task.is_correct:
-        found |= response_measures(_respond(task, output, model, split, "greedy", "--temperature 0"), task.is_correct)
+        found |= response_measures(respond(task, output, model, split, "greedy", "--temperature 0"), task.is_correct)
         limit = f"--limit {task.conditions.sizes.sampled}" if task.conditions.sizes.sampled else ""
-        sampled = _respond(task, output, model, split, "sampled", f"--temperature 1 {limit}")
+        sampled = respond(task, output, model, split, "sampled", f"--temperature 1 {limit}")
         found["sampled_accuracy"] = response_measures(sampled, task.is_correct)["accuracy"]
     elif split == "test":
         run_tsdkd(
@@ -210,7 +210,8 @@ def measure(task: ExperimentTask, output: Path, model: str, split: Split) -> dic
     return found | {"measuring_seconds": time.perf_counter() - started}
 
 
-def _respond(task: ExperimentTask, output: Path, model: str, split: Split, name: str, options: str) -> Path:
+def respond(task: ExperimentTask, output: Path, model: str, split: Split, name: str, options: str) -> Path:
+    """Let a model respond to the prompts of a split, into `output/name`. options: further ones of `tsdkd generate`."""
     run_tsdkd(
         output,
         f"generate --student {quote(model)} --prompts {split}.jsonl --rollouts {output}/{name} "

@@ -23,6 +23,7 @@ from recipes.experiment.settings import SETTINGS_FILE, Settings, read_numbers
 from recipes.experiment.tables import COLUMNS, Row, format_table
 from recipes.experiment.tasks import Conditions, Sizes, find_task
 from recipes.experiment.workers import open_workers
+from recipes.study import plan_choices
 from tests.helpers.models import save_tiny_model
 from tests.helpers.prompts import write_prompts
 from tests.helpers.recipes import finish, start
@@ -377,6 +378,10 @@ def test_a_bench_runs_from_models_to_the_page_and_continues(
     monkeypatch.setattr(sys, "argv", ["run", str(tmp_path / "run"), *words.split()])
     main()
     assert "seed 1: 0 of 3 arms to run" in capsys.readouterr().out
+    measured = plan_choices.measure_arms(tmp_path / "run")
+    assert [row[:3] for row in measured] == [
+        [name, "1", "0.0"] for name in ("before-test", "gkd-0.0001", "seqkd-0.0001")
+    ]
 
 
 def test_the_page_describes_the_search_of_its_task() -> None:

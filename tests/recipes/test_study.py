@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import sys
-from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ import typer.main
 from safetensors.torch import load_file
 
 from recipes.bench.methods import ENTRIES
-from recipes.experiment import measures, models, sums
+from recipes.experiment import arms, measures, models, sums
 from recipes.experiment.entries import GKD
 from recipes.experiment.plans import EVERY_PLAN, PLANS
 from recipes.experiment.settings import Settings
@@ -159,17 +158,35 @@ def test_two_arms_run_from_models_to_tables(
         ["tsdkd-gate-0.0001", "1"],
     ]
     assert len(student) == len(health.COLUMNS)
-    choices = plan_choices.measure_arms(tmp_path / "sums")
-    assert [row[:2] for row in choices] == [[name, "1"] for name in ("before-test", "gkd-0.0001", "tsdkd-gate-0.0001")]
 
 
-def test_choices_among_plans_are_counted_over_the_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_among_plans_are_measured_for_each_arm_and_temperature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seed 1 takes one plan in half of four responses, seed 2 in all; the search's seed is left out."""
-    for seed in range(3):
-        (tmp_path / f"seed-{seed}" / "gkd-0.0001" / "sampled").mkdir(parents=True)
-    counts = {"seed-1": Counter({"a2": 2, "b3": 1, "c4": 1}), "seed-2": Counter({"a2": 4})}
-    monkeypatch.setattr(plan_choices, "count_plans", lambda rollouts: counts[rollouts.parts[-3]])
-    assert plan_choices.measure_arms(tmp_path) == [["gkd-0.0001", "2", "75.0 ± 317.7", "0.52 ± 6.61"]]
+    texts = {"seed-1": ["a2#12", "a2#12", "b3#12", "c4#13"], "seed-2": ["a2#12"] * 4}
+    for seed, name in (("seed-0", "sampled"), ("seed-1", "sampled"), ("seed-2", "sampled"), ("seed-2", "sampled-0.5")):
+        (tmp_path / seed / "gkd-0.0001" / name).mkdir(parents=True)
+
+    def read(rollouts: Path) -> list[tuple[str, str]]:
+        return [("120900000000?", text) for text in texts[rollouts.parts[-3]]]
+
+    monkeypatch.setattr(plan_choices, "read_responses", read)
+    assert plan_choices.measure_arms(tmp_path) == [
+        ["gkd-0.0001", "2", "87.5 ± 158.8", "75.0 ± 317.7", "0.52 ± 6.61"],
+        ["gkd-0.0001 at 0.5", "1", "100.0", "100.0", "0.00"],
+    ]
+
+
+def test_an_arm_responds_at_another_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[str] = []
+    monkeypatch.setattr(arms, "run_tsdkd", lambda _, command: commands.append(command))
+    for seed in ("seed-0", "seed-1"):
+        (tmp_path / "plans" / seed).mkdir(parents=True)
+    plan_choices.sample(tmp_path / "plans", "gkd-0.0016", 0.5)
+    (command,) = commands
+    assert "--student seed-1/gkd-0.0016/checkpoint --prompts test.jsonl" in command
+    assert "--rollouts seed-1/gkd-0.0016/sampled-0.5 --temperature 0.5 " in command
 
 
 def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp_path: Path) -> None:
