@@ -69,7 +69,8 @@ def test_options_of_the_run_reach_the_findings(student: Path, teacher: Path, tmp
     (tmp_path / "options.yaml").write_text("learning-rate: 1e-4\nk: 3\n")
     words = ("--student", student, "--teacher", teacher, "--config", "options.yaml", "--json")
     found = {f["name"]: f for f in json.loads(examine(*words)[1])}
-    assert found["entropy_term"]["values"]["harm"] == "likely"
+    assert found["entropy_term"]["values"]["learning_rate"] == 1e-4
+    assert "harms this pair" in found["entropy_term"]["reason"]  # not only below the study's learning rates
     assert "3 candidates" in found["topk_agreement"]["reason"]
 
 

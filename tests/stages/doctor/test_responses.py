@@ -196,7 +196,9 @@ def test_the_harm_of_the_entropy_term(rate: float, objective: dict[str, float], 
 def test_the_finding_compares_the_pair_with_the_studys() -> None:
     assert "like the study's students" in entropy_finding(1e-4).reason
     for other in ({"kl": 0.4}, {"entropy": 2.5}):
-        assert "outside the study's 0.0555 to 0.1552 and 0.171 to 0.28." in entropy_finding(1e-4, **other).reason
+        found = entropy_finding(1e-4, **other)
+        assert "outside the study's 0.0555 to 0.1552 and 0.171 to 0.28." in found.reason
+        assert (found.values["harm"], found.status) == ("unknown", "look")
 
 
 def test_every_number_of_the_finding_is_in_the_tables_of_the_study() -> None:
