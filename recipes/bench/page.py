@@ -7,12 +7,12 @@ from pathlib import Path
 from recipes.bench.figure import draw_differences
 from recipes.bench.plan import Plan
 from recipes.experiment.arms import Arm, result_row
+from recipes.experiment.conditions import Conditions
 from recipes.experiment.entries import GKD, Entry
 from recipes.experiment.measures import RESULT, ROWS
 from recipes.experiment.settings import SEARCH_SEED, SETTINGS_FILE, Settings
 from recipes.experiment.statistics import Runs
 from recipes.experiment.tables import EXPLANATION, MEANINGLESS, Row, format_lines, format_table
-from recipes.experiment.tasks import Conditions
 
 PAGE, FIGURE = "bench.md", "differences.svg"
 

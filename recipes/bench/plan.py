@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.experiment.arms import STUDENT_SECONDS, Arm
+from recipes.experiment.conditions import ExperimentTask
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import SEARCH_SEED, Settings
-from recipes.experiment.tasks import ExperimentTask
 from tsdkd.errors import InputError
 
 HOUR = 3600

@@ -17,10 +17,11 @@ from recipes.bench.plan import make_plan, seeds_of_students
 from recipes.experiment import arms
 from recipes.experiment.arms import SPLITS, Arm
 from recipes.experiment.commands import exit_statuses
+from recipes.experiment.conditions import Conditions
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT
 from recipes.experiment.settings import FACTORS, SEARCH_SEED, Settings, read_numbers
-from recipes.experiment.tasks import Conditions, find_task, require_models
+from recipes.experiment.tasks import find_task, require_models
 from recipes.experiment.workers import Workers, open_workers
 from tsdkd.artifacts.locks import lock_for_writing
 

@@ -12,10 +12,11 @@ from statistics import median
 from typing import Literal
 
 from recipes.experiment.commands import run_tsdkd
+from recipes.experiment.conditions import ExperimentTask, Rows
 from recipes.experiment.entries import Entry
 from recipes.experiment.measures import RESULT, divergence, response_measures, training_health, write_result
 from recipes.experiment.settings import SEARCH_SEED, Settings
-from recipes.experiment.tasks import ExperimentTask, Rows, find_task
+from recipes.experiment.tasks import find_task
 from recipes.experiment.workers import Workers
 from tsdkd.artifacts.files import TIMES_FILE
 from tsdkd.artifacts.manifest import load_manifest

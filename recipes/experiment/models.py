@@ -14,12 +14,15 @@ from recipes.experiment.task import END, Shape, Task
 from tsdkd.stages.engines.transformers_engine import sample_responses
 from tsdkd.stages.models.language_model import LanguageModel
 
+Goals = Sequence[tuple[int, Path]]
+"""Accuracies in percent, each with the directory of the model that reaches it."""
+
 
 def make(
     task: Task,
     shape: Shape,
     seed: int,
-    goals: Sequence[tuple[int, Path]],
+    goals: Goals,
     dev: list[str],
     without: list[str],
     advance: Callable[[float], None],

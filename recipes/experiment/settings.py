@@ -1,6 +1,7 @@
 """The settings of a bench, which are equal for all of its methods, and their limits."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Settings:
         Raises InputError if it records different ones.
         """
         file = directory / SETTINGS_FILE
-        settings = asdict(self) | {"conditions": asdict(conditions)}
+        settings = _flat(asdict(self) | {"conditions": asdict(conditions)})
         del settings["seeds"], settings["factors"]  # an arm depends on its own seed and learning rate alone
         recorded = json.loads(file.read_text()) if file.is_file() else settings
         different = [name for name in settings if settings[name] != recorded.get(name)]
@@ -83,3 +84,11 @@ class Settings:
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
         temporary.rename(file)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level of names, such as `conditions.batch`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

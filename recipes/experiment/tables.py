@@ -45,7 +45,7 @@ class Row:
         return [run[measure] for run in self.runs.values() if measure in run]
 
     def differences(self, measure: str) -> list[float]:
-        """Differences to the reference, paired by seed, over the seeds of both; none if a seed lacks the measure."""
+        """Differences to the reference, paired by seed; empty if one of the arm's seeds lacks the measure."""
         if len(self.values(measure)) < len(self.runs):
             return []  # the others would be a choice of the seeds that went well
         return paired_differences(self.runs, self.reference, measure)

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from recipes.experiment.arms import respond, seed_directories
+from recipes.experiment.commands import exit_statuses
 from recipes.experiment.plans import PLANS
 from recipes.experiment.settings import Settings
 from recipes.experiment.statistics import format_interval
@@ -65,7 +66,8 @@ def main() -> None:
     directory, *chosen = sys.argv[1:]
     if chosen:
         arm, temperature = chosen
-        sample(Path(directory), arm, float(temperature))
+        with exit_statuses():
+            sample(Path(directory), arm, float(temperature))
     sys.stdout.write(format_lines([COLUMNS, *measure_arms(Path(directory))]) + "\n")
 
 
