@@ -29,15 +29,12 @@ TEMPLATES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_rendering, "SECONDS", 0.3)
-    monkeypatch.setattr(chat_rendering, "MEMORY", 1 << 28)
-
-
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_an_endless_template_is_refused(kind: str) -> None:
+def test_an_endless_template_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template, cause = TEMPLATES[kind]
+    monkeypatch.setattr(chat_rendering, "MEMORY", 1 << 28)
+    if "does not end" in cause:
+        monkeypatch.setattr(chat_rendering, "SECONDS", 0.3)  # a slow machine may need longer to use the memory
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     limits, handler = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
