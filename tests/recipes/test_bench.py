@@ -471,3 +471,18 @@ def test_no_arm_runs_when_the_plan_is_too_long(tmp_path: Path, monkeypatch: pyte
     assert called[1:] == [0, Arm(0, "validation"), Arm(0, "test")]
     bench.run(14, plan_only=True)
     assert not [arm for arm in called if isinstance(arm, Arm) and arm.entry]
+
+
+def test_the_arms_of_a_seed_run_in_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("prepare", "prepare_seed", "run_arm"):
+        monkeypatch.setattr(arms, name, lambda *_: None)
+    monkeypatch.setattr(arms, "probe", lambda *_: {"step": 1.0, "other": 1.0})
+    run: dict[str, list[Arm]] = {}
+    monkeypatch.setattr(arms, "run_arms", lambda workers, title, settings, root, chosen: run.update({title: chosen}))
+    monkeypatch.setattr("recipes.bench.run.make_plan", lambda *_: Plan({}, 0.0, 1))
+    monkeypatch.setattr("recipes.bench.run.choose_rate", lambda found, root: found[0].rate)
+    monkeypatch.setattr(page, "write", lambda *_: None)
+    Bench(tmp_path, Settings("sums"), choose_entries(""), workers=1).run(12, plan_only=False)
+    orders = {tuple(arm.directory.name for arm in run[f"seed {seed}"]) for seed in (1, 2, 3, 4)}
+    assert len(orders) == 4
+    assert len({frozenset(order) for order in orders}) == 1
