@@ -8,4 +8,4 @@ ruff format --check .
 ruff check .
 mypy
 zensical build --clean --strict > /dev/null
-python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist loadfile --durations 25 "$@"
