@@ -25,6 +25,12 @@ def write_result(output: Path, measures: dict[str, object]) -> None:
     temporary.rename(output / RESULT)
 
 
+def read_responses(rollouts: Path) -> list[tuple[str, str]]:
+    """Problems with their responses."""
+    rows = read_artifact(rollouts, "rollouts").table().select(["messages", "response"]).to_pylist()
+    return [(row["messages"][-1]["content"], row["response"]) for row in rows]
+
+
 def response_measures(rollouts: Path, is_correct: Callable[[str, str], bool]) -> dict[str, float]:
     """Fractions of correct and of truncated responses, and tokens per response."""
     columns = ["messages", "response", "response_ids", "finish_reason"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -89,25 +90,33 @@ class StoryTask:
     one_student = False
 
     def splits(self) -> dict[str, Rows]:
-        return {name: [{"messages": stories.messages(story)} for story in part] for name, part in self._parts().items()}
+        return {name: [{"messages": stories.messages(story)} for story in part] for name, part in self.parts.items()}
 
-    def _parts(self) -> dict[str, Rows]:
-        """The embedded prompts, and stories that are in none of the embedded files."""
+    @cached_property
+    def parts(self) -> dict[str, Rows]:
+        """The stories of the embedded prompts, and some that are in none of the embedded files."""
         sizes = self.conditions.sizes
         stream = stories.stories(stories.SEED)
         train = list(islice(stream, stories.SIZES["prompts"]))[: sizes.train]
         list(islice(stream, stories.SIZES["held_out"] + stories.SIZES["benchmark"]))
         return {"train": train} | {name: list(islice(stream, getattr(sizes, name))) for name in ("validation", "test")}
 
+    @cached_property
+    def by_prompt(self) -> dict[str, dict[str, Any]]:
+        """The story of each prompt."""
+        return {str(story["prompt"]): story for part in self.parts.values() for story in part}
+
     def is_correct(self, prompt: str, response: str) -> bool:
         """Whether the response names the right one of the story's two values, and not the other."""
-        story = self._stories[prompt]
-        named = {value for value in story["choices"] if re.search(rf"\b{re.escape(value)}\b", response, re.IGNORECASE)}
-        return named == {story["answer"]}
+        return self.named_values(prompt, response) == [self.by_prompt[prompt]["answer"]]
 
-    @cached_property
-    def _stories(self) -> dict[str, dict[str, object]]:
-        return {story["prompt"]: story for part in self._parts().values() for story in part}
+    def named_values(self, prompt: str, response: str) -> list[str]:
+        """Those of the story's two values that the response names, in its order."""
+        found: dict[str, int] = {}
+        for value in self.by_prompt[prompt]["choices"]:
+            if match := re.search(rf"\b{re.escape(value)}\b", response, re.IGNORECASE):
+                found[value] = match.start()
+        return sorted(found, key=found.__getitem__)
 
     def make_teacher(self) -> None:
         run_tsdkd(Path(), "prune --output before --drop 6 --limit 4")

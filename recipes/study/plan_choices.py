@@ -14,12 +14,12 @@ from statistics import fmean
 
 from recipes.experiment.arms import respond, seed_directories
 from recipes.experiment.commands import exit_statuses
+from recipes.experiment.measures import read_responses
 from recipes.experiment.plans import PLANS
 from recipes.experiment.settings import Settings
 from recipes.experiment.statistics import format_interval
 from recipes.experiment.tables import format_lines
 from recipes.experiment.tasks import find_task
-from tsdkd.artifacts.reader import read_artifact
 
 COLUMNS = ["", "seeds", "right %", "most frequent plan, % of the responses", "entropy of the plans, nats"]
 LENGTH = 2
@@ -33,12 +33,6 @@ def sample(directory: Path, arm: str, temperature: float) -> None:
         for output in (seed / arm for seed in seed_directories(Path())):
             model, options = str(output / "checkpoint"), f"--temperature {temperature:g}"
             respond(task, output, model, "test", f"sampled-{temperature:g}", options)
-
-
-def read_responses(rollouts: Path) -> list[tuple[str, str]]:
-    """Problems with their responses."""
-    rows = read_artifact(rollouts, "rollouts").table().select(["messages", "response"]).to_pylist()
-    return [(row["messages"][-1]["content"], row["response"]) for row in rows]
 
 
 def measure_responses(found: list[tuple[str, str]]) -> tuple[float, float, float]:

@@ -278,12 +278,12 @@ def test_the_embedded_task_trains_on_the_embedded_prompts_and_a_correct_response
     embedded = (stories.DIRECTORY / "prompts.jsonl").read_text().splitlines()
     assert [row["messages"] for row in task.splits()["train"]] == [json.loads(line)["messages"] for line in embedded]
     prompt = task.splits()["test"][0]["messages"][-1]["content"]
-    story = task._stories[prompt]
+    story = task.by_prompt[prompt]
     right, wrong = story["answer"], next(value for value in story["choices"] if value != story["answer"])
     assert task.is_correct(prompt, f"The answer is {right}.")
     assert not task.is_correct(prompt, f"{right} or {wrong}")
     assert not task.is_correct(prompt, "Neither.")
-    prompt, story = next((p, s) for p, s in task._stories.items() if "hat" in s["choices"])
+    prompt, story = next((p, s) for p, s in task.by_prompt.items() if "hat" in s["choices"])
     wrong = next(value for value in story["choices"] if value != story["answer"])
     assert task.is_correct(prompt, f"That is what I know: the {story['answer']}.")
     assert not task.is_correct(prompt, f"That is what I know: the {wrong}.")

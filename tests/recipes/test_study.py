@@ -23,15 +23,18 @@ from recipes.experiment.statistics import format_interval, holm, paired_differen
 from recipes.experiment.sums import SUMS
 from recipes.experiment.task import END, Shape
 from recipes.experiment.tasks import find_task
-from recipes.study import health, plan_choices, report, run
+from recipes.study import health, plan_choices, report, run, story_choices
 from recipes.study.questions import QUESTIONS, RATES, TERMS_OF_SUMS, StudyArm, every_arm
 from recipes.study.results import Results, arm_of_task, read_results
 from recipes.study.run import find_studies
+from tests.helpers.models import save_tiny_model
 from tsdkd.cli import app
 from tsdkd.cli.train_config import read_objective
 from tsdkd.errors import InputError
+from tsdkd.stages.data.embedded import make as stories
 from tsdkd.stages.metrics.log import METRICS_FILE
 from tsdkd.stages.models.language_model import LanguageModel
+from tsdkd.stages.models.load import load_model
 
 
 def test_a_solution_writes_every_step_and_ends_with_the_answer() -> None:
@@ -187,6 +190,52 @@ def test_an_arm_responds_at_another_temperature(tmp_path: Path, monkeypatch: pyt
     (command,) = commands
     assert "--student seed-1/gkd-0.0016/checkpoint --prompts test.jsonl" in command
     assert "--rollouts seed-1/gkd-0.0016/sampled-0.5 --temperature 0.5 " in command
+
+
+def test_the_likelier_value_is_that_of_the_whole_logits(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_model(tmp_path / "model", seed=1)))
+    found = list(islice(stories.stories(1), 80))
+    questions = [story_choices.make_question(model.tokenizer, story) for story in found]
+    assert {len(question.ids) for question in questions} != {len(questions[0].ids)}
+    story, question = found[0], questions[0]
+    text = model.tokenizer.decode(question.ids)
+    assert text.endswith(f"{story['beginning']} ")
+    assert [model.tokenizer.decode(token) for token in (question.right, question.wrong)] == [
+        value[0] for value in sorted(story["choices"], key=lambda value: value != story["answer"])
+    ]
+    expected = []
+    for question in questions:
+        logits = model.model(torch.tensor([question.ids])).logits[0, -1]
+        expected.append(bool(logits[question.right] > logits[question.wrong]))
+    assert list(story_choices.is_right_likelier(model, questions)) == expected
+    assert set(expected) == {False, True}
+
+
+def test_stories_are_compared_with_gkd_at_the_same_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = find_task(Settings("embedded"))
+    prompt, story = next(iter(task.by_prompt.items()))
+    right, wrong = sorted(story["choices"], key=lambda value: value != story["answer"])
+    texts = {
+        "gkd-5e-06": [f"{wrong}, {right}", f"not {right} but {wrong}", right, "neither"],
+        "tsdkd-no-ranking-5e-06": [right, right, f"{right}, {wrong}", wrong],
+        "tsdkd-2e-05": [right] * 4,
+    }
+    likelier = {"gkd-5e-06": 0.5, "tsdkd-no-ranking-5e-06": 0.75, "tsdkd-2e-05": 1.0}
+    for name in texts:
+        (tmp_path / "seed-1" / name / "greedy").mkdir(parents=True)
+    for name in (*texts, "not-finite-5e-06"):
+        (tmp_path / "seed-1" / name).mkdir(exist_ok=True)
+        (tmp_path / "seed-1" / name / measures.RESULT).touch()
+    monkeypatch.setattr(story_choices, "measure_choice", lambda output, *_: likelier[output.name])
+    monkeypatch.setattr(
+        story_choices, "read_responses", lambda rollouts: [(prompt, text) for text in texts[rollouts.parent.name]]
+    )
+    table = story_choices.format_rows(story_choices.measure_arms(tmp_path))
+    assert table.splitlines()[2:] == [
+        "| gkd-5e-06 | 1 | 50.0 |  | 25.0 |  | 50.0 |  | 50.0 |  |",
+        "| tsdkd-2e-05 | 1 | 100.0 |  | 100.0 |  | 100.0 |  | 0.0 |  |",
+        "| tsdkd-no-ranking-5e-06 | 1 | 75.0 | 25.0 | 50.0 | 25.0 | 75.0 | 25.0 | 25.0 | -25.0 |",
+    ]
 
 
 def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp_path: Path) -> None:
