@@ -26,7 +26,7 @@ def write_result(output: Path, measures: dict[str, object]) -> None:
 
 
 def read_responses(rollouts: Path) -> list[tuple[str, str]]:
-    """Problems with their responses."""
+    """Prompts with their responses."""
     rows = read_artifact(rollouts, "rollouts").table().select(["messages", "response"]).to_pylist()
     return [(row["messages"][-1]["content"], row["response"]) for row in rows]
 

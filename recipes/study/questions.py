@@ -37,7 +37,7 @@ RELEASED = {
     "released opener only": Entry("tsdkd-released-opener", "tsdkd", "--released opener"),
     "released entropy only": Entry("tsdkd-released-entropy", "tsdkd", "--released entropy"),
 }
-CERTAINTY = {
+WITHOUT_TEACHER = {
     "direct (GKD, β 0.9)": GKD,
     "GKD, responses at temperature 0.5": Entry("gkd-sampled-at-0.5", "gkd", "--beta 0.9 --sample-temperature 0.5"),
     "entropy alone": Entry("entropy-alone", "tsdkd", "--direct-weight 0 --alpha 0"),
@@ -112,7 +112,7 @@ QUESTIONS = [
         "Which author of the responses?",
         [_arms(KINDS, "sums", "student: ", start=50), _authored("half"), _authored("teacher")],
     ),
-    Question("Is it the teacher or certainty? embedded, x 4", [_arms(CERTAINTY, "embedded", factor=4.0)]),
+    Question("Does the gain need the teacher? embedded, x 4", [_arms(WITHOUT_TEACHER, "embedded", factor=4.0)]),
     Question("What does the released variant do?", [_arms(RELEASED, "sums", start=50)]),
 ]
 

@@ -3,7 +3,8 @@
 A row per arm, over the test prompts. "right value likelier": after the beginning of the answer, by the first token that
 differs; `tsdkd eval --tasks embedded` measures the same by whole values, on other stories. The other columns are of the
 responses at temperature 0, of which a right one names the right value and not the other. All are percentages, means
-over seeds with 95 % intervals, beside the differences to GKD at the same learning rate, paired by seed.
+over seeds with 95 % intervals, beside the differences to GKD at the same learning rate, paired by seed. The first row
+is the responses of the teacher to the training prompts, at temperature 1.
 """
 
 import json
@@ -34,7 +35,8 @@ from tsdkd.stages.models.tokenizers import chat_token_ids
 
 CHOICE_FILE = "right-value-likelier.json"
 """Beside an arm's result, because reading a model takes minutes on a CPU."""
-MEASURES = ("right value likelier", "right", "first value is right", "names both values")
+MEASURES = ("right value likelier", "right", "first value is right", "names both values", "names neither")
+TEACHER = "teacher-train"
 RATE = re.compile(r"-\d[\d.]*(e-\d+)?$")
 """The end of an arm's name."""
 BATCH = 64
@@ -73,12 +75,12 @@ def is_right_likelier(model: LanguageModel, questions: list[Question]) -> Iterat
             yield bool(row[question.right] > row[question.wrong])
 
 
-def measure_choice(output: Path, model: str, found: Rows) -> float:
+def measure_choice(output: Path, model: str, asked: Rows) -> float:
     """The fraction of stories whose right value is likelier. A measurement that exists is kept."""
     file = output / CHOICE_FILE
     if not file.is_file():
         reader = load_model(model)
-        questions = [make_question(reader.tokenizer, story) for story in found]
+        questions = [make_question(reader.tokenizer, story) for story in asked]
         file.write_text(json.dumps(fmean(is_right_likelier(reader, questions))))
     return float(json.loads(file.read_text()))
 
@@ -93,15 +95,16 @@ def measure_responses(task: StoryTask, rollouts: Path) -> dict[str, float]:
         "right": fmean(values == [answer] for answer, values in named),
         "first value is right": fmean(values[:1] == [answer] for answer, values in named),
         "names both values": fmean(len(values) == 2 for _, values in named),
+        "names neither": fmean(not values for _, values in named),
     }
 
 
 def measure_arms(directory: Path) -> dict[str, Runs]:
-    """The measures of each complete arm and seed; an arm whose training was not finite has none."""
-    arms: dict[str, Runs] = {}
+    """The measures of the teacher's responses, and of each complete arm and seed that was finite."""
     with chdir(directory):
         task = find_task(Settings("embedded"))
         assert isinstance(task, StoryTask)
+        arms: dict[str, Runs] = {TEACHER: {0: measure_responses(task, Path(TEACHER))}}
         complete = [path.parent for seed in seed_directories(Path()) for path in sorted(seed.glob(f"*/{RESULT}"))]
         for output in track([output for output in complete if (output / "greedy").is_dir()], "reading models"):
             model = output / "checkpoint" if (output / "checkpoint").is_dir() else output.parent / "student"
@@ -120,7 +123,8 @@ def format_rows(arms: dict[str, Runs]) -> str:
         reference = arms.get(f"gkd{rate[0]}", {}) if rate else {}
         cells = []
         for measure in MEASURES:
-            cells.append(format_interval([100 * run[measure] for run in runs.values()]))
+            values = [100 * run[measure] for run in runs.values() if measure in run]
+            cells.append(format_interval(values) if values else "")
             differences = [100 * value for value in paired_differences(runs, reference, measure)]
             cells.append(format_interval(differences) if differences and runs is not reference else "")
         rows.append([name, str(len(runs)), *cells])

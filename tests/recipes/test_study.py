@@ -216,26 +216,47 @@ def test_stories_are_compared_with_gkd_at_the_same_rate(tmp_path: Path, monkeypa
     prompt, story = next(iter(task.by_prompt.items()))
     right, wrong = sorted(story["choices"], key=lambda value: value != story["answer"])
     texts = {
+        "teacher-train": ["neither", right],
+        "before-test": [wrong],
         "gkd-5e-06": [f"{wrong}, {right}", f"not {right} but {wrong}", right, "neither"],
         "tsdkd-no-ranking-5e-06": [right, right, f"{right}, {wrong}", wrong],
         "tsdkd-2e-05": [right] * 4,
     }
-    likelier = {"gkd-5e-06": 0.5, "tsdkd-no-ranking-5e-06": 0.75, "tsdkd-2e-05": 1.0}
-    for name in texts:
+    likelier = {
+        "seed-1/student": 0.25,
+        "seed-1/gkd-5e-06/checkpoint": 0.5,
+        "seed-1/tsdkd-no-ranking-5e-06/checkpoint": 0.75,
+        "seed-1/tsdkd-2e-05/checkpoint": 1.0,
+    }
+    for model in likelier:
+        (tmp_path / model).mkdir(parents=True)
+    for name in list(texts)[1:]:
         (tmp_path / "seed-1" / name / "greedy").mkdir(parents=True)
-    for name in (*texts, "not-finite-5e-06"):
-        (tmp_path / "seed-1" / name).mkdir(exist_ok=True)
         (tmp_path / "seed-1" / name / measures.RESULT).touch()
-    monkeypatch.setattr(story_choices, "measure_choice", lambda output, *_: likelier[output.name])
-    monkeypatch.setattr(
-        story_choices, "read_responses", lambda rollouts: [(prompt, text) for text in texts[rollouts.parent.name]]
-    )
+    (tmp_path / "seed-1" / "not-finite-5e-06").mkdir()
+    (tmp_path / "seed-1" / "not-finite-5e-06" / measures.RESULT).touch()
+    monkeypatch.setattr(story_choices, "measure_choice", lambda _, model, asked: likelier[model])
+
+    def read(rollouts: Path) -> list[tuple[str, str]]:
+        name = rollouts.parent.name if rollouts.name == "greedy" else rollouts.name
+        return [(prompt, text) for text in texts[name]]
+
+    monkeypatch.setattr(story_choices, "read_responses", read)
     table = story_choices.format_rows(story_choices.measure_arms(tmp_path))
     assert table.splitlines()[2:] == [
-        "| gkd-5e-06 | 1 | 50.0 |  | 25.0 |  | 50.0 |  | 50.0 |  |",
-        "| tsdkd-2e-05 | 1 | 100.0 |  | 100.0 |  | 100.0 |  | 0.0 |  |",
-        "| tsdkd-no-ranking-5e-06 | 1 | 75.0 | 25.0 | 50.0 | 25.0 | 75.0 | 25.0 | 25.0 | -25.0 |",
+        "| teacher-train | 1 |  |  | 50.0 |  | 50.0 |  | 0.0 |  | 50.0 |  |",
+        "| before-test | 1 | 25.0 |  | 0.0 |  | 0.0 |  | 0.0 |  | 0.0 |  |",
+        "| gkd-5e-06 | 1 | 50.0 |  | 25.0 |  | 50.0 |  | 50.0 |  | 25.0 |  |",
+        "| tsdkd-2e-05 | 1 | 100.0 |  | 100.0 |  | 100.0 |  | 0.0 |  | 0.0 |  |",
+        "| tsdkd-no-ranking-5e-06 | 1 | 75.0 | 25.0 | 50.0 | 25.0 | 75.0 | 25.0 | 25.0 | -25.0 | 0.0 | -25.0 |",
     ]
+
+
+def test_a_measured_choice_is_kept(tmp_path: Path) -> None:
+    model, asked = str(save_tiny_model(tmp_path / "model", seed=1)), list(islice(stories.stories(1), 20))
+    measured = story_choices.measure_choice(tmp_path, model, asked)
+    assert 0 < measured < 1
+    assert story_choices.measure_choice(tmp_path, "no model", asked) == measured
 
 
 def test_the_figure_of_learning_rates_has_a_panel_for_each_task_that_has_run(tmp_path: Path) -> None:
